@@ -1,0 +1,312 @@
+//! Where each thing is kept: every key of the coordinator, written and read here alone.
+//!
+//! Owns the spelling of keys. Each has named writers (most of them one), so that etcd's roles can
+//! hold an identity to its prefixes.
+//!
+//! ```text
+//! schema                    whoever finds none             apps/A/releases/N    bazooka or rm; converger marks
+//! counters/instance         converger                      apps/A/head          rm or converger
+//! counters/port             rm                             apps/A/trial         rm (leased), bazooka; converger ends
+//! apps/A                    rm                             apps/A/formation/P   bazooka
+//! apps/A/revs/R             rm                             apps/A/instances/ID  converger
+//! apps/A/procs/P            rm registers, bazooka sets     apps/A/pending/P     converger
+//! apps/A/envs/E             bazooka                        apps/A/pause         bazooka
+//! repos/A domains/D         rm
+//! hosts/H (leased)          pm of H                        proxies/X (leased)   the proxy
+//! hostmeta/H                operator                       rms/X (leased)       the rm
+//! unfreeze                  operator; converger ends it
+//! assigned/H/ID             converger                      election/converger   converger (leased)
+//! status/H/ID               pm of H; converger once lost   history/A/P/ID       converger
+//! turns/A (leased)          rm, while it takes a push      stored/A             rm, within its turn
+//! ```
+
+use std::{fmt, str::FromStr};
+
+use crate::{
+    names::{AppName, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId},
+    store::Keys,
+};
+
+/// A key of the schema.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "each variant is named for the key that the file's head describes")]
+pub enum Key {
+    Schema,
+    InstanceCounter,
+    PortCounter,
+    App(AppName),
+    Rev(AppName, RevId),
+    Proc(AppName, ProcName),
+    Env(AppName, EnvRef),
+    Release(AppName, ReleaseId),
+    Head(AppName),
+    Trial(AppName),
+    Pause(AppName),
+    Formation(AppName, ProcName),
+    Instance(AppName, InstanceId),
+    Pending(AppName, ProcName),
+    Domain(Domain),
+    Repo(AppName),
+    Turn(AppName),
+    Stored(AppName),
+    Host(HostName),
+    HostMeta(HostName),
+    Assigned(HostName, InstanceId),
+    Status(HostName, InstanceId),
+    Proxy(HostName),
+    Rm(HostName),
+    Leader,
+    Unfreeze,
+    Ended(AppName, ProcName, InstanceId),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Schema => f.write_str("schema"),
+            Key::InstanceCounter => f.write_str("counters/instance"),
+            Key::PortCounter => f.write_str("counters/port"),
+            Key::App(a) => write!(f, "apps/{a}"),
+            Key::Rev(a, r) => write!(f, "apps/{a}/revs/{r}"),
+            Key::Proc(a, p) => write!(f, "apps/{a}/procs/{p}"),
+            Key::Env(a, e) => write!(f, "apps/{a}/envs/{e}"),
+            Key::Release(a, n) => write!(f, "apps/{a}/releases/{n}"),
+            Key::Head(a) => write!(f, "apps/{a}/head"),
+            Key::Trial(a) => write!(f, "apps/{a}/trial"),
+            Key::Pause(a) => write!(f, "apps/{a}/pause"),
+            Key::Formation(a, p) => write!(f, "apps/{a}/formation/{p}"),
+            Key::Instance(a, id) => write!(f, "apps/{a}/instances/{id}"),
+            Key::Pending(a, p) => write!(f, "apps/{a}/pending/{p}"),
+            Key::Domain(d) => write!(f, "domains/{d}"),
+            Key::Repo(a) => write!(f, "repos/{a}"),
+            Key::Turn(a) => write!(f, "turns/{a}"),
+            Key::Stored(a) => write!(f, "stored/{a}"),
+            Key::Host(h) => write!(f, "hosts/{h}"),
+            Key::HostMeta(h) => write!(f, "hostmeta/{h}"),
+            Key::Assigned(h, id) => write!(f, "assigned/{h}/{id}"),
+            Key::Status(h, id) => write!(f, "status/{h}/{id}"),
+            Key::Proxy(x) => write!(f, "proxies/{x}"),
+            Key::Rm(x) => write!(f, "rms/{x}"),
+            Key::Leader => f.write_str("election/converger"),
+            Key::Unfreeze => f.write_str("unfreeze"),
+            Key::Ended(a, p, id) => write!(f, "history/{a}/{p}/{id}"),
+        }
+    }
+}
+
+/// A key that this version doesn't know, or one whose names are not valid.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no key of this schema: {0:?}")]
+pub struct UnknownKey(pub String);
+
+impl FromStr for Key {
+    type Err = UnknownKey;
+
+    fn from_str(s: &str) -> Result<Self, UnknownKey> {
+        fn word<T: FromStr>(s: &str) -> Option<T> {
+            s.parse().ok()
+        }
+        let parts: Vec<&str> = s.split('/').collect();
+        let key = match parts[..] {
+            ["schema"] => Some(Key::Schema),
+            ["counters", "instance"] => Some(Key::InstanceCounter),
+            ["counters", "port"] => Some(Key::PortCounter),
+            ["apps", a] => word(a).map(Key::App),
+            ["apps", a, "head"] => word(a).map(Key::Head),
+            ["apps", a, "trial"] => word(a).map(Key::Trial),
+            ["apps", a, "pause"] => word(a).map(Key::Pause),
+            ["apps", a, kind, name] => word::<AppName>(a).and_then(|a| match kind {
+                "revs" => word(name).map(|r| Key::Rev(a, r)),
+                "procs" => word(name).map(|p| Key::Proc(a, p)),
+                "envs" => word(name).map(|e| Key::Env(a, e)),
+                "releases" => word(name).map(|n| Key::Release(a, n)),
+                "formation" => word(name).map(|p| Key::Formation(a, p)),
+                "instances" => word(name).map(|id| Key::Instance(a, id)),
+                "pending" => word(name).map(|p| Key::Pending(a, p)),
+                _ => None,
+            }),
+            ["domains", d] => word(d).map(Key::Domain),
+            ["repos", a] => word(a).map(Key::Repo),
+            ["turns", a] => word(a).map(Key::Turn),
+            ["stored", a] => word(a).map(Key::Stored),
+            ["hosts", h] => word(h).map(Key::Host),
+            ["hostmeta", h] => word(h).map(Key::HostMeta),
+            ["assigned", h, id] => word(h).zip(word(id)).map(|(h, id)| Key::Assigned(h, id)),
+            ["status", h, id] => word(h).zip(word(id)).map(|(h, id)| Key::Status(h, id)),
+            ["proxies", x] => word(x).map(Key::Proxy),
+            ["rms", x] => word(x).map(Key::Rm),
+            ["election", "converger"] => Some(Key::Leader),
+            ["unfreeze"] => Some(Key::Unfreeze),
+            ["history", a, p, id] => {
+                word(a).zip(word(p)).zip(word(id)).map(|((a, p), id)| Key::Ended(a, p, id))
+            }
+            _ => None,
+        };
+        key.ok_or_else(|| UnknownKey(s.to_owned()))
+    }
+}
+
+/// The whole cluster, for the converger and the proxies.
+pub fn everything() -> Vec<Keys> {
+    vec![Keys::Prefix(String::new())]
+}
+
+/// One app and all that belongs to it, bar what its hosts say of its instances.
+pub fn app(app: &AppName) -> Vec<Keys> {
+    vec![
+        Keys::One(Key::App(app.clone()).to_string()),
+        app_below(app),
+        Keys::One(Key::Repo(app.clone()).to_string()),
+    ]
+}
+
+/// Everything below an app's own key.
+pub fn app_below(app: &AppName) -> Keys {
+    Keys::Prefix(format!("apps/{app}/"))
+}
+
+/// Where an app's instances were placed.
+pub fn instances_of(app: &AppName) -> Keys {
+    Keys::Prefix(format!("apps/{app}/instances/"))
+}
+
+/// What of an app has no place.
+pub fn pending_of(app: &AppName) -> Keys {
+    Keys::Prefix(format!("apps/{app}/pending/"))
+}
+
+/// All that hosts were told to run.
+pub fn all_assigned() -> Keys {
+    Keys::Prefix("assigned/".to_owned())
+}
+
+/// All that hosts have said of their instances.
+pub fn all_statuses() -> Keys {
+    Keys::Prefix("status/".to_owned())
+}
+
+/// The work of one host: what its pm watches.
+pub fn assigned_to(host: &HostName) -> Keys {
+    Keys::Prefix(format!("assigned/{host}/"))
+}
+
+/// What one host has said of its instances.
+pub fn status_of(host: &HostName) -> Keys {
+    Keys::Prefix(format!("status/{host}/"))
+}
+
+/// The ended instances of one app.
+pub fn history_of(app: &AppName) -> Keys {
+    Keys::Prefix(format!("history/{app}/"))
+}
+
+/// Every app with all that belongs to it.
+pub fn apps() -> Keys {
+    Keys::Prefix("apps/".into())
+}
+
+/// Every repository's state.
+pub fn repos() -> Keys {
+    Keys::Prefix("repos/".into())
+}
+
+/// Every push that an rm takes.
+pub fn turns() -> Keys {
+    Keys::Prefix("turns/".into())
+}
+
+/// What the file storage has of each repository.
+pub fn stored() -> Keys {
+    Keys::Prefix("stored/".into())
+}
+
+/// Every bazooka-rm that serves.
+pub fn rms() -> Keys {
+    Keys::Prefix("rms/".into())
+}
+
+/// Every proxy that serves.
+pub fn proxies() -> Keys {
+    Keys::Prefix("proxies/".into())
+}
+
+/// Every live host.
+pub fn hosts() -> Keys {
+    Keys::Prefix("hosts/".into())
+}
+
+/// What the operator says of every host.
+pub fn host_metas() -> Keys {
+    Keys::Prefix("hostmeta/".into())
+}
+
+/// One host and all that belongs to it.
+pub fn host(host: &HostName) -> Vec<Keys> {
+    vec![
+        Keys::One(Key::Host(host.clone()).to_string()),
+        Keys::One(Key::HostMeta(host.clone()).to_string()),
+        assigned_to(host),
+        status_of(host),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_back_as_it_was_written() {
+        let a: AppName = "goto-rocket".parse().expect("valid");
+        let p: ProcName = "web".parse().expect("valid");
+        let h: HostName = "app1.example.org".parse().expect("valid");
+        let r: RevId = "16f7cbf0123456789012345678901234567890ab".parse().expect("valid");
+        for key in [
+            Key::Schema,
+            Key::InstanceCounter,
+            Key::PortCounter,
+            Key::App(a.clone()),
+            Key::Rev(a.clone(), r),
+            Key::Proc(a.clone(), p.clone()),
+            Key::Env(a.clone(), EnvRef(3)),
+            Key::Release(a.clone(), ReleaseId(12)),
+            Key::Head(a.clone()),
+            Key::Trial(a.clone()),
+            Key::Pause(a.clone()),
+            Key::Formation(a.clone(), p.clone()),
+            Key::Instance(a.clone(), InstanceId(4617216)),
+            Key::Pending(a.clone(), p.clone()),
+            Key::Domain("a.example.org".parse().expect("valid")),
+            Key::Repo(a.clone()),
+            Key::Turn(a.clone()),
+            Key::Stored(a.clone()),
+            Key::Host(h.clone()),
+            Key::HostMeta(h.clone()),
+            Key::Assigned(h.clone(), InstanceId(1)),
+            Key::Status(h.clone(), InstanceId(1)),
+            Key::Proxy(h.clone()),
+            Key::Rm(h),
+            Key::Leader,
+            Key::Unfreeze,
+            Key::Ended(a, p, InstanceId(9)),
+        ] {
+            assert_eq!(key.to_string().parse(), Ok(key));
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_version_is_said_to_be_unknown() {
+        for key in [
+            "",
+            "apps",
+            "apps/",
+            "apps/A",
+            "apps/a/b",
+            "apps/a/revs/xyz",
+            "apps/a/heads",
+            "hosts/a/b",
+            "new/key",
+        ] {
+            assert_eq!(key.parse::<Key>(), Err(UnknownKey(key.to_owned())));
+        }
+    }
+}

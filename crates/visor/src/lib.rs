@@ -1,0 +1,33 @@
+//! The centre of Bazooka: the schema, every key, every transition and the watch over the coordinator.
+//!
+//! No other crate knows a key or opens a connection to etcd. The layers, each on the one above it:
+//!
+//! ```text
+//! clock        the wall clock, as it is passed in
+//! store        range, transaction, watch, lease      etcd | model (in memory)
+//! names        words that can't be wrong             AppName, RevId, InstanceId, ...
+//! schema       what each key holds
+//! keys         where each key is
+//! mirror       list + watch, kept true for ever
+//! snapshot     the typed image that planners read
+//! visor        a handle: typed reads, guarded commits
+//! transitions  each change of state, as one guarded transaction
+//! progress     how far a service is from what is wanted
+//! capacity     what is taken of a host
+//! ```
+
+pub mod capacity;
+pub mod clock;
+pub mod daemon;
+pub mod keys;
+pub mod lease;
+pub mod mirror;
+pub mod names;
+pub mod progress;
+pub mod schema;
+pub mod snapshot;
+pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod transitions;
+pub mod visor;

@@ -1,0 +1,342 @@
+//! A local image of a part of the store, kept true by a list and a watch.
+//!
+//! Owns when to list and when to watch; what a key means is the [`Image`]'s. An image is shown only
+//! once it is complete: all scopes are listed in one transaction at one revision, and watched from
+//! the next on. Whatever ends a watch (compaction, a cancel, a broken or silent connection) leads back
+//! to the list, which also finds what was deleted meanwhile.
+//!
+//! ```text
+//! waiting ──pause over──▶ opening ──listed, watched──▶ watching
+//!    ▲                       │ failed                     │ ended, or silent for 15 s
+//!    └───────────────────────┴────────────────────────────┘
+//! ```
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    pin::pin,
+    time::Duration,
+};
+
+use futures::{FutureExt, future::BoxFuture, future::select_all};
+use tokio::time::{Instant, sleep_until};
+
+use crate::store::{
+    Entry, Event, Keys, Op, Result, Revision, SharedStore, StoreError, Txn, Watch, WatchMessage,
+};
+
+/// After this silence a watch is asked for a sign of life, and each time again.
+const ASK_AFTER: Duration = Duration::from_secs(5);
+
+/// After this silence a watch is given up, though it was asked.
+const SILENT_AFTER: Duration = Duration::from_secs(15);
+
+/// The pause before the first try to list again; it doubles with each try.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The most messages that one [`Mirror::next`] applies, so that a flood can't hold a loop up.
+const MOST_MESSAGES: usize = 1_000;
+
+/// What a mirror keeps true.
+pub trait Image {
+    /// Forgets everything.
+    fn clear(&mut self);
+    /// A key was written.
+    fn put(&mut self, entry: &Entry);
+    /// A key was deleted.
+    fn delete(&mut self, key: &str, revision: Revision);
+    /// Everything up to this revision is in.
+    fn set_revision(&mut self, revision: Revision);
+}
+
+/// What changed since the last look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Each key that was written or deleted, once, in key order. After a list: what differs from
+    /// before, with the keys that vanished.
+    pub keys: Vec<String>,
+    /// The image was replaced by a new list.
+    pub relisted: bool,
+}
+
+/// An image and what keeps it true. Its owner's loop drives it by [`Mirror::next`].
+pub struct Mirror<I> {
+    store: SharedStore,
+    scopes: Vec<Keys>,
+    image: I,
+    /// Each key in the image with its last write, to tell what a new list changed.
+    known: BTreeMap<String, Revision>,
+    /// How far each scope has come; as it was while out of touch.
+    revisions: Vec<Revision>,
+    phase: Phase,
+    /// Failures in a row, until a watch delivers something.
+    failures: u32,
+    jitter: u64,
+}
+
+enum Phase {
+    Waiting { until: Instant },
+    Opening(BoxFuture<'static, Result<Opened>>),
+    Watching(Vec<Scope>),
+}
+
+/// A complete list and the watches that go on from it.
+struct Opened {
+    entries: Vec<Entry>,
+    revision: Revision,
+    watches: Vec<Box<dyn Watch>>,
+}
+
+struct Scope {
+    watch: Box<dyn Watch>,
+    heard: Instant,
+    /// When it will be asked for a sign of life.
+    ask_at: Instant,
+}
+
+/// What happened while a mirror waited for its watches.
+enum Happened {
+    Message(usize, Option<Result<WatchMessage>>),
+    Silence,
+}
+
+impl<I: Image> Mirror<I> {
+    /// A mirror of these keys; nothing is read before the first [`Mirror::next`].
+    pub fn new(store: SharedStore, scopes: Vec<Keys>, image: I) -> Self {
+        // Hosts differ in their scopes, so that they don't all come back in the same moment.
+        let mut hasher = DefaultHasher::new();
+        format!("{scopes:?}").hash(&mut hasher);
+        Self {
+            revisions: vec![0; scopes.len()],
+            store,
+            scopes,
+            image,
+            known: BTreeMap::new(),
+            phase: Phase::Waiting { until: Instant::now() },
+            failures: 0,
+            jitter: hasher.finish(),
+        }
+    }
+
+    /// With a seed for the pauses, where many mirrors have the same scopes.
+    pub fn with_jitter(mut self, seed: u64) -> Self {
+        self.jitter = seed;
+        self
+    }
+
+    /// The image. Empty before the first list; while out of touch, as it was.
+    pub fn image(&self) -> &I {
+        &self.image
+    }
+
+    /// Whether a complete list has been applied and its watches are believed alive.
+    pub fn is_synced(&self) -> bool {
+        matches!(self.phase, Phase::Watching(_))
+    }
+
+    /// The revision up to which every change is in the image: the lowest over the scopes.
+    ///
+    /// A scope's own revision rises only with changes in it (etcd 3.4 can't say more), so that with
+    /// several scopes this may stay behind: [`Mirror::scope_revision`] tells whether a given write
+    /// has arrived. With one scope it is exact.
+    pub fn revision(&self) -> Revision {
+        self.revisions.iter().copied().min().unwrap_or(0)
+    }
+
+    /// The revision up to which the changes of one scope are in, by its place among the scopes: a write
+    /// to a key of this scope, at this revision or below, has arrived.
+    pub fn scope_revision(&self, scope: usize) -> Revision {
+        self.revisions.get(scope).copied().unwrap_or(0)
+    }
+
+    /// Waits for a change and applies it, with all others that are there already.
+    ///
+    /// It also returns, without keys, when the mirror falls out of touch. It never returns while it
+    /// can't get in touch: select over it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing: what was applied has been returned.
+    pub async fn next(&mut self) -> Changes {
+        loop {
+            match &mut self.phase {
+                Phase::Waiting { until } => {
+                    sleep_until(*until).await;
+                    let (store, scopes) = (self.store.clone(), self.scopes.clone());
+                    self.phase = Phase::Opening(open(store, scopes).boxed());
+                }
+                Phase::Opening(opening) => match opening.await {
+                    Ok(opened) => return self.show(opened),
+                    Err(error) => self.fall_back(&error),
+                },
+                Phase::Watching(scopes) => match wait(scopes).await {
+                    Happened::Message(scope, message) => return self.apply_all(scope, message),
+                    Happened::Silence => {
+                        if let Err(error) = ask(scopes).await {
+                            self.fall_back(&error);
+                            return Changes::default();
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// Replaces the image by a complete list.
+    fn show(&mut self, opened: Opened) -> Changes {
+        self.image.clear();
+        let mut vanished = std::mem::take(&mut self.known);
+        let mut keys = BTreeSet::new();
+        for entry in &opened.entries {
+            self.image.put(entry);
+            if vanished.remove(&entry.key) != Some(entry.mod_revision) {
+                keys.insert(entry.key.clone());
+            }
+            self.known.insert(entry.key.clone(), entry.mod_revision);
+        }
+        keys.extend(vanished.into_keys());
+        self.revisions.fill(opened.revision);
+        self.image.set_revision(opened.revision);
+        let now = Instant::now();
+        let scope = |watch| Scope { watch, heard: now, ask_at: now + ASK_AFTER };
+        self.phase = Phase::Watching(opened.watches.into_iter().map(scope).collect());
+        tracing::debug!(revision = opened.revision, keys = self.known.len(), "in touch with the coordinator");
+        Changes { keys: keys.into_iter().collect(), relisted: true }
+    }
+
+    /// Applies a message, and each that is there without waiting.
+    fn apply_all(&mut self, scope: usize, message: Option<Result<WatchMessage>>) -> Changes {
+        let mut keys = BTreeSet::new();
+        let mut next = Some((scope, message));
+        let mut applied = 0;
+        while let Some((scope, message)) = next.take() {
+            match message.unwrap_or_else(|| Err(ended())) {
+                Ok(message) => self.apply(scope, message, &mut keys),
+                Err(error) => {
+                    self.fall_back(&error);
+                    break;
+                }
+            }
+            applied += 1;
+            if applied < MOST_MESSAGES {
+                next = self.ready_message();
+            }
+        }
+        self.image.set_revision(self.revision());
+        Changes { keys: keys.into_iter().collect(), relisted: false }
+    }
+
+    fn apply(&mut self, scope: usize, message: WatchMessage, keys: &mut BTreeSet<String>) {
+        self.failures = 0;
+        if let Phase::Watching(scopes) = &mut self.phase {
+            let scope = &mut scopes[scope];
+            scope.heard = Instant::now();
+            scope.ask_at = scope.heard + ASK_AFTER;
+        }
+        if !message.events.is_empty() {
+            let revision = &mut self.revisions[scope];
+            *revision = message.revision.max(*revision);
+        }
+        for event in message.events {
+            match &event {
+                Event::Put(entry) => {
+                    self.known.insert(entry.key.clone(), entry.mod_revision);
+                    self.image.put(entry);
+                }
+                Event::Delete { key, revision } => {
+                    self.known.remove(key);
+                    self.image.delete(key, *revision);
+                }
+            }
+            keys.insert(event.key().to_owned());
+        }
+    }
+
+    /// A message that a watch has ready.
+    fn ready_message(&mut self) -> Option<(usize, Option<Result<WatchMessage>>)> {
+        let Phase::Watching(scopes) = &mut self.phase else { return None };
+        scopes
+            .iter_mut()
+            .enumerate()
+            .find_map(|(at, scope)| scope.watch.next().now_or_never().map(|message| (at, message)))
+    }
+
+    /// Out of touch: pause, then list again.
+    fn fall_back(&mut self, error: &StoreError) {
+        let doubled = FIRST_PAUSE * 2_u32.pow(self.failures.min(8));
+        let pause = doubled.min(LONGEST_PAUSE);
+        let mut hasher = DefaultHasher::new();
+        (self.jitter, self.failures).hash(&mut hasher);
+        // Between three quarters of the pause and the whole.
+        let pause = pause.mul_f64(0.75 + (hasher.finish() % 1_000) as f64 / 4_000.0);
+        if self.failures == 0 {
+            tracing::warn!(error = %error, "out of touch with the coordinator; will list again");
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.phase = Phase::Waiting { until: Instant::now() + pause };
+    }
+}
+
+/// Lists every scope at one revision, and watches each from the next one on.
+async fn open(store: SharedStore, scopes: Vec<Keys>) -> Result<Opened> {
+    let list = Txn { then: scopes.iter().cloned().map(Op::Get).collect(), ..Txn::default() };
+    let reply = store.txn(list).await?;
+    let mut watches = Vec::with_capacity(scopes.len());
+    for scope in scopes {
+        watches.push(store.watch(scope, reply.revision + 1).await?);
+    }
+    let entries = reply.found.into_iter().flatten().collect();
+    Ok(Opened { entries, revision: reply.revision, watches })
+}
+
+/// Waits for a message of any watch, or until one has been silent for too long.
+async fn wait(scopes: &mut [Scope]) -> Happened {
+    let silence = scopes.iter().map(|scope| scope.ask_at).min();
+    if scopes.is_empty() {
+        return std::future::pending().await;
+    }
+    let messages = select_all(scopes.iter_mut().map(|scope| scope.watch.next()));
+    let silence = pin!(async {
+        match silence {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    });
+    tokio::select! {
+        // A message that has come is no silence, however late we look.
+        biased;
+        (message, at, _) = messages => Happened::Message(at, message),
+        () = silence => Happened::Silence,
+    }
+}
+
+/// Asks each watch that has been silent for a sign of life.
+///
+/// # Errors
+/// If one has been silent for too long, or can't be asked.
+async fn ask(scopes: &mut [Scope]) -> Result<()> {
+    let now = Instant::now();
+    for scope in scopes {
+        if scope.ask_at > now {
+            continue;
+        }
+        let silent = now.duration_since(scope.heard);
+        if silent >= SILENT_AFTER {
+            let detail = format!("no sign of life for {} s", silent.as_secs());
+            return Err(StoreError::WatchEnded { detail });
+        }
+        // Before the request, so that it isn't repeated if this future is dropped meanwhile.
+        scope.ask_at = now + ASK_AFTER;
+        scope.watch.request_progress().await?;
+    }
+    Ok(())
+}
+
+fn ended() -> StoreError {
+    StoreError::WatchEnded { detail: "the stream ended".to_owned() }
+}

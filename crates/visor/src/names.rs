@@ -1,0 +1,287 @@
+//! Words that can't be wrong: each name is checked once, where it enters, and carries its type from there.
+//!
+//! Owns the rules for names. They are strict because a name becomes a key, a DNS label, a line of
+//! HAProxy's configuration, a path and an argument: what is not allowed here can't be injected there.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// A name that breaks its rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {name:?} is not valid: {rule}")]
+pub struct InvalidName {
+    /// What it was to name ("app name").
+    pub kind: &'static str,
+    /// What was given, cut to 80 characters.
+    pub name: String,
+    /// The rule that it breaks, whole.
+    pub rule: &'static str,
+}
+
+impl InvalidName {
+    fn new(kind: &'static str, name: &str, rule: &'static str) -> Self {
+        InvalidName { kind, name: name.chars().take(80).collect(), rule }
+    }
+}
+
+/// Lower-case letters, digits and single dashes inside; a letter first: a DNS label (RFC 1123), stricter.
+fn is_label(s: &str, max: usize) -> bool {
+    let bytes = s.as_bytes();
+    !bytes.is_empty()
+        && bytes.len() <= max
+        && bytes[0].is_ascii_lowercase()
+        && bytes[bytes.len() - 1] != b'-'
+        && !s.contains("--")
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+/// A host name as RFC 1123 has it, in lower case: labels of up to 63, parted by dots, 253 in all.
+fn is_hostname(s: &str) -> bool {
+    s.len() <= 253
+        && !s.is_empty()
+        && s.split('.').all(|label| {
+            let b = label.as_bytes();
+            !b.is_empty()
+                && b.len() <= 63
+                && b[0] != b'-'
+                && b[b.len() - 1] != b'-'
+                && b.iter().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == b'-')
+        })
+}
+
+fn is_lower_hex(s: &str, lengths: &[usize]) -> bool {
+    lengths.contains(&s.len()) && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $kind:literal, $rule:literal, $valid:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(String);
+
+        impl $type {
+            /// The rule, as errors tell it.
+            pub const RULE: &'static str = $rule;
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = InvalidName;
+            fn from_str(s: &str) -> Result<Self, InvalidName> {
+                let valid: fn(&str) -> bool = $valid;
+                if valid(s) { Ok($type(s.to_owned())) } else { Err(InvalidName::new($kind, s, $rule)) }
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = InvalidName;
+            fn try_from(s: String) -> Result<Self, InvalidName> {
+                s.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $type {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+name!(
+    /// The name of an app.
+    AppName,
+    "app name",
+    "1 to 40 lower-case letters, digits and single dashes, a letter first, no dash last",
+    |s| is_label(s, 40)
+);
+name!(
+    /// The name of a proc: the word before the colon in a Procfile.
+    ProcName,
+    "proc name",
+    "1 to 30 lower-case letters, digits and single dashes, a letter first, no dash last",
+    |s| is_label(s, 30)
+);
+name!(
+    /// The name of a host, a proxy or an rm.
+    HostName,
+    "host name",
+    "a host name in lower case (RFC 1123): letters, digits, dashes and dots, 253 characters at most",
+    is_hostname
+);
+name!(
+    /// The name of a zone.
+    ZoneName,
+    "zone name",
+    "1 to 40 lower-case letters, digits and single dashes, a letter first, no dash last",
+    |s| is_label(s, 40)
+);
+name!(
+    /// A domain that leads to an app.
+    Domain,
+    "domain",
+    "a host name in lower case with a dot in it (RFC 1123), 253 characters at most",
+    |s| is_hostname(s) && s.contains('.')
+);
+name!(
+    /// A rev's id: the whole commit id, 40 hexadecimal digits (64 with SHA-256 repositories).
+    RevId,
+    "rev",
+    "a whole commit id: 40 or 64 hexadecimal digits in lower case",
+    |s| is_lower_hex(s, &[40, 64])
+);
+name!(
+    /// A SHA-256 digest, in hexadecimal.
+    Digest,
+    "digest",
+    "64 hexadecimal digits in lower case",
+    |s| is_lower_hex(s, &[64])
+);
+
+impl ProcName {
+    /// Whether procs of this name answer HTTP on $PORT: `web` and what begins with it.
+    pub fn is_web(&self) -> bool {
+        self.0.starts_with("web")
+    }
+}
+
+impl RevId {
+    /// The seven digits that people are shown.
+    pub fn short(&self) -> &str {
+        &self.0[..7]
+    }
+}
+
+macro_rules! number {
+    ($(#[$doc:meta])* $type:ident($inner:ty), $prefix:literal, $kind:literal, $rule:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(pub $inner);
+
+        impl FromStr for $type {
+            type Err = InvalidName;
+            fn from_str(s: &str) -> Result<Self, InvalidName> {
+                let digits = s.strip_prefix($prefix).unwrap_or("");
+                // A number has one spelling, so that a key has too.
+                if digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0')) {
+                    if let Ok(n) = digits.parse() {
+                        return Ok($type(n));
+                    }
+                }
+                Err(InvalidName::new($kind, s, $rule))
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = InvalidName;
+            fn try_from(s: String) -> Result<Self, InvalidName> {
+                s.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(n: $type) -> String {
+                n.to_string()
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&format!(concat!($prefix, "{}"), self.0))
+            }
+        }
+    };
+}
+
+number!(
+    /// An instance's id: a number out of the cluster's counter, never used again. Later ones are larger.
+    InstanceId(u64), "", "instance id", "a whole number"
+);
+number!(
+    /// A release's number in its app: `v1`, `v2`, ...
+    ReleaseId(u32), "v", "release", "v and a whole number, for example v3"
+);
+number!(
+    /// An env's ref in its app: `e1`, `e2`, ...; `e0` is the empty env, which is never stored.
+    EnvRef(u32), "e", "env ref", "e and a whole number, for example e3"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_be_read_as_something_else_are_refused() {
+        let long = "a".repeat(41);
+        for bad in [
+            "", "A", "Web", "a/b", "a.b", "a\nb", "a\0b", "-a", "a-", "a--b", "1a", "a b", "a$(x)", "a;b",
+            "a{b}", "a\"b", "a'b", "a#b", "a\\b", "é", "..", &long,
+        ] {
+            let err = bad.parse::<AppName>().expect_err(bad);
+            assert_eq!(err.rule, AppName::RULE);
+            assert!(bad.parse::<ProcName>().is_err(), "{bad:?}");
+        }
+        for good in ["a", "goto-rocket", "a1", &long[..40]] {
+            assert_eq!(good.parse::<AppName>().expect(good).as_str(), good);
+        }
+    }
+
+    #[test]
+    fn a_domain_is_a_host_name_with_a_dot() {
+        for bad in [
+            "",
+            "localhost",
+            "a..b",
+            "-a.b",
+            "a-.b",
+            "A.b",
+            "a_b.c",
+            "a.b/",
+            "a b.c",
+            "*.a.b",
+            "a.b.",
+            "a.b\n",
+        ] {
+            assert!(bad.parse::<Domain>().is_err(), "{bad:?}");
+        }
+        assert!("www.example.org".parse::<Domain>().is_ok());
+    }
+
+    #[test]
+    fn a_number_has_one_spelling() {
+        assert_eq!("v12".parse::<ReleaseId>(), Ok(ReleaseId(12)));
+        assert_eq!(ReleaseId(12).to_string(), "v12");
+        for bad in ["", "v", "12", "v012", "v-1", "v+1", "V1", "v99999999999"] {
+            assert!(bad.parse::<ReleaseId>().is_err(), "{bad:?}");
+        }
+        assert!("007".parse::<InstanceId>().is_err());
+        assert_eq!("0".parse::<InstanceId>(), Ok(InstanceId(0)));
+    }
+
+    #[test]
+    fn a_rev_is_a_whole_commit_id_and_is_shown_by_seven_digits() {
+        let rev: RevId = "16f7cbf0123456789012345678901234567890ab".parse().expect("forty digits");
+        assert_eq!(rev.short(), "16f7cbf");
+        assert!("16f7cbf".parse::<RevId>().is_err());
+        assert!("16F7cbf0123456789012345678901234567890ab".parse::<RevId>().is_err());
+    }
+}

@@ -1,0 +1,797 @@
+//! What each key of the coordinator holds.
+//!
+//! Owns the stored shapes and nothing else: no key, no transition. Everything is JSON with names
+//! that carry their units. A field that a binary doesn't know survives its read and write
+//! (`extra`), so that two versions can run side by side; a field is only ever added, with a default.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    names::{AppName, Digest, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
+    store::Revision,
+};
+
+/// Fields written by a newer version, kept as they are.
+pub type Extra = serde_json::Map<String, serde_json::Value>;
+
+/// This build's schema version.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// `schema`: which versions may read and write the cluster's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schema {
+    /// The version that the state was last migrated to.
+    pub version: u32,
+    /// The lowest version that understands it.
+    pub min_reader: u32,
+    /// The lowest version that may change it.
+    pub min_writer: u32,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Default for Schema {
+    fn default() -> Self {
+        Schema { version: SCHEMA_VERSION, min_reader: 1, min_writer: 1, extra: Extra::new() }
+    }
+}
+
+/// `apps/A`: a versioned codebase.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct App {
+    /// Who registered it.
+    pub owner: String,
+    /// When.
+    pub created_at: Timestamp,
+    /// Tells one registration of a name from another, and a lost reply's own write from a rival's.
+    pub token: String,
+    /// Set while the app is being taken down: nothing is placed any more, and all of it goes.
+    #[serde(default)]
+    pub destroying: bool,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A built rev in the file storage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slug {
+    /// Its name and its check: the SHA-256 of the compressed archive.
+    pub sha256: Digest,
+    /// The compressed archive's length.
+    pub size_bytes: u64,
+}
+
+/// `apps/A/revs/R`: a commit, built once. Never changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rev {
+    /// What was built.
+    pub slug: Slug,
+    /// The Procfile: each proc's command, a line for `/bin/sh -c`.
+    pub procs: BTreeMap<ProcName, String>,
+    /// How it was built: `node`, `python`, `rust`, `static`, `bin/build` or `procfile`.
+    pub kind: String,
+    /// Who pushed it.
+    pub by: String,
+    /// When it was registered.
+    pub at: Timestamp,
+    /// The commit's first line.
+    #[serde(default)]
+    pub subject: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// When an instance counts as healthy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// As soon as its process has been started and has not exited at once.
+    Started,
+    /// When the instance itself listens on $PORT.
+    Listening,
+    /// When it listens and `GET path` is answered with a status below 400.
+    Http {
+        /// Begins with a slash.
+        path: String,
+    },
+}
+
+/// What an instance may use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Resident memory, no swap; none is without limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// What becomes of instances on a host that has lost the coordinator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnPartition {
+    /// They go on.
+    #[default]
+    Keep,
+    /// They end before their host's lease can run out: two of them would be worse than none.
+    Stop,
+}
+
+/// How one proc is run; the part of its settings that an instance's host needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSettings {
+    /// When it is healthy; unless set, `web*` must listen and others must have started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
+    /// Memory and the like.
+    #[serde(default)]
+    pub limits: Limits,
+    /// From SIGTERM to SIGKILL; 30 s unless set (what Heroku gives).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_timeout_ms: Option<u64>,
+    /// From start to healthy; 60 s unless set (what Heroku gives).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_timeout_ms: Option<u64>,
+    /// What happens when its host is cut off.
+    #[serde(default)]
+    pub on_partition: OnPartition,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl RunSettings {
+    /// The check in force for a proc of this name.
+    pub fn check_for(&self, proc: &ProcName) -> Check {
+        match &self.check {
+            Some(check) => check.clone(),
+            None if proc.is_web() => Check::Listening,
+            None => Check::Started,
+        }
+    }
+
+    /// From SIGTERM to SIGKILL.
+    pub fn stop_timeout(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.stop_timeout_ms.unwrap_or(30_000))
+    }
+
+    /// From start to healthy.
+    pub fn boot_timeout(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.boot_timeout_ms.unwrap_or(60_000))
+    }
+}
+
+/// `apps/A/procs/P`: a service, registered once and kept for the app's life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proc {
+    /// The service's own port on each proxy, fixed for its life.
+    pub port: u16,
+    /// How it is run.
+    #[serde(default)]
+    pub run: RunSettings,
+    /// How long a new instance must stay healthy before a trial or a batch counts it; 1 s unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_ready_ms: Option<u64>,
+    /// How many old instances a rollout may stop before their replacements run; 0 unless set.
+    #[serde(default)]
+    pub max_unavailable: u32,
+    /// How many instances a rollout replaces at a time; a quarter of them, at least one, unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<u32>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `apps/A/envs/E`: an app's config vars. Never changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Env {
+    /// Name to value.
+    pub vars: BTreeMap<String, String>,
+    /// Who set it.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// How far a release has come.
+///
+/// ```text
+/// trying ─▶ verified ─▶ released
+///    └────────┴───────▶ failed          beside: never tried, runs by formation alone
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReleaseStatus {
+    /// On trial: its first instances have yet to become healthy.
+    Trying,
+    /// They did; head has not moved yet.
+    Verified,
+    /// It was made head, and is, or was until a later one.
+    Released,
+    /// It never became head; the cause says why.
+    Failed,
+    /// Made by `scale -r` to run beside head.
+    Beside,
+}
+
+/// `apps/A/releases/N`: rev + env.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// The rev that it runs.
+    pub rev: RevId,
+    /// The env that it runs with.
+    pub env: EnvRef,
+    /// Who made it.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// Why, for people: `push`, `config set A B`, `rollback to v3`.
+    pub reason: String,
+    /// How far it has come.
+    pub status: ReleaseStatus,
+    /// Why it failed; of one that was released: who called it off before all of it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Tells a lost reply's own write from a rival's.
+    pub token: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Release {
+    /// It was head, and its rollout was called off.
+    pub fn was_aborted(&self) -> bool {
+        self.status == ReleaseStatus::Released && self.cause.is_some()
+    }
+}
+
+/// `apps/A/pause`: while it is there, no new instance takes over from one of another release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Who said so.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `apps/A/head`: the app's current release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Its number.
+    pub release: ReleaseId,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Who moves head once a trial is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promoter {
+    /// The push that waits for it, when git has moved the branch.
+    Pusher,
+    /// The converger.
+    Converger,
+}
+
+/// `apps/A/trial`: the release that is being tried, one at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Its number.
+    pub release: ReleaseId,
+    /// Who moves head.
+    pub promote: Promoter,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `apps/A/formation/P`: what the user wants to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Formation {
+    /// How many instances of head. The user's word alone: no daemon writes it.
+    pub count: u32,
+    /// How many instances of other releases, beside head.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub beside: BTreeMap<ReleaseId, u32>,
+    /// The share of the traffic of releases beside head, in percent, where it is set. The others have the rest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<ReleaseId, u32>,
+    /// Instances with a lower id are to be replaced: `restart` of the whole proc.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replace_before: Option<InstanceId>,
+    /// Who scaled it last, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub by: String,
+    /// These instances are to be replaced: `restart` of one.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub replace: BTreeSet<InstanceId>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `apps/A/instances/ID`: where an instance was placed; an index by app over `assigned`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The host that runs it, for its whole life.
+    pub host: HostName,
+    /// The proc that it is one of.
+    pub proc: ProcName,
+    /// What it runs, for its whole life.
+    pub release: ReleaseId,
+    /// That release's rev.
+    pub rev: RevId,
+    /// Its place among the instances of its proc and release: 0, 1, ...; replacements take it over.
+    pub index: u32,
+    /// When it was placed.
+    pub placed_at: Timestamp,
+    /// Why it was placed, for people.
+    pub reason: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// What an instance is meant to do. It only ever goes down this list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    /// Run, and be routed once healthy.
+    Run,
+    /// Run, but take no new requests.
+    Drain,
+    /// End.
+    Stop,
+}
+
+/// `assigned/H/ID`: all that a host needs in order to run an instance, bar the values of its env.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// What it is meant to do.
+    pub desired: Desired,
+    /// Why `desired` is not `run`, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Its app.
+    pub app: AppName,
+    /// Its proc.
+    pub proc: ProcName,
+    /// Its release.
+    pub release: ReleaseId,
+    /// Its rev.
+    pub rev: RevId,
+    /// Its env, to be read from `apps/A/envs/E`.
+    pub env: EnvRef,
+    /// Its slug.
+    pub slug: Slug,
+    /// Its command, a line for `/bin/sh -c`.
+    pub command: String,
+    /// Its place among its kind.
+    pub index: u32,
+    /// How it is run.
+    #[serde(default)]
+    pub run: RunSettings,
+    /// Placed as part of a trial: no backoff, it fails for good once the quick restarts are spent.
+    #[serde(default)]
+    pub trial: bool,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// An instance's state, as its host reports it.
+///
+/// ```text
+/// claimed ─▶ running ─▶ stopping ─▶ exited
+///   │  ▲        │
+///   │  └ backoff ◀┘ (crashed; next start at a known time)
+///   └─▶ failed (given up)                    lost: said by the converger, once the host is
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The host has taken it up: fetching, starting, not healthy yet.
+    Claimed,
+    /// Its check has passed since it last started.
+    Running,
+    /// It crashed and will be started again at `next_start_at`.
+    Backoff,
+    /// It has been told to end.
+    Stopping,
+    /// It ended because it was meant to. Final.
+    Exited,
+    /// It can't run here: the cause says why. Final.
+    Failed,
+    /// Its host has gone. Final.
+    Lost,
+}
+
+impl State {
+    /// Nothing of the instance runs any more, and nothing will.
+    pub fn is_final(self) -> bool {
+        matches!(self, State::Exited | State::Failed | State::Lost)
+    }
+}
+
+/// Why an instance failed, where the difference matters to placement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// The app's own: exits, doesn't listen, no such command.
+    App,
+    /// It ran out of memory: the host is avoided by its replacement.
+    OutOfMemory,
+    /// No port was free: the host is avoided by its replacement.
+    NoPort,
+    /// The host's: disk full, slug can't be fetched or is broken. Avoided by its replacement.
+    Host,
+}
+
+/// One end of an instance's process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// When.
+    pub at: Timestamp,
+    /// The exit status, if it exited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// The signal, if one ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// The kernel ended it because it ran out of memory.
+    #[serde(default)]
+    pub out_of_memory: bool,
+    /// How long it ran.
+    pub ran_ms: u64,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Something that happened to an instance, for `why`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// When.
+    pub at: Timestamp,
+    /// What, in one line, without any value of a config var.
+    pub what: String,
+}
+
+/// `status/H/ID`: what a host says of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its state.
+    pub state: State,
+    /// When it came into that state.
+    pub since: Timestamp,
+    /// Where it is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    /// Its port there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Its process, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// When that process was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// How often it was started again after a crash.
+    #[serde(default)]
+    pub restarts: u32,
+    /// When it will be started again, in `backoff`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_start_at: Option<Timestamp>,
+    /// Why it is in this state, where that isn't plain; in one line, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// What kind of failure, in `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// The last lines of its output, kept when it failed or crashed; 20 lines and 4 KiB at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_output: Vec<String>,
+    /// Its last exits, newest last; 5 at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exits: Vec<Exit>,
+    /// Its story, newest last; 32 moments at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub story: Vec<Moment>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Status {
+    /// A status in this state with everything else empty.
+    pub fn new(state: State, since: Timestamp) -> Self {
+        Status {
+            state,
+            since,
+            ip: None,
+            port: None,
+            pid: None,
+            started_at: None,
+            restarts: 0,
+            next_start_at: None,
+            cause: None,
+            fault: None,
+            last_output: Vec::new(),
+            exits: Vec::new(),
+            story: Vec::new(),
+            extra: Extra::new(),
+        }
+    }
+}
+
+/// `apps/A/pending/P`: instances that have no place yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// What they would run.
+    pub release: ReleaseId,
+    /// How many.
+    pub short: u32,
+    /// Why, in one line.
+    pub reason: String,
+    /// Each host's refusal.
+    #[serde(default)]
+    pub refusals: BTreeMap<HostName, String>,
+    /// Since when there has been a shortfall.
+    pub since: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// What a host has to give.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Memory for instances.
+    pub memory_bytes: u64,
+    /// How many instances.
+    pub instances: u32,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `hosts/H`, leased: a host that runs bazooka-pm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Where its instances are reached.
+    pub address: IpAddr,
+    /// The base of its pm's endpoint (`http://127.0.0.2:41234`).
+    pub url: String,
+    /// Where it stands.
+    pub zone: ZoneName,
+    /// Its pm's version.
+    pub version: String,
+    /// What it has to give.
+    pub capacity: Capacity,
+    /// How instances are kept apart there: `uid` or `none`.
+    pub isolation: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// When this registration was made.
+    pub since: Timestamp,
+    /// Names the pm's state folder, so that a restarted pm takes over its own registration and a second
+    /// pm of the same name is refused.
+    pub token: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `hostmeta/H`: what the operator says of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMeta {
+    /// Nothing new is placed there.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// What runs there is replaced elsewhere, then stopped.
+    #[serde(default)]
+    pub draining: bool,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `proxies/X`, leased: a proxy, and how far it has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proxy {
+    /// The base of bazooka-proxy's own endpoint.
+    pub url: String,
+    /// Where it takes requests for `<app>.<domain>`, as `address:port`.
+    pub public: String,
+    /// The domain below which each app has its name.
+    pub domain: String,
+    /// Its version.
+    pub version: String,
+    /// Everything up to this revision is in force in HAProxy, old workers included in `busy`.
+    pub applied: Revision,
+    /// Instances that were taken out and still have a session on some worker.
+    #[serde(default)]
+    pub busy: BTreeSet<InstanceId>,
+    /// Services that it can't serve, and why (`goto-rocket/web`: `port 8511 is taken`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, String>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `rms/X`, leased: a bazooka-rm that serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rm {
+    /// The base of its endpoint: `{url}/A.git`, `{url}/slugs/SHA256`.
+    pub url: String,
+    /// Its version.
+    pub version: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `repos/A`: how far an app's repository is set up. Each field is set when that is so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repo {
+    /// Where to push.
+    pub url: String,
+    /// The bare repository is there.
+    #[serde(default)]
+    pub created: bool,
+    /// Its configuration is written.
+    #[serde(default)]
+    pub configured: bool,
+    /// Its hooks are in place.
+    #[serde(default)]
+    pub hooks: bool,
+    /// The registration that it belongs to ([`App::token`]).
+    #[serde(default)]
+    pub token: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `turns/A`, leased: the push to an app that is under way. There is one at a time, whichever rm takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// The rm that takes it.
+    pub rm: HostName,
+    /// That rm's process, so that its next one knows the turn for one that has ended.
+    pub process: String,
+    /// The push.
+    pub push: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `stored/A`: what the file storage has of an app's repository, where several rms share one. This row is
+/// what a push moves: a branch names what is said here, and each rm brings its own copy up to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// The registration that it belongs to ([`App::token`]).
+    pub token: String,
+    /// Counts the pushes that moved it.
+    pub generation: u64,
+    /// The SHA-256 of the manifest in the file storage that names the packs.
+    pub manifest: Digest,
+    /// Each branch, by its whole name.
+    pub branches: BTreeMap<String, Branch>,
+    /// The branch that a clone checks out.
+    pub head: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A branch of a stored repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    /// What it names.
+    pub commit: RevId,
+    /// The push that moved it, which is its release's token; empty: it was there before.
+    #[serde(default)]
+    pub push: String,
+    /// That push asked for no release.
+    #[serde(default)]
+    pub no_rollout: bool,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `domains/FQDN`: a name that leads to an app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainRecord {
+    /// The app.
+    pub app: AppName,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `election/converger`, leased: who places.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    /// The process, for people.
+    pub name: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// The base of its endpoint.
+    #[serde(default)]
+    pub url: String,
+    /// Set while so many hosts are gone at once that none of them is taken for lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// More hosts vanished at once than a converger gives up by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Since when.
+    pub since: Timestamp,
+    /// The hosts that are gone.
+    pub hosts: BTreeSet<HostName>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `unfreeze`: an operator's word that these hosts are gone for good, though too many went at once.
+///
+/// It holds until each of them has returned or left nothing behind; the converger takes it away then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfreeze {
+    /// The hosts.
+    pub hosts: BTreeSet<HostName>,
+    /// Who said so.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `history/A/P/ID`: an instance that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Where and what it was.
+    pub instance: Instance,
+    /// The last that its host said of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+    /// Why it was ended, where someone decided that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When it was put away.
+    pub at: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}

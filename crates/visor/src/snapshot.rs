@@ -1,0 +1,363 @@
+//! The typed image of the coordinator that planners read.
+//!
+//! Owns the reading of stored bytes. It never writes, and never guesses: a value that it can't read
+//! is kept in [`Snapshot::unreadable`], so that nobody takes it for an absent one.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    keys::Key,
+    mirror::Image,
+    names::{AppName, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId},
+    schema::*,
+    store::{Entry, LeaseId, Revision},
+};
+
+/// A stored value with the revisions that guards compare.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versioned<T> {
+    /// What is stored.
+    pub value: T,
+    /// The revision that created the key.
+    pub create_revision: Revision,
+    /// The revision of its last write.
+    pub mod_revision: Revision,
+    /// The lease that it is bound to.
+    pub lease: Option<LeaseId>,
+}
+
+impl<T: DeserializeOwned> Versioned<T> {
+    /// Reads an entry's value.
+    ///
+    /// # Errors
+    /// If the value isn't JSON of this shape.
+    pub fn read(entry: &Entry) -> Result<Self, serde_json::Error> {
+        Ok(Versioned {
+            value: serde_json::from_slice(&entry.value)?,
+            create_revision: entry.create_revision,
+            mod_revision: entry.mod_revision,
+            lease: entry.lease,
+        })
+    }
+}
+
+impl<T> std::ops::Deref for Versioned<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// An app and all that belongs to it. `app` is none while rows of it are seen without the app itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AppView {
+    /// `apps/A`.
+    pub app: Option<Versioned<App>>,
+    /// `apps/A/revs/R`.
+    pub revs: BTreeMap<RevId, Versioned<Rev>>,
+    /// `apps/A/procs/P`.
+    pub procs: BTreeMap<ProcName, Versioned<Proc>>,
+    /// `apps/A/envs/E`.
+    pub envs: BTreeMap<EnvRef, Versioned<Env>>,
+    /// `apps/A/releases/N`.
+    pub releases: BTreeMap<ReleaseId, Versioned<Release>>,
+    /// `apps/A/head`.
+    pub head: Option<Versioned<Head>>,
+    /// `apps/A/trial`.
+    pub trial: Option<Versioned<Trial>>,
+    /// `apps/A/pause`.
+    pub pause: Option<Versioned<Pause>>,
+    /// `apps/A/formation/P`.
+    pub formation: BTreeMap<ProcName, Versioned<Formation>>,
+    /// `apps/A/instances/ID`.
+    pub instances: BTreeMap<InstanceId, Versioned<Instance>>,
+    /// `apps/A/pending/P`.
+    pub pending: BTreeMap<ProcName, Versioned<Pending>>,
+    /// `repos/A`.
+    pub repo: Option<Versioned<Repo>>,
+    /// `turns/A`.
+    pub turn: Option<Versioned<Turn>>,
+    /// `stored/A`.
+    pub stored: Option<Versioned<Stored>>,
+    /// `history/A/P/ID`.
+    pub history: BTreeMap<(ProcName, InstanceId), Versioned<Ended>>,
+}
+
+impl AppView {
+    /// The release that head names, with its number.
+    pub fn head_release(&self) -> Option<(ReleaseId, &Release)> {
+        let id = self.head.as_ref()?.release;
+        self.releases.get(&id).map(|r| (id, &r.value))
+    }
+
+    /// How many instances head should have of a proc; 0 where nothing was said.
+    pub fn count(&self, proc: &ProcName) -> u32 {
+        self.formation.get(proc).map_or(0, |f| f.count)
+    }
+
+    /// How many instances of each release the formation asks for, head's own included, zeros left out.
+    ///
+    /// Nothing is wanted of a release whose rev doesn't have the proc, nor of an app that is being destroyed.
+    pub fn wanted(&self, proc: &ProcName) -> BTreeMap<ReleaseId, u32> {
+        let mut wanted = BTreeMap::new();
+        if self.app.as_ref().is_none_or(|app| app.destroying) {
+            return wanted;
+        }
+        let Some(formation) = self.formation.get(proc) else { return wanted };
+        if let Some(head) = &self.head {
+            wanted.insert(head.release, formation.count);
+        }
+        for (release, count) in &formation.beside {
+            *wanted.entry(*release).or_insert(0) += count;
+        }
+        wanted.retain(|release, count| *count > 0 && self.command(*release, proc).is_some());
+        wanted
+    }
+
+    /// The command that a release runs for a proc.
+    pub fn command(&self, release: ReleaseId, proc: &ProcName) -> Option<&str> {
+        let rev = &self.releases.get(&release)?.rev;
+        self.revs.get(rev)?.procs.get(proc).map(String::as_str)
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == AppView::default()
+    }
+}
+
+/// A host and all that belongs to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostView {
+    /// `hosts/H`; none once its lease has ended.
+    pub host: Option<Versioned<Host>>,
+    /// `hostmeta/H`.
+    pub meta: Option<Versioned<HostMeta>>,
+    /// `assigned/H/ID`.
+    pub assigned: BTreeMap<InstanceId, Versioned<Assignment>>,
+    /// `status/H/ID`.
+    pub status: BTreeMap<InstanceId, Versioned<Status>>,
+}
+
+impl HostView {
+    fn is_empty(&self) -> bool {
+        *self == HostView::default()
+    }
+}
+
+/// An image of the cluster, or of the part that was asked for, at one revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Everything up to this revision is in it.
+    pub revision: Revision,
+    /// `schema`.
+    pub schema: Option<Versioned<Schema>>,
+    /// `counters/instance`: the last id that was given.
+    pub instance_counter: Option<Versioned<u64>>,
+    /// `counters/port`: the last service port that was given.
+    pub port_counter: Option<Versioned<u64>>,
+    /// By name.
+    pub apps: BTreeMap<AppName, AppView>,
+    /// By name.
+    pub hosts: BTreeMap<HostName, HostView>,
+    /// `proxies/X`.
+    pub proxies: BTreeMap<HostName, Versioned<Proxy>>,
+    /// `rms/X`.
+    pub rms: BTreeMap<HostName, Versioned<Rm>>,
+    /// `domains/D`.
+    pub domains: BTreeMap<Domain, Versioned<DomainRecord>>,
+    /// `election/converger`.
+    pub leader: Option<Versioned<Leader>>,
+    /// `unfreeze`.
+    pub unfreeze: Option<Versioned<Unfreeze>>,
+    /// Values that can't be read, by key, with the reason. Whatever they are, they are there.
+    pub unreadable: BTreeMap<String, String>,
+}
+
+impl Snapshot {
+    /// The assignment of an instance of an app, through the app's own index.
+    pub fn assignment(&self, app: &AppName, id: InstanceId) -> Option<&Versioned<Assignment>> {
+        let host = &self.apps.get(app)?.instances.get(&id)?.host;
+        self.hosts.get(host)?.assigned.get(&id)
+    }
+
+    /// What the host of an instance of an app says of it.
+    pub fn status(&self, app: &AppName, id: InstanceId) -> Option<&Versioned<Status>> {
+        let host = &self.apps.get(app)?.instances.get(&id)?.host;
+        self.hosts.get(host)?.status.get(&id)
+    }
+
+    fn set(&mut self, key: Key, entry: &Entry) -> Result<(), serde_json::Error> {
+        match key {
+            Key::Schema => self.schema = Some(Versioned::read(entry)?),
+            Key::InstanceCounter => self.instance_counter = Some(Versioned::read(entry)?),
+            Key::PortCounter => self.port_counter = Some(Versioned::read(entry)?),
+            Key::App(a) => self.app(a).app = Some(Versioned::read(entry)?),
+            Key::Rev(a, k) => set(&mut self.app(a).revs, k, entry)?,
+            Key::Proc(a, k) => set(&mut self.app(a).procs, k, entry)?,
+            Key::Env(a, k) => set(&mut self.app(a).envs, k, entry)?,
+            Key::Release(a, k) => set(&mut self.app(a).releases, k, entry)?,
+            Key::Head(a) => self.app(a).head = Some(Versioned::read(entry)?),
+            Key::Trial(a) => self.app(a).trial = Some(Versioned::read(entry)?),
+            Key::Pause(a) => self.app(a).pause = Some(Versioned::read(entry)?),
+            Key::Formation(a, k) => set(&mut self.app(a).formation, k, entry)?,
+            Key::Instance(a, k) => set(&mut self.app(a).instances, k, entry)?,
+            Key::Pending(a, k) => set(&mut self.app(a).pending, k, entry)?,
+            Key::Repo(a) => self.app(a).repo = Some(Versioned::read(entry)?),
+            Key::Turn(a) => self.app(a).turn = Some(Versioned::read(entry)?),
+            Key::Stored(a) => self.app(a).stored = Some(Versioned::read(entry)?),
+            Key::Ended(a, p, k) => set(&mut self.app(a).history, (p, k), entry)?,
+            Key::Domain(k) => set(&mut self.domains, k, entry)?,
+            Key::Host(h) => self.host(h).host = Some(Versioned::read(entry)?),
+            Key::HostMeta(h) => self.host(h).meta = Some(Versioned::read(entry)?),
+            Key::Assigned(h, k) => set(&mut self.host(h).assigned, k, entry)?,
+            Key::Status(h, k) => set(&mut self.host(h).status, k, entry)?,
+            Key::Proxy(k) => set(&mut self.proxies, k, entry)?,
+            Key::Rm(k) => set(&mut self.rms, k, entry)?,
+            Key::Leader => self.leader = Some(Versioned::read(entry)?),
+            Key::Unfreeze => self.unfreeze = Some(Versioned::read(entry)?),
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: Key) {
+        match key {
+            Key::Schema => self.schema = None,
+            Key::InstanceCounter => self.instance_counter = None,
+            Key::PortCounter => self.port_counter = None,
+            Key::App(a) => self.in_app(a, |v| v.app = None),
+            Key::Rev(a, k) => self.in_app(a, |v| drop(v.revs.remove(&k))),
+            Key::Proc(a, k) => self.in_app(a, |v| drop(v.procs.remove(&k))),
+            Key::Env(a, k) => self.in_app(a, |v| drop(v.envs.remove(&k))),
+            Key::Release(a, k) => self.in_app(a, |v| drop(v.releases.remove(&k))),
+            Key::Head(a) => self.in_app(a, |v| v.head = None),
+            Key::Trial(a) => self.in_app(a, |v| v.trial = None),
+            Key::Pause(a) => self.in_app(a, |v| v.pause = None),
+            Key::Formation(a, k) => self.in_app(a, |v| drop(v.formation.remove(&k))),
+            Key::Instance(a, k) => self.in_app(a, |v| drop(v.instances.remove(&k))),
+            Key::Pending(a, k) => self.in_app(a, |v| drop(v.pending.remove(&k))),
+            Key::Repo(a) => self.in_app(a, |v| v.repo = None),
+            Key::Turn(a) => self.in_app(a, |v| v.turn = None),
+            Key::Stored(a) => self.in_app(a, |v| v.stored = None),
+            Key::Ended(a, p, k) => self.in_app(a, |v| drop(v.history.remove(&(p, k)))),
+            Key::Domain(k) => drop(self.domains.remove(&k)),
+            Key::Host(h) => self.in_host(h, |v| v.host = None),
+            Key::HostMeta(h) => self.in_host(h, |v| v.meta = None),
+            Key::Assigned(h, k) => self.in_host(h, |v| drop(v.assigned.remove(&k))),
+            Key::Status(h, k) => self.in_host(h, |v| drop(v.status.remove(&k))),
+            Key::Proxy(k) => drop(self.proxies.remove(&k)),
+            Key::Rm(k) => drop(self.rms.remove(&k)),
+            Key::Leader => self.leader = None,
+            Key::Unfreeze => self.unfreeze = None,
+        }
+    }
+
+    fn app(&mut self, name: AppName) -> &mut AppView {
+        self.apps.entry(name).or_default()
+    }
+
+    fn host(&mut self, name: HostName) -> &mut HostView {
+        self.hosts.entry(name).or_default()
+    }
+
+    fn in_app(&mut self, name: AppName, change: impl FnOnce(&mut AppView)) {
+        if let Some(view) = self.apps.get_mut(&name) {
+            change(view);
+            if view.is_empty() {
+                self.apps.remove(&name);
+            }
+        }
+    }
+
+    fn in_host(&mut self, name: HostName, change: impl FnOnce(&mut HostView)) {
+        if let Some(view) = self.hosts.get_mut(&name) {
+            change(view);
+            if view.is_empty() {
+                self.hosts.remove(&name);
+            }
+        }
+    }
+}
+
+fn set<K: Ord, T: DeserializeOwned>(
+    map: &mut BTreeMap<K, Versioned<T>>,
+    key: K,
+    entry: &Entry,
+) -> Result<(), serde_json::Error> {
+    map.insert(key, Versioned::read(entry)?);
+    Ok(())
+}
+
+impl Image for Snapshot {
+    fn clear(&mut self) {
+        *self = Snapshot::default();
+    }
+
+    fn put(&mut self, entry: &Entry) {
+        // A key of a newer version is none of ours; a known key with a value that can't be read is a fault
+        // to be seen, and what stood there before is no longer the truth.
+        let Ok(key) = entry.key.parse::<Key>() else { return };
+        match self.set(key.clone(), entry) {
+            Ok(()) => drop(self.unreadable.remove(&entry.key)),
+            Err(error) => {
+                self.remove(key);
+                self.unreadable.insert(entry.key.clone(), error.to_string());
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &str, _revision: Revision) {
+        self.unreadable.remove(key);
+        if let Ok(key) = key.parse::<Key>() {
+            self.remove(key);
+        }
+    }
+
+    fn set_revision(&mut self, revision: Revision) {
+        self.revision = revision;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, value: &str, revision: Revision) -> Entry {
+        Entry {
+            key: key.into(),
+            value: value.to_owned().into(),
+            create_revision: revision,
+            mod_revision: revision,
+            lease: None,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_absent() {
+        let mut snapshot = Snapshot::default();
+        snapshot.put(&entry("apps/a/head", r#"{"release":"v3"}"#, 5));
+        let app: AppName = "a".parse().expect("valid");
+        assert_eq!(snapshot.apps[&app].head.as_ref().map(|h| h.release), Some(ReleaseId(3)));
+        snapshot.put(&entry("apps/a/head", "{", 6));
+        assert!(snapshot.unreadable.contains_key("apps/a/head"));
+        snapshot.delete("apps/a/head", 7);
+        assert_eq!(snapshot, Snapshot::default());
+    }
+
+    #[test]
+    fn a_field_of_a_newer_version_survives_a_read_and_a_write() {
+        let json = r#"{"release":"v3","mood":{"colour":"red"}}"#;
+        let head: Head = serde_json::from_str(json).expect("readable");
+        assert_eq!(serde_json::to_string(&head).expect("writable"), json);
+    }
+
+    #[test]
+    fn an_app_leaves_the_image_with_its_last_row() {
+        let mut snapshot = Snapshot::default();
+        snapshot.put(&entry("apps/a/formation/web", r#"{"count":2}"#, 5));
+        assert_eq!(snapshot.apps.len(), 1);
+        snapshot.delete("apps/a/formation/web", 6);
+        assert!(snapshot.apps.is_empty());
+    }
+}

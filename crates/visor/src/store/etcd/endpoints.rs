@@ -1,0 +1,176 @@
+//! The members of the cluster: which to ask next, and a connection to each.
+//!
+//! One connection an endpoint, made when first needed. A client over several endpoints would keep
+//! sending to a dead one; here an endpoint that fails is left, and asked last for a while.
+
+use std::{
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use etcd_client::{Channel, Client, ConnectOptions, KvClient, LeaseClient, WatchClient};
+use tokio::time::{Instant, timeout};
+use tonic::transport::Endpoint;
+
+use super::failure::chain;
+
+/// How long an endpoint that failed is asked last: longer than a member's restart or an election.
+const SHUN: Duration = Duration::from_secs(5);
+
+/// How often a connection with calls under way is probed, so that a dead peer is noticed. etcd
+/// closes connections that are probed more often than every 5 s, or while idle.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a probe may go unanswered.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What may be under way on a connection before the reader must have taken it: enough for a list
+/// of thousands of keys to come without a pause.
+const WINDOW_BYTES: u32 = 1 << 20;
+
+/// The largest message taken. A list is one message, and the client's own limit (4 MiB) is too low
+/// for a large cluster's; etcd itself sends up to this.
+const MESSAGE_BYTES: usize = i32::MAX as usize;
+
+/// Clients over one connection.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) kv: KvClient,
+    pub(super) watch: WatchClient,
+    pub(super) lease: LeaseClient,
+    /// Tells a connection from the one made after it.
+    pub(super) generation: u64,
+}
+
+/// All endpoints of a cluster.
+pub(super) struct Endpoints {
+    members: Vec<Member>,
+    connect_timeout: Duration,
+    standing: Mutex<Standing>,
+}
+
+struct Member {
+    url: String,
+    /// Held while connecting, so that calls at the same time share one connection.
+    connection: tokio::sync::Mutex<Option<Connection>>,
+}
+
+/// Which endpoints are to be asked first.
+struct Standing {
+    preferred: usize,
+    shunned_until: Vec<Option<Instant>>,
+    /// The connections given up: each endpoint's generations up to this are not to be used again.
+    dead_generation: Vec<u64>,
+    last_generation: u64,
+}
+
+impl Endpoints {
+    pub(super) fn new(urls: &[String], connect_timeout: Duration) -> Self {
+        let members: Vec<Member> = urls
+            .iter()
+            .map(|url| Member {
+                url: if url.contains("://") { url.clone() } else { format!("http://{url}") },
+                connection: tokio::sync::Mutex::default(),
+            })
+            .collect();
+        let standing = Standing {
+            preferred: 0,
+            shunned_until: vec![None; members.len()],
+            dead_generation: vec![0; members.len()],
+            last_generation: 0,
+        };
+        Self { members, connect_timeout, standing: Mutex::new(standing) }
+    }
+
+    pub(super) fn url(&self, at: usize) -> &str {
+        &self.members[at].url
+    }
+
+    pub(super) fn urls(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.url.clone()).collect()
+    }
+
+    /// Each endpoint once: the preferred one first, those that failed of late last.
+    pub(super) fn order(&self) -> Vec<usize> {
+        let now = Instant::now();
+        let standing = self.standing();
+        let count = self.members.len();
+        let mut order: Vec<usize> = (0..count).map(|n| (standing.preferred + n) % count).collect();
+        order.sort_by_key(|at| standing.shunned_until[*at].is_some_and(|until| until > now));
+        order
+    }
+
+    /// An endpoint answered: ask it first.
+    pub(super) fn prefer(&self, at: usize) {
+        let mut standing = self.standing();
+        standing.preferred = at;
+        standing.shunned_until[at] = None;
+    }
+
+    /// An endpoint failed: drop the connection, unless it is a newer one, and ask it last.
+    pub(super) fn leave(&self, at: usize, generation: u64) {
+        let mut standing = self.standing();
+        let dead = &mut standing.dead_generation[at];
+        *dead = generation.max(*dead);
+        standing.shunned_until[at] = Some(Instant::now() + SHUN);
+    }
+
+    /// A connection to an endpoint, made within `limit` if there is none yet. The error says in
+    /// words what stood in the way; nothing has been sent.
+    pub(super) async fn connect(&self, at: usize, limit: Duration) -> Result<Connection, String> {
+        let limit = limit.min(self.connect_timeout);
+        let member = &self.members[at];
+        let connected = timeout(limit, async {
+            let mut slot = member.connection.lock().await;
+            let dead = self.standing().dead_generation[at];
+            if let Some(connection) = slot.as_ref().filter(|open| open.generation > dead) {
+                return Ok(connection.clone());
+            }
+            *slot = None;
+            let generation = {
+                let mut standing = self.standing();
+                standing.last_generation += 1;
+                standing.last_generation
+            };
+            let connection = open(&member.url, generation).await?;
+            *slot = Some(connection.clone());
+            Ok(connection)
+        })
+        .await;
+        let connected =
+            connected.unwrap_or_else(|_| Err(format!("no connection within {} ms", limit.as_millis())));
+        if connected.is_err() {
+            self.standing().shunned_until[at] = Some(Instant::now() + SHUN);
+        }
+        connected
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().expect("no panic happens while the standing is locked")
+    }
+}
+
+/// Connects. Only the connection is made: etcd's answer comes with the first call.
+async fn open(url: &str, generation: u64) -> Result<Connection, String> {
+    let channel = Endpoint::from_shared(url.to_owned())
+        .map_err(|error| chain(&error))?
+        .http2_keep_alive_interval(PROBE_EVERY)
+        .keep_alive_timeout(PROBE_TIMEOUT)
+        .keep_alive_while_idle(false)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(2 * WINDOW_BYTES)
+        .connect()
+        .await
+        .map_err(|error| chain(&error))?;
+    // A member that has lost its leader must say so, and end its watches: cut off from the others
+    // it would stay silent for ever while it looks alive.
+    let options = ConnectOptions::new().with_require_leader(true);
+    let client =
+        Client::from_channel(Channel::Tonic(channel), Some(options)).await.map_err(|error| chain(&error))?;
+    Ok(Connection {
+        kv: client.kv_client().max_decoding_message_size(MESSAGE_BYTES),
+        watch: client.watch_client().max_decoding_message_size(MESSAGE_BYTES),
+        lease: client.lease_client(),
+        generation,
+    })
+}

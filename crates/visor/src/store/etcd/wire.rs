@@ -1,0 +1,110 @@
+//! Between the store's vocabulary and etcd's: keys with the cluster's prefix, operations, entries.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use etcd_client::{
+    Compare as EtcdCompare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, PutOptions,
+    ResponseHeader, Txn as EtcdTxn, TxnOp, TxnOpResponse, TxnResponse,
+};
+
+use crate::store::{Compare, Entry, Event, Keys, Op, Revision, Txn, TxnReply};
+
+/// The cluster's prefix, with the slash that parts it from the key.
+#[derive(Clone, Debug)]
+pub(super) struct Wire {
+    prefix: Arc<str>,
+}
+
+impl Wire {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { prefix: format!("{}/", prefix.trim_end_matches('/')).into() }
+    }
+
+    fn key(&self, key: &str) -> Vec<u8> {
+        format!("{}{key}", self.prefix).into_bytes()
+    }
+
+    /// A key as it is on the wire, without the prefix. Bytes that are no UTF-8 can't be one of ours.
+    fn stripped(&self, key: &[u8]) -> String {
+        let key = key.strip_prefix(self.prefix.as_bytes()).unwrap_or(key);
+        String::from_utf8_lossy(key).into_owned()
+    }
+
+    /// Where keys start, and whether they go on to the end of that prefix.
+    pub(super) fn start(&self, keys: &Keys) -> (Vec<u8>, bool) {
+        match keys {
+            Keys::One(key) => (self.key(key), false),
+            Keys::Prefix(prefix) => (self.key(prefix), true),
+        }
+    }
+
+    pub(super) fn entry(&self, kv: KeyValue) -> Entry {
+        let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
+        let lease = (kv.lease() != 0).then(|| kv.lease());
+        let (key, value) = kv.into_key_value();
+        Entry { key: self.stripped(&key), value: Bytes::from(value), create_revision, mod_revision, lease }
+    }
+
+    pub(super) fn entries(&self, kvs: Vec<KeyValue>) -> Vec<Entry> {
+        kvs.into_iter().map(|kv| self.entry(kv)).collect()
+    }
+
+    pub(super) fn event(&self, event: &etcd_client::Event) -> Option<Event> {
+        let kv = event.kv()?;
+        Some(match event.event_type() {
+            EventType::Put => Event::Put(self.entry(kv.clone())),
+            EventType::Delete => Event::Delete { key: self.stripped(kv.key()), revision: kv.mod_revision() },
+        })
+    }
+
+    pub(super) fn txn(&self, txn: Txn) -> EtcdTxn {
+        let ops = |ops: Vec<Op>| -> Vec<TxnOp> { ops.into_iter().map(|op| self.op(op)).collect() };
+        let when: Vec<EtcdCompare> = txn.when.iter().map(|compare| self.compare(compare)).collect();
+        EtcdTxn::new().when(when).and_then(ops(txn.then)).or_else(ops(txn.otherwise))
+    }
+
+    fn compare(&self, compare: &Compare) -> EtcdCompare {
+        match compare {
+            Compare::ModRevision(key, revision) => {
+                EtcdCompare::mod_revision(self.key(key), CompareOp::Equal, *revision)
+            }
+            Compare::CreateRevision(key, revision) => {
+                EtcdCompare::create_revision(self.key(key), CompareOp::Equal, *revision)
+            }
+            Compare::Exists(key) => EtcdCompare::create_revision(self.key(key), CompareOp::Greater, 0),
+        }
+    }
+
+    fn op(&self, op: Op) -> TxnOp {
+        match op {
+            Op::Put { key, value, lease } => {
+                let options = lease.map(|lease| PutOptions::new().with_lease(lease));
+                TxnOp::put(self.key(&key), value, options)
+            }
+            Op::Delete(keys) => {
+                let (start, is_prefix) = self.start(&keys);
+                let options = is_prefix.then(|| DeleteOptions::new().with_prefix());
+                TxnOp::delete(start, options)
+            }
+            Op::Get(keys) => {
+                let (start, is_prefix) = self.start(&keys);
+                let options = is_prefix.then(|| GetOptions::new().with_prefix());
+                TxnOp::get(start, options)
+            }
+        }
+    }
+
+    pub(super) fn txn_reply(&self, reply: &TxnResponse) -> TxnReply {
+        let found = reply.op_responses().into_iter().map(|answer| match answer {
+            TxnOpResponse::Get(mut page) => self.entries(page.take_kvs()),
+            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => Vec::new(),
+        });
+        TxnReply { succeeded: reply.succeeded(), revision: revision(reply.header()), found: found.collect() }
+    }
+}
+
+/// The store's revision in an answer. etcd never leaves the header out.
+pub(super) fn revision(header: Option<&ResponseHeader>) -> Revision {
+    header.map_or(0, ResponseHeader::revision)
+}

@@ -1,0 +1,315 @@
+//! The store in memory: linearizable, with the semantics of etcd 3.4 for all of the trait.
+//!
+//! For tests and simulation. Nothing inside is random and nothing reads a wall clock: leases run on
+//! tokio's clock, so that a test with paused time decides when they end. No task runs in the
+//! background either: a lease that has run out is ended by the next call, or by a waiting watch.
+//!
+//! Each [`ModelStore::client`] has [`Faults`] of its own, so that one host of a simulated cluster
+//! can be cut off while the others go on.
+
+mod mistake;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    Keys, LeaseId, Page, Result, Revision, SharedStore, Store, StoreError, Txn, TxnReply, Watch, WatchMessage,
+};
+#[cfg(any(test, feature = "testing"))]
+pub use mistake::Mistake;
+use state::State;
+
+/// How long a call into a partition waits before it gives up, as the real client does.
+const PARTITION_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What stands for an endpoint in the errors of a model.
+const ENDPOINT: &str = "model";
+
+/// An etcd in memory. A clone is the same store through the same client.
+#[derive(Clone)]
+pub struct ModelStore {
+    shared: Arc<Mutex<State>>,
+    link: Arc<Mutex<Link>>,
+}
+
+/// What is wrong between one client and the store.
+#[derive(Default)]
+struct Link {
+    unreachable: bool,
+    partitioned: bool,
+    refusal: Option<String>,
+    /// What becomes of the next writes, first one first.
+    fates: VecDeque<Fate>,
+    /// The watches made through it; ended ones stay until the next is made.
+    watches: Vec<u64>,
+}
+
+/// What becomes of a write whose answer doesn't arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is carried out and the reply gets lost.
+    LoseReply,
+    /// It gets lost on its way: nothing is carried out.
+    LoseRequest,
+}
+
+/// The switches that make one client's life hard.
+#[derive(Clone)]
+pub struct Faults {
+    store: ModelStore,
+}
+
+impl Default for ModelStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ModelStore {
+    /// An empty store, at revision 1 as a new etcd is.
+    pub fn new() -> Self {
+        Self { shared: Arc::new(Mutex::new(State::new())), link: Arc::default() }
+    }
+
+    /// An empty store that does one thing wrong, to show that a comparison would notice.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn with_mistake(mistake: Mistake) -> Self {
+        let store = Self::new();
+        store.as_it_is().mistake = Some(mistake);
+        store
+    }
+
+    /// Another client of the same store, with faults of its own.
+    pub fn client(&self) -> Self {
+        Self { shared: self.shared.clone(), link: Arc::default() }
+    }
+
+    /// This client as the loops take it.
+    pub fn shared(&self) -> SharedStore {
+        Arc::new(self.clone())
+    }
+
+    /// This client's faults.
+    pub fn faults(&self) -> Faults {
+        Faults { store: self.clone() }
+    }
+
+    /// The store's revision now, by the clock of the tokio runtime that this is called in.
+    pub fn revision(&self) -> Revision {
+        self.state().revision()
+    }
+
+    /// The store, with every lease ended that has run out.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.as_it_is();
+        state.end_leases(Instant::now());
+        state
+    }
+
+    /// The store, whatever the time: for what may happen outside of tokio, where no paused clock is.
+    fn as_it_is(&self) -> MutexGuard<'_, State> {
+        self.shared.lock().expect("no panic happens while the model is locked")
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().expect("no panic happens while a link is locked")
+    }
+
+    /// The way to the store for a call that is safe to repeat.
+    async fn reach(&self) -> Result<()> {
+        // A real store never answers in the same poll; without this, two tasks on one thread would
+        // never interleave, and their races would stay hidden.
+        tokio::task::yield_now().await;
+        let partitioned = {
+            let link = self.link();
+            if link.unreachable {
+                return Err(unreachable("connection refused"));
+            }
+            link.partitioned
+        };
+        if partitioned {
+            sleep(PARTITION_TIMEOUT).await;
+            return Err(unreachable("no answer"));
+        }
+        Ok(())
+    }
+
+    /// A write: `commit` is called unless a fault forbids it.
+    async fn write<T>(&self, commit: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        match self.reach().await {
+            Err(StoreError::Unreachable { detail, .. }) if self.link().partitioned => {
+                return Err(StoreError::OutcomeUnknown { detail });
+            }
+            other => other?,
+        }
+        let fate = {
+            let mut link = self.link();
+            if let Some(detail) = &link.refusal {
+                return Err(StoreError::Refused { detail: detail.clone() });
+            }
+            link.fates.pop_front()
+        };
+        let unknown = |detail: &str| StoreError::OutcomeUnknown { detail: detail.to_owned() };
+        match fate {
+            None => commit(&mut self.state()),
+            Some(Fate::LoseRequest) => Err(unknown("the request was lost")),
+            Some(Fate::LoseReply) => {
+                let mut state = self.state();
+                if !state.loses_the_write_with_its_reply() {
+                    // What the store said is what got lost.
+                    let _ = commit(&mut state);
+                }
+                Err(unknown("the reply was lost"))
+            }
+        }
+    }
+}
+
+fn unreachable(detail: &str) -> StoreError {
+    StoreError::Unreachable { endpoints: vec![ENDPOINT.to_owned()], detail: detail.to_owned() }
+}
+
+impl Faults {
+    /// The next writes end so, in this order, and say that their outcome is unknown.
+    pub fn next_writes(&self, fates: impl IntoIterator<Item = Fate>) {
+        self.store.link().fates.extend(fates);
+    }
+
+    /// As when the coordinator's process has gone: calls fail at once and watches end.
+    pub fn unreachable(&self, yes: bool) {
+        self.store.link().unreachable = yes;
+        if yes {
+            self.end_watches(StoreError::WatchEnded { detail: "the connection broke".to_owned() });
+        }
+    }
+
+    /// As when packets are dropped: calls wait in vain and watches fall silent for good.
+    pub fn partition(&self, yes: bool) {
+        self.store.link().partitioned = yes;
+        if yes {
+            self.silence_watches();
+        }
+    }
+
+    /// Every write is refused in these words (as when etcd is out of space), until `None`.
+    pub fn refuse_writes(&self, detail: Option<&str>) {
+        self.store.link().refusal = detail.map(str::to_owned);
+    }
+
+    /// Ends this client's watches with an error, after what they had to deliver.
+    pub fn end_watches(&self, error: StoreError) {
+        let watches = std::mem::take(&mut self.store.link().watches);
+        self.store.as_it_is().end_watches(&watches, &error);
+    }
+
+    /// This client's watches deliver nothing from now on, and don't end either.
+    pub fn silence_watches(&self) {
+        let watches = self.store.link().watches.clone();
+        self.store.as_it_is().silence_watches(&watches);
+    }
+
+    /// Ends a lease now, as if it had run out.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseNotFound`] if it has ended before.
+    pub fn expire_lease(&self, lease: LeaseId) -> Result<()> {
+        self.store.state().revoke(lease)
+    }
+}
+
+#[async_trait]
+impl Store for ModelStore {
+    async fn range(&self, keys: Keys, at: Option<Revision>) -> Result<Page> {
+        self.reach().await?;
+        self.state().range(&keys, at)
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnReply> {
+        if txn.is_read_only() {
+            self.reach().await?;
+            return self.state().txn(&txn);
+        }
+        self.write(|state| state.txn(&txn)).await
+    }
+
+    async fn watch(&self, keys: Keys, from: Revision) -> Result<Box<dyn Watch>> {
+        self.reach().await?;
+        let wake = Arc::new(Notify::new());
+        let id = self.state().watch(keys, from, wake.clone());
+        self.link().watches.push(id);
+        Ok(Box::new(ModelWatch { store: self.clone(), id, wake }))
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
+        self.write(|state| Ok(state.grant(ttl, Instant::now()))).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration> {
+        self.reach().await?;
+        self.state().keep_alive(lease, Instant::now())
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<()> {
+        self.write(|state| state.revoke(lease)).await
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<()> {
+        self.write(|state| state.compact(revision)).await
+    }
+}
+
+/// A watch on the model.
+struct ModelWatch {
+    store: ModelStore,
+    id: u64,
+    wake: Arc<Notify>,
+}
+
+#[async_trait]
+impl Watch for ModelWatch {
+    async fn next(&mut self) -> Option<Result<WatchMessage>> {
+        loop {
+            let next_end = {
+                let mut state = self.store.state();
+                match state.next_message(self.id) {
+                    Some(message) => return message,
+                    None => state.next_lease_end(),
+                }
+            };
+            match next_end {
+                Some(at) => {
+                    tokio::select! {
+                        biased;
+                        () = self.wake.notified() => {}
+                        () = sleep_until(at) => {}
+                    }
+                }
+                None => self.wake.notified().await,
+            }
+        }
+    }
+
+    async fn request_progress(&mut self) -> Result<()> {
+        self.store.state().request_progress(self.id)
+    }
+}
+
+impl Drop for ModelWatch {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.store.link().watches.retain(|watch| *watch != id);
+        self.store.as_it_is().forget_watch(id);
+    }
+}

@@ -1,0 +1,41 @@
+//! Waiting for a coordinator that isn't there yet.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{Keys, Result, Store, StoreError};
+
+/// The first pause between two tries.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause between two tries: how late a daemon may notice a coordinator that has come.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The key that is read; whether it exists doesn't matter. Each identity may read it.
+const PROBE: &str = "schema";
+
+/// Waits until the store answers. `say` is called once, with the first failure, if there is one.
+///
+/// # Errors
+/// What the store answers, if that is a refusal: waiting would not change it.
+///
+/// # Cancel safety
+/// Nothing is lost.
+pub async fn wait_until_ready(store: &dyn Store, say: impl FnOnce(&StoreError) + Send) -> Result<()> {
+    let mut say = Some(say);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match store.range(Keys::One(PROBE.to_owned()), None).await {
+            Ok(_) => return Ok(()),
+            Err(error @ StoreError::Refused { .. }) => return Err(error),
+            Err(error) => {
+                if let Some(say) = say.take() {
+                    say(&error);
+                }
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}

@@ -1,0 +1,410 @@
+//! A real etcd for tests: own process, own ports, own data, in memory where the machine has it.
+//!
+//! A shell stands between the test and its etcd and waits for the end of its standard input: it kills
+//! the etcd and removes its data however the test ends, be it by SIGKILL.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{sync::OnceCell, time::timeout};
+
+use super::until;
+use crate::store::{
+    Keys, SharedStore, Store,
+    etcd::{EtcdConfig, EtcdStore},
+};
+
+/// Names the endpoint of an etcd that all tests of a run share.
+const SHARED: &str = "BAZOOKA_TEST_ETCD";
+
+/// How long an etcd may take until it answers. It takes a fifth of a second on an idle machine.
+const START: Duration = Duration::from_secs(30);
+
+/// Starts what its arguments say, prints its pid, and kills it at the end of its input. Unless the
+/// last word was to keep it, it removes the folder that is its first argument.
+const GUARD: &str = r#"dir=$1; shift
+"$@" < /dev/null > "$dir/log" 2>&1 &
+child=$!
+exec 2> /dev/null
+echo $child
+read -r word
+kill -9 $child
+wait $child
+[ "$word" = keep ] || rm -rf "$dir"
+"#;
+
+/// A coordinator for tests. Dropping it ends it, if it was started here.
+pub struct Etcd {
+    endpoint: String,
+    member: Option<Member>,
+}
+
+/// One etcd process and its folder.
+struct Member {
+    name: String,
+    dir: PathBuf,
+    /// Where it serves clients. Port 0 until it was first started: the kernel chooses.
+    client: SocketAddrV4,
+    /// Those about its peers, and what a test wants.
+    arguments: Vec<String>,
+    run: Option<Run>,
+}
+
+/// One run of an etcd process.
+struct Run {
+    guard: Child,
+    pid: Pid,
+}
+
+/// A cluster of several etcds. Dropping it ends them.
+pub struct EtcdCluster {
+    members: Vec<Member>,
+}
+
+impl Etcd {
+    /// Starts an etcd of the test's own.
+    ///
+    /// # Panics
+    /// If there is no etcd, or if it doesn't start.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with more arguments: `--quota-backend-bytes=...`.
+    ///
+    /// # Panics
+    /// As [`Etcd::start`].
+    pub async fn start_with(arguments: &[&str]) -> Self {
+        let mut member = Member::new("default", alone(arguments));
+        member.start();
+        member.wait_until_it_answers().await;
+        Self { endpoint: member.endpoint(), member: Some(member) }
+    }
+
+    /// The etcd that the tests of a run share: of the environment, or one for this process.
+    ///
+    /// Never stop it, fill it or compact it: others are using it.
+    ///
+    /// # Panics
+    /// As [`Etcd::start`].
+    pub async fn shared() -> &'static Self {
+        static ONE: OnceCell<Etcd> = OnceCell::const_new();
+        ONE.get_or_init(|| async {
+            match std::env::var(SHARED) {
+                Ok(endpoint) => Self { endpoint, member: None },
+                Err(_) => Self::start().await,
+            }
+        })
+        .await
+    }
+
+    /// Its URL.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// A store on it, below a prefix of its own.
+    pub fn store(&self) -> SharedStore {
+        Arc::new(EtcdStore::new(self.config()))
+    }
+
+    /// A configuration for it, with a prefix of its own.
+    pub fn config(&self) -> EtcdConfig {
+        EtcdConfig::new(vec![self.endpoint.clone()], fresh_prefix())
+    }
+
+    /// Stops its process where it stands (SIGSTOP): connections stay open, nothing answers.
+    pub fn pause(&self) {
+        self.own().signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.own().signal(Signal::SIGCONT);
+    }
+
+    /// Kills it (SIGKILL). Its data stays.
+    pub fn kill(&mut self) {
+        self.own_mut().kill();
+    }
+
+    /// Starts it again, with its data and at its old endpoint.
+    ///
+    /// # Panics
+    /// If it doesn't start.
+    pub async fn restart(&mut self) {
+        let member = self.own_mut();
+        member.kill();
+        member.start();
+        member.wait_until_it_answers().await;
+    }
+
+    fn own(&self) -> &Member {
+        self.member.as_ref().expect("the run's shared etcd is not this test's to disturb")
+    }
+
+    fn own_mut(&mut self) -> &mut Member {
+        self.member.as_mut().expect("the run's shared etcd is not this test's to disturb")
+    }
+}
+
+/// A prefix that no other test has, in whatever process.
+pub fn fresh_prefix() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("/test-{}-{}-{count}", std::process::id(), now.as_nanos())
+}
+
+impl EtcdCluster {
+    /// Starts a cluster.
+    ///
+    /// # Panics
+    /// If there is no etcd, or if one doesn't start.
+    pub async fn start(size: usize) -> Self {
+        // Peers must know each other's ports before they start. Of an address that nobody else uses,
+        // a port that was free a moment ago still is.
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let ip = Ipv4Addr::new(127, 77, high, low);
+        let held: Vec<TcpListener> =
+            (0..size).map(|_| TcpListener::bind((ip, 0)).expect("a free port on loopback")).collect();
+        let peers: Vec<String> = held
+            .iter()
+            .enumerate()
+            .map(|(n, port)| format!("m{n}=http://{}", port.local_addr().expect("it is bound")))
+            .collect();
+        drop(held);
+        let mut members: Vec<Member> = peers
+            .iter()
+            .map(|peer| {
+                let (name, url) = peer.split_once('=').expect("they were put together so");
+                let arguments = vec![
+                    format!("--listen-peer-urls={url}"),
+                    format!("--initial-advertise-peer-urls={url}"),
+                    format!("--initial-cluster={}", peers.join(",")),
+                    "--initial-cluster-token=bazooka-test".to_owned(),
+                ];
+                Member::new(name, arguments)
+            })
+            .collect();
+        members.iter_mut().for_each(Member::start);
+        for member in &mut members {
+            member.wait_until_it_answers().await;
+        }
+        Self { members }
+    }
+
+    /// A configuration for all of it, with a prefix of its own.
+    pub fn config(&self) -> EtcdConfig {
+        EtcdConfig::new(self.members.iter().map(Member::endpoint).collect(), fresh_prefix())
+    }
+
+    /// The member that leads, by its place among the endpoints.
+    ///
+    /// # Panics
+    /// If none does.
+    pub async fn leader(&self) -> usize {
+        until("a member leads", START, || async {
+            for (at, member) in self.members.iter().enumerate() {
+                let asked = async {
+                    let mut client = etcd_client::Client::connect([member.endpoint()], None).await?;
+                    let status = client.status().await?;
+                    let own = status.header().map(etcd_client::ResponseHeader::member_id);
+                    Ok::<_, etcd_client::Error>(own == Some(status.leader()))
+                };
+                if let Ok(Ok(true)) = timeout(Duration::from_secs(1), asked).await {
+                    return Ok(at);
+                }
+            }
+            Err("none says so".to_owned())
+        })
+        .await
+    }
+
+    /// Stops a member where it stands (SIGSTOP).
+    pub fn pause(&self, at: usize) {
+        self.members[at].signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self, at: usize) {
+        self.members[at].signal(Signal::SIGCONT);
+    }
+
+    /// Kills a member (SIGKILL). Its data stays.
+    pub fn kill(&mut self, at: usize) {
+        self.members[at].kill();
+    }
+
+    /// Starts it again.
+    ///
+    /// # Panics
+    /// If it doesn't start.
+    pub async fn restart(&mut self, at: usize) {
+        let member = &mut self.members[at];
+        member.kill();
+        member.start();
+        member.wait_until_it_answers().await;
+    }
+}
+
+/// The arguments of an etcd without peers, and more.
+fn alone(more: &[&str]) -> Vec<String> {
+    // Port 0: the kernel chooses. Nobody will call there.
+    let peer = "http://127.0.0.2:0";
+    let mut arguments = vec![
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=default={peer}"),
+    ];
+    arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+    arguments
+}
+
+impl Member {
+    fn new(name: &str, arguments: Vec<String>) -> Self {
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let dir = tempfile::Builder::new()
+            .prefix("bazooka-test-etcd-")
+            .tempdir_in(parent)
+            .expect("a folder for etcd's data can be made");
+        let client = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        // From here on, the guard removes it.
+        Self { name: name.to_owned(), dir: dir.keep(), client, arguments, run: None }
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    fn start(&mut self) {
+        let client = format!("http://{}", self.client);
+        let own = [
+            format!("--name={}", self.name),
+            format!("--data-dir={}", self.dir.join("data").display()),
+            format!("--listen-client-urls={client}"),
+            format!("--advertise-client-urls={client}"),
+            "--logger=zap".to_owned(),
+            "--log-level=warn".to_owned(),
+        ];
+        let mut guard = Command::new("sh")
+            .args(["-c", GUARD, "guard"])
+            .arg(&self.dir)
+            .arg("etcd")
+            .args(own.iter().chain(&self.arguments))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh is there");
+        let mut line = String::new();
+        BufReader::new(guard.stdout.take().expect("stdout is piped"))
+            .read_line(&mut line)
+            .expect("the guard says the pid of its child");
+        let pid = line.trim().parse().expect("the guard says a pid");
+        self.run = Some(Run { guard, pid: Pid::from_raw(pid) });
+    }
+
+    /// Waits until its own process listens where it should, and answers.
+    async fn wait_until_it_answers(&mut self) {
+        let pid = self.run.as_ref().expect("it was started").pid;
+        let (ip, port) = (*self.client.ip(), self.client.port());
+        let found = until("etcd listens", START, || async {
+            let listening = listeners(pid);
+            let found = listening.iter().find(|at| *at.ip() == ip && (port == 0 || at.port() == port));
+            if let Some(at) = found {
+                return Ok(*at);
+            }
+            if !Path::new(&format!("/proc/{pid}/exe")).exists() {
+                panic!("{}", self.why_it_ended());
+            }
+            Err(format!("{listening:?}"))
+        })
+        .await;
+        self.client = found;
+        let store = EtcdStore::new(EtcdConfig::new(vec![self.endpoint()], "/probe"));
+        until("etcd answers", START, || async {
+            let answer = store.range(Keys::One("probe".to_owned()), None).await;
+            answer.map(drop).map_err(|error| format!("{error:?}"))
+        })
+        .await;
+    }
+
+    fn why_it_ended(&self) -> String {
+        let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        if log.contains("not found") {
+            "there is no etcd on this machine; hint: apt-get install etcd-server".to_owned()
+        } else {
+            format!("etcd ended as it started; its log:\n{log}")
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(run) = &self.run {
+            kill(run.pid, signal).expect("the guard hasn't reaped it: it is still there");
+        }
+    }
+
+    fn kill(&mut self) {
+        self.end("keep\n");
+    }
+
+    fn end(&mut self, word: &str) {
+        let Some(mut run) = self.run.take() else { return };
+        if let Some(mut input) = run.guard.stdin.take() {
+            // If the guard has gone there is nothing left to end.
+            let _ = input.write_all(word.as_bytes());
+        }
+        let _ = run.guard.wait();
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if self.run.is_some() {
+            self.end("");
+        } else {
+            // The guard of its last run was told to keep it.
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// The TCP addresses on which a process listens itself.
+fn listeners(pid: Pid) -> Vec<SocketAddrV4> {
+    let Ok(table) = fs::read_to_string(format!("/proc/{pid}/net/tcp")) else { return Vec::new() };
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let sockets: BTreeSet<String> = open
+        .filter_map(|file| fs::read_link(file.ok()?.path()).ok()?.into_os_string().into_string().ok())
+        .collect();
+    table
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+            // 0A is LISTEN.
+            if *state != "0A" || !sockets.contains(&format!("socket:[{inode}]")) {
+                return None;
+            }
+            let (ip, port) = local.split_once(':')?;
+            // The kernel prints the address as it lies in memory.
+            let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
+            Some(SocketAddrV4::new(Ipv4Addr::from(ip), u16::from_str_radix(port, 16).ok()?))
+        })
+        .collect()
+}

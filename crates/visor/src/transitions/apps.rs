@@ -1,0 +1,203 @@
+//! Apps, their repositories' state and their revs: what bazooka-rm writes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use crate::{
+    keys::{self, Key},
+    names::{AppName, ProcName, RevId},
+    schema::{App, Extra, Proc, Repo, Rev},
+    snapshot::{Snapshot, Versioned},
+    store::Keys,
+    visor::{Change, Committed, Decision, Refusal, Result, Visor, VisorError},
+};
+
+/// Service ports are given out from the one after this: the original's own range, clear of Linux's
+/// ephemeral ports (32768 and up).
+pub const SERVICE_PORT_BASE: u16 = 8500;
+
+/// The most keys that one deletion takes away: on etcd 3.4 a delete of 20,000 slows each later
+/// transaction thirtyfold.
+const DELETE_PIECE: usize = 100;
+
+impl Visor {
+    /// Registers an app.
+    ///
+    /// # Errors
+    /// [`Refusal::AppExists`].
+    pub async fn register_app(&self, name: &AppName, owner: &str, token: &str, now: Timestamp) -> Result<()> {
+        let key = Key::App(name.clone());
+        self.decide(vec![Keys::One(key.to_string())], |snapshot| {
+            match snapshot.apps.get(name).and_then(|view| view.app.as_ref()) {
+                Some(app) if app.token == token => Ok(Decision::Already(())),
+                Some(app) => Err(Refusal::AppExists(name.clone(), app.owner.clone()).into()),
+                None => {
+                    let app = App {
+                        owner: owner.into(),
+                        created_at: now,
+                        token: token.into(),
+                        destroying: false,
+                        extra: Extra::new(),
+                    };
+                    Ok(Decision::Change(Change::new().absent(&key).put(&key, &app), ()))
+                }
+            }
+        })
+        .await
+    }
+
+    /// Marks an app as being destroyed: nothing is wanted of it any more. Its rows go later, by
+    /// [`Visor::forget_app`], when nothing of it runs.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`].
+    pub async fn destroy_app(&self, name: &AppName) -> Result<()> {
+        let key = Key::App(name.clone());
+        self.decide(vec![Keys::One(key.to_string())], |snapshot| {
+            let app = registered(snapshot, name)?;
+            if app.destroying {
+                return Ok(Decision::Already(()));
+            }
+            let after = App { destroying: true, ..app.value.clone() };
+            Ok(Decision::Change(Change::new().as_read(&key, Some(app)).put(&key, &after), ()))
+        })
+        .await
+    }
+
+    /// Deletes all rows of an app that is being destroyed, its own last, in small pieces.
+    ///
+    /// Returns false, having deleted nothing, while instances of it are left. A crash halfway leaves an app that is
+    /// still marked, so that the next call goes on.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`]; the store's.
+    pub async fn forget_app(&self, name: &AppName) -> Result<bool> {
+        let own = Key::App(name.clone());
+        let snapshot = self.read(vec![Keys::One(own.to_string()), keys::app_below(name)]).await?;
+        let app = registered(&snapshot, name)?.clone();
+        if !app.destroying || !snapshot.apps[name].instances.is_empty() {
+            return Ok(false);
+        }
+        for scope in [keys::history_of(name), keys::app_below(name)] {
+            let page = self.store().range(scope, None).await?;
+            for piece in page.entries.chunks(DELETE_PIECE) {
+                let mut change = Change::new().as_read(&own, Some(&app));
+                for entry in piece {
+                    change = change.delete_all(Keys::One(entry.key.clone()));
+                }
+                if self.commit(change).await? == Committed::Conflict {
+                    return Err(VisorError::Contended);
+                }
+            }
+        }
+        let last = Change::new()
+            .as_read(&own, Some(&app))
+            .delete(&Key::Stored(name.clone()))
+            .delete(&Key::Repo(name.clone()))
+            .delete(&own);
+        Ok(matches!(self.commit(last).await?, Committed::Done(_)))
+    }
+
+    /// Says how far an app's repository is set up.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`] if the app has gone meanwhile.
+    pub async fn report_repo(&self, name: &AppName, repo: &Repo) -> Result<()> {
+        let (own, key) = (Key::App(name.clone()), Key::Repo(name.clone()));
+        let scopes = vec![Keys::One(own.to_string()), Keys::One(key.to_string())];
+        self.decide(scopes, |snapshot| {
+            let app = registered(snapshot, name)?;
+            let before = snapshot.apps[name].repo.as_ref();
+            if before.is_some_and(|before| before.value == *repo) {
+                return Ok(Decision::Already(()));
+            }
+            let change = Change::new().as_read(&own, Some(app)).as_read(&key, before).put(&key, repo);
+            Ok(Decision::Change(change, ()))
+        })
+        .await
+    }
+
+    /// Registers a built rev and, for each proc that is new to the app, the service with its port.
+    ///
+    /// A rev that is registered already stays as it is. Ports in `taken` are passed over. Returns every
+    /// proc of the rev with its port.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoPortLeft`].
+    pub async fn register_rev(
+        &self,
+        name: &AppName,
+        id: &RevId,
+        rev: &Rev,
+        taken: &BTreeSet<u16>,
+    ) -> Result<BTreeMap<ProcName, u16>> {
+        let mut scopes = keys::app(name);
+        scopes.push(Keys::One(Key::PortCounter.to_string()));
+        self.decide(scopes, |snapshot| {
+            let own = Key::App(name.clone());
+            let app = registered(snapshot, name)?;
+            if app.destroying {
+                return Err(Refusal::Destroying(name.clone()).into());
+            }
+            let view = &snapshot.apps[name];
+            let mut change = Change::new().as_read(&own, Some(app));
+            let mut ports = BTreeMap::new();
+            let before = snapshot.port_counter.as_ref();
+            let mut last = before.map_or(u64::from(SERVICE_PORT_BASE), |counter| counter.value);
+            for proc in rev.procs.keys() {
+                let port = match view.procs.get(proc) {
+                    Some(known) => known.port,
+                    None => {
+                        let port = (last + 1..=u64::from(u16::MAX))
+                            .filter_map(|port| u16::try_from(port).ok())
+                            .find(|port| !taken.contains(port))
+                            .ok_or(Refusal::NoPortLeft)?;
+                        last = u64::from(port);
+                        let key = Key::Proc(name.clone(), proc.clone());
+                        let row = Proc {
+                            port,
+                            run: Default::default(),
+                            min_ready_ms: None,
+                            max_unavailable: 0,
+                            batch: None,
+                            extra: Extra::new(),
+                        };
+                        change = change.absent(&key).put(&key, &row);
+                        port
+                    }
+                };
+                ports.insert(proc.clone(), port);
+            }
+            if before.map(|counter| counter.value) != Some(last) && last != u64::from(SERVICE_PORT_BASE) {
+                change = change.as_read(&Key::PortCounter, before).put(&Key::PortCounter, &last);
+            }
+            if !view.revs.contains_key(id) {
+                let key = Key::Rev(name.clone(), id.clone());
+                change = change.absent(&key).put(&key, rev);
+            }
+            Ok(if change.then.is_empty() {
+                Decision::Already(ports)
+            } else {
+                Decision::Change(change, ports)
+            })
+        })
+        .await
+    }
+}
+
+/// The app's own row.
+pub(crate) fn registered<'a>(snapshot: &'a Snapshot, name: &AppName) -> Result<&'a Versioned<App>> {
+    let unreadable = snapshot.unreadable.get(&Key::App(name.clone()).to_string());
+    if let Some(detail) = unreadable {
+        return Err(VisorError::Unreadable {
+            key: Key::App(name.clone()).to_string(),
+            detail: detail.clone(),
+        });
+    }
+    snapshot
+        .apps
+        .get(name)
+        .and_then(|view| view.app.as_ref())
+        .ok_or_else(|| Refusal::NoSuchApp(name.clone()).into())
+}

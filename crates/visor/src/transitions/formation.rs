@@ -1,0 +1,223 @@
+//! What users want to run: counts, canaries, restarts.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::{
+    keys::{self, Key},
+    names::{AppName, InstanceId, ProcName, ReleaseId, RevId},
+    schema::{Extra, Formation, Release, ReleaseStatus},
+    snapshot::{AppView, Snapshot},
+    store::Keys,
+    transitions::apps::registered,
+    visor::{Change, Decision, Refusal, Result, Visor},
+};
+
+/// What a scale changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scaled {
+    /// The release that was scaled.
+    pub release: ReleaseId,
+    /// How many were wanted before.
+    pub from: u32,
+    /// How many are wanted now.
+    pub to: u32,
+}
+
+impl Visor {
+    /// Sets how many instances a proc should have: of head, or of a rev beside it.
+    ///
+    /// A rev that isn't head's own is run by the newest release of it with head's env, which is made if there
+    /// is none.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::NoSuchRev`],
+    /// [`Refusal::NotInRev`], [`Refusal::Destroying`].
+    pub async fn scale(
+        &self,
+        name: &AppName,
+        proc: &ProcName,
+        count: u32,
+        rev: Option<&RevId>,
+        by: &str,
+        now: Timestamp,
+    ) -> Result<Scaled> {
+        self.decide(keys::app(name), |snapshot| {
+            let (change, view) = on_service(snapshot, name, proc)?;
+            let (head, head_release) =
+                view.head_release().ok_or_else(|| Refusal::NotReleased(name.clone()))?;
+            let mut formation = view.formation.get(proc).map(|f| f.value.clone()).unwrap_or_default();
+            let head_key = Key::Head(name.clone());
+            let mut change = change.as_read(&head_key, view.head.as_ref());
+            let (release, before) = match rev.filter(|rev| **rev != head_release.rev) {
+                None => {
+                    runs(view, name, &head_release.rev, proc, count)?;
+                    (head, std::mem::replace(&mut formation.count, count))
+                }
+                Some(rev) => {
+                    runs(view, name, rev, proc, count)?;
+                    let made = view.releases.iter().rev().find(|(_, release)| {
+                        release.rev == *rev
+                            && release.env == head_release.env
+                            && release.status != ReleaseStatus::Failed
+                    });
+                    let release = match made {
+                        Some((id, _)) => *id,
+                        None if count == 0 => {
+                            return Ok(Decision::Already(Scaled { release: head, from: 0, to: 0 }));
+                        }
+                        None => {
+                            let id = next_release(view);
+                            let key = Key::Release(name.clone(), id);
+                            let release = Release {
+                                rev: rev.clone(),
+                                env: head_release.env,
+                                by: by.into(),
+                                at: now,
+                                reason: format!("scale -r {}", rev.short()),
+                                status: ReleaseStatus::Beside,
+                                cause: None,
+                                token: String::new(),
+                                extra: Extra::new(),
+                            };
+                            change = change.absent(&key).put(&key, &release);
+                            id
+                        }
+                    };
+                    let before = match count {
+                        0 => {
+                            // A share of nothing would wait there for its return.
+                            formation.weights.remove(&release);
+                            formation.beside.remove(&release)
+                        }
+                        _ => formation.beside.insert(release, count),
+                    };
+                    (release, before.unwrap_or(0))
+                }
+            };
+            let scaled = Scaled { release, from: before, to: count };
+            let key = Key::Formation(name.clone(), proc.clone());
+            let row = view.formation.get(proc);
+            if row.map(|f| &f.value).unwrap_or(&Formation::default()) == &formation {
+                return Ok(Decision::Already(scaled));
+            }
+            formation.by = by.into();
+            Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), scaled))
+        })
+        .await
+    }
+
+    /// Sets how much of a proc's traffic goes to revs that run beside head, in percent; none takes a share back.
+    /// Head has the rest. Returns the shares by release.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::Destroying`],
+    /// [`Refusal::NotBeside`], [`Refusal::TooMuchTraffic`].
+    pub async fn share_traffic(
+        &self,
+        name: &AppName,
+        proc: &ProcName,
+        shares: &[(RevId, Option<u32>)],
+    ) -> Result<BTreeMap<ReleaseId, u32>> {
+        self.decide(keys::app(name), |snapshot| {
+            let (change, view) = on_service(snapshot, name, proc)?;
+            view.head_release().ok_or_else(|| Refusal::NotReleased(name.clone()))?;
+            let row = view.formation.get(proc);
+            let mut formation = row.map(|row| row.value.clone()).unwrap_or_default();
+            for (rev, percent) in shares {
+                let runs = |id: &&ReleaseId| view.releases.get(id).is_some_and(|row| row.rev == *rev);
+                let release = formation.beside.keys().rev().find(runs).copied();
+                let not_beside = || Refusal::NotBeside(name.clone(), rev.short().into(), proc.clone());
+                let release = release.ok_or_else(not_beside)?;
+                match percent {
+                    Some(percent) => drop(formation.weights.insert(release, *percent)),
+                    None => drop(formation.weights.remove(&release)),
+                }
+            }
+            formation.weights.retain(|release, _| formation.beside.contains_key(release));
+            let all: u32 = formation.weights.values().sum();
+            if all > 100 {
+                return Err(Refusal::TooMuchTraffic(proc.clone(), all).into());
+            }
+            let shares = formation.weights.clone();
+            if row.is_none_or(|row| row.value == formation) {
+                return Ok(Decision::Already(shares));
+            }
+            let key = Key::Formation(name.clone(), proc.clone());
+            Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), shares))
+        })
+        .await
+    }
+
+    /// Asks for the replacement of a proc's instances: of one, or of all that there are now.
+    ///
+    /// Returns the ids that are to be replaced.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NoSuchInstance`], [`Refusal::Destroying`].
+    pub async fn restart(
+        &self,
+        name: &AppName,
+        proc: &ProcName,
+        only: Option<InstanceId>,
+    ) -> Result<Vec<InstanceId>> {
+        let mut scopes = keys::app(name);
+        scopes.push(Keys::One(Key::InstanceCounter.to_string()));
+        self.decide(scopes, |snapshot| {
+            let (change, view) = on_service(snapshot, name, proc)?;
+            let mut ids: Vec<InstanceId> =
+                view.instances.iter().filter(|(_, i)| i.proc == *proc).map(|(id, _)| *id).collect();
+            let row = view.formation.get(proc);
+            let mut formation = row.map(|f| f.value.clone()).unwrap_or_default();
+            match only {
+                Some(id) if !ids.contains(&id) => {
+                    return Err(Refusal::NoSuchInstance(name.clone(), id).into());
+                }
+                Some(id) => {
+                    // Ids that have ended need no replacement any more.
+                    formation.replace.retain(|id| ids.contains(id));
+                    formation.replace.insert(id);
+                    ids = vec![id];
+                }
+                None => {
+                    let last = snapshot.instance_counter.as_ref().map_or(0, |counter| counter.value);
+                    formation.replace_before = Some(InstanceId(last + 1));
+                    formation.replace.clear();
+                }
+            }
+            if row.is_none_or(|row| row.value == formation) {
+                return Ok(Decision::Already(ids));
+            }
+            let key = Key::Formation(name.clone(), proc.clone());
+            Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), ids))
+        })
+        .await
+    }
+}
+
+/// The number that an app's next release gets.
+pub(crate) fn next_release(view: &AppView) -> ReleaseId {
+    ReleaseId(view.releases.keys().next_back().map_or(0, |last| last.0) + 1)
+}
+
+/// A change of one service's formation, guarded on the app, and the app itself.
+fn on_service<'a>(snapshot: &'a Snapshot, name: &AppName, proc: &ProcName) -> Result<(Change, &'a AppView)> {
+    let app = registered(snapshot, name)?;
+    if app.destroying {
+        return Err(Refusal::Destroying(name.clone()).into());
+    }
+    let view = &snapshot.apps[name];
+    if !view.procs.contains_key(proc) {
+        return Err(Refusal::NoSuchProc(name.clone(), proc.clone()).into());
+    }
+    Ok((Change::new().as_read(&Key::App(name.clone()), Some(app)), view))
+}
+
+fn runs(view: &AppView, name: &AppName, rev: &RevId, proc: &ProcName, count: u32) -> Result<()> {
+    let row = view.revs.get(rev).ok_or_else(|| Refusal::NoSuchRev(name.clone(), rev.short().into()))?;
+    if count > 0 && !row.procs.contains_key(proc) {
+        return Err(Refusal::NotInRev(name.clone(), rev.short().into(), proc.clone()).into());
+    }
+    Ok(())
+}

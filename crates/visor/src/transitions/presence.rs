@@ -1,0 +1,146 @@
+//! Who is there: hosts, proxies and rms under their leases, and what hosts say of their instances.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use crate::{
+    keys::Key,
+    names::{HostName, InstanceId},
+    schema::{Extra, Host, HostMeta, Proxy, Rm, Status, Unfreeze},
+    snapshot::Versioned,
+    store::{Keys, LeaseId, Revision},
+    visor::{Change, Committed, Decision, Refusal, Result, Visor},
+};
+
+impl Visor {
+    /// Registers a host under its pm's lease, or renews its registration, and returns the revision that
+    /// created it.
+    ///
+    /// A registration with the same token is taken over, so that the host never seems to have gone; its create revision
+    /// stays.
+    ///
+    /// # Errors
+    /// [`Refusal::HostTaken`] if a pm with another state folder holds the name.
+    pub async fn register_host(&self, name: &HostName, host: &Host, lease: LeaseId) -> Result<Revision> {
+        let key = Key::Host(name.clone());
+        self.decide(vec![Keys::One(key.to_string())], |snapshot| {
+            let before = snapshot.hosts.get(name).and_then(|view| view.host.as_ref());
+            match before {
+                Some(before) if before.token != host.token => Err(Refusal::HostTaken(name.clone()).into()),
+                Some(before) if before.value == *host && before.lease == Some(lease) => {
+                    Ok(Decision::Already(()))
+                }
+                _ => Ok(Decision::Change(
+                    Change::new().as_read(&key, before).put_leased(&key, host, Some(lease)),
+                    (),
+                )),
+            }
+        })
+        .await?;
+        let made: Option<Versioned<Host>> = self.get(&key).await?;
+        made.filter(|made| made.lease == Some(lease))
+            .map(|made| made.create_revision)
+            .ok_or_else(|| Refusal::HostGone(name.clone()).into())
+    }
+
+    /// Writes a proxy's own row.
+    ///
+    /// # Errors
+    /// The store's; a lease that has ended.
+    pub async fn publish_proxy(&self, name: &HostName, proxy: &Proxy, lease: LeaseId) -> Result<()> {
+        self.commit(Change::new().put_leased(&Key::Proxy(name.clone()), proxy, Some(lease))).await.map(drop)
+    }
+
+    /// Writes an rm's own row.
+    ///
+    /// # Errors
+    /// The store's; a lease that has ended.
+    pub async fn publish_rm(&self, name: &HostName, rm: &Rm, lease: LeaseId) -> Result<()> {
+        self.commit(Change::new().put_leased(&Key::Rm(name.clone()), rm, Some(lease))).await.map(drop)
+    }
+
+    /// Changes what the operator says of a host.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn mark_host(&self, name: &HostName, change: impl Fn(&mut HostMeta)) -> Result<()> {
+        let key = Key::HostMeta(name.clone());
+        self.decide(vec![Keys::One(key.to_string())], |snapshot| {
+            let before = snapshot.hosts.get(name).and_then(|view| view.meta.as_ref());
+            let mut after = before.map(|meta| meta.value.clone()).unwrap_or_default();
+            change(&mut after);
+            if before.map(|meta| &meta.value).unwrap_or(&HostMeta::default()) == &after {
+                return Ok(Decision::Already(()));
+            }
+            Ok(Decision::Change(Change::new().as_read(&key, before).put(&key, &after), ()))
+        })
+        .await
+    }
+
+    /// Says that the hosts for which the converger holds still are gone for good. Returns them.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFrozen`].
+    pub async fn unfreeze(&self, by: &str, now: Timestamp) -> Result<BTreeSet<HostName>> {
+        let scopes = [Key::Leader, Key::Unfreeze].map(|key| Keys::One(key.to_string()));
+        self.decide(scopes.to_vec(), |snapshot| {
+            let leader = snapshot.leader.as_ref();
+            let frozen = leader.and_then(|leader| leader.frozen.as_ref()).ok_or(Refusal::NotFrozen)?;
+            let before = snapshot.unfreeze.as_ref();
+            if before.is_some_and(|before| before.hosts.is_superset(&frozen.hosts)) {
+                return Ok(Decision::Already(frozen.hosts.clone()));
+            }
+            let mut hosts = before.map(|before| before.hosts.clone()).unwrap_or_default();
+            hosts.extend(frozen.hosts.iter().cloned());
+            let word = Unfreeze { hosts, by: by.into(), at: now, extra: Extra::new() };
+            let change = Change::new()
+                .as_read(&Key::Leader, leader)
+                .as_read(&Key::Unfreeze, before)
+                .put(&Key::Unfreeze, &word);
+            Ok(Decision::Change(change, frozen.hosts.clone()))
+        })
+        .await
+    }
+
+    /// Writes what a host says of its instances, as many in a transaction as fit.
+    ///
+    /// Each is written only while the registration of `created_at` stands (a host that was given up can't
+    /// speak for what was replaced) and the instance is still assigned to it. Returns for each whether it was written.
+    ///
+    /// # Errors
+    /// The store's; [`crate::store::StoreError::OutcomeUnknown`] means that it should be said again.
+    pub async fn report(
+        &self,
+        host: &HostName,
+        created_at: Revision,
+        statuses: &[(InstanceId, Status)],
+    ) -> Result<Vec<bool>> {
+        // One condition for each, the host's and the schema's.
+        const PER_TXN: usize = 100;
+        let one = |id: InstanceId, status: &Status| {
+            Change::new()
+                .created_at(&Key::Host(host.clone()), created_at)
+                .exists(&Key::Assigned(host.clone(), id))
+                .put(&Key::Status(host.clone(), id), status)
+        };
+        let mut written = Vec::with_capacity(statuses.len());
+        for batch in statuses.chunks(PER_TXN) {
+            let together = batch.iter().map(|(id, status)| one(*id, status)).fold(Change::new(), Change::and);
+            match self.commit(together).await? {
+                Committed::Done(_) => written.extend(batch.iter().map(|_| true)),
+                Committed::Conflict => {
+                    for (id, status) in batch {
+                        written.push(self.commit(one(*id, status)).await? != Committed::Conflict);
+                    }
+                }
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// The end of an operator's word on hosts that were gone: each has returned or left nothing behind.
+pub fn unfrozen(word: &Versioned<Unfreeze>) -> Change {
+    Change::new().as_read(&Key::Unfreeze, Some(word)).delete(&Key::Unfreeze)
+}

@@ -1,0 +1,282 @@
+//! Releases: how one is begun, tried, verified or failed, and becomes head.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use crate::{
+    keys::{self, Key},
+    names::{AppName, EnvRef, ProcName, ReleaseId, RevId},
+    schema::{Env, Extra, Head, Promoter, Release, ReleaseStatus, Trial},
+    snapshot::{AppView, Versioned},
+    store::{Keys, LeaseId},
+    transitions::{apps::registered, formation::next_release},
+    visor::{Change, Decision, Refusal, Result, Visor},
+};
+
+/// What a new release is made of; the rest is taken from the head that it follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewRelease {
+    /// The rev; head's own unless given.
+    pub rev: Option<RevId>,
+    /// The env; head's own unless given (a rollback gives it).
+    pub env: Option<EnvRef>,
+    /// Config vars to set over that env.
+    pub set: BTreeMap<String, String>,
+    /// Config vars to take out of it.
+    pub unset: BTreeSet<String>,
+    /// Who makes it.
+    pub by: String,
+    /// Why, for people.
+    pub reason: String,
+    /// Fresh and unique: tells a lost reply's own write from a rival's.
+    pub token: String,
+    /// The push whose turn at the app it must still be, where rms share a file storage.
+    pub turn: Option<String>,
+}
+
+/// What a begun release came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// It is being tried.
+    Trying(ReleaseId),
+    /// Nothing of it is wanted to run, so it is head at once.
+    Released(ReleaseId),
+    /// The app has no rev yet: the env waits for the first push.
+    EnvOnly(EnvRef),
+    /// Head is exactly that already.
+    Unchanged(ReleaseId),
+}
+
+impl Visor {
+    /// Begins a release, as a trial if anything of it is wanted to run.
+    ///
+    /// `lease` is the pusher's: should it die, the trial ends with it. A release that equals head (same
+    /// rev, same vars) is not made, unless it is a push's (`promote` is [`Promoter::Pusher`]), which must
+    /// know that what it pushed runs.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoSuchRev`], [`Refusal::BeingTried`],
+    /// [`Refusal::TurnOver`].
+    pub async fn begin_release(
+        &self,
+        name: &AppName,
+        new: &NewRelease,
+        promote: Promoter,
+        lease: Option<LeaseId>,
+        now: Timestamp,
+    ) -> Result<Begun> {
+        let turn = Key::Turn(name.clone());
+        let mut scopes = keys::app(name);
+        scopes.extend(new.turn.as_ref().map(|_| Keys::One(turn.to_string())));
+        self.decide(scopes, |snapshot| {
+            let app = registered(snapshot, name)?;
+            if app.destroying {
+                return Err(Refusal::Destroying(name.clone()).into());
+            }
+            let view = &snapshot.apps[name];
+            if let Some((id, own)) =
+                view.releases.iter().rev().find(|(_, r)| r.token == new.token && !r.token.is_empty())
+            {
+                let begun = if own.status == ReleaseStatus::Released {
+                    Begun::Released(*id)
+                } else {
+                    Begun::Trying(*id)
+                };
+                return Ok(Decision::Already(begun));
+            }
+            if let Some(trial) = &view.trial {
+                return Err(Refusal::BeingTried(name.clone(), trial.release).into());
+            }
+            let head = view.head_release();
+            let (env, stored) = next_env(view, new, now);
+            let env_key = Key::Env(name.clone(), env);
+            let mut change = Change::new()
+                .as_read(&Key::App(name.clone()), Some(app))
+                .as_read(&Key::Head(name.clone()), view.head.as_ref())
+                .absent(&Key::Trial(name.clone()));
+            if let Some(push) = &new.turn {
+                let held = view.turn.as_ref().filter(|held| held.push == *push);
+                let held = held.ok_or_else(|| Refusal::TurnOver(name.clone()))?;
+                change = change.as_read(&turn, Some(held));
+            }
+            if let Some(stored) = &stored {
+                change = change.absent(&env_key).put(&env_key, stored);
+            }
+            let Some(rev) = new.rev.clone().or_else(|| head.map(|(_, head)| head.rev.clone())) else {
+                let begun = Begun::EnvOnly(env);
+                let changed = stored.is_some();
+                return Ok(if changed { Decision::Change(change, begun) } else { Decision::Already(begun) });
+            };
+            let row =
+                view.revs.get(&rev).ok_or_else(|| Refusal::NoSuchRev(name.clone(), rev.short().into()))?;
+            if let Some((id, head)) = head {
+                if head.rev == rev && head.env == env && promote == Promoter::Converger {
+                    return Ok(Decision::Already(Begun::Unchanged(id)));
+                }
+            }
+            change = change.exists(&Key::Rev(name.clone(), rev.clone()));
+            // What is wanted decides between trial and head at once, so a rival scale must not slip in between.
+            let mut concerned = false;
+            for proc in row.procs.keys() {
+                let formation = view.formation.get(proc);
+                concerned |= formation.is_some_and(|f| f.count > 0);
+                change = change.as_read(&Key::Formation(name.clone(), proc.clone()), formation);
+            }
+            let id = next_release(view);
+            let key = Key::Release(name.clone(), id);
+            let release = Release {
+                rev,
+                env,
+                by: new.by.clone(),
+                at: now,
+                reason: new.reason.clone(),
+                status: if concerned { ReleaseStatus::Trying } else { ReleaseStatus::Released },
+                cause: None,
+                token: new.token.clone(),
+                extra: Extra::new(),
+            };
+            change = change.absent(&key).put(&key, &release);
+            if concerned {
+                let trial = Trial { release: id, promote, extra: Extra::new() };
+                change = change.put_leased(&Key::Trial(name.clone()), &trial, lease);
+                Ok(Decision::Change(change, Begun::Trying(id)))
+            } else {
+                change = change.put(&Key::Head(name.clone()), &head_of(view, id));
+                Ok(Decision::Change(change, Begun::Released(id)))
+            }
+        })
+        .await
+    }
+
+    /// Moves head to a verified release whose push has gone through, and ends its trial.
+    ///
+    /// # Errors
+    /// [`Refusal::TrialOver`] if it failed meanwhile, or its lease ended.
+    pub async fn promote(&self, name: &AppName, release: ReleaseId) -> Result<()> {
+        self.decide(keys::app(name), |snapshot| {
+            registered(snapshot, name)?;
+            let view = &snapshot.apps[name];
+            // It is, or was until a later one: a lost reply's own work, too.
+            let made = view.releases.get(&release);
+            if made.is_some_and(|row| row.status == ReleaseStatus::Released) {
+                return Ok(Decision::Already(()));
+            }
+            match (&view.trial, view.releases.get(&release)) {
+                (Some(trial), Some(row))
+                    if trial.release == release && row.status == ReleaseStatus::Verified =>
+                {
+                    Ok(Decision::Change(promotion(name, view, release, row, trial), ()))
+                }
+                _ => Err(Refusal::TrialOver(name.clone(), release).into()),
+            }
+        })
+        .await
+    }
+
+    /// Ends a trial as failed, if it is still on.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn fail_trial(&self, name: &AppName, release: ReleaseId, cause: &str) -> Result<()> {
+        self.decide(keys::app(name), |snapshot| {
+            let Some(view) = snapshot.apps.get(name) else { return Ok(Decision::Already(())) };
+            Ok(match view.releases.get(&release) {
+                Some(row) if matches!(row.status, ReleaseStatus::Trying | ReleaseStatus::Verified) => {
+                    Decision::Change(failure(name, view, release, row, cause), ())
+                }
+                _ => Decision::Already(()),
+            })
+        })
+        .await
+    }
+}
+
+/// The converger's word that a trial's release is good: moves head too, if that is the converger's to do.
+pub fn verification(
+    name: &AppName,
+    view: &AppView,
+    release: ReleaseId,
+    row: &Versioned<Release>,
+    trial: &Versioned<Trial>,
+) -> Change {
+    match trial.promote {
+        Promoter::Converger => promotion(name, view, release, row, trial),
+        Promoter::Pusher => {
+            let key = Key::Release(name.clone(), release);
+            let verified = Release { status: ReleaseStatus::Verified, ..row.value.clone() };
+            Change::new()
+                .as_read(&Key::Trial(name.clone()), Some(trial))
+                .as_read(&key, Some(row))
+                .put(&key, &verified)
+        }
+    }
+}
+
+/// The word that a release can't become head. Ends its trial, if that is still on.
+pub fn failure(
+    name: &AppName,
+    view: &AppView,
+    release: ReleaseId,
+    row: &Versioned<Release>,
+    cause: &str,
+) -> Change {
+    let key = Key::Release(name.clone(), release);
+    let trial_key = Key::Trial(name.clone());
+    let failed = Release { status: ReleaseStatus::Failed, cause: Some(cause.into()), ..row.value.clone() };
+    let mut change =
+        Change::new().as_read(&key, Some(row)).as_read(&trial_key, view.trial.as_ref()).put(&key, &failed);
+    if view.trial.as_ref().is_some_and(|trial| trial.release == release) {
+        change = change.delete(&trial_key);
+    }
+    change
+}
+
+fn promotion(
+    name: &AppName,
+    view: &AppView,
+    release: ReleaseId,
+    row: &Versioned<Release>,
+    trial: &Versioned<Trial>,
+) -> Change {
+    let (key, trial_key, head_key) =
+        (Key::Release(name.clone(), release), Key::Trial(name.clone()), Key::Head(name.clone()));
+    let released = Release { status: ReleaseStatus::Released, ..row.value.clone() };
+    Change::new()
+        .as_read(&trial_key, Some(trial))
+        .as_read(&key, Some(row))
+        .as_read(&head_key, view.head.as_ref())
+        .put(&key, &released)
+        .put(&head_key, &head_of(view, release))
+        .delete(&trial_key)
+}
+
+fn head_of(view: &AppView, release: ReleaseId) -> Head {
+    let extra = view.head.as_ref().map(|head| head.extra.clone()).unwrap_or_default();
+    Head { release, extra }
+}
+
+/// The env that a new release gets: the ref, and the row to write if it is a new one.
+fn next_env(view: &AppView, new: &NewRelease, now: Timestamp) -> (EnvRef, Option<Env>) {
+    let newest = view.envs.keys().next_back().copied().unwrap_or(EnvRef(0));
+    let base = new.env.unwrap_or_else(|| match view.head_release() {
+        Some((_, head)) => head.env,
+        // Before the first push there is no release to hold it, so the newest is the one.
+        None => newest,
+    });
+    let before = view.envs.get(&base).map(|env| env.vars.clone()).unwrap_or_default();
+    let mut vars = before.clone();
+    vars.retain(|name, _| !new.unset.contains(name));
+    vars.extend(new.set.clone());
+    if vars == before {
+        return (base, None);
+    }
+    (EnvRef(newest.0 + 1), Some(Env { vars, by: new.by.clone(), at: now, extra: Extra::new() }))
+}
+
+/// The procs of a release that its trial concerns: those of which head's formation wants some.
+pub fn concerned<'a>(view: &'a AppView, release: &Release) -> Vec<&'a ProcName> {
+    view.revs
+        .get(&release.rev)
+        .map_or_else(Vec::new, |rev| rev.procs.keys().filter(|proc| view.count(proc) > 0).collect())
+}

@@ -1,0 +1,117 @@
+//! Whose turn it is at an app's repository, and what the file storage has of it.
+//!
+//! With several rms a push has two rows: its turn, leased, so that one push of an app is under way in the
+//! whole cluster and a dead rm's ends by itself; and the stored state, which it moves in one transaction that
+//! still holds the turn. An rm that was paused past its lease moves nothing.
+
+use crate::{
+    keys::{self, Key},
+    names::AppName,
+    schema::{Stored, Turn},
+    snapshot::Versioned,
+    store::{Keys, LeaseId, Revision},
+    transitions::apps::registered,
+    visor::{Change, Decision, Refusal, Result, Visor},
+};
+
+/// How an attempt to take the turn ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is ours.
+    Ours,
+    /// Another push has it.
+    Held(Versioned<Turn>),
+}
+
+impl Visor {
+    /// Takes the turn at an app for a push, bound to its lease.
+    ///
+    /// What an earlier process of the same rm left is taken over: an rm is alone on its state folder, so that one
+    /// has ended.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`]; a lease that has ended.
+    pub async fn take_turn(&self, name: &AppName, turn: &Turn, lease: LeaseId) -> Result<Taken> {
+        let key = Key::Turn(name.clone());
+        let own = Key::App(name.clone());
+        let scopes = vec![Keys::One(own.to_string()), Keys::One(key.to_string())];
+        self.decide(scopes, |snapshot| {
+            let app = registered(snapshot, name)?;
+            if app.destroying {
+                return Err(Refusal::Destroying(name.clone()).into());
+            }
+            let before = snapshot.apps[name].turn.as_ref();
+            let change = Change::new().as_read(&own, Some(app)).as_read(&key, before);
+            match before {
+                Some(held) if held.push == turn.push && held.lease == Some(lease) => {
+                    Ok(Decision::Already(Taken::Ours))
+                }
+                Some(held) if held.rm != turn.rm || held.process == turn.process => {
+                    Ok(Decision::Already(Taken::Held(held.clone())))
+                }
+                _ => Ok(Decision::Change(change.put_leased(&key, turn, Some(lease)), Taken::Ours)),
+            }
+        })
+        .await
+    }
+
+    /// What the file storage has of an app's repository, by the newest word.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn stored(&self, name: &AppName) -> Result<Option<Versioned<Stored>>> {
+        self.get(&Key::Stored(name.clone())).await
+    }
+
+    /// Moves an app's stored repository, within the turn of this push. What it was decided from is `before`.
+    ///
+    /// # Errors
+    /// [`Refusal::TurnOver`], [`Refusal::RepoMoved`], [`Refusal::NoSuchApp`], [`Refusal::Destroying`].
+    pub async fn store_repo(
+        &self,
+        name: &AppName,
+        push: &str,
+        before: Option<Revision>,
+        after: &Stored,
+    ) -> Result<()> {
+        let (own, turn, key) = (Key::App(name.clone()), Key::Turn(name.clone()), Key::Stored(name.clone()));
+        let scopes = [&own, &turn, &key].map(|key| Keys::One(key.to_string())).to_vec();
+        self.decide(scopes, |snapshot| {
+            let app = registered(snapshot, name)?;
+            if app.destroying {
+                return Err(Refusal::Destroying(name.clone()).into());
+            }
+            if app.token != after.token {
+                return Err(Refusal::NoSuchApp(name.clone()).into());
+            }
+            let view = &snapshot.apps[name];
+            // A lost reply's own work; its manifest names this push, or holds the very same.
+            if view.stored.as_ref().is_some_and(|now| now.value == *after) {
+                return Ok(Decision::Already(()));
+            }
+            if view.stored.as_ref().map(|now| now.mod_revision) != before {
+                return Err(Refusal::RepoMoved(name.clone()).into());
+            }
+            let held = view.turn.as_ref().filter(|held| held.push == push);
+            let held = held.ok_or_else(|| Refusal::TurnOver(name.clone()))?;
+            let change = Change::new()
+                .as_read(&own, Some(app))
+                .as_read(&turn, Some(held))
+                .as_read(&key, view.stored.as_ref())
+                .put(&key, after);
+            Ok(Decision::Change(change, ()))
+        })
+        .await
+    }
+
+    /// An app with its turn and its stored repository, all at one revision.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn app_with_stored(&self, name: &AppName) -> Result<Option<crate::snapshot::AppView>> {
+        let mut scopes = keys::app(name);
+        scopes.push(Keys::One(Key::Turn(name.clone()).to_string()));
+        scopes.push(Keys::One(Key::Stored(name.clone()).to_string()));
+        Ok(self.read(scopes).await?.apps.remove(name))
+    }
+}

@@ -1,0 +1,377 @@
+//! A handle on the cluster's state: typed reads, and guarded commits that also hold to the schema.
+//!
+//! Owns the rule that a binary older than the schema's `min_writer` changes nothing: the schema key's
+//! revision is compared in each transaction. It knows no transition; those are in `transitions`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    keys::Key,
+    mirror::Image,
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
+    schema::{SCHEMA_VERSION, Schema, Status},
+    snapshot::{Snapshot, Versioned},
+    store::{Compare, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
+};
+
+/// A change that the rules don't allow as things stand. Nothing was written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum Refusal {
+    #[error("there is no app '{0}'")]
+    NoSuchApp(AppName),
+    #[error("there is an app '{0}' already, owned by {1}")]
+    AppExists(AppName, String),
+    #[error("app '{0}' is being destroyed")]
+    Destroying(AppName),
+    #[error("app '{0}' has no proc '{1}'")]
+    NoSuchProc(AppName, ProcName),
+    #[error("app '{0}' has no rev {1}")]
+    NoSuchRev(AppName, String),
+    #[error("app '{0}' has no release {1}")]
+    NoSuchRelease(AppName, ReleaseId),
+    #[error("app '{0}' has no release yet")]
+    NotReleased(AppName),
+    #[error("nothing of app '{0}' is being rolled out")]
+    NoRollout(AppName),
+    #[error("app '{0}' has no release to go back to")]
+    NothingToRollBack(AppName),
+    #[error("{1} of app '{0}' never ran: it failed when it was tried")]
+    NeverRan(AppName, ReleaseId),
+    #[error("{1} of app '{0}' is being tried")]
+    BeingTried(AppName, ReleaseId),
+    #[error("{1} of app '{0}' is no longer being tried")]
+    TrialOver(AppName, ReleaseId),
+    #[error("rev {1} of app '{0}' runs no {2} beside the current release")]
+    NotBeside(AppName, String, ProcName),
+    #[error("{0} would share out {1} % of its traffic")]
+    TooMuchTraffic(ProcName, u32),
+    #[error("rev {1} of app '{0}' has no proc '{2}'")]
+    NotInRev(AppName, String, ProcName),
+    #[error("app '{0}' has no instance {1}")]
+    NoSuchInstance(AppName, InstanceId),
+    #[error("the push's turn at app '{0}' has ended: its bazooka-rm was cut off for too long")]
+    TurnOver(AppName),
+    #[error("the repository of app '{0}' has moved meanwhile")]
+    RepoMoved(AppName),
+    #[error("no service port is left")]
+    NoPortLeft,
+    #[error("host '{0}' is registered by another pm")]
+    HostTaken(HostName),
+    #[error("host '{0}' has lost its lease")]
+    HostGone(HostName),
+    #[error("nothing is frozen: hosts that go are given up")]
+    NotFrozen,
+}
+
+/// A failed read or change of the cluster's state.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum VisorError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The change isn't allowed as things stand.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The cluster's state is of a later schema than this binary can write.
+    #[error(
+        "the cluster's schema is version {version}, which takes version {min_writer} to change; this is {ours}"
+    )]
+    SchemaTooNew {
+        /// The schema's version.
+        version: u32,
+        /// The lowest version that may change it.
+        min_writer: u32,
+        /// What this binary is.
+        ours: u32,
+    },
+    /// The cluster has no schema yet.
+    #[error("the coordinator holds no cluster yet")]
+    NotSetUp,
+    /// A value isn't what the schema says.
+    #[error("{key} can't be read: {detail}")]
+    Unreadable {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Rivals changed the same keys each time.
+    #[error("others kept changing the same thing; nothing was done")]
+    Contended,
+}
+
+/// The result of a call on the cluster's state.
+pub type Result<T, E = VisorError> = std::result::Result<T, E>;
+
+/// Writes that happen together or not at all, and the conditions for them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// The conditions.
+    pub when: Vec<Compare>,
+    /// The writes.
+    pub then: Vec<Op>,
+}
+
+impl Change {
+    /// A change without conditions or writes.
+    pub fn new() -> Self {
+        Change::default()
+    }
+
+    /// Only if the key was last written at this revision (0: isn't there).
+    pub fn unchanged(mut self, key: &Key, mod_revision: Revision) -> Self {
+        self.when.push(Compare::ModRevision(key.to_string(), mod_revision));
+        self
+    }
+
+    /// Only if what was read is still so.
+    pub fn as_read<T>(self, key: &Key, read: Option<&Versioned<T>>) -> Self {
+        self.unchanged(key, read.map_or(0, |v| v.mod_revision))
+    }
+
+    /// Only if the key isn't there.
+    pub fn absent(self, key: &Key) -> Self {
+        self.unchanged(key, 0)
+    }
+
+    /// Only if the key is there.
+    pub fn exists(mut self, key: &Key) -> Self {
+        self.when.push(Compare::Exists(key.to_string()));
+        self
+    }
+
+    /// Only if the key was created at this revision (0: isn't there).
+    pub fn created_at(mut self, key: &Key, create_revision: Revision) -> Self {
+        self.when.push(Compare::CreateRevision(key.to_string(), create_revision));
+        self
+    }
+
+    /// Write a value.
+    pub fn put<T: Serialize>(self, key: &Key, value: &T) -> Self {
+        self.put_leased(key, value, None)
+    }
+
+    /// Write a value, bound to a lease.
+    pub fn put_leased<T: Serialize>(mut self, key: &Key, value: &T, lease: Option<LeaseId>) -> Self {
+        let value = Bytes::from(serde_json::to_vec(value).expect("the schema's types are always valid JSON"));
+        self.then.push(Op::Put { key: key.to_string(), value, lease });
+        self
+    }
+
+    /// Delete a key.
+    pub fn delete(self, key: &Key) -> Self {
+        self.delete_all(Keys::One(key.to_string()))
+    }
+
+    /// Delete keys.
+    pub fn delete_all(mut self, keys: Keys) -> Self {
+        self.then.push(Op::Delete(keys));
+        self
+    }
+
+    /// Both, together.
+    pub fn and(mut self, other: Change) -> Self {
+        for compare in other.when {
+            if !self.when.contains(&compare) {
+                self.when.push(compare);
+            }
+        }
+        self.then.extend(other.then);
+        self
+    }
+}
+
+/// How a commit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// It was carried out, at this revision.
+    Done(Revision),
+    /// A condition didn't hold: nothing was written.
+    Conflict,
+}
+
+/// What a transition makes of what it reads.
+pub(crate) enum Decision<T> {
+    /// It is so already (or a lost reply's write had been carried out).
+    Already(T),
+    /// This change brings it about.
+    Change(Change, T),
+}
+
+/// How often a transition is decided anew when rivals get in first. Each conflict means that another
+/// one got through, so this bounds how many may queue at one key: faults.md's hundred scales at once, twice.
+const MAX_ROUNDS: usize = 200;
+
+#[derive(Clone, Copy)]
+struct SchemaGuard {
+    mod_revision: Revision,
+}
+
+/// A handle on the cluster's state. Cheap to clone.
+#[derive(Clone)]
+pub struct Visor {
+    store: SharedStore,
+    guard: Arc<Mutex<Option<SchemaGuard>>>,
+}
+
+impl Visor {
+    /// A handle over a store. Nothing is read or written yet.
+    pub fn new(store: SharedStore) -> Self {
+        Visor { store, guard: Arc::default() }
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &SharedStore {
+        &self.store
+    }
+
+    /// Writes the schema if the cluster has none. Daemons do so at start; several at once are fine.
+    ///
+    /// # Errors
+    /// The store's; [`VisorError::SchemaTooNew`].
+    pub async fn set_up(&self) -> Result<()> {
+        let change = Change::new().absent(&Key::Schema).put(&Key::Schema, &Schema::default());
+        let txn = Txn { when: change.when, then: change.then, otherwise: Vec::new() };
+        match self.store.txn(txn).await {
+            Ok(_) | Err(StoreError::OutcomeUnknown { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.load_guard().await.map(drop)
+    }
+
+    /// Reads whole scopes at one revision.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn read(&self, scopes: Vec<Keys>) -> Result<Snapshot> {
+        let txn = Txn { then: scopes.into_iter().map(Op::Get).collect(), ..Txn::default() };
+        let reply = match self.store.txn(txn.clone()).await {
+            // It only reads, so it is safe to repeat.
+            Err(StoreError::OutcomeUnknown { .. }) => self.store.txn(txn).await?,
+            other => other?,
+        };
+        let mut snapshot = Snapshot::default();
+        for entry in reply.found.iter().flatten() {
+            snapshot.put(entry);
+        }
+        snapshot.set_revision(reply.revision);
+        Ok(snapshot)
+    }
+
+    /// Reads one key.
+    ///
+    /// # Errors
+    /// The store's; [`VisorError::Unreadable`].
+    pub async fn get<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<Versioned<T>>> {
+        let page = self.store.range(Keys::One(key.to_string()), None).await?;
+        page.entries
+            .first()
+            .map(Versioned::read)
+            .transpose()
+            .map_err(|error| VisorError::Unreadable { key: key.to_string(), detail: error.to_string() })
+    }
+
+    /// What their hosts say of these instances, as far as they say anything.
+    ///
+    /// Costs one call for each 128 instances, all under way at once.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn statuses(
+        &self,
+        of: impl IntoIterator<Item = (HostName, InstanceId)>,
+    ) -> Result<BTreeMap<InstanceId, Versioned<Status>>> {
+        let keys: Vec<Keys> =
+            of.into_iter().map(|(host, id)| Keys::One(Key::Status(host, id).to_string())).collect();
+        let pages = keys.chunks(MAX_TXN_OPS).map(|chunk| self.read(chunk.to_vec()));
+        let mut statuses = BTreeMap::new();
+        for snapshot in futures::future::try_join_all(pages).await? {
+            for view in snapshot.hosts.into_values() {
+                statuses.extend(view.status);
+            }
+        }
+        Ok(statuses)
+    }
+
+    /// Carries out a change, if its conditions hold and the schema lets this binary write.
+    ///
+    /// # Errors
+    /// The store's ([`StoreError::OutcomeUnknown`]: read back); [`VisorError::SchemaTooNew`];
+    /// [`VisorError::NotSetUp`].
+    pub async fn commit(&self, change: Change) -> Result<Committed> {
+        // Twice at most: once more if only the schema had been written anew.
+        for _ in 0..2 {
+            let guard = self.guard().await?;
+            let mut when = change.when.clone();
+            when.push(Compare::ModRevision(Key::Schema.to_string(), guard.mod_revision));
+            let otherwise = vec![Op::Get(Keys::One(Key::Schema.to_string()))];
+            let reply = self.store.txn(Txn { when, then: change.then.clone(), otherwise }).await?;
+            if reply.succeeded {
+                return Ok(Committed::Done(reply.revision));
+            }
+            let now =
+                reply.found.first().and_then(|found| found.first()).map_or(0, |entry| entry.mod_revision);
+            if now == guard.mod_revision {
+                return Ok(Committed::Conflict);
+            }
+            *self.guard.lock().expect("no holder of this lock panics") = None;
+        }
+        Ok(Committed::Conflict)
+    }
+
+    /// Reads, decides, commits; again when a rival got in between or a reply was lost.
+    pub(crate) async fn decide<T>(
+        &self,
+        scopes: Vec<Keys>,
+        decide: impl Fn(&Snapshot) -> Result<Decision<T>>,
+    ) -> Result<T> {
+        let mut unknown = None;
+        for _ in 0..MAX_ROUNDS {
+            let snapshot = self.read(scopes.clone()).await?;
+            match decide(&snapshot)? {
+                Decision::Already(value) => return Ok(value),
+                Decision::Change(change, value) => match self.commit(change).await {
+                    Ok(Committed::Done(_)) => return Ok(value),
+                    Ok(Committed::Conflict) => {}
+                    // What was read next says whether it was carried out.
+                    Err(VisorError::Store(error @ StoreError::OutcomeUnknown { .. })) => {
+                        if unknown.replace(error.clone()).is_some() {
+                            return Err(error.into());
+                        }
+                    }
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+        Err(VisorError::Contended)
+    }
+
+    async fn guard(&self) -> Result<SchemaGuard> {
+        let held = *self.guard.lock().expect("no holder of this lock panics");
+        match held {
+            Some(guard) => Ok(guard),
+            None => self.load_guard().await,
+        }
+    }
+
+    async fn load_guard(&self) -> Result<SchemaGuard> {
+        let schema: Versioned<Schema> = self.get(&Key::Schema).await?.ok_or(VisorError::NotSetUp)?;
+        if schema.min_writer > SCHEMA_VERSION {
+            return Err(VisorError::SchemaTooNew {
+                version: schema.version,
+                min_writer: schema.min_writer,
+                ours: SCHEMA_VERSION,
+            });
+        }
+        let guard = SchemaGuard { mod_revision: schema.mod_revision };
+        *self.guard.lock().expect("no holder of this lock panics") = Some(guard);
+        Ok(guard)
+    }
+}
