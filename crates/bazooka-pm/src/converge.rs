@@ -1,0 +1,188 @@
+//! The converger: turns what should run into placed instances.
+//!
+//! One elected process of any number does it, on any machine. It owns `assigned/`, `apps/A/instances/`,
+//! `apps/A/pending/`, `history/` and the verdict on a release that is being tried; it runs nothing itself,
+//! and reads nothing but the coordinator.
+//!
+//! ```text
+//! facts     one instance, put together from its rows
+//! wanted    how many of which release should run
+//! memory    since when things are as they are
+//! hosts     which hosts have gone, and whether to give them up
+//! trial ─┐
+//! service ├▶ plan ─▶ apply
+//! drain ─┘    ▲
+//! room ───────┘      lead: the election and the loop around all of it; agenda: what it looks at
+//! ```
+
+mod agenda;
+pub mod apply;
+#[cfg(test)]
+mod cases;
+#[cfg(test)]
+mod chaos;
+mod drain;
+mod facts;
+#[cfg(test)]
+mod fixture;
+mod hosts;
+mod lead;
+pub mod memory;
+mod metrics;
+pub mod plan;
+mod room;
+mod service;
+mod trial;
+mod wanted;
+
+use std::{net::SocketAddr, time::Duration};
+
+use axum::Router;
+use tokio_util::sync::CancellationToken;
+use visor::{
+    clock::WallClock,
+    daemon::{CoordinatorArgs, Metrics, Readiness, common_routes, listen, serve},
+    lease::{LeaseKeeper, LeaseTiming},
+    schema::{Extra, Leader},
+    store::wait_until_ready,
+    visor::{Visor, VisorError},
+};
+
+use lead::Lead;
+use metrics::ConvergerMetrics;
+
+/// `bazooka-pm converge`: place instances on hosts, as one elected process of any number
+#[derive(Clone, Debug, clap::Args)]
+pub struct ConvergeArgs {
+    /// This process, for people; the machine's name unless given
+    #[arg(long, env = "BAZOOKA_NAME")]
+    pub name: Option<String>,
+    /// Where /healthz, /readyz and /metrics are served
+    #[arg(long, env = "BAZOOKA_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// Where the coordinator is
+    #[command(flatten)]
+    pub coordinator: CoordinatorArgs,
+}
+
+/// How a converger runs.
+#[derive(Clone, Debug)]
+pub struct ConvergeOptions {
+    /// This process, for people.
+    pub name: String,
+    /// The base of its endpoint; empty if it has none.
+    pub url: String,
+    /// The lease that its election hangs on: a dead converger is replaced after this time.
+    pub timing: LeaseTiming,
+    /// Ready once it has seen the whole cluster, elected or not.
+    pub readiness: Readiness,
+    /// Where its metrics go.
+    pub metrics: Metrics,
+    /// What time it writes down.
+    pub wall: WallClock,
+}
+
+impl ConvergeOptions {
+    /// The usual, under this name.
+    pub fn named(name: impl Into<String>) -> Self {
+        ConvergeOptions {
+            name: name.into(),
+            url: String::new(),
+            timing: LeaseTiming::default(),
+            readiness: Readiness::default(),
+            metrics: Metrics::default(),
+            wall: WallClock::default(),
+        }
+    }
+}
+
+/// Between two tries to find or write the schema.
+const SET_UP_PAUSE: Duration = Duration::from_millis(200);
+
+/// A converger that can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvergeError {
+    /// An argument is wrong.
+    #[error("{0}")]
+    Arguments(String),
+    /// Its endpoint can't be opened.
+    #[error("{0}")]
+    Listen(String),
+    /// The coordinator refuses it.
+    #[error("the coordinator can't be used")]
+    Coordinator(#[source] VisorError),
+}
+
+/// The whole daemon: its endpoint, and [`run`].
+///
+/// # Errors
+/// As [`run`]; wrong arguments; an endpoint that can't be opened.
+pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(), ConvergeError> {
+    let visor = args.coordinator.visor().map_err(ConvergeError::Arguments)?;
+    let (listener, address) = listen(args.listen).await.map_err(ConvergeError::Listen)?;
+    let name = args.name.or_else(machine).unwrap_or_else(|| "converger".into());
+    let options = ConvergeOptions { url: format!("http://{address}"), ..ConvergeOptions::named(name) };
+    let routes = routes(&options);
+    let serving = tokio::spawn(serve(listener, routes, shutdown.clone()));
+    let ran = run(visor, options, shutdown.clone()).await;
+    shutdown.cancel();
+    // A panic there has been reported; what matters has been done.
+    let _ = serving.await;
+    ran
+}
+
+fn machine() -> Option<String> {
+    nix::unistd::gethostname().ok()?.into_string().ok()
+}
+
+/// `/healthz`, `/readyz` and `/metrics`.
+pub fn routes(options: &ConvergeOptions) -> Router {
+    common_routes(options.readiness.clone(), options.metrics.clone())
+}
+
+/// Waits for the election and converges the cluster, until shutdown; then hands over at once.
+///
+/// A coordinator that isn't there is waited for; one that goes away later stops nothing.
+///
+/// # Errors
+/// If the coordinator refuses it, or its schema is of a later version.
+pub async fn run(
+    visor: Visor,
+    options: ConvergeOptions,
+    shutdown: CancellationToken,
+) -> Result<(), ConvergeError> {
+    let not_ready = options.readiness.hold();
+    let metrics = ConvergerMetrics::register(&options.metrics);
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => return Ok(()),
+        up = set_up(&visor) => up.map_err(ConvergeError::Coordinator)?,
+    }
+    let leader = Leader {
+        name: options.name.clone(),
+        since: options.wall.now(),
+        url: options.url.clone(),
+        frozen: None,
+        extra: Extra::new(),
+    };
+    let keeper = LeaseKeeper::start(visor.store().clone(), options.timing);
+    tracing::info!(name = %options.name, url = %options.url, "ready");
+    Lead::new(visor, keeper, metrics, leader, options.wall, not_ready).run(shutdown).await;
+    Ok(())
+}
+
+/// Waits for the coordinator, and sees to it that it holds a cluster.
+async fn set_up(visor: &Visor) -> Result<(), VisorError> {
+    loop {
+        wait_until_ready(visor.store().as_ref(), |error| {
+            tracing::warn!(error = %error, "waiting for the coordinator");
+        })
+        .await?;
+        match visor.set_up().await {
+            Err(VisorError::Store(visor::store::StoreError::Unreachable { .. }) | VisorError::NotSetUp) => {
+                tokio::time::sleep(SET_UP_PAUSE).await;
+            }
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Which apps are to be looked at, and when.
+//!
+//! Owns the way from changed keys to apps. What it names is a hint that saves work: a plan over the apps that it
+//! names equals the plan over all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use visor::{keys::Key, mirror::Changes, names::AppName, snapshot::Snapshot};
+
+use super::{
+    memory::{Memory, Now},
+    plan::Plan,
+};
+
+/// What is to be looked at.
+#[derive(Default)]
+pub(super) struct Agenda {
+    /// Everything.
+    all: bool,
+    /// These apps, for something of them changed.
+    dirty: BTreeSet<AppName>,
+    /// These apps, whenever room may have come free.
+    hungry: BTreeSet<AppName>,
+    /// These apps, at that time.
+    look_again: BTreeMap<AppName, Instant>,
+}
+
+impl Agenda {
+    /// Marks what changed keys concern.
+    pub fn note(&mut self, changes: &Changes, snapshot: &Snapshot, memory: &Memory) {
+        self.all |= changes.relisted;
+        for key in changes.keys.iter().filter(|_| !changes.relisted) {
+            match key.parse::<Key>() {
+                Ok(
+                    Key::App(app)
+                    | Key::Rev(app, _)
+                    | Key::Proc(app, _)
+                    | Key::Env(app, _)
+                    | Key::Release(app, _)
+                    | Key::Head(app)
+                    | Key::Trial(app)
+                    | Key::Pause(app)
+                    | Key::Formation(app, _)
+                    | Key::Instance(app, _)
+                    | Key::Pending(app, _)
+                    | Key::Ended(app, _, _),
+                ) => drop(self.dirty.insert(app)),
+                Ok(Key::Assigned(host, id) | Key::Status(host, id)) => {
+                    let assigned = snapshot.hosts.get(&host).and_then(|view| view.assigned.get(&id));
+                    match assigned {
+                        Some(assigned) => drop(self.dirty.insert(assigned.app.clone())),
+                        // The app's own row of it, if it is left, still says whose it was.
+                        None => self.dirty.extend(
+                            snapshot
+                                .apps
+                                .iter()
+                                .filter(|(_, view)| view.instances.contains_key(&id))
+                                .map(|(name, _)| name.clone()),
+                        ),
+                    }
+                }
+                Ok(Key::Host(_) | Key::HostMeta(_) | Key::Unfreeze) => self.all = true,
+                Ok(Key::Proxy(_)) => self.dirty.extend(memory.draining_apps().cloned()),
+                Ok(
+                    Key::Schema
+                    | Key::InstanceCounter
+                    | Key::PortCounter
+                    | Key::Domain(_)
+                    | Key::Repo(_)
+                    | Key::Turn(_)
+                    | Key::Stored(_)
+                    | Key::Rm(_)
+                    | Key::Leader,
+                )
+                | Err(_) => {}
+            }
+        }
+    }
+
+    /// The apps that are due now.
+    fn due(&self, snapshot: &Snapshot, now: Instant) -> BTreeSet<AppName> {
+        if self.all {
+            return snapshot.apps.keys().cloned().collect();
+        }
+        let timed = self.look_again.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name);
+        self.dirty.iter().chain(timed).cloned().collect()
+    }
+
+    /// Takes note of a plan that was made.
+    pub fn planned(&mut self, apps: &BTreeSet<AppName>, plan: &Plan) {
+        self.all = false;
+        self.dirty.clear();
+        for app in apps {
+            self.look_again.remove(app);
+            self.hungry.remove(app);
+        }
+        self.look_again.extend(plan.look_again.iter().map(|(app, at)| (app.clone(), *at)));
+        self.hungry.extend(plan.hungry.iter().cloned());
+    }
+
+    /// Everything is to be looked at.
+    pub fn look_at_all(&mut self) {
+        self.all = true;
+    }
+
+    /// An app is to be looked at by then.
+    pub fn look_again_at(&mut self, app: AppName, at: Instant) {
+        let noted = self.look_again.entry(app).or_insert(at);
+        *noted = at.min(*noted);
+    }
+
+    /// When something is to be looked at, even if nothing happens.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.look_again.values().min().copied()
+    }
+
+    /// Lets the memory take note of what is due, and says which apps are to be planned.
+    pub fn observe(&mut self, snapshot: &Snapshot, memory: &mut Memory, now: Now) -> BTreeSet<AppName> {
+        self.all |= memory.observe_hosts(snapshot, now);
+        let mut apps = self.due(snapshot, now.clock);
+        if !apps.is_empty() {
+            // Room may have come free with any of them.
+            apps.extend(self.hungry.iter().cloned());
+        }
+        for app in &apps {
+            memory.observe_app(snapshot, app, now);
+        }
+        apps
+    }
+}

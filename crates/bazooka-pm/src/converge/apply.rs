@@ -1,0 +1,229 @@
+//! From a plan to transactions.
+//!
+//! Owns the making of changes out of steps, against the very image that was planned on, and the account of
+//! what became of them. It decides nothing.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use visor::{
+    keys::Key,
+    names::AppName,
+    schema::{Assignment, Desired, Extra, Pending},
+    snapshot::Snapshot,
+    store::Revision,
+    transitions::{
+        placement::{Outcome, Placed, Placement, Reign, advance, forgetting, losing, pending, putting_away},
+        releases::{failure, verification},
+    },
+    visor::{Change, Visor, VisorError},
+};
+
+use super::plan::{Act, Hindrance, Plan, Seat, Step};
+
+/// What became of a plan.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// The revision of the last write; 0 if nothing was written.
+    pub revision: Revision,
+    /// Something may have been carried out, or may yet be: settle before planning again.
+    pub doubtful: bool,
+    /// Apps of which a step met a change that the image didn't show yet.
+    pub overtaken: BTreeSet<AppName>,
+    /// What failed, if the coordinator did.
+    pub error: Option<VisorError>,
+}
+
+impl Applied {
+    fn note(&mut self, step: &Step, outcome: Outcome) {
+        match outcome {
+            Outcome::Done(revision) => {
+                self.revision = self.revision.max(revision);
+                log(step);
+            }
+            Outcome::Conflict => drop(self.overtaken.insert(step.app.clone())),
+            Outcome::Unknown => self.doubtful = true,
+        }
+    }
+
+    fn failed(mut self, error: VisorError) -> Self {
+        self.doubtful = true;
+        self.error = Some(error);
+        self
+    }
+}
+
+/// Carries out a plan.
+///
+/// # Cancel safety
+/// Dropping it leaves what it has carried out, and one transaction in doubt.
+pub async fn apply(visor: &Visor, reign: Reign, snapshot: &Snapshot, plan: &Plan, now: Timestamp) -> Applied {
+    let mut applied = Applied::default();
+    let (mut places, mut placements) = (Vec::new(), Vec::new());
+    let (mut others, mut changes) = (Vec::new(), Vec::new());
+    for step in &plan.steps {
+        if let Act::Place { .. } = step.act {
+            if let Some(placement) = placement(snapshot, step) {
+                places.push(step);
+                placements.push(placement);
+            }
+        } else if let Some(change) = change(snapshot, step, now) {
+            others.push(step);
+            changes.push(change);
+        }
+    }
+    // New instances first: people wait for them.
+    if !placements.is_empty() {
+        match visor.place(reign, placements, snapshot.instance_counter.as_ref(), now).await {
+            Ok(placed) => {
+                for (step, placed) in places.into_iter().zip(placed) {
+                    match placed {
+                        Placed::At(id, revision) => {
+                            applied.revision = applied.revision.max(revision);
+                            tracing::info!(
+                                app = %step.app, instance = %id, action = "place", what = %Told(&step.act),
+                                reason = %step.reason, "placed",
+                            );
+                        }
+                        Placed::Refused => drop(applied.overtaken.insert(step.app.clone())),
+                        Placed::Unknown => applied.doubtful = true,
+                    }
+                }
+            }
+            Err(error) => return applied.failed(error),
+        }
+    }
+    if !changes.is_empty() {
+        match visor.commit_all(reign, changes).await {
+            Ok(outcomes) => {
+                others.into_iter().zip(outcomes).for_each(|(step, outcome)| applied.note(step, outcome));
+            }
+            Err(error) => return applied.failed(error),
+        }
+    }
+    applied
+}
+
+fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {
+    let Act::Place { seat, place } = &step.act else { return None };
+    let Seat { proc, release, index, trial } = seat;
+    let view = snapshot.apps.get(&step.app)?;
+    let row = view.releases.get(release)?;
+    let rev = view.revs.get(&row.rev)?;
+    let assignment = Assignment {
+        desired: Desired::Run,
+        reason: None,
+        app: step.app.clone(),
+        proc: proc.clone(),
+        release: *release,
+        rev: row.rev.clone(),
+        env: row.env,
+        slug: rev.slug.clone(),
+        command: rev.procs.get(proc)?.clone(),
+        index: *index,
+        run: view.procs.get(proc).map(|row| row.run.clone()).unwrap_or_default(),
+        trial: *trial,
+        extra: Extra::new(),
+    };
+    Some(Placement {
+        host: place.host.clone(),
+        host_created_at: place.created_at,
+        app_at: view.app.as_ref()?.mod_revision,
+        assignment,
+        reason: step.reason.clone(),
+    })
+}
+
+fn change(snapshot: &Snapshot, step: &Step, now: Timestamp) -> Option<Change> {
+    let app = &step.app;
+    let view = snapshot.apps.get(app)?;
+    let rows = |id| {
+        let row = view.instances.get(id)?;
+        let host = snapshot.hosts.get(&row.host);
+        let assigned = host.and_then(|host| host.assigned.get(id));
+        Some((row, assigned, host.and_then(|host| host.status.get(id))))
+    };
+    Some(match &step.act {
+        Act::Place { .. } => return None,
+        Act::Advance { id, to } => {
+            let (row, assigned, status) = rows(id)?;
+            let assigned = assigned?;
+            let change = advance(&row.host, *id, assigned, *to, &step.reason);
+            if *to == Desired::Stop && assigned.desired == Desired::Run {
+                change.as_read(&Key::Status(row.host.clone(), *id), status)
+            } else {
+                change
+            }
+        }
+        Act::Lose { id } => {
+            let (row, _, status) = rows(id)?;
+            losing(&row.host, *id, status, &step.reason, now)
+        }
+        Act::PutAway { id, oldest } => {
+            let (row, assigned, status) = rows(id)?;
+            putting_away(app, *id, row, assigned, status, oldest, now)
+        }
+        Act::Forget { proc, ids } => forgetting(app, proc, ids),
+        Act::Verify { release } => {
+            verification(app, view, *release, view.releases.get(release)?, view.trial.as_ref()?)
+        }
+        Act::Fail { release, cause } => failure(app, view, *release, view.releases.get(release)?, cause),
+        Act::Pend { proc, pending: hindrance } => {
+            let before = view.pending.get(proc);
+            let row = hindrance.as_ref().map(|Hindrance { release, short, reason, refusals }| Pending {
+                release: *release,
+                short: *short,
+                reason: reason.clone(),
+                refusals: refusals.clone(),
+                since: before.map_or(now, |before| before.since),
+                extra: before.map(|before| before.extra.clone()).unwrap_or_default(),
+            });
+            pending(app, view.app.as_ref(), proc, before, row.as_ref())
+        }
+    })
+}
+
+fn log(step: &Step) {
+    let (app, what, reason) = (&step.app, Told(&step.act), &step.reason);
+    let action = step.act.kind();
+    match &step.act {
+        Act::Pend { pending: Some(_), .. } => {
+            tracing::warn!(%app, action, %what, %reason, "a service isn't as it should be");
+        }
+        Act::Forget { .. } => tracing::debug!(%app, action, %what, %reason, "forgot"),
+        _ => tracing::info!(%app, action, %what, %reason, "converged a step"),
+    }
+}
+
+impl Act {
+    /// Its name, for logs and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Act::Place { .. } => "place",
+            Act::Advance { to: Desired::Drain, .. } => "drain",
+            Act::Advance { .. } => "stop",
+            Act::Lose { .. } => "lose",
+            Act::PutAway { .. } => "put_away",
+            Act::Forget { .. } => "forget",
+            Act::Verify { .. } => "verify",
+            Act::Fail { .. } => "fail",
+            Act::Pend { .. } => "pend",
+        }
+    }
+}
+
+/// A step's subject, for logs.
+struct Told<'a>(&'a Act);
+
+impl std::fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Act::Place { seat, place } => {
+                write!(f, "{}.{} of {} on {}", seat.proc, seat.index, seat.release, place.host)
+            }
+            Act::Advance { id, .. } | Act::Lose { id } | Act::PutAway { id, .. } => write!(f, "{id}"),
+            Act::Verify { release } | Act::Fail { release, .. } => write!(f, "{release}"),
+            Act::Forget { proc, .. } | Act::Pend { proc, .. } => write!(f, "{proc}"),
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! Whatever happens, what should run runs in the end; and on the way nothing is stopped that serves.
+//!
+//! Random days of a small cluster, on images alone: what the plan says is written at once, hosts and proxies do
+//! their part or don't. Each plan is made twice, over all apps and over those that the agenda names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use visor::{
+    keys::Key,
+    mirror::Changes,
+    names::{AppName, HostName, InstanceId, ReleaseId},
+    schema::{Desired, Ended, Fault, Pending, ReleaseStatus, State},
+    snapshot::{Snapshot, Versioned},
+    store::Revision,
+};
+
+use super::{
+    agenda::Agenda,
+    facts::Facts,
+    fixture::{World, told},
+    memory::Memory,
+    plan::{Act, Plan, Step, plan, plan_apps},
+};
+
+const APPS: [&str; 2] = ["a", "b"];
+const HOSTS: u32 = 4;
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Event {
+    Scale { app: usize, count: u32 },
+    Push { app: usize },
+    Promote { app: usize },
+    PushEnds { app: usize },
+    Canary { app: usize, count: u32 },
+    Restart { app: usize },
+    Pause { app: usize, holds: bool },
+    Abort { app: usize },
+    HostDies { host: u32 },
+    HostReturns { host: u32 },
+    HostDrains { host: u32, drains: bool },
+    Crash { nth: usize },
+    Fail { nth: usize, fault: Fault },
+    Recover,
+    ProxyCatchesUp,
+    Time { millis: u64 },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let app = 0..APPS.len();
+    let fault = prop_oneof![Just(Fault::App), Just(Fault::Host), Just(Fault::OutOfMemory)];
+    prop_oneof![
+        3 => (app.clone(), 0_u32..6).prop_map(|(app, count)| Event::Scale { app, count }),
+        3 => app.clone().prop_map(|app| Event::Push { app }),
+        4 => app.clone().prop_map(|app| Event::Promote { app }),
+        1 => app.clone().prop_map(|app| Event::PushEnds { app }),
+        1 => (app.clone(), 0_u32..3).prop_map(|(app, count)| Event::Canary { app, count }),
+        1 => app.clone().prop_map(|app| Event::Restart { app }),
+        2 => (app.clone(), any::<bool>()).prop_map(|(app, holds)| Event::Pause { app, holds }),
+        1 => app.prop_map(|app| Event::Abort { app }),
+        1 => (1..=HOSTS).prop_map(|host| Event::HostDies { host }),
+        2 => (1..=HOSTS).prop_map(|host| Event::HostReturns { host }),
+        1 => (1..=HOSTS, any::<bool>()).prop_map(|(host, drains)| Event::HostDrains { host, drains }),
+        2 => (0_usize..20).prop_map(|nth| Event::Crash { nth }),
+        1 => (0_usize..20, fault).prop_map(|(nth, fault)| Event::Fail { nth, fault }),
+        3 => Just(Event::Recover),
+        4 => Just(Event::ProxyCatchesUp),
+        8 => (0_u64..4_000).prop_map(|millis| Event::Time { millis }),
+    ]
+}
+
+/// A cluster under observation.
+struct Day {
+    world: World,
+    agenda: Agenda,
+    /// The memory that goes with the agenda.
+    noted: Memory,
+    last_id: u64,
+    before: Snapshot,
+}
+
+impl Day {
+    fn begin() -> Self {
+        let mut world = World::new().hosts(HOSTS).proxy("p", 1, &[]);
+        for app in APPS {
+            world = world.app(app).released("web").scaled("web", 1);
+        }
+        let mut agenda = Agenda::default();
+        agenda.look_at_all();
+        let before = world.snapshot.clone();
+        Day { world, agenda, noted: Memory::default(), last_id: 0, before }
+    }
+
+    fn turn_to(&mut self, app: usize) {
+        self.world.turn_to(APPS[app]);
+    }
+
+    fn happens(&mut self, event: &Event) {
+        match event {
+            Event::Scale { app, count } => {
+                self.turn_to(*app);
+                self.world.formation("web", |formation| formation.count = *count);
+            }
+            Event::Push { app } => {
+                self.turn_to(*app);
+                if self.world.view().trial.is_none() {
+                    self.world.push("web");
+                }
+            }
+            Event::Promote { app } => {
+                self.turn_to(*app);
+                self.world.promote_verified();
+            }
+            Event::PushEnds { app } => {
+                self.turn_to(*app);
+                self.world.view().trial = None;
+            }
+            Event::Canary { app, count } => {
+                self.turn_to(*app);
+                self.world.scale_canary("web", *count);
+            }
+            Event::Restart { app } => {
+                self.turn_to(*app);
+                let before = InstanceId(self.last_id + 1);
+                self.world.formation("web", |formation| formation.replace_before = Some(before));
+            }
+            Event::Pause { app, holds } => {
+                self.turn_to(*app);
+                self.world.pause(*holds);
+            }
+            Event::Abort { app } => {
+                self.turn_to(*app);
+                self.world.abort();
+            }
+            Event::HostDies { host } => self.world.lose(&format!("host{host}")),
+            Event::HostReturns { host } => {
+                let name = format!("host{host}");
+                if self.world.snapshot.hosts[&self.world.host(&name)].host.is_none() {
+                    self.world.register(&name);
+                    self.report_anew(&name);
+                }
+            }
+            Event::HostDrains { host, drains } => {
+                self.world.mark(&format!("host{host}"), |meta| meta.draining = *drains);
+            }
+            Event::Crash { nth } => self.strike(*nth, State::Backoff, None),
+            Event::Fail { nth, fault } => self.strike(*nth, State::Failed, Some(*fault)),
+            Event::Recover => self.hosts_work(),
+            Event::ProxyCatchesUp => {
+                let applied = self.world.snapshot.revision;
+                self.world.apply_proxy(applied);
+            }
+            Event::Time { millis } => {
+                let time = Duration::from_millis(*millis);
+                self.world.now.clock += time;
+                self.world.now.wall += time;
+            }
+        }
+    }
+
+    /// Every instance with its app and host.
+    fn everyone(&self) -> Vec<(AppName, InstanceId, HostName)> {
+        let apps = self.world.snapshot.apps.iter();
+        apps.flat_map(|(app, view)| {
+            view.instances.iter().map(move |(id, row)| (app.clone(), *id, row.host.clone()))
+        })
+        .collect()
+    }
+
+    fn say(&mut self, app: &AppName, id: InstanceId, state: State, fault: Option<Fault>) {
+        self.world.turn_to(app.as_str());
+        let restarts = self.world.snapshot.status(app, id).map_or(0, |status| status.restarts);
+        self.world.say(id.0, state, |status| {
+            status.fault = fault;
+            status.restarts = restarts + u32::from(state == State::Backoff);
+        });
+    }
+
+    /// One of the instances on a host that is there crashes or fails.
+    fn strike(&mut self, nth: usize, state: State, fault: Option<Fault>) {
+        let struck: Vec<_> = self
+            .everyone()
+            .into_iter()
+            .filter(|(app, id, host)| {
+                let before = self.world.snapshot.status(app, *id).map(|status| status.state);
+                self.world.snapshot.hosts[host].host.is_some() && !before.is_some_and(State::is_final)
+            })
+            .collect();
+        if let Some((app, id, _)) = struck.get(nth % struck.len().max(1)) {
+            self.say(app, *id, state, fault);
+        }
+    }
+
+    /// Each host brings its instances on: what is to run runs, what is to stop ends.
+    fn hosts_work(&mut self) {
+        for (app, id, host) in self.everyone() {
+            let view = &self.world.snapshot.hosts[&host];
+            let Some(assigned) = view.assigned.get(&id).filter(|_| view.host.is_some()) else { continue };
+            let state = view.status.get(&id).map(|status| status.state);
+            match (assigned.desired, state) {
+                (_, Some(State::Exited | State::Failed)) => {}
+                (Desired::Stop, _) => self.say(&app, id, State::Exited, None),
+                (_, Some(State::Running)) => {}
+                _ => self.say(&app, id, State::Running, None),
+            }
+        }
+    }
+
+    /// A host that registers again says of each instance what has become of it.
+    fn report_anew(&mut self, name: &str) {
+        let host = self.world.host(name);
+        for (app, id, at) in self.everyone() {
+            let lost = self.world.snapshot.status(&app, id).is_some_and(|s| s.state == State::Lost);
+            if at == host && lost {
+                self.say(&app, id, State::Running, None);
+            }
+        }
+    }
+
+    /// The converger looks, twice, and what it says is written.
+    fn converge(&mut self) -> Result<Plan, TestCaseError> {
+        let changes = Changes { keys: changed(&self.before, &self.world.snapshot), relisted: false };
+        self.before = self.world.snapshot.clone();
+        let (snapshot, now) = (&self.world.snapshot, self.world.now);
+        self.agenda.note(&changes, snapshot, &self.noted);
+        let due = self.agenda.observe(snapshot, &mut self.noted, now);
+        let some = plan_apps(snapshot, &self.noted, &due, now);
+        self.agenda.planned(&due, &some);
+        self.world.memory.observe(snapshot, now);
+        let all = plan(snapshot, &self.world.memory, now);
+        prop_assert_eq!(&some.steps, &all.steps, "the plan over what is due differs from the plan over all");
+        prop_assert!(all.blocked.is_empty(), "{:?}", all.blocked);
+
+        let before = self.serving();
+        for step in &all.steps {
+            self.write(step);
+        }
+        self.nothing_is_lost(&before)?;
+        self.nothing_is_there_twice()?;
+        Ok(all)
+    }
+
+    /// How many instances serve on behalf of each app's head.
+    fn serving(&self) -> BTreeMap<AppName, usize> {
+        let of = |(name, view): (&AppName, &visor::snapshot::AppView)| {
+            let head = view.head.as_ref().expect("it was released").release;
+            let serves = |facts: &Facts<'_>| {
+                let release = facts.row.release;
+                let beside = view.formation.values().any(|row| row.beside.contains_key(&release));
+                let released = view.releases[&release].status == ReleaseStatus::Released;
+                facts.runs() && facts.desired() == Desired::Run && (release == head || (released && !beside))
+            };
+            let all = view.instances.iter().map(|(id, row)| Facts::of(&self.world.snapshot, *id, row));
+            (name.clone(), all.filter(serves).count())
+        };
+        self.world.snapshot.apps.iter().map(of).collect()
+    }
+
+    /// No plan takes the number of those that serve below what is wanted, nor lower if it is there already.
+    fn nothing_is_lost(&self, before: &BTreeMap<AppName, usize>) -> Result<(), TestCaseError> {
+        for (name, now) in self.serving() {
+            let view = &self.world.snapshot.apps[&name];
+            let count = view.count(&self.world.proc("web")) as usize;
+            prop_assert!(
+                now >= before[&name].min(count),
+                "{name}: {} served, now {now} of {count}",
+                before[&name]
+            );
+        }
+        Ok(())
+    }
+
+    /// Of each release no more are meant to run than are wanted, those that are to be replaced aside.
+    fn nothing_is_there_twice(&self) -> Result<(), TestCaseError> {
+        for (name, view) in &self.world.snapshot.apps {
+            let wanted = super::wanted::Wanted::of(view).of_proc(&self.world.proc("web"));
+            let formation = view.formation.values().next().expect("it was scaled");
+            let mut there: BTreeMap<ReleaseId, u32> = BTreeMap::new();
+            for (id, row) in &view.instances {
+                let facts = Facts::of(&self.world.snapshot, *id, row);
+                let replaced = formation.replace_before.is_some_and(|b| *id < b) || facts.host_drains;
+                if facts.desired() == Desired::Run && !facts.is_over() && !replaced {
+                    *there.entry(row.release).or_default() += 1;
+                }
+            }
+            for (release, there) in there {
+                if let Some(wanted) = wanted.get(&release) {
+                    prop_assert!(there <= *wanted, "{name}: {there} of {release}, {wanted} wanted");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a step as its transaction would.
+    fn write(&mut self, step: &Step) {
+        self.world.turn_to(step.app.as_str());
+        let web = self.world.proc("web");
+        match &step.act {
+            Act::Place { seat, place } => {
+                self.last_id += 1;
+                let what = format!("{}@{}", seat.proc, seat.release);
+                self.world.place(self.last_id, &what, place.host.as_str(), seat.index);
+            }
+            Act::Advance { id, to } => self.world.mean(id.0, *to),
+            Act::Lose { id } => self.say(&step.app, *id, State::Lost, None),
+            Act::PutAway { id, oldest } => {
+                let row = self.world.view().instances.remove(id).expect("it is there");
+                let host = self.world.snapshot.hosts.get_mut(&row.host).expect("it was placed there");
+                host.assigned.remove(id);
+                let status = host.status.remove(id).map(|row| row.value);
+                let at = self.world.now.wall;
+                let ended =
+                    Ended { instance: row.value, status, reason: None, at, extra: Default::default() };
+                let ended = self.world.row(ended);
+                self.world.view().history.insert((web.clone(), *id), ended);
+                for id in oldest {
+                    self.world.view().history.remove(&(web.clone(), *id));
+                }
+            }
+            Act::Forget { ids, .. } => {
+                ids.iter().for_each(|id| drop(self.world.view().history.remove(&(web.clone(), *id))));
+            }
+            Act::Verify { release } => self.world.set_status(*release, ReleaseStatus::Verified),
+            Act::Fail { release, .. } => {
+                self.world.set_status(*release, ReleaseStatus::Failed);
+                let view = self.world.view();
+                if view.trial.as_ref().is_some_and(|trial| trial.release == *release) {
+                    view.trial = None;
+                }
+            }
+            Act::Pend { proc, pending } => {
+                let row = pending.as_ref().map(|hindrance| Pending {
+                    release: hindrance.release,
+                    short: hindrance.short,
+                    reason: hindrance.reason.clone(),
+                    refusals: hindrance.refusals.clone(),
+                    since: self.world.now.wall,
+                    extra: Default::default(),
+                });
+                match row.map(|row| self.world.row(row)) {
+                    Some(row) => drop(self.world.view().pending.insert(proc.clone(), row)),
+                    None => drop(self.world.view().pending.remove(proc)),
+                }
+            }
+        }
+    }
+
+    /// Everything is well again, one host aside if it is gone for good, and time passes until nothing is left to do.
+    fn settle(&mut self, gone_for_good: Option<u32>) -> Result<(), TestCaseError> {
+        for host in (1..=HOSTS).filter(|host| Some(*host) != gone_for_good) {
+            self.happens(&Event::HostReturns { host });
+            self.happens(&Event::HostDrains { host, drains: false });
+        }
+        for _ in 0..1_000 {
+            self.hosts_work();
+            self.happens(&Event::ProxyCatchesUp);
+            (0..APPS.len()).for_each(|app| self.happens(&Event::Promote { app }));
+            let plan = self.converge()?;
+            if plan.steps.is_empty() && plan.look_again.is_empty() {
+                return Ok(());
+            }
+            self.happens(&Event::Time { millis: 1_000 });
+        }
+        let steps: Vec<String> = self.converge()?.steps.iter().map(|step| told(&step.act)).collect();
+        prop_assert!(false, "it never came to rest: {steps:?}\n{:#?}", self.world.snapshot.apps);
+        Ok(())
+    }
+
+    /// As many serve as are wanted, of whatever release a pause holds.
+    fn enough_serve(&self) -> Result<(), TestCaseError> {
+        for (name, serving) in self.serving() {
+            let count = self.world.snapshot.apps[&name].count(&self.world.proc("web")) as usize;
+            prop_assert_eq!(serving, count, "{}", name);
+        }
+        Ok(())
+    }
+
+    /// Exactly what is wanted runs, and nothing else is there.
+    fn is_as_wanted(&self) -> Result<(), TestCaseError> {
+        for (name, view) in &self.world.snapshot.apps {
+            let wanted = view.wanted(&self.world.proc("web"));
+            let mut there: BTreeMap<ReleaseId, u32> = BTreeMap::new();
+            for (id, row) in &view.instances {
+                let facts = Facts::of(&self.world.snapshot, *id, row);
+                prop_assert!(facts.runs(), "{name}: {id} is {:?}", facts.state());
+                *there.entry(row.release).or_default() += 1;
+            }
+            prop_assert_eq!(&there, &wanted, "{}", name);
+            prop_assert!(view.pending.is_empty() && view.trial.is_none(), "{:?}", view.pending);
+            prop_assert!(view.history.len() <= 20, "{}", view.history.len());
+        }
+        Ok(())
+    }
+}
+
+/// The keys in which two images differ.
+fn changed(before: &Snapshot, after: &Snapshot) -> Vec<String> {
+    let mut keys = BTreeSet::new();
+    let nothing = Default::default();
+    for app in before.apps.keys().chain(after.apps.keys()) {
+        let (b, a) = (before.apps.get(app).unwrap_or(&nothing), after.apps.get(app).unwrap_or(&nothing));
+        let mut note = |differs: bool, key: Key| {
+            if differs {
+                keys.insert(key.to_string());
+            }
+        };
+        note(b.head != a.head, Key::Head(app.clone()));
+        note(b.trial != a.trial, Key::Trial(app.clone()));
+        note(b.pause != a.pause, Key::Pause(app.clone()));
+        for id in differing(&b.releases, &a.releases) {
+            note(true, Key::Release(app.clone(), id));
+        }
+        for proc in differing(&b.formation, &a.formation) {
+            note(true, Key::Formation(app.clone(), proc));
+        }
+        for id in differing(&b.instances, &a.instances) {
+            note(true, Key::Instance(app.clone(), id));
+        }
+        for proc in differing(&b.pending, &a.pending) {
+            note(true, Key::Pending(app.clone(), proc));
+        }
+        for (proc, id) in differing(&b.history, &a.history) {
+            note(true, Key::Ended(app.clone(), proc, id));
+        }
+    }
+    let nothing = Default::default();
+    for host in before.hosts.keys().chain(after.hosts.keys()) {
+        let (b, a) = (before.hosts.get(host).unwrap_or(&nothing), after.hosts.get(host).unwrap_or(&nothing));
+        let mut note = |differs: bool, key: Key| {
+            if differs {
+                keys.insert(key.to_string());
+            }
+        };
+        note(b.host != a.host, Key::Host(host.clone()));
+        note(b.meta != a.meta, Key::HostMeta(host.clone()));
+        for id in differing(&b.assigned, &a.assigned) {
+            note(true, Key::Assigned(host.clone(), id));
+        }
+        for id in differing(&b.status, &a.status) {
+            note(true, Key::Status(host.clone(), id));
+        }
+    }
+    for proxy in differing(&before.proxies, &after.proxies) {
+        keys.insert(Key::Proxy(proxy).to_string());
+    }
+    keys.into_iter().collect()
+}
+
+fn differing<K: Ord + Clone, T>(
+    before: &BTreeMap<K, Versioned<T>>,
+    after: &BTreeMap<K, Versioned<T>>,
+) -> Vec<K> {
+    let revision = |map: &BTreeMap<K, Versioned<T>>, key: &K| -> Option<Revision> {
+        map.get(key).map(|row| row.mod_revision)
+    };
+    let keys: BTreeSet<&K> = before.keys().chain(after.keys()).collect();
+    keys.into_iter().filter(|key| revision(before, key) != revision(after, key)).cloned().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_what_should_run_runs_in_the_end(
+        events in prop::collection::vec(event(), 1..80),
+        gone_for_good in prop::option::of(1..=HOSTS),
+    ) {
+        let mut day = Day::begin();
+        for event in &events {
+            day.happens(event);
+            day.converge()?;
+        }
+        if let Some(host) = gone_for_good {
+            day.happens(&Event::HostDies { host });
+        }
+        day.settle(gone_for_good)?;
+        day.enough_serve()?;
+        (0..APPS.len()).for_each(|app| day.happens(&Event::Pause { app, holds: false }));
+        day.settle(gone_for_good)?;
+        day.is_as_wanted()?;
+    }
+}

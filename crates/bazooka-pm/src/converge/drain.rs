@@ -1,0 +1,92 @@
+//! How an instance ends: out of routing, drained, stopped, put away; or lost with its host.
+//!
+//! Owns the steps from `run` to the end, one at a time, each following from what is seen:
+//!
+//! ```text
+//! run ──routed──▶ drain ──no session left on any proxy, or 30 s──▶ stop ──ended──▶ put away
+//!  └──not routed, or no proxy──────────────────────────────────────▲
+//! ```
+
+use std::time::Duration;
+
+use visor::schema::{Desired, State};
+
+use super::{
+    facts::Facts,
+    plan::{Act, Context, Draft},
+};
+
+/// How long an instance may drain.
+pub const DRAIN_TIME: Duration = Duration::from_secs(30);
+
+/// Begins an instance's end.
+pub(super) fn remove(context: Context<'_>, facts: &Facts<'_>, reason: &str, draft: &mut Draft) {
+    let to = if facts.runs() && has_proxies(context) { Desired::Drain } else { Desired::Stop };
+    draft.act(Act::Advance { id: facts.id, to }, reason);
+}
+
+/// Takes the next step of an instance's end, if it has begun; or says that it is lost.
+///
+/// One that has ended though it was meant to run is judged with the rest of its release if that is `wanted`.
+pub(super) fn go_on(context: Context<'_>, facts: &Facts<'_>, wanted: bool, draft: &mut Draft) {
+    let (id, now) = (facts.id, context.now.clock);
+    if facts.unreadable {
+        return;
+    }
+    if !facts.host_here && !facts.is_over() {
+        return lose(context, facts, draft);
+    }
+    match facts.desired() {
+        Desired::Run if facts.is_over() && !wanted => {
+            draft.act(Act::PutAway { id, oldest: Vec::new() }, "it has ended");
+        }
+        Desired::Run => {}
+        Desired::Drain | Desired::Stop if facts.is_over() => {
+            draft.act(Act::PutAway { id, oldest: Vec::new() }, "it has ended");
+        }
+        Desired::Drain => {
+            let until = context.memory.draining_since(id).unwrap_or(now) + DRAIN_TIME;
+            let why = if facts.state() != Some(State::Running) {
+                Some("it serves nobody")
+            } else if is_drained(context, facts) {
+                Some("it has been drained")
+            } else if until <= now {
+                Some("its drain time is over")
+            } else {
+                None
+            };
+            match why {
+                Some(why) => draft.act(Act::Advance { id, to: Desired::Stop }, why),
+                None => draft.look_again_at(until),
+            }
+        }
+        Desired::Stop => {}
+    }
+}
+
+fn lose(context: Context<'_>, facts: &Facts<'_>, draft: &mut Draft) {
+    match context.hosts.lost_at(&facts.row.host) {
+        Some(at) if at <= context.now.clock => {
+            let reason = format!("host {} is lost", facts.row.host);
+            draft.act(Act::Lose { id: facts.id }, reason);
+        }
+        Some(at) => draft.look_again_at(at),
+        None => {}
+    }
+}
+
+fn has_proxies(context: Context<'_>) -> bool {
+    let snapshot = context.snapshot;
+    !snapshot.proxies.is_empty() || snapshot.unreadable.keys().any(|key| key.starts_with("proxies/"))
+}
+
+/// Whether every proxy has taken an instance out, and has no session left on it.
+fn is_drained(context: Context<'_>, facts: &Facts<'_>) -> bool {
+    let Some(assigned) = facts.assigned else { return true };
+    let snapshot = context.snapshot;
+    !snapshot.unreadable.keys().any(|key| key.starts_with("proxies/"))
+        && snapshot
+            .proxies
+            .values()
+            .all(|proxy| proxy.applied >= assigned.mod_revision && !proxy.busy.contains(&facts.id))
+}

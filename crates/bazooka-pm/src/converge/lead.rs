@@ -1,0 +1,354 @@
+//! The loop: wait for the election, then observe, plan, apply.
+//!
+//! Owns who leads and when a view is fresh enough to act on:
+//!
+//! ```text
+//! waiting ──nobody leads──▶ leading ──lease lost, or another leads──▶ waiting
+//!                              │
+//!    a plan is made only on a synced view, at least as new as the last own write and as the election;
+//!    after a lost reply, only once it is settled what became of it
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+use visor::{
+    clock::WallClock,
+    daemon::NotReady,
+    keys,
+    lease::LeaseKeeper,
+    mirror::Mirror,
+    names::AppName,
+    schema::{Extra, Frozen, Leader},
+    snapshot::Snapshot,
+    store::Revision,
+    transitions::{
+        placement::{Outcome, Reign},
+        presence::unfrozen,
+    },
+    visor::{Visor, VisorError},
+};
+
+use super::{
+    agenda::Agenda,
+    apply::{Applied, apply},
+    memory::{Memory, Now},
+    metrics::ConvergerMetrics,
+    plan::{Plan, plan_apps},
+};
+
+/// The pause after a first failure of the coordinator; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long leaving may take; the lease ends by itself otherwise.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A converger at work.
+pub(super) struct Lead {
+    visor: Visor,
+    keeper: LeaseKeeper,
+    mirror: Mirror<Snapshot>,
+    metrics: ConvergerMetrics,
+    leader: Leader,
+    wall: WallClock,
+    not_ready: Option<NotReady>,
+    memory: Memory,
+    reign: Option<Reign>,
+    /// The view must be at least this new before it is acted on.
+    needs: Revision,
+    doubtful: bool,
+    agenda: Agenda,
+    failures: u32,
+    retry_at: Option<Instant>,
+    blocked: BTreeMap<AppName, String>,
+}
+
+impl Lead {
+    pub fn new(
+        visor: Visor,
+        keeper: LeaseKeeper,
+        metrics: ConvergerMetrics,
+        leader: Leader,
+        wall: WallClock,
+        not_ready: NotReady,
+    ) -> Self {
+        Lead {
+            mirror: Mirror::new(visor.store().clone(), keys::everything(), Snapshot::default()),
+            visor,
+            keeper,
+            metrics,
+            leader,
+            wall,
+            not_ready: Some(not_ready),
+            memory: Memory::default(),
+            reign: None,
+            needs: 0,
+            doubtful: false,
+            agenda: Agenda::default(),
+            failures: 0,
+            retry_at: None,
+            blocked: BTreeMap::new(),
+        }
+    }
+
+    /// Waits and leads until shutdown; then hands over at once.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut lease = self.keeper.state();
+        loop {
+            let wake = self.wakes_at();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                _ = lease.changed() => {}
+                changes = self.mirror.next() => {
+                    self.agenda.note(&changes, self.mirror.image(), &self.memory);
+                }
+                () = sleep_until(wake) => {}
+            }
+            // A round that is cut off leaves one transaction in doubt, which ends with the reign.
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                () = self.round() => {}
+            }
+        }
+        if let Some(reign) = self.reign.take() {
+            let left = tokio::time::timeout(LEAVE_TIMEOUT, self.visor.abdicate(reign)).await;
+            tracing::info!(in_time = left.is_ok_and(|left| left.is_ok()), "handed over");
+        }
+        self.metrics.leader.set(0);
+        self.keeper.release().await;
+    }
+
+    fn wakes_at(&self) -> Option<Instant> {
+        let timers = self.agenda.next_look();
+        // What is due can't be done before the view is fresh, which is an event; a timer would only spin.
+        let in_touch = self.mirror.is_synced();
+        let able = self.reign.is_some()
+            && self.retry_at.is_none()
+            && in_touch
+            && self.mirror.image().revision >= self.needs;
+        let timers = timers.filter(|_| able);
+        timers.into_iter().chain(self.retry_at.filter(|_| in_touch)).min()
+    }
+
+    async fn round(&mut self) {
+        if !self.mirror.is_synced() {
+            self.check_reign();
+            return;
+        }
+        self.not_ready = None;
+        let now = Now { clock: tokio::time::Instant::now().into_std(), wall: self.wall.now() };
+        if self.retry_at.is_some_and(|at| at <= now.clock) {
+            self.retry_at = None;
+        }
+        if self.retry_at.is_some() {
+            self.check_reign();
+            return;
+        }
+        match self.lead(now).await {
+            Ok(()) => self.failures = 0,
+            Err(error) => {
+                let error: &(dyn std::error::Error + 'static) = &error;
+                if self.failures == 0 {
+                    tracing::warn!(error, "the coordinator failed; trying again");
+                }
+                self.pause(now);
+            }
+        }
+    }
+
+    fn pause(&mut self, now: Now) {
+        let pause = (FIRST_PAUSE * 2_u32.pow(self.failures.min(8))).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(now.clock + pause);
+    }
+
+    /// Stops leading as soon as the lease has ended, or another's word stands in the election.
+    fn check_reign(&mut self) {
+        let Some(reign) = self.reign else { return };
+        let image = self.mirror.image();
+        let elected = image.leader.as_ref().map(|leader| leader.create_revision);
+        let deposed = image.revision >= reign.create_revision && elected != Some(reign.create_revision);
+        if self.keeper.held() != Some(reign.lease) || deposed {
+            tracing::warn!("no longer elected");
+            self.reign = None;
+            self.doubtful = false;
+            self.metrics.leader.set(0);
+        }
+    }
+
+    async fn lead(&mut self, now: Now) -> Result<(), VisorError> {
+        self.check_reign();
+        if self.reign.is_none() {
+            self.campaign(now).await?;
+        }
+        // Those that wait remember too, so that they can take over knowing what they saw.
+        let apps = self.observe(now);
+        let Some(reign) = self.reign else {
+            // Whoever is elected looks at everything.
+            self.agenda = Agenda::default();
+            return Ok(());
+        };
+        if self.mirror.image().revision < self.needs {
+            return Ok(());
+        }
+        if self.doubtful {
+            return self.settle(reign, now).await;
+        }
+        self.say_frozen(reign, now).await?;
+        self.end_word(reign).await?;
+        if self.doubtful || apps.is_empty() {
+            return Ok(());
+        }
+        self.converge(reign, apps, now).await
+    }
+
+    /// Takes the election if nobody holds it.
+    async fn campaign(&mut self, now: Now) -> Result<(), VisorError> {
+        let Some(lease) = self.keeper.held() else { return Ok(()) };
+        let held = self.mirror.image().leader.as_ref().map(|held| (held.lease, held.create_revision));
+        let won = match held {
+            // A lost reply was a win after all.
+            Some((of, create_revision)) if of == Some(lease) => Some(Reign { create_revision, lease }),
+            Some(_) => return Ok(()),
+            None => {
+                self.leader = Leader { since: now.wall, frozen: None, ..self.leader.clone() };
+                self.visor.campaign(&self.leader, lease).await?
+            }
+        };
+        match won {
+            Some(reign) => {
+                tracing::info!(name = %self.leader.name, revision = reign.create_revision, "elected");
+                self.reign = Some(reign);
+                // What the one before wrote came before this.
+                self.needs = reign.create_revision;
+                self.agenda.look_at_all();
+                self.metrics.leader.set(1);
+            }
+            // A rival's win arrives as an event; a request that was lost doesn't.
+            None => self.retry_at = Some(now.clock + LONGEST_PAUSE),
+        }
+        Ok(())
+    }
+
+    /// Takes note of what changed, and says which apps are to be planned.
+    fn observe(&mut self, now: Now) -> BTreeSet<AppName> {
+        self.agenda.observe(self.mirror.image(), &mut self.memory, now)
+    }
+
+    /// Ends the doubt about writes whose reply was lost.
+    async fn settle(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
+        match self.visor.settle(reign, &self.leader).await? {
+            Outcome::Done(revision) => {
+                self.needs = revision;
+                self.doubtful = false;
+                self.failures = 0;
+            }
+            Outcome::Conflict | Outcome::Unknown => self.pause(now),
+        }
+        Ok(())
+    }
+
+    /// Writes down that hosts are not given up, or that they are again.
+    async fn say_frozen(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
+        let frozen = self.memory.hosts.frozen();
+        self.metrics
+            .frozen_hosts
+            .set(frozen.map_or(0, |hosts| i64::try_from(hosts.len()).unwrap_or(i64::MAX)));
+        if self.leader.frozen.as_ref().map(|said| &said.hosts) == frozen {
+            return Ok(());
+        }
+        let since = self.leader.frozen.as_ref().map_or(now.wall, |said| said.since);
+        let said = frozen.map(|hosts| Frozen { since, hosts: hosts.clone(), extra: Extra::new() });
+        match &said {
+            Some(frozen) => tracing::error!(
+                hosts = ?frozen.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "too many hosts vanished at once: none is given up until enough of them return",
+            ),
+            None => tracing::info!("enough hosts have returned: those still gone are given up"),
+        }
+        let leader = Leader { frozen: said, ..self.leader.clone() };
+        match self.visor.proclaim(reign, &leader).await? {
+            Outcome::Done(revision) => {
+                self.needs = self.needs.max(revision);
+                self.leader = leader;
+            }
+            Outcome::Conflict => {}
+            Outcome::Unknown => {
+                self.leader = leader;
+                self.doubtful = true;
+                self.pause(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes an operator's word on hosts away once it concerns nobody any more.
+    async fn end_word(&mut self, reign: Reign) -> Result<(), VisorError> {
+        let Some(word) = &self.mirror.image().unfreeze else { return Ok(()) };
+        if self.memory.hosts.word_is_over() {
+            // One that isn't carried out is tried again on the next look.
+            self.visor.commit_all(reign, vec![unfrozen(word)]).await?;
+        }
+        Ok(())
+    }
+
+    /// Plans these apps and carries the plan out.
+    async fn converge(&mut self, reign: Reign, apps: BTreeSet<AppName>, now: Now) -> Result<(), VisorError> {
+        let snapshot = self.mirror.image();
+        let began = Instant::now();
+        let plan = plan_apps(snapshot, &self.memory, &apps, now);
+        let kinds: Vec<&'static str> = plan.steps.iter().map(|step| step.act.kind()).collect();
+        self.metrics.planned(began.elapsed(), kinds.iter());
+        let pending: usize = snapshot.apps.values().map(|view| view.pending.len()).sum();
+        self.metrics.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        self.agenda.planned(&apps, &plan);
+        self.say_blocked(&apps, &plan);
+        let snapshot = self.mirror.image();
+        let Applied { revision, doubtful, overtaken, error } =
+            apply(&self.visor, reign, snapshot, &plan, now.wall).await;
+        self.needs = self.needs.max(revision);
+        self.doubtful |= doubtful;
+        if !overtaken.is_empty() {
+            self.metrics.overtaken();
+            // The change that overtook it is on its way, and marks the app; this makes sure.
+            let soon = now.clock + LONGEST_PAUSE;
+            overtaken.into_iter().for_each(|app| self.agenda.look_again_at(app, soon));
+        }
+        if let Some(error) = error {
+            self.agenda.look_at_all();
+            return Err(error);
+        }
+        if self.doubtful {
+            self.agenda.look_at_all();
+            self.retry_at = Some(now.clock);
+        }
+        Ok(())
+    }
+
+    /// Says once of each app that it is left alone, and why.
+    fn say_blocked(&mut self, planned: &BTreeSet<AppName>, plan: &Plan) {
+        for (app, why) in &plan.blocked {
+            if self.blocked.get(app) != Some(why) {
+                tracing::error!(%app, reason = %why, "the app's rows can't be acted on; it is left alone");
+            }
+        }
+        self.blocked.retain(|app, _| !planned.contains(app));
+        self.blocked.extend(plan.blocked.clone());
+        self.metrics.blocked_apps.set(i64::try_from(self.blocked.len()).unwrap_or(i64::MAX));
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(tokio::time::Instant::from_std(at)).await,
+        None => std::future::pending().await,
+    }
+}

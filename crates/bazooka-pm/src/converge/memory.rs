@@ -1,0 +1,273 @@
+//! What the coordinator doesn't say: since when something has been as it is.
+//!
+//! Owns times on this process's own monotonic clock. A converger begins with an empty memory, so nothing here
+//! may be needed for what must be right; it only makes things later than they could be.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use visor::{
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
+    schema::{Desired, Fault, ReleaseStatus, State, Status},
+    snapshot::{AppView, Snapshot},
+    transitions::releases::concerned,
+};
+
+use super::{facts::Facts, hosts::Hosts, wanted::Wanted};
+
+/// How long failures are remembered: replacements avoid those hosts, and come more slowly.
+pub const REMEMBER_FAILURES: Duration = Duration::from_secs(600);
+
+/// The time over which starts of a release that fails are counted.
+pub const START_WINDOW: Duration = Duration::from_secs(60);
+
+/// This moment, on the clock that decides and on the one that people read.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Monotonic: everything is timed on it.
+    pub clock: Instant,
+    /// For what is written down.
+    pub wall: Timestamp,
+}
+
+impl Now {
+    /// When `at` was on the monotonic clock, if that was within `within`. A clock that was set back makes it now.
+    fn back(&self, at: Timestamp, within: Duration) -> Option<Instant> {
+        let ago = Duration::try_from(self.wall.duration_since(at)).unwrap_or_default();
+        if ago > within { None } else { self.clock.checked_sub(ago) }
+    }
+}
+
+/// Everything remembered.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// By app.
+    pub apps: BTreeMap<AppName, AppMemory>,
+    /// Which hosts are gone, and since when.
+    pub hosts: Hosts,
+}
+
+/// What is remembered of one app.
+#[derive(Clone, Debug, Default)]
+pub struct AppMemory {
+    /// Each instance that has been healthy without a break, and since when.
+    healthy: BTreeMap<InstanceId, Healthy>,
+    /// Since when an instance drains.
+    draining: BTreeMap<InstanceId, Instant>,
+    /// The trial.
+    pub trial: Option<TrialMemory>,
+    /// Since when fewer instances of a release are there than wanted.
+    short: BTreeMap<(ProcName, ReleaseId), Instant>,
+    /// The instances that failed for good lately.
+    pub failures: BTreeMap<InstanceId, Failure>,
+    /// The instances that were placed within [`START_WINDOW`].
+    starts: BTreeMap<InstanceId, Start>,
+}
+
+/// An instance that is healthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Healthy {
+    /// Tells one run from the next: the host's own times, never compared with a clock of ours.
+    run: (Timestamp, u32),
+    since: Instant,
+}
+
+/// What is remembered of a trial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrialMemory {
+    /// The release.
+    pub release: ReleaseId,
+    /// When it was first seen.
+    pub begun: Instant,
+    /// The procs that were failing in the old release when it began.
+    pub excused: BTreeSet<ProcName>,
+}
+
+/// An instance that failed for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Its proc.
+    pub proc: ProcName,
+    /// Its release.
+    pub release: ReleaseId,
+    /// Where.
+    pub host: HostName,
+    /// Whose fault it was.
+    pub fault: Fault,
+    /// Why, for people.
+    pub cause: String,
+    /// When it was noticed.
+    pub at: Instant,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Start {
+    proc: ProcName,
+    release: ReleaseId,
+    at: Instant,
+}
+
+impl Memory {
+    /// Takes note of what the image shows of the hosts. Returns whether a host came, went, or is judged anew.
+    pub fn observe_hosts(&mut self, snapshot: &Snapshot, now: Now) -> bool {
+        self.hosts.observe(snapshot, now.clock)
+    }
+
+    /// Takes note of what the image shows of one app.
+    pub fn observe_app(&mut self, snapshot: &Snapshot, name: &AppName, now: Now) {
+        match snapshot.apps.get(name) {
+            Some(view) => self.apps.entry(name.clone()).or_default().observe(snapshot, view, now),
+            None => drop(self.apps.remove(name)),
+        }
+    }
+
+    /// Takes note of everything.
+    pub fn observe(&mut self, snapshot: &Snapshot, now: Now) {
+        self.observe_hosts(snapshot, now);
+        self.apps.retain(|name, _| snapshot.apps.contains_key(name));
+        for name in snapshot.apps.keys() {
+            self.observe_app(snapshot, name, now);
+        }
+    }
+
+    /// The apps of which something drains: those that a proxy's word may concern.
+    pub fn draining_apps(&self) -> impl Iterator<Item = &AppName> {
+        self.apps.iter().filter(|(_, memory)| !memory.draining.is_empty()).map(|(name, _)| name)
+    }
+}
+
+impl AppMemory {
+    fn observe(&mut self, snapshot: &Snapshot, view: &AppView, now: Now) {
+        let there = |id: &InstanceId| view.instances.contains_key(id);
+        self.healthy.retain(|id, _| there(id));
+        self.draining.retain(|id, _| there(id));
+        self.failures.retain(|_, failure| now.clock.duration_since(failure.at) <= REMEMBER_FAILURES);
+        self.starts.retain(|_, start| now.clock.duration_since(start.at) <= START_WINDOW);
+        for (id, row) in &view.instances {
+            self.observe_instance(&Facts::of(snapshot, *id, row), now);
+        }
+        for ((proc, id), ended) in &view.history {
+            if let Some(status) = ended.status.as_ref().filter(|status| status.state == State::Failed)
+                && !self.failures.contains_key(id)
+                && let Some(at) = now.back(status.since, REMEMBER_FAILURES)
+            {
+                let (release, host) = (ended.instance.release, &ended.instance.host);
+                self.failures.insert(*id, failure(proc, release, host, status, at));
+            }
+        }
+        self.observe_trial(snapshot, view, now);
+        let wanted = Wanted::of(view);
+        self.short.retain(|(proc, release), _| wanted.shortfall(snapshot, view, proc, *release) > 0);
+        for (proc, release) in wanted.each() {
+            if wanted.shortfall(snapshot, view, proc, release) > 0 {
+                self.short.entry((proc.clone(), release)).or_insert(now.clock);
+            }
+        }
+    }
+
+    fn observe_instance(&mut self, facts: &Facts<'_>, now: Now) {
+        let (id, row) = (facts.id, facts.row);
+        match facts.status.filter(|_| facts.runs()) {
+            Some(status) => {
+                let run = (status.started_at.unwrap_or(status.since), status.restarts);
+                let healthy = self.healthy.entry(id).or_insert(Healthy { run, since: now.clock });
+                if healthy.run != run {
+                    *healthy = Healthy { run, since: now.clock };
+                }
+            }
+            None => drop(self.healthy.remove(&id)),
+        }
+        if facts.desired() == Desired::Drain {
+            self.draining.entry(id).or_insert(now.clock);
+        } else {
+            self.draining.remove(&id);
+        }
+        if let Some(status) = facts.status.filter(|status| status.state == State::Failed) {
+            let noted = || failure(&row.proc, row.release, &row.host, status, now.clock);
+            self.failures.entry(id).or_insert_with(noted);
+        }
+        if !self.starts.contains_key(&id)
+            && let Some(at) = now.back(row.placed_at, START_WINDOW)
+        {
+            self.starts.insert(id, Start { proc: row.proc.clone(), release: row.release, at });
+        }
+    }
+
+    fn observe_trial(&mut self, snapshot: &Snapshot, view: &AppView, now: Now) {
+        let Some(trial) = &view.trial else {
+            self.trial = None;
+            return;
+        };
+        if self.trial.as_ref().is_some_and(|noted| noted.release == trial.release) {
+            return;
+        }
+        let release = view.releases.get(&trial.release);
+        let trying = release.filter(|release| release.status == ReleaseStatus::Trying);
+        let procs = trying.map_or_else(Vec::new, |release| concerned(view, release));
+        let excused = procs.into_iter().filter(|proc| self.was_failing(snapshot, view, proc, now)).cloned();
+        self.trial =
+            Some(TrialMemory { release: trial.release, begun: now.clock, excused: excused.collect() });
+    }
+
+    /// Whether head has instances of a proc and each of them crashes.
+    fn was_failing(&self, snapshot: &Snapshot, view: &AppView, proc: &ProcName, now: Now) -> bool {
+        let Some(head) = &view.head else { return false };
+        let mut old = Facts::of_proc(snapshot, view, proc)
+            .into_iter()
+            .filter(|facts| facts.row.release == head.release && facts.desired() == Desired::Run)
+            .peekable();
+        let steady = |facts: &Facts<'_>| self.is_ready(facts.id, Duration::from_secs(1), now);
+        let crashed = |facts: &Facts<'_>| facts.status.is_some_and(|status| status.restarts > 0);
+        old.peek().is_some() && old.all(|facts| facts.ails() || (crashed(&facts) && !steady(&facts)))
+    }
+
+    /// When an instance will have been healthy for `min_ready`; none unless it is healthy now.
+    pub fn ready_at(&self, id: InstanceId, min_ready: Duration) -> Option<Instant> {
+        self.healthy.get(&id).map(|healthy| healthy.since + min_ready)
+    }
+
+    /// Whether an instance has been healthy for `min_ready`.
+    pub fn is_ready(&self, id: InstanceId, min_ready: Duration, now: Now) -> bool {
+        self.ready_at(id, min_ready).is_some_and(|at| at <= now.clock)
+    }
+
+    /// Since when an instance drains.
+    pub fn draining_since(&self, id: InstanceId) -> Option<Instant> {
+        self.draining.get(&id).copied()
+    }
+
+    /// Since when there are too few instances of a release.
+    pub fn short_since(&self, proc: &ProcName, release: ReleaseId) -> Option<Instant> {
+        self.short.get(&(proc.clone(), release)).copied()
+    }
+
+    /// The failures of a service's release, oldest first.
+    pub fn failures_of(&self, proc: &ProcName, release: ReleaseId) -> Vec<&Failure> {
+        let of = |failure: &&Failure| failure.proc == *proc && failure.release == release;
+        let mut failures: Vec<&Failure> = self.failures.values().filter(of).collect();
+        failures.sort_by_key(|failure| failure.at);
+        failures
+    }
+
+    /// When the instances of a service's release that were placed lately were placed, oldest first.
+    pub fn starts_of(&self, proc: &ProcName, release: ReleaseId) -> Vec<Instant> {
+        let of = self.starts.values().filter(|start| start.proc == *proc && start.release == release);
+        let mut starts: Vec<Instant> = of.map(|start| start.at).collect();
+        starts.sort();
+        starts
+    }
+}
+
+fn failure(proc: &ProcName, release: ReleaseId, host: &HostName, status: &Status, at: Instant) -> Failure {
+    Failure {
+        proc: proc.clone(),
+        release,
+        host: host.clone(),
+        fault: status.fault.unwrap_or(Fault::App),
+        cause: status.cause.clone().unwrap_or_else(|| "no cause given".into()),
+        at,
+    }
+}

@@ -1,0 +1,352 @@
+//! The plan: what to do next, all of it, and when to look again.
+//!
+//! Owns how the parts of a plan come together. Pure: the same image, memory and moment give the same plan.
+//! Each app is planned by itself; only room is shared, and it is given out at the end, the first instance
+//! of every service before the second of any. So a plan over the apps that changed, and those that wait
+//! for room, equals the plan over all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use visor::{
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
+    schema::{Desired, Limits, Pending},
+    snapshot::{AppView, Snapshot},
+    transitions::placement::HISTORY_PER_PROC,
+};
+
+use super::{
+    facts::Facts,
+    memory::{AppMemory, Memory, Now},
+    room::{Place, Room, Seeker},
+    service, trial,
+    wanted::{Wanted, procs, unsound},
+};
+
+/// What to do next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// None depends on another.
+    pub steps: Vec<Step>,
+    /// When each app is to be planned again, even if nothing happens.
+    pub look_again: BTreeMap<AppName, Instant>,
+    /// The apps that wait for room: to be planned again whenever some may have come free.
+    pub hungry: BTreeSet<AppName>,
+    /// The apps that can't be acted on, and why.
+    pub blocked: BTreeMap<AppName, String>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The app that it is done for.
+    pub app: AppName,
+    /// What.
+    pub act: Act,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Place an instance.
+    Place {
+        /// What it is.
+        seat: Seat,
+        /// Where.
+        place: Place,
+    },
+    /// Move an instance down: to drain, or to stop.
+    Advance {
+        /// The instance.
+        id: InstanceId,
+        /// Where to.
+        to: Desired,
+    },
+    /// Say that an instance is lost with its host.
+    Lose {
+        /// The instance.
+        id: InstanceId,
+    },
+    /// Put an instance away that has ended.
+    PutAway {
+        /// The instance.
+        id: InstanceId,
+        /// The oldest stories of its service, which make room for its own.
+        oldest: Vec<InstanceId>,
+    },
+    /// Forget stories that are too many.
+    Forget {
+        /// The proc.
+        proc: ProcName,
+        /// Whose stories.
+        ids: Vec<InstanceId>,
+    },
+    /// Say that a release on trial is good.
+    Verify {
+        /// The release.
+        release: ReleaseId,
+    },
+    /// Say that a release can't become head.
+    Fail {
+        /// The release.
+        release: ReleaseId,
+        /// Why, with the last output.
+        cause: String,
+    },
+    /// Say why a service isn't as it should be; or that nothing is in its way any more.
+    Pend {
+        /// The proc.
+        proc: ProcName,
+        /// What is in its way.
+        pending: Option<Hindrance>,
+    },
+}
+
+/// An instance that is to be placed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Its proc.
+    pub proc: ProcName,
+    /// Its release.
+    pub release: ReleaseId,
+    /// Its place among its kind.
+    pub index: u32,
+    /// Whether it belongs to a trial.
+    pub trial: bool,
+}
+
+/// What is in a service's way: a [`Pending`] without its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hindrance {
+    /// The release.
+    pub release: ReleaseId,
+    /// How many instances are missing.
+    pub short: u32,
+    /// Why.
+    pub reason: String,
+    /// Each host's refusal.
+    pub refusals: BTreeMap<HostName, String>,
+}
+
+impl Hindrance {
+    fn is_said_by(&self, row: &Pending) -> bool {
+        let Hindrance { release, short, reason, refusals } = self;
+        row.release == *release && row.short == *short && row.reason == *reason && row.refusals == *refusals
+    }
+}
+
+/// An instance that looks for a place, with what placement must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Demand {
+    pub seat: Seat,
+    pub reason: String,
+    pub limits: Limits,
+    pub avoid: BTreeMap<HostName, String>,
+    pub refuse: BTreeMap<HostName, String>,
+}
+
+/// Everything that an app's plan is made from.
+#[derive(Clone, Copy)]
+pub(super) struct Context<'a> {
+    pub snapshot: &'a Snapshot,
+    pub name: &'a AppName,
+    pub view: &'a AppView,
+    pub memory: &'a AppMemory,
+    pub hosts: &'a super::hosts::Hosts,
+    pub now: Now,
+}
+
+/// What an app's own plan comes to, before room is given out.
+#[derive(Default)]
+pub(super) struct Draft {
+    pub acts: Vec<(Act, String)>,
+    pub demands: Vec<Demand>,
+    /// Where the instances of each proc are that will stay.
+    pub spread: BTreeMap<ProcName, BTreeMap<HostName, u32>>,
+    pub hindrances: BTreeMap<ProcName, Hindrance>,
+    pub look_again: Option<Instant>,
+}
+
+impl Draft {
+    pub fn act(&mut self, act: Act, reason: impl Into<String>) {
+        self.acts.push((act, reason.into()));
+    }
+
+    pub fn look_again_at(&mut self, at: Instant) {
+        self.look_again = Some(self.look_again.map_or(at, |other| other.min(at)));
+    }
+}
+
+/// Plans every app.
+pub fn plan(snapshot: &Snapshot, memory: &Memory, now: Now) -> Plan {
+    plan_apps(snapshot, memory, snapshot.apps.keys(), now)
+}
+
+/// Plans some apps.
+pub fn plan_apps<'a>(
+    snapshot: &Snapshot,
+    memory: &Memory,
+    apps: impl IntoIterator<Item = &'a AppName>,
+    now: Now,
+) -> Plan {
+    let mut plan = Plan::default();
+    let mut drafts = BTreeMap::new();
+    let nothing = AppMemory::default();
+    for name in apps {
+        let Some(view) = snapshot.apps.get(name) else { continue };
+        if let Some(why) = unsound(snapshot, name, view) {
+            plan.blocked.insert(name.clone(), why);
+            continue;
+        }
+        let memory_of = memory.apps.get(name).unwrap_or(&nothing);
+        let context = Context { snapshot, name, view, memory: memory_of, hosts: &memory.hosts, now };
+        drafts.insert(name, plan_app(context));
+    }
+    give_room(snapshot, &mut drafts, &mut plan, now);
+    for (name, mut draft) in drafts {
+        say_hindrances(&snapshot.apps[name], &mut draft);
+        let steps = draft.acts.into_iter().map(|(act, reason)| Step { app: name.clone(), act, reason });
+        plan.steps.extend(steps);
+        plan.look_again.extend(draft.look_again.map(|at| (name.clone(), at)));
+    }
+    plan
+}
+
+/// Plans one app, up to where its new instances are placed.
+fn plan_app(context: Context<'_>) -> Draft {
+    let mut draft = Draft::default();
+    trial::plan(context, &mut draft);
+    let wanted = Wanted::of(context.view);
+    for proc in procs(context.view) {
+        let instances = Facts::of_proc(context.snapshot, context.view, proc);
+        service::plan(context, proc, &wanted.of_proc(proc), &instances, &mut draft);
+        trim_history(context.view, proc, &mut draft);
+    }
+    // What is failed in this very plan gets no new instance.
+    let failed: Vec<ReleaseId> = draft
+        .acts
+        .iter()
+        .filter_map(|(act, _)| if let Act::Fail { release, .. } = act { Some(*release) } else { None })
+        .collect();
+    draft.demands.retain(|demand| !failed.contains(&demand.seat.release));
+    draft
+}
+
+/// How many instances one plan places at most. Its transactions take about half a second then, and what
+/// else has happened meanwhile is seen before the next.
+const PLACED_AT_ONCE: usize = 5_000;
+
+/// Gives room to what looks for it, over all apps.
+fn give_room(snapshot: &Snapshot, drafts: &mut BTreeMap<&AppName, Draft>, plan: &mut Plan, now: Now) {
+    let mut queue: Vec<(u32, &AppName, Demand)> = Vec::new();
+    for (name, draft) in drafts.iter_mut() {
+        queue.extend(draft.demands.drain(..).map(|demand| (demand.seat.index, *name, demand)));
+    }
+    if queue.is_empty() {
+        return;
+    }
+    let mut room = Room::of(snapshot);
+    for (name, draft) in drafts.iter() {
+        for (proc, at) in &draft.spread {
+            room.spread(name, proc, at);
+        }
+    }
+    queue.sort_by(|(a, app_a, x), (b, app_b, y)| {
+        let key = |index: &u32, demand: &Demand| (*index, !demand.seat.trial);
+        key(a, x).cmp(&key(b, y)).then_with(|| app_a.cmp(app_b))
+    });
+    let mut placed = 0;
+    // Room only shrinks within a plan: what found none finds none again.
+    let mut hopeless: BTreeMap<(&AppName, ProcName), Demand> = BTreeMap::new();
+    for (_, name, demand) in queue {
+        let draft = drafts.get_mut(name).expect("the demand came from it");
+        if placed == PLACED_AT_ONCE {
+            draft.look_again_at(now.clock);
+            continue;
+        }
+        let known = hopeless.get(&(name, demand.seat.proc.clone()));
+        if known.is_some_and(|known| known.limits == demand.limits && known.refuse == demand.refuse) {
+            if let Some(hindrance) = draft.hindrances.get_mut(&demand.seat.proc) {
+                hindrance.short += 1;
+            }
+            continue;
+        }
+        let seeker = Seeker {
+            app: name,
+            proc: &demand.seat.proc,
+            limits: &demand.limits,
+            avoid: &demand.avoid,
+            refuse: &demand.refuse,
+        };
+        match room.take_place(&seeker) {
+            Ok(place) => {
+                placed += 1;
+                draft.act(Act::Place { seat: demand.seat, place }, demand.reason);
+            }
+            Err(refusals) => {
+                let seat = demand.seat.clone();
+                hopeless.insert((name, seat.proc.clone()), demand);
+                plan.hungry.insert(name.clone());
+                let hindrance = draft.hindrances.entry(seat.proc).or_insert_with(|| Hindrance {
+                    release: seat.release,
+                    short: 0,
+                    reason: no_room(&refusals),
+                    refusals: refusals.clone(),
+                });
+                hindrance.short += 1;
+            }
+        }
+    }
+}
+
+fn no_room(refusals: &BTreeMap<HostName, String>) -> String {
+    match refusals.len() {
+        0 => "no host is registered".into(),
+        1 => "the only host can't take it".into(),
+        n => format!("none of {n} hosts can take it"),
+    }
+}
+
+/// Writes down what is in each service's way, where that has changed.
+fn say_hindrances(view: &AppView, draft: &mut Draft) {
+    let destroying = view.app.as_ref().is_none_or(|app| app.destroying);
+    let mut said = std::mem::take(&mut draft.hindrances);
+    if destroying {
+        said.clear();
+    }
+    let over: Vec<ProcName> = view.pending.keys().filter(|proc| !said.contains_key(*proc)).cloned().collect();
+    for (proc, hindrance) in said {
+        if !view.pending.get(&proc).is_some_and(|row| hindrance.is_said_by(row)) {
+            let reason = hindrance.reason.clone();
+            draft.act(Act::Pend { proc, pending: Some(hindrance) }, reason);
+        }
+    }
+    for proc in over {
+        draft.act(Act::Pend { proc, pending: None }, "nothing is in its way any more");
+    }
+}
+
+/// Sees to it that the stories of ended instances stay few, also after many have ended at once.
+fn trim_history(view: &AppView, proc: &ProcName, draft: &mut Draft) {
+    /// Deletes go in small pieces.
+    const MOST: usize = 50;
+    let mut kept: Vec<InstanceId> =
+        view.history.keys().filter(|(of, _)| of == proc).map(|(_, id)| *id).collect();
+    for (act, _) in &mut draft.acts {
+        if let Act::PutAway { id, oldest } = act
+            && view.instances.get(id).is_some_and(|row| row.proc == *proc)
+            && kept.len() >= HISTORY_PER_PROC
+        {
+            oldest.push(kept.remove(0));
+        }
+    }
+    let surplus = kept.len().saturating_sub(HISTORY_PER_PROC).min(MOST);
+    if surplus > 0 {
+        let ids = kept.drain(..surplus).collect();
+        draft.act(Act::Forget { proc: proc.clone(), ids }, "older than the last few");
+    }
+}

@@ -1,0 +1,442 @@
+//! The plan of one service: from what is wanted and what is there to the next steps.
+//!
+//! Owns the arithmetic of scaling and of rollouts. A rollout is no object: whatever runs that shouldn't (an old
+//! release, an instance that is to be replaced, one on a host that is being drained) is old, and
+//!
+//! - new ones come up first, a batch at a time, each batch healthy before the next;
+//! - old ones go as new ones are healthy, so that never fewer than the count less `max_unavailable` are;
+//! - when new ones keep failing, nothing more follows from this, so the rollout stops by itself;
+//! - while the app's rollouts are paused, old ones of another release hold their places: a batch that has
+//!   begun ends, no other begins, and scaling, restarts and drains go on around them.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use visor::{
+    names::{HostName, InstanceId, ProcName, ReleaseId},
+    schema::{Desired, Fault, Formation, ReleaseStatus, RunSettings, State},
+    snapshot::AppView,
+};
+
+use super::{
+    drain,
+    facts::Facts,
+    memory::{Failure, START_WINDOW},
+    plan::{Act, Context, Demand, Draft, Hindrance, Seat},
+    trial,
+    wanted::tried,
+};
+
+/// How long an instance must be healthy unless its proc says otherwise.
+const MIN_READY: Duration = Duration::from_secs(1);
+
+/// As [`MIN_READY`], once it has crashed: a rev that passes its trial and then crashes every other second would
+/// else be counted on between two crashes, and take over from one that works.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// How many instances of a release that has failed are started within [`START_WINDOW`] over the whole cluster.
+pub const STARTS_A_MINUTE: usize = 10;
+
+/// The longest pause before an instance that failed for good is replaced.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What a proc says of how it is run and replaced.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settings {
+    pub run: RunSettings,
+    pub min_ready: Duration,
+    pub boot_timeout: Duration,
+    pub max_unavailable: u32,
+    pub batch: Option<u32>,
+}
+
+impl Settings {
+    /// Reads an app's proc; what isn't said is as for any proc.
+    pub fn of(view: &AppView, proc: &ProcName) -> Self {
+        let row = view.procs.get(proc).map(|proc| &proc.value);
+        let run = row.map(|proc| proc.run.clone()).unwrap_or_default();
+        Settings {
+            min_ready: row.and_then(|proc| proc.min_ready_ms).map_or(MIN_READY, Duration::from_millis),
+            boot_timeout: run.boot_timeout(),
+            max_unavailable: row.map_or(0, |proc| proc.max_unavailable),
+            batch: row.and_then(|proc| proc.batch),
+            run,
+        }
+    }
+}
+
+/// One release of a service: those that are to stay, and those that they take over from.
+struct Group<'a> {
+    release: Option<ReleaseId>,
+    count: u32,
+    fresh: Vec<Facts<'a>>,
+    old: Vec<Facts<'a>>,
+    /// Old ones that keep their places while rollouts are paused; `count` is without them.
+    held: Vec<Facts<'a>>,
+}
+
+impl Group<'_> {
+    fn new(release: Option<ReleaseId>, count: u32) -> Self {
+        Group { release, count, fresh: Vec::new(), old: Vec::new(), held: Vec::new() }
+    }
+
+    /// Lets the old ones of another release keep the places that no new one has.
+    fn hold(&mut self) {
+        let places = usize::try_from(self.count).unwrap_or(usize::MAX).saturating_sub(self.fresh.len());
+        let stays = |facts: &Facts<'_>| Some(facts.row.release) != self.release && !facts.host_drains;
+        let (mut held, mut old): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.old).into_iter().partition(stays);
+        held.sort_by_key(|facts| (!facts.runs(), facts.ails(), facts.row.index, facts.id));
+        old.extend(held.split_off(places.min(held.len())));
+        self.count -= u32::try_from(held.len()).unwrap_or(u32::MAX).min(self.count);
+        (self.held, self.old) = (held, old);
+    }
+}
+
+/// Plans one service.
+pub(super) fn plan(
+    context: Context<'_>,
+    proc: &ProcName,
+    wanted: &BTreeMap<ReleaseId, u32>,
+    instances: &[Facts<'_>],
+    draft: &mut Draft,
+) {
+    let settings = Settings::of(context.view, proc);
+    let head = context.view.head.as_ref().map(|head| head.release);
+    let mut groups: BTreeMap<Option<ReleaseId>, Group<'_>> = BTreeMap::new();
+    for (release, count) in wanted.iter().map(|(r, n)| (Some(*r), *n)).chain([(head, 0)]) {
+        groups.entry(release).or_insert_with(|| Group::new(release, count));
+    }
+    for facts in instances.iter().filter(|facts| facts.desired() == Desired::Run && !facts.is_over()) {
+        let release = facts.row.release;
+        if let Some(group) = groups.get_mut(&Some(release)).filter(|_| wanted.contains_key(&release)) {
+            let goes = !facts.unreadable && is_to_be_replaced(context.view, facts);
+            if goes { group.old.push(*facts) } else { group.fresh.push(*facts) }
+        } else if facts.unreadable {
+            // It can be neither replaced nor stopped.
+        } else if let Some(group) = groups.get_mut(&head).filter(|_| served(context.view, release)) {
+            group.old.push(*facts);
+        } else {
+            drain::remove(context, facts, "its release is not wanted any more", draft);
+        }
+    }
+    for facts in instances {
+        drain::go_on(context, facts, groups.contains_key(&Some(facts.row.release)), draft);
+    }
+    if context.view.pause.is_some() {
+        groups.values_mut().for_each(Group::hold);
+    }
+    let mut spread: BTreeMap<HostName, u32> = BTreeMap::new();
+    for group in groups.values() {
+        for facts in group.fresh.iter().chain(&group.held) {
+            *spread.entry(facts.row.host.clone()).or_default() += 1;
+        }
+    }
+    draft.spread.insert(proc.clone(), spread);
+    for group in groups.into_values() {
+        plan_group(context, proc, &settings, group, instances, draft);
+    }
+}
+
+/// Whether a release has been head: its instances serve until head's own do.
+fn served(view: &AppView, release: ReleaseId) -> bool {
+    view.releases.get(&release).is_none_or(|row| row.status == ReleaseStatus::Released)
+}
+
+/// Whether an instance of a wanted release is to be replaced by another of the same.
+fn is_to_be_replaced(view: &AppView, facts: &Facts<'_>) -> bool {
+    facts.host_drains || is_to_restart(view.formation.get(&facts.row.proc).map(|row| &row.value), facts.id)
+}
+
+fn is_to_restart(formation: Option<&Formation>, id: InstanceId) -> bool {
+    formation.is_some_and(|formation| {
+        formation.replace.contains(&id) || formation.replace_before.is_some_and(|before| id < before)
+    })
+}
+
+fn plan_group(
+    context: Context<'_>,
+    proc: &ProcName,
+    settings: &Settings,
+    mut group: Group<'_>,
+    instances: &[Facts<'_>],
+    draft: &mut Draft,
+) {
+    let count = usize::try_from(group.count).unwrap_or(usize::MAX);
+    for facts in surplus(&mut group.fresh, count) {
+        drain::remove(context, &facts, "scaled down", draft);
+    }
+    let is_ready = |facts: &Facts<'_>| context.memory.is_ready(facts.id, proof(settings, facts), context.now);
+    let ready = group.fresh.iter().filter(|facts| facts.runs() && is_ready(facts)).count();
+    let judged = put_ended_away(context, proc, &group, instances, draft);
+
+    let rolling = !group.old.is_empty();
+    let missing = count.saturating_sub(group.fresh.len() + judged);
+    if rolling && (ready < group.fresh.len()) {
+        let soon = group.fresh.iter().filter_map(|f| context.memory.ready_at(f.id, proof(settings, f)));
+        soon.filter(|at| *at > context.now.clock).for_each(|at| draft.look_again_at(at));
+    }
+    if let Some(release) = group.release.filter(|_| missing > 0) {
+        let start = if rolling { batch(settings, &group, ready, instances) } else { missing };
+        demand(context, proc, settings, release, &group.fresh, start.min(missing), missing, draft);
+    }
+    let ailing = group.fresh.iter().find(|facts| facts.ails());
+    if let (true, Some(facts), Some(release)) = (rolling, ailing, group.release) {
+        let failing = group.fresh.iter().filter(|facts| facts.ails()).count();
+        let short = u32::try_from(count - ready.min(count)).unwrap_or(u32::MAX);
+        draft.hindrances.entry(proc.clone()).or_insert_with(|| Hindrance {
+            release,
+            short,
+            reason: format!(
+                "the rollout of {release} waits: {failing} of its {} instances fail ({})",
+                group.fresh.len(),
+                facts.ailment()
+            ),
+            refusals: BTreeMap::new(),
+        });
+    }
+    retire(context, settings, count, ready, &group, draft);
+}
+
+/// How long an instance must be healthy before a rollout counts on it.
+fn proof(settings: &Settings, facts: &Facts<'_>) -> Duration {
+    let crashed = facts.status.is_some_and(|status| status.restarts > 0);
+    if crashed { settings.min_ready.max(STEADY) } else { settings.min_ready }
+}
+
+/// Takes the instances that are too many out of `fresh`: failing ones first, then those that don't run yet,
+/// then those with the highest index, the youngest first.
+fn surplus<'a>(fresh: &mut Vec<Facts<'a>>, count: usize) -> Vec<Facts<'a>> {
+    fresh.sort_by_key(|facts| {
+        // What can't be read can't be stopped.
+        (!facts.unreadable, !facts.runs(), facts.ails(), facts.row.index, facts.id)
+    });
+    let keep = fresh.iter().filter(|facts| facts.unreadable).count().max(count);
+    let surplus = fresh.split_off(keep.min(fresh.len()));
+    fresh.sort_by_key(|facts| facts.id);
+    surplus
+}
+
+/// How many new ones a rollout may start now.
+fn batch(settings: &Settings, group: &Group<'_>, ready: usize, instances: &[Facts<'_>]) -> usize {
+    let count = usize::try_from(group.count).unwrap_or(usize::MAX);
+    let set = settings.batch.map(|batch| usize::try_from(batch).unwrap_or(usize::MAX));
+    let batch = set.unwrap_or_else(|| count.div_ceil(4)).max(1);
+    let unready = group.fresh.len() - ready;
+    // What still drains takes room too: a rollout never has more than a batch of instances above the count.
+    let leaving = instances
+        .iter()
+        .filter(|facts| facts.desired() != Desired::Run && !facts.is_over() && facts.host_here);
+    let there = group.fresh.len() + group.old.len() + leaving.count();
+    let by_batch = batch.saturating_sub(unready).min((count + batch).saturating_sub(there));
+    // Scaled up meanwhile: what no old one stands in for needn't wait, unless new ones fail.
+    let failing = group.fresh.iter().any(Facts::ails);
+    let uncovered = count.saturating_sub(group.fresh.len() + group.old.len());
+    if failing { by_batch } else { by_batch.max(uncovered) }
+}
+
+/// Asks for places for `start` instances of a release, unless it has failed too often lately.
+#[allow(clippy::too_many_arguments, reason = "one call, which names each of them")]
+fn demand(
+    context: Context<'_>,
+    proc: &ProcName,
+    settings: &Settings,
+    release: ReleaseId,
+    fresh: &[Facts<'_>],
+    start: usize,
+    missing: usize,
+    draft: &mut Draft,
+) {
+    let failures = context.memory.failures_of(proc, release);
+    let allowed = allowance(context, proc, release, &failures, draft);
+    if allowed < start
+        && let Some(last) = failures.last()
+    {
+        draft.hindrances.entry(proc.clone()).or_insert_with(|| Hindrance {
+            release,
+            short: u32::try_from(missing).unwrap_or(u32::MAX),
+            reason: format!(
+                "{} instances of {release} failed lately, so the next starts wait (last on {}: {})",
+                failures.len(),
+                last.host,
+                last.cause
+            ),
+            refusals: BTreeMap::new(),
+        });
+    }
+    let refuse = refused(context, &failures, draft);
+    let trial = tried(context.view).contains(&(proc, release));
+    let taken: BTreeSet<u32> = fresh.iter().map(|facts| facts.row.index).collect();
+    let free = (0..).filter(|index| !taken.contains(index));
+    for index in free.take(start.min(allowed)) {
+        draft.demands.push(Demand {
+            seat: Seat { proc: proc.clone(), release, index, trial },
+            reason: if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") },
+            limits: settings.run.limits.clone(),
+            avoid: avoided(&failures),
+            refuse: refuse.clone(),
+        });
+    }
+}
+
+/// How many instances of a release may start now, given how it failed lately. It says when more may.
+///
+/// One failure is replaced at once. Each further one doubles the pause, and [`STARTS_A_MINUTE`] bounds the
+/// starts over the cluster, so that a bad rev can't tour the hosts. A fault of the host's is none of the
+/// release's: there the host is avoided instead.
+fn allowance(
+    context: Context<'_>,
+    proc: &ProcName,
+    release: ReleaseId,
+    failures: &[&Failure],
+    draft: &mut Draft,
+) -> usize {
+    let own: Vec<_> =
+        failures.iter().filter(|failure| matches!(failure.fault, Fault::App | Fault::OutOfMemory)).collect();
+    let now = context.now.clock;
+    let Some(last) = own.last().filter(|_| own.len() > 1) else { return usize::MAX };
+    let again = last.at + pause(own.len() - 2);
+    if again > now {
+        draft.look_again_at(again);
+        return 0;
+    }
+    let starts = context.memory.starts_of(proc, release);
+    let allowed = STARTS_A_MINUTE.saturating_sub(starts.len());
+    if allowed == 0
+        && let Some(first) = starts.first()
+    {
+        // They count until the window is past.
+        draft.look_again_at((*first + START_WINDOW + Duration::from_millis(1)).max(now));
+    }
+    allowed
+}
+
+/// 1 s, doubling.
+fn pause(step: usize) -> Duration {
+    let doubled = Duration::from_secs(1) * 2_u32.pow(u32::try_from(step.min(16)).unwrap_or(16));
+    doubled.min(LONGEST_PAUSE)
+}
+
+/// The hosts where a release failed for want of something that the host has: memory, ports, disk.
+pub(super) fn avoided(failures: &[&Failure]) -> BTreeMap<HostName, String> {
+    failures
+        .iter()
+        .filter(|failure| failure.fault != Fault::App)
+        .map(|failure| (failure.host.clone(), failure.cause.clone()))
+        .collect()
+}
+
+/// The hosts where a release failed by the host's fault so lately that they aren't tried again yet.
+fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut Draft) -> BTreeMap<HostName, String> {
+    let mut by_host: BTreeMap<&HostName, (usize, &Failure)> = BTreeMap::new();
+    for failure in failures.iter().filter(|f| matches!(f.fault, Fault::Host | Fault::NoPort)) {
+        let (times, last) = by_host.entry(&failure.host).or_insert((0, failure));
+        *times += 1;
+        *last = failure;
+    }
+    let mut refused = BTreeMap::new();
+    for (host, (times, last)) in by_host {
+        let again = last.at + pause(times - 1);
+        if again > context.now.clock {
+            draft.look_again_at(again);
+            refused.insert(host.clone(), format!("failed it just now: {}", last.cause));
+        }
+    }
+    refused
+}
+
+/// Takes old ones out as new ones are healthy.
+fn retire(
+    context: Context<'_>,
+    settings: &Settings,
+    count: usize,
+    ready: usize,
+    group: &Group<'_>,
+    draft: &mut Draft,
+) {
+    let floor = count.saturating_sub(usize::try_from(settings.max_unavailable).unwrap_or(usize::MAX));
+    // Those that don't serve go first, so that what is left of this number may be taken from those that do.
+    let mut any = (ready + group.old.len()).saturating_sub(floor);
+    // What crashes anyway is replaced by one that is there, be it healthy or not: so the number stays, and
+    // a proc that crashes in either release doesn't run twice for ever.
+    let mut dead = (group.fresh.len() + group.old.len()).saturating_sub(count);
+    let mut old = group.old.clone();
+    old.sort_by_key(|facts| (facts.runs(), !facts.ails(), Reverse(facts.row.index), Reverse(facts.id)));
+    for facts in &old {
+        if any > 0 || (facts.ails() && dead > 0) {
+            any = any.saturating_sub(1);
+            dead = dead.saturating_sub(1);
+            drain::remove(context, facts, &why_old(context.view, group, facts), draft);
+        }
+    }
+}
+
+fn why_old(view: &AppView, group: &Group<'_>, facts: &Facts<'_>) -> String {
+    let formation = view.formation.get(&facts.row.proc).map(|row| &row.value);
+    match group.release {
+        _ if view.app.as_ref().is_some_and(|app| app.destroying) => "the app is being destroyed".into(),
+        Some(release) if release == facts.row.release && group.count > 0 => {
+            if is_to_restart(formation, facts.id) {
+                "restarted".into()
+            } else {
+                format!("host {} is being drained", facts.row.host)
+            }
+        }
+        Some(release) if group.count > 0 => format!("{release} has taken over"),
+        _ => "scaled down".into(),
+    }
+}
+
+/// Puts away what has ended and was still meant to run. Returns how many the trial's verdict has yet to judge.
+fn put_ended_away(
+    context: Context<'_>,
+    proc: &ProcName,
+    group: &Group<'_>,
+    instances: &[Facts<'_>],
+    draft: &mut Draft,
+) -> usize {
+    let mut judged = 0;
+    let Some(release) = group.release else { return judged };
+    let ended = instances
+        .iter()
+        .filter(|facts| facts.row.release == release && facts.is_over() && facts.desired() == Desired::Run);
+    let wanted = group.count > 0;
+    let failures = context.memory.failures_of(proc, release);
+    let held_back = allowance(context, proc, release, &failures, &mut Draft::default()) == 0;
+    let trying = tried(context.view).contains(&(proc, release));
+    for facts in ended {
+        let (id, state) = (facts.id, facts.state());
+        let taken_over = group.fresh.iter().any(|fresh| fresh.runs() && fresh.row.index == facts.row.index);
+        let missing = group.fresh.len() < usize::try_from(group.count).unwrap_or(usize::MAX);
+        let stays = wanted
+            && match state {
+                // Until another runs in its place: it may come back with its host.
+                Some(State::Lost) => !taken_over && missing_or_unready(group),
+                // It is the verdict's to read.
+                Some(State::Failed) if trying && !trial::goes_elsewhere(context, proc, release, facts) => {
+                    judged += 1;
+                    true
+                }
+                // While its replacement has to wait, it shows why.
+                Some(State::Failed) => held_back && missing,
+                _ => false,
+            };
+        if !stays {
+            let reason = facts.status.and_then(|status| status.cause.clone());
+            draft.act(
+                Act::PutAway { id, oldest: Vec::new() },
+                reason.unwrap_or_else(|| "it has ended".into()),
+            );
+        }
+    }
+    judged
+}
+
+/// Whether fewer instances run than are wanted.
+fn missing_or_unready(group: &Group<'_>) -> bool {
+    let running = group.fresh.iter().filter(|facts| facts.runs()).count();
+    running < usize::try_from(group.count).unwrap_or(usize::MAX)
+}

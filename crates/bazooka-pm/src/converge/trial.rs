@@ -1,0 +1,207 @@
+//! The verdict on a release that is being tried.
+//!
+//! Owns when a trial has succeeded and when it has failed. That its instances are started and, after a failure,
+//! taken down follows from what is wanted, like any other instance.
+//!
+//! A trial is good once one instance of each proc that it concerns has been healthy for the minimum ready time.
+//! A proc that was crashing in the old release is run too, but its verdict is not waited for longer
+//! than [`EXCUSED_WAIT`], and whatever it is, it stands in nobody's way.
+
+use std::time::{Duration, Instant};
+
+use visor::{
+    keys::Key,
+    names::{ProcName, ReleaseId},
+    schema::{Desired, Fault, ReleaseStatus},
+    transitions::releases::concerned,
+};
+
+use super::{
+    facts::Facts,
+    plan::{Act, Context, Draft},
+    room::elsewhere,
+    service::{STARTS_A_MINUTE, Settings, avoided},
+};
+
+/// How long a trial may go without a place for an instance.
+pub const ROOM_WAIT: Duration = Duration::from_secs(15);
+
+/// What a trial may take beyond its procs' boot timeout.
+pub const BEYOND_BOOT: Duration = Duration::from_secs(30);
+
+/// How long a proc is waited for that was crashing in the old release.
+pub const EXCUSED_WAIT: Duration = Duration::from_secs(10);
+
+/// How many starts the procs of a trial have in all, over the whole cluster; twice their number, if that is more.
+///
+/// Each has its quick restarts on its own host, so without this a rev of many procs that crash would come to many
+/// starts before the first of them is given up.
+const STARTS: usize = STARTS_A_MINUTE;
+
+/// How many hosts a trial's instance may fail on for the hosts' own faults, before that is the release's.
+const HOSTS_TRIED: usize = 3;
+
+/// How far one proc of a trial has come.
+enum Progress {
+    /// It is good, or excused.
+    Settled,
+    /// Not yet; more may be known then.
+    Waits(Option<Instant>),
+    /// It can't be.
+    Failed(String),
+}
+
+/// Plans the verdict on an app's trial, if there is one.
+pub(super) fn plan(context: Context<'_>, draft: &mut Draft) {
+    let view = context.view;
+    let on_trial = view.trial.as_ref().map(|trial| trial.release);
+    let destroying = view.app.as_ref().is_some_and(|app| app.destroying);
+    for (id, release) in &view.releases {
+        let trying = matches!(release.status, ReleaseStatus::Trying | ReleaseStatus::Verified);
+        if trying && destroying {
+            fail(*id, "the app is being destroyed".into(), draft);
+        } else if trying && on_trial != Some(*id) {
+            fail(*id, "the push that tried it has ended".into(), draft);
+        }
+    }
+    let Some(release) = on_trial.filter(|_| !destroying) else { return };
+    if view.releases.get(&release).is_some_and(|row| row.status == ReleaseStatus::Trying) {
+        judge(context, release, draft);
+    }
+}
+
+fn fail(release: ReleaseId, cause: String, draft: &mut Draft) {
+    let reason = cause.lines().next().unwrap_or_default().to_owned();
+    draft.act(Act::Fail { release, cause }, reason);
+}
+
+fn judge(context: Context<'_>, release: ReleaseId, draft: &mut Draft) {
+    let procs = concerned(context.view, &context.view.releases[&release]);
+    let begun = context.memory.trial.as_ref().filter(|noted| noted.release == release);
+    let begun = begun.map_or(context.now.clock, |noted| noted.begun);
+    let boot = procs.iter().map(|proc| Settings::of(context.view, proc).boot_timeout).max();
+    let deadline = begun + boot.unwrap_or_default() + BEYOND_BOOT;
+    if let Some(cause) = overspent(context, release, &procs) {
+        return fail(release, cause, draft);
+    }
+    let mut waits_for = Vec::new();
+    for proc in &procs {
+        match progress(context, release, proc, begun) {
+            Progress::Settled => {}
+            Progress::Failed(cause) => return fail(release, cause, draft),
+            Progress::Waits(until) => {
+                waits_for.push(proc.as_str());
+                until.into_iter().for_each(|at| draft.look_again_at(at));
+            }
+        }
+    }
+    if waits_for.is_empty() {
+        let reason = match procs.len() {
+            0 => "nothing of it is wanted any more".to_owned(),
+            _ => "an instance of each proc is healthy".to_owned(),
+        };
+        draft.act(Act::Verify { release }, reason);
+    } else if deadline <= context.now.clock {
+        let within = deadline.duration_since(begun).as_secs();
+        fail(release, format!("{} was not healthy within {within} s", waits_for.join(", ")), draft);
+    } else {
+        draft.look_again_at(deadline);
+    }
+}
+
+/// Why a trial has had more starts than it may have, if it has. Those of procs that crashed before don't count.
+fn overspent(context: Context<'_>, release: ReleaseId, procs: &[&ProcName]) -> Option<String> {
+    let excused = context.memory.trial.as_ref().map(|noted| &noted.excused);
+    let counts = |proc: &&&ProcName| !excused.is_some_and(|excused| excused.contains(**proc));
+    let tried: Vec<_> = procs
+        .iter()
+        .filter(counts)
+        .flat_map(|proc| Facts::of_proc(context.snapshot, context.view, proc))
+        .filter(|facts| facts.row.release == release && facts.desired() == Desired::Run)
+        .collect();
+    let restarts = |facts: &Facts<'_>| facts.status.map_or(0, |status| status.restarts);
+    let crashes: u32 = tried.iter().map(restarts).sum();
+    let starts = tried.len() + usize::try_from(crashes).unwrap_or(usize::MAX);
+    if starts <= STARTS.max(2 * procs.len()) {
+        return None;
+    }
+    let worst = tried.iter().max_by_key(|facts| restarts(facts))?;
+    Some(format!("its procs crashed {crashes} times in {starts} starts; {}", story(worst)))
+}
+
+fn progress(context: Context<'_>, release: ReleaseId, proc: &ProcName, begun: Instant) -> Progress {
+    let Context { view, memory, now, .. } = context;
+    let excused = memory.trial.as_ref().is_some_and(|noted| noted.excused.contains(proc));
+    let settings = Settings::of(view, proc);
+    let tried: Vec<_> = Facts::of_proc(context.snapshot, view, proc)
+        .into_iter()
+        .filter(|facts| facts.row.release == release && facts.desired() == Desired::Run)
+        .collect();
+    if tried.iter().any(|facts| memory.is_ready(facts.id, settings.min_ready, now)) {
+        return Progress::Settled;
+    }
+    let crashed = |facts: &&Facts<'_>| facts.ails() || facts.status.is_some_and(|s| s.restarts > 0);
+    if excused && (tried.iter().any(|facts| crashed(&facts)) || begun + EXCUSED_WAIT <= now.clock) {
+        return Progress::Settled;
+    }
+    if let Some(facts) = tried.iter().find(|facts| facts.ails())
+        && !goes_elsewhere(context, proc, release, facts)
+    {
+        return Progress::Failed(story(facts));
+    }
+    let mut until = tried.iter().find_map(|facts| memory.ready_at(facts.id, settings.min_ready));
+    if excused {
+        until = Some(until.map_or(begun + EXCUSED_WAIT, |at| at.min(begun + EXCUSED_WAIT)));
+    }
+    if tried.is_empty()
+        && let Some(since) = memory.short_since(proc, release)
+    {
+        if since + ROOM_WAIT <= now.clock {
+            return Progress::Failed(shortfall(context, proc));
+        }
+        until = Some(until.map_or(since + ROOM_WAIT, |at| at.min(since + ROOM_WAIT)));
+    }
+    Progress::Waits(until)
+}
+
+/// Whether a trial's instance failed by its host's fault and can still be tried on another.
+pub(super) fn goes_elsewhere(
+    context: Context<'_>,
+    proc: &ProcName,
+    release: ReleaseId,
+    facts: &Facts<'_>,
+) -> bool {
+    let fault = facts.status.and_then(|status| status.fault);
+    let failures = context.memory.failures_of(proc, release);
+    matches!(fault, Some(Fault::Host | Fault::NoPort))
+        && failures.len() <= HOSTS_TRIED
+        && elsewhere(context.snapshot, &avoided(&failures))
+}
+
+/// Why an instance failed, with the last that it said.
+fn story(facts: &Facts<'_>) -> String {
+    let mut story = facts.ailment();
+    for line in facts.status.iter().flat_map(|status| &status.last_output) {
+        story.push('\n');
+        story.push_str(line);
+    }
+    story
+}
+
+/// Why there was no place.
+fn shortfall(context: Context<'_>, proc: &ProcName) -> String {
+    let seconds = ROOM_WAIT.as_secs();
+    match context.view.pending.get(proc) {
+        Some(pending) => {
+            let mut cause = format!("no room for {proc} within {seconds} s: {}", pending.reason);
+            for (host, refusal) in &pending.refusals {
+                cause.push_str(&format!("\n{host} {refusal}"));
+            }
+            cause
+        }
+        None => {
+            let key = Key::Pending(context.name.clone(), proc.clone());
+            format!("no instance of {proc} could be placed within {seconds} s (see {key})")
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! How many instances of which release should run, the trial's included.
+//!
+//! Owns the reading of formation, head and trial, and the refusal to read them where something is missing:
+//! what isn't there never means that nothing is wanted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use visor::{
+    keys::Key,
+    names::{AppName, ProcName, ReleaseId},
+    schema::{Desired, ReleaseStatus},
+    snapshot::{AppView, Snapshot},
+    transitions::releases::concerned,
+};
+
+use super::facts::Facts;
+
+/// What an app wants, by proc and release.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted(BTreeMap<ProcName, BTreeMap<ReleaseId, u32>>);
+
+impl Wanted {
+    /// Reads an app's formation, head and trial.
+    pub fn of(view: &AppView) -> Self {
+        let mut wanted: BTreeMap<_, _> =
+            view.formation.keys().map(|proc| (proc.clone(), view.wanted(proc))).collect();
+        for (proc, release) in tried(view) {
+            let count = wanted.entry(proc.clone()).or_default().entry(release).or_insert(0);
+            *count = (*count).max(1);
+        }
+        Wanted(wanted)
+    }
+
+    /// How many of each release of a proc.
+    pub fn of_proc(&self, proc: &ProcName) -> BTreeMap<ReleaseId, u32> {
+        self.0.get(proc).cloned().unwrap_or_default()
+    }
+
+    /// Every proc and release of which something is wanted.
+    pub fn each(&self) -> impl Iterator<Item = (&ProcName, ReleaseId)> {
+        self.0.iter().flat_map(|(proc, releases)| releases.keys().map(move |release| (proc, *release)))
+    }
+
+    /// How many instances of a release are missing, those that are about to be replaced included.
+    pub fn shortfall(&self, snapshot: &Snapshot, view: &AppView, proc: &ProcName, release: ReleaseId) -> u32 {
+        let wanted = self.0.get(proc).and_then(|releases| releases.get(&release)).copied().unwrap_or(0);
+        let there = view.instances.iter().filter(|(_, row)| row.proc == *proc && row.release == release);
+        let there = there.filter(|(id, row)| {
+            let facts = Facts::of(snapshot, **id, row);
+            !facts.is_over() && facts.desired() == Desired::Run
+        });
+        wanted.saturating_sub(u32::try_from(there.count()).unwrap_or(u32::MAX))
+    }
+}
+
+/// The procs of which the trial runs an instance, with its release.
+pub fn tried(view: &AppView) -> Vec<(&ProcName, ReleaseId)> {
+    let destroying = view.app.as_ref().is_none_or(|app| app.destroying);
+    let Some(trial) = view.trial.as_ref().filter(|_| !destroying) else { return Vec::new() };
+    let Some(release) = view.releases.get(&trial.release) else { return Vec::new() };
+    if !matches!(release.status, ReleaseStatus::Trying | ReleaseStatus::Verified) {
+        return Vec::new();
+    }
+    concerned(view, release).into_iter().map(|proc| (proc, trial.release)).collect()
+}
+
+/// Each proc of which something is wanted or there.
+pub fn procs(view: &AppView) -> BTreeSet<&ProcName> {
+    let placed = view.instances.values().map(|row| &row.proc);
+    view.formation.keys().chain(placed).chain(view.pending.keys()).collect()
+}
+
+/// Why an app's rows can't be acted on, if they can't.
+///
+/// An app that is being destroyed has said itself that nothing is wanted. Of any other, what isn't there
+/// is a fault of the image or of someone's hand.
+pub fn unsound(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<String> {
+    let (own, below) = (Key::App(name.clone()).to_string(), format!("apps/{name}/"));
+    let mut unreadable = snapshot.unreadable.range(own.clone()..);
+    if let Some((key, why)) = unreadable.find(|(key, _)| **key == own || key.starts_with(&below)) {
+        return Some(format!("{key} can't be read: {why}"));
+    }
+    let Some(app) = &view.app else {
+        // An app that was never registered or is forgotten has no instances; those that are there stay.
+        return (!view.instances.is_empty()).then(|| format!("{own} is missing"));
+    };
+    if app.destroying {
+        return None;
+    }
+    let mut needed: BTreeSet<ReleaseId> = view.head.iter().map(|head| head.release).collect();
+    needed.extend(view.trial.iter().map(|trial| trial.release));
+    needed.extend(view.formation.values().flat_map(|formation| formation.beside.keys().copied()));
+    for release in needed {
+        match view.releases.get(&release) {
+            None => return Some(format!("{} is missing", Key::Release(name.clone(), release))),
+            Some(row) if !view.revs.contains_key(&row.rev) => {
+                return Some(format!("{} is missing", Key::Rev(name.clone(), row.rev.clone())));
+            }
+            Some(_) => {}
+        }
+    }
+    for row in view.instances.values() {
+        if !view.formation.contains_key(&row.proc) {
+            return Some(format!("{} is missing", Key::Formation(name.clone(), row.proc.clone())));
+        }
+        let ran = view.releases.get(&row.release);
+        let released = ran.is_none_or(|release| release.status == ReleaseStatus::Released);
+        if view.head.is_none() && released {
+            return Some(format!("{} is missing", Key::Head(name.clone())));
+        }
+    }
+    None
+}

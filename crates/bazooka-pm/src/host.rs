@@ -1,0 +1,288 @@
+//! The host's part: claims what is assigned to this host, runs it, and says what became of it.
+//!
+//! Owns putting the parts together. Whatever happens to the coordinator, what runs goes on; only a fresh,
+//! complete list ends anything.
+//!
+//! ```text
+//! mirror (assigned/H/) ─▶┐  engine            ┌─▶ reports (status/H/)
+//! register (hosts/H) ───▶│  observe─plan─enact├─▶ runtime: shims ─▶ process (shims) ─▶ instances
+//! answers of effects ───▶┘                    │     checks, slugs, records (state folder)
+//! ```
+
+mod checks;
+mod engine;
+mod environment;
+mod folders;
+mod limits;
+mod listeners;
+mod logs;
+pub(crate) mod metrics;
+pub(crate) mod model;
+pub(crate) mod observe;
+mod options;
+mod plan;
+mod policy;
+pub(crate) mod ports;
+mod process;
+pub(crate) mod records;
+mod register;
+mod reports;
+pub(crate) mod runtime;
+mod shims;
+#[cfg(test)]
+mod simulation;
+mod slugs;
+mod status;
+mod uids;
+mod unpack;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use visor::{
+    daemon::{NotReady, Readiness, common_routes, listen, serve},
+    keys,
+    mirror::Mirror,
+    names::{Digest, HostName},
+    schema::{Capacity, Extra, Host},
+    snapshot::Snapshot,
+    visor::Visor,
+};
+
+pub use options::{HostOptions, Isolation, OnExit, Range};
+
+use crate::protocol::{boot_clock_ms, boot_id, write_file};
+use runtime::{Answers, Message, Runtime};
+
+/// How long an earlier bazooka-pm may take to let go of the state folder.
+const LOCK_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs the host's part until `shutdown`.
+///
+/// # Errors
+/// In words for the user: what it was told can't be done here.
+pub async fn run(visor: Visor, options: HostOptions, shutdown: CancellationToken) -> Result<(), String> {
+    let name = match options.host {
+        Some(name) => name,
+        None => machine_name()?,
+    };
+    let address = options.address.unwrap_or_else(options::own_address);
+    let isolation = isolation(options.isolation)?;
+    let shim = shim_program(options.shim)?;
+    let folders = folders::Folders::create(&options.state)?;
+    let _lock = take(&folders).await?;
+    let token = folders.token()?;
+    let uids = match isolation {
+        Isolation::Uid => {
+            Some(uids::Uids::new(options.uids.inclusive(), Path::new(uids::MARKS), folders.root())?)
+        }
+        Isolation::None => None,
+    };
+    let cgroups = if nix::unistd::geteuid().is_root() { cgroups(&token) } else { None };
+
+    let slugs = slugs::Slugs::new(folders.clone());
+    let (place, known) = (folders.clone(), slugs.clone());
+    let found = tokio::task::spawn_blocking(move || (records::recover(&place), known.present()));
+    let (recovered, present) =
+        found.await.map_err(|error| format!("can't read the state folder: {error}"))?;
+    let locals = taken_over(recovered, present);
+    if !locals.instances.is_empty() {
+        tracing::info!(instances = locals.instances.len(), "taking over");
+    }
+
+    let listen_on = options.listen.unwrap_or_else(|| SocketAddr::new(address, 0));
+    let (listener, own) = listen(listen_on).await?;
+    let url = format!("http://{}", reachable(own, address));
+    let range = options.ports;
+    let host = Host {
+        address,
+        url: url.clone(),
+        zone: options.zone,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        capacity: Capacity {
+            memory_bytes: options.memory.unwrap_or_else(limits::memory_for_instances),
+            instances: options.slots.unwrap_or_else(|| u32::from(range.1 - range.0) + 1),
+            extra: Extra::new(),
+        },
+        isolation: isolation.as_str().to_owned(),
+        boot_id: boot_id(),
+        since: Timestamp::now(),
+        token,
+        extra: Extra::new(),
+    };
+
+    let readiness = Readiness::default();
+    let not_ready = readiness.hold();
+    let registry = Arc::new(Mutex::new(Registry::default()));
+    let metrics = metrics::Metrics::register(&mut registry.lock().expect("nobody else has it yet"));
+    let endpoint_end = CancellationToken::new();
+    let routes =
+        common_routes(readiness.clone(), registry).merge(logs::routes(folders.clone(), endpoint_end.clone()));
+    let endpoint = tokio::spawn(serve(listener, routes, endpoint_end.clone()));
+
+    let lease_file = folders.lease_file();
+    let note_lease = move |left: Duration| {
+        let at = boot_clock_ms() + u64::try_from(left.as_millis()).unwrap_or(0);
+        if let Err(error) = write_file(&lease_file, &at) {
+            tracing::warn!(error = %error, "can't write down until when the lease is held");
+        }
+    };
+    let (answers, messages) = Answers::channel();
+    let machine = shims::Machine { host: name.clone(), address, folders, shim, slugs, uids, cgroups };
+    let seed = u16::try_from(std::process::id() % 65_521).expect("it is below 65,536");
+    let work = Work {
+        visor,
+        name: name.clone(),
+        host,
+        runtime: Box::new(shims::Shims::new(machine, answers.clone())),
+        answers,
+        messages,
+        ports: ports::Ports::new(range.inclusive(), seed),
+        locals,
+        metrics,
+        not_ready,
+        note_lease: Box::new(note_lease),
+        stop_all_at_exit: options.on_exit == OnExit::Stop,
+    };
+    tokio::spawn(async move {
+        while !readiness.is_ready() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tracing::info!(host = %name, url, "ready");
+    });
+    work.run(shutdown).await;
+    endpoint_end.cancel();
+    let _ = endpoint.await;
+    Ok(())
+}
+
+/// What was found at start, as the engine knows it.
+fn taken_over(recovered: records::Recovered, slugs: impl IntoIterator<Item = Digest>) -> model::Locals {
+    let slugs = slugs.into_iter().map(|digest| (digest, model::SlugState::Ready));
+    let envs = recovered.envs.into_iter().map(|(key, vars)| (key, model::EnvState::Ready(vars)));
+    model::Locals { instances: recovered.instances, slugs: slugs.collect(), envs: envs.collect() }
+}
+
+/// The host's work, once it is known what the machine has.
+pub(crate) struct Work {
+    pub visor: Visor,
+    pub name: HostName,
+    /// The row that it registers.
+    pub host: Host,
+    pub runtime: Box<dyn Runtime>,
+    /// Where the runtime answers.
+    pub answers: Answers,
+    pub messages: mpsc::UnboundedReceiver<Message>,
+    pub ports: ports::Ports,
+    /// What was found at start.
+    pub locals: model::Locals,
+    pub metrics: metrics::Metrics,
+    pub not_ready: NotReady,
+    /// Told for how long the lease is surely held.
+    pub note_lease: Box<dyn Fn(Duration) + Send + Sync>,
+    pub stop_all_at_exit: bool,
+}
+
+impl Work {
+    /// Registers, mirrors what is assigned and runs it, until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Work { visor, name, host, answers, .. } = self;
+        let address = host.address;
+        let (says, registered) = mpsc::unbounded_channel();
+        let (doubt, again) = mpsc::channel(1);
+        let registration = register::run(visor.clone(), name.clone(), host, again, says, self.note_lease);
+        let _registration = AbortOnDropHandle::new(tokio::spawn(registration));
+        let mirror = Mirror::new(visor.store().clone(), vec![keys::assigned_to(&name)], Snapshot::default());
+        let reports = reports::Reports::new(visor.clone(), name.clone(), address, answers.clone());
+        let engine = engine::Engine::new(engine::Parts {
+            visor,
+            host: name,
+            runtime: self.runtime,
+            answers,
+            messages: self.messages,
+            reports,
+            ports: self.ports,
+            locals: self.locals,
+            metrics: self.metrics,
+            mirror,
+            registered,
+            doubt,
+            not_ready: self.not_ready,
+            stop_all_at_exit: self.stop_all_at_exit,
+        });
+        engine.run(shutdown).await;
+    }
+}
+
+fn machine_name() -> Result<HostName, String> {
+    let name =
+        nix::unistd::gethostname().map_err(|error| format!("can't read this machine's name: {error}"))?;
+    let name = name.to_string_lossy().to_lowercase();
+    name.parse().map_err(|error| format!("{error}; give another with --host"))
+}
+
+fn isolation(wanted: Option<Isolation>) -> Result<Isolation, String> {
+    let root = nix::unistd::geteuid().is_root();
+    match wanted {
+        Some(Isolation::Uid) if !root => {
+            Err("isolation uid takes root; run as root or with --isolation none".into())
+        }
+        Some(Isolation::Uid) => Ok(Isolation::Uid),
+        None if root => Ok(Isolation::Uid),
+        None | Some(Isolation::None) => {
+            tracing::warn!(
+                "INSTANCES ARE NOT KEPT APART: they run as the user of bazooka-pm and can read and end each other"
+            );
+            Ok(Isolation::None)
+        }
+    }
+}
+
+fn shim_program(given: Option<PathBuf>) -> Result<PathBuf, String> {
+    let path = match given {
+        Some(path) => path,
+        None => {
+            let own =
+                std::env::current_exe().map_err(|error| format!("can't find bazooka-pm itself: {error}"))?;
+            own.with_file_name("bazooka-shim")
+        }
+    };
+    if path.is_file() {
+        return path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
+    }
+    Err(format!("there is no {}; it belongs beside bazooka-pm, or name it with --shim", path.display()))
+}
+
+async fn take(folders: &folders::Folders) -> Result<folders::StateLock, String> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match folders.lock() {
+            Ok(lock) => return Ok(lock),
+            Err(error) if begun.elapsed() >= LOCK_WITHIN => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+fn cgroups(token: &str) -> Option<limits::Cgroups> {
+    match limits::Cgroups::find(&token[..12]) {
+        Ok(cgroups) => Some(cgroups),
+        Err(error) => {
+            tracing::warn!(error, "memory limits can't be enforced here");
+            None
+        }
+    }
+}
+
+/// Where others reach an endpoint that may listen on every address.
+fn reachable(own: SocketAddr, address: IpAddr) -> SocketAddr {
+    if own.ip().is_unspecified() { SocketAddr::new(address, own.port()) } else { own }
+}

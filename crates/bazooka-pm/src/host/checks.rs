@@ -1,0 +1,187 @@
+//! Whether booting instances have come up: one task looks for all of them.
+//!
+//! Owns the looking. What follows from it is the plan's. It looks every few milliseconds while something
+//! has just been started, ever less often the longer it takes, and not at all while nothing boots.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use visor::{names::InstanceId, schema::Check};
+
+use super::{
+    listeners::{Listener, Owner, Ownership, Table},
+    observe::Event,
+    runtime::Answers,
+};
+
+/// The shortest time between two looks.
+const SHORTEST: Duration = Duration::from_millis(2);
+
+/// The longest time between two looks.
+const LONGEST: Duration = Duration::from_millis(50);
+
+/// An HTTP check that was failed is repeated after this time.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long an answer to an HTTP check may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// An instance that boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Which start.
+    pub run: u32,
+    /// When it was started.
+    pub since: Instant,
+    /// Its port.
+    pub port: u16,
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// Whose its listeners are.
+    pub owner: Owner,
+    /// What it must pass: listening, or an answer.
+    pub check: Check,
+}
+
+/// What boots at present.
+pub type Probes = BTreeMap<InstanceId, Probe>;
+
+/// Looks for ever.
+pub async fn run(mut probes: watch::Receiver<Probes>, answers: Answers) {
+    let mut table = None;
+    let mut told: BTreeMap<InstanceId, u32> = BTreeMap::new();
+    loop {
+        let now = probes.borrow_and_update().clone();
+        told.retain(|id, run| now.get(id).is_some_and(|probe| probe.run == *run));
+        if now.is_empty() {
+            if probes.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        match look(&mut table) {
+            Ok(listeners) => {
+                let mut ownership = Ownership::default();
+                for (id, probe) in &now {
+                    if told.contains_key(id) {
+                        continue;
+                    }
+                    if let Some(verdict) = judge(probe, &listeners, &mut ownership) {
+                        told.insert(*id, probe.run);
+                        report(*id, probe, verdict, &answers, &probes);
+                    }
+                }
+            }
+            Err(error) => {
+                table = None;
+                tracing::warn!(error = %error, "can't see who listens; looking again");
+                sleep(LONGEST).await;
+            }
+        }
+        let youngest = now.values().map(|probe| probe.since.elapsed()).min().unwrap_or_default();
+        let pause = (youngest / 16).clamp(SHORTEST, LONGEST);
+        // Something that has just been started shortens the pause.
+        let _ = timeout(pause, probes.changed()).await;
+    }
+}
+
+fn look(table: &mut Option<Table>) -> std::io::Result<Vec<Listener>> {
+    match table {
+        Some(table) => table.listeners(),
+        None => table.insert(Table::open()?).listeners(),
+    }
+}
+
+/// What was seen on an instance's port.
+enum Verdict {
+    Listens,
+    Taken(Listener),
+}
+
+fn judge(probe: &Probe, listeners: &[Listener], ownership: &mut Ownership) -> Option<Verdict> {
+    let on_port = || listeners.iter().filter(|listener| listener.address.port() == probe.port);
+    let own =
+        on_port().find(|listener| listener.answers(probe.address) && ownership.is_of(listener, probe.owner));
+    if own.is_some() {
+        return Some(Verdict::Listens);
+    }
+    let foreign = on_port().find(|listener| !ownership.is_of(listener, probe.owner));
+    foreign.map(|listener| Verdict::Taken(*listener))
+}
+
+fn report(
+    id: InstanceId,
+    probe: &Probe,
+    verdict: Verdict,
+    answers: &Answers,
+    probes: &watch::Receiver<Probes>,
+) {
+    let (run, port) = (probe.run, probe.port);
+    let event = match (verdict, &probe.check) {
+        (Verdict::Taken(listener), _) => {
+            let by = format!("port {port} is taken: user {} listens on {}", listener.uid, listener.address);
+            Event::PortTaken { id, run, by }
+        }
+        (Verdict::Listens, Check::Http { path }) => {
+            let asking = ask(id, probe.clone(), path.clone(), answers.clone(), probes.clone());
+            tokio::spawn(asking);
+            return;
+        }
+        (Verdict::Listens, Check::Listening | Check::Started) => {
+            Event::Healthy { id, run, how: format!("listens on port {port}") }
+        }
+    };
+    answers.seen(event);
+}
+
+/// Asks until there is an answer, or the instance boots no longer.
+async fn ask(id: InstanceId, probe: Probe, path: String, answers: Answers, probes: watch::Receiver<Probes>) {
+    let still = || probes.borrow().get(&id).is_some_and(|now| now.run == probe.run);
+    let address = SocketAddr::new(probe.address, probe.port);
+    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build();
+    let client = client.expect("without TLS there is nothing that could be missing");
+    let mut heard = String::new();
+    while still() {
+        let answer = timeout(ANSWER_WITHIN, client.get(format!("http://{address}{path}")).send()).await;
+        let what = match answer {
+            Ok(Ok(answer)) if answer.status().as_u16() < 400 => {
+                let how = format!("answers GET {path} with status {}", answer.status().as_u16());
+                answers.seen(Event::Healthy { id, run: probe.run, how });
+                return;
+            }
+            Ok(Ok(answer)) => format!("GET {path} is answered with status {}", answer.status().as_u16()),
+            Ok(Err(_)) => format!("GET {path} is not answered"),
+            Err(_) => format!("GET {path} is not answered within {} s", ANSWER_WITHIN.as_secs()),
+        };
+        if what != heard {
+            heard.clone_from(&what);
+            answers.seen(Event::Heard { id, run: probe.run, what });
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}
+
+/// What an instance listens on instead of its port, in words. Blocks.
+pub fn instead(owner: Owner, port: u16, address: IpAddr) -> String {
+    let listeners = Table::open().and_then(|mut table| table.listeners()).unwrap_or_default();
+    let mut ownership = Ownership::default();
+    let own: Vec<&Listener> = listeners.iter().filter(|listener| ownership.is_of(listener, owner)).collect();
+    if let Some(there) = own.iter().find(|listener| listener.address.port() == port) {
+        return format!("listens on {} alone, not on {address}", there.address);
+    }
+    let mut ports: Vec<String> = own.iter().map(|listener| listener.address.port().to_string()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    if ports.is_empty() {
+        format!("it does not listen on $PORT ({port})")
+    } else {
+        format!("it listens on {}, not on $PORT ({port})", ports.join(", "))
+    }
+}

@@ -1,0 +1,483 @@
+//! The one task that owns what is known of the instances: it observes, plans and applies.
+//!
+//! Owns the state and the order of things. Effects run beside it, on the [`Runtime`], and answer by messages;
+//! nothing else changes the state. Whatever wakes it, it looks at everything: what woke it is a hint at most.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant as StdInstant},
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use visor::{
+    daemon::NotReady,
+    keys::Key,
+    mirror::Mirror,
+    names::{Digest, HostName, InstanceId},
+    schema::{Check, Env, Fault},
+    snapshot::{Snapshot, Versioned},
+    store::Revision,
+    visor::Visor,
+};
+
+use super::{
+    metrics::Metrics,
+    model::{Assigned, EnvState, Locals, Phase, SlugState, Tick},
+    observe::{Event, enact, observe},
+    plan::{Plan, Reason, Step, plan},
+    ports::Ports,
+    records::Note,
+    register::Registered,
+    reports::{Came, Reports},
+    runtime::{Answers, Booting, Message, Runtime},
+};
+
+/// How many messages are taken up before the next plan.
+const MESSAGES_AT_ONCE: usize = 256;
+
+/// After the last instance has ended, the last reports may take so long.
+const LAST_REPORTS: Duration = Duration::from_secs(2);
+
+/// What the engine works with.
+pub struct Parts {
+    /// The coordinator.
+    pub visor: Visor,
+    /// This host's name.
+    pub host: HostName,
+    /// The machine.
+    pub runtime: Box<dyn Runtime>,
+    /// Where effects answer.
+    pub answers: Answers,
+    /// Where that arrives.
+    pub messages: mpsc::UnboundedReceiver<Message>,
+    /// What is said of the instances.
+    pub reports: Reports,
+    /// Ports.
+    pub ports: Ports,
+    /// What was found at start.
+    pub locals: Locals,
+    /// Counted and measured.
+    pub metrics: Metrics,
+    /// What is assigned to this host.
+    pub mirror: Mirror<Snapshot>,
+    /// Whether the host is registered, as it changes.
+    pub registered: mpsc::UnboundedReceiver<Registered>,
+    /// To be told when the registration is in doubt.
+    pub doubt: mpsc::Sender<()>,
+    /// Dropped once the host is registered and knows what it is to run.
+    pub not_ready: NotReady,
+    /// Whether instances are ended before bazooka-pm ends.
+    pub stop_all_at_exit: bool,
+}
+
+/// The engine.
+pub struct Engine {
+    visor: Visor,
+    host: HostName,
+    runtime: Box<dyn Runtime>,
+    answers: Answers,
+    messages: mpsc::UnboundedReceiver<Message>,
+    reports: Reports,
+    ports: Ports,
+    locals: Locals,
+    metrics: Metrics,
+    mirror: Mirror<Snapshot>,
+    registered_says: mpsc::UnboundedReceiver<Registered>,
+    doubt: mpsc::Sender<()>,
+    not_ready: Option<NotReady>,
+    stop_all_at_exit: bool,
+
+    /// What is assigned; none before the first complete list.
+    assigned: Option<Assigned>,
+    /// The highest revision of a list so far: a coordinator that went back is not believed.
+    seen_revision: Revision,
+    /// Instances that may have changed since the last report and note.
+    touched: BTreeSet<InstanceId>,
+    notes: Vec<Note>,
+    writing: bool,
+    /// Set once all instances are to end with bazooka-pm.
+    stopping: bool,
+    look_again_at: Option<Tick>,
+}
+
+impl Engine {
+    /// Over its parts. Nothing happens before [`Engine::run`].
+    pub fn new(parts: Parts) -> Engine {
+        let touched = parts.locals.instances.keys().copied().collect();
+        Engine {
+            visor: parts.visor,
+            host: parts.host,
+            runtime: parts.runtime,
+            answers: parts.answers,
+            messages: parts.messages,
+            reports: parts.reports,
+            ports: parts.ports,
+            locals: parts.locals,
+            metrics: parts.metrics,
+            mirror: parts.mirror,
+            registered_says: parts.registered,
+            doubt: parts.doubt,
+            not_ready: Some(parts.not_ready),
+            stop_all_at_exit: parts.stop_all_at_exit,
+            assigned: None,
+            seen_revision: 0,
+            touched,
+            notes: Vec::new(),
+            writing: false,
+            stopping: false,
+            look_again_at: None,
+        }
+    }
+
+    /// Runs until `shutdown`, and then, if instances end with bazooka-pm, until they have.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        self.converge();
+        let mut last_reports = None;
+        loop {
+            if self.stopping && self.locals.instances.values().all(|local| local.has_ended()) {
+                let deadline = *last_reports.get_or_insert_with(|| Instant::now() + LAST_REPORTS);
+                if (self.reports.is_done() && !self.writing) || Instant::now() >= deadline {
+                    break;
+                }
+            }
+            let wake_at = self.wake_at(last_reports);
+            // In a fixed order; what comes last waits for little: each of the others is taken up as a whole.
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled(), if !self.stopping => {
+                    if !self.stop_all_at_exit {
+                        break;
+                    }
+                    tracing::info!("ending all instances");
+                    self.stopping = true;
+                }
+                Some(registered) = self.registered_says.recv() => self.take_up_registration(registered),
+                Some(message) = self.messages.recv() => self.take_up(message),
+                _ = self.mirror.next() => self.take_up_assignments(),
+                () = sleep_until(wake_at) => {}
+            }
+            // What else is there already needs no plan of its own.
+            for _ in 0..MESSAGES_AT_ONCE {
+                let Ok(message) = self.messages.try_recv() else { break };
+                self.take_up(message);
+            }
+            self.converge();
+        }
+        // What was decided stands for the next bazooka-pm.
+        while !self.notes.is_empty() || self.writing {
+            self.write_notes();
+            match self.messages.recv().await {
+                Some(message) => self.take_up(message),
+                None => break,
+            }
+        }
+    }
+
+    fn wake_at(&self, also: Option<Instant>) -> Instant {
+        let mut at = Instant::now() + Duration::from_secs(3_600);
+        if let Some(tick) = self.look_again_at {
+            let wait = tick.0.saturating_sub(self.runtime.now().tick.0);
+            at = at.min(Instant::now() + Duration::from_millis(wait));
+        }
+        self.reports.due_at().into_iter().chain(also).fold(at, Instant::min)
+    }
+
+    /// Reads what is assigned from the mirror, if that can be believed.
+    fn take_up_assignments(&mut self) {
+        let image = self.mirror.image();
+        if !self.mirror.is_synced() {
+            return;
+        }
+        if image.revision < self.seen_revision {
+            // A store that was restored or emptied: what it doesn't know of runs on.
+            tracing::error!(
+                revision = image.revision,
+                before = self.seen_revision,
+                "the coordinator has gone back in time; nothing is ended for what it does not say"
+            );
+            return;
+        }
+        self.seen_revision = image.revision;
+        let view = image.hosts.get(&self.host);
+        let instances = view.into_iter().flat_map(|view| &view.assigned);
+        let instances = instances.map(|(id, assigned)| (*id, assigned.value.clone())).collect();
+        let unreadable = image.unreadable.keys().filter_map(|key| match key.parse() {
+            Ok(Key::Assigned(_, id)) => Some(id),
+            _ => None,
+        });
+        self.assigned = Some(Assigned { instances, unreadable: unreadable.collect() });
+        self.become_ready();
+    }
+
+    fn take_up_registration(&mut self, registered: Registered) {
+        if registered.is_none() {
+            tracing::warn!(host = %self.host, "no longer registered; instances run on");
+        } else if registered != self.reports.registered() {
+            tracing::info!(host = %self.host, "registered");
+        }
+        self.reports.register(registered, self.locals.instances.keys().copied());
+        self.become_ready();
+    }
+
+    fn become_ready(&mut self) {
+        if self.reports.registered().is_some() && self.assigned.is_some() {
+            drop(self.not_ready.take());
+        }
+    }
+
+    fn take_up(&mut self, message: Message) {
+        match message {
+            Message::Seen(event) => {
+                self.count(&event);
+                log_event(&event);
+                let now = self.runtime.now();
+                self.touched.extend(observe(&mut self.locals, event, now));
+            }
+            Message::Reported(statuses, result) => {
+                let assigned = self.assigned.as_ref();
+                let is_assigned = |id| assigned.is_some_and(|all| all.instances.contains_key(&id));
+                match self.reports.take_up(statuses, result, is_assigned) {
+                    Came::Said(stand) => self.touched.extend(stand),
+                    Came::Failed => self.metrics.report_failed(),
+                    Came::Doubt(stand) => {
+                        self.touched.extend(stand);
+                        // If one is waiting already, that does.
+                        let _ = self.doubt.try_send(());
+                    }
+                }
+            }
+            Message::Written => self.writing = false,
+        }
+    }
+
+    fn count(&self, event: &Event) {
+        match event {
+            Event::Exited { exit, .. } => self.metrics.exited(exit),
+            Event::Started { .. } => {}
+            Event::StartFailed { .. } => self.metrics.start_failed(),
+            Event::SlugReady(_) => self.metrics.slug_fetched(true),
+            Event::SlugFailed(..) => self.metrics.slug_fetched(false),
+            _ => {}
+        }
+    }
+
+    /// Plans and applies until nothing is left to do at this moment, then says and notes what changed.
+    fn converge(&mut self) {
+        let begun = StdInstant::now();
+        // Each step changes the state so that it isn't planned again; the bound is against a mistake in that.
+        for _ in 0..16 {
+            let plan = self.plan();
+            self.look_again_at = plan.look_again_at;
+            if plan.steps.is_empty() {
+                break;
+            }
+            for (step, reason) in plan.steps {
+                log_step(&step, &reason);
+                enact(&mut self.locals, &step, self.runtime.now());
+                self.apply(step);
+            }
+        }
+        self.show_booting();
+        self.collect_slugs();
+        self.note_changes();
+        self.reports.report(&self.locals.instances);
+        self.write_notes();
+        self.metrics.converged(begun.elapsed(), &self.locals);
+    }
+
+    fn plan(&self) -> Plan {
+        let nothing = Assigned::default();
+        let assigned = if self.stopping { Some(&nothing) } else { self.assigned.as_ref() };
+        let may_claim = self.reports.registered().is_some() && !self.stopping;
+        let mut plan = plan(assigned, &self.locals, may_claim, self.runtime.now().tick);
+        if self.stopping {
+            // They are still assigned, and the next bazooka-pm must know that they have ended.
+            plan.steps.retain(|(step, _)| !matches!(step, Step::Forget(_)));
+        }
+        plan
+    }
+
+    fn apply(&mut self, step: Step) {
+        match step {
+            Step::Claim(id, _)
+            | Step::Decline(id, _)
+            | Step::Note(id, _)
+            | Step::Retry(id)
+            | Step::Pass(id)
+            | Step::Finish(id) => {
+                self.touched.insert(id);
+            }
+            Step::Fetch(digest) => self.runtime.fetch(&self.visor, digest),
+            Step::ReadEnv(app, env) => {
+                let (visor, answers) = (self.visor.clone(), self.answers.clone());
+                tokio::spawn(async move {
+                    let read: Result<Option<Versioned<Env>>, _> =
+                        visor.get(&Key::Env(app.clone(), env)).await;
+                    answers.seen(match read {
+                        Ok(Some(found)) => Event::EnvRead(app, env, found.value.vars),
+                        Ok(None) => Event::EnvFailed(app, env, format!("its env {env} is not there")),
+                        Err(error) => {
+                            Event::EnvFailed(app, env, format!("can't read its env {env}: {error}"))
+                        }
+                    });
+                });
+            }
+            Step::Start(id) => {
+                self.touched.insert(id);
+                self.start(id);
+            }
+            Step::Adopt(id) => {
+                if let Some(local) = self.locals.instances.get(&id) {
+                    self.runtime.adopt(id, local.run, local.started_at);
+                }
+            }
+            Step::End(id, why) => {
+                self.touched.insert(id);
+                if let Some(local) = self.locals.instances.get(&id) {
+                    self.runtime.end(id, why, local);
+                }
+            }
+            Step::Force(id) => self.runtime.kill(id),
+            Step::Forget(id) => {
+                self.reports.forget(id);
+                self.notes.push(Note::PutAway(id));
+                self.forget_envs();
+            }
+        }
+    }
+
+    /// Starts an instance whose slug and env are here.
+    fn start(&mut self, id: InstanceId) {
+        let (used_ports, used_uids) = self.in_use(id);
+        let Some(local) = self.locals.instances.get_mut(&id) else { return };
+        let run = local.run;
+        let refused = |fault, cause: &str| Event::StartFailed { id, run, fault, cause: cause.to_owned() };
+        let runtime = &mut self.runtime;
+        // Its own port again, unless somebody has taken it meanwhile.
+        let kept = local.port.filter(|port| runtime.is_free(*port));
+        let Some(port) = kept.or_else(|| self.ports.choose(&used_ports, |port| runtime.is_free(port))) else {
+            return self.answers.seen(refused(Fault::NoPort, "no port is free on this host"));
+        };
+        local.port = Some(port);
+        if local.uid.is_none() {
+            match runtime.user(&used_uids) {
+                Ok(uid) => local.uid = uid,
+                Err(cause) => return self.answers.seen(refused(Fault::Host, &cause)),
+            }
+        }
+        let assignment = &local.assignment;
+        let no_vars = BTreeMap::new();
+        let vars = match self.locals.envs.get(&(assignment.app.clone(), assignment.env)) {
+            Some(EnvState::Ready(vars)) => vars,
+            _ => &no_vars,
+        };
+        self.metrics.start();
+        tracing::debug!(instance = %id, app = %assignment.app, proc = %assignment.proc, port, "starting");
+        self.runtime.start(id, local, vars);
+    }
+
+    /// Ports and users of all instances but one, until they end.
+    fn in_use(&self, but: InstanceId) -> (BTreeSet<u16>, BTreeSet<u32>) {
+        let others = self.locals.instances.iter().filter(|(id, local)| **id != but && !local.has_ended());
+        let (mut ports, mut uids) = (BTreeSet::new(), BTreeSet::new());
+        for (_, local) in others {
+            ports.extend(local.port);
+            uids.extend(local.uid);
+        }
+        (ports, uids)
+    }
+
+    /// Shows the machine what boots and has to pass a check.
+    fn show_booting(&mut self) {
+        let booting = self.locals.instances.iter().filter_map(|(id, local)| {
+            let (Phase::Booting { since }, Some(port)) = (&local.phase, local.port) else { return None };
+            let check = local.assignment.run.check_for(&local.assignment.proc);
+            let booting = Booting { run: local.run, since: *since, port, uid: local.uid, check };
+            (booting.check != Check::Started).then_some((*id, booting))
+        });
+        self.runtime.check(booting.collect());
+    }
+
+    /// Forgets envs that no instance has.
+    fn forget_envs(&mut self) {
+        let used: BTreeSet<_> = self
+            .locals
+            .instances
+            .values()
+            .map(|local| (local.assignment.app.clone(), local.assignment.env))
+            .collect();
+        self.locals.envs.retain(|key, _| used.contains(key));
+    }
+
+    /// Removes the oldest of the slugs that nothing uses.
+    fn collect_slugs(&mut self) {
+        let used: BTreeSet<&Digest> =
+            self.locals.instances.values().map(|local| &local.assignment.slug.sha256).collect();
+        let unused = self
+            .locals
+            .slugs
+            .iter()
+            .filter(|(digest, state)| **state == SlugState::Ready && !used.contains(digest));
+        let unused: Vec<Digest> = unused.map(|(digest, _)| digest.clone()).collect();
+        for digest in self.runtime.discard(unused) {
+            self.locals.slugs.remove(&digest);
+        }
+    }
+
+    /// Takes each change to be said and noted.
+    fn note_changes(&mut self) {
+        for id in std::mem::take(&mut self.touched) {
+            let Some(local) = self.locals.instances.get(&id) else { continue };
+            self.reports.note(id, local);
+            if local.run > 0 || local.has_ended() {
+                self.notes.push(Note::Keep(id, Box::new(local.clone())));
+            }
+        }
+    }
+
+    fn write_notes(&mut self) {
+        if self.writing || self.notes.is_empty() {
+            return;
+        }
+        // Of several notes on one instance, the last one tells all.
+        let mut last = BTreeMap::new();
+        for note in std::mem::take(&mut self.notes) {
+            let (Note::Keep(id, _) | Note::PutAway(id)) = &note;
+            last.insert(*id, note);
+        }
+        self.writing = true;
+        self.runtime.write(last.into_values().collect());
+    }
+}
+
+fn log_step(step: &Step, reason: &Reason) {
+    match step {
+        Step::Claim(id, assignment) | Step::Decline(id, assignment) => {
+            let (app, proc, rev) = (&assignment.app, &assignment.proc, assignment.rev.short());
+            tracing::info!(action = step.name(), instance = %id, %app, %proc, rev, %reason, "instance");
+        }
+        Step::Start(id) | Step::End(id, _) | Step::Finish(id) | Step::Force(id) => {
+            tracing::info!(action = step.name(), instance = %id, %reason, "instance");
+        }
+        Step::Adopt(id) | Step::Retry(id) | Step::Pass(id) | Step::Forget(id) | Step::Note(id, _) => {
+            tracing::debug!(action = step.name(), instance = %id, %reason, "instance");
+        }
+        Step::Fetch(digest) => tracing::info!(action = "fetch", slug = %digest, %reason, "slug"),
+        Step::ReadEnv(app, env) => tracing::debug!(action = "read-env", %app, %env, %reason, "env"),
+    }
+}
+
+fn log_event(event: &Event) {
+    match event {
+        Event::Started { id, pid, .. } => tracing::info!(instance = %id, pid, "instance runs"),
+        Event::Exited { id, words, .. } => tracing::info!(instance = %id, how = words, "instance has ended"),
+        Event::StartFailed { id, cause, .. } => tracing::warn!(instance = %id, cause, "instance can't start"),
+        Event::SlugFailed(digest, cause) => tracing::error!(slug = %digest, cause, "slug can't be had"),
+        Event::PortTaken { id, by, .. } => tracing::warn!(instance = %id, by, "instance needs another port"),
+        _ => tracing::debug!(?event, "seen"),
+    }
+}

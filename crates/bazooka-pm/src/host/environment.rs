@@ -1,0 +1,54 @@
+//! The environment of an instance's process. Pure, but for looking which folders a slug has.
+
+use std::{collections::BTreeMap, path::Path};
+
+use visor::{
+    names::{HostName, InstanceId},
+    schema::Assignment,
+};
+
+/// Folders of a slug that hold programs; those that exist come first in PATH.
+const PROGRAMS: [&str; 3] = [".venv/bin", "node_modules/.bin", "bin"];
+
+/// The system's part of PATH.
+const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// All of it. The app's own vars come first, so that none of them can pretend to be the platform's.
+pub fn environment(
+    host: &HostName,
+    id: InstanceId,
+    assignment: &Assignment,
+    vars: &BTreeMap<String, String>,
+    port: u16,
+    slug: &Path,
+    home: &Path,
+) -> BTreeMap<String, String> {
+    let mut path: Vec<String> = PROGRAMS
+        .iter()
+        .map(|folder| slug.join(folder))
+        .filter(|folder| folder.is_dir())
+        .map(|folder| folder.display().to_string())
+        .collect();
+    path.push(SYSTEM_PATH.to_owned());
+    let home = home.display().to_string();
+    let defaults = [("PATH", path.join(":")), ("HOME", home.clone()), ("TMPDIR", home)];
+    let fixed = [
+        ("PORT", port.to_string()),
+        ("BAZOOKA_APP", assignment.app.to_string()),
+        ("BAZOOKA_PROC", assignment.proc.to_string()),
+        ("BAZOOKA_REV", assignment.rev.to_string()),
+        ("BAZOOKA_RELEASE", assignment.release.to_string()),
+        ("BAZOOKA_INSTANCE", id.to_string()),
+        ("BAZOOKA_INDEX", assignment.index.to_string()),
+        ("BAZOOKA_HOST", host.to_string()),
+    ];
+    let mut all: BTreeMap<String, String> = BTreeMap::new();
+    all.extend(defaults.map(|(name, value)| (name.to_owned(), value)));
+    // A name with `=` or a value with NUL can't be passed on at all.
+    let passable = |(name, value): &(&String, &String)| {
+        !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
+    };
+    all.extend(vars.iter().filter(passable).map(|(name, value)| (name.clone(), value.clone())));
+    all.extend(fixed.map(|(name, value)| (name.to_owned(), value)));
+    all
+}

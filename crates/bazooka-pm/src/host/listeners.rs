@@ -1,0 +1,211 @@
+//! Who listens on this machine: one look at the kernel's table for all instances that boot.
+//!
+//! Owns the reading of it (netlink's sock_diag) and telling whose a listener is. It never connects to anything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::{IpAddr, SocketAddr},
+};
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+};
+use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+
+use crate::protocol::proc_stat;
+
+/// A listening TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Where.
+    pub address: SocketAddr,
+    /// Its owner's user.
+    pub uid: u32,
+    /// Its inode, by which its process can be found.
+    pub inode: u32,
+}
+
+impl Listener {
+    /// Whether a connection to this address would be its.
+    pub fn answers(&self, ip: IpAddr) -> bool {
+        match self.address.ip() {
+            IpAddr::V6(own) if own.is_unspecified() => true,
+            IpAddr::V4(own) if own.is_unspecified() => ip.is_ipv4(),
+            IpAddr::V6(own) => own.to_ipv4_mapped().map_or(IpAddr::V6(own), IpAddr::V4) == ip,
+            own => own == ip,
+        }
+    }
+}
+
+/// An open line to the kernel's table.
+pub struct Table {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Table {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open() -> io::Result<Table> {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind_auto()?;
+        socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+        Ok(Table { socket, buffer: vec![0; 16 << 10] })
+    }
+
+    /// All listening TCP sockets.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn listeners(&mut self) -> io::Result<Vec<Listener>> {
+        let mut found = Vec::new();
+        self.dump(AF_INET, SocketId::new_v4(), &mut found)?;
+        self.dump(AF_INET6, SocketId::new_v6(), &mut found)?;
+        Ok(found)
+    }
+
+    fn dump(&mut self, family: u8, socket_id: SocketId, found: &mut Vec<Listener>) -> io::Result<()> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let request = InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::LISTEN,
+            socket_id,
+        };
+        let mut packet = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        loop {
+            let size = self.socket.recv(&mut &mut self.buffer[..], 0)?;
+            let mut rest = &self.buffer[..size];
+            while !rest.is_empty() {
+                let message =
+                    NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                        let id = &response.header.socket_id;
+                        found.push(Listener {
+                            address: SocketAddr::new(id.source_address, id.source_port),
+                            uid: response.header.uid,
+                            inode: response.header.inode,
+                        });
+                    }
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+                // Messages are aligned to four bytes.
+                let length = (message.header.length as usize).max(16).div_ceil(4) * 4;
+                rest = rest.get(length..).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// Who an instance's listeners can be told by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// By its own user.
+    Uid(u32),
+    /// By descent from its shim.
+    Below(i32),
+}
+
+/// Tells whose listeners are, with one look at the machine's processes at most.
+#[derive(Default)]
+pub struct Ownership {
+    parents: Option<BTreeMap<i32, i32>>,
+    sockets: BTreeMap<i32, BTreeSet<u32>>,
+}
+
+impl Ownership {
+    /// Whether a listener is this owner's.
+    pub fn is_of(&mut self, listener: &Listener, owner: Owner) -> bool {
+        match owner {
+            Owner::Uid(uid) => listener.uid == uid,
+            Owner::Below(shim) => self.sockets_below(shim).contains(&listener.inode),
+        }
+    }
+
+    fn sockets_below(&mut self, shim: i32) -> &BTreeSet<u32> {
+        let parents = self.parents.get_or_insert_with(|| {
+            super::process::processes().filter_map(|pid| Some((pid, proc_stat(pid)?.parent))).collect()
+        });
+        self.sockets.entry(shim).or_insert_with(|| {
+            let descends = |pid: i32| {
+                let mut at = pid;
+                // A cycle can't be, but two looks at a changing table could show one.
+                for _ in 0..64 {
+                    match parents.get(&at) {
+                        Some(parent) if *parent == shim => return true,
+                        Some(parent) => at = *parent,
+                        None => return false,
+                    }
+                }
+                false
+            };
+            parents.keys().filter(|pid| descends(**pid)).flat_map(|pid| sockets_of(*pid)).collect()
+        })
+    }
+}
+
+fn sockets_of(pid: i32) -> Vec<u32> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_is_seen_and_known_to_be_its_process_own() {
+        let own = TcpListener::bind(("127.0.0.9", 0)).expect("a port is free");
+        let address = own.local_addr().expect("it listens");
+        let mut table = Table::open().expect("the kernel has sock_diag");
+        let listeners = table.listeners().expect("it answers");
+        let seen = listeners.iter().find(|seen| seen.address == address).expect("ours is among them");
+        assert!(seen.answers("127.0.0.9".parse().expect("valid")));
+        assert!(!seen.answers("127.0.0.8".parse().expect("valid")));
+        let mut ownership = Ownership::default();
+        let parent = proc_stat(std::process::id() as i32).expect("this test runs").parent;
+        assert!(ownership.is_of(seen, Owner::Below(parent)));
+        assert!(!ownership.is_of(seen, Owner::Below(std::process::id() as i32)), "nobody below us listens");
+        drop(own);
+        let later = table.listeners().expect("it answers");
+        assert!(later.iter().all(|seen| seen.address != address));
+    }
+
+    #[test]
+    fn a_listener_on_every_address_answers_on_each() {
+        let listener =
+            |address: &str| Listener { address: address.parse().expect("valid"), uid: 0, inode: 0 };
+        let four: IpAddr = "10.0.0.1".parse().expect("valid");
+        for (address, answers) in [
+            ("0.0.0.0:80", true),
+            ("[::]:80", true),
+            ("10.0.0.1:80", true),
+            ("[::ffff:10.0.0.1]:80", true),
+            ("127.0.0.1:80", false),
+            ("[::1]:80", false),
+        ] {
+            assert_eq!(listener(address).answers(four), answers, "{address}");
+        }
+    }
+}

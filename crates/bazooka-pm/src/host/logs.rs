@@ -1,0 +1,350 @@
+//! The output of instances, to be read: `GET /logs`.
+//!
+//! Owns merging it over instances in the order of time, and following it. It only reads the files that
+//! shims write, of ended instances too while those are kept; a reader costs memory for the lines that it
+//! asked for and no more.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::{Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::mpsc, time::sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use visor::names::{AppName, InstanceId, ProcName};
+
+use super::{
+    folders::{Folders, LOG, RECORD},
+    records::Record,
+};
+use crate::protocol::{LOG_CURRENT, LOG_PREVIOUS, read_file};
+
+/// How many lines there are unless something else is asked for.
+const USUAL_LINES: usize = 100;
+
+/// The most lines from the past.
+const MOST_LINES: usize = 10_000;
+
+/// How often files that are followed are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// After so many looks, instances that have come up meanwhile are looked for.
+const LOOKS_PER_SCAN: u32 = 5;
+
+/// How much is read at a time, backwards from the end.
+const PIECE: u64 = 64 << 10;
+
+/// What is asked for.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LogQuery {
+    app: AppName,
+    proc: Option<ProcName>,
+    instance: Option<InstanceId>,
+    n: Option<usize>,
+    #[serde(default)]
+    follow: bool,
+}
+
+/// One line as it is sent.
+#[derive(Serialize)]
+struct Line<'a> {
+    at: String,
+    app: &'a AppName,
+    proc: &'a ProcName,
+    instance: InstanceId,
+    stream: &'static str,
+    line: &'a str,
+}
+
+/// A line of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kept {
+    at_us: i64,
+    stream: &'static str,
+    line: String,
+}
+
+/// An instance's files, and how far they have been read.
+struct Source {
+    app: AppName,
+    proc: ProcName,
+    folder: PathBuf,
+    /// The file that was the current one, and how much of it was read.
+    read: (u64, u64),
+}
+
+type Sources = BTreeMap<InstanceId, Source>;
+
+/// The route, over the state folder.
+pub fn routes(folders: Folders, shutdown: CancellationToken) -> Router {
+    Router::new().route("/logs", get(logs)).with_state((folders, shutdown))
+}
+
+async fn logs(
+    State((folders, shutdown)): State<(Folders, CancellationToken)>,
+    query: Result<Query<LogQuery>, axum::extract::rejection::QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(error) => {
+            let hint = "GET /logs?app=A[&proc=P][&instance=ID][&n=100][&follow=true]";
+            let words = serde_json::json!({"error": error.body_text(), "hint": hint});
+            return (StatusCode::BAD_REQUEST, Json(words)).into_response();
+        }
+    };
+    // A few pieces under way: a slow reader holds the reading up.
+    let (send, pieces) = mpsc::channel::<io::Result<Bytes>>(4);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = tell(folders, query, send) => {}
+            // One that follows would never end.
+            () = shutdown.cancelled() => {}
+        }
+    });
+    let kind = [("content-type", "application/x-ndjson")];
+    (kind, Body::from_stream(ReceiverStream::new(pieces))).into_response()
+}
+
+/// Sends what is there, and, if it is followed, what comes. Ends when nobody listens any more.
+async fn tell(folders: Folders, query: LogQuery, send: mpsc::Sender<io::Result<Bytes>>) {
+    let lines = query.n.unwrap_or(USUAL_LINES).min(MOST_LINES);
+    let (place, asked) = (folders.clone(), query.clone());
+    let begun = tokio::task::spawn_blocking(move || {
+        let mut sources = scan(&place, &asked);
+        let text = last_lines(&mut sources, lines);
+        (sources, text)
+    });
+    let Ok((mut sources, text)) = begun.await else { return };
+    if !text.is_empty() && send.send(Ok(text)).await.is_err() {
+        return;
+    }
+    if !query.follow {
+        return;
+    }
+    let mut looks = 0_u32;
+    loop {
+        tokio::select! {
+            () = sleep(LOOK_EVERY) => {}
+            () = send.closed() => return,
+        }
+        looks += 1;
+        let (place, asked) = (folders.clone(), query.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            if looks % LOOKS_PER_SCAN == 0 {
+                for (id, source) in scan(&place, &asked) {
+                    match sources.get_mut(&id) {
+                        // It may have been put away.
+                        Some(known) => known.folder = source.folder,
+                        None => drop(sources.insert(id, source)),
+                    }
+                }
+            }
+            let text = new_lines(&mut sources);
+            (sources, text)
+        });
+        let Ok((looked, text)) = looked.await else { return };
+        sources = looked;
+        if !text.is_empty() && send.send(Ok(text)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The instances whose output is asked for.
+fn scan(folders: &Folders, query: &LogQuery) -> Sources {
+    let mut sources = Sources::new();
+    for parent in [folders.ended(), folders.instances()] {
+        for id in Folders::ids(&parent) {
+            if query.instance.is_some_and(|wanted| wanted != id) {
+                continue;
+            }
+            let folder = parent.join(id.to_string());
+            let Some(Record { local, .. }) = read_file(&folder.join(RECORD)) else { continue };
+            let (app, proc) = (local.assignment.app, local.assignment.proc);
+            if app == query.app && query.proc.as_ref().is_none_or(|wanted| *wanted == proc) {
+                sources.insert(id, Source { app, proc, folder: folder.join(LOG), read: (0, 0) });
+            }
+        }
+    }
+    sources
+}
+
+/// The last lines of all, in order; each source is read up to its end after that.
+fn last_lines(sources: &mut Sources, lines: usize) -> Bytes {
+    let mut all = Vec::new();
+    for (id, source) in sources.iter_mut() {
+        let current = source.folder.join(LOG_CURRENT);
+        let (mut kept, read) = tail(&current, lines);
+        source.read = read;
+        if kept.len() < lines {
+            let (before, _) = tail(&source.folder.join(LOG_PREVIOUS), lines - kept.len());
+            kept.splice(0..0, before);
+        }
+        all.extend(kept.into_iter().map(|line| (*id, line)));
+    }
+    all.sort_by_key(|(_, line)| line.at_us);
+    let surplus = all.len().saturating_sub(lines);
+    render(sources, &all[surplus..])
+}
+
+/// What has been written since the last look, in order.
+fn new_lines(sources: &mut Sources) -> Bytes {
+    let mut all = Vec::new();
+    for (id, source) in sources.iter_mut() {
+        let Ok(mut file) = fs::File::open(source.folder.join(LOG_CURRENT)) else { continue };
+        let Ok(meta) = file.metadata() else { continue };
+        let (inode, read) = source.read;
+        if meta.ino() != inode {
+            // The one that was being read is the previous one now.
+            if let Ok(mut before) = fs::File::open(source.folder.join(LOG_PREVIOUS)) {
+                if before.metadata().is_ok_and(|meta| meta.ino() == inode) {
+                    let (lines, _) = read_from(&mut before, read);
+                    all.extend(lines.into_iter().map(|line| (*id, line)));
+                }
+            }
+            source.read = (meta.ino(), 0);
+        }
+        let (lines, read) = read_from(&mut file, source.read.1);
+        source.read.1 = read;
+        all.extend(lines.into_iter().map(|line| (*id, line)));
+    }
+    all.sort_by_key(|(_, line)| line.at_us);
+    render(sources, &all)
+}
+
+/// The last lines of a file, with its inode and the end of its last whole line.
+fn tail(path: &Path, lines: usize) -> (Vec<Kept>, (u64, u64)) {
+    let Ok(mut file) = fs::File::open(path) else { return (Vec::new(), (0, 0)) };
+    let Ok(meta) = file.metadata() else { return (Vec::new(), (0, 0)) };
+    let mut begin = meta.len();
+    loop {
+        begin = begin.saturating_sub(PIECE * 4);
+        let (mut kept, end) = read_from(&mut file, begin);
+        if begin > 0 && !kept.is_empty() {
+            // The first one may be half a line.
+            kept.remove(0);
+        }
+        if kept.len() >= lines || begin == 0 {
+            let surplus = kept.len().saturating_sub(lines);
+            kept.drain(..surplus);
+            return (kept, (meta.ino(), end));
+        }
+    }
+}
+
+/// The whole lines from a place on, and the end of the last of them.
+fn read_from(file: &mut fs::File, begin: u64) -> (Vec<Kept>, u64) {
+    let mut bytes = Vec::new();
+    if file.seek(SeekFrom::Start(begin)).is_err() || file.read_to_end(&mut bytes).is_err() {
+        return (Vec::new(), begin);
+    }
+    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let kept = bytes[..end].split(|byte| *byte == b'\n').filter_map(parse).collect();
+    (kept, begin + end as u64)
+}
+
+fn parse(line: &[u8]) -> Option<Kept> {
+    let mut words = line.splitn(3, |byte| *byte == b' ');
+    let at_us = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+    let stream = match words.next()? {
+        b"o" => "out",
+        b"e" => "err",
+        b"s" => "sys",
+        _ => return None,
+    };
+    Some(Kept { at_us, stream, line: String::from_utf8_lossy(words.next()?).into_owned() })
+}
+
+fn render(sources: &Sources, lines: &[(InstanceId, Kept)]) -> Bytes {
+    let mut text = Vec::new();
+    for (id, kept) in lines {
+        let Some(source) = sources.get(id) else { continue };
+        let at = Timestamp::from_microsecond(kept.at_us).unwrap_or_default();
+        let line = Line {
+            at: format!("{at:.6}"),
+            app: &source.app,
+            proc: &source.proc,
+            instance: *id,
+            stream: kept.stream,
+            line: &kept.line,
+        };
+        serde_json::to_writer(&mut text, &line).expect("a line is always valid JSON");
+        text.push(b'\n');
+    }
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(folder: &Path) -> Sources {
+        let (app, proc) = ("a".parse().expect("valid"), "web".parse().expect("valid"));
+        let source = Source { app, proc, folder: folder.to_owned(), read: (0, 0) };
+        Sources::from([(InstanceId(1), source)])
+    }
+
+    fn lines(text: &Bytes) -> Vec<String> {
+        let text = std::str::from_utf8(text).expect("JSON is UTF-8");
+        let line = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            line["line"].as_str().expect("text").to_owned()
+        };
+        text.lines().map(line).collect()
+    }
+
+    #[test]
+    fn the_last_lines_go_back_into_the_file_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join(LOG_PREVIOUS), "1 o one\n2 e two\n").expect("it can be written");
+        fs::write(folder.path().join(LOG_CURRENT), "3 s three\n4 o fo").expect("it can be written");
+        let mut sources = source(folder.path());
+        assert_eq!(lines(&last_lines(&mut sources, 2)), ["two", "three"]);
+        fs::write(folder.path().join(LOG_CURRENT), "3 s three\n4 o four\n").expect("it can be written");
+        assert_eq!(lines(&new_lines(&mut sources)), ["four"], "half a line is not a line yet");
+        assert!(new_lines(&mut sources).is_empty());
+    }
+
+    #[test]
+    fn what_is_followed_goes_on_in_the_next_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (current, previous) = (folder.path().join(LOG_CURRENT), folder.path().join(LOG_PREVIOUS));
+        fs::write(&current, "1 o one\n").expect("it can be written");
+        let mut sources = source(folder.path());
+        assert_eq!(lines(&last_lines(&mut sources, 10)), ["one"]);
+        fs::write(&current, "1 o one\n2 o two\n").expect("it can be written");
+        fs::rename(&current, &previous).expect("it can be moved");
+        fs::write(&current, "3 o three\n").expect("it can be written");
+        assert_eq!(lines(&new_lines(&mut sources)), ["two", "three"]);
+    }
+
+    #[test]
+    fn many_lines_are_merged_in_the_order_of_time() {
+        let (a, b) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let text = |from: u32| {
+            (0..50_000).map(|n| format!("{} o {}\n", n * 2 + from, n * 2 + from)).collect::<String>()
+        };
+        fs::write(a.path().join(LOG_CURRENT), text(0)).expect("it can be written");
+        fs::write(b.path().join(LOG_CURRENT), text(1)).expect("it can be written");
+        let mut sources = source(a.path());
+        sources.extend(source(b.path()).into_values().map(|source| (InstanceId(2), source)));
+        let found = lines(&last_lines(&mut sources, 9_000));
+        let expected: Vec<String> = (91_000..100_000).map(|n| n.to_string()).collect();
+        assert_eq!(found, expected);
+    }
+}

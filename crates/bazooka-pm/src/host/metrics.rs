@@ -1,0 +1,126 @@
+//! What the host's part counts and measures.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+use visor::schema::{Exit, State};
+
+use super::model::Locals;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HowLabel {
+    how: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// The metrics of a host. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    instances: Family<StateLabel, Gauge>,
+    converge: Histogram,
+    starts: Counter,
+    failed_starts: Counter,
+    exits: Family<HowLabel, Counter>,
+    fetches: Family<ResultLabel, Counter>,
+    failed_reports: Counter,
+}
+
+impl Metrics {
+    /// Registered to be shown.
+    pub fn register(registry: &mut Registry) -> Metrics {
+        let metrics = Metrics {
+            instances: Family::default(),
+            converge: Histogram::new([0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]),
+            starts: Counter::default(),
+            failed_starts: Counter::default(),
+            exits: Family::default(),
+            fetches: Family::default(),
+            failed_reports: Counter::default(),
+        };
+        let m = metrics.clone();
+        registry.register("bazooka_pm_instances", "Instances on this host, by state", m.instances);
+        registry.register(
+            "bazooka_pm_converge_duration_seconds",
+            "How long a plan and its application took",
+            m.converge,
+        );
+        registry.register("bazooka_pm_starts", "Processes started", m.starts);
+        registry.register("bazooka_pm_failed_starts", "Processes that could not be started", m.failed_starts);
+        registry.register("bazooka_pm_exits", "Processes that ended, by how", m.exits);
+        registry.register("bazooka_pm_slug_fetches", "Slugs fetched, by result", m.fetches);
+        registry.register("bazooka_pm_failed_reports", "Reports that had to be repeated", m.failed_reports);
+        metrics
+    }
+
+    /// A round is over.
+    pub fn converged(&self, took: Duration, locals: &Locals) {
+        self.converge.observe(took.as_secs_f64());
+        for (state, count) in by_state(locals) {
+            self.instances.get_or_create(&StateLabel { state }).set(count);
+        }
+    }
+
+    /// A process is being started.
+    pub fn start(&self) {
+        self.starts.inc();
+    }
+
+    /// One couldn't be.
+    pub fn start_failed(&self) {
+        self.failed_starts.inc();
+    }
+
+    /// One ended.
+    pub fn exited(&self, exit: &Exit) {
+        let how = match (exit.out_of_memory, exit.code, exit.signal) {
+            (true, ..) => "out_of_memory",
+            (false, Some(0), _) => "success",
+            (false, Some(_), _) => "failure",
+            (false, None, _) => "signal",
+        };
+        self.exits.get_or_create(&HowLabel { how }).inc();
+    }
+
+    /// A slug was fetched, or given up.
+    pub fn slug_fetched(&self, done: bool) {
+        let result = if done { "done" } else { "failed" };
+        self.fetches.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// A report has to be repeated.
+    pub fn report_failed(&self) {
+        self.failed_reports.inc();
+    }
+}
+
+/// How many instances are in each state.
+fn by_state(locals: &Locals) -> BTreeMap<&'static str, i64> {
+    let mut counts = BTreeMap::from_iter(
+        ["claimed", "running", "backoff", "stopping", "exited", "failed"].map(|state| (state, 0)),
+    );
+    for local in locals.instances.values() {
+        let name = match local.state() {
+            State::Claimed => "claimed",
+            State::Running => "running",
+            State::Backoff => "backoff",
+            State::Stopping => "stopping",
+            State::Exited => "exited",
+            State::Failed | State::Lost => "failed",
+        };
+        *counts.entry(name).or_insert(0) += 1;
+    }
+    counts
+}

@@ -1,0 +1,128 @@
+//! What a host's bazooka-pm can be told at start.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    str::FromStr,
+};
+
+use visor::names::{HostName, ZoneName};
+
+/// How instances are kept apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Isolation {
+    /// Each has a user of its own; takes root
+    Uid,
+    /// They run as bazooka-pm's own user, and can do to each other what they like
+    None,
+}
+
+impl Isolation {
+    /// Its name, as the host's registration has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Isolation::Uid => "uid",
+            Isolation::None => "none",
+        }
+    }
+}
+
+/// What becomes of the instances when bazooka-pm is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnExit {
+    /// They run on, and the next bazooka-pm takes them over
+    Keep,
+    /// They are ended first
+    Stop,
+}
+
+/// Two numbers with a dash between: a range, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range<T>(pub T, pub T);
+
+impl<T: FromStr + PartialOrd + Copy> FromStr for Range<T> {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let ends =
+            s.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        match ends {
+            Some((first, last)) if first <= last => Ok(Range(first, last)),
+            _ => Err("two numbers with a dash between, the lower one first, such as 21000-21999".into()),
+        }
+    }
+}
+
+impl<T: Copy> Range<T> {
+    /// The same, to iterate over.
+    pub fn inclusive(self) -> RangeInclusive<T> {
+        self.0..=self.1
+    }
+}
+
+/// A host's options.
+#[derive(Clone, Debug, clap::Args)]
+pub struct HostOptions {
+    /// This host's name; the machine's unless given
+    #[arg(long, env = "BAZOOKA_HOST", value_name = "NAME")]
+    pub host: Option<HostName>,
+    /// Where this host's instances are reached; the address of the default route unless given
+    #[arg(long, env = "BAZOOKA_ADDRESS", value_name = "IP")]
+    pub address: Option<IpAddr>,
+    /// Where this host stands
+    #[arg(long, env = "BAZOOKA_ZONE", value_name = "ZONE", default_value = "default")]
+    pub zone: ZoneName,
+    /// The ports that instances get
+    #[arg(long, env = "BAZOOKA_PORTS", value_name = "FIRST-LAST", default_value = "21000-21999")]
+    pub ports: Range<u16>,
+    /// Where to keep slugs and instances
+    #[arg(long, env = "BAZOOKA_STATE", value_name = "DIR", default_value = "/var/lib/bazooka-pm")]
+    pub state: PathBuf,
+    /// Where to listen for questions about logs and metrics; port 0: any
+    #[arg(long, env = "BAZOOKA_LISTEN", value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// How instances are kept apart; uid for root, none (with a warning) for others
+    #[arg(long, env = "BAZOOKA_ISOLATION", value_name = "KIND")]
+    pub isolation: Option<Isolation>,
+    /// The users that instances get
+    #[arg(long, env = "BAZOOKA_UIDS", value_name = "FIRST-LAST", default_value = "200000-265535")]
+    pub uids: Range<u32>,
+    /// Memory for instances, in bytes; most of the machine's unless given
+    #[arg(long, env = "BAZOOKA_MEMORY", value_name = "BYTES")]
+    pub memory: Option<u64>,
+    /// How many instances run here at most; as many as there are ports unless given
+    #[arg(long, env = "BAZOOKA_SLOTS", value_name = "N")]
+    pub slots: Option<u32>,
+    /// What becomes of the instances when bazooka-pm is told to end
+    #[arg(long, env = "BAZOOKA_ON_EXIT", value_name = "WHAT", default_value = "keep")]
+    pub on_exit: OnExit,
+    /// The bazooka-shim program; the one beside bazooka-pm unless given
+    #[arg(long, env = "BAZOOKA_SHIM", value_name = "PATH")]
+    pub shim: Option<PathBuf>,
+}
+
+/// The address from which this machine reaches others: that of its default route.
+pub fn own_address() -> IpAddr {
+    // Nothing is sent: connecting a datagram socket only chooses a route. The target is reserved for examples.
+    let chosen = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .and_then(|socket| {
+            socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+            socket.local_addr()
+        })
+        .map(|address| address.ip());
+    chosen.unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_has_two_ends_in_order() {
+        assert_eq!("21000-21999".parse(), Ok(Range(21_000_u16, 21_999)));
+        for bad in ["", "1", "1-", "-1", "2-1", "1-99999", "a-b", "1-2-3"] {
+            assert!(bad.parse::<Range<u16>>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! Shims and what hangs on them: starting one, finding one again, waiting, signalling, clearing up.
+//!
+//! Owns the effects on processes. A shim is held by its pidfd from the moment that it is known, so that a
+//! process id is never trusted twice. What blocks runs on the blocking pool.
+
+use std::{
+    fs,
+    io::{self, Read},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt, chown},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use tokio::{io::unix::AsyncFd, net::unix::pipe};
+use visor::names::InstanceId;
+
+use super::folders::{Folders, private_folder, remove_all};
+use crate::protocol::{
+    Answer, COMPLAINTS, EXIT, ExitRecord, LOCK, ProcessId, SHIM, SPEC, ShimState, Spec, boot_id, proc_stat,
+    read_file, try_lock, write_file,
+};
+
+/// How long an inherited shim may take to say whom it has started, before that is complained of.
+const SLOW_SHIM: Duration = Duration::from_secs(10);
+
+/// How long what a dead shim left behind is hunted.
+const SWEEP_FOR: Duration = Duration::from_secs(10);
+
+/// A shim that runs.
+#[derive(Clone, Debug)]
+pub struct Shim {
+    /// What it has started.
+    pub state: ShimState,
+    held: Arc<AsyncFd<OwnedFd>>,
+    /// Reaped once it has ended; none for one of an earlier bazooka-pm.
+    child: Option<Arc<std::sync::Mutex<Child>>>,
+}
+
+/// `spec.json`, with what bazooka-pm itself needs to find in it again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FullSpec {
+    /// The shim's part.
+    #[serde(flatten)]
+    pub spec: Spec,
+    /// bazooka-pm's part.
+    pub pm: PmPart,
+}
+
+/// What bazooka-pm needs in order to start an instance again while the coordinator is away.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PmPart {
+    /// The instance as it was started, in case nothing else was written.
+    pub local: super::model::Local,
+    /// The values of its env.
+    pub vars: std::collections::BTreeMap<String, String>,
+}
+
+/// Why an instance can't be started; the host is to blame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("can't start it: {0}")]
+pub struct StartError(pub String);
+
+/// What has become of a start.
+pub enum Found {
+    /// Its shim runs.
+    Running(Shim),
+    /// It has ended, and nothing of it is left.
+    Ended(Ended),
+    /// It never came to anything, or ended with the machine.
+    NotStarted(String),
+}
+
+/// How a start ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// As its shim wrote.
+    Recorded(ExitRecord),
+    /// Its shim was killed, and what it had started with it.
+    ShimKilled,
+}
+
+/// Starts a shim, and waits until it has started the instance.
+///
+/// # Errors
+/// [`StartError`]; nothing of it runs then.
+///
+/// # Cancel safety
+/// Not cancel safe; a dropped future leaves the instance running, to be found by [`find`].
+pub async fn start(
+    folders: Folders,
+    shim: PathBuf,
+    id: InstanceId,
+    run: u32,
+    spec: FullSpec,
+) -> Result<Shim, StartError> {
+    let place = folders.clone();
+    let uid = spec.spec.uid;
+    let memory = spec.spec.memory.clone();
+    let spawned = tokio::task::spawn_blocking(move || spawn(&place, &shim, id, run, &spec)).await;
+    let spawned = spawned.map_err(|error| StartError(error.to_string()))?;
+    let (mut child, answers) = spawned.map_err(|error| StartError(error.to_string()))?;
+    failpoint("spawned");
+    let answer = read_answer(answers).await;
+    let failed = match answer {
+        Ok(Answer::Started(state)) => match hold(state.shim) {
+            Some(held) => {
+                let child = Some(Arc::new(std::sync::Mutex::new(child)));
+                return Ok(Shim { state, held, child });
+            }
+            // It ended before it could be held; its own exit file tells how.
+            None => "its shim ended at once".to_owned(),
+        },
+        Ok(Answer::Failed { cause }) => cause,
+        Err(error) => format!("its shim gave no answer: {error}"),
+    };
+    let complaint = folders.run(id, run).join(COMPLAINTS);
+    let swept = tokio::task::spawn_blocking(move || {
+        let _ = child.kill();
+        let _ = child.wait();
+        sweep(&folders.home(id), uid, memory.as_ref().map(|memory| memory.cgroup.as_path()));
+        let said = fs::read_to_string(complaint).unwrap_or_default();
+        let first = said.lines().next().unwrap_or_default().to_owned();
+        if failed.contains(&first) { failed } else { format!("{failed} ({first})") }
+    });
+    Err(StartError(swept.await.unwrap_or_else(|error| error.to_string())))
+}
+
+/// Makes the folder of a start and spawns its shim. Blocks.
+fn spawn(
+    folders: &Folders,
+    shim: &Path,
+    id: InstanceId,
+    run: u32,
+    spec: &FullSpec,
+) -> io::Result<(Child, OwnedFd)> {
+    let (folder, home) = (folders.run(id, run), folders.home(id));
+    fs::DirBuilder::new().recursive(true).mode(0o711).create(folders.instance(id))?;
+    if !home.is_dir() {
+        private_folder(&home)?;
+        if let Some(uid) = spec.spec.uid {
+            chown(&home, Some(uid), Some(uid))?;
+        }
+    }
+    private_folder(&folders.log(id))?;
+    failpoint("folders");
+    for old in folders.runs(id).into_iter().filter(|old| *old < run) {
+        remove_all(&folders.run(id, old))?;
+    }
+    fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    failpoint("run-folder");
+    let private = |name: &str| {
+        fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(folder.join(name))
+    };
+    // Taken before anything else is there, so that whoever finds this start knows whether it goes on.
+    let lock = private(LOCK)?;
+    try_lock(&lock)?.ok_or_else(|| io::Error::other("its start is somebody else's"))?;
+    failpoint("locked");
+    write_file(&folder.join(SPEC), spec)?;
+    failpoint("spec");
+    let (answers, answer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    // The lock goes with stdin and the answer with stdout: nothing else is inherited, not even by a
+    // neighbour that is spawned in the same moment.
+    let child = Command::new(shim)
+        .arg(&folder)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(lock))
+        .stdout(Stdio::from(answer))
+        .stderr(Stdio::from(private(COMPLAINTS)?))
+        .spawn()
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", shim.display())))?;
+    Ok((child, answers))
+}
+
+async fn read_answer(answers: OwnedFd) -> io::Result<Answer> {
+    use tokio::io::AsyncReadExt;
+    let mut answers = pipe::Receiver::from_owned_fd(answers)?;
+    let mut line = Vec::with_capacity(512);
+    while !line.ends_with(b"\n") {
+        if answers.read_buf(&mut line).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    serde_json::from_slice(&line).map_err(io::Error::other)
+}
+
+/// Holds a process, if it is still the one that is meant.
+fn hold(process: ProcessId) -> Option<Arc<AsyncFd<OwnedFd>>> {
+    let fd = pidfd_open(Pid::from_raw(process.pid)?, PidfdFlags::NONBLOCK).ok()?;
+    // What is held now can't change any more: if it is the right one after that, it is the right one.
+    if !process.is_there() {
+        return None;
+    }
+    // SAFETY: an OwnedFd is the same open descriptor for as long as it lives.
+    #[allow(unsafe_code, reason = "there is no safe way to wait on a descriptor of any kind")]
+    let registered = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
+    registered.ok().map(Arc::new)
+}
+
+/// Finds out what has become of a start of an earlier bazooka-pm.
+///
+/// # Cancel safety
+/// Nothing is lost.
+pub async fn find(folders: Folders, id: InstanceId, run: u32) -> Found {
+    let begun = Instant::now();
+    let mut complained = false;
+    loop {
+        let place = folders.clone();
+        let looked = tokio::task::spawn_blocking(move || look(&place, id, run)).await;
+        match looked {
+            Ok(Look::Running(state)) => {
+                if let Some(held) = hold(state.shim) {
+                    return Found::Running(Shim { state, held, child: None });
+                }
+                // It ended in this moment: look again.
+            }
+            Ok(Look::Over(found)) => return found,
+            Ok(Look::NotYet) => {}
+            Err(error) => tracing::error!(instance = %id, error = %error, "can't look after an instance"),
+        }
+        if begun.elapsed() > SLOW_SHIM && !complained {
+            complained = true;
+            tracing::error!(instance = %id, "an instance's shim runs, and doesn't say what it has started");
+        }
+        tokio::time::sleep(if complained { Duration::from_millis(500) } else { Duration::from_millis(5) })
+            .await;
+    }
+}
+
+enum Look {
+    Running(ShimState),
+    Over(Found),
+    /// The shim has yet to write who it is.
+    NotYet,
+}
+
+fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
+    let folder = folders.run(id, run);
+    let lock = fs::File::options().read(true).write(true).open(folder.join(LOCK));
+    // Held until this start is cleared up.
+    let _held = match lock {
+        Ok(lock) => match try_lock(&lock) {
+            Ok(Some(())) => Some(lock),
+            Ok(None) | Err(_) => {
+                return match read_file::<ShimState>(&folder.join(SHIM)) {
+                    Some(state) if state.child.is_some() && state.boot_id == boot_id() => {
+                        Look::Running(state)
+                    }
+                    _ => Look::NotYet,
+                };
+            }
+        },
+        Err(_) => None,
+    };
+    if let Some(exit) = read_file::<ExitRecord>(&folder.join(EXIT)) {
+        return Look::Over(Found::Ended(Ended::Recorded(exit)));
+    }
+    let Some(state) = read_file::<ShimState>(&folder.join(SHIM)) else {
+        return Look::Over(Found::NotStarted("its start had been cut short".to_owned()));
+    };
+    if state.boot_id != boot_id() {
+        return Look::Over(Found::NotStarted("the machine was started anew".to_owned()));
+    }
+    let spec: Option<Spec> = read_file(&folder.join(SPEC));
+    let memory = spec.as_ref().and_then(|spec| spec.memory.clone());
+    sweep(
+        &folders.home(id),
+        spec.and_then(|spec| spec.uid),
+        memory.as_ref().map(|memory| memory.cgroup.as_path()),
+    );
+    Look::Over(if state.child.is_some() {
+        Found::Ended(Ended::ShimKilled)
+    } else {
+        Found::NotStarted("its start had been cut short".to_owned())
+    })
+}
+
+impl Shim {
+    /// Waits until it has ended, clears up, and says how the instance ended.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn wait(self, folders: Folders, id: InstanceId, run: u32) -> Ended {
+        // The descriptor is only ever readable because the process has ended.
+        let _ = self.held.readable().await;
+        let child = self.child.clone();
+        let cleared = tokio::task::spawn_blocking(move || {
+            if let Some(child) = child {
+                // It has ended, so this returns at once.
+                let _ = child.lock().expect("nobody panics with it").wait();
+            }
+            match look(&folders, id, run) {
+                Look::Over(Found::Ended(ended)) => ended,
+                Look::Over(_) | Look::Running(_) | Look::NotYet => Ended::ShimKilled,
+            }
+        });
+        cleared.await.unwrap_or(Ended::ShimKilled)
+    }
+
+    /// Tells it to end the instance, with its grace.
+    pub fn stop(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Tells it to end the instance at once.
+    pub fn end_at_once(&self) {
+        self.signal(Signal::USR1);
+    }
+
+    /// Kills it; the kernel takes the instance's first process with it.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // One that has ended needs none.
+        let _ = pidfd_send_signal(self.held.get_ref(), signal);
+    }
+}
+
+/// Ends what a dead shim has left: processes of the instance's control group, of its user, or, where it
+/// has no user of its own, those that have its home as theirs. Blocks.
+fn sweep(home: &Path, uid: Option<u32>, cgroup: Option<&Path>) {
+    let begun = Instant::now();
+    while begun.elapsed() < SWEEP_FOR {
+        let left = left_behind(home, uid, cgroup);
+        if left.is_empty() {
+            break;
+        }
+        for process in left {
+            let Some(pid) = Pid::from_raw(process.pid) else { continue };
+            let Ok(held) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+            if process.is_there() {
+                let _ = pidfd_send_signal(&held, Signal::KILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if let Some(cgroup) = cgroup {
+        let _ = fs::remove_dir(cgroup);
+    }
+}
+
+fn left_behind(home: &Path, uid: Option<u32>, cgroup: Option<&Path>) -> Vec<ProcessId> {
+    let grouped =
+        cgroup.and_then(|cgroup| fs::read_to_string(cgroup.join("cgroup.procs")).ok()).unwrap_or_default();
+    let grouped: Vec<i32> = grouped.lines().filter_map(|line| line.parse().ok()).collect();
+    let mark = format!("HOME={}", home.display()).into_bytes();
+    let belongs = |pid: i32| {
+        grouped.contains(&pid)
+            || match uid {
+                Some(uid) => user_of(pid) == Some(uid),
+                None => {
+                    let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                    environ.split(|byte| *byte == 0).any(|var| var == mark)
+                }
+            }
+    };
+    processes()
+        .filter(|pid| belongs(*pid))
+        .filter_map(|pid| {
+            let stat = proc_stat(pid)?;
+            // One that is dead needs no killing, whoever doesn't reap it.
+            (stat.state != 'Z').then_some(ProcessId { pid, start_time: stat.start_time })
+        })
+        .collect()
+}
+
+fn user_of(pid: i32) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(format!("/proc/{pid}")).ok().map(|meta| meta.uid())
+}
+
+/// The ids of all processes.
+pub fn processes() -> impl Iterator<Item = i32> {
+    super::folders::entries(Path::new("/proc")).filter_map(|name| name.parse().ok())
+}
+
+/// The last lines that an instance wrote since `since_us`, cut to what a status may hold.
+pub fn last_output(log: &Path, since_us: u64) -> Vec<String> {
+    const LINES: usize = 20;
+    const LINE_CHARS: usize = 200;
+    const BYTES: usize = 4 << 10;
+    const TAIL: u64 = 32 << 10;
+    let mut text = Vec::new();
+    for name in [crate::protocol::LOG_PREVIOUS, crate::protocol::LOG_CURRENT] {
+        let Ok(mut file) = fs::File::open(log.join(name)) else { continue };
+        let length = file.metadata().map_or(0, |meta| meta.len());
+        let _ = io::Seek::seek(&mut file, io::SeekFrom::Start(length.saturating_sub(TAIL)));
+        let _ = file.take(TAIL).read_to_end(&mut text);
+    }
+    let text = String::from_utf8_lossy(&text);
+    let mut lines = Vec::new();
+    let mut bytes = 0;
+    for line in text.lines().rev() {
+        let mut words = line.splitn(3, ' ');
+        let (Some(at), Some(mark), Some(line)) = (words.next(), words.next(), words.next()) else { continue };
+        let Ok(at) = at.parse::<u64>() else { continue };
+        if at < since_us {
+            break;
+        }
+        if mark == "s" {
+            continue;
+        }
+        let line: String = line.chars().take(LINE_CHARS).collect();
+        bytes += line.len();
+        if lines.len() == LINES || bytes > BYTES {
+            break;
+        }
+        lines.push(line);
+    }
+    lines.reverse();
+    lines
+}
+
+/// Dies here if a test says so: `BAZOOKA_PM_DIE_AT=locked`. Debug builds only.
+pub fn failpoint(step: &str) {
+    #[cfg(debug_assertions)]
+    if std::env::var("BAZOOKA_PM_DIE_AT").is_ok_and(|at| at == step) {
+        let own = Pid::from_raw(i32::try_from(std::process::id()).expect("Linux process ids fit"));
+        let _ = rustix::process::kill_process(own.expect("no process has id 0"), Signal::KILL);
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = step;
+}

@@ -1,0 +1,164 @@
+//! What bazooka-pm writes down of its instances, so that the next one goes on where it left off.
+//!
+//! Owns the reading of it at start, and the writing. Nothing is synced: what it tells of dies with the
+//! machine too. Where nothing was written yet, what the shim was given tells enough.
+
+use std::{collections::BTreeMap, fs};
+
+use serde::{Deserialize, Serialize};
+use visor::names::{AppName, EnvRef, InstanceId};
+
+use super::{
+    folders::{Folders, LOG, RECORD, entries, remove_all},
+    model::{Local, Phase},
+    process::FullSpec,
+};
+use crate::protocol::{LOCK, SPEC, boot_id, read_file, try_lock, write_file};
+
+/// Ended instances whose output is kept.
+const ENDED: usize = 200;
+
+/// The output that is kept of ended instances takes so much in all.
+const ENDED_BYTES: u64 = 256 << 20;
+
+/// `instance.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// In which boot this was so.
+    pub boot_id: String,
+    /// What is known.
+    pub local: Local,
+}
+
+/// What was found at start.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// The instances.
+    pub instances: BTreeMap<InstanceId, Local>,
+    /// The envs that they were started with.
+    pub envs: BTreeMap<(AppName, EnvRef), BTreeMap<String, String>>,
+}
+
+/// Reads what an earlier bazooka-pm has written. Blocks.
+pub fn recover(folders: &Folders) -> Recovered {
+    let boot = boot_id();
+    let mut recovered = Recovered::default();
+    for id in Folders::ids(&folders.instances()) {
+        let last_run = folders.runs(id).last().copied().unwrap_or(0);
+        let record: Option<Record> = read_file(&folders.record(id));
+        let spec: Option<FullSpec> = read_file(&folders.run(id, last_run).join(SPEC));
+        let same_boot = record.as_ref().is_some_and(|record| record.boot_id == boot);
+        if let Some(spec) = &spec {
+            let assignment = &spec.pm.local.assignment;
+            recovered.envs.insert((assignment.app.clone(), assignment.env), spec.pm.vars.clone());
+        }
+        let is_held = is_held(folders, id, last_run);
+        match record.map(|record| record.local).or(spec.map(|spec| spec.pm.local)) {
+            Some(known) => {
+                let traces = Traces { known, last_run, is_held, same_boot };
+                recovered.instances.insert(id, traces.resumed());
+            }
+            // A start that was cut short before anything was written; and nothing runs then.
+            None if !is_held => drop(remove_all(&folders.instance(id))),
+            None => {}
+        }
+    }
+    recovered
+}
+
+/// What there is of an instance of an earlier bazooka-pm.
+pub struct Traces {
+    /// What was written down of it, or what its last start was given.
+    pub known: Local,
+    /// The number of its last start.
+    pub last_run: u32,
+    /// Whether a shim of it may run.
+    pub is_held: bool,
+    /// Whether that was written down since the machine was started.
+    pub same_boot: bool,
+}
+
+impl Traces {
+    /// From where it goes on.
+    pub fn resumed(self) -> Local {
+        let Traces { known: mut local, last_run, is_held, same_boot } = self;
+        let newer = last_run > local.run;
+        local.run = local.run.max(last_run);
+        if newer || local.may_run() || is_held {
+            local.phase = Phase::Found;
+        } else if !same_boot && matches!(local.phase, Phase::Backoff { .. }) {
+            // Its clock has been set back to nothing.
+            local.phase = Phase::Waiting;
+        }
+        local
+    }
+}
+
+fn is_held(folders: &Folders, id: InstanceId, run: u32) -> bool {
+    let lock = fs::File::options().write(true).open(folders.run(id, run).join(LOCK));
+    lock.is_ok_and(|lock| !matches!(try_lock(&lock), Ok(Some(()))))
+}
+
+/// Something to write down.
+#[derive(Clone, Debug)]
+pub enum Note {
+    /// What is known of an instance.
+    Keep(InstanceId, Box<Local>),
+    /// It is over: only its output is kept.
+    PutAway(InstanceId),
+}
+
+/// Writes notes down, in order. Blocks.
+pub fn write(folders: &Folders, notes: Vec<Note>) {
+    let boot = boot_id();
+    let mut put_away = false;
+    for note in notes {
+        let (id, done) = match note {
+            Note::Keep(id, local) => (id, keep(folders, id, Record { boot_id: boot.clone(), local: *local })),
+            Note::PutAway(id) => {
+                put_away = true;
+                (id, put_one_away(folders, id))
+            }
+        };
+        if let Err(error) = done {
+            tracing::warn!(instance = %id, error = %error, "can't write down what is known of an instance");
+        }
+    }
+    if put_away {
+        make_room(folders);
+    }
+}
+
+fn keep(folders: &Folders, id: InstanceId, record: Record) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o711).create(folders.instance(id))?;
+    write_file(&folders.record(id), &record)
+}
+
+fn put_one_away(folders: &Folders, id: InstanceId) -> std::io::Result<()> {
+    let folder = folders.instance(id);
+    for name in entries(&folder).filter(|name| name != LOG && name != RECORD) {
+        let path = folder.join(name);
+        if path.is_dir() { remove_all(&path)? } else { fs::remove_file(&path)? }
+    }
+    if !folder.join(LOG).is_dir() {
+        // It never ran: there is nothing to keep.
+        return remove_all(&folder);
+    }
+    fs::rename(&folder, folders.ended().join(id.to_string()))
+}
+
+/// Removes the oldest of what is kept of ended instances.
+fn make_room(folders: &Folders) {
+    let mut kept = Folders::ids(&folders.ended());
+    kept.reverse();
+    let mut bytes = 0;
+    for (at, id) in kept.into_iter().enumerate() {
+        let folder = folders.ended().join(id.to_string());
+        let log = folder.join(LOG);
+        bytes += entries(&log).filter_map(|name| Some(fs::metadata(log.join(name)).ok()?.len())).sum::<u64>();
+        if at >= ENDED || bytes > ENDED_BYTES {
+            let _ = remove_all(&folder);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The host's registration: a lease, and the row that hangs on it.
+//!
+//! Owns that the host is registered whenever it can be. It says when it is and when it no longer is; what
+//! that means for instances is not its business (nothing: they run on).
+
+use std::time::Duration;
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+use visor::{
+    lease::{LeaseKeeper, LeaseState, LeaseTiming},
+    names::HostName,
+    schema::Host,
+    store::{Revision, wait_until_ready},
+    visor::{Refusal, Visor, VisorError},
+};
+
+/// The first pause after a failed registration; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause. A name that another holds is free when its lease ends, 10 s after its death.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How often the end of the lease is written down for the shims that must know.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
+
+/// Whether the host is registered: since which revision, or not at all.
+pub type Registered = Option<Revision>;
+
+/// Registers for ever. `again` asks to make sure that the registration stands; `note_lease` is told, while the
+/// lease is held, for how long it surely is.
+pub async fn run(
+    visor: Visor,
+    name: HostName,
+    host: Host,
+    mut again: mpsc::Receiver<()>,
+    says: mpsc::UnboundedSender<Registered>,
+    note_lease: impl Fn(Duration),
+) {
+    let warn = |error: &visor::store::StoreError| {
+        tracing::warn!(error = %error, "the coordinator isn't there; waiting for it");
+    };
+    if let Err(error) = wait_until_ready(visor.store().as_ref(), warn).await {
+        tracing::error!(error = %error, "the coordinator refuses us");
+    }
+    // It is given back by nobody: a restarted bazooka-pm takes the registration over.
+    let keeper =
+        std::mem::ManuallyDrop::new(LeaseKeeper::start(visor.store().clone(), LeaseTiming::default()));
+    let mut state = keeper.state();
+    let mut pause = FIRST_PAUSE;
+    let mut complained = None;
+    loop {
+        let lease = keeper.wait_held().await;
+        match register(&visor, &name, &host, lease).await {
+            Ok(created_at) => {
+                (pause, complained) = (FIRST_PAUSE, None);
+                if says.send(Some(created_at)).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let words = error.to_string();
+                if complained.as_ref() != Some(&words) {
+                    match error {
+                        VisorError::Refused(Refusal::HostTaken(_)) => {
+                            tracing::error!(host = %name, error = %words, "waiting until the other one has gone");
+                        }
+                        _ => tracing::warn!(host = %name, error = %words, "can't register; trying again"),
+                    }
+                    complained = Some(words);
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                continue;
+            }
+        }
+        // Until the lease is another one, or somebody doubts the registration.
+        let lost = async {
+            while state.wait_for(|now| *now != LeaseState::Held { id: lease }).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let noting = async {
+            loop {
+                if let Some(until) = keeper.held_until() {
+                    note_lease(until.saturating_duration_since(Instant::now()));
+                }
+                sleep(NOTE_EVERY).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = lost => {
+                let _ = says.send(None);
+            }
+            _ = again.recv() => {}
+            () = noting => {}
+        }
+    }
+}
+
+async fn register(visor: &Visor, name: &HostName, host: &Host, lease: i64) -> Result<Revision, VisorError> {
+    match visor.register_host(name, host, lease).await {
+        Err(VisorError::NotSetUp) => {
+            visor.set_up().await?;
+            visor.register_host(name, host, lease).await
+        }
+        other => other,
+    }
+}

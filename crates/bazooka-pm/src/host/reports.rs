@@ -1,0 +1,167 @@
+//! What has been said of the instances to the others, and what is still to be said.
+//!
+//! Owns the way from a change to a written status: as few transactions as it takes, one batch at a time,
+//! again until it stands, and under the present registration alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use visor::{
+    names::{HostName, InstanceId},
+    schema::Status,
+    visor::{Visor, VisorError},
+};
+
+use super::{
+    model::{Local, Phase},
+    register::Registered,
+    runtime::{Answers, Message},
+    status::status,
+};
+
+/// A report that failed is repeated after this time.
+const REPORT_AGAIN: Duration = Duration::from_millis(200);
+
+/// A host's reports.
+pub struct Reports {
+    visor: Visor,
+    host: HostName,
+    address: IpAddr,
+    answers: Answers,
+    registered: Registered,
+    /// What was last said of each instance, and stands.
+    said: BTreeMap<InstanceId, Status>,
+    unsaid: BTreeSet<InstanceId>,
+    reporting: bool,
+    report_at: Instant,
+}
+
+/// What a report came to.
+pub enum Came {
+    /// Each of these stands now, and may have changed again since.
+    Said(Vec<InstanceId>),
+    /// It has to be repeated.
+    Failed,
+    /// As `Said`; but the registration may not be what it was.
+    Doubt(Vec<InstanceId>),
+}
+
+impl Reports {
+    /// Nothing has been said yet.
+    pub fn new(visor: Visor, host: HostName, address: IpAddr, answers: Answers) -> Reports {
+        Reports {
+            visor,
+            host,
+            address,
+            answers,
+            registered: None,
+            said: BTreeMap::new(),
+            unsaid: BTreeSet::new(),
+            reporting: false,
+            report_at: Instant::now(),
+        }
+    }
+
+    /// Whether the host is registered.
+    pub fn registered(&self) -> Registered {
+        self.registered
+    }
+
+    /// The host is registered anew, or no longer. Whatever was said before may have gone with the registration.
+    pub fn register(&mut self, registered: Registered, instances: impl Iterator<Item = InstanceId>) {
+        if registered.is_some() {
+            self.said.clear();
+            self.unsaid.extend(instances);
+            self.report_at = Instant::now();
+        }
+        self.registered = registered;
+    }
+
+    /// An instance may have changed.
+    pub fn note(&mut self, id: InstanceId, local: &Local) {
+        if self.said.get(&id) != Some(&status(local, self.address)) {
+            self.unsaid.insert(id);
+        }
+    }
+
+    /// Nobody asks after an instance any more.
+    pub fn forget(&mut self, id: InstanceId) {
+        self.said.remove(&id);
+        self.unsaid.remove(&id);
+    }
+
+    /// When to report without anything else happening.
+    pub fn due_at(&self) -> Option<Instant> {
+        (!self.unsaid.is_empty() && self.registered.is_some() && !self.reporting).then_some(self.report_at)
+    }
+
+    /// Whether everything has been said, or can't be.
+    pub fn is_done(&self) -> bool {
+        self.registered.is_none() || (self.unsaid.is_empty() && !self.reporting)
+    }
+
+    /// Says what is unsaid, if it is time.
+    pub fn report(&mut self, instances: &BTreeMap<InstanceId, Local>) {
+        let Some(created_at) = self.registered else { return };
+        if self.reporting || self.unsaid.is_empty() || Instant::now() < self.report_at {
+            return;
+        }
+        let mut batch = Vec::new();
+        for id in std::mem::take(&mut self.unsaid) {
+            let Some(local) = instances.get(&id) else { continue };
+            if matches!(local.phase, Phase::Found | Phase::Adopting) {
+                // Until it is known whether it runs, what was said of it stands. It will be touched then.
+                continue;
+            }
+            batch.push((id, status(local, self.address)));
+        }
+        if batch.is_empty() {
+            return;
+        }
+        self.reporting = true;
+        let (visor, host, answers) = (self.visor.clone(), self.host.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            let result = visor.report(&host, created_at, &batch).await;
+            answers.send(Message::Reported(batch, result));
+        });
+    }
+
+    /// Takes up how a report ended. `is_assigned` tells which instances are still assigned here.
+    pub fn take_up(
+        &mut self,
+        statuses: Vec<(InstanceId, Status)>,
+        result: Result<Vec<bool>, VisorError>,
+        is_assigned: impl Fn(InstanceId) -> bool,
+    ) -> Came {
+        self.reporting = false;
+        let written = match result {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::warn!(error = %error, "can't report; will say it again");
+                self.unsaid.extend(statuses.into_iter().map(|(id, _)| id));
+                self.report_at = Instant::now() + REPORT_AGAIN;
+                return Came::Failed;
+            }
+        };
+        let (mut stand, mut doubt) = (Vec::new(), false);
+        for ((id, status), written) in statuses.into_iter().zip(written) {
+            if written {
+                self.said.insert(id, status);
+                stand.push(id);
+            } else if is_assigned(id) {
+                // Either the registration is another one, or it isn't assigned any more and we have yet to hear.
+                doubt = true;
+                self.unsaid.insert(id);
+            }
+        }
+        if !doubt {
+            return Came::Said(stand);
+        }
+        self.report_at = Instant::now() + REPORT_AGAIN;
+        Came::Doubt(stand)
+    }
+}

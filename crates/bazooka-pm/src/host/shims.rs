@@ -1,0 +1,330 @@
+//! The machine as it is: shims, slugs in a folder, sockets, notes on disk.
+//!
+//! Owns the shims that are held, and what an instance is started with. It decides nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::task::AbortOnDropHandle;
+use visor::{
+    names::{Digest, HostName, InstanceId},
+    schema::{Exit, Extra, Fault, OnPartition},
+    visor::Visor,
+};
+
+use super::{
+    checks::{self, Probe, Probes},
+    environment::environment,
+    folders::Folders,
+    limits::Cgroups,
+    listeners::Owner,
+    model::{Ending, Local, Now, Tick},
+    observe::Event,
+    ports,
+    process::{self, Ended, Found, FullSpec, PmPart, Shim},
+    records::{self, Note},
+    runtime::{Answers, Booting, Message, Runtime},
+    slugs::{KEPT_UNUSED, Slugs},
+    uids::Uids,
+};
+use crate::{
+    protocol::{PROTOCOL, Spec, boot_clock_ms, now_us},
+    shim::in_words,
+};
+
+/// What a machine has for its instances.
+pub struct Machine {
+    /// The host's name.
+    pub host: HostName,
+    /// Where its instances are reached.
+    pub address: IpAddr,
+    /// The state folder.
+    pub folders: Folders,
+    /// The shim program.
+    pub shim: PathBuf,
+    /// Slugs.
+    pub slugs: Slugs,
+    /// Users, where instances have their own.
+    pub uids: Option<Uids>,
+    /// Where memory is limited, where it can be.
+    pub cgroups: Option<Cgroups>,
+}
+
+/// The shims of a machine.
+pub struct Shims {
+    machine: Machine,
+    held: Held,
+    probes: watch::Sender<Probes>,
+    answers: Answers,
+    _checks: AbortOnDropHandle<()>,
+}
+
+impl Shims {
+    /// Over a machine. Must be called where tokio runs.
+    pub fn new(machine: Machine, answers: Answers) -> Shims {
+        let probes = watch::Sender::new(Probes::new());
+        let checks = tokio::spawn(checks::run(probes.subscribe(), answers.clone()));
+        Shims { machine, held: Held::default(), probes, answers, _checks: AbortOnDropHandle::new(checks) }
+    }
+
+    fn watcher(&self, id: InstanceId, run: u32) -> Watcher {
+        let (folders, held) = (self.machine.folders.clone(), self.held.clone());
+        Watcher { id, run, folders, held, answers: self.answers.clone() }
+    }
+
+    fn spec(&self, id: InstanceId, local: &Local, vars: &BTreeMap<String, String>) -> FullSpec {
+        let Machine { host, folders, cgroups, .. } = &self.machine;
+        let assignment = &local.assignment;
+        let (slug, home) = (folders.slug(&assignment.slug.sha256), folders.home(id));
+        let limit = assignment.run.limits.memory_limit_bytes;
+        let port = local.port.unwrap_or(0);
+        let spec = Spec {
+            protocol: PROTOCOL,
+            command: assignment.command.clone(),
+            env: environment(host, id, assignment, vars, port, &slug, &home),
+            folder: slug,
+            uid: local.uid,
+            memory: limit.and_then(|limit| cgroups.as_ref().map(|cgroups| cgroups.limit(id, limit))),
+            log_folder: folders.log(id),
+            stop_timeout_ms: u64::try_from(assignment.run.stop_timeout().as_millis()).unwrap_or(u64::MAX),
+            lease_file: match assignment.run.on_partition {
+                OnPartition::Keep => None,
+                OnPartition::Stop => Some(folders.lease_file()),
+            },
+        };
+        FullSpec { spec, pm: PmPart { local: local.clone(), vars: vars.clone() } }
+    }
+}
+
+impl Runtime for Shims {
+    fn now(&self) -> Now {
+        Now { tick: Tick(boot_clock_ms()), at: Timestamp::now() }
+    }
+
+    fn is_free(&self, port: u16) -> bool {
+        ports::is_free(port)
+    }
+
+    fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, String> {
+        match &mut self.machine.uids {
+            None => Ok(None),
+            Some(uids) => match uids.choose(used) {
+                None => Err("no user is free on this host".to_owned()),
+                uid => Ok(uid),
+            },
+        }
+    }
+
+    fn fetch(&mut self, visor: &Visor, digest: Digest) {
+        let (visor, slugs, answers) = (visor.clone(), self.machine.slugs.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            let say = |cause| answers.seen(Event::SlugDelayed(digest.clone(), cause));
+            match slugs.fetch(&visor, &digest, say).await {
+                Ok(()) => {
+                    answers.seen(Event::SlugReady(digest.clone()));
+                    // The start doesn't wait for it.
+                    let _ = tokio::task::spawn_blocking(move || slugs.sync(&digest)).await;
+                }
+                Err(cause) => {
+                    answers.seen(Event::SlugFailed(digest, format!("can't fetch its slug: {cause}")));
+                }
+            }
+        });
+    }
+
+    fn start(&mut self, id: InstanceId, local: &Local, vars: &BTreeMap<String, String>) {
+        let spec = self.spec(id, local, vars);
+        let (folders, program) = (self.machine.folders.clone(), self.machine.shim.clone());
+        let (run, watcher) = (local.run, self.watcher(id, local.run));
+        tokio::spawn(async move {
+            match process::start(folders, program, id, run, spec).await {
+                Ok(shim) => watcher.watch(shim).await,
+                Err(error) => {
+                    let cause = error.to_string();
+                    watcher.answers.seen(Event::StartFailed { id, run, fault: Fault::Host, cause });
+                }
+            }
+        });
+    }
+
+    fn adopt(&mut self, id: InstanceId, run: u32, started_at: Option<Timestamp>) {
+        let (folders, watcher) = (self.machine.folders.clone(), self.watcher(id, run));
+        let started_us = started_at.map_or(0, |at| u64::try_from(at.as_microsecond()).unwrap_or(0));
+        tokio::spawn(async move {
+            match process::find(folders, id, run).await {
+                Found::Running(shim) => watcher.watch(shim).await,
+                Found::NotStarted(words) => watcher.answers.seen(Event::NotStarted { id, run, words }),
+                Found::Ended(ended) => watcher.ended(ended, started_us).await,
+            }
+        });
+    }
+
+    fn end(&mut self, id: InstanceId, why: Ending, local: &Local) {
+        let Some((run, shim)) = self.held.get(id) else { return };
+        match why {
+            Ending::Unwanted => shim.stop(),
+            Ending::PortTaken => shim.end_at_once(),
+            Ending::TimedOut => {
+                let (answers, address) = (self.answers.clone(), self.machine.address);
+                let (owner, port) = (owner(local.uid, &shim), local.port.unwrap_or(0));
+                let known = local.heard.is_some();
+                tokio::spawn(async move {
+                    if !known {
+                        let looked =
+                            tokio::task::spawn_blocking(move || checks::instead(owner, port, address));
+                        if let Ok(what) = looked.await {
+                            answers.seen(Event::Heard { id, run, what });
+                        }
+                    }
+                    shim.end_at_once();
+                });
+            }
+        }
+    }
+
+    fn kill(&mut self, id: InstanceId) {
+        if let Some((_, shim)) = self.held.get(id) {
+            shim.kill();
+        }
+    }
+
+    fn check(&mut self, booting: BTreeMap<InstanceId, Booting>) {
+        let probe = |(id, booting): (InstanceId, Booting)| {
+            let Booting { run, since, port, uid, check } = booting;
+            let (_, shim) = self.held.get(id)?;
+            let ago = Duration::from_millis(boot_clock_ms().saturating_sub(since.0));
+            let since = Instant::now().checked_sub(ago).unwrap_or_else(Instant::now);
+            let address = self.machine.address;
+            Some((id, Probe { run, since, port, address, owner: owner(uid, &shim), check }))
+        };
+        let now: Probes = booting.into_iter().filter_map(probe).collect();
+        self.probes.send_if_modified(|before| {
+            let same = before.len() == now.len()
+                && before.iter().zip(&now).all(|((a, x), (b, y))| a == b && x.run == y.run);
+            if !same {
+                *before = now;
+            }
+            !same
+        });
+    }
+
+    fn write(&mut self, notes: Vec<Note>) {
+        let (folders, answers) = (self.machine.folders.clone(), self.answers.clone());
+        tokio::task::spawn_blocking(move || {
+            records::write(&folders, notes);
+            answers.send(Message::Written);
+        });
+    }
+
+    fn discard(&mut self, mut unused: Vec<Digest>) -> Vec<Digest> {
+        if unused.len() <= KEPT_UNUSED {
+            return Vec::new();
+        }
+        let slugs = &self.machine.slugs;
+        unused.sort_by_key(|digest| std::cmp::Reverse(slugs.age(digest)));
+        let doomed = unused.split_off(KEPT_UNUSED);
+        for folder in doomed.iter().filter_map(|digest| slugs.discard(digest)) {
+            tokio::task::spawn_blocking(move || Slugs::remove(&folder));
+        }
+        doomed
+    }
+}
+
+/// The shims that run, each with the number of its start.
+#[derive(Clone, Default)]
+struct Held(Arc<Mutex<BTreeMap<InstanceId, (u32, Shim)>>>);
+
+impl Held {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<InstanceId, (u32, Shim)>> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+
+    fn get(&self, id: InstanceId) -> Option<(u32, Shim)> {
+        self.all().get(&id).cloned()
+    }
+}
+
+/// Stays with one start of an instance until it has ended.
+struct Watcher {
+    id: InstanceId,
+    run: u32,
+    folders: Folders,
+    held: Held,
+    answers: Answers,
+}
+
+impl Watcher {
+    async fn watch(self, shim: Shim) {
+        let (id, run, state) = (self.id, self.run, shim.state.clone());
+        // Held before anybody is told, so that whoever wants it ended finds it.
+        self.held.all().insert(id, (run, shim.clone()));
+        let pid = state.child.map_or(0, |child| u32::try_from(child.pid).unwrap_or(0));
+        let ago = now_us().saturating_sub(state.started_us) / 1_000;
+        let since = Tick(boot_clock_ms().saturating_sub(ago));
+        let started_at = timestamp(state.started_us);
+        self.answers.seen(Event::Started { id, run, pid, started_at, since });
+        let ended = shim.wait(self.folders.clone(), id, run).await;
+        tracing::debug!(instance = %id, shim = state.shim.pid, "a shim has ended");
+        self.ended(ended, state.started_us).await;
+    }
+
+    async fn ended(self, ended: Ended, started_us: u64) {
+        let log = self.folders.log(self.id);
+        let last = tokio::task::spawn_blocking(move || process::last_output(&log, started_us)).await;
+        {
+            let mut held = self.held.all();
+            if held.get(&self.id).is_some_and(|(run, _)| *run == self.run) {
+                held.remove(&self.id);
+            }
+        }
+        self.answers.seen(exited(self.id, self.run, &ended, started_us, last.unwrap_or_default()));
+    }
+}
+
+fn owner(uid: Option<u32>, shim: &Shim) -> Owner {
+    uid.map_or(Owner::Below(shim.state.shim.pid), Owner::Uid)
+}
+
+fn timestamp(us: u64) -> Timestamp {
+    Timestamp::from_microsecond(i64::try_from(us).unwrap_or(0)).unwrap_or_else(|_| Timestamp::now())
+}
+
+fn exited(id: InstanceId, run: u32, ended: &Ended, started_us: u64, last_output: Vec<String>) -> Event {
+    match ended {
+        Ended::Recorded(record) => Event::Exited {
+            id,
+            run,
+            exit: Exit {
+                at: timestamp(record.at_us),
+                code: record.code,
+                signal: record.signal,
+                out_of_memory: record.out_of_memory,
+                ran_ms: record.ran_ms,
+                extra: Extra::new(),
+            },
+            words: in_words(record),
+            last_output,
+        },
+        Ended::ShimKilled => Event::Exited {
+            id,
+            run,
+            exit: Exit {
+                at: Timestamp::now(),
+                code: None,
+                signal: Some(9),
+                out_of_memory: false,
+                ran_ms: now_us().saturating_sub(started_us) / 1_000,
+                extra: Extra::new(),
+            },
+            words: "ended with its shim, which was killed".to_owned(),
+            last_output,
+        },
+    }
+}

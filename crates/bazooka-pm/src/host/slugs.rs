@@ -1,0 +1,281 @@
+//! Slugs on this host: fetched once, checked, unpacked, shared.
+//!
+//! Owns the way from an rm to a read-only folder. What isn't exactly what its name says is never
+//! unpacked, and what isn't wholly unpacked never has its name. A slug that is here needs nobody to run.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Seek, Write},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, sleep};
+use visor::{
+    keys,
+    names::{Digest, HostName},
+    visor::Visor,
+};
+
+use super::{
+    folders::{Folders, entries, remove_all},
+    unpack::{UnpackError, unpack},
+};
+use crate::protocol::{boot_id, read_file, write_file};
+
+/// How long a slug is tried for while no rm has it, or none answers.
+const TRY_FOR: Duration = Duration::from_secs(60);
+
+/// The first pause between two rounds over all rms; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause between two rounds.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A slug that so many rounds found broken at each rm is broken.
+const BROKEN_ROUNDS: u32 = 2;
+
+/// Slugs that nothing uses and that are kept all the same, for a rollback.
+pub const KEPT_UNUSED: usize = 10;
+
+/// Why a slug couldn't be had from an rm.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("{rm} doesn't answer: {detail}")]
+    Unreachable { rm: HostName, detail: String },
+    #[error("{rm} answers with status {status}")]
+    Refused { rm: HostName, status: u16 },
+    #[error("what {rm} sends is not the slug: its SHA-256 is {found}")]
+    Different { rm: HostName, found: String },
+    #[error("the slug from {rm} can't be unpacked: {source}")]
+    Broken {
+        rm: HostName,
+        #[source]
+        source: UnpackError,
+    },
+    /// This host's own disk: no other rm helps.
+    #[error("can't write {}: {source}", path.display())]
+    Disk {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Said of a slug beside its folder.
+#[derive(Debug, Serialize, Deserialize)]
+struct Mark {
+    /// In which boot it was unpacked.
+    boot_id: String,
+    /// Whether it has reached the disk since.
+    synced: bool,
+}
+
+/// The slugs of a host. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Slugs {
+    folders: Folders,
+    client: reqwest::Client,
+}
+
+impl Slugs {
+    /// Over a state folder.
+    pub fn new(folders: Folders) -> Slugs {
+        let client = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(2))
+            .read_timeout(Duration::from_secs(15))
+            // Hosts and rms are neighbours.
+            .no_proxy()
+            .build()
+            .expect("without TLS there is nothing that could be missing");
+        Slugs { folders, client }
+    }
+
+    /// Clears up after an earlier bazooka-pm, and lists what is here. Blocks.
+    pub fn present(&self) -> BTreeSet<Digest> {
+        let boot = boot_id();
+        let mut present = BTreeSet::new();
+        for name in entries(&self.folders.slugs()) {
+            let path = self.folders.slugs().join(&name);
+            if let Ok(digest) = name.parse::<Digest>() {
+                // What was never synced may have holes after a loss of power.
+                if read_file::<Mark>(&self.mark(&digest))
+                    .is_some_and(|mark| mark.synced || mark.boot_id == boot)
+                {
+                    present.insert(digest);
+                    continue;
+                }
+            } else if name.strip_suffix(".json").is_some_and(|name| self.folders.slugs().join(name).is_dir())
+            {
+                continue;
+            }
+            let removed = if path.is_dir() { remove_all(&path) } else { fs::remove_file(&path) };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), error = %error, "can't remove what was left of a slug");
+            }
+        }
+        present
+    }
+
+    /// Fetches a slug from whichever rm has it. `say` gets the cause of each delay.
+    ///
+    /// # Errors
+    /// Why it can't be had, in one line.
+    pub async fn fetch(&self, visor: &Visor, digest: &Digest, say: impl Fn(String)) -> Result<(), String> {
+        let deadline = Instant::now() + TRY_FOR;
+        let mut pause = FIRST_PAUSE;
+        let mut broken = 0;
+        let mut last = None;
+        loop {
+            let mut cause = "no bazooka-rm is there to fetch its slug from".to_owned();
+            match visor.read(vec![keys::rms()]).await {
+                Ok(snapshot) => {
+                    last = Some(
+                        snapshot.rms.into_iter().map(|(name, rm)| (name, rm.value.url)).collect::<Vec<_>>(),
+                    );
+                }
+                Err(error) if last.is_none() => cause = format!("can't look for a bazooka-rm: {error}"),
+                // Those that were there a moment ago may well be there still.
+                Err(_) => {}
+            }
+            let rms = last.as_deref().unwrap_or_default();
+            let mut round_broken = !rms.is_empty();
+            for (rm, url) in rms {
+                match self.fetch_from(rm, url, digest).await {
+                    Ok(()) => return Ok(()),
+                    Err(error @ FetchError::Disk { .. }) => return Err(error.to_string()),
+                    Err(FetchError::Broken { source: UnpackError::Write { path, source }, .. }) => {
+                        return Err(FetchError::Disk { path, source }.to_string());
+                    }
+                    Err(error) => {
+                        round_broken &=
+                            matches!(error, FetchError::Different { .. } | FetchError::Broken { .. });
+                        cause = error.to_string();
+                        tracing::warn!(%rm, slug = %digest, error = %cause, "can't fetch a slug; trying on");
+                    }
+                }
+            }
+            if round_broken {
+                broken += 1;
+            }
+            if broken >= BROKEN_ROUNDS || Instant::now() >= deadline {
+                return Err(cause);
+            }
+            say(cause);
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn fetch_from(&self, rm: &HostName, url: &str, digest: &Digest) -> Result<(), FetchError> {
+        let unreachable =
+            |error: reqwest::Error| FetchError::Unreachable { rm: rm.clone(), detail: innermost(&error) };
+        let address = format!("{}/slugs/{digest}", url.trim_end_matches('/'));
+        let response = self.client.get(address).send().await.map_err(unreachable)?;
+        if !response.status().is_success() {
+            return Err(FetchError::Refused { rm: rm.clone(), status: response.status().as_u16() });
+        }
+        let folder = self.folders.slugs();
+        let disk = |source| FetchError::Disk { path: folder.clone(), source };
+        let mut archive = tempfile::Builder::new().prefix(".fetch-").tempfile_in(&folder).map_err(disk)?;
+        let mut hash = Sha256::new();
+        let mut body = response.bytes_stream();
+        while let Some(piece) = body.next().await {
+            let piece = piece.map_err(unreachable)?;
+            hash.update(&piece);
+            // Into the page cache: no slower than a copy.
+            archive.write_all(&piece).map_err(disk)?;
+        }
+        let found = format!("{:x}", hash.finalize());
+        if found != digest.as_str() {
+            return Err(FetchError::Different { rm: rm.clone(), found });
+        }
+        let (slugs, digest, rm) = (self.clone(), digest.clone(), rm.clone());
+        let unpacked = tokio::task::spawn_blocking(move || slugs.install(archive, &digest, &rm)).await;
+        unpacked.map_err(|error| FetchError::Disk { path: folder, source: io::Error::other(error) })?
+    }
+
+    /// Unpacks a checked archive and gives it its name. Blocks.
+    fn install(
+        &self,
+        mut archive: tempfile::NamedTempFile,
+        digest: &Digest,
+        rm: &HostName,
+    ) -> Result<(), FetchError> {
+        let folder = self.folders.slugs();
+        let disk = |source| FetchError::Disk { path: folder.clone(), source };
+        let draft = tempfile::Builder::new().prefix(".unpack-").tempdir_in(&folder).map_err(disk)?;
+        // The guard's own removal can't remove read-only folders.
+        let draft = draft.keep();
+        let installed = (|| {
+            archive.rewind().map_err(disk)?;
+            unpack(io::BufReader::with_capacity(64 << 10, archive.as_file_mut()), &draft)
+                .map_err(|source| FetchError::Broken { rm: rm.clone(), source })?;
+            let mark = Mark { boot_id: boot_id(), synced: false };
+            write_file(&self.mark(digest), &mark).map_err(disk)?;
+            // A folder that can't be written can't be moved either.
+            let mode = |mode| fs::set_permissions(&draft, std::os::unix::fs::PermissionsExt::from_mode(mode));
+            mode(0o755).map_err(disk)?;
+            let place = self.folders.slug(digest);
+            remove_all(&place).map_err(disk)?;
+            fs::rename(&draft, &place).map_err(disk)?;
+            fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o555)).map_err(disk)
+        })();
+        if installed.is_err() {
+            if let Err(error) = remove_all(&draft) {
+                tracing::warn!(path = %draft.display(), error = %error, "can't remove half a slug");
+            }
+        }
+        installed
+    }
+
+    /// Makes a slug outlive a loss of power. Nothing waits for it: until then it counts for this boot only. Blocks.
+    pub fn sync(&self, digest: &Digest) {
+        let synced = fs::File::open(self.folders.slug(digest))
+            .and_then(|folder| nix::unistd::syncfs(&folder).map_err(io::Error::from))
+            .and_then(|()| write_file(&self.mark(digest), &Mark { boot_id: boot_id(), synced: true }));
+        if let Err(error) = synced {
+            tracing::warn!(slug = %digest, error = %error, "can't sync a slug; it will be fetched again after a restart of the machine");
+        }
+    }
+
+    /// Takes a slug's name from it, so that it can be removed by [`Slugs::remove`]. Quick.
+    pub fn discard(&self, digest: &Digest) -> Option<PathBuf> {
+        let place = self.folders.slug(digest);
+        let doomed = self.folders.slugs().join(format!(".gone-{digest}"));
+        let mode =
+            |path: &Path| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        mode(&place).and_then(|()| fs::rename(&place, &doomed)).ok()?;
+        let _ = fs::remove_file(self.mark(digest));
+        Some(doomed)
+    }
+
+    /// Removes what was discarded. Blocks.
+    pub fn remove(doomed: &Path) {
+        if let Err(error) = remove_all(doomed) {
+            tracing::warn!(path = %doomed.display(), error = %error, "can't remove a slug that nothing uses");
+        }
+    }
+
+    /// When a slug was last fetched or chosen, for telling the older from the newer.
+    pub fn age(&self, digest: &Digest) -> Option<SystemTime> {
+        fs::metadata(self.mark(digest)).ok()?.modified().ok()
+    }
+
+    fn mark(&self, digest: &Digest) -> PathBuf {
+        self.folders.slugs().join(format!("{digest}.json"))
+    }
+}
+
+/// The cause that says most: reqwest's own words name the URL alone.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,33 @@
+//! What is said of an instance to the others. Pure.
+
+use std::net::IpAddr;
+
+use visor::schema::{Extra, Status};
+
+use super::model::{Local, Phase};
+
+/// An instance's status, from what bazooka-pm knows.
+pub fn status(local: &Local, address: IpAddr) -> Status {
+    let runs = local.pid.is_some();
+    let (next_start_at, fault) = match &local.phase {
+        Phase::Backoff { next_start_at, .. } => (Some(*next_start_at), None),
+        Phase::Ended { fault } => (None, *fault),
+        _ => (None, None),
+    };
+    Status {
+        state: local.state(),
+        since: local.since,
+        ip: local.port.map(|_| address),
+        port: local.port,
+        pid: local.pid,
+        started_at: local.started_at.filter(|_| runs),
+        restarts: local.restarts,
+        next_start_at,
+        cause: local.cause.clone(),
+        fault,
+        last_output: local.last_output.clone(),
+        exits: local.exits.clone(),
+        story: local.story.clone(),
+        extra: Extra::new(),
+    }
+}

@@ -1,0 +1,122 @@
+//! Users for instances: each has a number of its own, that no other process of the machine has.
+//!
+//! Owns the host's share of the range. Several hosts may stand on one machine (development, tests), so a
+//! share is marked as taken, with the state folder that it belongs to, outside of any state folder.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
+
+/// Where shares are marked. It is emptied with the machine's restart, as processes are.
+pub const MARKS: &str = "/run/bazooka/uids";
+
+/// How many users a share has.
+const SHARE: u32 = 1_024;
+
+/// The users of one state folder.
+#[derive(Clone, Debug)]
+pub struct Uids {
+    range: RangeInclusive<u32>,
+    marks: PathBuf,
+    owner: PathBuf,
+    shares: Vec<RangeInclusive<u32>>,
+}
+
+impl Uids {
+    /// Users out of `range` for the state folder `owner`.
+    ///
+    /// # Errors
+    /// If shares can't be marked.
+    pub fn new(range: RangeInclusive<u32>, marks: &Path, owner: &Path) -> Result<Uids, String> {
+        fs::create_dir_all(marks).map_err(|error| format!("can't use {}: {error}", marks.display()))?;
+        Ok(Uids { range, marks: marks.to_owned(), owner: owner.to_owned(), shares: Vec::new() })
+    }
+
+    /// A user that is not `used`; none if there is none left.
+    pub fn choose(&mut self, used: &BTreeSet<u32>) -> Option<u32> {
+        let free =
+            |shares: &[RangeInclusive<u32>]| shares.iter().cloned().flatten().find(|uid| !used.contains(uid));
+        free(&self.shares).or_else(|| {
+            let share = self.take_share()?;
+            self.shares.push(share);
+            free(&self.shares)
+        })
+    }
+
+    fn take_share(&self) -> Option<RangeInclusive<u32>> {
+        let mut first = *self.range.start();
+        while first <= *self.range.end() {
+            let last = first.saturating_add(SHARE - 1).min(*self.range.end());
+            let known = self.shares.iter().any(|share| *share.start() == first);
+            if !known && self.mark(first) {
+                return Some(first..=last);
+            }
+            first = last.checked_add(1)?;
+        }
+        None
+    }
+
+    /// Marks a share as ours, unless it is another's.
+    fn mark(&self, first: u32) -> bool {
+        let mark = self.marks.join(first.to_string());
+        for _ in 0..2 {
+            // Written aside and linked, so that nobody ever reads half a mark.
+            let draft = self.marks.join(format!("{first}.{}", std::process::id()));
+            let written = fs::File::create(&draft)
+                .and_then(|mut file| file.write_all(self.owner.as_os_str().as_encoded_bytes()))
+                .and_then(|()| fs::hard_link(&draft, &mark));
+            let _ = fs::remove_file(&draft);
+            if written.is_ok() {
+                return true;
+            }
+            let Ok(owner) = fs::read_to_string(&mark) else { continue };
+            if Path::new(&owner) == self.owner {
+                return true;
+            }
+            if Path::new(&owner).exists() {
+                return false;
+            }
+            // Its state folder has been removed: nobody speaks for it any more.
+            let _ = fs::remove_file(&mark);
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_state_folders_share_no_user() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let owner = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(&path).expect("it can be made");
+            Uids::new(1_000..=4_000, &dir.path().join("marks"), &path).expect("marks can be made")
+        };
+        let (mut a, mut b) = (owner("a"), owner("b"));
+        let none = BTreeSet::new();
+        assert_eq!(a.choose(&none), Some(1_000));
+        assert_eq!(b.choose(&none), Some(1_000 + SHARE));
+        assert_eq!(owner("a").choose(&none), Some(1_000), "a restarted one has its share still");
+        fs::remove_dir(dir.path().join("a")).expect("it is empty");
+        assert_eq!(owner("c").choose(&none), Some(1_000), "the share of a removed one is free");
+    }
+
+    #[test]
+    fn a_user_is_an_instances_alone() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut uids = Uids::new(1_000..=1_001, dir.path(), dir.path()).expect("marks can be made");
+        let mut used = BTreeSet::new();
+        for expected in [Some(1_000), Some(1_001), None] {
+            let uid = uids.choose(&used);
+            assert_eq!(uid, expected);
+            used.extend(uid);
+        }
+    }
+}

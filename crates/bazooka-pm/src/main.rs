@@ -1,0 +1,54 @@
+//! bazooka-pm: runs the instances of this host; with `converge`, places those of the whole cluster.
+
+use anyhow::Context;
+use bazooka_pm::{
+    converge::{self, ConvergeArgs},
+    host::{self, HostOptions},
+};
+use clap::{Parser, Subcommand};
+use visor::daemon::{CoordinatorArgs, init_logs, shutdown};
+
+#[derive(Parser)]
+#[command(name = "bazooka-pm", version, about = "Runs the instances of this host")]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Args {
+    #[command(flatten)]
+    coordinator: CoordinatorArgs,
+    #[command(flatten)]
+    host: HostOptions,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Place instances on hosts, as one elected process of any number
+    Converge(Box<ConvergeArgs>),
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    init_logs();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // What blocks is short, and each thread costs memory.
+        .max_blocking_threads(4)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .thread_stack_size(512 << 10)
+        .build()?;
+    let done = runtime.block_on(run(args));
+    // An effect that still blocks must not hold the end up.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    done
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let shutdown = shutdown().context("can't receive signals")?;
+    match args.command {
+        Some(Command::Converge(args)) => Ok(converge::daemon(*args, shutdown).await?),
+        None => {
+            let visor = args.coordinator.visor().map_err(anyhow::Error::msg)?;
+            host::run(visor, args.host, shutdown).await.map_err(anyhow::Error::msg)
+        }
+    }
+}

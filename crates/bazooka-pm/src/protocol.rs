@@ -1,0 +1,265 @@
+//! The files by which bazooka-pm and a shim speak, one folder for each start of an instance.
+//!
+//! Owns their names and shapes. A shim outlives many versions of bazooka-pm, so the shapes are versioned
+//! and only grow: a field is only ever added, with a default. It uses nothing that would make the shim large.
+//!
+//! ```text
+//! STATE/instances/ID/run.N/
+//!   spec.json   pm ──▶ shim   what to run, with the values of its env; 0600
+//!   lock        held (flock) from before the shim exists until it has gone
+//!   shim.json   shim ──▶ pm   who runs; written before the instance's process starts, and after
+//!   exit.json   shim ──▶ pm   how it ended; nothing of it is left then
+//! stdin         the lock, by which it is inherited
+//! stdout        one line: [`Answer`]
+//! SIGTERM       end the instance: SIGTERM, its stop timeout, SIGKILL
+//! SIGUSR1       end it at once
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// This build's version of the protocol.
+pub const PROTOCOL: u32 = 1;
+
+/// What is to be run.
+pub const SPEC: &str = "spec.json";
+/// Held while the shim lives.
+pub const LOCK: &str = "lock";
+/// Who runs.
+pub const SHIM: &str = "shim.json";
+/// How it ended.
+pub const EXIT: &str = "exit.json";
+/// What the shim itself had to complain of.
+pub const COMPLAINTS: &str = "shim.err";
+
+/// The output that is being written, in an instance's log folder.
+pub const LOG_CURRENT: &str = "current";
+/// The output before that.
+pub const LOG_PREVIOUS: &str = "previous";
+/// Each of the two files is this long at most.
+pub const LOG_FILE_BYTES: u64 = 4 << 20;
+
+/// Where an instance's memory is limited.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryLimit {
+    /// The control group to be made, as an absolute path; it is the instance's alone.
+    pub cgroup: PathBuf,
+    /// 1 or 2: the version of the control groups there.
+    pub version: u8,
+    /// Resident memory, no swap.
+    pub limit_bytes: u64,
+}
+
+/// `spec.json`: what a shim runs, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// [`PROTOCOL`] of the bazooka-pm that wrote it.
+    pub protocol: u32,
+    /// A line for `/bin/sh -c`.
+    pub command: String,
+    /// Where it runs: the unpacked slug.
+    pub folder: PathBuf,
+    /// All of its environment.
+    pub env: BTreeMap<String, String>,
+    /// The user and group that it runs as; the shim's own unless given.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// Its memory limit.
+    #[serde(default)]
+    pub memory: Option<MemoryLimit>,
+    /// Where its output goes.
+    pub log_folder: PathBuf,
+    /// From SIGTERM to SIGKILL.
+    pub stop_timeout_ms: u64,
+    /// A file that says until when its host surely holds its lease; the instance ends before that.
+    #[serde(default)]
+    pub lease_file: Option<PathBuf>,
+}
+
+/// A process that can be told from a later one with the same id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Its id.
+    pub pid: i32,
+    /// When it was started, in clock ticks since boot (`/proc/PID/stat`).
+    pub start_time: u64,
+}
+
+/// `shim.json`: who runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShimState {
+    /// [`PROTOCOL`] of the shim.
+    pub protocol: u32,
+    /// The kernel's boot id: process ids of another boot mean nothing.
+    pub boot_id: String,
+    /// The shim itself.
+    pub shim: ProcessId,
+    /// The instance's first process, once it has been started.
+    #[serde(default)]
+    pub child: Option<ProcessId>,
+    /// When that was, in microseconds since 1970.
+    #[serde(default)]
+    pub started_us: u64,
+}
+
+/// What a shim answers, in one line, once it has started the instance or couldn't.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It runs.
+    Started(ShimState),
+    /// It doesn't, and the host is to blame: an app's own mistakes show as exits.
+    Failed {
+        /// Why, in one line.
+        cause: String,
+    },
+}
+
+/// `exit.json`: how an instance's first process ended. The shim has ended all others by then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// The exit status, if it exited.
+    #[serde(default)]
+    pub code: Option<i32>,
+    /// The signal, if one ended it.
+    #[serde(default)]
+    pub signal: Option<i32>,
+    /// The kernel killed a process of the instance for lack of memory.
+    #[serde(default)]
+    pub out_of_memory: bool,
+    /// How long it ran.
+    pub ran_ms: u64,
+    /// When it ended, in microseconds since 1970.
+    pub at_us: u64,
+    /// The shim ended it because its host's lease was running out.
+    #[serde(default)]
+    pub partitioned: bool,
+}
+
+/// Writes a file as a whole or not at all, readable by its owner alone.
+///
+/// It isn't synced: what it tells of is gone too after a loss of power.
+///
+/// # Errors
+/// The file system's.
+pub fn write_file(path: &Path, content: &impl Serialize) -> io::Result<()> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    let bytes = serde_json::to_vec(content).map_err(io::Error::other)?;
+    let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(&bytes)?;
+    fs::rename(&draft, path)
+}
+
+/// Reads such a file; none if it isn't there or isn't whole.
+pub fn read_file<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Takes the lock of a file that nobody else has; none if somebody has it. It is held until every copy
+/// of the descriptor has been closed, those of other processes among them.
+///
+/// # Errors
+/// The file system's.
+pub fn try_lock(file: &fs::File) -> io::Result<Option<()>> {
+    use rustix::{
+        fs::{FlockOperation, flock},
+        io::Errno,
+    };
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(())),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The kernel's boot id.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Microseconds since 1970.
+pub fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds on the machine's clock that never jumps and counts a suspended machine's time too.
+pub fn boot_clock_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+/// What `/proc/PID/stat` says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcStat {
+    /// Its state's letter.
+    pub state: char,
+    /// Its parent.
+    pub parent: i32,
+    /// Its session.
+    pub session: i32,
+    /// When it was started, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// Reads `/proc/PID/stat`; none if there is no such process.
+pub fn proc_stat(pid: i32) -> Option<ProcStat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(line: &str) -> Option<ProcStat> {
+    // The name is in brackets and may hold anything, brackets too.
+    let (_, rest) = line.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    Some(ProcStat {
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        session: fields.get(3)?.parse().ok()?,
+        start_time: fields.get(19)?.parse().ok()?,
+    })
+}
+
+impl ProcessId {
+    /// The process that has this id now.
+    pub fn of(pid: i32) -> Option<ProcessId> {
+        proc_stat(pid).map(|stat| ProcessId { pid, start_time: stat.start_time })
+    }
+
+    /// Whether it is this very process that has the id now.
+    pub fn is_there(&self) -> bool {
+        ProcessId::of(self.pid) == Some(*self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_may_have_any_name() {
+        let line = "17 (a) R (b) S 4 17 9 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 5711 1 1 1";
+        assert_eq!(parse_stat(line), Some(ProcStat { state: 'S', parent: 4, session: 9, start_time: 5711 }));
+    }
+
+    #[test]
+    fn an_id_that_was_used_again_is_another_process() {
+        let own = ProcessId::of(std::process::id() as i32).expect("this test runs");
+        assert!(own.is_there());
+        assert!(!ProcessId { start_time: own.start_time + 1, ..own }.is_there());
+    }
+
+    #[test]
+    fn a_later_versions_fields_are_no_hindrance() {
+        let exit: ExitRecord =
+            serde_json::from_str(r#"{"ran_ms":1,"at_us":2,"later":true}"#).expect("it reads");
+        assert_eq!(exit, ExitRecord { ran_ms: 1, at_us: 2, ..ExitRecord::default() });
+    }
+}

@@ -1,0 +1,337 @@
+//! The shim: a small process, one for each start of an instance, that outlives its bazooka-pm.
+//!
+//! Owns the instance's processes from the first to the last: starts it, keeps its output, ends it, ends
+//! what it leaves behind, and says how it ended. It never decides whether to start anything again, and
+//! speaks to nobody but through the files of [`crate::protocol`].
+//!
+//! ```text
+//! starting ─▶ running ──SIGTERM──▶ stopping ──all gone, or time is up──▶ clearing ─▶ gone
+//!                └──────its first process ended, or SIGUSR1──────────────▶┘
+//! ```
+//!
+//! Should the shim itself be killed, the kernel takes the instance's first process with it
+//! (parent-death signal), and bazooka-pm clears up the rest.
+
+mod family;
+mod launch;
+mod output;
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+use crate::protocol::{
+    Answer, EXIT, ExitRecord, PROTOCOL, ProcessId, SHIM, SPEC, ShimState, Spec, boot_clock_ms, boot_id,
+    now_us, read_file, write_file,
+};
+use launch::{Launcher, Plain};
+use output::Output;
+
+/// While processes are being killed, how often those that appeared meanwhile are looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// After so many rounds of killing, what is left is taken for something that multiplies.
+const STUBBORN_ROUNDS: u32 = 20;
+
+/// How often the host's lease is looked at, where that matters.
+const LOOK_AT_LEASE: Duration = Duration::from_millis(500);
+
+/// How long before the end of the host's lease an instance that mustn't run twice is told to end.
+const BEFORE_LEASE_ENDS: Duration = Duration::from_millis(3_000);
+
+/// The grace that it gets then.
+const PARTITION_GRACE: Duration = Duration::from_millis(2_000);
+
+/// The shim's whole life.
+pub fn main() -> ExitCode {
+    let Some(folder) = std::env::args_os().nth(1).map(PathBuf::from) else {
+        eprintln!("bazooka-shim is started by bazooka-pm, with the folder of a start");
+        return ExitCode::from(2);
+    };
+    match run(&folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("{cause}");
+            answer(&Answer::Failed { cause });
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(folder: &Path) -> Result<(), String> {
+    let spec: Spec = read_file(&folder.join(SPEC)).ok_or("the shim can't read what it is to start")?;
+    let failed = |what: &'static str| move |error: Errno| format!("{what}: {error}");
+    close_inherited();
+    // A signal to the terminal's group isn't for us. It fails only for the leader of a group, who is apart already.
+    let _ = nix::unistd::setsid();
+    nix::sys::prctl::set_child_subreaper(true).map_err(failed("can't become the subreaper"))?;
+    let mut mask = SigSet::empty();
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ] {
+        mask.add(signal);
+    }
+    mask.thread_block().map_err(failed("can't block signals"))?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(failed("can't receive signals"))?;
+    let own_id = i32::try_from(std::process::id()).expect("Linux process ids fit");
+    let mut state = ShimState {
+        protocol: PROTOCOL,
+        boot_id: boot_id(),
+        shim: ProcessId::of(own_id).ok_or("/proc doesn't show the shim")?,
+        child: None,
+        started_us: 0,
+    };
+    let said = |error: std::io::Error| format!("can't write {}: {error}", folder.join(SHIM).display());
+    write_file(&folder.join(SHIM), &state).map_err(said)?;
+
+    let (mut output, ends) = Output::open(&spec.log_folder)?;
+    let launcher = Plain;
+    let begun = Instant::now();
+    state.started_us = now_us();
+    let child = launcher.launch(&spec, ends)?;
+    state.child = ProcessId::of(child.as_raw());
+    write_file(&folder.join(SHIM), &state).map_err(said)?;
+    output.say("started");
+    answer(&Answer::Started(state));
+
+    let mut shim = Shim {
+        child,
+        begun,
+        stop_timeout: Duration::from_millis(spec.stop_timeout_ms),
+        lease_file: spec.lease_file.clone(),
+        ended: None,
+        partitioned: false,
+        phase: Phase::Running,
+    };
+    shim.watch_over(&signals, &mut output)?;
+    output.drain();
+
+    let mut exit =
+        shim.ended.map_or_else(ExitRecord::default, |(status, at_us, ran)| record(status, at_us, ran));
+    exit.partitioned = shim.partitioned;
+    exit.out_of_memory = launcher.clear(&spec);
+    output.say(&in_words(&exit));
+    output.finish();
+    write_file(&folder.join(EXIT), &exit).map_err(|error| format!("can't write how it ended: {error}"))
+}
+
+/// How far an instance has come.
+enum Phase {
+    Running,
+    /// It was told to end; what is left at this moment is killed.
+    Stopping {
+        until: Instant,
+    },
+    /// Everything that is left is being killed.
+    Clearing {
+        rounds: u32,
+    },
+}
+
+struct Shim {
+    child: Pid,
+    begun: Instant,
+    stop_timeout: Duration,
+    lease_file: Option<PathBuf>,
+    /// How its first process ended, when (microseconds since 1970), and how long it had run.
+    ended: Option<(WaitStatus, u64, Duration)>,
+    partitioned: bool,
+    phase: Phase,
+}
+
+impl Shim {
+    /// Until no process of the instance is left.
+    fn watch_over(&mut self, signals: &SignalFd, output: &mut Output) -> Result<(), String> {
+        loop {
+            let timeout = self.next_look(output);
+            let ready = {
+                let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+                fds.extend(output.open_ends().map(|end| PollFd::new(end, PollFlags::POLLIN)));
+                match poll(&mut fds, timeout) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(error) => return Err(format!("can't wait for events: {error}")),
+                }
+                fds[1..].iter().any(|fd| fd.revents().is_some_and(|events| !events.is_empty()))
+            };
+            if ready {
+                output.read();
+            }
+            while let Ok(Some(info)) = signals.read_signal() {
+                match Signal::try_from(i32::try_from(info.ssi_signo).unwrap_or(0)) {
+                    Ok(Signal::SIGTERM) => self.stop(self.stop_timeout),
+                    Ok(Signal::SIGUSR1) => self.clear(),
+                    // SIGCHLD says to reap, which is done anyway; the rest isn't for us.
+                    _ => {}
+                }
+            }
+            self.look_at_lease();
+            if self.reap() {
+                return Ok(());
+            }
+            self.go_on();
+            output.tick();
+        }
+    }
+
+    /// Takes up what has ended; says whether nothing is left.
+    fn reap(&mut self) -> bool {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => return false,
+                Ok(status) if status.pid() == Some(self.child) => {
+                    self.ended = Some((status, now_us(), self.begun.elapsed()));
+                }
+                Ok(_) => {}
+                Err(Errno::ECHILD) => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn go_on(&mut self) {
+        match self.phase {
+            // What it leaves behind is no instance.
+            Phase::Running if self.ended.is_some() => self.clear(),
+            Phase::Running => {}
+            Phase::Stopping { until } if Instant::now() >= until => self.clear(),
+            Phase::Stopping { .. } => {}
+            Phase::Clearing { ref mut rounds } => {
+                *rounds += 1;
+                family::kill_children(*rounds > STUBBORN_ROUNDS);
+            }
+        }
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        if matches!(self.phase, Phase::Running) {
+            family::signal_all(Signal::SIGTERM);
+            self.phase = Phase::Stopping { until: Instant::now() + grace };
+        }
+    }
+
+    fn clear(&mut self) {
+        if !matches!(self.phase, Phase::Clearing { .. }) {
+            family::signal_all(Signal::SIGKILL);
+            self.phase = Phase::Clearing { rounds: 0 };
+        }
+    }
+
+    fn look_at_lease(&mut self) {
+        let Some(file) = &self.lease_file else { return };
+        if !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        // An unreadable file is no word that the lease has ended: bazooka-pm replaces it as a whole.
+        let Some(until) = read_file::<u64>(file) else { return };
+        let margin = u64::try_from(BEFORE_LEASE_ENDS.as_millis()).expect("it is a few seconds");
+        if boot_clock_ms() + margin >= until {
+            self.partitioned = true;
+            self.stop(self.stop_timeout.min(PARTITION_GRACE));
+        }
+    }
+
+    /// How long nothing needs to be done without an event.
+    fn next_look(&self, output: &Output) -> PollTimeout {
+        let own = match self.phase {
+            Phase::Running => self.lease_file.as_ref().map(|_| LOOK_AT_LEASE),
+            Phase::Stopping { until } => Some(until.saturating_duration_since(Instant::now())),
+            Phase::Clearing { .. } => Some(LOOK_AGAIN),
+        };
+        let Some(wait) = own.into_iter().chain(output.next_look()).min() else { return PollTimeout::NONE };
+        // A part of a millisecond would make it look too early, and spin.
+        let wait = i32::try_from(wait.as_millis() + 1).unwrap_or(i32::MAX);
+        PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+    }
+}
+
+/// Closes what whoever started bazooka-pm had left open: it is none of the instance's business.
+fn close_inherited() {
+    let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let open = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    // The folder's own descriptor is among them, and is closed by then.
+    for fd in open.collect::<Vec<_>>() {
+        if fd > 2 {
+            let _ = nix::unistd::close(fd);
+        }
+    }
+}
+
+/// Gives bazooka-pm its answer, and lets go of the pipe by which it goes.
+fn answer(answer: &Answer) {
+    let line = serde_json::to_string(answer).expect("the protocol's types are always valid JSON");
+    let mut stdout = std::io::stdout().lock();
+    // If bazooka-pm has gone meanwhile, the next one reads the files.
+    let _ = writeln!(stdout, "{line}");
+    let _ = stdout.flush();
+    if let Ok(null) = File::options().write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stdout(&null);
+    }
+}
+
+fn record(status: WaitStatus, at_us: u64, ran: Duration) -> ExitRecord {
+    let mut exit = ExitRecord {
+        at_us,
+        ran_ms: u64::try_from(ran.as_millis()).unwrap_or(u64::MAX),
+        ..ExitRecord::default()
+    };
+    match status {
+        WaitStatus::Exited(_, code) => exit.code = Some(code),
+        WaitStatus::Signaled(_, signal, _) => exit.signal = Some(signal as i32),
+        _ => {}
+    }
+    exit
+}
+
+/// An end in words, as logs and causes tell it.
+pub fn in_words(exit: &ExitRecord) -> String {
+    let mut words = match (exit.code, exit.signal) {
+        (Some(code), _) => format!("exited with status {code}"),
+        (None, Some(signal)) => {
+            let name = Signal::try_from(signal).map_or("", |signal| signal.as_str());
+            format!("ended by signal {signal} ({name})")
+        }
+        (None, None) => "ended in an unknown way".to_owned(),
+    };
+    if exit.out_of_memory {
+        words.push_str(", out of memory");
+    }
+    if exit.partitioned {
+        words.push_str(", because its host lost touch with the coordinator");
+    }
+    words
+}
+
+/// Removes a folder of a control group once its last process has gone.
+fn remove_cgroup(folder: &Path) {
+    for _ in 0..50 {
+        match fs::remove_dir(folder) {
+            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The instance's processes: all that descend from the shim, which is their subreaper.
+//!
+//! Owns finding and signalling them. Children of the shim can't be mistaken, because it alone reaps
+//! them; others are held by a pidfd and looked at again before they get a signal.
+
+use std::fs;
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
+
+use crate::protocol::{ProcessId, proc_stat};
+
+fn children_of(pid: i32) -> Vec<i32> {
+    let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let words = listed.unwrap_or_default();
+    words.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+fn own_children() -> Vec<i32> {
+    children_of(i32::try_from(std::process::id()).expect("Linux process ids fit"))
+}
+
+/// Sends a signal to the whole instance: each child, and each process that descends from one.
+///
+/// All are found before the first is signalled: a parent that ends at once (the shell around a command)
+/// would otherwise take the way to its children along.
+pub fn signal_all(signal: Signal) {
+    let children = own_children();
+    let mut descendants: Vec<(i32, i32)> = Vec::new();
+    let mut parents = children.clone();
+    while let Some(parent) = parents.pop() {
+        for pid in children_of(parent) {
+            if !children.contains(&pid) && !descendants.iter().any(|(known, _)| *known == pid) {
+                descendants.push((pid, parent));
+                parents.push(pid);
+            }
+        }
+    }
+    for child in &children {
+        // It isn't reaped before we do, so its id can't be another's.
+        let _ = kill(Pid::from_raw(*child), signal);
+    }
+    for (pid, parent) in descendants {
+        signal_descendant(pid, parent, signal);
+    }
+}
+
+/// Signals a process if it is still the one that was found below `parent`.
+fn signal_descendant(pid: i32, parent: i32, signal: Signal) {
+    let Some(before) = ProcessId::of(pid) else { return };
+    let Some(raw) = rustix::process::Pid::from_raw(pid) else { return };
+    let Ok(held) = pidfd_open(raw, PidfdFlags::empty()) else { return };
+    let own = i32::try_from(std::process::id()).expect("Linux process ids fit");
+    // Its parent may have ended meanwhile: then it is ours.
+    let is_ours = proc_stat(pid).is_some_and(|now| {
+        now.start_time == before.start_time && (now.parent == parent || now.parent == own)
+    });
+    if is_ours {
+        if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
+            let _ = pidfd_send_signal(&held, signal);
+        }
+    }
+}
+
+/// Kills the children that there are. What they leave becomes our child, for the next round.
+///
+/// `stubborn` says that many rounds didn't help: something multiplies faster than it is killed.
+pub fn kill_children(stubborn: bool) {
+    let children = own_children();
+    if stubborn {
+        // Nothing that is stopped can fork.
+        signal_all(Signal::SIGSTOP);
+        signal_all(Signal::SIGKILL);
+    }
+    for child in children {
+        let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+    }
+}

@@ -1,0 +1,372 @@
+//! An instance's output: two pipes in, two bounded files out.
+//!
+//! Owns the lines: each is stamped, cut if it is too long, and counted instead of kept if there are too
+//! many. An app that floods its log costs a bounded share of disk and processor, and never blocks for good.
+//!
+//! A line in a file: microseconds since 1970, a space, `o`, `e` or `s` (stdout, stderr, the shim's own
+//! words), a space, the line.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    unistd::pipe2,
+};
+
+use crate::protocol::{LOG_CURRENT, LOG_FILE_BYTES, LOG_PREVIOUS, now_us};
+
+/// A longer line is cut, and what follows up to its end is left out.
+const LINE_BYTES: usize = 8 << 10;
+
+/// How much is read at a time. It is nearly all of the memory that a shim needs.
+const READ_BYTES: usize = 16 << 10;
+
+/// What may be kept each second in the long run.
+const RATE_BYTES: u64 = 1 << 20;
+
+/// What may be kept at once, after a quiet time.
+const BURST_BYTES: u64 = 4 << 20;
+
+/// A line without an end (a prompt, a progress dot) is shown after this time.
+const HALF_LINE_AFTER: Duration = Duration::from_secs(1);
+
+/// A flood is read no faster than a piece each so long, so that it doesn't cost a processor.
+const FLOOD_PAUSE: Duration = Duration::from_millis(1);
+
+/// With so much room the flood is over, and what was dropped is told.
+const TELL_WITH_ROOM: u64 = 64 << 10;
+
+/// The ends of the pipes that the instance writes to.
+pub struct Ends {
+    /// Its stdout.
+    pub out: OwnedFd,
+    /// Its stderr.
+    pub err: OwnedFd,
+}
+
+/// Reads an instance's output and keeps it.
+pub struct Output {
+    streams: [Stream; 2],
+    log: Log,
+    buffer: Box<[u8]>,
+}
+
+struct Stream {
+    /// None once it has ended.
+    pipe: Option<File>,
+    lines: Lines,
+}
+
+impl Output {
+    /// Opens the files in `folder`, and the pipes.
+    ///
+    /// # Errors
+    /// Why not, in one line.
+    pub fn open(folder: &Path) -> Result<(Output, Ends), String> {
+        let failed =
+            |error: std::io::Error| format!("can't keep its output in {}: {error}", folder.display());
+        let log = Log::open(folder.to_owned(), Instant::now()).map_err(failed)?;
+        let pipe = || -> std::io::Result<(File, OwnedFd)> {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+            // The other end is the app's, and blocks as any other.
+            fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            Ok((read.into(), write))
+        };
+        let ((out, out_end), (err, err_end)) = (pipe().map_err(failed)?, pipe().map_err(failed)?);
+        let stream = |pipe, mark| Stream { pipe: Some(pipe), lines: Lines::new(mark) };
+        let streams = [stream(out, b'o'), stream(err, b'e')];
+        let output = Output { streams, log, buffer: vec![0; READ_BYTES].into_boxed_slice() };
+        Ok((output, Ends { out: out_end, err: err_end }))
+    }
+
+    /// What to wait for.
+    pub fn open_ends(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.streams.iter().filter_map(|stream| stream.pipe.as_ref().map(AsFd::as_fd))
+    }
+
+    /// Takes what is there, a piece of each stream; says whether there was any.
+    pub fn read(&mut self) -> bool {
+        let mut any = false;
+        for stream in &mut self.streams {
+            let Some(pipe) = &mut stream.pipe else { continue };
+            match pipe.read(&mut self.buffer) {
+                Ok(0) => stream.pipe = None,
+                Ok(n) => {
+                    any = true;
+                    stream.lines.take(&self.buffer[..n], now_us(), &mut self.log);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => stream.pipe = None,
+            }
+        }
+        if self.log.flush(Instant::now()) {
+            std::thread::sleep(FLOOD_PAUSE);
+        }
+        any
+    }
+
+    /// Takes all that is left, after the last process has gone.
+    pub fn drain(&mut self) {
+        // What is in a pipe is 64 KiB unless made larger; somebody else who holds an end open can't keep us.
+        for _ in 0..256 {
+            if !self.read() {
+                break;
+            }
+        }
+    }
+
+    /// A word of the shim's own.
+    pub fn say(&mut self, what: &str) {
+        self.log.keep(now_us(), b's', what.as_bytes(), true);
+        self.log.flush(Instant::now());
+    }
+
+    /// Does what time has made due.
+    pub fn tick(&mut self) {
+        for stream in &mut self.streams {
+            stream.lines.show_half(Instant::now(), now_us(), &mut self.log);
+        }
+        if self.log.room > TELL_WITH_ROOM {
+            self.log.tell_dropped();
+        }
+        self.log.flush(Instant::now());
+    }
+
+    /// When [`Output::tick`] has something to do.
+    pub fn next_look(&self) -> Option<Duration> {
+        let halves = self.streams.iter().filter_map(|stream| stream.lines.half_since);
+        let half =
+            halves.min().map(|since| (since + HALF_LINE_AFTER).saturating_duration_since(Instant::now()));
+        // What was dropped is told when there is room again.
+        half.into_iter().chain((self.log.dropped > 0).then_some(HALF_LINE_AFTER)).min()
+    }
+
+    /// Keeps the last half lines and tells what was dropped.
+    pub fn finish(&mut self) {
+        for stream in &mut self.streams {
+            stream.lines.end(now_us(), &mut self.log);
+        }
+        self.log.tell_dropped();
+        self.log.flush(Instant::now());
+    }
+}
+
+/// Splits a stream into lines.
+struct Lines {
+    mark: u8,
+    half: Vec<u8>,
+    half_since: Option<Instant>,
+    /// In the rest of a line that was cut.
+    skipping: bool,
+}
+
+impl Lines {
+    fn new(mark: u8) -> Self {
+        Lines { mark, half: Vec::new(), half_since: None, skipping: false }
+    }
+
+    fn take(&mut self, mut bytes: &[u8], at_us: u64, log: &mut Log) {
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+            bytes = rest;
+            if self.skipping {
+                self.skipping = false;
+            } else if self.half.is_empty() && line.len() <= LINE_BYTES {
+                log.keep(at_us, self.mark, line, false);
+            } else {
+                self.hold(line, at_us, log);
+                self.end(at_us, log);
+            }
+            self.skipping = false;
+        }
+        if !self.skipping && !bytes.is_empty() {
+            self.hold(bytes, at_us, log);
+        }
+    }
+
+    /// Adds to the half line, which is kept once it is too long.
+    fn hold(&mut self, bytes: &[u8], at_us: u64, log: &mut Log) {
+        let room = LINE_BYTES - self.half.len();
+        self.half.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.half_since.get_or_insert_with(Instant::now);
+        if bytes.len() > room {
+            self.half.extend_from_slice(b" ... (cut)");
+            self.end(at_us, log);
+            self.skipping = true;
+        }
+    }
+
+    fn end(&mut self, at_us: u64, log: &mut Log) {
+        if !self.half.is_empty() {
+            log.keep(at_us, self.mark, &self.half, false);
+            self.half = Vec::new();
+        }
+        self.half_since = None;
+    }
+
+    fn show_half(&mut self, now: Instant, at_us: u64, log: &mut Log) {
+        if self.half_since.is_some_and(|since| now >= since + HALF_LINE_AFTER) {
+            self.end(at_us, log);
+        }
+    }
+}
+
+/// The two files.
+struct Log {
+    folder: PathBuf,
+    file: File,
+    size: u64,
+    pending: Vec<u8>,
+    /// What may be kept now.
+    room: u64,
+    refilled: Instant,
+    dropped: u64,
+    flooded: bool,
+}
+
+impl Log {
+    fn open(folder: PathBuf, now: Instant) -> std::io::Result<Log> {
+        let file = open_current(&folder)?;
+        let size = file.metadata()?.len();
+        let pending = Vec::new();
+        Ok(Log { folder, file, size, pending, room: BURST_BYTES, refilled: now, dropped: 0, flooded: false })
+    }
+
+    fn keep(&mut self, at_us: u64, mark: u8, line: &[u8], always: bool) {
+        let cost = line.len() as u64 + 20;
+        // Once lines are dropped, it takes some room until the next is kept, so that they are told of together.
+        let enough = if self.dropped > 0 { TELL_WITH_ROOM } else { cost };
+        if !always && self.room < enough {
+            self.dropped += 1;
+            self.flooded = true;
+            return;
+        }
+        if self.dropped > 0 && !always {
+            self.tell_dropped();
+        }
+        self.room = self.room.saturating_sub(cost);
+        let _ = write!(self.pending, "{at_us} {} ", mark as char);
+        self.pending.extend_from_slice(line);
+        self.pending.push(b'\n');
+    }
+
+    fn tell_dropped(&mut self) {
+        if self.dropped > 0 {
+            let lines = if self.dropped == 1 { "line" } else { "lines" };
+            let words = format!("{} {lines} dropped: more than 1 MiB a second", self.dropped);
+            self.dropped = 0;
+            self.keep(now_us(), b's', words.as_bytes(), true);
+        }
+    }
+
+    /// Writes what is kept; says whether something had to be dropped.
+    fn flush(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.refilled);
+        let refill =
+            u64::try_from(since.as_micros()).unwrap_or(u64::MAX).saturating_mul(RATE_BYTES) / 1_000_000;
+        if refill > 0 {
+            self.room = self.room.saturating_add(refill).min(BURST_BYTES);
+            self.refilled = now;
+        }
+        if !self.pending.is_empty() {
+            if self.size + self.pending.len() as u64 > LOG_FILE_BYTES && self.size > 0 {
+                self.rotate();
+            }
+            // A full disk costs the output, not the instance.
+            if self.file.write_all(&self.pending).is_ok() {
+                self.size += self.pending.len() as u64;
+            }
+            self.pending.clear();
+            self.pending.shrink_to(2 * READ_BYTES);
+        }
+        std::mem::take(&mut self.flooded)
+    }
+
+    fn rotate(&mut self) {
+        let _ = fs::rename(self.folder.join(LOG_CURRENT), self.folder.join(LOG_PREVIOUS));
+        if let Ok(file) = open_current(&self.folder) {
+            self.file = file;
+            self.size = 0;
+        }
+    }
+}
+
+fn open_current(folder: &Path) -> std::io::Result<File> {
+    File::options().create(true).append(true).open(folder.join(LOG_CURRENT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(folder: &Path) -> Log {
+        Log::open(folder.to_owned(), Instant::now()).expect("the folder can be written")
+    }
+
+    fn kept(folder: &Path) -> Vec<String> {
+        let text = fs::read_to_string(folder.join(LOG_CURRENT)).expect("it was written");
+        text.lines().map(|line| line.split_once(' ').expect("it is stamped").1.to_owned()).collect()
+    }
+
+    #[test]
+    fn lines_are_kept_whole_however_they_arrive() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut log = log(folder.path());
+        let mut lines = Lines::new(b'o');
+        for piece in ["one\ntw", "o\n", "\nthree"] {
+            lines.take(piece.as_bytes(), 1, &mut log);
+        }
+        lines.end(1, &mut log);
+        log.flush(Instant::now());
+        assert_eq!(kept(folder.path()), ["o one", "o two", "o ", "o three"]);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_cut_and_the_next_is_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut log = log(folder.path());
+        let mut lines = Lines::new(b'e');
+        lines.take(&vec![b'x'; 3 * LINE_BYTES], 1, &mut log);
+        lines.take(b"xx\nnext\n", 1, &mut log);
+        log.flush(Instant::now());
+        let kept = kept(folder.path());
+        assert_eq!(kept.len(), 2);
+        assert_eq!(kept[0].len(), 2 + LINE_BYTES + " ... (cut)".len());
+        assert_eq!(kept[1], "e next");
+    }
+
+    #[test]
+    fn a_flood_is_counted_and_takes_two_files_at_most() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut log = log(folder.path());
+        let mut lines = Lines::new(b'o');
+        let mut now = Instant::now();
+        for _ in 0..20_000 {
+            lines.take(&[&[b'x'; 1_000][..], b"\n"].concat(), 1, &mut log);
+            now += Duration::from_micros(200);
+            log.flush(now);
+        }
+        log.tell_dropped();
+        log.flush(now);
+        let told: Vec<u64> = kept(folder.path())
+            .iter()
+            .filter_map(|line| line.strip_prefix("s ")?.split(' ').next()?.parse().ok())
+            .collect();
+        let lines = kept(folder.path()).len() as u64;
+        let dropped = told.iter().sum::<u64>();
+        assert!(dropped > 2 * lines, "four of five are too many; {dropped} dropped beside {lines}");
+        assert!(told.len() < 100, "it is told together: {told:?}");
+        for file in [LOG_CURRENT, LOG_PREVIOUS] {
+            let size = fs::metadata(folder.path().join(file)).expect("it is there").len();
+            assert!(size <= LOG_FILE_BYTES, "{file} has {size} bytes");
+        }
+        assert_eq!(fs::read_dir(folder.path()).expect("it is there").count(), 2);
+    }
+}

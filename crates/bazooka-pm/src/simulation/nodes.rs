@@ -1,0 +1,237 @@
+//! The daemons of the day: convergers, hosts, proxies, each dying and coming back.
+//!
+//! Owns how each is put together, from the same functions that `main` calls.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bazooka_proxy::{
+    publisher::Publisher,
+    routes::{concerns_routing, leaving},
+};
+use futures::future::BoxFuture;
+use jiff::SignedDuration;
+use prometheus_client::registry::Registry;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use visor::{
+    clock::WallClock,
+    daemon::Readiness,
+    keys,
+    mirror::Mirror,
+    names::{HostName, InstanceId},
+    schema::{Capacity, Extra, Host, Proxy},
+    snapshot::Snapshot,
+    visor::Visor,
+};
+
+use super::{
+    gate::Gate,
+    line::Link,
+    machine::{Hold, Machine},
+    rules::Rules,
+    world::World,
+};
+use crate::{
+    converge::{self, ConvergeOptions},
+    host::{Work, metrics::Metrics, ports::Ports, runtime::Answers},
+};
+
+/// How many hosts there are.
+const HOSTS: u8 = 4;
+
+/// How many convergers.
+const CONVERGERS: u8 = 2;
+
+/// How many proxies.
+const PROXIES: u8 = 2;
+
+/// The ports that a host gives: so few that they are used again soon.
+const PORTS: std::ops::RangeInclusive<u16> = 21_000..=21_011;
+
+type Start = Arc<dyn Fn(Gate, CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// The daemons, by name.
+#[derive(Clone)]
+pub struct Nodes {
+    world: Arc<World>,
+    rules: Rules,
+    alive: Arc<Mutex<BTreeMap<String, (Gate, CancellationToken)>>>,
+}
+
+impl Nodes {
+    /// Starts them all.
+    pub fn start(world: &Arc<World>, rules: &Rules) -> Nodes {
+        let nodes = Nodes { world: world.clone(), rules: rules.clone(), alive: Arc::default() };
+        for n in 1..=HOSTS {
+            let name: HostName = format!("host{n}").parse().expect("a valid name");
+            world.add_machine(name.clone(), Machine::new(n));
+            let own = nodes.clone();
+            nodes.keep(name.to_string(), Arc::new(move |gate, stop| own.host(name.clone(), n, gate, stop)));
+        }
+        for n in 1..=CONVERGERS {
+            let (own, name) = (nodes.clone(), format!("converger{n}"));
+            nodes.keep(name.clone(), Arc::new(move |gate, stop| own.converger(name.clone(), gate, stop)));
+        }
+        for n in 1..=PROXIES {
+            let (own, name) = (nodes.clone(), format!("proxy{n}"));
+            nodes.keep(name.clone(), Arc::new(move |gate, _| own.proxy(name.clone(), u64::from(n), gate)));
+        }
+        nodes
+    }
+
+    /// The names of all hosts.
+    pub fn hosts() -> Vec<HostName> {
+        (1..=HOSTS).map(|n| format!("host{n}").parse().expect("a valid name")).collect()
+    }
+
+    /// Each that lives now.
+    pub fn alive(&self) -> Vec<(String, Gate, CancellationToken)> {
+        let alive = self.alive.lock().expect("nobody panics with it");
+        alive.iter().map(|(name, (gate, stop))| (name.clone(), gate.clone(), stop.clone())).collect()
+    }
+
+    /// Starts a daemon again whenever it has died or ended.
+    fn keep(&self, name: String, start: Start) {
+        let nodes = self.clone();
+        tokio::spawn(async move {
+            let world = &nodes.world;
+            loop {
+                let (gate, stop) = (Gate::new(), CancellationToken::new());
+                nodes
+                    .alive
+                    .lock()
+                    .expect("nobody panics with it")
+                    .insert(name.clone(), (gate.clone(), stop.clone()));
+                world.note(format_args!("{name} starts"));
+                {
+                    let spins = || world.breach(format_args!("{name} spins"));
+                    let life = gate.run(start(gate.clone(), stop), spins);
+                    tokio::select! {
+                        biased;
+                        () = gate.died() => world.note(format_args!("{name} has died")),
+                        () = life => world.note(format_args!("{name} has ended")),
+                    }
+                }
+                // Whatever of it lingers does nothing any more.
+                gate.kill();
+                let longest = if world.is_healed() { 500 } else { *world.pick(&[300, 3_000, 20_000]) };
+                world.wait(100..=longest).await;
+            }
+        });
+    }
+
+    fn converger(&self, name: String, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
+        let world = self.world.clone();
+        let wrong_by = self.clock_error();
+        let visor = Visor::new(Link::store(&world, &name, &gate));
+        let options = ConvergeOptions {
+            wall: WallClock::new(move || world.wall(wrong_by)),
+            ..ConvergeOptions::named(name)
+        };
+        Box::pin(async move {
+            // A coordinator that refuses it is waited for by whoever starts it again.
+            let _ = converge::run(visor, options, stop).await;
+        })
+    }
+
+    /// How wrong a daemon's clock is: mostly not at all.
+    fn clock_error(&self) -> SignedDuration {
+        let minutes = i64::try_from(self.world.between(0..=120)).expect("it is small") - 60;
+        if self.world.chance(0.2) { SignedDuration::from_mins(minutes) } else { SignedDuration::ZERO }
+    }
+
+    fn host(&self, name: HostName, n: u8, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
+        let (world, rules) = (self.world.clone(), self.rules.clone());
+        let visor = Visor::new(Link::store(&world, name.as_str(), &gate));
+        let (answers, messages) = Answers::channel();
+        let hold = Hold::new(&world, &rules, &name, &gate, &answers);
+        let (address, locals) = world.machine(&name, |machine| (machine.address, machine.recovered()));
+        let seed = u16::try_from(world.between(0..=1_000)).expect("it is small");
+        let work = Work {
+            visor,
+            name: name.clone(),
+            host: row(address, n, &world),
+            runtime: Box::new(hold),
+            answers,
+            messages,
+            ports: Ports::new(PORTS, seed),
+            locals,
+            metrics: Metrics::register(&mut Registry::default()),
+            not_ready: Readiness::default().hold(),
+            note_lease: Box::new(|_| {}),
+            stop_all_at_exit: false,
+        };
+        Box::pin(work.run(stop))
+    }
+
+    /// A proxy that takes its time, with the real reading of what leaves and the real publisher.
+    fn proxy(&self, name: String, n: u64, gate: Gate) -> BoxFuture<'static, ()> {
+        let world = self.world.clone();
+        let visor = Visor::new(Link::store(&world, &name, &gate));
+        Box::pin(async move {
+            let host: HostName = name.parse().expect("a valid name");
+            let store = visor.store().clone();
+            let mut mirror = Mirror::new(store, keys::everything(), Snapshot::default()).with_jitter(n);
+            let publisher = Publisher::start(visor, host);
+            let mut busy: BTreeMap<InstanceId, Instant> = BTreeMap::new();
+            loop {
+                let next = busy.values().filter(|until| **until > Instant::now()).min().copied();
+                tokio::select! {
+                    biased;
+                    changes = mirror.next() => {
+                        if !changes.relisted && !concerns_routing(&changes.keys) {
+                            continue;
+                        }
+                    }
+                    () = async {
+                        match next {
+                            Some(at) => sleep_until(at).await,
+                            None => std::future::pending().await,
+                        }
+                    } => {}
+                }
+                if !mirror.is_synced() {
+                    continue;
+                }
+                let leaving = leaving(mirror.image());
+                let applied = mirror.image().revision;
+                world.wait(1..=150).await;
+                busy.retain(|id, _| leaving.contains_key(id));
+                for id in leaving.into_keys() {
+                    let under_way = Duration::from_millis(*world.pick(&[0, 0, 500, 5_000, 60_000]));
+                    busy.entry(id).or_insert_with(|| Instant::now() + under_way);
+                }
+                publisher.say(Proxy {
+                    url: String::new(),
+                    public: "10.0.1.1:80".into(),
+                    domain: "localhost".into(),
+                    version: "1".into(),
+                    applied,
+                    busy: busy.iter().filter(|(_, at)| **at > Instant::now()).map(|(id, _)| *id).collect(),
+                    refused: BTreeMap::new(),
+                    extra: Extra::new(),
+                });
+            }
+        })
+    }
+}
+
+fn row(address: IpAddr, n: u8, world: &World) -> Host {
+    Host {
+        address,
+        url: format!("http://{address}"),
+        zone: if n % 2 == 0 { "north" } else { "south" }.parse().expect("a valid name"),
+        version: "1".into(),
+        capacity: Capacity { memory_bytes: 1 << 30, instances: 10, extra: Extra::new() },
+        isolation: "uid".into(),
+        boot_id: String::new(),
+        since: world.wall(SignedDuration::ZERO),
+        token: format!("token{n}"),
+        extra: Extra::new(),
+    }
+}

@@ -1,0 +1,119 @@
+//! The end of the day: the formation runs, exactly, and stays so.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use visor::{
+    names::{HostName, InstanceId},
+    progress::is_to_be_replaced,
+    schema::{Desired, ReleaseStatus, State},
+    snapshot::{AppView, Snapshot},
+};
+
+use super::{nodes::Nodes, rules::Rules, world::World};
+
+/// How often it is looked whether all is as it should be.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// For so long it must stay as it is.
+const STAYS: Duration = Duration::from_secs(45);
+
+/// Waits until all is as it should be, and sees that it stays so.
+pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) {
+    let deadline = Instant::now() + within;
+    loop {
+        match amiss(world, rules) {
+            None => break,
+            Some(amiss) if Instant::now() >= deadline => {
+                return world.breach(format_args!("in the end, {amiss}"));
+            }
+            Some(_) => sleep(EVERY).await,
+        }
+    }
+    let (moves, until) = (world.moves(), Instant::now() + STAYS);
+    world.note(format_args!("all is as it should be"));
+    while Instant::now() < until {
+        sleep(EVERY).await;
+        if let Some(amiss) = amiss(world, rules) {
+            return world.breach(format_args!("after all was well, {amiss}"));
+        }
+    }
+    if world.moves() != moves {
+        world.breach("after all was well, processes are started and ended");
+    }
+}
+
+/// What isn't as it should be.
+fn amiss(world: &World, rules: &Rules) -> Option<String> {
+    rules.promises().or_else(|| rules.look(|image| image_amiss(world, image)))
+}
+
+fn image_amiss(world: &World, image: &Snapshot) -> Option<String> {
+    let running: BTreeMap<InstanceId, HostName> =
+        world.processes().into_iter().map(|(host, process)| (process.id, host)).collect();
+    let mut placed = BTreeSet::new();
+    for (name, view) in &image.apps {
+        if let Some(amiss) = app_amiss(image, view, &running, &mut placed) {
+            return Some(format!("{name}: {amiss}"));
+        }
+    }
+    if let Some(id) = running.keys().find(|id| !placed.contains(*id)) {
+        return Some(format!("{id} runs, and nobody wants it"));
+    }
+    for name in Nodes::hosts() {
+        let Some(view) = image.hosts.get(&name).filter(|view| view.host.is_some()) else {
+            return Some(format!("{name} is not registered"));
+        };
+        let known = view.assigned.keys().chain(view.status.keys());
+        if let Some(id) = known.into_iter().find(|id| !placed.contains(*id)) {
+            return Some(format!("{id} is left over on {name}"));
+        }
+    }
+    let frozen = image.leader.as_ref().and_then(|leader| leader.frozen.as_ref());
+    match (&image.leader, frozen) {
+        (None, _) => Some("nobody leads".to_owned()),
+        (_, Some(_)) => Some("the hosts are frozen".to_owned()),
+        _ => None,
+    }
+}
+
+fn app_amiss(
+    image: &Snapshot,
+    view: &AppView,
+    running: &BTreeMap<InstanceId, HostName>,
+    placed: &mut BTreeSet<InstanceId>,
+) -> Option<String> {
+    if view.trial.is_some() || !view.pending.is_empty() {
+        return Some(format!("trial {:?}, pending {:?}", view.trial, view.pending));
+    }
+    let open = |status| matches!(status, ReleaseStatus::Trying | ReleaseStatus::Verified);
+    if let Some((id, release)) = view.releases.iter().find(|(_, release)| open(release.status)) {
+        return Some(format!("{id} is {:?}, and nobody tries it", release.status));
+    }
+    let mut there: BTreeMap<_, BTreeMap<_, u32>> = BTreeMap::new();
+    for (id, row) in &view.instances {
+        let host = &image.hosts[&row.host];
+        let desired = host.assigned.get(id).map(|row| row.desired);
+        let state = host.status.get(id).map(|row| row.state);
+        let runs_on = running.get(id);
+        if (desired, state, runs_on) != (Some(Desired::Run), Some(State::Running), Some(&row.host)) {
+            return Some(format!("{id} on {} is {desired:?}, {state:?}, a process on {runs_on:?}", row.host));
+        }
+        if is_to_be_replaced(view, &row.proc, *id) {
+            return Some(format!("{id} is to be replaced"));
+        }
+        placed.insert(*id);
+        *there.entry(row.proc.clone()).or_default().entry(row.release).or_default() += 1;
+    }
+    for proc in view.formation.keys() {
+        let (wanted, there) = (view.wanted(proc), there.remove(proc).unwrap_or_default());
+        if wanted != there {
+            return Some(format!("{proc} is wanted as {wanted:?}, and there is {there:?}"));
+        }
+    }
+    None
+}

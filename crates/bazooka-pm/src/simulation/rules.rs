@@ -1,0 +1,383 @@
+//! What is always true, checked at each revision of the coordinator; and what users were promised.
+//!
+//! Owns an image of its own, which sees each revision by itself, whatever befalls the others' lines. What it
+//! can't know (how old the view was that a daemon decided on) it gives [`LAG`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use visor::{
+    keys::Key,
+    mirror::Image,
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId},
+    schema::{Desired, ReleaseStatus, State},
+    snapshot::Snapshot,
+    store::{Event, Keys, Revision, Store, WatchMessage},
+};
+
+use super::world::World;
+
+/// A daemon's view may be this old when it acts: a lease's time and a little.
+const LAG: Duration = Duration::from_secs(13);
+
+/// An instance that drains is waited for this long at least, the lag taken off.
+const DRAIN: Duration = Duration::from_secs(26);
+
+/// How the processes of a rev behave.
+#[derive(Clone, Copy, Debug)]
+pub struct Nature {
+    /// It listens after this many milliseconds at most.
+    pub boots_within: u64,
+    /// It listens at all.
+    pub listens: bool,
+    /// How often one of them crashes.
+    pub crashes: f64,
+}
+
+/// The rules of one day. A clone is the same.
+#[derive(Clone)]
+pub struct Rules {
+    world: Arc<World>,
+    state: Arc<Mutex<Book>>,
+}
+
+#[derive(Default)]
+struct Book {
+    image: Snapshot,
+    /// The same, one revision earlier.
+    before: Snapshot,
+    natures: BTreeMap<RevId, Nature>,
+    /// Where each id was ever placed.
+    placed: BTreeMap<InstanceId, HostName>,
+    /// When each instance last served.
+    served: BTreeMap<InstanceId, Instant>,
+    draining: BTreeMap<InstanceId, (Instant, Revision)>,
+    counts: BTreeMap<(AppName, ProcName), VecDeque<(Instant, u32)>>,
+    /// Which counts a service may have, after all that users were told.
+    allowed: BTreeMap<(AppName, ProcName), BTreeSet<u32>>,
+    /// Releases that users were told of.
+    made: BTreeMap<(AppName, ReleaseId), RevId>,
+    /// The last release that a user was told is head.
+    promoted: BTreeMap<AppName, ReleaseId>,
+    /// Who was told to end, at which revision at the latest.
+    ended: Vec<(Revision, HostName, InstanceId)>,
+}
+
+impl Rules {
+    /// Over an empty coordinator.
+    pub fn new(world: &Arc<World>) -> Rules {
+        Rules { world: world.clone(), state: Arc::default() }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.state.lock().expect("nobody panics with it")
+    }
+
+    /// Sees each revision, for ever.
+    pub async fn watch(self) {
+        let mut watch = self.world.store.watch(Keys::Prefix(String::new()), 1).await.expect("it is there");
+        while let Some(Ok(message)) = watch.next().await {
+            let broken = self.book().take_up(message);
+            broken.into_iter().for_each(|what| self.world.breach(what));
+        }
+        self.world.breach("the rules' own watch has ended");
+    }
+
+    /// Looks at the image at the last revision.
+    pub fn look<T>(&self, look: impl FnOnce(&Snapshot) -> T) -> T {
+        look(&self.book().image)
+    }
+
+    /// Says how the processes of a rev behave.
+    pub fn set_nature(&self, rev: RevId, nature: Nature) {
+        self.book().natures.insert(rev, nature);
+    }
+
+    /// How the processes of a rev behave.
+    pub fn nature(&self, rev: &RevId) -> Nature {
+        self.book().natures[rev]
+    }
+
+    /// An instance is told to end because it isn't wanted.
+    pub fn ended(&self, host: &HostName, id: InstanceId) {
+        let revision = self.world.store.revision();
+        self.book().ended.push((revision, host.clone(), id));
+    }
+
+    /// A user asks for a count; it may stand from now on.
+    pub fn ask(&self, app: &AppName, proc: &ProcName, count: u32) {
+        self.book().allowed.entry((app.clone(), proc.clone())).or_default().insert(count);
+    }
+
+    /// A user was told that the count is this now.
+    pub fn acknowledge(&self, app: &AppName, proc: &ProcName, count: u32) {
+        self.book().allowed.insert((app.clone(), proc.clone()), BTreeSet::from([count]));
+    }
+
+    /// A user was told of a release.
+    pub fn made(&self, app: &AppName, release: ReleaseId, rev: RevId) {
+        self.book().made.insert((app.clone(), release), rev);
+    }
+
+    /// A user was told that a release is head.
+    pub fn promoted(&self, app: &AppName, release: ReleaseId) {
+        self.book().promoted.insert(app.clone(), release);
+    }
+
+    /// What users were promised and isn't so.
+    pub fn promises(&self) -> Option<String> {
+        let book = self.book();
+        for ((app, proc), allowed) in &book.allowed {
+            let count = book.image.apps[app].count(proc);
+            if !allowed.contains(&count) {
+                return Some(format!(
+                    "{app}/{proc} was scaled to one of {allowed:?}, and {count} are wanted"
+                ));
+            }
+        }
+        for ((app, release), rev) in &book.made {
+            let found = book.image.apps[app].releases.get(release).map(|row| &row.rev);
+            if found != Some(rev) {
+                return Some(format!("{release} of {app} was of rev {rev}, and is of {found:?}"));
+            }
+        }
+        for (app, release) in &book.promoted {
+            let head = book.image.apps[app].head.as_ref().map(|head| head.release);
+            if head < Some(*release) {
+                return Some(format!("{release} of {app} was head, and {head:?} is"));
+            }
+        }
+        None
+    }
+}
+
+impl Book {
+    fn take_up(&mut self, message: WatchMessage) -> Vec<String> {
+        apply(&mut self.image, &message);
+        let before = std::mem::take(&mut self.before);
+        let mut broken = Vec::new();
+        for event in &message.events {
+            if let Ok(key) = event.key().parse::<Key>() {
+                self.judge(&before, &key, matches!(event, Event::Put(_)), &mut broken);
+            }
+        }
+        self.before = before;
+        apply(&mut self.before, &message);
+        self.judge_ends(message.revision, &mut broken);
+        broken.extend(self.image.unreadable.iter().map(|(key, why)| format!("{key} can't be read: {why}")));
+        broken
+    }
+
+    fn judge(&mut self, before: &Snapshot, key: &Key, put: bool, broken: &mut Vec<String>) {
+        let now = Instant::now();
+        match key {
+            Key::Assigned(host, id) => {
+                self.judge_assignment(before, host, *id, broken);
+                self.note_service(before, host, *id, now);
+            }
+            Key::Status(host, id) => {
+                if put {
+                    self.judge_status(host, *id, broken);
+                }
+                self.note_service(before, host, *id, now);
+            }
+            Key::Host(host) => {
+                let ids: Vec<InstanceId> = before
+                    .hosts
+                    .get(host)
+                    .into_iter()
+                    .flat_map(|view| view.assigned.keys().copied())
+                    .collect();
+                ids.into_iter().for_each(|id| self.note_service(before, host, id, now));
+            }
+            Key::Formation(app, proc) => {
+                let count = self.image.apps.get(app).map_or(0, |view| view.count(proc));
+                let service = (app.clone(), proc.clone());
+                if let Some(allowed) = self.allowed.get(&service)
+                    && !allowed.contains(&count)
+                {
+                    broken.push(format!("{app}/{proc} is scaled to {count}, and only {allowed:?} was asked"));
+                }
+                self.counts.entry(service).or_default().push_back((now, count));
+            }
+            Key::Instance(app, id) => {
+                let row = self.image.apps.get(app).and_then(|view| view.instances.get(id));
+                let host = self.placed.get(id).cloned();
+                let assigned = host
+                    .and_then(|host| self.image.hosts.get(&host))
+                    .is_some_and(|view| view.assigned.contains_key(id));
+                if row.is_some() != assigned {
+                    broken.push(format!("{id} is half there: row {}, assigned {assigned}", row.is_some()));
+                }
+            }
+            Key::Head(app) => {
+                let head = |image: &Snapshot| image.apps.get(app)?.head.as_ref().map(|head| head.release);
+                if head(&self.image) < head(before) {
+                    broken.push(format!("head of {app} goes back to {:?}", head(&self.image)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn judge_assignment(
+        &mut self,
+        before: &Snapshot,
+        host: &HostName,
+        id: InstanceId,
+        broken: &mut Vec<String>,
+    ) {
+        let rows = |image: &Snapshot| image.hosts.get(host)?.assigned.get(&id).cloned();
+        let (was, is) = (rows(before), rows(&self.image));
+        if is.is_some() && was.is_none() {
+            if let Some(earlier) = self.placed.insert(id, host.clone()) {
+                broken.push(format!("{id} was on {earlier}, and is placed on {host}"));
+            }
+            if self.image.hosts[host].host.is_none() {
+                broken.push(format!("{id} is placed on {host}, which isn't there"));
+            }
+        }
+        let Some(was) = was else { return };
+        let desired = is.as_ref().map(|row| row.desired);
+        if desired.is_some_and(|desired| desired < was.desired) {
+            broken.push(format!("{id} was to {:?}, and is to {desired:?} again", was.desired));
+        }
+        let state = before.hosts[host].status.get(&id).map(|row| row.state);
+        let serves = state == Some(State::Running) && before.hosts[host].host.is_some();
+        if was.desired == Desired::Run && desired != Some(Desired::Run) {
+            if let Some(row) = &is {
+                self.draining.insert(id, (Instant::now(), row.mod_revision));
+            }
+            if serves {
+                self.judge_removal(before, &was.app, &was.proc, id, was.release, broken);
+                let proxies = before.proxies.values().any(|row| row.create_revision < was.mod_revision);
+                if desired != Some(Desired::Drain) && proxies {
+                    broken.push(format!("{id} serves, and is stopped without a drain"));
+                }
+            }
+        }
+        if was.desired == Desired::Drain && desired == Some(Desired::Stop) && serves {
+            let (since, revision) = self.draining[&id];
+            let waits_for = before.proxies.iter().find(|(_, row)| {
+                row.create_revision < revision && (row.applied < revision || row.busy.contains(&id))
+            });
+            if let Some((proxy, _)) = waits_for.filter(|_| since.elapsed() < DRAIN) {
+                broken.push(format!("{id} is stopped while {proxy} may still send to it"));
+            }
+        }
+        let over = state.is_some_and(State::is_final);
+        if is.is_none() && !over {
+            broken.push(format!("{id} is put away while it is {state:?}"));
+        }
+    }
+
+    /// Nobody is taken out whom others don't stand in for.
+    fn judge_removal(
+        &self,
+        before: &Snapshot,
+        app: &AppName,
+        proc: &ProcName,
+        id: InstanceId,
+        release: ReleaseId,
+        broken: &mut Vec<String>,
+    ) {
+        let Some(view) = before.apps.get(app) else { return };
+        let released =
+            |id: &ReleaseId| view.releases.get(id).is_some_and(|row| row.status == ReleaseStatus::Released);
+        let head = view.head.as_ref().map(|head| head.release);
+        if !released(&release) && head != Some(release) {
+            // A trial's go when it is over.
+            return;
+        }
+        let others = view.instances.iter().filter(|(other, row)| {
+            let meant = self.image.hosts.get(&row.host).and_then(|view| view.assigned.get(other));
+            **other != id
+                && row.proc == *proc
+                && meant.is_some_and(|row| row.desired == Desired::Run)
+                && self.served.get(other).is_some_and(|at| at.elapsed() <= LAG)
+        });
+        let left = u32::try_from(others.count()).expect("they are few");
+        let wanted = self.least_count(app, proc);
+        if left < wanted {
+            broken.push(format!("{id} serves {app}/{proc} and is taken out; {left} of {wanted} are left"));
+        }
+    }
+
+    /// The lowest count that was wanted lately.
+    fn least_count(&self, app: &AppName, proc: &ProcName) -> u32 {
+        let Some(counts) = self.counts.get(&(app.clone(), proc.clone())) else { return 0 };
+        let recent = counts.iter().rev().take_while(|(at, _)| at.elapsed() <= LAG).count();
+        // The one that stood when the window began counts too.
+        counts.iter().rev().take(recent + 1).map(|(_, count)| *count).min().unwrap_or(0)
+    }
+
+    fn judge_status(&self, host: &HostName, id: InstanceId, broken: &mut Vec<String>) {
+        let view = &self.image.hosts[host];
+        let status = &view.status[&id];
+        match (&view.host, status.state) {
+            (Some(_), State::Lost) => broken.push(format!("{id} is lost, and {host} is there")),
+            (None, state) if state != State::Lost => {
+                broken.push(format!("{host} says that {id} is {state:?}, and isn't registered"));
+            }
+            _ => {}
+        }
+        if !view.assigned.contains_key(&id) {
+            broken.push(format!("{host} speaks of {id}, which isn't assigned to it"));
+        }
+        let routed = |view: &visor::snapshot::HostView, id: &InstanceId| {
+            let meant = view.assigned.get(id).is_some_and(|row| row.desired != Desired::Stop);
+            view.status.get(id).filter(|row| meant && row.state == State::Running).and_then(|row| row.port)
+        };
+        let Some(port) = routed(view, &id) else { return };
+        for other in view.status.keys().filter(|other| **other != id) {
+            if routed(view, other) == Some(port) {
+                broken.push(format!("{id} and {other} are both said to be at port {port} of {host}"));
+            }
+        }
+    }
+
+    /// Notes until when an instance served.
+    fn note_service(&mut self, before: &Snapshot, host: &HostName, id: InstanceId, now: Instant) {
+        let serves = |image: &Snapshot| {
+            image.hosts.get(host).is_some_and(|view| {
+                let running = view.status.get(&id).is_some_and(|row| row.state == State::Running);
+                running && view.host.is_some()
+            })
+        };
+        if serves(&self.image) {
+            // It serves until something else is noted.
+            self.served.insert(id, now + Duration::from_secs(1_000_000));
+        } else if serves(before) {
+            self.served.insert(id, now);
+        }
+    }
+
+    /// Whoever was told to end wasn't meant to run any more.
+    fn judge_ends(&mut self, revision: Revision, broken: &mut Vec<String>) {
+        let image = &self.image;
+        self.ended.retain(|(at, host, id)| {
+            if *at > revision {
+                return true;
+            }
+            let meant = image.hosts.get(host).and_then(|view| view.assigned.get(id));
+            if meant.is_some_and(|row| row.desired != Desired::Stop) {
+                broken.push(format!("{id} is told to end on {host}, and is meant to run"));
+            }
+            false
+        });
+    }
+}
+
+fn apply(image: &mut Snapshot, message: &WatchMessage) {
+    for event in &message.events {
+        match event {
+            Event::Put(entry) => image.put(entry),
+            Event::Delete { key, revision } => image.delete(key, *revision),
+        }
+    }
+    image.set_revision(message.revision);
+}

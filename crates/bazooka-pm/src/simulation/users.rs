@@ -1,0 +1,221 @@
+//! The users of the day: they scale, push, configure, restart and roll back, over lines of their own.
+//!
+//! Owns what they were told, which is what the rules hold the cluster to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::SignedDuration;
+use tokio::time::{sleep, timeout};
+use visor::{
+    keys::Key,
+    lease::{LeaseKeeper, LeaseTiming},
+    names::{AppName, HostName, ProcName, ReleaseId, RevId},
+    schema::{Extra, Promoter, Release, ReleaseStatus, Rev, Slug},
+    snapshot::Versioned,
+    transitions::releases::{Begun, NewRelease},
+    visor::Visor,
+};
+
+use super::{
+    gate::Gate,
+    line::Link,
+    nodes::Nodes,
+    rules::{Nature, Rules},
+    world::World,
+};
+
+/// The user of an app.
+pub struct User {
+    world: Arc<World>,
+    rules: Rules,
+    visor: Visor,
+    app: AppName,
+    procs: Vec<ProcName>,
+    revs: Vec<RevId>,
+    asked: u32,
+}
+
+impl User {
+    /// Of an app with these procs; it is registered by [`User::begin`].
+    pub fn new(world: &Arc<World>, rules: &Rules, app: &str, procs: &[&str]) -> User {
+        let visor = Visor::new(Link::store(world, &format!("user-{app}"), &Gate::new()));
+        User {
+            world: world.clone(),
+            rules: rules.clone(),
+            visor,
+            app: app.parse().expect("a valid name"),
+            procs: procs.iter().map(|proc| proc.parse().expect("a valid name")).collect(),
+            revs: Vec::new(),
+            asked: 0,
+        }
+    }
+
+    fn now(&self) -> jiff::Timestamp {
+        self.world.wall(SignedDuration::ZERO)
+    }
+
+    fn token(&mut self) -> String {
+        self.asked += 1;
+        format!("{}-{}", self.app, self.asked)
+    }
+
+    /// Registers the app with a first release that runs once.
+    ///
+    /// # Panics
+    /// If that fails: nothing is wrong yet.
+    pub async fn begin(&mut self) {
+        self.visor.set_up().await.expect("nothing is wrong yet");
+        let now = self.now();
+        self.visor.register_app(&self.app, "me", "token", now).await.expect("nothing is wrong yet");
+        let rev = self.register_rev(false).await.expect("nothing is wrong yet");
+        let new = NewRelease { rev: Some(rev), token: self.token(), ..NewRelease::default() };
+        let begun = self.visor.begin_release(&self.app, &new, Promoter::Converger, None, now).await;
+        assert!(matches!(begun, Ok(Begun::Released(_))), "{begun:?}");
+        for proc in self.procs.clone() {
+            self.scale(&proc, 2).await;
+        }
+    }
+
+    async fn register_rev(&mut self, bad: bool) -> Option<RevId> {
+        let number = self.world.between(0..=u64::MAX);
+        let id: RevId = format!("{number:040x}").parse().expect("forty digits");
+        let world = &self.world;
+        let nature = match (bad, world.chance(0.2)) {
+            (false, false) => Nature { boots_within: 1_500, listens: true, crashes: 0.0 },
+            (false, true) => Nature { boots_within: 8_000, listens: true, crashes: 0.15 },
+            (true, false) => Nature { boots_within: 500, listens: true, crashes: 1.0 },
+            (true, true) => Nature { boots_within: 500, listens: false, crashes: 0.0 },
+        };
+        self.rules.set_nature(id.clone(), nature);
+        let rev = Rev {
+            slug: Slug { sha256: format!("{number:064x}").parse().expect("64 digits"), size_bytes: 1 },
+            procs: self.procs.iter().map(|proc| (proc.clone(), "run".to_owned())).collect(),
+            kind: "procfile".into(),
+            by: "me".into(),
+            at: self.now(),
+            subject: String::new(),
+            extra: Extra::new(),
+        };
+        self.visor.register_rev(&self.app, &id, &rev, &BTreeSet::new()).await.ok()?;
+        self.revs.push(id.clone());
+        Some(id)
+    }
+
+    /// Does this and that until the day is over.
+    pub async fn work(mut self) {
+        loop {
+            self.world.wait(100..=12_000).await;
+            if self.world.is_healed() {
+                return;
+            }
+            match self.world.between(0..=9) {
+                0..=4 => {
+                    let (proc, count) = (self.world.pick(&self.procs).clone(), self.world.between(0..=4));
+                    self.scale(&proc, u32::try_from(count).expect("it is small")).await;
+                }
+                5..=6 => {
+                    let bad = self.world.chance(0.3);
+                    if let Some(rev) = self.register_rev(bad).await {
+                        self.push(rev).await;
+                    }
+                }
+                7 => self.configure().await,
+                8 => {
+                    let rev = self.world.pick(&self.revs).clone();
+                    self.push(rev).await;
+                }
+                _ => {
+                    let proc = self.world.pick(&self.procs).clone();
+                    self.world.note(format_args!("{} restarts {proc}", self.app));
+                    let _ = self.visor.restart(&self.app, &proc, None).await;
+                }
+            }
+        }
+    }
+
+    async fn scale(&self, proc: &ProcName, count: u32) {
+        self.world.note(format_args!("{} scales {proc} to {count}", self.app));
+        self.rules.ask(&self.app, proc, count);
+        if self.visor.scale(&self.app, proc, count, None, "me", self.now()).await.is_ok() {
+            self.rules.acknowledge(&self.app, proc, count);
+        }
+    }
+
+    async fn configure(&mut self) {
+        let token = self.token();
+        let set = BTreeMap::from([("COLOUR".to_owned(), token.clone())]);
+        let new = NewRelease { set, token, ..NewRelease::default() };
+        let now = self.now();
+        let begun = self.visor.begin_release(&self.app, &new, Promoter::Converger, None, now).await;
+        self.world.note(format_args!("{} is configured: {begun:?}", self.app));
+    }
+
+    /// What bazooka-rm does in a push: it tries the release, under a lease of its own, and promotes it.
+    async fn push(&mut self, rev: RevId) {
+        let keeper = LeaseKeeper::start(self.visor.store().clone(), LeaseTiming::default());
+        if let Ok(lease) = timeout(Duration::from_secs(20), keeper.wait_held()).await {
+            let new = NewRelease { rev: Some(rev.clone()), token: self.token(), ..NewRelease::default() };
+            let now = self.now();
+            let begun = self.visor.begin_release(&self.app, &new, Promoter::Pusher, Some(lease), now).await;
+            self.world.note(format_args!("{} pushes {}: {begun:?}", self.app, rev.short()));
+            match begun {
+                Ok(Begun::Trying(release)) => {
+                    self.rules.made(&self.app, release, rev);
+                    self.see_through(release).await;
+                }
+                Ok(Begun::Released(release)) => {
+                    self.rules.made(&self.app, release, rev);
+                    self.rules.promoted(&self.app, release);
+                }
+                _ => {}
+            }
+        }
+        keeper.release().await;
+    }
+
+    async fn see_through(&self, release: ReleaseId) {
+        let key = Key::Release(self.app.clone(), release);
+        for _ in 0..300 {
+            sleep(Duration::from_millis(400)).await;
+            let row: Result<Option<Versioned<Release>>, _> = self.visor.get(&key).await;
+            match row.ok().flatten().map(|row| row.status) {
+                Some(ReleaseStatus::Verified) => {
+                    if self.world.chance(0.1) {
+                        return;
+                    }
+                    let promoted = self.visor.promote(&self.app, release).await;
+                    self.world.note(format_args!("{} promotes {release}: {promoted:?}", self.app));
+                    if promoted.is_ok() {
+                        return self.rules.promoted(&self.app, release);
+                    }
+                }
+                Some(ReleaseStatus::Failed | ReleaseStatus::Released | ReleaseStatus::Beside) => return,
+                Some(ReleaseStatus::Trying) | None => {}
+            }
+        }
+    }
+}
+
+/// The operator, who cordons and drains hosts, and takes that back in the end.
+pub async fn operate(world: Arc<World>) {
+    let visor = Visor::new(Link::store(&world, "operator", &Gate::new()));
+    loop {
+        world.wait(1_000..=40_000).await;
+        let host: HostName = world.pick(&Nodes::hosts()).clone();
+        let (cordoned, draining) = (world.chance(0.3), world.chance(0.4));
+        if world.is_healed() {
+            break;
+        }
+        world.note(format_args!("{host} is marked: cordoned {cordoned}, draining {draining}"));
+        let _ = visor.mark_host(&host, |meta| (meta.cordoned, meta.draining) = (cordoned, draining)).await;
+    }
+    for host in Nodes::hosts() {
+        while visor.mark_host(&host, |meta| (meta.cordoned, meta.draining) = (false, false)).await.is_err() {
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! One host: a real bazooka-pm with real processes over a real etcd. The test plays the converger.
+
+mod adopt;
+mod coordinator;
+mod life;
+mod measure;
+mod slugs;
+mod world;
