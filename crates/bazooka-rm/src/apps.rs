@@ -1,0 +1,126 @@
+//! The apps as the coordinator has them, kept true by one watch and shared by all that serves.
+//!
+//! Owns the mirror's loop. What others get is each app's view as of some revision; who waits for a change
+//! subscribes and looks again at each.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use tokio::sync::watch;
+use visor::{
+    keys::{self, Key},
+    mirror::Mirror,
+    names::{AppName, HostName},
+    schema::Rm,
+    snapshot::{AppView, Snapshot},
+    store::SharedStore,
+};
+
+/// All that is known of the apps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// By name; those that have no row of their own (any more) are left out.
+    pub apps: BTreeMap<AppName, Arc<AppView>>,
+    /// What else belongs to names without an app: a repository's row that was left.
+    pub rms: BTreeMap<HostName, Rm>,
+    /// Whether a complete list has been seen. Before, what isn't here isn't known to be absent.
+    pub complete: bool,
+}
+
+/// The apps. Cheap to clone.
+#[derive(Clone)]
+pub struct Apps {
+    known: Arc<Mutex<Known>>,
+    changed: watch::Receiver<u64>,
+}
+
+impl Apps {
+    /// The apps, unknown as yet, and the task that gets to know them.
+    pub fn new(store: SharedStore) -> (Apps, Following) {
+        let (says, changed) = watch::channel(0);
+        let known = Arc::new(Mutex::new(Known::default()));
+        let scopes = vec![keys::apps(), keys::repos(), keys::rms(), keys::turns(), keys::stored()];
+        let mirror = Mirror::new(store, scopes, Snapshot::default());
+        (Apps { known: known.clone(), changed }, Following { mirror, known, says })
+    }
+
+    /// All that is known now.
+    pub fn known(&self) -> Known {
+        self.known.lock().expect("no holder of this lock panics").clone()
+    }
+
+    /// Whether a complete list has been seen.
+    pub fn is_complete(&self) -> bool {
+        self.known.lock().expect("no holder of this lock panics").complete
+    }
+
+    /// One app, if it is registered.
+    pub fn view(&self, app: &AppName) -> Option<Arc<AppView>> {
+        self.known.lock().expect("no holder of this lock panics").apps.get(app).cloned()
+    }
+
+    /// Tells of each change. What was changed before is seen already.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        let mut changes = self.changed.clone();
+        changes.mark_unchanged();
+        changes
+    }
+}
+
+/// What follows the coordinator.
+pub struct Following {
+    mirror: Mirror<Snapshot>,
+    known: Arc<Mutex<Known>>,
+    says: watch::Sender<u64>,
+}
+
+impl Following {
+    /// Follows, for ever.
+    pub async fn run(mut self) {
+        loop {
+            let changes = self.mirror.next().await;
+            if changes.keys.is_empty() && !changes.relisted {
+                continue;
+            }
+            self.publish(&changes.keys, changes.relisted);
+            self.says.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn publish(&self, changed: &[String], relisted: bool) {
+        let image = self.mirror.image();
+        let mut known = self.known.lock().expect("no holder of this lock panics");
+        known.complete |= relisted;
+        let mut names: Vec<AppName> = changed.iter().filter_map(|key| app_of(key)).collect();
+        names.dedup();
+        for name in names {
+            match image.apps.get(&name).filter(|view| view.app.is_some()) {
+                Some(view) => drop(known.apps.insert(name, Arc::new(view.clone()))),
+                None => drop(known.apps.remove(&name)),
+            }
+        }
+        known.rms = image.rms.iter().map(|(name, rm)| (name.clone(), rm.value.clone())).collect();
+    }
+}
+
+/// The app that a key belongs to.
+fn app_of(key: &str) -> Option<AppName> {
+    match key.parse::<Key>().ok()? {
+        Key::App(app)
+        | Key::Rev(app, _)
+        | Key::Proc(app, _)
+        | Key::Env(app, _)
+        | Key::Release(app, _)
+        | Key::Head(app)
+        | Key::Trial(app)
+        | Key::Formation(app, _)
+        | Key::Instance(app, _)
+        | Key::Pending(app, _)
+        | Key::Repo(app)
+        | Key::Turn(app)
+        | Key::Stored(app) => Some(app),
+        _ => None,
+    }
+}

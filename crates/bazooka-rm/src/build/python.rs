@@ -1,0 +1,325 @@
+//! Python: a virtual environment in the slug, made so that it can be moved.
+//!
+//! Owns `.venv`. A slug is unpacked elsewhere than it was built, and may hold no link out of itself: the
+//! interpreter is copied, scripts find it through PATH (an instance's begins with `.venv/bin`), and compiled
+//! files are trusted without a look at their source's time, which a slug doesn't keep. What was installed
+//! for one list of requirements is kept for the next push with the same list.
+
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+use tokio::sync::Mutex;
+
+use super::{BuildError, Work, run::Runner};
+use crate::layout;
+
+/// The system's own: what a host's processes will find the library of.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// The environment's place in the slug.
+const VENV: &str = ".venv";
+
+/// Says, in an environment of ours, that it is whole.
+const WHOLE: &str = ".bazooka-whole";
+
+/// One build makes the environment that pip runs in, the others wait for it.
+static MAKING_PIP: Mutex<()> = Mutex::const_new(());
+
+/// Installs and compiles.
+///
+/// # Errors
+/// [`BuildError`].
+pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
+    let venv = work.dir.join(VENV);
+    // One that was committed was made for another machine.
+    layout::remove(&venv).map_err(BuildError::disk("removing a committed .venv"))?;
+    let python = interpreter().map_err(BuildError::disk(format!("reading {PYTHON}")))?;
+    let requirements = work.files.contains_key(Path::new("requirements.txt"));
+    let kept = if requirements { kept_for(work, &python)? } else { None };
+    match kept {
+        Some(kept) if kept.join(WHOLE).exists() => {
+            work.voice
+                .say("requirements.txt is as it was: its packages are kept from an earlier build")
+                .await;
+            copy(kept, venv).await?;
+        }
+        kept => {
+            install(work, runner, &python, requirements).await?;
+            relocate(&venv, work.dir).map_err(BuildError::disk("making .venv fit to be moved"))?;
+            compile(work, runner, &venv, &[]).await?;
+            if let Some(kept) = kept {
+                keep(venv, kept).await?;
+            }
+        }
+    }
+    layout::remove(&work.dir.join(VENV).join(WHOLE)).map_err(BuildError::disk("finishing .venv"))?;
+    compile(work, runner, work.dir, &["-x", r"/\.venv/"]).await
+}
+
+/// Makes the environment and has pip fill it. Pip itself stays outside: it would be the larger part of
+/// most slugs.
+async fn install(
+    work: &Work<'_>,
+    runner: &Runner<'_>,
+    python: &str,
+    requirements: bool,
+) -> Result<(), BuildError> {
+    let pip = pip(work, runner, python).await?;
+    step(work, runner, &[PYTHON, "-m", "venv", "--copies", "--without-pip", VENV]).await?;
+    let what: &[&str] = if requirements { &["-r", "requirements.txt"] } else { &["."] };
+    work.voice.say(format!("$ pip install {}", what.join(" "))).await;
+    let target = format!("{VENV}/bin/python3");
+    let words = ["-m", "pip", "--python", &target, "install", "--no-compile", "--progress-bar", "off"];
+    let words: Vec<&str> =
+        words.into_iter().chain(["--root-user-action", "ignore"]).chain(what.iter().copied()).collect();
+    runner.run(&pip, &words).await
+}
+
+/// The interpreter of an environment that has pip, shared by all apps.
+async fn pip(work: &Work<'_>, runner: &Runner<'_>, python: &str) -> Result<PathBuf, BuildError> {
+    // No app's name begins with a dot.
+    let tools = work.cache.with_file_name(".pip").join(python);
+    let _making = MAKING_PIP.lock().await;
+    if !tools.join(WHOLE).exists() {
+        layout::remove(&tools).map_err(BuildError::disk("clearing pip's environment"))?;
+        step(work, runner, &[PYTHON, "-m", "venv", &tools.display().to_string()]).await?;
+        fs::write(tools.join(WHOLE), "").map_err(BuildError::disk("making pip's environment"))?;
+    }
+    Ok(tools.join("bin/python3"))
+}
+
+/// Names this very interpreter: another one would not run what was made for it.
+fn interpreter() -> io::Result<String> {
+    let path = fs::canonicalize(PYTHON)?;
+    let metadata = fs::metadata(&path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(format!("{name}-{}-{}", metadata.len(), metadata.mtime()))
+}
+
+/// Where an environment for these requirements is kept, if they say it all.
+fn kept_for(work: &Work<'_>, python: &str) -> Result<Option<PathBuf>, BuildError> {
+    let list =
+        fs::read(work.dir.join("requirements.txt")).map_err(BuildError::disk("reading requirements.txt"))?;
+    if !says_all(&list) {
+        return Ok(None);
+    }
+    let mut hash = Sha256::new();
+    hash.update(python.as_bytes());
+    hash.update([0]);
+    hash.update(&list);
+    let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    Ok(Some(work.cache.join("venv").join(name)))
+}
+
+/// Whether a list of requirements names packages of a registry alone: no other file, nothing of the app's tree.
+fn says_all(list: &[u8]) -> bool {
+    let Ok(list) = std::str::from_utf8(list) else { return false };
+    list.lines().map(str::trim).all(|line| {
+        line.is_empty()
+            || line.starts_with('#')
+            || (line.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && !line.contains('/')
+                && !line.ends_with('\\'))
+    })
+}
+
+/// Keeps an environment, and that one alone.
+async fn keep(venv: PathBuf, kept: PathBuf) -> Result<(), BuildError> {
+    let others = kept.with_file_name("");
+    layout::remove(&others).map_err(BuildError::disk("clearing the kept packages"))?;
+    fs::create_dir_all(&others).map_err(BuildError::disk("keeping the packages"))?;
+    copy(venv, kept.clone()).await?;
+    fs::write(kept.join(WHOLE), "").map_err(BuildError::disk("keeping the packages"))
+}
+
+async fn copy(from: PathBuf, to: PathBuf) -> Result<(), BuildError> {
+    let copied = tokio::task::spawn_blocking(move || copy_tree(&from, &to)).await;
+    copied.map_err(io::Error::other).and_then(|copied| copied).map_err(BuildError::disk("copying packages"))
+}
+
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
+        if kind.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path())?, target)?;
+        } else if kind.is_file() {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Compiles what is in a folder, with a worker for each core. A file that can't be compiled is of no matter
+/// until it is imported.
+async fn compile(
+    work: &Work<'_>,
+    runner: &Runner<'_>,
+    folder: &Path,
+    more: &[&str],
+) -> Result<(), BuildError> {
+    let (here, folder) = (work.dir.display().to_string(), folder.display().to_string());
+    let words = ["-m", "compileall", "-q", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"];
+    let words: Vec<&str> =
+        words.into_iter().chain(["-s", &here]).chain(more.iter().copied()).chain([folder.as_str()]).collect();
+    match runner.run(Path::new(PYTHON), &words).await {
+        Ok(()) | Err(BuildError::Failed { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn step(work: &Work<'_>, runner: &Runner<'_>, words: &[&str]) -> Result<(), BuildError> {
+    work.voice.say(format!("$ {}", words.join(" "))).await;
+    runner.run(Path::new(words[0]), &words[1..]).await
+}
+
+/// Takes the place where it was built out of an environment.
+fn relocate(venv: &Path, tree: &Path) -> io::Result<()> {
+    let bin = venv.join("bin");
+    for entry in fs::read_dir(&bin)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // They tell the place to a shell that works in it, which an instance has none of.
+        if name.to_ascii_lowercase().starts_with("activate") {
+            fs::remove_file(&path)?;
+            continue;
+        }
+        if !fs::symlink_metadata(&path)?.is_file() {
+            continue;
+        }
+        // The interpreter is copied under each of its names.
+        if name != "python3" && name.starts_with("python") && same(&path, &bin.join("python3"))? {
+            fs::remove_file(&path)?;
+            std::os::unix::fs::symlink("python3", &path)?;
+            continue;
+        }
+        let content = fs::read(&path)?;
+        if let Some(moved) = movable(&content, &bin) {
+            let mode = fs::metadata(&path)?.permissions().mode();
+            fs::write(&path, moved)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        }
+    }
+    let config = venv.join("pyvenv.cfg");
+    let kept: String = fs::read_to_string(&config)?
+        .lines()
+        .filter(|line| !line.starts_with("command"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(config, kept)?;
+    for library in fs::read_dir(venv.join("lib"))? {
+        let packages = library?.path().join("site-packages");
+        for entry in fs::read_dir(&packages).into_iter().flatten() {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "pth") {
+                let text = fs::read_to_string(&path)?;
+                if let Some(moved) = relative_paths(&text, tree) {
+                    fs::write(&path, moved)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn same(one: &Path, other: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(one)?.len() == fs::metadata(other)?.len() && fs::read(one)? == fs::read(other)?)
+}
+
+/// A script with the environment's interpreter in its first line, made to look for it in PATH instead.
+fn movable(script: &[u8], bin: &Path) -> Option<Vec<u8>> {
+    let bin = bin.to_str()?;
+    let text = script.strip_prefix(b"#!")?;
+    let end = text.iter().position(|byte| *byte == b'\n')?;
+    let (first, rest) = text.split_at(end);
+    let interpreter = std::str::from_utf8(first).ok()?.trim();
+    if interpreter.starts_with(&format!("{bin}/python")) {
+        return Some([b"#!/usr/bin/env python3", rest].concat());
+    }
+    // Where the place is too long for a first line, pip writes a shell's that Python takes for a string.
+    if interpreter == "/bin/sh" {
+        let body = std::str::from_utf8(rest).ok()?;
+        let script = body
+            .strip_prefix(&format!("\n'''exec' {bin}/python"))
+            .or_else(|| body.strip_prefix(&format!("\n'''exec' \"{bin}/python")))?;
+        let (_, script) = script.split_once("\n' '''")?;
+        return Some(format!("#!/usr/bin/env python3{script}").into_bytes());
+    }
+    None
+}
+
+/// A `.pth` file whose lines into the app's tree go by where it lies itself.
+fn relative_paths(text: &str, tree: &Path) -> Option<String> {
+    let tree = tree.to_str()?;
+    if !text.contains(tree) {
+        return None;
+    }
+    // From .venv/lib/pythonX.Y/site-packages.
+    let line = |line: &str| match line.strip_prefix(tree) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("../../../..{rest}\n"),
+        _ => format!("{line}\n"),
+    };
+    Some(text.lines().map(line).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_find_their_interpreter_through_path() {
+        let bin = Path::new("/b/app/.venv/bin");
+        for (script, wanted) in [
+            ("#!/b/app/.venv/bin/python3\nimport x\n", Some("#!/usr/bin/env python3\nimport x\n")),
+            ("#!/b/app/.venv/bin/python\n# -*- y\n", Some("#!/usr/bin/env python3\n# -*- y\n")),
+            (
+                "#!/bin/sh\n'''exec' /b/app/.venv/bin/python3 \"$0\" \"$@\"\n' '''\nimport x\n",
+                Some("#!/usr/bin/env python3\nimport x\n"),
+            ),
+            (
+                "#!/bin/sh\n'''exec' \"/b/app/.venv/bin/python3\" \"$0\" \"$@\"\n' '''\nimport x\n",
+                Some("#!/usr/bin/env python3\nimport x\n"),
+            ),
+            ("#!/bin/sh\necho\n", None),
+            ("#!/usr/bin/perl\n", None),
+            ("\u{7f}ELF", None),
+        ] {
+            let got = movable(script.as_bytes(), bin);
+            assert_eq!(got.as_deref(), wanted.map(str::as_bytes), "{script:?}");
+        }
+    }
+
+    #[test]
+    fn packages_are_kept_only_for_a_list_that_says_it_all() {
+        for (list, wanted) in [
+            ("gunicorn==23.0.0\nflask>=2 ; python_version > '3'\n\n# x\n", true),
+            ("uvicorn[standard]\n", true),
+            ("-r other.txt\n", false),
+            ("-e .\n", false),
+            ("--find-links x\n", false),
+            (".\n", false),
+            ("./lib\n", false),
+            ("lib @ file:///x\n", false),
+            ("a==1 \\\n  --hash=sha256:00\n", false),
+        ] {
+            assert_eq!(says_all(list.as_bytes()), wanted, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn an_editable_install_is_found_from_the_environment() {
+        let tree = Path::new("/b/app");
+        assert_eq!(
+            relative_paths("/b/app/src\n/b/app\n/b/apple\nimport z\n", tree).as_deref(),
+            Some("../../../../src\n../../../..\n/b/apple\nimport z\n")
+        );
+        assert_eq!(relative_paths("import z\n", tree), None);
+    }
+}

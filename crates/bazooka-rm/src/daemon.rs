@@ -1,0 +1,208 @@
+//! Starts and ends bazooka-rm: what runs, in which order.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use visor::{
+    daemon::{self, CoordinatorArgs, NotReady, Readiness},
+    lease::{LeaseKeeper, LeaseState, LeaseTiming},
+    names::HostName,
+    schema::{Extra, Rm as Row},
+    store::wait_until_ready,
+};
+
+use crate::{
+    apps::Apps,
+    endpoint, hooks,
+    layout::Layout,
+    metrics::RmMetrics,
+    push::{Pushes, Times, mend},
+    repos::{Own, Repositories, disk::Disk},
+    rm::{Rm, SharedRm},
+    storage::Storage,
+    stored::Shelves,
+};
+
+/// bazooka-rm keeps the apps' git repositories, builds what is pushed, and stores what it built.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "bazooka-rm", version)]
+pub struct RmArgs {
+    /// Where the coordinator is.
+    #[command(flatten)]
+    pub coordinator: CoordinatorArgs,
+    /// This rm's name, one of its own among all
+    #[arg(long, env = "BAZOOKA_NAME", value_name = "NAME")]
+    pub name: Option<HostName>,
+    /// Where repositories, slugs and caches are kept
+    #[arg(long, env = "BAZOOKA_STATE", default_value = "/var/lib/bazooka-rm", value_name = "DIR")]
+    pub state: PathBuf,
+    /// Where to listen
+    #[arg(long, env = "BAZOOKA_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDR:PORT")]
+    pub listen: SocketAddr,
+    /// The endpoint's base as others reach it [default: http:// and where it listens]
+    #[arg(long, env = "BAZOOKA_URL", value_name = "URL")]
+    pub url: Option<String>,
+    /// Where slugs and repositories are stored, shared by several rms: s3://BUCKET/PREFIX (with the AWS_* variables) or
+    /// file:///FOLDER [default: the state folder, for one rm]
+    #[arg(long, env = "BAZOOKA_STORAGE", value_name = "URL")]
+    pub storage: Option<String>,
+    /// The base of the URL that is pushed to, where that isn't this rm's own: that of bazooka-proxy's --git
+    #[arg(long, env = "BAZOOKA_GIT_URL", value_name = "URL")]
+    pub git_url: Option<String>,
+}
+
+/// How soon a failed write of the presence is tried again.
+const PRESENCE_AGAIN: Duration = Duration::from_millis(500);
+
+/// Runs bazooka-rm until `shutdown`.
+///
+/// # Errors
+/// If it can't start: its state folder, its address, what it was told.
+pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let name = match args.name {
+        Some(name) => name,
+        None => own_name()?,
+    };
+    let visor = args.coordinator.visor().map_err(anyhow::Error::msg)?;
+    let layout = Layout::open(&args.state)
+        .with_context(|| format!("the state folder {} can't be made", args.state.display()))?;
+    let storage = match &args.storage {
+        Some(url) => {
+            Some(Storage::open(url).map_err(anyhow::Error::msg).context("the file storage can't be used")?)
+        }
+        None => None,
+    };
+    let program = std::env::current_exe().context("bazooka-rm doesn't find its own program")?;
+    // The lock goes with the process.
+    let _alone = alone(&layout)?;
+    layout.sweep().context("what an earlier run left can't be removed")?;
+    let disk = Disk::new(layout.clone(), program.clone());
+    disk.sweep();
+    let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
+    let url = args.url.unwrap_or_else(|| format!("http://{address}"));
+    let url = url.trim_end_matches('/').to_owned();
+    let git_url = args.git_url.map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
+    let process = format!("{:032x}", rand::random::<u128>());
+    let own = Own { name, process, url, git_url, shares: storage.is_some() };
+
+    let readiness = Readiness::default();
+    let (present, settled) = (readiness.hold(), readiness.hold());
+    let mut registry = Registry::default();
+    let metrics = RmMetrics::register(&mut registry);
+    let (apps, following) = Apps::new(visor.store().clone());
+    let rm: SharedRm = Arc::new(Rm {
+        own: own.clone(),
+        layout,
+        program,
+        storage,
+        shelves: Shelves::default(),
+        visor: visor.clone(),
+        apps: apps.clone(),
+        pushes: Pushes::default(),
+        times: Times::default(),
+        metrics,
+    });
+    let hooks = hooks::listen(&rm).context("the hooks' socket can't be opened")?;
+    tokio::spawn(hooks::serve(rm.clone(), hooks));
+    let routes = endpoint::routes(rm.clone(), readiness.clone(), Arc::new(Mutex::new(registry)));
+    let serving = tokio::spawn(daemon::serve(listener, routes, shutdown.clone()));
+
+    let keeper = LeaseKeeper::start(visor.store().clone(), LeaseTiming::default());
+    let working = async {
+        let say = |error: &visor::store::StoreError| {
+            tracing::warn!(error = %error, "waiting for the coordinator");
+        };
+        wait_until_ready(&**visor.store(), say).await?;
+        visor.set_up().await?;
+        let repositories = Repositories {
+            apps: apps.clone(),
+            visor: visor.clone(),
+            disk,
+            storage: rm.storage.clone(),
+            own: own.clone(),
+            busy: {
+                let rm = rm.clone();
+                Box::new(move |app| rm.pushes.is_busy(app))
+            },
+            push_ended: rm.pushes.ended.clone(),
+        };
+        let mending = rm.clone();
+        let settle = move || {
+            drop(settled);
+            if mending.storage.is_some() {
+                tokio::spawn(async move {
+                    mend::adopt(&mending).await;
+                    mend::keep(&mending).await;
+                });
+                return;
+            }
+            // Pushes that an earlier run didn't live to end.
+            for app in mending.apps.known().apps.into_keys() {
+                let rm = mending.clone();
+                tokio::spawn(async move { mend::mend(&rm, &app).await });
+            }
+        };
+        tokio::join!(following.run(), repositories.run(settle), be_present(&rm, &keeper, present));
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        ended = working => ended?,
+        () = shutdown.cancelled() => {}
+    }
+    keeper.release().await;
+    serving.await.context("the endpoint failed")?;
+    Ok(())
+}
+
+/// Keeps this rm's row in the coordinator, for ever.
+async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady) {
+    let row = Row { url: rm.own.url.clone(), version: env!("CARGO_PKG_VERSION").into(), extra: Extra::new() };
+    let mut state = keeper.state();
+    let mut present = Some(present);
+    loop {
+        let held = *state.borrow_and_update();
+        let mut again = None;
+        if let LeaseState::Held { id } = held {
+            match rm.visor.publish_rm(&rm.own.name, &row, id).await {
+                Ok(()) => {
+                    if present.take().is_some() {
+                        tracing::info!(url = %rm.own.url, "ready");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(error = %error, "can't say in the coordinator that this rm serves");
+                    again = Some(PRESENCE_AGAIN);
+                }
+            }
+        }
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() { return },
+            () = async { match again {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            } } => {}
+        }
+    }
+}
+
+fn own_name() -> anyhow::Result<HostName> {
+    let name = nix::unistd::gethostname().context("this machine's name can't be read")?;
+    let name = name.to_string_lossy().to_lowercase();
+    name.parse().with_context(|| "this machine's name can't be the rm's; give it one by --name")
+}
+
+/// Sees to it that no other rm works on the same state folder.
+fn alone(layout: &Layout) -> anyhow::Result<nix::fcntl::Flock<std::fs::File>> {
+    let path = layout.root().join("lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("{} can't be made", path.display()))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        anyhow::anyhow!("another bazooka-rm works on {} ({error})", layout.root().display())
+    })
+}

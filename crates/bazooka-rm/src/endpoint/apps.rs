@@ -1,0 +1,80 @@
+//! Registering and destroying apps.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use visor::names::{AppName, InvalidName};
+
+use super::ApiError;
+use crate::rm::SharedRm;
+
+/// The longest body; a real one has some hundred bytes.
+const MAX_BODY: usize = 16 * 1024;
+
+/// What registers an app.
+#[derive(Debug, Deserialize)]
+struct Register {
+    name: String,
+    owner: String,
+    token: String,
+}
+
+/// An app, as it was registered or is being destroyed.
+#[derive(Debug, Serialize)]
+pub struct AppBody {
+    name: AppName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
+}
+
+/// `POST /apps`. With the same token it is the same registration: safe to repeat.
+pub async fn register(
+    State(rm): State<SharedRm>,
+    body: Bytes,
+) -> Result<(StatusCode, Json<AppBody>), ApiError> {
+    let bad = |error: String| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            error,
+            r#"send {"name": "...", "owner": "...", "token": "..."}"#,
+        )
+    };
+    if body.len() > MAX_BODY {
+        return Err(bad(format!("the request is {} bytes long; {MAX_BODY} is the most", body.len())));
+    }
+    let asked: Register =
+        serde_json::from_slice(&body).map_err(|error| bad(format!("the request can't be read: {error}")))?;
+    let name: AppName = asked.name.parse().map_err(invalid)?;
+    let is_word = |text: &str, most: usize| {
+        (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+    };
+    if !is_word(&asked.owner, 100) {
+        return Err(bad("owner must be a line of 1 to 100 characters".into()));
+    }
+    if !is_word(&asked.token, 200) {
+        return Err(bad("token must be a line of 1 to 200 characters".into()));
+    }
+    rm.visor.register_app(&name, &asked.owner, &asked.token, Timestamp::now()).await?;
+    tracing::info!(app = %name, owner = %asked.owner, "app registered");
+    Ok((StatusCode::CREATED, Json(AppBody { name, owner: Some(asked.owner) })))
+}
+
+/// `DELETE /apps/A`: all of it stops, then all of it goes.
+pub async fn destroy(
+    State(rm): State<SharedRm>,
+    Path(app): Path<String>,
+) -> Result<(StatusCode, Json<AppBody>), ApiError> {
+    let name: AppName = app.parse().map_err(invalid)?;
+    rm.visor.destroy_app(&name).await?;
+    tracing::info!(app = %name, "app is being destroyed");
+    Ok((StatusCode::ACCEPTED, Json(AppBody { name, owner: None })))
+}
+
+fn invalid(error: InvalidName) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), "choose a name by that rule")
+}

@@ -1,0 +1,243 @@
+//! Git's smart HTTP: advertisements, fetches and pushes. The packs are the system git's business.
+
+use std::{path::PathBuf, sync::Arc};
+
+use axum::{
+    body::Body,
+    extract::{Path, Query, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use visor::names::AppName;
+
+use super::process::{Answering, git};
+use crate::{
+    push::{self, Push},
+    rm::SharedRm,
+    stored,
+};
+
+/// The most that a request may bring: what `receive.maxInputSize` lets git take, and some words.
+const MAX_PUSH: u64 = 2 * 1024 * 1024 * 1024 + 1024 * 1024;
+
+/// The most that a fetch may ask.
+const MAX_FETCH: u64 = 64 * 1024 * 1024;
+
+/// A request that is refused, in words that the git client shows.
+pub struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], format!("{}\n", self.1))
+            .into_response()
+    }
+}
+
+/// What `info/refs` is asked with.
+#[derive(Debug, Deserialize)]
+pub struct Service {
+    service: Option<String>,
+}
+
+/// `GET /A.git/info/refs?service=...`.
+pub async fn info_refs(
+    State(rm): State<SharedRm>,
+    Path(repo): Path<String>,
+    Query(asked): Query<Service>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
+    let (_, repository) = repository(&rm, &repo).await?;
+    let command = match asked.service.as_deref() {
+        Some("git-receive-pack") => "receive-pack",
+        Some("git-upload-pack") => "upload-pack",
+        _ => return Err(Refused(StatusCode::FORBIDDEN, "only git's smart protocol is spoken here".into())),
+    };
+    let protocol = protocol(&headers);
+    let mut git = git(&[command, "--stateless-rpc", "--advertise-refs"], &repository, protocol.as_deref());
+    let told = git.output().await.map_err(|error| no_git(&error))?;
+    if !told.status.success() {
+        let error = String::from_utf8_lossy(&told.stderr).into_owned();
+        tracing::error!(repo, error, "a repository can't be read");
+        return Err(Refused(StatusCode::INTERNAL_SERVER_ERROR, "the repository can't be read".into()));
+    }
+    let mut body = Vec::new();
+    // The later protocol does without the announcement.
+    if !protocol.is_some_and(|protocol| protocol.contains("version=2")) {
+        let line = format!("# service=git-{command}\n");
+        body = format!("{:04x}{line}0000", line.len() + 4).into_bytes();
+    }
+    body.extend(told.stdout);
+    Ok((answer_headers(&format!("application/x-git-{command}-advertisement")), body).into_response())
+}
+
+/// `POST /A.git/git-upload-pack`: a clone or a fetch.
+pub async fn upload_pack(
+    State(rm): State<SharedRm>,
+    Path(repo): Path<String>,
+    headers: HeaderMap,
+    request: Body,
+) -> Result<Response, Refused> {
+    let (_, repository) = repository(&rm, &repo).await?;
+    let command = git(&["upload-pack", "--stateless-rpc"], &repository, protocol(&headers).as_deref());
+    let (answering, body) = Answering::start(command).map_err(|error| no_git(&error))?;
+    tokio::spawn(answering.carry(request, MAX_FETCH, || false));
+    Ok((answer_headers("application/x-git-upload-pack-result"), body).into_response())
+}
+
+/// `POST /A.git/git-receive-pack`: a push.
+pub async fn receive_pack(
+    State(rm): State<SharedRm>,
+    Path(repo): Path<String>,
+    headers: HeaderMap,
+    request: Body,
+) -> Result<Response, Refused> {
+    let (app, repository) = repository(&rm, &repo).await?;
+    let push = rm.pushes.open(app, user(&headers));
+    let mut command = git(&["receive-pack", "--stateless-rpc"], &repository, protocol(&headers).as_deref());
+    command.env("BAZOOKA_PUSH", &push.id);
+    if let Some(user) = &push.user {
+        command.env("REMOTE_USER", user);
+    }
+    let started = Answering::start(command);
+    let (answering, body) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            push::close(&rm, &push).await;
+            return Err(no_git(&error));
+        }
+    };
+    tokio::spawn(carry_push(rm, push, answering, request));
+    Ok((answer_headers("application/x-git-receive-pack-result"), body).into_response())
+}
+
+/// Carries a push to its end, whoever still listens.
+async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request: Body) {
+    rm.metrics.pushes_under_way.inc();
+    answering
+        .carry(request, MAX_PUSH, || {
+            push.gone.cancel();
+            // Git is moving the branch: it must be let, so that head moves with it.
+            push.is_accepted()
+        })
+        .await;
+    push::close(&rm, &push).await;
+    rm.metrics.pushes_under_way.dec();
+}
+
+/// The app of a path, and its repository, ready to be used.
+async fn repository(rm: &SharedRm, repo: &str) -> Result<(AppName, PathBuf), Refused> {
+    let name = repo.strip_suffix(".git").unwrap_or(repo);
+    let app: AppName = name.parse().map_err(|error| Refused(StatusCode::NOT_FOUND, format!("{error}")))?;
+    if !rm.apps.is_complete() {
+        let words = "bazooka-rm hasn't reached the coordinator yet; try again in a moment";
+        return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, words.into()));
+    }
+    let Some(view) = rm.apps.view(&app) else {
+        let words = format!("there is no app '{app}'; `bazooka init` registers one");
+        return Err(Refused(StatusCode::NOT_FOUND, words));
+    };
+    if view.app.as_ref().is_some_and(|row| row.destroying) {
+        return Err(Refused(StatusCode::GONE, format!("app '{app}' is being destroyed")));
+    }
+    let url = rm.own.repo_url(&app);
+    match view.repo.as_ref().filter(|repo| repo.hooks) {
+        Some(_) if rm.own.shares => {
+            stored::bring_up(rm, &app).await.map_err(|error| {
+                tracing::warn!(app = %app, error = %error, "a repository can't be brought up to what is stored");
+                let words = format!("the repository of '{app}' can't be brought up to date: {error}; try again");
+                Refused(StatusCode::SERVICE_UNAVAILABLE, words)
+            })?;
+            Ok((app.clone(), rm.layout.repo(&app)))
+        }
+        Some(repo) if repo.url == url => Ok((app.clone(), rm.layout.repo(&app))),
+        Some(repo) => Err(Refused(
+            StatusCode::NOT_FOUND,
+            format!(
+                "the repository of '{app}' is {}; `git remote set-url bazooka {0}` leads there",
+                repo.url
+            ),
+        )),
+        None => Err(Refused(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the repository of '{app}' is being made; try again in a moment"),
+        )),
+    }
+}
+
+/// The protocol version that the client speaks.
+fn protocol(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get("git-protocol")?.to_str().ok()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '=' | ':' | '.' | '-' | '_' | '/');
+    (value.len() <= 200 && value.chars().all(plain)).then(|| value.to_owned())
+}
+
+/// Who asks, if the client says so.
+fn user(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let encoded = value.strip_prefix("Basic ")?;
+    let decoded = base64(encoded)?;
+    let text = String::from_utf8(decoded).ok()?;
+    let name = text.split(':').next()?;
+    let is_word = (1..=100).contains(&name.chars().count()) && !name.chars().any(char::is_control);
+    is_word.then(|| name.to_owned())
+}
+
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let mut bits = 0u32;
+    let mut held = 0;
+    let mut out = Vec::new();
+    for byte in text.trim_end_matches('=').bytes() {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = (bits << 6) | u32::from(value);
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            out.push(u8::try_from((bits >> held) & 0xff).expect("it is masked"));
+        }
+    }
+    Some(out)
+}
+
+fn answer_headers(kind: &str) -> [(header::HeaderName, String); 2] {
+    [
+        (header::CONTENT_TYPE, kind.to_owned()),
+        (header::CACHE_CONTROL, "no-cache, max-age=0, must-revalidate".into()),
+    ]
+}
+
+fn no_git(error: &std::io::Error) -> Refused {
+    tracing::error!(error = %error, "git can't be started");
+    Refused(StatusCode::INTERNAL_SERVER_ERROR, "git can't be started on bazooka-rm's machine".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_is_read_from_the_request() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(user(&headers), None);
+        headers.insert(header::AUTHORIZATION, "Basic YWRhOmxvdmVsYWNl".parse().expect("a value"));
+        assert_eq!(user(&headers).as_deref(), Some("ada"));
+        headers.insert(header::AUTHORIZATION, "Basic YQpiOmM=".parse().expect("a value"));
+        assert_eq!(user(&headers), None, "a name is one line");
+    }
+
+    #[test]
+    fn a_strange_protocol_is_not_passed_on() {
+        let mut headers = HeaderMap::new();
+        headers.insert("git-protocol", "version=2".parse().expect("a value"));
+        assert_eq!(protocol(&headers).as_deref(), Some("version=2"));
+        headers.insert("git-protocol", "version=2 $(id)".parse().expect("a value"));
+        assert_eq!(protocol(&headers), None);
+    }
+}

@@ -1,0 +1,89 @@
+//! The file storage, as hosts fetch from it.
+
+use std::io;
+
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    http::{Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use tokio_util::io::ReaderStream;
+use visor::names::Digest;
+
+use super::ApiError;
+use crate::{
+    rm::SharedRm,
+    storage::{self, StorageError},
+};
+
+/// How much is read from the disk at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// `GET /slugs/SHA256` (and `HEAD`). What is there is whole; a host checks it all the same.
+pub async fn serve(
+    State(rm): State<SharedRm>,
+    method: Method,
+    Path(sha256): Path<String>,
+) -> Result<Response, ApiError> {
+    let sha256: Digest = sha256.parse().map_err(|error: visor::names::InvalidName| {
+        ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), "")
+    })?;
+    let failed =
+        |error: io::Error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string(), "try again");
+    let file = match tokio::fs::File::open(rm.layout.slug(&sha256)).await {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Some(stored) = stored(&rm, &method, &sha256).await? {
+                return Ok(stored);
+            }
+            rm.metrics.slug_requested("missing");
+            return Err(ApiError::new(
+                StatusCode::NOT_FOUND,
+                format!("there is no slug {sha256}"),
+                "another rm may have it",
+            ));
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let length = file.metadata().await.map_err(failed)?.len();
+    let body = if method == Method::HEAD {
+        Body::empty()
+    } else {
+        rm.metrics.slug_requested("served");
+        Body::from_stream(ReaderStream::with_capacity(file, CHUNK))
+    };
+    Ok(answer(length, body))
+}
+
+/// A slug from the storage that is shared, passed on as it comes.
+async fn stored(rm: &SharedRm, method: &Method, sha256: &Digest) -> Result<Option<Response>, ApiError> {
+    let Some(storage) = &rm.storage else { return Ok(None) };
+    let name = storage::slug(sha256);
+    let found = if method == Method::HEAD {
+        storage.size(&name).await.map(|found| found.map(|length| (length, Body::empty())))
+    } else {
+        match storage.stream(&name).await {
+            Ok((length, stream)) => Ok(Some((length, Body::from_stream(stream)))),
+            Err(StorageError::Missing(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    match found {
+        Ok(found) => Ok(found.map(|(length, body)| {
+            rm.metrics.slug_requested("passed-on");
+            answer(length, body)
+        })),
+        Err(error) => Err(ApiError::new(StatusCode::BAD_GATEWAY, error.to_string(), "try again")),
+    }
+}
+
+fn answer(length: u64, body: Body) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "application/zstd".to_owned()),
+        (header::CONTENT_LENGTH, length.to_string()),
+        // A name never gets other bytes.
+        (header::CACHE_CONTROL, "public, max-age=31536000, immutable".to_owned()),
+    ];
+    (headers, body).into_response()
+}

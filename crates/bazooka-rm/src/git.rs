@@ -1,0 +1,37 @@
+//! The system's git as a command, in an environment that is the same on every machine.
+
+use std::{path::Path, process::Stdio};
+
+use tokio::process::Command;
+
+/// A command of git's in a repository; its arguments are still to come.
+pub fn git(repository: &Path) -> Command {
+    let mut command = Command::new("git");
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()))
+        // Whose machine this is must not matter.
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("LC_ALL", "C.UTF-8")
+        .current_dir(repository);
+    command
+}
+
+/// Runs a command to its end, which is the caller's at the latest, and returns its standard error if it failed.
+///
+/// # Errors
+/// What it said.
+pub async fn run(command: &mut Command) -> Result<(), String> {
+    let ended = command.stderr(Stdio::piped()).kill_on_drop(true).spawn();
+    let ended = match ended {
+        Ok(child) => child.wait_with_output().await,
+        Err(error) => Err(error),
+    };
+    let output = ended.map_err(|error| format!("git can't be started: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(said.lines().last().map_or_else(|| output.status.to_string(), str::to_owned))
+}

@@ -1,0 +1,170 @@
+//! The hooks' calls, as the daemon takes them: a connection for each hook that runs.
+//!
+//! Owns the socket. A hook that vanishes ends its connection, and with that what is done for it.
+
+use std::{
+    fs, io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    hook::wire::{Call, Hook, MAX_CALL, Reply},
+    layout::{SOCKET, remove},
+    push::{self, Push, Rejected},
+    rm::SharedRm,
+    voice::Voice,
+};
+
+/// How long a hook may take to say what it wants.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Opens the socket, for this user's processes alone.
+///
+/// # Errors
+/// If it can't be opened.
+pub fn listen(rm: &SharedRm) -> io::Result<UnixListener> {
+    // An rm that was killed leaves it.
+    remove(&rm.layout.socket())?;
+    // A socket's path is short, and the state folder's needn't be.
+    let folder = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::fcntl::OFlag::O_DIRECTORY.bits())
+        .open(rm.layout.root())?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))?;
+    fs::set_permissions(rm.layout.socket(), fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Takes calls, for ever.
+pub async fn serve(rm: SharedRm, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((hook, _)) => drop(tokio::spawn(answer(rm.clone(), hook))),
+            Err(error) => {
+                // Out of descriptors: some will be closed.
+                tracing::warn!(error = %error, "a hook's call can't be taken");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(rm: SharedRm, hook: UnixStream) {
+    let (input, mut output) = hook.into_split();
+    let mut input = BufReader::new(input);
+    let call = match timeout(CALL_TIMEOUT, read_call(&mut input)).await {
+        Ok(Ok(call)) => call,
+        Ok(Err(error)) => return tracing::warn!(error = %error, "a hook's call can't be read"),
+        Err(_) => return tracing::warn!("a hook didn't say what it wants"),
+    };
+    let (voice, lines) = Voice::new();
+    let cancelled = CancellationToken::new();
+    let work = async {
+        // All clones of the voice are gone after this, so that the lines end.
+        let voice = voice;
+        perform(&rm, &call, &voice, &cancelled).await
+    };
+    let told = async {
+        let told = tell(lines, &mut output).await;
+        if told.is_err() {
+            cancelled.cancel();
+        }
+    };
+    let vanished = async {
+        wait_for_end(input).await;
+        cancelled.cancel();
+        std::future::pending::<()>().await;
+    };
+    let status = tokio::select! {
+        (status, ()) = async { tokio::join!(work, told) } => status,
+        () = vanished => 1,
+    };
+    // It has vanished where this can't be said.
+    let _ = say(&mut output, &Reply::Done { status }).await;
+}
+
+async fn perform(rm: &SharedRm, call: &Call, voice: &Voice, cancelled: &CancellationToken) -> i32 {
+    let Some(push) = rm.pushes.find(&call.push) else {
+        voice.say("push rejected: pushes go through bazooka-rm's endpoint").await;
+        return 1;
+    };
+    match call.hook {
+        Hook::PostReceive => {
+            push::post_receive(rm, &push, voice, cancelled).await;
+            0
+        }
+        Hook::PreReceive => match wanted(rm, &push, call, voice, cancelled).await {
+            Ok(()) => {
+                rm.metrics.pushed("accepted");
+                0
+            }
+            Err(rejected) => {
+                rm.metrics.pushed("rejected");
+                tracing::info!(app = %push.app, reason = %rejected, "push rejected");
+                voice.say_all(&format!("push rejected: {rejected}")).await;
+                1
+            }
+        },
+    }
+}
+
+/// The first hook's work, which ends with its pusher too.
+async fn wanted(
+    rm: &SharedRm,
+    push: &Arc<Push>,
+    call: &Call,
+    voice: &Voice,
+    cancelled: &CancellationToken,
+) -> Result<(), Rejected> {
+    let work = push::pre_receive(rm, push, call, voice, cancelled);
+    let gone = async {
+        push.gone.cancelled().await;
+        cancelled.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        done = work => done,
+        () = gone => Err(Rejected::Cancelled),
+    }
+}
+
+async fn read_call(input: &mut BufReader<OwnedReadHalf>) -> io::Result<Call> {
+    let mut line = Vec::new();
+    // The words of JSON are longer than git's own.
+    input.take(4 * MAX_CALL).read_until(b'\n', &mut line).await?;
+    Ok(serde_json::from_slice(&line)?)
+}
+
+async fn tell(mut lines: mpsc::Receiver<String>, output: &mut OwnedWriteHalf) -> io::Result<()> {
+    while let Some(line) = lines.recv().await {
+        say(output, &Reply::Line(line)).await?;
+    }
+    Ok(())
+}
+
+async fn say(output: &mut OwnedWriteHalf, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    output.write_all(&line).await
+}
+
+async fn wait_for_end(mut input: BufReader<OwnedReadHalf>) {
+    let mut nothing = [0; 64];
+    while input.read(&mut nothing).await.is_ok_and(|n| n > 0) {}
+}

@@ -1,0 +1,28 @@
+//! bazooka-rm: registers apps, keeps their git repositories, builds what is pushed, stores slugs, and has
+//! what it built released.
+//!
+//! ```text
+//! git push ─HTTP─▶ endpoint ─▶ git receive-pack ─▶ hook ─socket─▶ push: check, build, store, register, try
+//!                                                                   │                          │
+//! coordinator ◀──── repos: plan and converge ◀── apps (watch) ◀─────┴──────────────────────────┘
+//! ```
+
+pub mod apps;
+pub mod build;
+pub mod daemon;
+pub mod endpoint;
+pub mod git;
+pub mod hook;
+pub mod hooks;
+pub mod layout;
+pub mod metrics;
+pub mod procfile;
+pub mod push;
+pub mod repos;
+pub mod rm;
+pub mod settled;
+pub mod slug;
+pub mod storage;
+pub mod stored;
+pub mod tree;
+pub mod voice;

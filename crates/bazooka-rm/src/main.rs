@@ -1,0 +1,40 @@
+//! bazooka-rm: the daemon, and under other names git's hooks and the supervisor of a build's steps.
+
+use std::process::ExitCode;
+
+use bazooka_rm::{
+    build::supervisor,
+    daemon::{RmArgs, run},
+    hook,
+};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default().to_string_lossy().into_owned();
+    let status = if let Some(hook) = hook::by_name(&name) {
+        hook::run(hook)
+    } else if name == supervisor::NAME {
+        supervisor::run(args)
+    } else {
+        return daemon();
+    };
+    ExitCode::from(u8::try_from(status).unwrap_or(1))
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn daemon() -> ExitCode {
+    visor::daemon::init_logs();
+    let args = RmArgs::parse();
+    let ran = match visor::daemon::shutdown() {
+        Ok(shutdown) => run(args, shutdown).await,
+        Err(error) => Err(error.into()),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bazooka-rm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What bazooka-rm counts.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+/// How a build ended, and what was built.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct BuildLabels {
+    /// `done`, `failed` or `reused`.
+    pub result: &'static str,
+    /// `node`, `python`, ...
+    pub kind: String,
+}
+
+/// How something ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ResultLabel {
+    /// A word.
+    pub result: &'static str,
+}
+
+/// The metrics.
+#[derive(Clone, Debug)]
+pub struct RmMetrics {
+    /// Builds.
+    pub builds: Family<BuildLabels, Counter>,
+    /// How long they took.
+    pub build_duration: Histogram,
+    /// Pushes: `accepted` or `rejected`.
+    pub pushes: Family<ResultLabel, Counter>,
+    /// Those that are under way.
+    pub pushes_under_way: Gauge,
+    /// The size of each slug that was stored.
+    pub slug_bytes: Histogram,
+    /// Slugs asked for: `served`, `passed-on` (from the shared storage) or `missing`.
+    pub slug_requests: Family<ResultLabel, Counter>,
+}
+
+impl RmMetrics {
+    /// New ones, in a registry.
+    pub fn register(registry: &mut Registry) -> RmMetrics {
+        let metrics = RmMetrics {
+            builds: Family::default(),
+            build_duration: Histogram::new(exponential_buckets(0.01, 4.0, 9)),
+            pushes: Family::default(),
+            pushes_under_way: Gauge::default(),
+            slug_bytes: Histogram::new(exponential_buckets(1024.0, 8.0, 8)),
+            slug_requests: Family::default(),
+        };
+        registry.register("bazooka_rm_builds", "Builds by result and kind", metrics.builds.clone());
+        registry.register(
+            "bazooka_rm_build_duration_seconds",
+            "From a push's checks to its stored slug",
+            metrics.build_duration.clone(),
+        );
+        registry.register("bazooka_rm_pushes", "Pushes by result", metrics.pushes.clone());
+        registry.register(
+            "bazooka_rm_pushes_under_way",
+            "Pushes that are under way",
+            metrics.pushes_under_way.clone(),
+        );
+        registry.register(
+            "bazooka_rm_slug_bytes",
+            "Size of the slugs that were stored",
+            metrics.slug_bytes.clone(),
+        );
+        registry.register("bazooka_rm_slug_requests", "Slugs asked for", metrics.slug_requests.clone());
+        metrics
+    }
+
+    /// Counts a build.
+    pub fn built(&self, result: &'static str, kind: &str) {
+        self.builds.get_or_create(&BuildLabels { result, kind: kind.to_owned() }).inc();
+    }
+
+    /// Counts a push.
+    pub fn pushed(&self, result: &'static str) {
+        self.pushes.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Counts a request for a slug.
+    pub fn slug_requested(&self, result: &'static str) {
+        self.slug_requests.get_or_create(&ResultLabel { result }).inc();
+    }
+}

@@ -1,0 +1,178 @@
+//! What an app's Procfile says: a name and a command a line.
+//!
+//! Owns the reading of it and the words for what is wrong with it. Pure: bytes in, procs or a fault out.
+
+use std::collections::BTreeMap;
+
+use visor::names::ProcName;
+
+/// The longest Procfile; a real one has some hundred bytes.
+pub const MAX_BYTES: usize = 64 * 1024;
+
+/// The most procs: each is compared and written in the transaction that registers the rev, and etcd takes
+/// 128 operations in one.
+pub const MAX_PROCS: usize = 50;
+
+/// The longest command: it travels in the row of each instance.
+pub const MAX_COMMAND: usize = 4096;
+
+/// What is wrong with a Procfile.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It is too long to be one.
+    #[error("Procfile: it is {0} bytes long; {MAX_BYTES} is the most")]
+    TooLong(usize),
+    /// Something is wrong with a line.
+    #[error("Procfile, line {line}: {what}")]
+    Line {
+        /// Counted from 1.
+        line: usize,
+        /// What, with the line's own words where they help.
+        what: String,
+    },
+    /// There is no proc in it.
+    #[error("Procfile: there is no proc in it; a line such as `web: ./server` makes one")]
+    NoProcs,
+    /// There are too many procs in it.
+    #[error("Procfile: it has {0} procs; {MAX_PROCS} is the most")]
+    TooManyProcs(usize),
+}
+
+/// Reads a Procfile: `name: command` a line, as Heroku does; empty lines and lines that begin with `#` are
+/// passed over.
+///
+/// # Errors
+/// The first fault from the top.
+pub fn parse(bytes: &[u8]) -> Result<BTreeMap<ProcName, String>, Fault> {
+    if bytes.len() > MAX_BYTES {
+        return Err(Fault::TooLong(bytes.len()));
+    }
+    // Some editors begin a file with a byte order mark.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let mut procs: BTreeMap<ProcName, (usize, String)> = BTreeMap::new();
+    for (at, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        let number = at + 1;
+        let fault = |what: String| Fault::Line { line: number, what };
+        let line =
+            std::str::from_utf8(line).map_err(|_| fault("it has bytes in it that are not UTF-8".into()))?;
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(strange) = line.chars().find(|c| c.is_control() && *c != '\t') {
+            return Err(fault(format!("it has a control character in it ({strange:?})")));
+        }
+        let Some((name, command)) = line.split_once(':') else {
+            return Err(fault(format!("there is no colon in {:?}; it should be `name: command`", cut(line))));
+        };
+        let name: ProcName = name.trim_end().parse().map_err(|invalid: visor::names::InvalidName| {
+            fault(format!("{:?} can't name a proc: {}", cut(&invalid.name), invalid.rule))
+        })?;
+        let command = command.trim();
+        if command.is_empty() {
+            return Err(fault(format!("proc '{name}' has no command")));
+        }
+        if command.len() > MAX_COMMAND {
+            return Err(fault(format!(
+                "the command of proc '{name}' is {} bytes long; {MAX_COMMAND} is the most",
+                command.len()
+            )));
+        }
+        if let Some((first, _)) = procs.get(&name) {
+            return Err(fault(format!("proc '{name}' is there already, in line {first}")));
+        }
+        procs.insert(name, (number, command.to_owned()));
+    }
+    match procs.len() {
+        0 => Err(Fault::NoProcs),
+        1..=MAX_PROCS => Ok(procs.into_iter().map(|(name, (_, command))| (name, command)).collect()),
+        many => Err(Fault::TooManyProcs(many)),
+    }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fault(text: &str) -> String {
+        parse(text.as_bytes()).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn names_and_commands_are_read() {
+        let procs = parse(
+            b"\xef\xbb\xbf# how it runs\r\nweb: node server.js --port $PORT\r\n\n  job :bin/work: fast \nrelease:\tx",
+        )
+        .expect("it is good");
+        let procs: Vec<(&str, &str)> = procs.iter().map(|(n, c)| (n.as_str(), c.as_str())).collect();
+        assert_eq!(
+            procs,
+            [("job", "bin/work: fast"), ("release", "x"), ("web", "node server.js --port $PORT")]
+        );
+    }
+
+    #[test]
+    fn a_fault_is_told_with_its_line_and_reason() {
+        for (text, wanted) in [
+            ("web node server.js\n", "Procfile, line 1: there is no colon"),
+            ("\n\nweb: a\njob: b\nweb: c\n", "Procfile, line 5: proc 'web' is there already, in line 3"),
+            ("web: a\nWeb2: b\n", "Procfile, line 2: \"Web2\" can't name a proc: 1 to 30 lower-case"),
+            ("web:\n", "Procfile, line 1: proc 'web' has no command"),
+            ("web:   \t \n", "Procfile, line 1: proc 'web' has no command"),
+            (": node\n", "Procfile, line 1: \"\" can't name a proc"),
+            ("web: a\0b\n", "Procfile, line 1: it has a control character in it ('\\0')"),
+            ("web: a\u{1b}[2J\n", "Procfile, line 1: it has a control character"),
+            ("# nothing\n\n", "Procfile: there is no proc in it"),
+            ("", "Procfile: there is no proc in it"),
+            ("$(id): x\n", "can't name a proc"),
+            ("../x: y\n", "can't name a proc"),
+        ] {
+            assert!(fault(text).contains(wanted), "{text:?}: {}", fault(text));
+        }
+        let latin = parse(b"web: a\njob: caf\xe9\n").expect_err("not UTF-8").to_string();
+        assert_eq!(latin, "Procfile, line 2: it has bytes in it that are not UTF-8");
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused() {
+        assert!(matches!(parse(&vec![b'#'; MAX_BYTES + 1]), Err(Fault::TooLong(_))));
+        let long = format!("web: {}\n", "x".repeat(MAX_COMMAND + 1));
+        assert!(fault(&long).contains("4096 is the most"));
+        let many: String = (0..=MAX_PROCS).map(|n| format!("p{n}: x\n")).collect();
+        assert_eq!(parse(many.as_bytes()), Err(Fault::TooManyProcs(MAX_PROCS + 1)));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_bytes_are_the_answer_is_a_proc_or_a_fault(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            match parse(&bytes) {
+                Ok(procs) => {
+                    prop_assert!(!procs.is_empty());
+                    for command in procs.values() {
+                        prop_assert!(!command.is_empty() && !command.contains(['\n', '\0', '\r']));
+                    }
+                }
+                Err(fault) => prop_assert!(!fault.to_string().contains('\n')),
+            }
+        }
+
+        #[test]
+        fn what_was_written_is_read_back(
+            procs in proptest::collection::btree_map("[a-z]([a-z0-9]{0,8})", "[!-~]([ -~]{0,40}[!-~])?", 1..10),
+            blank in proptest::collection::vec(prop_oneof![Just("\n"), Just("# note\n"), Just(" \r\n")], 0..4),
+        ) {
+            let text: String = procs.iter().map(|(n, c)| format!("{n}: {c}\n{}", blank.concat())).collect();
+            let read = parse(text.as_bytes()).expect("it is good");
+            let read: BTreeMap<String, String> = read.into_iter().map(|(n, c)| (n.to_string(), c)).collect();
+            prop_assert_eq!(read, procs);
+        }
+    }
+}

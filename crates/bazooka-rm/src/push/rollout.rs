@@ -1,0 +1,203 @@
+//! The rollout after a push, told step by step.
+//!
+//! Owns the telling alone: the rollout goes on without it, whoever listens.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use visor::{
+    keys,
+    mirror::Mirror,
+    names::{AppName, HostName, ProcName, ReleaseId, RevId},
+    progress::{NO_ROOM_FOR, Observed, Progress, Verdict, progress, was_failing},
+    schema::State,
+    snapshot::{AppView, Snapshot},
+    visor::VisorError,
+};
+
+use super::Push;
+use crate::{rm::SharedRm, voice::Voice};
+
+/// How many instances of each proc and rev run.
+type Running = BTreeMap<(ProcName, RevId), u32>;
+
+/// What there was of an app before its release was tried.
+#[derive(Clone, Debug, Default)]
+pub struct Before {
+    running: Running,
+    /// Which procs failed.
+    pub failing: BTreeSet<ProcName>,
+}
+
+impl Before {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn read(rm: &SharedRm, app: &AppName) -> Result<Before, VisorError> {
+        let snapshot = rm.visor.read(keys::app(app)).await?;
+        let Some(view) = snapshot.apps.get(app) else { return Ok(Before::default()) };
+        let of = view.instances.iter().map(|(id, instance)| (instance.host.clone(), *id));
+        let statuses = rm.visor.statuses(of).await?;
+        let mut observed = Observed::default();
+        for (id, status) in &statuses {
+            observed.statuses.insert(*id, (&status.value, status.mod_revision));
+        }
+        let now = Timestamp::now();
+        let failing = view.procs.keys().filter(|proc| was_failing(view, &observed, proc, now));
+        Ok(Before { failing: failing.cloned().collect(), running: running(view, &observed) })
+    }
+}
+
+/// Tells each step until all is as wanted, or can't be, or the pusher has gone.
+pub async fn stream(
+    rm: &SharedRm,
+    push: &Arc<Push>,
+    release: ReleaseId,
+    before: Before,
+    voice: &Voice,
+    cancelled: &CancellationToken,
+) {
+    tokio::select! {
+        () = tell(rm, push, release, before, voice) => {}
+        () = cancelled.cancelled() => {}
+        () = push.gone.cancelled() => {}
+        () = tokio::time::sleep(rm.times.rollout) => {
+            voice.say("the rollout goes on; `bazooka ps` shows how far it is").await;
+        }
+    }
+}
+
+async fn tell(rm: &SharedRm, push: &Push, release: ReleaseId, before: Before, voice: &Voice) {
+    let app = &push.app;
+    let Some(view) = rm.apps.view(app) else { return };
+    for proc in &before.failing {
+        voice.say(format!("{proc} failed before and isn't waited for: bazooka why {proc}")).await;
+    }
+    let mut hosts = hosts_of(&view);
+    let (failing, mut before) = (before.failing, before.running);
+    let mut no_room_since: Option<Instant> = None;
+    loop {
+        // What hosts are told and say is watched for this app's hosts alone.
+        let mut scopes = keys::app(app);
+        scopes.extend(hosts.iter().flat_map(|host| [keys::assigned_to(host), keys::status_of(host)]));
+        let mut mirror = Mirror::new(rm.visor.store().clone(), scopes, Snapshot::default());
+        loop {
+            let give_up = no_room_since.map(|since| since + NO_ROOM_FOR);
+            let patience = async {
+                match give_up {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = mirror.next() => {}
+                () = patience => {}
+            }
+            let snapshot = mirror.image();
+            let Some(view) = snapshot.apps.get(app).filter(|_| mirror.is_synced()) else { continue };
+            let observed = Observed::of(snapshot, app);
+            let mut now = running(view, &observed);
+            // What crashes anyway comes and goes: that is no step of this rollout.
+            now.retain(|(proc, _), _| !failing.contains(proc));
+            before.retain(|(proc, _), _| !failing.contains(proc));
+            for line in steps(&before, &now) {
+                voice.say(line).await;
+            }
+            before = now;
+            if let Some(row) = view.releases.get(&release).filter(|row| row.was_aborted()) {
+                let head = view.head.as_ref().map(|head| head.release.to_string()).unwrap_or_default();
+                let cause = row.cause.as_deref().unwrap_or_default();
+                voice.say(format!("{release} was {cause}: {head} is current again")).await;
+                return;
+            }
+            let waited_for = view.procs.keys().filter(|proc| !failing.contains(*proc));
+            let all: Vec<Progress> = waited_for.map(|proc| progress(view, &observed, proc)).collect();
+            let pending = all.iter().find_map(|progress| progress.pending.as_ref());
+            no_room_since = pending.map(|_| no_room_since.unwrap_or_else(Instant::now));
+            if all.iter().all(|progress| progress.verdict == Verdict::Converged) {
+                return;
+            }
+            if all.iter().all(|progress| matches!(progress.verdict, Verdict::Converged | Verdict::Paused)) {
+                let by = view.pause.as_ref().map(|pause| pause.by.as_str()).unwrap_or_default();
+                voice.say(format!("the rollout is paused by {by}; `bazooka rollout resume` goes on")).await;
+                return;
+            }
+            let stuck = all.iter().find_map(|progress| match &progress.verdict {
+                Verdict::Stuck { cause } => Some(cause.clone()),
+                _ => None,
+            });
+            // One that fails must not hide what becomes of the others.
+            let others_done = all.iter().all(|progress| progress.verdict != Verdict::Underway);
+            if let Some(cause) = stuck.filter(|_| others_done) {
+                voice.say(format!("the rollout stopped: {cause}")).await;
+                return;
+            }
+            if let Some(pending) =
+                pending.filter(|_| no_room_since.is_some_and(|at| at.elapsed() >= NO_ROOM_FOR))
+            {
+                voice.say(format!("the rollout waits: {}", pending.reason)).await;
+                return;
+            }
+            let needed = hosts_of(view);
+            if !needed.is_subset(&hosts) {
+                hosts.extend(needed);
+                break;
+            }
+        }
+    }
+}
+
+fn hosts_of(view: &AppView) -> BTreeSet<HostName> {
+    view.instances.values().map(|instance| instance.host.clone()).collect()
+}
+
+/// What runs and is to go on.
+fn running(view: &AppView, observed: &Observed<'_>) -> Running {
+    let mut running = Running::new();
+    for (id, instance) in &view.instances {
+        let runs = observed.statuses.get(id).is_some_and(|(status, _)| status.state == State::Running);
+        let goes_on = observed.desired.get(id).is_none_or(|desired| *desired == visor::schema::Desired::Run);
+        if runs && goes_on {
+            *running.entry((instance.proc.clone(), instance.rev.clone())).or_insert(0) += 1;
+        }
+    }
+    running
+}
+
+/// A line for each proc and rev of which more or fewer run: as `scale` tells it, a dot for each instance.
+fn steps(before: &Running, now: &Running) -> Vec<String> {
+    let keys: BTreeSet<_> = before.keys().chain(now.keys()).collect();
+    let count = |running: &Running, key| running.get(key).copied().unwrap_or(0);
+    let mut lines: Vec<(bool, String)> = keys
+        .into_iter()
+        .filter_map(|key @ (proc, rev)| {
+            let (from, to) = (count(before, key), count(now, key));
+            let dots = ".".repeat(from.abs_diff(to) as usize);
+            (from != to).then(|| (to < from, format!("{proc}@{} {from} -> {to} {dots}", rev.short())))
+        })
+        .collect();
+    // What starts comes before what stops.
+    lines.sort_by_key(|(stops, _)| *stops);
+    lines.into_iter().map(|(_, line)| line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_step_is_a_line_and_what_starts_comes_first() {
+        let rev = |digit: char| -> RevId { digit.to_string().repeat(40).parse().expect("valid") };
+        let web: ProcName = "web".parse().expect("valid");
+        let before = Running::from([((web.clone(), rev('1')), 3), ((web.clone(), rev('2')), 1)]);
+        let after = Running::from([((web.clone(), rev('1')), 2), ((web, rev('2')), 3)]);
+        assert_eq!(steps(&before, &after), ["web@2222222 1 -> 3 ..", "web@1111111 3 -> 2 ."]);
+        assert!(steps(&after, &after).is_empty());
+    }
+}

@@ -1,0 +1,223 @@
+//! A push's trial: begun, watched, and told as it goes.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use visor::{
+    keys::{self, Key},
+    names::{AppName, ReleaseId, RevId},
+    progress,
+    schema::{Promoter, ReleaseStatus, Rev, State},
+    snapshot::AppView,
+    store::Keys,
+    transitions::releases::{Begun, NewRelease, concerned},
+};
+
+use super::{Push, deploy::Rejected, rollout::Before};
+use crate::{rm::SharedRm, voice::Voice};
+
+/// Begins the release of a rev and waits until it is verified, where there is something to try.
+///
+/// # Errors
+/// [`Rejected`]: the release has failed, or was never begun.
+pub async fn try_release(
+    rm: &SharedRm,
+    push: &Arc<Push>,
+    rev: &RevId,
+    voice: &Voice,
+    cancelled: &CancellationToken,
+) -> Result<(), Rejected> {
+    push.held().before = Before::read(rm, &push.app).await?;
+    let by = match &push.user {
+        Some(user) => user.clone(),
+        // Registered just now: the view need not have it yet.
+        None => rm
+            .visor
+            .get::<Rev>(&Key::Rev(push.app.clone(), rev.clone()))
+            .await?
+            .map_or(String::new(), |rev| rev.value.by),
+    };
+    let new = NewRelease {
+        rev: Some(rev.clone()),
+        by,
+        reason: format!("push of {}", rev.short()),
+        token: push.id.clone(),
+        turn: rm.storage.as_ref().map(|_| push.id.clone()),
+        ..NewRelease::default()
+    };
+    // This push's own writes are in the view from here on, or a change tells of them.
+    let mut changes = rm.apps.changes();
+    let begun = begin(rm, push, &new, voice, cancelled).await?;
+    let release = match begun {
+        Begun::Trying(release) => release,
+        Begun::Released(release) | Begun::Unchanged(release) => {
+            voice.say(format!("{release} released")).await;
+            return Ok(());
+        }
+        Begun::EnvOnly(_) => return Err(Rejected::Internal("the rev isn't registered any more".into())),
+    };
+    push.held().trial = Some(release);
+    tracing::info!(app = %push.app, release = %release, rev = rev.short(), "trial begun");
+    voice.say(format!("trying {release}")).await;
+
+    let mut deadline = None;
+    let mut told = None;
+    let begin = Instant::now();
+    let mut alarms = [rm.times.quiet, rm.times.nobody].map(|after| begin + after).into_iter().peekable();
+    loop {
+        if let Some(view) = rm.apps.view(&push.app) {
+            match view.releases.get(&release).map(|row| (row.status, row.cause.clone())) {
+                Some((ReleaseStatus::Verified, _)) => {
+                    voice.say(format!("{release} is healthy")).await;
+                    return Ok(());
+                }
+                Some((ReleaseStatus::Released, _)) => return Ok(()),
+                Some((ReleaseStatus::Failed, cause)) => {
+                    push.held().trial = None;
+                    let cause = cause.unwrap_or_else(|| "no cause is known".into());
+                    return Err(Rejected::Failed { release, cause });
+                }
+                Some((ReleaseStatus::Trying, _)) => {
+                    deadline.get_or_insert_with(|| {
+                        Instant::now() + boot_timeout(&view, release) + rm.times.beyond_boot
+                    });
+                    tell_shortfall(&view, release, &mut told, voice).await;
+                }
+                // Not seen yet.
+                Some((ReleaseStatus::Beside, _)) | None => {}
+            }
+        }
+        let bound = deadline.unwrap_or_else(|| Instant::now() + rm.times.beyond_boot);
+        let alarm = alarms.peek().copied().unwrap_or(bound);
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return Err(Rejected::Internal("bazooka-rm is shutting down".into()));
+                }
+            }
+            () = cancelled.cancelled() => {
+                let cause = "the push that tried it has ended";
+                rm.visor.fail_trial(&push.app, release, cause).await?;
+                push.held().trial = None;
+                return Err(Rejected::Cancelled);
+            }
+            () = sleep_until(alarm), if alarm < bound => {
+                alarms.next();
+                let is_last = alarms.peek().is_none();
+                match who_is_missing(rm).await {
+                    Some(missing) if is_last => {
+                        rm.visor.fail_trial(&push.app, release, &missing).await?;
+                        push.held().trial = None;
+                        return Err(Rejected::Failed { release, cause: missing });
+                    }
+                    Some(missing) => voice.say(format!("waiting: {missing}")).await,
+                    None if is_last => {}
+                    None => {
+                        if let Some(words) = what_is_awaited(rm, push, release).await {
+                            voice.say(words).await;
+                        }
+                    }
+                }
+            }
+            () = sleep_until(bound) => {
+                let cause = "it was not verified in time: its instances have not become healthy, or no converger runs";
+                rm.visor.fail_trial(&push.app, release, cause).await?;
+                push.held().trial = None;
+                return Err(Rejected::Failed { release, cause: cause.into() });
+            }
+        }
+    }
+}
+
+/// Who should act and isn't there, as far as the coordinator says.
+async fn who_is_missing(rm: &SharedRm) -> Option<String> {
+    let there = rm.visor.read(vec![Keys::One(Key::Leader.to_string()), keys::hosts()]).await.ok()?;
+    progress::missing(&there)
+}
+
+/// Which procs of a trial have an instance that isn't healthy yet, and how long it may take.
+async fn what_is_awaited(rm: &SharedRm, push: &Push, release: ReleaseId) -> Option<String> {
+    let view = rm.apps.view(&push.app)?;
+    let failed = push.held().before.failing.clone();
+    let tried = || {
+        let of_release = view.instances.iter().filter(|(_, instance)| instance.release == release);
+        of_release.filter(|(_, instance)| !failed.contains(&instance.proc))
+    };
+    let statuses =
+        rm.visor.statuses(tried().map(|(id, instance)| (instance.host.clone(), *id))).await.ok()?;
+    let runs = |id| statuses.get(id).is_some_and(|status| status.state == State::Running);
+    let procs: BTreeSet<&str> =
+        tried().filter(|(id, _)| !runs(id)).map(|(_, instance)| instance.proc.as_str()).collect();
+    let names: Vec<&str> = procs.into_iter().collect();
+    let most = boot_timeout(&view, release).as_secs();
+    (!names.is_empty()).then(|| format!("waiting: {} may take {most} s to become healthy", names.join(", ")))
+}
+
+/// Begins the release; while another one is tried, waits for that for a while.
+async fn begin(
+    rm: &SharedRm,
+    push: &Push,
+    new: &NewRelease,
+    voice: &Voice,
+    cancelled: &CancellationToken,
+) -> Result<Begun, Rejected> {
+    let deadline = Instant::now() + rm.times.other_trial;
+    let mut told = false;
+    loop {
+        let mut changes = rm.apps.changes();
+        let lease = push.held().lease.as_ref().and_then(|keeper| keeper.held());
+        let lease = lease.ok_or(Rejected::NoCoordinator)?;
+        let begun =
+            rm.visor.begin_release(&push.app, new, Promoter::Pusher, Some(lease), Timestamp::now()).await;
+        let error = match begun {
+            Ok(begun) => return Ok(begun),
+            Err(error) => error,
+        };
+        let Some(release) = Rejected::being_tried(&error) else { return Err(error.into()) };
+        if !told {
+            voice.say(format!("{release} is being tried; waiting")).await;
+            told = true;
+        }
+        loop {
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() {
+                    return Err(Rejected::Internal("bazooka-rm is shutting down".into()));
+                },
+                () = cancelled.cancelled() => return Err(Rejected::Cancelled),
+                () = sleep_until(deadline) => return Err(Rejected::BeingTried { release }),
+            }
+            if !is_tried(rm, &push.app, release) {
+                break;
+            }
+        }
+    }
+}
+
+fn is_tried(rm: &SharedRm, app: &AppName, release: ReleaseId) -> bool {
+    rm.apps.view(app).is_some_and(|view| view.trial.as_ref().is_some_and(|trial| trial.release == release))
+}
+
+/// How long the slowest proc of a trial may take to boot.
+fn boot_timeout(view: &AppView, release: ReleaseId) -> Duration {
+    let Some(row) = view.releases.get(&release) else { return Duration::ZERO };
+    concerned(view, row)
+        .into_iter()
+        .filter_map(|proc| view.procs.get(proc))
+        .map(|proc| proc.run.boot_timeout())
+        .max()
+        .unwrap_or_default()
+}
+
+/// Tells of instances without a place, once for each reason.
+async fn tell_shortfall(view: &AppView, release: ReleaseId, told: &mut Option<String>, voice: &Voice) {
+    let short = view.pending.iter().find(|(_, pending)| pending.release == release);
+    let word = short.map(|(proc, pending)| format!("{proc}: {}", pending.reason));
+    if word.is_some() && *told != word {
+        if let Some(word) = &word {
+            voice.say(word).await;
+        }
+        *told = word;
+    }
+}

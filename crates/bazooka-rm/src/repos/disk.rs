@@ -1,0 +1,254 @@
+//! Repositories on the disk: what is there, and each step that changes it.
+//!
+//! Owns every write to a repository that isn't git's own.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use git2::{Config, ErrorCode, Repository, RepositoryInitOptions};
+use visor::names::AppName;
+
+use super::{
+    OnDisk, app_of,
+    config::{DENY_NON_FAST_FORWARDS, DOOMED, FIRST_SETTINGS, SETTINGS, TOKEN},
+};
+use crate::layout::{Layout, remove};
+
+/// The hooks that each repository has.
+const HOOKS: [&str; 2] = ["pre-receive", "post-receive"];
+
+/// From this age on a lock file, or a push's temporary folder, belongs to no push that could still be under way.
+const STALE_AFTER: Duration = Duration::from_secs(3600);
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} of {app} failed")]
+pub struct DiskError {
+    app: AppName,
+    what: &'static str,
+    #[source]
+    source: Cause,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error(transparent)]
+    Git(#[from] git2::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// The repositories below a state folder.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    layout: Layout,
+    /// What hooks are: this program.
+    program: PathBuf,
+}
+
+impl Disk {
+    /// The repositories of `layout`, with `program` for their hooks.
+    pub fn new(layout: Layout, program: PathBuf) -> Disk {
+        Disk { layout, program }
+    }
+
+    /// What is there.
+    ///
+    /// # Errors
+    /// If the folder can't be read.
+    pub fn observe(&self) -> io::Result<BTreeMap<AppName, OnDisk>> {
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(self.layout.repos())? {
+            if let Some(app) = app_of(&entry?.path()) {
+                let on_disk = self.observe_one(&app);
+                found.insert(app, on_disk);
+            }
+        }
+        Ok(found)
+    }
+
+    fn observe_one(&self, app: &AppName) -> OnDisk {
+        let path = self.layout.repo(app);
+        let Ok(config) = Repository::open_bare(&path).and_then(|repo| repo.config()?.snapshot()) else {
+            // Made halfway, or broken: its token is none, so it is made anew.
+            return OnDisk::default();
+        };
+        let is = |(name, value): &(&str, &str)| config.get_str(name).is_ok_and(|found| found == *value);
+        let hook = |name: &&str| {
+            fs::read_link(path.join("hooks").join(name)).is_ok_and(|target| target == self.program)
+        };
+        OnDisk {
+            token: config.get_str(TOKEN).unwrap_or_default().to_owned(),
+            configured: SETTINGS.iter().all(is) && config.get_str(DENY_NON_FAST_FORWARDS).is_ok(),
+            hooks: HOOKS.iter().all(hook),
+            doomed: config.get_bool(DOOMED).unwrap_or(false),
+        }
+    }
+
+    /// Makes a bare repository for a registration. It appears with its token or not at all.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn create(&self, app: &AppName, token: &str) -> Result<(), DiskError> {
+        let create = || -> Result<(), Cause> {
+            let unfinished = tempfile::tempdir_in(self.layout.gone())?;
+            let path = unfinished.path().join("new.git");
+            let mut options = RepositoryInitOptions::new();
+            options.bare(true).no_reinit(true).external_template(false).initial_head("master");
+            let repository = Repository::init_opts(&path, &options)?;
+            repository.config()?.set_str(TOKEN, token)?;
+            drop(repository);
+            fs::rename(path, self.layout.repo(app))?;
+            Ok(())
+        };
+        create().map_err(self.failed(app, "making the repository"))
+    }
+
+    /// Writes its configuration.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn configure(&self, app: &AppName) -> Result<(), DiskError> {
+        let configure = || -> Result<(), Cause> {
+            let mut config = Config::open(&self.layout.repo(app).join("config"))?;
+            for (name, value) in SETTINGS {
+                if config.get_string(name).ok().as_deref() != Some(value) {
+                    config.set_str(name, value)?;
+                }
+            }
+            for (name, value) in FIRST_SETTINGS {
+                match config.get_string(name) {
+                    Err(error) if error.code() == ErrorCode::NotFound => config.set_str(name, value)?,
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        configure().map_err(self.failed(app, "configuring the repository"))
+    }
+
+    /// Puts its hooks in place: links to this program, which knows by its name which it is.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn install_hooks(&self, app: &AppName) -> Result<(), DiskError> {
+        let install = || -> Result<(), Cause> {
+            let hooks = self.layout.repo(app).join("hooks");
+            fs::create_dir_all(&hooks)?;
+            for name in HOOKS {
+                let hook = hooks.join(name);
+                remove(&hook)?;
+                std::os::unix::fs::symlink(&self.program, &hook)?;
+            }
+            Ok(())
+        };
+        install().map_err(self.failed(app, "putting the hooks in place"))
+    }
+
+    /// Makes what is missing of a registration's repository; another's that stands in its place goes.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn ensure(&self, app: &AppName, token: &str) -> Result<(), DiskError> {
+        let mut found = if self.layout.repo(app).exists() { Some(self.observe_one(app)) } else { None };
+        if found.as_ref().is_some_and(|found| found.token != token || found.doomed) {
+            self.remove(app)?;
+            found = None;
+        }
+        if found.is_none() {
+            self.create(app, token)?;
+        }
+        let found = found.unwrap_or_default();
+        if !found.configured {
+            self.configure(app)?;
+        }
+        if !found.hooks {
+            self.install_hooks(app)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that its app is being destroyed.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn doom(&self, app: &AppName) -> Result<(), DiskError> {
+        let doom = || -> Result<(), Cause> {
+            Config::open(&self.layout.repo(app).join("config"))?.set_bool(DOOMED, true)?;
+            Ok(())
+        };
+        doom().map_err(self.failed(app, "marking the repository"))
+    }
+
+    /// Takes away the repository, the app's caches and its build folder.
+    ///
+    /// # Errors
+    /// If the disk fails. Half of it may have gone then.
+    pub fn remove(&self, app: &AppName) -> Result<(), DiskError> {
+        let take_away = || -> Result<(), Cause> {
+            self.put_away(app)?;
+            remove(&self.layout.cache(app))?;
+            remove(&self.layout.build(app))?;
+            Ok(())
+        };
+        take_away().map_err(self.failed(app, "removing the repository"))
+    }
+
+    /// Takes away the repository alone.
+    ///
+    /// # Errors
+    /// If the disk fails. It has no name any more then, or is as it was.
+    pub fn put_away(&self, app: &AppName) -> io::Result<()> {
+        // Out of sight first: half a repository must not be taken for one.
+        let away = tempfile::tempdir_in(self.layout.gone())?;
+        match fs::rename(self.layout.repo(app), away.path().join("repo")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        away.close()
+    }
+
+    /// Removes what pushes that were killed left in the repositories: git's locks and temporary objects.
+    pub fn sweep(&self) {
+        let Ok(apps) = self.observe() else { return };
+        for app in apps.keys() {
+            sweep_repository(&self.layout.repo(app));
+        }
+    }
+
+    fn failed<E: Into<Cause>>(&self, app: &AppName, what: &'static str) -> impl FnOnce(E) -> DiskError {
+        let app = app.clone();
+        move |source| DiskError { app, what, source: source.into() }
+    }
+}
+
+fn sweep_repository(path: &Path) {
+    for folder in ["refs/heads", "refs", "."] {
+        clear(&path.join(folder), |name| name.ends_with(".lock"));
+    }
+    clear(&path.join("objects"), |name| name.starts_with("tmp_objdir-") || name.starts_with("incoming-"));
+    clear(&path.join("objects/pack"), |name| name.starts_with("tmp_"));
+}
+
+fn clear(folder: &Path, is_left: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_old = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age >= STALE_AFTER));
+        if is_old && entry.file_name().to_str().is_some_and(&is_left) {
+            if let Err(error) = remove(&entry.path()) {
+                tracing::warn!(path = %entry.path().display(), error = %error, "can't be removed");
+            }
+        }
+    }
+}
+
+/// Whether a repository refuses pushes that leave commits behind.
+pub fn denies_non_fast_forwards(repository: &Repository) -> bool {
+    repository.config().and_then(|config| config.get_bool(DENY_NON_FAST_FORWARDS)).unwrap_or(false)
+}

@@ -1,0 +1,154 @@
+//! The loop that keeps the repositories as they should be.
+
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use visor::{
+    names::AppName,
+    visor::{Refusal, Visor, VisorError},
+};
+
+use super::{Own, Step, disk::Disk, plan};
+use crate::{
+    apps::Apps,
+    storage::{self, Storage},
+};
+
+/// How soon a step that failed is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
+
+/// Keeps the repositories.
+pub struct Repositories {
+    /// The apps.
+    pub apps: Apps,
+    /// The coordinator.
+    pub visor: Visor,
+    /// The repositories.
+    pub disk: Disk,
+    /// What it shares with other rms.
+    pub storage: Option<Storage>,
+    /// Who this rm is.
+    pub own: Own,
+    /// Pushes that are under way hold back the removal of their repository.
+    pub busy: Box<dyn Fn(&AppName) -> bool + Send + Sync>,
+    /// Rung when a push has ended.
+    pub push_ended: std::sync::Arc<Notify>,
+}
+
+impl Repositories {
+    /// Keeps them, for ever. `settled` is called when everything is as it should be for the first time.
+    pub async fn run(self, settled: impl FnOnce()) {
+        let mut settled = Some(settled);
+        let mut changes = self.apps.changes();
+        loop {
+            let known = self.apps.known();
+            let pause = if known.complete && !self.converge(&known).await { Some(TRY_AGAIN) } else { None };
+            if known.complete && pause.is_none() {
+                if let Some(settled) = settled.take() {
+                    settled();
+                }
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = self.push_ended.notified() => {}
+                () = async { match pause {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
+                } } => {}
+            }
+        }
+    }
+
+    /// Takes every step that is due; false if one failed.
+    async fn converge(&self, known: &crate::apps::Known) -> bool {
+        let disk = self.disk.clone();
+        let observed = tokio::task::spawn_blocking(move || disk.observe()).await;
+        let observed = match observed.map_err(std::io::Error::other).and_then(|observed| observed) {
+            Ok(observed) => observed,
+            Err(error) => {
+                tracing::warn!(error = %error, "the repositories can't be read");
+                return false;
+            }
+        };
+        let mut well = true;
+        for (app, steps) in plan(known, &observed, &self.own) {
+            for step in steps {
+                let removes = matches!(step, Step::Remove | Step::Forget);
+                if removes && (self.busy)(&app) {
+                    break;
+                }
+                match self.take(&app, &step).await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        tracing::warn!(app = %app, action = ?step, error = %error, "a repository is not as it should be");
+                        well = false;
+                        break;
+                    }
+                }
+            }
+        }
+        well
+    }
+
+    /// Forgets an app: what is stored of its repository goes first, since the app's row is what tells of it.
+    async fn forget(&self, app: &AppName) -> Result<bool, VisorError> {
+        let token = self.apps.view(app).and_then(|view| view.app.as_ref().map(|row| row.token.clone()));
+        if let Some((storage, token)) = self.storage.as_ref().zip(token) {
+            let removed = async {
+                let all = storage.litter(&storage::repo(app, &token), Duration::ZERO, |_| false).await?;
+                storage.remove(all).await
+            };
+            if let Err(error) = removed.await {
+                tracing::warn!(app = %app, error = %error, "can't remove what is stored of an app; will try again");
+                return Ok(false);
+            }
+        }
+        self.visor.forget_app(app).await
+    }
+
+    /// Takes a step; false: those after it can't be taken now.
+    async fn take(&self, app: &AppName, step: &Step) -> Result<bool, String> {
+        let said = |error: VisorError| error.to_string();
+        match step {
+            Step::Report(repo) => match self.visor.report_repo(app, repo).await {
+                // It has gone meanwhile; the next look knows.
+                Err(VisorError::Refused(Refusal::NoSuchApp(_))) => return Ok(false),
+                other => other.map_err(said)?,
+            },
+            Step::Forget => match self.forget(app).await {
+                Ok(true) => tracing::info!(app = %app, "app forgotten"),
+                Ok(false) => return Ok(false),
+                // Another one was quicker.
+                Err(VisorError::Refused(Refusal::NoSuchApp(_))) => {}
+                Err(error) => return Err(said(error)),
+            },
+            step => {
+                let (disk, app, step) = (self.disk.clone(), app.clone(), step.clone());
+                let taken = tokio::task::spawn_blocking(move || match &step {
+                    Step::Create { token } => {
+                        disk.create(&app, token)?;
+                        tracing::info!(app = %app, "repository created");
+                        Ok(())
+                    }
+                    Step::Configure => disk.configure(&app),
+                    Step::InstallHooks => disk.install_hooks(&app),
+                    Step::Doom => disk.doom(&app),
+                    Step::Remove => {
+                        disk.remove(&app)?;
+                        tracing::info!(app = %app, "repository removed");
+                        Ok(())
+                    }
+                    Step::Report(_) | Step::Forget => Ok(()),
+                })
+                .await;
+                let taken = taken.map_err(|error| error.to_string())?;
+                taken.map_err(|error| match std::error::Error::source(&error) {
+                    Some(cause) => format!("{error}: {cause}"),
+                    None => error.to_string(),
+                })?;
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,42 @@
+//! What all parts of a running bazooka-rm share.
+
+use std::{path::PathBuf, sync::Arc};
+
+use visor::visor::Visor;
+
+use crate::{
+    apps::Apps,
+    layout::Layout,
+    metrics::RmMetrics,
+    push::{Pushes, Times},
+    repos::Own,
+    storage::Storage,
+    stored::Shelves,
+};
+
+/// A running bazooka-rm. Shared by its endpoint, its hooks and its loops.
+pub struct Rm {
+    /// Who it is.
+    pub own: Own,
+    /// Where it keeps things.
+    pub layout: Layout,
+    /// Its own program: hooks, the build's supervisor; others of ours stand beside it.
+    pub program: PathBuf,
+    /// The file storage that it shares with other rms; none: its state folder is all there is.
+    pub storage: Option<Storage>,
+    /// Its copies of what is stored there.
+    pub shelves: Shelves,
+    /// The coordinator.
+    pub visor: Visor,
+    /// The apps.
+    pub apps: Apps,
+    /// The pushes that are under way.
+    pub pushes: Pushes,
+    /// How long a push waits for what.
+    pub times: Times,
+    /// What is counted.
+    pub metrics: RmMetrics,
+}
+
+/// A handle on it.
+pub type SharedRm = Arc<Rm>;

@@ -1,0 +1,305 @@
+//! Slugs: a built tree as one compressed archive, named by the SHA-256 of its bytes.
+//!
+//! Owns their format and their way into the file storage. The same tree makes the same bytes: entries are
+//! sorted, and times and owners are not kept. A slug is written under another name, synced, and renamed:
+//! what has a slug's name is whole, whatever dies when.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, BufReader, BufWriter, Read, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+use visor::{names::Digest, schema::Slug};
+
+use crate::{
+    layout::{self, Layout},
+    tree::links,
+};
+
+/// The largest slug: as large as Heroku allows.
+pub const MAX_BYTES: u64 = 500_000_000;
+
+/// From this size on a pusher is warned: each host fetches it before the first instance can start.
+pub const WARN_BYTES: u64 = 300_000_000;
+
+/// How many slugs are kept beside a storage that has all of them.
+const KEPT: usize = 32;
+
+/// zstd's level: at 3 it takes what a disk gives, and more costs each push more than it saves a fetch.
+const LEVEL: i32 = 3;
+
+/// A slug that was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum SlugError {
+    /// It is too large.
+    #[error("the slug is larger than {} MB; what needn't run should not be in it", MAX_BYTES / 1_000_000)]
+    TooLarge,
+    /// The build left a link that leads out of the tree.
+    #[error("{} is a symbolic link that leads out of the app: {}", .path.display(), .target.display())]
+    LinkOut {
+        /// The link.
+        path: PathBuf,
+        /// Where to.
+        target: PathBuf,
+    },
+    /// The push has gone.
+    #[error("the push was called off")]
+    Cancelled,
+    /// The disk failed.
+    #[error("{what} failed: {source}")]
+    Disk {
+        /// What was done.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SlugError {
+    fn disk(what: impl Into<String>) -> impl FnOnce(io::Error) -> SlugError {
+        let what = what.into();
+        move |source| SlugError::Disk { what, source }
+    }
+}
+
+/// What a tree's entry is.
+enum Kind {
+    Folder,
+    File { executable: bool },
+    Link(PathBuf),
+}
+
+/// Packs a tree into the file storage.
+///
+/// # Errors
+/// [`SlugError`]. Nothing is left in the storage then.
+pub fn store(tree: &Path, layout: &Layout, cancelled: &CancellationToken) -> Result<Slug, SlugError> {
+    let mut entries = BTreeMap::new();
+    list(tree, Path::new(""), &mut entries)?;
+    let found: BTreeMap<PathBuf, PathBuf> = entries
+        .iter()
+        .filter_map(|(path, kind)| match kind {
+            Kind::Link(target) => Some((path.clone(), target.clone())),
+            _ => None,
+        })
+        .collect();
+    if let Some((path, target)) = links::first_out(&found) {
+        return Err(SlugError::LinkOut { path, target });
+    }
+    let unfinished = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o644))
+        .tempfile_in(layout.unfinished_slugs())
+        .map_err(SlugError::disk("writing the slug"))?;
+    let (mut file, unfinished) = unfinished.into_parts();
+    let (sha256, size_bytes) = write(tree, &entries, &mut file, cancelled)?;
+    file.sync_all().map_err(SlugError::disk("syncing the slug"))?;
+    unfinished
+        .persist(layout.slug(&sha256))
+        .map_err(|error| SlugError::disk("storing the slug")(error.error))?;
+    // The name must last as the bytes do.
+    File::open(layout.slugs())
+        .and_then(|folder| folder.sync_all())
+        .map_err(SlugError::disk("syncing the file storage"))?;
+    Ok(Slug { sha256, size_bytes })
+}
+
+/// Where a storage is shared, this rm's own folder holds the newest slugs alone: hosts ask for those.
+///
+/// # Errors
+/// If the disk fails.
+pub fn keep_newest(layout: &Layout) -> Result<(), SlugError> {
+    let failed = || SlugError::disk("clearing old slugs");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(layout.slugs()).map_err(failed())? {
+        let entry = entry.map_err(failed())?;
+        let metadata = entry.metadata().map_err(failed())?;
+        if metadata.is_file() {
+            found.push((metadata.modified().map_err(failed())?, entry.path()));
+        }
+    }
+    found.sort();
+    for (_, path) in found.iter().rev().skip(KEPT) {
+        layout::remove(path).map_err(failed())?;
+    }
+    Ok(())
+}
+
+/// Whether a slug is in the file storage. It was whole when it got its name.
+pub fn is_stored(layout: &Layout, slug: &Slug) -> bool {
+    fs::metadata(layout.slug(&slug.sha256)).is_ok_and(|file| file.len() == slug.size_bytes)
+}
+
+fn list(tree: &Path, at: &Path, entries: &mut BTreeMap<PathBuf, Kind>) -> Result<(), SlugError> {
+    let reading = |at: &Path| SlugError::disk(format!("reading {}", at.display()));
+    for entry in fs::read_dir(tree.join(at)).map_err(reading(at))? {
+        let entry = entry.map_err(reading(at))?;
+        let path = at.join(entry.file_name());
+        let metadata = entry.metadata().map_err(reading(&path))?;
+        let kind = if metadata.is_dir() {
+            list(tree, &path, entries)?;
+            Kind::Folder
+        } else if metadata.is_symlink() {
+            Kind::Link(fs::read_link(entry.path()).map_err(reading(&path))?)
+        } else if metadata.is_file() {
+            Kind::File { executable: metadata.permissions().mode() & 0o111 != 0 }
+        } else {
+            // Sockets and pipes of a build's processes: those have ended.
+            continue;
+        };
+        entries.insert(path, kind);
+    }
+    Ok(())
+}
+
+fn write(
+    tree: &Path,
+    entries: &BTreeMap<PathBuf, Kind>,
+    file: &mut File,
+    cancelled: &CancellationToken,
+) -> Result<(Digest, u64), SlugError> {
+    let hashing = Hashing { out: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
+    let writing = |error: io::Error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Full>()) {
+        Some(Full) => SlugError::TooLarge,
+        None => SlugError::disk("writing the slug")(error),
+    };
+    let zstd = zstd::Encoder::new(hashing, LEVEL).map_err(writing)?;
+    let mut archive = tar::Builder::new(zstd);
+    for (path, kind) in entries {
+        if cancelled.is_cancelled() {
+            return Err(SlugError::Cancelled);
+        }
+        let mut header = tar::Header::new_gnu();
+        header.set_mtime(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(0);
+        match kind {
+            Kind::Folder => {
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_mode(0o755);
+                archive.append_data(&mut header, path, io::empty()).map_err(writing)?;
+            }
+            Kind::File { executable } => {
+                let content = File::open(tree.join(path))
+                    .map_err(SlugError::disk(format!("reading {}", path.display())))?;
+                let length =
+                    content.metadata().map_err(SlugError::disk(format!("reading {}", path.display())))?.len();
+                header.set_entry_type(tar::EntryType::Regular);
+                header.set_mode(if *executable { 0o755 } else { 0o644 });
+                header.set_size(length);
+                // No process of the build is left that could change its length.
+                archive
+                    .append_data(&mut header, path, BufReader::new(content).take(length))
+                    .map_err(writing)?;
+            }
+            Kind::Link(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_mode(0o777);
+                archive.append_link(&mut header, path, target).map_err(writing)?;
+            }
+        }
+    }
+    let zstd = archive.into_inner().map_err(writing)?;
+    let mut hashing = zstd.finish().map_err(writing)?;
+    hashing.flush().map_err(writing)?;
+    let name: String = hashing.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((name.parse().expect("a SHA-256 in hexadecimal is a digest"), hashing.bytes))
+}
+
+/// Writes, hashes and counts.
+struct Hashing<W> {
+    out: W,
+    hash: Sha256,
+    bytes: u64,
+}
+
+/// A slug has become too large.
+#[derive(Debug, thiserror::Error)]
+#[error("the slug is too large")]
+struct Full;
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        self.bytes += written as u64;
+        if self.bytes > MAX_BYTES {
+            return Err(io::Error::other(Full));
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(dir: &Path, names: &[&str]) {
+        fs::create_dir(dir).expect("made");
+        for name in names {
+            let path = dir.join(name);
+            fs::create_dir_all(path.parent().expect("it has one")).expect("made");
+            if let Some(target) = name.strip_suffix(".link") {
+                std::os::unix::fs::symlink(target, &path).expect("made");
+            } else {
+                fs::write(&path, name.repeat(100)).expect("written");
+            }
+        }
+        fs::set_permissions(dir.join(names[0]), fs::Permissions::from_mode(0o4711)).expect("set");
+    }
+
+    #[test]
+    fn the_same_tree_makes_the_same_bytes_whenever_it_was_written() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let layout = Layout::open(&dir.path().join("state")).expect("made");
+        let names = ["bin/run", "z", "a/b/c", "a/b.link", "a.link"];
+        tree(&dir.path().join("one"), &names);
+        let reversed: Vec<&str> = std::iter::once(names[0]).chain(names[1..].iter().rev().copied()).collect();
+        tree(&dir.path().join("two"), &reversed);
+        let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        File::open(dir.path().join("two/z")).expect("it is there").set_modified(old).expect("set");
+        let live = CancellationToken::new();
+        let one = store(&dir.path().join("one"), &layout, &live).expect("stored");
+        let two = store(&dir.path().join("two"), &layout, &live).expect("stored");
+        assert_eq!(one, two);
+        assert!(is_stored(&layout, &one));
+        let bytes = fs::read(layout.slug(&one.sha256)).expect("it is there");
+        let sum: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!((sum.as_str(), bytes.len() as u64), (one.sha256.as_str(), one.size_bytes));
+        assert_eq!(fs::read_dir(layout.unfinished_slugs()).expect("it is there").count(), 0);
+
+        let into = dir.path().join("out");
+        let zstd = zstd::Decoder::new(&bytes[..]).expect("it is zstd");
+        tar::Archive::new(zstd).unpack(&into).expect("it is tar");
+        let mode = |name: &str| fs::metadata(into.join(name)).expect(name).permissions().mode() & 0o7777;
+        assert_eq!((mode("bin/run"), mode("z")), (0o755, 0o644), "no setuid bit is kept");
+        assert_eq!(fs::read(into.join("a/b/c")).expect("it is there"), b"a/b/c".repeat(100));
+        assert_eq!(fs::read_link(into.join("a.link")).expect("it is a link"), Path::new("a"));
+    }
+
+    #[test]
+    fn a_link_out_or_a_called_off_push_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let layout = Layout::open(&dir.path().join("state")).expect("made");
+        let app = dir.path().join("app");
+        tree(&app, &["file"]);
+        let off = CancellationToken::new();
+        off.cancel();
+        assert!(matches!(store(&app, &layout, &off), Err(SlugError::Cancelled)));
+        std::os::unix::fs::symlink("/usr/bin/env", app.join("env")).expect("made");
+        let error = store(&app, &layout, &CancellationToken::new()).expect_err("refused").to_string();
+        assert!(error.contains("env is a symbolic link that leads out of the app: /usr/bin/env"), "{error}");
+        let left = |dir: PathBuf| fs::read_dir(dir).expect("it is there").count();
+        assert_eq!((left(layout.unfinished_slugs()), left(layout.slugs())), (0, 1));
+    }
+}

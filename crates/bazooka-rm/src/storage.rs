@@ -1,0 +1,346 @@
+//! The file storage that several rms share: an object store, S3 or compatible, or a folder that all of them mount.
+//!
+//! Owns its names and the way in and out of it. What is stored has the SHA-256 of its bytes in its name and is
+//! never changed; what is fetched is checked against it. Nothing here says which of it counts: that is in
+//! the coordinator.
+//!
+//! ```text
+//! slugs/SHA256                               a slug
+//! repos/APP/REGISTRATION/GENERATION-SHA256   a manifest: which packs a repository is made of
+//! repos/APP/REGISTRATION/packs/SHA256        a pack of git's
+//! ```
+//!
+//! An rm without one has its state folder for a storage: slugs lie there, and its repositories are the only ones.
+
+use std::{
+    path::Path as File,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use object_store::{
+    ClientConfigKey, ObjectStore, ObjectStoreExt, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    buffered::BufWriter,
+    local::LocalFileSystem,
+    path::Path,
+    prefix::PrefixStore,
+};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use visor::names::{AppName, Digest};
+
+/// How much of a file is in memory at a time. S3 takes parts of 5 MiB at least.
+const PART: usize = 8 * 1024 * 1024;
+
+/// How many parts are under way at a time.
+const PARTS_AT_ONCE: usize = 4;
+
+/// How long a call may take; each part is a call of its own.
+const CALL_TIMEOUT: &str = "60s";
+
+/// How long a connection may take.
+const CONNECT_TIMEOUT: &str = "2s";
+
+/// How long a storage that gives no answer is tried: a pusher waits for it.
+const TRY_FOR: Duration = Duration::from_secs(10);
+
+/// The largest object that is read into memory: a manifest.
+const MAX_SMALL: u64 = 16 * 1024 * 1024;
+
+/// A failed call on the file storage.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The storage failed, or gives no answer.
+    #[error("the file storage failed: {0}")]
+    Store(#[source] object_store::Error),
+    /// It isn't there.
+    #[error("{0} is not in the file storage")]
+    Missing(String),
+    /// It is there with other bytes.
+    #[error("{name} in the file storage is not what its name says: its SHA-256 is {found}")]
+    Different {
+        /// Its name.
+        name: String,
+        /// What was found.
+        found: String,
+    },
+    /// This rm's own disk failed.
+    #[error("this bazooka-rm's disk failed: {0}")]
+    Disk(#[source] std::io::Error),
+}
+
+impl From<object_store::Error> for StorageError {
+    fn from(error: object_store::Error) -> StorageError {
+        match error {
+            object_store::Error::NotFound { path, .. } => StorageError::Missing(path),
+            error => StorageError::Store(error),
+        }
+    }
+}
+
+/// The result of a call on the file storage.
+pub type Result<T, E = StorageError> = std::result::Result<T, E>;
+
+/// A file storage. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    store: Arc<dyn ObjectStore>,
+}
+
+impl Storage {
+    /// The storage of a URL: `s3://BUCKET/PREFIX`, with credentials, region and endpoint from the `AWS_*` variables
+    /// that other tools take too, or `file:///FOLDER`.
+    ///
+    /// # Errors
+    /// In words for the operator.
+    pub fn open(url: &str) -> std::result::Result<Storage, String> {
+        if let Some(folder) = url.strip_prefix("file://") {
+            if !folder.starts_with('/') {
+                return Err(format!("{url:?} must name a whole path: file:///FOLDER"));
+            }
+            std::fs::create_dir_all(folder).map_err(|error| format!("{folder} can't be made: {error}"))?;
+            let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| error.to_string())?;
+            // What a pusher is told is stored must be there after a loss of power.
+            return Ok(Storage { store: Arc::new(store.with_fsync(true)) });
+        }
+        let Some(place) = url.strip_prefix("s3://") else {
+            return Err(format!("{url:?} must begin with s3:// or file://"));
+        };
+        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        if bucket.is_empty() {
+            return Err(format!("{url:?} names no bucket: s3://BUCKET/PREFIX"));
+        }
+        let client = AmazonS3ConfigKey::Client;
+        let retry = RetryConfig { max_retries: 3, retry_timeout: TRY_FOR, ..RetryConfig::default() };
+        let mut s3 = AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            .with_config(client(ClientConfigKey::ConnectTimeout), CONNECT_TIMEOUT)
+            .with_config(client(ClientConfigKey::Timeout), CALL_TIMEOUT)
+            .with_retry(retry);
+        // Who names such an endpoint means it.
+        if std::env::var("AWS_ENDPOINT_URL").is_ok_and(|url| url.starts_with("http://")) {
+            s3 = s3.with_allow_http(true);
+        }
+        let s3 = s3.build().map_err(|error| error.to_string())?;
+        let prefix = Path::parse(prefix.trim_matches('/')).map_err(|error| error.to_string())?;
+        Ok(Storage { store: Arc::new(PrefixStore::new(s3, prefix)) })
+    }
+
+    /// Stores a file under a name that its bytes have for good.
+    ///
+    /// # Errors
+    /// [`StorageError`]. Nothing has that name then, or all of it has: the storage may have failed only after it.
+    pub async fn put_file(&self, name: &Path, file: &File) -> Result<()> {
+        let mut file = tokio::fs::File::open(file).await.map_err(StorageError::Disk)?;
+        let mut out = BufWriter::with_capacity(self.store.clone(), name.clone(), PART)
+            .with_max_concurrency(PARTS_AT_ONCE);
+        let mut chunk = vec![0; 256 * 1024];
+        let copied = async {
+            loop {
+                let read = file.read(&mut chunk).await.map_err(StorageError::Disk)?;
+                if read == 0 {
+                    return Ok(());
+                }
+                out.put(Bytes::copy_from_slice(&chunk[..read])).await?;
+            }
+        };
+        if let Err(error) = copied.await {
+            // What isn't complete has no name; the parts are given up.
+            let _ = out.abort().await;
+            return Err(error);
+        }
+        out.shutdown().await.map_err(|error| match error.downcast::<object_store::Error>() {
+            Ok(error) => error.into(),
+            Err(error) => StorageError::Disk(error),
+        })
+    }
+
+    /// Stores a few bytes.
+    ///
+    /// # Errors
+    /// As [`Storage::put_file`].
+    pub async fn put(&self, name: &Path, bytes: Vec<u8>) -> Result<()> {
+        self.store.put(name, bytes.into()).await?;
+        Ok(())
+    }
+
+    /// Reads a small object, and checks it.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn get(&self, name: &Path, sha256: &Digest) -> Result<Bytes> {
+        let found = self.store.get(name).await?;
+        if found.meta.size > MAX_SMALL {
+            let found = format!("unknown, and it is {} bytes long", found.meta.size);
+            return Err(StorageError::Different { name: name.to_string(), found });
+        }
+        let bytes = found.bytes().await?;
+        check(name, Sha256::digest(&bytes), sha256)?;
+        Ok(bytes)
+    }
+
+    /// Fetches an object into a file, and checks it. The file holds anything at all after an error.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn fetch(&self, name: &Path, sha256: &Digest, into: &File) -> Result<()> {
+        let mut file = tokio::fs::File::create(into).await.map_err(StorageError::Disk)?;
+        let mut hash = Sha256::new();
+        let mut stream = self.store.get(name).await?.into_stream();
+        while let Some(piece) = stream.try_next().await? {
+            hash.update(&piece);
+            file.write_all(&piece).await.map_err(StorageError::Disk)?;
+        }
+        file.flush().await.map_err(StorageError::Disk)?;
+        check(name, hash.finalize(), sha256)
+    }
+
+    /// An object's length and its bytes, unchecked.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn stream(
+        &self,
+        name: &Path,
+    ) -> Result<(u64, BoxStream<'static, object_store::Result<Bytes>>)> {
+        let found = self.store.get(name).await?;
+        Ok((found.meta.size, found.into_stream()))
+    }
+
+    /// An object's length; none: it isn't there.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn size(&self, name: &Path) -> Result<Option<u64>> {
+        match self.store.head(name).await.map_err(StorageError::from) {
+            Ok(found) => Ok(Some(found.size)),
+            Err(StorageError::Missing(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is below a name, is so old, and needn't be kept.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn litter(
+        &self,
+        name: &Path,
+        age: Duration,
+        keep: impl Fn(&Path) -> bool,
+    ) -> Result<Vec<Path>> {
+        let now = SystemTime::now();
+        let is_old = |at: SystemTime| now.duration_since(at).is_ok_and(|passed| passed >= age);
+        let found: Vec<_> = self.store.list(Some(name)).try_collect().await?;
+        let litter = found.into_iter().filter(|found| is_old(found.last_modified.into()));
+        Ok(litter.map(|found| found.location).filter(|name| !keep(name)).collect())
+    }
+
+    /// Removes objects. What has vanished is removed already.
+    ///
+    /// # Errors
+    /// [`StorageError`]; some may have gone then.
+    pub async fn remove(&self, names: Vec<Path>) -> Result<()> {
+        let mut gone = self.store.delete_stream(futures::stream::iter(names.into_iter().map(Ok)).boxed());
+        while let Some(removed) = gone.next().await {
+            match removed.map_err(StorageError::from) {
+                Ok(_) | Err(StorageError::Missing(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check(name: &Path, found: impl AsRef<[u8]>, wanted: &Digest) -> Result<()> {
+    let found = hex(found);
+    if found == wanted.as_str() {
+        return Ok(());
+    }
+    Err(StorageError::Different { name: name.to_string(), found })
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The SHA-256 of some bytes.
+pub fn digest(bytes: &[u8]) -> Digest {
+    hex(Sha256::digest(bytes)).parse().expect("a SHA-256 in hexadecimal is a digest")
+}
+
+/// Where a slug is.
+pub fn slug(sha256: &Digest) -> Path {
+    Path::from_iter(["slugs", sha256.as_str()])
+}
+
+/// Where all of a repository is. A name that is registered anew begins with nothing.
+pub fn repo(app: &AppName, registration: &str) -> Path {
+    // A registration's token is anything at all that fits a line.
+    let registration = hex(&Sha256::digest(registration)[..8]);
+    Path::from_iter(["repos", app.as_str(), &registration])
+}
+
+/// Where a manifest is.
+pub fn manifest(repo: &Path, generation: u64, sha256: &Digest) -> Path {
+    repo.clone().join(format!("{generation}-{sha256}"))
+}
+
+/// Where a pack is.
+pub fn pack(repo: &Path, sha256: &Digest) -> Path {
+    repo.clone().join("packs").join(sha256.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_stored_comes_back_checked_and_goes_when_it_is_not_kept() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let storage = Storage::open(&format!("file://{}/store", dir.path().display())).expect("opened");
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        // More than one part.
+        let bytes: Vec<u8> = (0..9_000_000_u32).map(|n| (n % 251) as u8).collect();
+        std::fs::write(&from, &bytes).expect("written");
+        let app: AppName = "a".parse().expect("valid");
+        let repo = repo(&app, "a token/of anything");
+        let name = pack(&repo, &digest(&bytes));
+        assert_eq!(storage.size(&name).await.expect("it answers"), None);
+        storage.put_file(&name, &from).await.expect("stored");
+        assert_eq!(storage.size(&name).await.expect("it answers"), Some(9_000_000));
+        storage.fetch(&name, &digest(&bytes), &to).await.expect("fetched");
+        assert!(std::fs::read(&to).expect("readable") == bytes);
+        let other = storage.fetch(&name, &digest(b"other"), &to).await.expect_err("it is another");
+        assert!(matches!(other, StorageError::Different { .. }), "{other}");
+
+        let small = manifest(&repo, 1, &digest(b"small"));
+        storage.put(&small, b"small".to_vec()).await.expect("stored");
+        assert_eq!(storage.get(&small, &digest(b"small")).await.expect("there"), "small");
+        let young = storage.litter(&repo, Duration::from_secs(3600), |_| false).await.expect("listed");
+        assert!(young.is_empty(), "{young:?}");
+        let litter = storage.litter(&repo, Duration::ZERO, |name| *name == small).await.expect("listed");
+        assert_eq!(litter, std::slice::from_ref(&name));
+        storage.remove(litter.clone()).await.expect("removed");
+        storage.remove(litter).await.expect("what has gone is removed already");
+        let gone = storage.fetch(&name, &digest(&bytes), &to).await.expect_err("it has gone");
+        assert!(matches!(gone, StorageError::Missing(_)), "{gone}");
+        assert_eq!(storage.size(&small).await.expect("it answers"), Some(5));
+    }
+
+    #[test]
+    fn a_storage_that_cannot_be_is_told_in_words() {
+        for (url, words) in [
+            ("/var/lib/slugs", "must begin with s3:// or file://"),
+            ("file://slugs", "whole path"),
+            ("s3:///prefix", "names no bucket"),
+        ] {
+            let told = Storage::open(url).expect_err(url);
+            assert!(told.contains(words), "{told}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Packs: what of a repository is stored, made and taken in by the system's git.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    process::Stdio,
+};
+
+use sha2::{Digest as _, Sha256};
+use tempfile::TempPath;
+use tokio::io::AsyncWriteExt;
+use visor::names::Digest;
+
+use super::StoredError;
+use crate::{git, storage::hex};
+
+/// A pack on this rm's disk that is to be stored. The file goes with it.
+#[derive(Debug)]
+pub struct Made {
+    /// The file.
+    pub file: TempPath,
+    /// The SHA-256 of its bytes.
+    pub sha256: Digest,
+}
+
+/// Packs all that these commits reach and those don't; none where that is nothing.
+///
+/// The pack stands by itself: no object in it is a change to one that isn't.
+///
+/// # Errors
+/// [`StoredError`].
+pub async fn make(
+    repository: &Path,
+    quarantine: Option<&Path>,
+    wanted: &[String],
+    stored: &[String],
+    folder: &Path,
+) -> Result<Option<Made>, StoredError> {
+    let (out, file) = tempfile::NamedTempFile::new_in(folder).map_err(StoredError::Disk)?.into_parts();
+    let mut command = git::git(repository);
+    command
+        .args(["pack-objects", "--revs", "--stdout", "--delta-base-offset", "-q"])
+        .stdin(Stdio::piped())
+        .stdout(out);
+    if let Some(quarantine) = quarantine {
+        // As git itself has it for the hook.
+        command
+            .env("GIT_OBJECT_DIRECTORY", quarantine)
+            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", repository.join("objects"));
+    }
+    command.stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|error| StoredError::Git(error.to_string()))?;
+    let mut words = wanted.join("\n");
+    if !stored.is_empty() {
+        words.push_str("\n--not\n");
+        words.push_str(&stored.join("\n"));
+    }
+    words.push('\n');
+    let mut input = child.stdin.take().expect("it is piped");
+    // Git says itself what it misses.
+    let _ = input.write_all(words.as_bytes()).await;
+    drop(input);
+    let ended = child.wait_with_output().await.map_err(|error| StoredError::Git(error.to_string()))?;
+    if !ended.status.success() {
+        return Err(StoredError::Git(String::from_utf8_lossy(&ended.stderr).trim().to_owned()));
+    }
+    let read = move || -> io::Result<Option<Made>> {
+        let mut bytes = File::open(&file)?;
+        // "PACK", the version, and how many objects it has.
+        let mut head = [0; 12];
+        bytes.read_exact(&mut head)?;
+        if head[8..] == [0; 4] {
+            return Ok(None);
+        }
+        let mut hash = Sha256::new();
+        hash.update(head);
+        io::copy(&mut bytes, &mut hash)?;
+        let sha256 = hex(hash.finalize()).parse().expect("a SHA-256 in hexadecimal is a digest");
+        Ok(Some(Made { file, sha256 }))
+    };
+    let made = tokio::task::spawn_blocking(read).await.map_err(io::Error::other);
+    made.and_then(|made| made).map_err(StoredError::Disk)
+}
+
+/// Takes a pack into a repository. It is there wholly or not at all.
+///
+/// # Errors
+/// [`StoredError`].
+pub async fn take_in(repository: &Path, pack: &Path) -> Result<(), StoredError> {
+    let pack = File::open(pack).map_err(StoredError::Disk)?;
+    let mut command = git::git(repository);
+    command.args(["index-pack", "--stdin"]).stdin(pack).stdout(Stdio::null());
+    git::run(&mut command).await.map_err(StoredError::Git)
+}
+
+/// Whether a repository has all that these commits reach, given that it has all that its refs reach.
+///
+/// # Errors
+/// What git misses.
+pub async fn connected(repository: &Path, commits: &[String]) -> Result<(), StoredError> {
+    let mut command = git::git(repository);
+    command.args(["rev-list", "--objects", "--quiet"]).args(commits).args(["--not", "--all"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    git::run(&mut command).await.map_err(StoredError::NotWhole)
+}

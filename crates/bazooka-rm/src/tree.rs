@@ -1,0 +1,314 @@
+//! The pushed tree: from git's objects into a folder, refused where it could reach out of it.
+//!
+//! Owns the checks of what a commit may hold. The objects of a push that is not accepted yet are read
+//! through git's quarantine. Files are created anew each, never written through what is there already.
+
+pub mod links;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    io::Write,
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use git2::{ObjectType, Odb, Oid, Repository};
+use tokio_util::sync::CancellationToken;
+
+/// The largest file: it is held in memory while it is written. A slug has a limit of its own.
+const MAX_FILE_BYTES: usize = 100 * 1024 * 1024;
+
+/// The most bytes of all files together.
+const MAX_TREE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+
+/// The most entries. A large monorepo has some ten thousand.
+const MAX_ENTRIES: usize = 200_000;
+
+/// The deepest folder; the recursion's bound.
+const MAX_DEPTH: usize = 100;
+
+/// A tree that is not built, or one that can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// It holds a submodule.
+    #[error("{} is a submodule: submodules are not built; commit its files, or install it as a dependency", .0.display())]
+    Submodule(PathBuf),
+    /// A symbolic link leads out of it.
+    #[error("{} is a symbolic link that leads out of the app: {}", .path.display(), .target.display())]
+    LinkOut {
+        /// The link.
+        path: PathBuf,
+        /// Where to.
+        target: PathBuf,
+    },
+    /// A name that a file can't have, or must not.
+    #[error("{:?} is no name for a file of an app", .0)]
+    BadName(PathBuf),
+    /// A file is too large.
+    #[error("{} is {} MB large; {} MB is the most for one file", .path.display(), .bytes / 1_000_000, MAX_FILE_BYTES / 1_000_000)]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: usize,
+    },
+    /// It is too large.
+    #[error("the app's files are too many or too large: {MAX_ENTRIES} files and {} MB are the most", MAX_TREE_BYTES / 1_000_000)]
+    TooLarge,
+    /// Git can't read it.
+    #[error("the pushed commit can't be read")]
+    Git(#[from] git2::Error),
+    /// The folder can't be written.
+    #[error("{} can't be written", .path.display())]
+    Write {
+        /// What was written.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The push has gone.
+    #[error("the push was called off")]
+    Cancelled,
+}
+
+/// A file of a tree, by its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum File {
+    /// A regular file, which can be executed or not.
+    Regular {
+        /// Whether it can.
+        executable: bool,
+    },
+    /// A symbolic link.
+    Link,
+}
+
+/// The files of a tree.
+pub type Files = BTreeMap<PathBuf, File>;
+
+/// What a commit says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Its message's first line.
+    pub subject: String,
+    /// Who committed it.
+    pub committer: String,
+}
+
+/// A repository, with the objects of a push that is being checked.
+///
+/// # Errors
+/// If it can't be opened.
+pub fn open(repository: &Path, quarantine: Option<&Path>) -> Result<Repository, git2::Error> {
+    let repository = Repository::open_bare(repository)?;
+    if let Some(quarantine) = quarantine.and_then(Path::to_str) {
+        repository.odb()?.add_disk_alternate(quarantine)?;
+    }
+    Ok(repository)
+}
+
+/// What a commit says of itself.
+///
+/// # Errors
+/// If there is no such commit.
+pub fn describe(repository: &Repository, commit: &str) -> Result<Commit, git2::Error> {
+    let commit = repository.find_commit(Oid::from_str(commit)?)?;
+    let plain = |text: &[u8], most: usize| -> String {
+        String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(most).collect()
+    };
+    let subject = commit.message_bytes().split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(Commit { subject: plain(subject, 200), committer: plain(commit.committer().name_bytes(), 100) })
+}
+
+/// Writes a commit's tree into a new folder, and says what is in it. A failure leaves the folder half written.
+///
+/// # Errors
+/// [`TreeError`]: what isn't built, what can't be read or written.
+pub fn export(
+    repository: &Repository,
+    commit: &str,
+    into: &Path,
+    cancelled: &CancellationToken,
+) -> Result<Files, TreeError> {
+    let tree = repository.find_commit(Oid::from_str(commit)?)?.tree_id();
+    let odb = repository.odb()?;
+    let mut export =
+        Export { repository, odb, into, cancelled, files: Files::new(), links: BTreeMap::new(), bytes: 0 };
+    folder(into)?;
+    export.tree(tree, Path::new(""), 0)?;
+    if let Some((path, target)) = links::first_out(&export.links) {
+        return Err(TreeError::LinkOut { path, target });
+    }
+    // Last, so that nothing can have been written through one.
+    for (path, target) in &export.links {
+        let path = into.join(path);
+        std::os::unix::fs::symlink(target, &path).map_err(|source| TreeError::Write { path, source })?;
+    }
+    Ok(export.files)
+}
+
+struct Export<'a> {
+    repository: &'a Repository,
+    odb: Odb<'a>,
+    into: &'a Path,
+    cancelled: &'a CancellationToken,
+    files: Files,
+    links: BTreeMap<PathBuf, PathBuf>,
+    bytes: u64,
+}
+
+impl Export<'_> {
+    fn tree(&mut self, id: Oid, at: &Path, depth: usize) -> Result<(), TreeError> {
+        if depth > MAX_DEPTH {
+            return Err(TreeError::TooLarge);
+        }
+        let tree = self.repository.find_tree(id)?;
+        for entry in &tree {
+            if self.cancelled.is_cancelled() {
+                return Err(TreeError::Cancelled);
+            }
+            let path = at.join(OsStr::from_bytes(entry.name_bytes()));
+            if !is_file_name(entry.name_bytes()) {
+                return Err(TreeError::BadName(path));
+            }
+            if self.files.len() >= MAX_ENTRIES {
+                return Err(TreeError::TooLarge);
+            }
+            match entry.filemode() {
+                0o040000 => {
+                    folder(&self.into.join(&path))?;
+                    self.tree(entry.id(), &path, depth + 1)?;
+                }
+                0o160000 => return Err(TreeError::Submodule(path)),
+                0o120000 => {
+                    let target = self.content(entry.id(), &path)?;
+                    self.links.insert(path.clone(), PathBuf::from(OsStr::from_bytes(&target)));
+                    self.files.insert(path, File::Link);
+                }
+                mode => {
+                    let executable = mode & 0o111 != 0;
+                    self.file(entry.id(), &path, executable)?;
+                    self.files.insert(path, File::Regular { executable });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, id: Oid, path: &Path, executable: bool) -> Result<(), TreeError> {
+        let content = self.content(id, path)?;
+        let path = self.into.join(path);
+        let mode = if executable { 0o755 } else { 0o644 };
+        let written = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&path)
+            .and_then(|mut file| file.write_all(&content));
+        written.map_err(|source| TreeError::Write { path, source })
+    }
+
+    fn content(&mut self, id: Oid, path: &Path) -> Result<Vec<u8>, TreeError> {
+        let (bytes, kind) = self.odb.read_header(id)?;
+        if kind != ObjectType::Blob {
+            return Err(TreeError::BadName(path.into()));
+        }
+        if bytes > MAX_FILE_BYTES {
+            return Err(TreeError::FileTooLarge { path: path.into(), bytes });
+        }
+        self.bytes += bytes as u64;
+        if self.bytes > MAX_TREE_BYTES {
+            return Err(TreeError::TooLarge);
+        }
+        Ok(self.odb.read(id)?.data().to_vec())
+    }
+}
+
+fn folder(path: &Path) -> Result<(), TreeError> {
+    std::fs::create_dir(path).map_err(|source| TreeError::Write { path: path.into(), source })
+}
+
+/// Git itself refuses these too; here they would become paths.
+fn is_file_name(name: &[u8]) -> bool {
+    !name.is_empty()
+        && name != b"."
+        && name != b".."
+        && !name.eq_ignore_ascii_case(b".git")
+        && !name.contains(&b'/')
+        && !name.contains(&0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bare repository with one commit of these entries (mode, name, content).
+    fn commit(dir: &Path, entries: &[(i32, &str, &str)]) -> (Repository, String) {
+        let repository = Repository::init_bare(dir).expect("a repository can be made");
+        let id = {
+            let mut tree = repository.treebuilder(None).expect("a tree can be made");
+            for (mode, name, content) in entries {
+                let id = match *mode {
+                    0o160000 => Oid::from_str(&"1".repeat(40)).expect("an id"),
+                    0o040000 => {
+                        let mut inner = repository.treebuilder(None).expect("a tree can be made");
+                        let blob = repository.blob(content.as_bytes()).expect("written");
+                        inner.insert("file", blob, 0o100755).expect("inserted");
+                        inner.write().expect("written")
+                    }
+                    _ => repository.blob(content.as_bytes()).expect("written"),
+                };
+                tree.insert(name, id, *mode).expect("inserted");
+            }
+            let tree = repository.find_tree(tree.write().expect("written")).expect("it is there");
+            let who = git2::Signature::now("Test\u{7}er", "test@localhost").expect("a signature");
+            repository.commit(None, &who, &who, "subj\tect\n\nbody", &tree, &[]).expect("committed")
+        };
+        (repository, id.to_string())
+    }
+
+    #[test]
+    fn files_folders_links_and_modes_are_kept() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (repository, id) = commit(
+            &dir.path().join("r"),
+            &[(0o100644, "a", "one"), (0o040000, "bin", "two"), (0o120000, "l", "bin/file")],
+        );
+        let into = dir.path().join("out");
+        let files = export(&repository, &id, &into, &CancellationToken::new()).expect("it is exported");
+        assert_eq!(
+            files,
+            Files::from([
+                ("a".into(), File::Regular { executable: false }),
+                ("bin/file".into(), File::Regular { executable: true }),
+                ("l".into(), File::Link),
+            ])
+        );
+        assert_eq!(std::fs::read_to_string(into.join("l")).expect("it leads to a file"), "two");
+        assert_eq!(
+            describe(&repository, &id).expect("it is there"),
+            Commit { subject: "subject".into(), committer: "Tester".into() }
+        );
+    }
+
+    #[test]
+    fn a_submodule_and_a_link_out_are_refused_by_name() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for (at, (entry, wanted)) in [
+            ((0o160000, "lib", ""), "lib is a submodule"),
+            ((0o120000, "etc", "/etc"), "etc is a symbolic link that leads out of the app: /etc"),
+            ((0o120000, "up", "../x"), "up is a symbolic link that leads out of the app: ../x"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let (repository, id) = commit(&dir.path().join(format!("r{at}")), &[entry]);
+            let into = dir.path().join(format!("out{at}"));
+            let error =
+                export(&repository, &id, &into, &CancellationToken::new()).expect_err("it is refused");
+            assert!(error.to_string().contains(wanted), "{error}");
+        }
+    }
+}
