@@ -1,0 +1,201 @@
+//! The master's command socket.
+//!
+//! Owns the exchange: many commands in one connection, an answer for each. A connection is opened
+//! for each exchange, because a reload closes them all.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::timeout,
+};
+
+/// How long an exchange may take. A busy HAProxy answers within milliseconds.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The most commands that go into one connection.
+const BATCH: usize = 200;
+
+/// A failed exchange.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// HAProxy's master isn't there.
+    #[error("no HAProxy answers at {}", path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The exchange was cut off.
+    #[error("HAProxy ended the exchange")]
+    Cut(#[source] std::io::Error),
+    /// No whole answer in time.
+    #[error("HAProxy did not answer in {} s", PATIENCE.as_secs())]
+    Silent,
+    /// Fewer or more answers than commands.
+    #[error("HAProxy gave {answers} answers to {commands} commands")]
+    Miscounted {
+        /// How many were sent.
+        commands: usize,
+        /// How many came back.
+        answers: usize,
+    },
+    /// The worker that was meant has gone.
+    #[error("HAProxy's worker {0} has gone")]
+    NoWorker(u32),
+    /// An answer that makes no sense.
+    #[error("HAProxy's answer to {command:?} can't be read: {answer:?}")]
+    Unreadable {
+        /// What was asked.
+        command: String,
+        /// The answer, cut to 200 characters.
+        answer: String,
+    },
+}
+
+impl CliError {
+    pub(super) fn unreadable(command: &str, answer: &str) -> Self {
+        CliError::Unreadable { command: command.to_owned(), answer: answer.chars().take(200).collect() }
+    }
+}
+
+/// A way to HAProxy's master.
+#[derive(Clone, Debug)]
+pub struct Cli {
+    path: PathBuf,
+}
+
+impl Cli {
+    /// Over this socket. Nothing is opened yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Cli { path: path.into() }
+    }
+
+    /// The socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Asks the master, and returns its answer.
+    ///
+    /// # Errors
+    /// If there is no whole answer.
+    pub async fn master(&self, command: &str) -> Result<String, CliError> {
+        let mut answers = self.exchange(&[command.to_owned()]).await?;
+        Ok(answers.pop().unwrap_or_default())
+    }
+
+    /// Gives a worker commands and returns its answer to each, in order.
+    ///
+    /// # Errors
+    /// If a worker of this process id isn't there (what came before may have been carried out), or an
+    /// answer is missing.
+    pub async fn worker(&self, pid: u32, commands: &[String]) -> Result<Vec<String>, CliError> {
+        let mut answers = Vec::with_capacity(commands.len());
+        for batch in commands.chunks(BATCH) {
+            let lines: Vec<String> = batch.iter().map(|command| format!("@!{pid} {command}")).collect();
+            answers.extend(self.exchange(&lines).await?);
+        }
+        if answers.iter().any(|answer| answer.starts_with("Can't find the target PID")) {
+            return Err(CliError::NoWorker(pid));
+        }
+        Ok(answers)
+    }
+
+    /// Reloads: the master starts again with the file as it is, and closes every command connection.
+    ///
+    /// # Errors
+    /// If the master isn't there.
+    pub async fn reload(&self) -> Result<(), CliError> {
+        // The answer is that the connection ends.
+        match self.exchange(&["reload".to_owned()]).await {
+            Ok(_) | Err(CliError::Cut(_) | CliError::Miscounted { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a connection that stays open until the master ends or starts again.
+    ///
+    /// # Errors
+    /// If the master isn't there.
+    pub async fn open(&self) -> Result<UnixStream, CliError> {
+        UnixStream::connect(&self.path)
+            .await
+            .map_err(|source| CliError::Unreachable { path: self.path.clone(), source })
+    }
+
+    async fn exchange(&self, lines: &[String]) -> Result<Vec<String>, CliError> {
+        let text = timeout(PATIENCE, self.send(lines)).await.map_err(|_| CliError::Silent)??;
+        let answers = split_answers(&text);
+        if answers.len() != lines.len() {
+            // A worker that has gone ends the connection with its first answer.
+            if let Some(gone) = answers.first().filter(|first| first.starts_with("Can't find the target PID"))
+            {
+                let pid = gone.rsplit("@!").next().and_then(|rest| rest.trim_end_matches('\'').parse().ok());
+                return Err(CliError::NoWorker(pid.unwrap_or(0)));
+            }
+            return Err(CliError::Miscounted { commands: lines.len(), answers: answers.len() });
+        }
+        Ok(answers)
+    }
+
+    async fn send(&self, lines: &[String]) -> Result<String, CliError> {
+        let (mut read, mut write) = self.open().await?.into_split();
+        let mut request = lines.join("\n");
+        request.push('\n');
+        let sending = async {
+            write.write_all(request.as_bytes()).await?;
+            write.shutdown().await
+        };
+        let mut answer = Vec::new();
+        // Both at once: HAProxy stops reading commands while its answers aren't read.
+        let (sent, received) = tokio::join!(sending, read.read_to_end(&mut answer));
+        received.map_err(CliError::Cut)?;
+        // What was answered is worth more than how the sending ended.
+        if let (Err(error), true) = (sent, answer.is_empty()) {
+            return Err(CliError::Cut(error));
+        }
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+}
+
+/// Parts a stream of answers: each ends with an empty line.
+fn split_answers(text: &str) -> Vec<String> {
+    let mut answers = Vec::new();
+    let mut answer = String::new();
+    for line in text.lines() {
+        if line.is_empty() {
+            answers.push(std::mem::take(&mut answer));
+        } else {
+            if !answer.is_empty() {
+                answer.push('\n');
+            }
+            answer.push_str(line);
+        }
+    }
+    if !answer.is_empty() {
+        answers.push(answer);
+    }
+    answers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_ends_with_an_empty_line() {
+        assert_eq!(
+            split_answers("New server registered.\n\n\n1\n# a b\nc\n\n"),
+            ["New server registered.", "", "1\n# a b\nc"]
+        );
+        assert_eq!(split_answers("no end"), ["no end"]);
+        assert!(split_answers("").is_empty());
+    }
+}

@@ -1,0 +1,23 @@
+//! bazooka-proxy: writes HAProxy's configuration and drives its Runtime API; HAProxy carries the traffic.
+//!
+//! Owns what is routed, and says in the coordinator how far it has come. It never touches a request
+//! itself, so that nothing here can slow one down or lose it.
+//!
+//! ```text
+//! mirror ─▶ routes ─▶ plan ─▶ driver ──Runtime API──▶ HAProxy        pure: routes, config, plan
+//!                      ▲         └──file, reload──▶ HAProxy
+//!                      └── what is in force, as HAProxy says
+//! proxy (the loop) ─▶ publisher ─▶ proxies/X in the coordinator
+//! ```
+
+pub mod config;
+pub mod driver;
+pub mod files;
+pub mod haproxy;
+pub mod metrics;
+pub mod plan;
+pub mod ports;
+pub mod proxy;
+pub mod publisher;
+pub mod routes;
+pub mod shares;

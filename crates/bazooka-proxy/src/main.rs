@@ -1,0 +1,234 @@
+//! Reads the arguments and runs bazooka-proxy.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use anyhow::{Context, bail};
+use bazooka_proxy::{
+    config::{RunAs, Settings},
+    driver::Driver,
+    files::{Place, Writer},
+    haproxy::{Cli, process::Process},
+    metrics::ProxyMetrics,
+    proxy::{self, Identity, Parts, Upkeep},
+};
+use clap::{Parser, ValueEnum};
+use visor::{
+    daemon::{self, CoordinatorArgs, Readiness},
+    names::HostName,
+    store::wait_until_ready,
+};
+
+/// Routes requests to running instances: writes HAProxy's configuration and drives its Runtime API
+#[derive(Debug, Parser)]
+#[command(name = "bazooka-proxy", version)]
+struct Args {
+    #[command(flatten)]
+    coordinator: CoordinatorArgs,
+    /// This proxy's name in the cluster; the machine's unless given
+    #[arg(long, env = "BAZOOKA_NAME", value_name = "NAME")]
+    name: Option<HostName>,
+    /// The folder of HAProxy's files and sockets
+    #[arg(long, env = "BAZOOKA_STATE", default_value = "/var/lib/bazooka-proxy", value_name = "DIR")]
+    state: PathBuf,
+    /// Where requests for <app>.<domain> are taken
+    #[arg(long, env = "BAZOOKA_PUBLIC", default_value = "0.0.0.0:8080", value_name = "ADDR:PORT")]
+    public: SocketAddr,
+    /// Where pushes and fetches are taken, and led to whichever bazooka-rm serves; who reaches this may push
+    #[arg(long, env = "BAZOOKA_GIT", value_name = "ADDR:PORT")]
+    git: Option<SocketAddr>,
+    /// Where services' own ports are opened
+    #[arg(long, env = "BAZOOKA_BIND", default_value = "0.0.0.0", value_name = "ADDR")]
+    bind: IpAddr,
+    /// The domain below which each app has its name
+    #[arg(long, env = "BAZOOKA_DOMAIN", default_value = "localhost", value_name = "DOMAIN")]
+    domain: HostName,
+    /// Where metrics and health are served
+    #[arg(long, env = "BAZOOKA_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+    /// Run HAProxy, and find it again after a restart
+    #[arg(
+        long,
+        env = "BAZOOKA_RUN_HAPROXY",
+        conflicts_with = "haproxy_socket",
+        required_unless_present = "haproxy_socket"
+    )]
+    run_haproxy: bool,
+    /// The master socket of an HAProxy that a unit of its own runs with <state>/haproxy.cfg
+    #[arg(long, env = "BAZOOKA_HAPROXY_SOCKET", value_name = "PATH")]
+    haproxy_socket: Option<PathBuf>,
+    /// The HAProxy program; looked for in $PATH and /usr/sbin unless it is a path
+    #[arg(long, env = "BAZOOKA_HAPROXY", default_value = "haproxy", value_name = "PATH")]
+    haproxy: PathBuf,
+    /// Whom HAProxy's workers run as when it is started as root; haproxy unless given, if there is such a user
+    #[arg(long, env = "BAZOOKA_HAPROXY_USER", value_name = "USER")]
+    haproxy_user: Option<String>,
+    /// What becomes of HAProxy when this process is told to end
+    #[arg(long, env = "BAZOOKA_ON_EXIT", default_value = "keep", value_name = "WHAT")]
+    on_exit: OnExit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnExit {
+    /// It goes on, and is found again
+    Keep,
+    /// It ends too
+    Stop,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    daemon::init_logs();
+    let shutdown = daemon::shutdown().context("can't take signals")?;
+    let visor = args.coordinator.visor().map_err(anyhow::Error::msg)?;
+    let name = match args.name {
+        Some(name) => name,
+        None => machine_name()?,
+    };
+    let folder = state_folder(&args.state)?;
+    let _only_one = lock(&folder).await?;
+    let program = find_program(&args.haproxy)?;
+    let run_as = run_as(args.haproxy_user.as_deref(), &folder)?;
+    let settings = Settings {
+        public: Some(args.public),
+        git: args.git,
+        bind: args.bind,
+        domain: args.domain,
+        folder: folder.clone(),
+        run_as,
+    };
+
+    let registry = Arc::new(Mutex::new(prometheus_client::registry::Registry::default()));
+    let metrics = ProxyMetrics::register(&registry);
+    let readiness = Readiness::default();
+    let not_ready = readiness.hold();
+    let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
+    let routes = daemon::common_routes(readiness, registry);
+    let endpoint = tokio::spawn(daemon::serve(listener, routes, shutdown.clone()));
+
+    let place = Place {
+        config: folder.join("haproxy.cfg"),
+        last_good: folder.join("haproxy.last-good.cfg"),
+        map: settings.map_file(),
+        program: program.clone(),
+    };
+    let cli = Cli::new(args.haproxy_socket.unwrap_or_else(|| settings.master_socket()));
+    let process = args
+        .run_haproxy
+        .then(|| Process::new(program, place.config.clone(), folder.join("haproxy.log"), cli.clone()));
+    let writer = Writer::start(place.clone());
+    let driver = Driver::new(cli, writer, settings.map_file(), metrics.clone());
+    let upkeep = Upkeep::new(place, process, metrics.clone());
+
+    let store = visor.store().clone();
+    tokio::spawn(async move {
+        let say = |error: &visor::store::StoreError| {
+            tracing::warn!(error = %error, "waiting for the coordinator; what is routed stays as it is");
+        };
+        if let Err(error) = wait_until_ready(&*store, say).await {
+            tracing::error!(error = %error, "the coordinator refuses");
+        }
+    });
+    let identity =
+        Identity { name, url: format!("http://{address}"), version: env!("CARGO_PKG_VERSION").to_owned() };
+    let parts = Parts { visor, driver, upkeep, settings, identity, metrics, not_ready };
+    proxy::run(parts, args.on_exit == OnExit::Stop, shutdown).await;
+    endpoint.await.context("the endpoint failed")
+}
+
+fn machine_name() -> anyhow::Result<HostName> {
+    let name = nix::unistd::gethostname().context("can't read the machine's name")?;
+    let name = name.to_string_lossy().to_lowercase();
+    name.parse().with_context(|| format!("the machine is called {name:?}; give a name with --name"))
+}
+
+/// Makes the state folder, and returns it as HAProxy's configuration and sockets can name it.
+fn state_folder(folder: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let folder = folder.canonicalize().with_context(|| format!("can't find {}", folder.display()))?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
+    let text = folder.to_str().unwrap_or_default();
+    if text.is_empty() || !text.chars().all(plain) {
+        bail!("the state folder {} must be named with letters, digits and /._-+@ alone", folder.display());
+    }
+    // What the kernel takes for a socket's path, with the longest name in it and HAProxy's own suffix.
+    if text.len() > 108 - "/handover.sock.1234567890.tmp".len() {
+        bail!(
+            "the state folder {} has too long a path for a socket in it: 79 characters at most",
+            folder.display()
+        );
+    }
+    Ok(folder)
+}
+
+/// Keeps a second bazooka-proxy out of the folder, for as long as the answer is held. One that is
+/// just ending is waited for.
+async fn lock(folder: &Path) -> anyhow::Result<nix::fcntl::Flock<std::fs::File>> {
+    use nix::fcntl::{Flock, FlockArg};
+    let path = folder.join("lock");
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
+    loop {
+        let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.with_context(|| format!("can't open {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err(_) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            Err((_, error)) => {
+                return Err(error).with_context(|| {
+                    format!("another bazooka-proxy uses {}; give each its own --state", folder.display())
+                });
+            }
+        }
+    }
+}
+
+fn find_program(program: &Path) -> anyhow::Result<PathBuf> {
+    if program.components().count() > 1 {
+        return program.canonicalize().with_context(|| format!("there is no {}", program.display()));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|folder| folder.join(program))
+        .find(|candidate| candidate.is_file())
+        .with_context(|| {
+            format!("there is no {} in $PATH; install it: apt install haproxy", program.display())
+        })
+}
+
+/// Whom the workers run as: nobody else unless this is root.
+fn run_as(asked: Option<&str>, folder: &Path) -> anyhow::Result<Option<RunAs>> {
+    use std::os::unix::fs::PermissionsExt;
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let found = nix::unistd::User::from_name(asked.unwrap_or("haproxy")).context("can't look up users")?;
+    let user = match (found, asked) {
+        (Some(user), _) => user,
+        (None, Some(asked)) => bail!("there is no user {asked:?}"),
+        (None, None) => return Ok(None),
+    };
+    let group = nix::unistd::Group::from_gid(user.gid).context("can't look up groups")?;
+    let Some(group) = group else { bail!("user {} has no group", user.name) };
+    // A stopping worker reaches its successor through a socket in the folder: it must be let through.
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))
+        .with_context(|| format!("can't set the mode of {}", folder.display()))?;
+    let shut = folder.ancestors().find(|ancestor| {
+        !std::fs::metadata(ancestor).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0)
+    });
+    if let Some(shut) = shut {
+        tracing::warn!(
+            folder = %shut.display(),
+            user = user.name,
+            "HAProxy's workers run as root: another user could not pass this folder"
+        );
+        return Ok(None);
+    }
+    Ok(Some(RunAs { user: user.name, group: group.name }))
+}

@@ -1,0 +1,99 @@
+//! What bazooka-proxy counts.
+
+use std::sync::{Arc, Mutex};
+
+use prometheus_client::{
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+/// The metrics of the process.
+#[derive(Clone, Debug)]
+pub struct ProxyMetrics {
+    /// Reloads that HAProxy took.
+    pub reloads: Counter,
+    /// Reloads that failed, and configurations that HAProxy refused.
+    pub refused_reloads: Counter,
+    /// Starts of HAProxy after the first.
+    pub restarts: Counter,
+    /// Changes by the Runtime API, by kind.
+    pub steps: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Changes that HAProxy refused.
+    pub failed_steps: Counter,
+    /// A batch of commands, from sending to the last answer.
+    pub command_duration: Histogram,
+    /// From a change in the image to its being in force.
+    pub apply_duration: Histogram,
+    /// Old workers ended to make room, with what was open on them.
+    pub ended_workers: Counter,
+    /// Routed instances.
+    pub servers: Gauge,
+    /// Services.
+    pub services: Gauge,
+    /// Ports that can't be opened.
+    pub refused: Gauge,
+    /// Instances that were taken out and have something under way.
+    pub busy: Gauge,
+    /// HAProxy's workers, old ones included.
+    pub workers: Gauge,
+    /// The revision in force.
+    pub applied: Gauge,
+}
+
+impl ProxyMetrics {
+    /// Registers them.
+    pub fn register(registry: &Arc<Mutex<Registry>>) -> Self {
+        // From 0.1 ms on, doubling: 0.1 s is the eleventh.
+        let durations = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
+        let metrics = ProxyMetrics {
+            reloads: Counter::default(),
+            refused_reloads: Counter::default(),
+            restarts: Counter::default(),
+            steps: Family::default(),
+            failed_steps: Counter::default(),
+            command_duration: durations(),
+            apply_duration: durations(),
+            ended_workers: Counter::default(),
+            servers: Gauge::default(),
+            services: Gauge::default(),
+            refused: Gauge::default(),
+            busy: Gauge::default(),
+            workers: Gauge::default(),
+            applied: Gauge::default(),
+        };
+        let mut registry = registry.lock().expect("no holder of this lock panics");
+        let registry = registry.sub_registry_with_prefix("bazooka_proxy");
+        registry.register("reloads", "Reloads that HAProxy took", metrics.reloads.clone());
+        registry.register(
+            "refused_reloads",
+            "Configurations and reloads that HAProxy refused",
+            metrics.refused_reloads.clone(),
+        );
+        registry.register("haproxy_restarts", "Starts of HAProxy after its first", metrics.restarts.clone());
+        registry.register("steps", "Changes by the Runtime API", metrics.steps.clone());
+        registry.register("failed_steps", "Changes that HAProxy refused", metrics.failed_steps.clone());
+        registry.register(
+            "runtime_command_duration_seconds",
+            "A batch of Runtime API commands",
+            metrics.command_duration.clone(),
+        );
+        registry.register(
+            "apply_duration_seconds",
+            "From a change in the image to its being in force",
+            metrics.apply_duration.clone(),
+        );
+        registry.register("ended_workers", "Old workers ended to make room", metrics.ended_workers.clone());
+        registry.register("servers", "Routed instances", metrics.servers.clone());
+        registry.register("services", "Services", metrics.services.clone());
+        registry.register("refused_ports", "Ports that can't be opened", metrics.refused.clone());
+        registry.register("busy", "Instances taken out that have sessions", metrics.busy.clone());
+        registry.register("workers", "HAProxy's workers, old ones included", metrics.workers.clone());
+        registry.register("applied_revision", "The revision in force", metrics.applied.clone());
+        metrics
+    }
+}

@@ -1,0 +1,381 @@
+//! The loop: observe, plan, apply, say so.
+//!
+//! Owns the state between two looks: what is wanted, what is in force, what was refused. One task holds
+//! it; whatever wakes it only says "look again". Nothing here waits for the coordinator: with that gone, what
+//! is routed stays, and HAProxy is kept alive all the same.
+
+mod apply;
+mod memory;
+mod upkeep;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use visor::{
+    daemon::NotReady,
+    keys,
+    mirror::{Changes, Mirror},
+    names::HostName,
+    schema::{Extra, Proxy as Row},
+    snapshot::Snapshot,
+    store::Revision,
+    visor::Visor,
+};
+
+use crate::{
+    config::Settings,
+    driver::Driver,
+    files::Contents,
+    haproxy::Cli,
+    metrics::ProxyMetrics,
+    plan::{InForce, Wanted},
+    ports::{self, Refusals},
+    publisher::Publisher,
+    routes::{Routes, concerns_routing, keeping_unreadable, leaving, routes},
+};
+use memory::{Attempts, Drains, Retired};
+pub use upkeep::Upkeep;
+
+/// How often what is under way is counted while an instance is being taken out.
+const COUNT_EVERY: Duration = Duration::from_millis(50);
+
+/// How often HAProxy is looked for while it isn't there.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What a proxy says of itself.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its name.
+    pub name: HostName,
+    /// The base of its endpoint.
+    pub url: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// What the loop works with.
+pub struct Parts {
+    /// The coordinator.
+    pub visor: Visor,
+    /// HAProxy.
+    pub driver: Driver,
+    /// What keeps HAProxy there.
+    pub upkeep: Upkeep,
+    /// What doesn't come from the cluster; with the public port.
+    pub settings: Settings,
+    /// Who this is.
+    pub identity: Identity,
+    /// What is counted.
+    pub metrics: ProxyMetrics,
+    /// Dropped once the first configuration is in force.
+    pub not_ready: NotReady,
+}
+
+/// What is wanted of HAProxy, as the cluster says it.
+struct Desired {
+    routes: Routes,
+    leaving: BTreeMap<visor::names::InstanceId, crate::routes::ServiceId>,
+    /// The revision of the last change that concerns this proxy.
+    revision: Revision,
+    /// When that was seen.
+    since: Instant,
+}
+
+/// The loop's state.
+struct Proxy {
+    driver: Driver,
+    upkeep: Upkeep,
+    settings: Settings,
+    identity: Identity,
+    metrics: ProxyMetrics,
+    not_ready: Option<NotReady>,
+    publisher: Publisher,
+    /// None until the first complete list.
+    desired: Option<Desired>,
+    /// None while HAProxy can't be asked.
+    in_force: Option<InForce>,
+    /// The last that was wanted in a shape that HAProxy took.
+    good: Option<Wanted>,
+    /// What the files were last told to hold.
+    on_disk: Option<Contents>,
+    refusals: Refusals,
+    attempts: Attempts,
+    drains: Drains,
+    retired: Retired,
+    /// When to look again, at the latest.
+    look_at: Option<Instant>,
+}
+
+/// Runs until `shutdown`. With `stop_haproxy`, HAProxy ends too; else it goes on and is found again.
+pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) {
+    let Parts { visor, driver, upkeep, settings, identity, metrics, not_ready } = parts;
+    let mut mirror = Mirror::new(visor.store().clone(), keys::everything(), Snapshot::default());
+    let publisher = Publisher::start(visor, identity.name.clone());
+    let mut masters = watch_master(driver.cli().clone());
+    let mut proxy = Proxy {
+        driver,
+        upkeep,
+        settings,
+        identity,
+        metrics,
+        not_ready: Some(not_ready),
+        publisher,
+        desired: None,
+        in_force: None,
+        good: None,
+        on_disk: None,
+        refusals: Refusals::default(),
+        attempts: Attempts::default(),
+        drains: Drains::default(),
+        retired: Retired::default(),
+        look_at: Some(Instant::now()),
+    };
+    loop {
+        let look_at = proxy.look_at;
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            changes = mirror.next() => {
+                if !proxy.see(&changes, mirror.image(), mirror.is_synced()) {
+                    continue;
+                }
+            }
+            changed = masters.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                // Another master, or the same one started again: what it runs is asked anew.
+                proxy.in_force = None;
+            }
+            () = async {
+                match look_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            } => {}
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            () = proxy.settle() => {}
+        }
+    }
+    // First the word, so that nobody waits for a proxy that is about to go.
+    proxy.publisher.end(stop_haproxy).await;
+    if stop_haproxy {
+        proxy.upkeep.stop().await;
+    }
+}
+
+impl Proxy {
+    /// Takes a change of the cluster in. Returns whether it concerns this proxy.
+    fn see(&mut self, changes: &Changes, snapshot: &Snapshot, synced: bool) -> bool {
+        // Only a complete image says anything; while out of touch, the last one stays as it is.
+        if !synced || !(changes.relisted || concerns_routing(&changes.keys)) {
+            return false;
+        }
+        let mut wanted = routes(snapshot);
+        if let Some(before) = &self.desired {
+            wanted = keeping_unreadable(wanted, &before.routes, snapshot);
+        }
+        let leaving = leaving(snapshot);
+        let same =
+            self.desired.as_ref().is_some_and(|before| before.routes == wanted && before.leaving == leaving);
+        if same {
+            return false;
+        }
+        self.drains.keep_only(&leaving);
+        let revision = snapshot.revision;
+        self.desired = Some(Desired { routes: wanted, leaving, revision, since: Instant::now() });
+        true
+    }
+
+    /// Does all that can be done now, and notes when to look again.
+    async fn settle(&mut self) {
+        self.look_at = None;
+        let now = Instant::now();
+        if self.in_force.is_none() && !self.find_haproxy(now).await {
+            return;
+        }
+        let Some(desired) = &self.desired else { return };
+        let (revision, since) = (desired.revision, desired.since);
+        let wanted = self.wanted(now);
+        if !self.bring_about(&wanted, now).await {
+            return;
+        }
+        self.count_sessions(now).await;
+        self.say(revision);
+        self.look_again(self.refusals.look_again_at());
+        self.look_again(self.retired.next_at());
+        self.show(&wanted, revision, since);
+        let serves = self.in_force.as_ref().is_some_and(|in_force| in_force.public);
+        if serves && self.not_ready.take().is_some() {
+            tracing::info!(url = self.identity.url, revision, "ready");
+        }
+    }
+
+    /// Asks HAProxy what it runs, and sees to it that it is there. Returns whether it answered.
+    async fn find_haproxy(&mut self, now: Instant) -> bool {
+        let error = match self.driver.observe().await {
+            Ok(in_force) => return self.found(in_force, now),
+            Err(error) => error,
+        };
+        if self.upkeep.is_due(&error, now) {
+            self.upkeep.clear().await;
+            let (mut contents, mut settings) = (self.on_disk.clone(), self.settings.clone());
+            // Only where it has surely gone, its ports are its own no longer and can be looked at.
+            if self.upkeep.runs_haproxy() {
+                let wanted = self.wanted_with(now, |_, _| false);
+                if self.desired.is_some() {
+                    contents = Some(apply::contents(&wanted));
+                }
+                settings = wanted.settings;
+            }
+            if self.upkeep.start(contents, &self.driver, &settings, now).await {
+                if let Ok(in_force) = self.driver.observe().await {
+                    return self.found(in_force, now);
+                }
+            }
+        }
+        tracing::debug!(error = &error as &dyn std::error::Error, "HAProxy is not there yet");
+        self.look_again(Some(now + LOOK_EVERY));
+        false
+    }
+
+    fn found(&mut self, in_force: InForce, now: Instant) -> bool {
+        self.upkeep.found(in_force.master, in_force.worker);
+        self.retired.restart(&in_force, now);
+        self.in_force = Some(in_force);
+        true
+    }
+
+    /// What is wanted, without the ports that others hold.
+    fn wanted(&mut self, now: Instant) -> Wanted {
+        let (ports, public, git) = match &self.in_force {
+            Some(in_force) => (in_force.ports.clone(), in_force.public, in_force.git),
+            None => Default::default(),
+        };
+        let open = |owner: &ports::Owner, address: std::net::SocketAddr| match owner {
+            ports::Owner::Public => public,
+            ports::Owner::Git => git,
+            ports::Owner::Service(_) => ports.contains(&address.port()),
+        };
+        self.wanted_with(now, open)
+    }
+
+    fn wanted_with(
+        &mut self,
+        now: Instant,
+        is_open: impl Fn(&ports::Owner, std::net::SocketAddr) -> bool,
+    ) -> Wanted {
+        let routes = self.desired.as_ref().map(|desired| desired.routes.clone()).unwrap_or_default();
+        let mut settings = self.settings.clone();
+        if let Some(public) = settings.public {
+            let wanted = ports::wanted(&routes, settings.bind, public, settings.git);
+            self.refusals.look(&wanted, is_open, now, ports::is_free);
+        }
+        if self.refusals.public() {
+            settings.public = None;
+        }
+        if self.refusals.git() {
+            settings.git = None;
+        }
+        Wanted { routes: routes.without_ports(self.refusals.services()), settings }
+    }
+
+    /// Counts what is under way for the instances that are being taken out.
+    async fn count_sessions(&mut self, now: Instant) {
+        let (Some(desired), Some(in_force)) = (&self.desired, &self.in_force) else { return };
+        let pending = self.drains.pending(&desired.leaving);
+        if pending.is_empty() {
+            return;
+        }
+        let backends = pending.values().map(|service| service.backend()).collect();
+        match self.driver.sessions(&backends).await {
+            Ok(open) => {
+                let is_out = |instance, service: &_| !in_force.takes(service, instance);
+                self.drains.count(&pending, &open, is_out);
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "sessions can't be counted");
+                self.drains.unknown(&pending);
+            }
+        }
+        if !self.drains.pending(&desired.leaving).is_empty() {
+            self.look_again(Some(now + COUNT_EVERY));
+        }
+    }
+
+    /// Tells the coordinator.
+    fn say(&mut self, applied: Revision) {
+        let mut refused = self.refusals.causes();
+        if let (Some(cause), Some(desired), Some(in_force)) =
+            (self.attempts.cause(), &self.desired, &self.in_force)
+        {
+            // What HAProxy doesn't have, because it refuses the configuration that has it.
+            let missing =
+                desired.routes.services.keys().filter(|id| !in_force.backends.contains(&id.backend()));
+            for id in missing {
+                refused.entry(id.to_string()).or_insert_with(|| cause.to_owned());
+            }
+        }
+        let Some(public) = self.settings.public else { return };
+        self.publisher.say(Row {
+            url: self.identity.url.clone(),
+            public: public.to_string(),
+            domain: self.settings.domain.to_string(),
+            version: self.identity.version.clone(),
+            applied,
+            busy: self.drains.busy().clone(),
+            refused,
+            extra: Extra::new(),
+        });
+    }
+
+    fn show(&mut self, wanted: &Wanted, revision: Revision, since: Instant) {
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.metrics.servers.set(number(wanted.routes.servers()));
+        self.metrics.services.set(number(wanted.routes.services.len()));
+        self.metrics.refused.set(number(self.refusals.causes().len()));
+        self.metrics.busy.set(number(self.drains.busy().len()));
+        if self.metrics.applied.set(revision) != revision {
+            self.metrics.apply_duration.observe(since.elapsed().as_secs_f64());
+        }
+    }
+
+    fn look_again(&mut self, at: Option<Instant>) {
+        self.look_at = match (self.look_at, at) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+    }
+}
+
+/// Says when HAProxy's master comes, starts again or goes, and again while it isn't there.
+fn watch_master(cli: Cli) -> watch::Receiver<u64> {
+    let (says, masters) = watch::channel(0);
+    tokio::spawn(async move {
+        use tokio::io::AsyncReadExt;
+        loop {
+            match cli.open().await {
+                Ok(mut connection) => {
+                    says.send_modify(|n| *n += 1);
+                    // Nothing is asked, so that nothing comes until it ends.
+                    let _ = connection.read(&mut [0_u8; 64]).await;
+                    says.send_modify(|n| *n += 1);
+                }
+                // Each time: one that came and went in between was seen by the loop alone.
+                Err(_) => {
+                    says.send_modify(|n| *n += 1);
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+            }
+            if says.is_closed() {
+                return;
+            }
+        }
+    });
+    masters
+}

@@ -1,0 +1,162 @@
+//! The part of the loop that changes HAProxy: plan, Runtime API, reload, files.
+//!
+//! Owns what happens when HAProxy isn't as it was believed to be, or refuses.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Proxy;
+use crate::{
+    config::{hosts, render, render_map, shape},
+    driver::ReloadError,
+    files::Contents,
+    plan::{Plan, Reload, Step, Wanted, plan},
+};
+
+impl Proxy {
+    /// Carries the plan out. Returns false if HAProxy has to be looked for first.
+    pub(super) async fn bring_about(&mut self, wanted: &Wanted, now: Instant) -> bool {
+        // A second time, because what HAProxy says may not be what was believed.
+        for _ in 0..2 {
+            let Some(in_force) = &self.in_force else { return false };
+            let Plan { steps, reload } = plan(in_force, wanted);
+            let steps: Vec<Step> = steps.into_iter().filter(|step| self.retired.may(step, now)).collect();
+            let as_believed = self.change_members(&steps, now).await;
+            if self.in_force.is_none() {
+                self.look_again(Some(now));
+                return false;
+            }
+            if !as_believed {
+                match self.driver.observe().await {
+                    Ok(in_force) => self.in_force = Some(in_force),
+                    Err(_) => {
+                        self.in_force = None;
+                        self.look_again(Some(now));
+                        return false;
+                    }
+                }
+                continue;
+            }
+            match reload {
+                None => {
+                    self.attempts.succeeded();
+                    self.good = Some(wanted.clone());
+                    self.write(contents(wanted));
+                }
+                Some(reason) => self.reload(wanted, &reason, now).await,
+            }
+            return self.in_force.is_some();
+        }
+        // HAProxy refuses again and again: what the cluster wants is not in force, and nobody is told so.
+        self.look_again(Some(now + Duration::from_secs(1)));
+        false
+    }
+
+    /// Changes servers and hosts by the Runtime API. Returns whether HAProxy was as believed.
+    async fn change_members(&mut self, steps: &[Step], now: Instant) -> bool {
+        let Some(in_force) = &mut self.in_force else { return true };
+        if steps.is_empty() {
+            return true;
+        }
+        match self.driver.carry_out(in_force, steps).await {
+            Ok(refused) => {
+                self.retired.note(steps, now);
+                let mut as_believed = true;
+                for (step, words) in refused {
+                    if step.may_wait() {
+                        self.retired.later(&step, now);
+                        continue;
+                    }
+                    as_believed = false;
+                    self.metrics.failed_steps.inc();
+                    tracing::error!(action = step.action(), step = ?step, words, "HAProxy refused a change");
+                }
+                as_believed
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "HAProxy can't be asked; looking for it"
+                );
+                self.in_force = None;
+                true
+            }
+        }
+    }
+
+    async fn reload(&mut self, wanted: &Wanted, reason: &Reload, now: Instant) {
+        let shape = shape(&wanted.routes, &wanted.settings);
+        if let Some(at) = self.attempts.not_before(&shape, now) {
+            self.look_again(Some(at));
+            // Its members are in force; the file follows in the shape that HAProxy has.
+            if let Some(good) = &mut self.good {
+                good.routes.take_members(&wanted.routes);
+                let contents = contents(good);
+                self.write(contents);
+            }
+            return;
+        }
+        tracing::info!(reason = %reason, "reloading HAProxy");
+        self.upkeep.bound_log();
+        let contents = contents(wanted);
+        match self.driver.reload(contents.clone()).await {
+            Ok(in_force) => {
+                if in_force.shape != shape {
+                    tracing::warn!("HAProxy runs another configuration than it was given");
+                }
+                self.attempts.succeeded();
+                self.retired.restart(&in_force, now);
+                self.in_force = Some(in_force);
+                self.on_disk = Some(contents);
+                self.good = Some(wanted.clone());
+                self.upkeep.keep_as_good().await;
+            }
+            Err(error) => {
+                self.metrics.refused_reloads.inc();
+                let last_words = match error {
+                    ReloadError::Refused => self.upkeep.last_words(),
+                    _ => String::new(),
+                };
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    last_words,
+                    "the new configuration is not in force; the last one is"
+                );
+                let at = self.attempts.failed(shape, error_chain(&error), now);
+                self.look_again(Some(at));
+                // A valid file that HAProxy could not start with must not stay for its next start.
+                if let (ReloadError::Refused, Some(good)) = (&error, &self.good) {
+                    let contents = self::contents(good);
+                    self.write(contents);
+                }
+                // How far it came is HAProxy's to say.
+                self.in_force = self.driver.observe().await.ok();
+            }
+        }
+    }
+
+    /// Has the files hold this, if they don't.
+    fn write(&mut self, contents: Contents) {
+        if self.on_disk.as_ref() != Some(&contents) {
+            self.driver.writer().update(contents.clone());
+            self.on_disk = Some(contents);
+        }
+    }
+}
+
+/// The files for what is wanted.
+pub fn contents(wanted: &Wanted) -> Contents {
+    let Wanted { routes, settings } = wanted;
+    Contents { config: render(routes, settings), map: render_map(&hosts(routes, settings)) }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text.chars().take(500).collect()
+}

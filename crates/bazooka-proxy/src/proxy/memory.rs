@@ -1,0 +1,246 @@
+//! What the loop remembers between two looks.
+//!
+//! Owns three small memories, each pure: reloads that failed, instances that are being taken out, servers
+//! that are to be deleted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use visor::names::InstanceId;
+
+use crate::{
+    plan::{InForce, Step},
+    routes::ServiceId,
+};
+
+/// The first pause before the same configuration is tried again; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The reload that failed last.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    failed: Option<Failed>,
+}
+
+#[derive(Debug)]
+struct Failed {
+    shape: String,
+    cause: String,
+    again_at: Instant,
+    pause: Duration,
+}
+
+impl Attempts {
+    /// When this shape may be tried again; none is now. Another shape is tried at once.
+    pub fn not_before(&self, shape: &str, now: Instant) -> Option<Instant> {
+        let failed = self.failed.as_ref()?;
+        (failed.shape == shape && now < failed.again_at).then_some(failed.again_at)
+    }
+
+    /// Notes a failure, and returns when to try again.
+    pub fn failed(&mut self, shape: String, cause: String, now: Instant) -> Instant {
+        let again = self.failed.as_ref().filter(|failed| failed.shape == shape);
+        let pause = again.map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(LONGEST_PAUSE));
+        let again_at = now + pause;
+        self.failed = Some(Failed { shape, cause, again_at, pause });
+        again_at
+    }
+
+    /// What is wanted is in force.
+    pub fn succeeded(&mut self) {
+        self.failed = None;
+    }
+
+    /// Why the last one failed, while it is wanted still.
+    pub fn cause(&self) -> Option<&str> {
+        self.failed.as_ref().map(|failed| failed.cause.as_str())
+    }
+}
+
+/// The instances that are being taken out.
+///
+/// One that was seen out of the routing and without a session is settled for good: no worker sends
+/// it anything new.
+#[derive(Debug, Default)]
+pub struct Drains {
+    settled: BTreeSet<InstanceId>,
+    busy: BTreeSet<InstanceId>,
+}
+
+impl Drains {
+    /// Forgets the instances that are no longer being taken out.
+    pub fn keep_only(&mut self, leaving: &BTreeMap<InstanceId, ServiceId>) {
+        self.settled.retain(|instance| leaving.contains_key(instance));
+        self.busy.retain(|instance| leaving.contains_key(instance));
+    }
+
+    /// Those that may have something under way.
+    pub fn pending(&self, leaving: &BTreeMap<InstanceId, ServiceId>) -> BTreeMap<InstanceId, ServiceId> {
+        leaving
+            .iter()
+            .filter(|(instance, _)| !self.settled.contains(instance))
+            .map(|(instance, service)| (*instance, service.clone()))
+            .collect()
+    }
+
+    /// Takes in what was counted after they had been taken out.
+    pub fn count(
+        &mut self,
+        pending: &BTreeMap<InstanceId, ServiceId>,
+        open: &BTreeMap<InstanceId, u32>,
+        is_out: impl Fn(InstanceId, &ServiceId) -> bool,
+    ) {
+        for (instance, service) in pending {
+            if open.get(instance).is_some_and(|open| *open > 0) {
+                self.busy.insert(*instance);
+            } else {
+                self.busy.remove(instance);
+                if is_out(*instance, service) {
+                    self.settled.insert(*instance);
+                }
+            }
+        }
+    }
+
+    /// They can't be counted: what isn't known to be idle is busy.
+    pub fn unknown(&mut self, pending: &BTreeMap<InstanceId, ServiceId>) {
+        self.busy.extend(pending.keys());
+    }
+
+    /// Those that had something under way when it was last counted.
+    pub fn busy(&self) -> &BTreeSet<InstanceId> {
+        &self.busy
+    }
+}
+
+/// How long a disabled server stays before it is deleted: a request that is between two servers just
+/// then may still look at it, and an instance that was restarted takes its place again without a new server.
+const REST: Duration = Duration::from_secs(10);
+
+/// The servers that were disabled, with the time from which they may be deleted.
+#[derive(Debug, Default)]
+pub struct Retired {
+    from: BTreeMap<(String, String), Instant>,
+}
+
+impl Retired {
+    /// Another worker: what is disabled in it counts from now.
+    pub fn restart(&mut self, in_force: &InForce, now: Instant) {
+        self.from = in_force
+            .servers
+            .iter()
+            .flat_map(|(backend, servers)| {
+                servers.iter().map(move |(server, state)| (backend, server, state))
+            })
+            .filter(|(_, _, state)| state.maintenance)
+            .map(|(backend, server, _)| ((backend.clone(), server.clone()), now + REST))
+            .collect();
+    }
+
+    /// Whether a step may be taken now: only a delete may have to wait.
+    pub fn may(&self, step: &Step, now: Instant) -> bool {
+        match step {
+            Step::Delete { backend, server } => {
+                self.from.get(&(backend.clone(), server.clone())).is_some_and(|from| *from <= now)
+            }
+            _ => true,
+        }
+    }
+
+    /// Takes in what was done.
+    pub fn note(&mut self, steps: &[Step], now: Instant) {
+        for step in steps {
+            match step {
+                Step::Disable { backend, server } => {
+                    self.from.insert((backend.clone(), server.clone()), now + REST);
+                }
+                Step::Delete { backend, server } => {
+                    self.from.remove(&(backend.clone(), server.clone()));
+                }
+                Step::Enable { service, instance, .. } => {
+                    self.from.remove(&(service.backend(), crate::config::server_name(*instance)));
+                }
+                Step::Add { .. } | Step::Weigh { .. } | Step::SetHost { .. } | Step::DeleteHost { .. } => {}
+            }
+        }
+    }
+
+    /// A delete that HAProxy refused is tried again later.
+    pub fn later(&mut self, step: &Step, now: Instant) {
+        if let Step::Delete { backend, server } = step {
+            self.from.insert((backend.clone(), server.clone()), now + REST);
+        }
+    }
+
+    /// When the next one may go.
+    pub fn next_at(&self) -> Option<Instant> {
+        self.from.values().min().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_shape_waits_longer_each_time_and_another_one_not_at_all() {
+        let mut attempts = Attempts::default();
+        let mut now = Instant::now();
+        for expected in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let at = attempts.failed("one".into(), "refused".into(), now);
+            assert_eq!(at - now, Duration::from_secs(expected));
+            assert_eq!(attempts.not_before("one", now), Some(at));
+            assert_eq!(attempts.not_before("other", now), None);
+            assert_eq!(attempts.not_before("one", at), None);
+            now = at;
+        }
+        assert_eq!(attempts.cause(), Some("refused"));
+        attempts.succeeded();
+        assert_eq!(attempts.cause(), None);
+    }
+
+    #[test]
+    fn an_instance_is_busy_until_it_was_seen_out_and_without_a_session() {
+        let service = ServiceId { app: "a".parse().expect("valid"), proc: "web".parse().expect("valid") };
+        let id = InstanceId(7);
+        let leaving = BTreeMap::from([(id, service)]);
+        let mut drains = Drains::default();
+        drains.unknown(&drains.pending(&leaving));
+        assert!(drains.busy().contains(&id), "it may be, for all that is known");
+        drains.count(&drains.pending(&leaving), &BTreeMap::from([(id, 2)]), |_, _| true);
+        assert!(drains.busy().contains(&id));
+        // Nothing open, but new requests may come still.
+        drains.count(&drains.pending(&leaving), &BTreeMap::new(), |_, _| false);
+        assert!(!drains.busy().contains(&id));
+        assert_eq!(drains.pending(&leaving).len(), 1);
+        drains.count(&drains.pending(&leaving), &BTreeMap::new(), |_, _| true);
+        assert!(drains.pending(&leaving).is_empty());
+        drains.unknown(&drains.pending(&leaving));
+        assert!(drains.busy().is_empty(), "what is settled stays so");
+        drains.keep_only(&BTreeMap::new());
+        assert_eq!(drains.pending(&leaving).len(), 1, "an id that comes anew is counted anew");
+    }
+
+    #[test]
+    fn a_disabled_server_is_deleted_after_its_rest() {
+        let (backend, server) = ("a.web".to_owned(), "i1".to_owned());
+        let delete = Step::Delete { backend: backend.clone(), server: server.clone() };
+        let mut retired = Retired::default();
+        let now = Instant::now();
+        assert!(!retired.may(&delete, now), "it was never disabled here");
+        retired.note(&[Step::Disable { backend, server }], now);
+        assert!(!retired.may(&delete, now));
+        assert_eq!(retired.next_at(), Some(now + REST));
+        assert!(retired.may(&delete, now + REST));
+        retired.later(&delete, now + REST);
+        assert!(!retired.may(&delete, now + REST));
+        retired.note(&[delete], now + REST * 2);
+        assert_eq!(retired.next_at(), None);
+    }
+}

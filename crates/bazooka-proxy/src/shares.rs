@@ -1,0 +1,77 @@
+//! How much of a service's traffic each of its instances gets, where shares are set.
+//!
+//! Owns the arithmetic from shares of releases to HAProxy's weights of servers. Pure.
+
+use std::collections::BTreeMap;
+
+use visor::names::{InstanceId, ReleaseId};
+
+/// The weight of a server where no share is set: equals take turns.
+pub const EVEN: u16 = 100;
+
+/// HAProxy knows no higher weight.
+const MOST: f64 = 256.0;
+
+/// The weight of each instance of a service, by release.
+///
+/// A release with a share gets it, in percent, whatever the number of its instances; all the others, head among them,
+/// get the rest, each instance as much as the next. A release of which nothing runs leaves its share to the others. A
+/// share of none means no requests, but never that nobody serves: then all are even again. HAProxy's weights are whole
+/// numbers up to 256, so that an instance gets no less than a 256th of what the next one gets.
+pub fn weights(
+    shares: &BTreeMap<ReleaseId, u32>,
+    instances: &BTreeMap<ReleaseId, Vec<InstanceId>>,
+) -> BTreeMap<InstanceId, u16> {
+    let given: u32 = instances.keys().filter_map(|release| shares.get(release)).sum();
+    let others: usize =
+        instances.iter().filter(|(release, _)| !shares.contains_key(release)).map(|(_, ids)| ids.len()).sum();
+    let rest = 100_u32.saturating_sub(given);
+    let mut parts: BTreeMap<InstanceId, f64> = BTreeMap::new();
+    for (release, ids) in instances {
+        let (percent, among) = match shares.get(release) {
+            Some(share) => (*share, ids.len()),
+            None => (rest, others),
+        };
+        parts.extend(ids.iter().map(|id| (*id, f64::from(percent) / among as f64)));
+    }
+    let highest = parts.values().copied().fold(0.0, f64::max);
+    if highest == 0.0 {
+        return parts.into_keys().map(|id| (id, EVEN)).collect();
+    }
+    let weight = |part: f64| if part == 0.0 { 0 } else { (part / highest * MOST).round().max(1.0) as u16 };
+    parts.into_iter().map(|(id, part)| (id, weight(part))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_a_releases_whatever_the_number_of_its_instances() {
+        for (what, shares, instances, wanted) in [
+            ("a tenth for one beside three", &[(2, 10)][..], &[(1, 3), (2, 1)][..], &[256, 256, 256, 85][..]),
+            ("a tenth for two beside one", &[(2, 10)], &[(1, 1), (2, 2)], &[256, 14, 14]),
+            ("one of a hundred", &[(2, 1)], &[(1, 1), (2, 1)], &[256, 3]),
+            (
+                "the old ones of a rollout go with head",
+                &[(3, 50)],
+                &[(1, 1), (2, 1), (3, 1)],
+                &[128, 128, 256],
+            ),
+            ("all", &[(2, 100)], &[(1, 2), (2, 1)], &[0, 0, 256]),
+            ("none", &[(2, 0)], &[(1, 1), (2, 1)], &[256, 0]),
+            ("none, and nobody else is there", &[(2, 0)], &[(2, 2)], &[100, 100]),
+            ("who isn't there leaves its share", &[(2, 100)], &[(1, 2)], &[256, 256]),
+            ("it is alone", &[(2, 10)], &[(2, 2)], &[256, 256]),
+        ] {
+            let shares = shares.iter().map(|(release, share)| (ReleaseId(*release), *share)).collect();
+            let mut ids = (1..).map(InstanceId);
+            let instances: BTreeMap<ReleaseId, Vec<InstanceId>> = instances
+                .iter()
+                .map(|(release, n)| (ReleaseId(*release), ids.by_ref().take(*n).collect()))
+                .collect();
+            let got: Vec<u16> = weights(&shares, &instances).into_values().collect();
+            assert_eq!(got, wanted, "{what}");
+        }
+    }
+}

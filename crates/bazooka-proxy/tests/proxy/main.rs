@@ -1,0 +1,11 @@
+//! bazooka-proxy as a process, with the real HAProxy and a real etcd.
+
+#![allow(missing_docs, reason = "tests are named for what they show")]
+
+mod drains;
+mod faults;
+mod git;
+mod http;
+mod load;
+mod rig;
+mod routing;

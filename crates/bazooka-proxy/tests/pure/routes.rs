@@ -1,0 +1,123 @@
+//! Who is routed.
+
+use std::collections::BTreeMap;
+
+use bazooka_proxy::routes::{Mode, Routes, concerns_routing, keeping_unreadable, leaving, routes};
+use visor::names::InstanceId;
+
+use crate::image::{Rows, service};
+
+const AT: &str = "10.0.0.1:21000";
+
+fn servers(rows: Rows, of: &str) -> Vec<u64> {
+    routes(&rows.0).services[&service(of)].servers.keys().map(|id| id.0).collect()
+}
+
+#[test]
+fn an_instance_is_routed_while_it_is_meant_to_run_and_runs() {
+    let rows = |desired: &str, state: &str| {
+        Rows::default().proc("a/web", 8501).assigned(1, "a/web", desired).status(1, state, AT)
+    };
+    assert_eq!(servers(rows("run", "running"), "a/web"), [1]);
+    for desired in ["drain", "stop"] {
+        assert!(servers(rows(desired, "running"), "a/web").is_empty(), "{desired}");
+    }
+    for state in ["claimed", "backoff", "stopping", "exited", "failed", "lost"] {
+        assert!(servers(rows("run", state), "a/web").is_empty(), "{state}");
+    }
+    let unassigned = Rows::default().proc("a/web", 8501).status(1, "running", AT);
+    assert!(servers(unassigned, "a/web").is_empty());
+    let silent = Rows::default().proc("a/web", 8501).assigned(1, "a/web", "run");
+    assert!(servers(silent, "a/web").is_empty());
+}
+
+#[test]
+fn an_instance_on_trial_is_routed_like_any_other() {
+    let rows = Rows::default().proc("a/web", 8501).running(1, "a/web", AT);
+    let mut snapshot = rows.0;
+    for host in snapshot.hosts.values_mut() {
+        host.assigned.values_mut().for_each(|assigned| assigned.value.trial = true);
+    }
+    assert_eq!(routes(&snapshot).servers(), 1);
+}
+
+#[test]
+fn each_registered_proc_is_a_service_with_or_without_instances() {
+    let rows = Rows::default().proc("a/web", 8501).proc("a/job", 8502).proc("a/web-admin", 8503);
+    let routes = routes(&rows.0);
+    let modes: Vec<_> =
+        routes.services.iter().map(|(id, service)| (id.to_string(), service.mode, service.port)).collect();
+    assert_eq!(
+        modes,
+        [
+            ("a/job".to_owned(), Mode::Tcp, Some(8502)),
+            ("a/web".to_owned(), Mode::Http, Some(8501)),
+            ("a/web-admin".to_owned(), Mode::Http, Some(8503)),
+        ]
+    );
+}
+
+#[test]
+fn an_instance_of_no_registered_proc_is_not_routed() {
+    let rows = Rows::default().running(1, "a/web", AT);
+    assert!(routes(&rows.0).services.is_empty());
+}
+
+#[test]
+fn a_share_counts_while_its_release_is_wanted_beside_and_stays_while_it_cannot_be_read() {
+    let rows = |formation: &str| {
+        Rows::default()
+            .proc("a/web", 8501)
+            .running(1, "a/web", AT)
+            .running_of(2, "a/web", "v2", AT)
+            .put("apps/a/formation/web", formation)
+    };
+    let weights = |routes: &Routes| {
+        let weights = routes.services[&service("a/web")].weights.clone();
+        weights.map(|weights| weights.into_values().collect::<Vec<_>>())
+    };
+    let shared = routes(&rows(r#"{"count":1,"beside":{"v2":1},"weights":{"v2":50,"v7":50}}"#).0);
+    assert_eq!(weights(&shared), Some(vec![256, 256]));
+    assert_eq!(weights(&routes(&rows(r#"{"count":1,"weights":{"v2":50}}"#).0)), None);
+    let garbled = rows("{").0;
+    assert_eq!(weights(&keeping_unreadable(routes(&garbled), &shared, &garbled)), weights(&shared));
+    assert!(concerns_routing([&"apps/a/formation/web".to_owned()]));
+}
+
+#[test]
+fn who_is_being_taken_out_is_known_until_its_row_goes() {
+    let rows = Rows::default().assigned(1, "a/web", "run").assigned(2, "a/web", "drain");
+    let rows = rows.assigned(3, "a/job", "stop");
+    let expected = BTreeMap::from([(InstanceId(2), service("a/web")), (InstanceId(3), service("a/job"))]);
+    assert_eq!(leaving(&rows.0), expected);
+}
+
+#[test]
+fn what_cannot_be_read_stays_as_it_was() {
+    let rows = Rows::default().proc("a/web", 8501).running(1, "a/web", AT).running(2, "a/web", AT);
+    let before = routes(&rows.domain("a.example.org", "a").0);
+    let garbled = Rows::default()
+        .put("apps/a/procs/web", "{")
+        .assigned(1, "a/web", "run")
+        .put("status/host1/1", "?")
+        .put("assigned/host1/2", "{\"desired\":\"dance\"}")
+        .put("domains/a.example.org", "[]");
+    let bare = routes(&garbled.0);
+    assert!(bare.services.is_empty());
+    assert_eq!(keeping_unreadable(bare, &before, &garbled.0), before);
+    // Gone is another thing than unreadable.
+    let gone = Rows::default().proc("a/web", 8501);
+    assert_eq!(keeping_unreadable(routes(&gone.0), &before, &gone.0).servers(), 0);
+}
+
+#[test]
+fn only_some_keys_can_change_what_is_routed() {
+    for key in ["apps/a/procs/web", "assigned/h/1", "status/h/1", "domains/a.b"] {
+        assert!(concerns_routing(&[key.to_owned()]), "{key}");
+    }
+    for key in
+        ["apps/a", "apps/a/head", "apps/a/envs/e1", "proxies/x", "hosts/h", "history/a/web/1", "schema", ""]
+    {
+        assert!(!concerns_routing(&[key.to_owned()]), "{key}");
+    }
+}
