@@ -1,0 +1,97 @@
+//! `bazooka destroy`: an app goes, with its instances, its releases and its repository.
+
+use std::{
+    io::{self, BufRead, IsTerminal, Write},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+use visor::names::AppName;
+
+use crate::{
+    context::{Context, REMOTE, app_of, git, remote_url},
+    failure::{Failure, Kind, Result},
+    rm,
+    settle::{self, Line},
+    show::put_line,
+    watch::Watch,
+};
+
+/// Draining (30 s), stopping (30 s unless set otherwise), and forgetting the rows.
+const GONE_IN: Duration = Duration::from_secs(120);
+
+/// Destroys an app, once its name has been said again.
+///
+/// # Errors
+/// A wrong name; no such app; no bazooka-rm; instances that don't end.
+pub async fn run(context: &Context, confirm: Option<AppName>) -> Result<()> {
+    let app = context.app().await?;
+    let view = context.view(&app).await?;
+    match confirm {
+        Some(said) if said == app => {}
+        Some(said) => {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("--confirm says '{said}', but the app is '{app}'"),
+            ));
+        }
+        None => {
+            let (asked, instances) = (app.clone(), view.instances.len());
+            // Off this thread, which waits for Ctrl-C meanwhile.
+            let asking = tokio::task::spawn_blocking(move || ask(&asked, instances));
+            asking.await.map_err(|error| Failure::new(Kind::Failed, error.to_string()))??;
+        }
+    }
+    let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;
+    rm::destroy(context, &app).await?;
+    context.note_change();
+    let until = Instant::now() + GONE_IN;
+    let mut line = Line::begin(&format!("app '{app}' is being destroyed"));
+    let mut left = watch.view().instances.len();
+    while watch.view().app.is_some() {
+        tokio::select! {
+            _ = watch.next() => {}
+            () = sleep_until(until) => {
+                drop(line);
+                let what = format!("app '{app}' is not gone after {} s; it stays marked", GONE_IN.as_secs());
+                return Err(Failure::new(Kind::Failed, what).hint(format!("bazooka ps -l -a {app}")));
+            }
+        }
+        let now = watch.view().instances.len();
+        line.dots(left.saturating_sub(now));
+        left = now;
+    }
+    drop(line);
+    put_line(&format!("app '{app}' destroyed"));
+    if remote_url().await.is_some_and(|url| app_of(&url).as_ref() == Some(&app))
+        && git(&["remote", "remove", REMOTE]).await.is_some()
+    {
+        put_line("remote entry removed");
+    }
+    Ok(())
+}
+
+fn ask(app: &AppName, instances: usize) -> Result<()> {
+    let hint = format!("bazooka destroy -a {app} --confirm {app}");
+    if !io::stdin().is_terminal() {
+        let what = "there is nobody to ask whether the app shall really be destroyed";
+        return Err(Failure::new(Kind::Usage, what).hint(hint));
+    }
+    let mut words = io::stderr().lock();
+    // Without the question nobody would answer, and then nothing is destroyed.
+    let _ = write!(
+        words,
+        "This ends {} of '{app}' and removes its releases and its repository.\n\
+         Type the app's name to go on: ",
+        settle::instances(u32::try_from(instances).unwrap_or(u32::MAX))
+    )
+    .and_then(|()| words.flush());
+    // While this waits, others have something to say.
+    drop(words);
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    if read.is_ok() && answer.trim() == app.as_str() {
+        return Ok(());
+    }
+    Err(Failure::new(Kind::Failed, "that is not the app's name: nothing was destroyed"))
+}

@@ -1,0 +1,209 @@
+//! `bazooka hosts`: which hosts there are, what they have to give, and taking one out of service.
+//!
+//! What an operator says of a host is a row beside its registration, so that it holds while the host is
+//! away. `drain` waits until nothing is left there; the rest is done once it is written.
+
+mod drain;
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+use visor::{
+    capacity::Used,
+    keys::{self, Key},
+    names::{HostName, ZoneName},
+    progress::frozen_words,
+    schema::HostMeta,
+    snapshot::{HostView, Snapshot},
+    store::Keys,
+};
+
+use crate::{
+    args::HostsAction,
+    context::Context,
+    failure::{Result, unknown},
+    show::{Table, bytes, put_json, put_line, say},
+};
+
+/// Lists the hosts, or does what is said to one.
+///
+/// # Errors
+/// Unknown hosts; nothing to unfreeze; a host that can't be emptied.
+pub async fn run(context: &Context, action: Option<HostsAction>) -> Result<()> {
+    let (host, words, mark): (HostName, &str, fn(&mut HostMeta)) = match action {
+        None => return list(context).await,
+        Some(HostsAction::Unfreeze) => return unfreeze(context).await,
+        Some(HostsAction::Drain { host, no_wait }) => {
+            known(context, &host).await?;
+            return drain::run(context, &host, no_wait).await;
+        }
+        Some(HostsAction::Cordon { host }) => {
+            (host, "cordoned: nothing new is placed there", |meta| meta.cordoned = true)
+        }
+        Some(HostsAction::Uncordon { host }) => {
+            (host, "open", |meta| (meta.cordoned, meta.draining) = (false, false))
+        }
+    };
+    known(context, &host).await?;
+    context.visor.mark_host(&host, mark).await?;
+    put_line(&format!("{host} is {words}"));
+    Ok(())
+}
+
+/// Makes sure that a host is there, or has been: a slip of the finger would mark nobody.
+async fn known(context: &Context, host: &HostName) -> Result<()> {
+    let snapshot = context.visor.read(keys::host(host)).await?;
+    let mut unreadable = snapshot.unreadable.keys();
+    if snapshot.hosts.contains_key(host) || unreadable.any(|key| *key == Key::Host(host.clone()).to_string())
+    {
+        return Ok(());
+    }
+    let all = context.visor.read(vec![keys::hosts(), keys::host_metas()]).await?;
+    let names = all.hosts.keys().map(HostName::as_str);
+    Err(unknown(format!("there is no host '{host}'"), host.as_str(), names, "hosts"))
+}
+
+async fn unfreeze(context: &Context) -> Result<()> {
+    let hosts = context.visor.unfreeze(&context.who, context.now()).await?;
+    let hosts: Vec<&str> = hosts.iter().map(|host| host.as_str()).collect();
+    put_line(&format!("given up: {}", hosts.join(", ")));
+    Ok(())
+}
+
+/// How a host stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Standing {
+    /// It takes instances.
+    Up,
+    /// It takes no new ones.
+    Cordoned,
+    /// What runs there is being replaced elsewhere.
+    Draining,
+    /// Nothing is left there, and nothing new comes.
+    Drained,
+    /// Its registration can't be read.
+    Unreadable,
+    /// Its lease has ended.
+    Gone,
+    /// As gone, with so many others that none is given up.
+    Frozen,
+}
+
+impl Standing {
+    fn word(self) -> &'static str {
+        match self {
+            Standing::Up => "up",
+            Standing::Cordoned => "cordoned",
+            Standing::Draining => "draining",
+            Standing::Drained => "drained",
+            Standing::Unreadable => "unreadable",
+            Standing::Gone => "gone",
+            Standing::Frozen => "frozen",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    host: HostName,
+    state: Standing,
+    zone: Option<ZoneName>,
+    version: Option<String>,
+    address: Option<IpAddr>,
+    cordoned: bool,
+    draining: bool,
+    instances: u32,
+    instances_capacity: Option<u32>,
+    memory_used_bytes: u64,
+    memory_capacity_bytes: Option<u64>,
+}
+
+async fn list(context: &Context) -> Result<()> {
+    let leader = Keys::One(Key::Leader.to_string());
+    let scopes = vec![keys::hosts(), keys::host_metas(), keys::all_assigned(), keys::all_statuses(), leader];
+    let snapshot = context.visor.read(scopes).await?;
+    let rows = rows(&snapshot);
+    if context.json {
+        put_json(&rows);
+        return Ok(());
+    }
+    table(&rows).put();
+    if let Some(frozen) = snapshot.leader.as_ref().and_then(|leader| leader.frozen.as_ref()) {
+        say(&format!("{}; hint: `bazooka hosts unfreeze` gives them up", frozen_words(frozen)));
+    }
+    Ok(())
+}
+
+/// Each host that is here, or of which something is left.
+fn rows(snapshot: &Snapshot) -> Vec<Row> {
+    let unreadable = |name: &HostName| snapshot.unreadable.contains_key(&Key::Host(name.clone()).to_string());
+    let is_told = |name: &HostName, view: &HostView| {
+        let marked = view.meta.as_ref().is_some_and(|meta| meta.cordoned || meta.draining);
+        view.host.is_some()
+            || unreadable(name)
+            || marked
+            || !view.assigned.is_empty()
+            || !view.status.is_empty()
+    };
+    let frozen = snapshot.leader.as_ref().and_then(|leader| leader.frozen.as_ref());
+    let row = |(name, view): (&HostName, &HostView)| {
+        let meta = view.meta.as_ref().map(|meta| meta.value.clone()).unwrap_or_default();
+        let used = Used::of(view);
+        let host = view.host.as_ref();
+        let state = match host {
+            None if unreadable(name) => Standing::Unreadable,
+            None if frozen.is_some_and(|frozen| frozen.hosts.contains(name)) => Standing::Frozen,
+            None => Standing::Gone,
+            Some(_) if meta.draining && used.instances == 0 => Standing::Drained,
+            Some(_) if meta.draining => Standing::Draining,
+            Some(_) if meta.cordoned => Standing::Cordoned,
+            Some(_) => Standing::Up,
+        };
+        Row {
+            host: name.clone(),
+            state,
+            zone: host.map(|host| host.zone.clone()),
+            version: host.map(|host| host.version.clone()),
+            address: host.map(|host| host.address),
+            cordoned: meta.cordoned,
+            draining: meta.draining,
+            instances: used.instances,
+            instances_capacity: host.map(|host| host.capacity.instances),
+            memory_used_bytes: used.memory_bytes,
+            memory_capacity_bytes: host.map(|host| host.capacity.memory_bytes),
+        }
+    };
+    snapshot.hosts.iter().filter(|(name, view)| is_told(name, view)).map(row).collect()
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new(&[
+        "HOST",
+        "ZONE",
+        "STATE",
+        "VERSION",
+        "ADDRESS",
+        "INSTANCES",
+        "FREE-SLOTS",
+        "MEMORY",
+        "FREE-MEMORY",
+    ]);
+    for row in rows {
+        let free_slots = row.instances_capacity.map(|capacity| capacity.saturating_sub(row.instances));
+        let free_memory =
+            row.memory_capacity_bytes.map(|capacity| capacity.saturating_sub(row.memory_used_bytes));
+        table.row([
+            row.host.to_string(),
+            row.zone.as_ref().map(ZoneName::to_string).unwrap_or_default(),
+            row.state.word().to_owned(),
+            row.version.clone().unwrap_or_default(),
+            row.address.map(|address| address.to_string()).unwrap_or_default(),
+            row.instances.to_string(),
+            free_slots.map(|free| free.to_string()).unwrap_or_default(),
+            bytes(row.memory_used_bytes),
+            free_memory.map(bytes).unwrap_or_default(),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,225 @@
+//! `bazooka init`: from a folder to an app that can be pushed.
+//!
+//! bazooka-rm registers the app, then makes its repository ready; each step is told as it becomes so. Run
+//! again by the app's owner, it changes nothing but the remote.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use tokio::time::{Instant, timeout_at};
+use visor::{
+    keys::{self, Key},
+    mirror::Mirror,
+    names::AppName,
+    schema::{App, Repo},
+    snapshot::Snapshot,
+};
+
+use crate::{
+    context::{Context, REMOTE, app_of, git, remote_url},
+    failure::{Failure, Kind, Result},
+    rm::{self, NewApp},
+    show::put_line,
+};
+
+/// A repository is set up in a moment; beyond this, bazooka-rm has stopped working.
+const SET_UP_FOR: Duration = Duration::from_secs(30);
+
+/// Registers the app and makes the remote.
+///
+/// # Errors
+/// No git repository; a name that isn't valid or is taken; no bazooka-rm.
+pub async fn run(context: &Context, name: Option<AppName>) -> Result<()> {
+    let top = git(&["rev-parse", "--show-toplevel"]).await.map(|top| top.trim_end().to_owned());
+    let remote = remote_url().await;
+    let name = match (name, context.said()) {
+        (Some(name), Some(said)) if name != *said => {
+            let what = format!("the app is named twice: {name} and, with -a, {said}");
+            return Err(Failure::new(Kind::Usage, what));
+        }
+        (Some(name), _) => name,
+        (None, Some(said)) => said.clone(),
+        // Run again, it means the app that it made, whatever the folder is called.
+        (None, None) => match remote.as_deref().and_then(app_of) {
+            Some(app) => app,
+            None => {
+                let here = std::env::current_dir().ok().map(|dir| dir.display().to_string());
+                name_of(top.as_deref().or(here.as_deref()).unwrap_or_default())?
+            }
+        },
+    };
+    // Everything that can be known to be wrong, before anything is made.
+    if top.is_none() {
+        let what = "this is no git repository (or git isn't installed)";
+        return Err(Failure::new(Kind::Usage, what).hint("git init && git add -A && git commit -m begin"));
+    }
+    if let Some(url) = remote.as_ref().filter(|url| app_of(url).as_ref() != Some(&name)) {
+        let what = format!("there is a git remote '{REMOTE}' already, and it leads elsewhere: {url}");
+        return Err(Failure::new(Kind::Refused, what)
+            .hint(format!("git remote rename {REMOTE} OTHER, or name that app")));
+    }
+
+    let known = context.visor.get::<App>(&Key::App(name.clone())).await?;
+    let is_new = known.is_none();
+    match known {
+        Some(app) if app.destroying => {
+            let what = format!("the app '{name}' of before is still being destroyed");
+            return Err(Failure::new(Kind::Refused, what).hint("try again in a moment"));
+        }
+        Some(app) if app.owner == context.who => put_line(&format!("app '{name}' registered already")),
+        Some(app) => return Err(anothers(context, &name, &app.owner).await),
+        None => {
+            let token = format!("{:032x}", rand::random::<u128>());
+            rm::register(context, &NewApp { name: &name, owner: &context.who, token: &token }).await?;
+            context.note_change();
+            put_line(&format!("app '{name}' registered"));
+        }
+    }
+    let url = set_up(context, &name, is_new).await?;
+    add_remote(remote.as_deref(), &url).await
+}
+
+/// An app's name made of a folder's.
+fn name_of(folder: &str) -> Result<AppName> {
+    let last = Path::new(folder).file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let mut name = String::new();
+    for c in last.chars().flat_map(char::to_lowercase) {
+        if c.is_ascii_lowercase() || c.is_ascii_digit() {
+            name.push(c);
+        } else if !name.is_empty() && !name.ends_with('-') {
+            name.push('-');
+        }
+    }
+    name.truncate(40);
+    let name = name.trim_end_matches('-');
+    name.parse().map_err(|_| {
+        let what = format!("no app name can be made of this folder's name, {last:?}");
+        Failure::new(Kind::Usage, what)
+            .because(format!("an app name is {}", AppName::RULE))
+            .hint("name it: bazooka init NAME")
+    })
+}
+
+async fn anothers(context: &Context, name: &AppName, owner: &str) -> Failure {
+    let failure = Failure::new(Kind::Refused, format!("there is an app '{name}' already, owned by {owner}"));
+    let repo = context.visor.get::<Repo>(&Key::Repo(name.clone())).await.ok().flatten();
+    failure.hint(match repo {
+        Some(repo) => format!(
+            "take another name: bazooka init NAME; to work on that one: git remote add {REMOTE} {}",
+            repo.url
+        ),
+        None => "take another name: bazooka init NAME".to_owned(),
+    })
+}
+
+/// Waits until the repository is ready, and returns where to push.
+async fn set_up(context: &Context, name: &AppName, tell: bool) -> Result<String> {
+    let until = Instant::now() + SET_UP_FOR;
+    let mut mirror = Mirror::new(context.visor.store().clone(), keys::app(name), Snapshot::default());
+    let mut told = 0;
+    loop {
+        if timeout_at(until, mirror.next()).await.is_err() {
+            let what =
+                format!("bazooka-rm hasn't set up the repository of '{name}' in {} s", SET_UP_FOR.as_secs());
+            return Err(Failure::new(Kind::PartMissing, what)
+                .hint("once it works again, the same command goes on from here: bazooka init"));
+        }
+        let Some(view) = mirror.image().apps.get(name) else { continue };
+        let (Some(app), Some(repo)) = (&view.app, &view.repo) else { continue };
+        if repo.token != app.token {
+            // What an app of this name left behind.
+            continue;
+        }
+        let steps = [
+            (repo.created, "remote repository created"),
+            (repo.configured, "git config updated"),
+            (repo.hooks, "hooks setup"),
+        ];
+        for (_, step) in steps.iter().skip(told).take_while(|(done, _)| *done) {
+            if tell {
+                put_line(&format!("[bazooka-rm] {step}"));
+            }
+            told += 1;
+        }
+        if told == steps.len() {
+            return Ok(repo.url.clone());
+        }
+    }
+}
+
+async fn add_remote(before: Option<&str>, url: &str) -> Result<()> {
+    let (args, done) = match before {
+        Some(before) if before == url => (None, "remote entry there already"),
+        Some(_) => (Some(["remote", "set-url", REMOTE, url]), "remote entry updated"),
+        None => (Some(["remote", "add", REMOTE, url]), "remote entry created"),
+    };
+    if let Some(args) = args {
+        if git(&args).await.is_none() {
+            let what = "the git remote couldn't be made; the app is registered";
+            return Err(Failure::new(Kind::Failed, what).hint(format!("git {}", args.join(" "))));
+        }
+    }
+    if is_on_this_machine(url) {
+        // git would ask the company's web proxy for it, and that one has a loopback of its own. Without
+        // such a proxy nothing is lost if this fails.
+        let _ = git(&["config", &format!("remote.{REMOTE}.proxy"), ""]).await;
+    }
+    put_line(done);
+    Ok(())
+}
+
+/// Whether a repository's URL names an address that no other machine could answer for.
+fn is_on_this_machine(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = authority.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| authority.parse());
+    host.map_or_else(|_| authority.split(':').next() == Some("localhost"), |ip: IpAddr| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_on_this_machine() {
+        for (url, wanted) in [
+            ("http://127.0.0.1:8081/a.git", true),
+            ("http://127.77.3.1:8081/a.git", true),
+            ("http://127.0.0.1/a.git", true),
+            ("http://[::1]:8081/a.git", true),
+            ("http://localhost:8081/a.git", true),
+            ("http://localhost.example.org/a.git", false),
+            ("http://10.0.0.1:8081/127.0.0.1:1/a.git", false),
+            ("https://git.example.org/a.git", false),
+            ("", false),
+        ] {
+            assert_eq!(is_on_this_machine(url), wanted, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_folders_name_is_made_an_apps_name() {
+        for (folder, wanted) in [
+            ("/home/ada/goto-rocket", Some("goto-rocket")),
+            ("/home/ada/Goto Rocket!", Some("goto-rocket")),
+            ("/home/ada/my_app.v2", Some("my-app-v2")),
+            ("/home/ada/--x--", Some("x")),
+            ("/home/ada/Ångström", Some("ngstr-m")),
+            ("/home/ada/2048", None),
+            ("/home/ada/!!!", None),
+            ("/", None),
+            ("", None),
+        ] {
+            let made = name_of(folder);
+            assert_eq!(made.as_ref().ok().map(AppName::as_str), wanted, "{folder}");
+            if let Err(failure) = made {
+                assert_eq!(failure.kind, Kind::Usage);
+                assert!(failure.to_string().contains(AppName::RULE), "{failure}");
+            }
+        }
+        assert_eq!(name_of(&format!("/{}", "a".repeat(60))).map(|name| name.as_str().len()), Ok(40));
+    }
+}

@@ -1,0 +1,401 @@
+//! `bazooka logs`: what an app's instances write, merged over hosts in the order of time.
+//!
+//! Each host's bazooka-pm keeps its own instances' output; all are asked at once. A host that
+//! doesn't answer is told of, and the others' lines are shown.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::{StreamExt, future::join_all};
+use jiff::Timestamp;
+use owo_colors::{AnsiColors, OwoColorize};
+use serde::Deserialize;
+use tokio::{
+    sync::mpsc,
+    task::AbortHandle,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::{
+    codec::{FramedRead, LinesCodec},
+    io::StreamReader,
+};
+use visor::{
+    keys,
+    mirror::Mirror,
+    names::{AppName, HostName, InstanceId, ProcName},
+    snapshot::Snapshot,
+    visor::Refusal,
+};
+
+use crate::{
+    args::LogsArgs,
+    context::{Context, known_proc},
+    failure::{Failure, Kind, Result},
+    rm::chain,
+    show::{Sink, clean, put, say},
+};
+
+/// A host that hasn't begun to answer by then is left out.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a line waits for earlier ones of other hosts.
+const HOLD: Duration = Duration::from_millis(50);
+
+/// The lines of before come in one piece from each host: when this long nothing more has come, all are there.
+const BACKLOG_QUIET: Duration = Duration::from_millis(150);
+
+/// A line is cut by bazooka-pm long before this.
+const MOST_LINE_BYTES: usize = 1 << 20;
+
+/// The pause before a host is asked again; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause before a host is asked again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A line of an instance's output, or a word of its host about it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+struct Entry {
+    at: Timestamp,
+    proc: ProcName,
+    instance: InstanceId,
+    /// `out`, `err`, or `sys`: its host's own words.
+    stream: String,
+    line: String,
+    /// As it came.
+    #[serde(skip)]
+    raw: String,
+}
+
+impl Entry {
+    fn read(raw: String) -> Option<Entry> {
+        let mut entry: Entry = serde_json::from_str(&raw).ok()?;
+        entry.raw = raw;
+        Some(entry)
+    }
+}
+
+/// Shows the lines, and with `-f` goes on until it is interrupted.
+///
+/// # Errors
+/// Unknown names; no host answers.
+pub async fn run(context: &Context, args: LogsArgs) -> Result<()> {
+    let app = context.app().await?;
+    let more = vec![keys::hosts(), keys::history_of(&app)];
+    let (view, around) = context.view_with(&app, more).await?;
+    if let Some(proc) = &args.proc {
+        known_proc(&app, &view, proc)?;
+    }
+    let only = match args.instance {
+        None => None,
+        Some(id) => {
+            let ended = view.history.iter().find(|((_, ended), _)| *ended == id);
+            let host = view.instances.get(&id).map(|instance| &instance.host);
+            let host = host.or(ended.map(|(_, ended)| &ended.instance.host));
+            Some(host.cloned().ok_or(Refusal::NoSuchInstance(app.clone(), id))?)
+        }
+    };
+    let hosts = hosts(&around, only.as_ref());
+    if hosts.is_empty() && !args.follow {
+        return Err(Failure::new(Kind::PartMissing, "no host that could have the lines is there"));
+    }
+    let query = Query { app, args };
+    let look = Look::new(context.json, query.args.timestamps);
+    if query.args.follow {
+        follow(context, query, only, look).await
+    } else {
+        once(&query, hosts, &look).await
+    }
+}
+
+/// Each host's endpoint.
+fn hosts(around: &Snapshot, only: Option<&HostName>) -> BTreeMap<HostName, String> {
+    let there = around.hosts.iter().filter_map(|(name, view)| Some((name, view.host.as_ref()?)));
+    there
+        .filter(|(name, _)| only.is_none_or(|only| only == *name))
+        .map(|(name, host)| (name.clone(), host.url.trim_end_matches('/').to_owned()))
+        .collect()
+}
+
+/// Which lines are asked for.
+struct Query {
+    app: AppName,
+    args: LogsArgs,
+}
+
+impl Query {
+    fn url(&self, base: &str, lines: u32, follow: bool) -> String {
+        // Names and numbers need no escape.
+        let mut url = format!("{base}/logs?app={}&n={lines}&follow={follow}", self.app);
+        if let Some(proc) = &self.args.proc {
+            url.push_str(&format!("&proc={proc}"));
+        }
+        if let Some(id) = self.args.instance {
+            url.push_str(&format!("&instance={id}"));
+        }
+        url
+    }
+}
+
+fn client() -> Result<reqwest::Client> {
+    // Within the cluster: a proxy of the environment is for elsewhere.
+    let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build();
+    client.map_err(|error| Failure::from_error(Kind::Failed, "no HTTP client can be made", &error))
+}
+
+/// The lines of an answer as they come.
+async fn lines(
+    client: &reqwest::Client,
+    url: &str,
+) -> Result<impl futures::Stream<Item = Result<String, String>> + Unpin, String> {
+    let asked = tokio::time::timeout(CONNECT_TIMEOUT, client.get(url).send()).await;
+    let answer = asked.map_err(|_| "no answer".to_owned())?.map_err(|error| chain(&error))?;
+    let answer = answer.error_for_status().map_err(|error| chain(&error))?;
+    let body = Box::pin(answer.bytes_stream().map(|piece| piece.map_err(std::io::Error::other)));
+    let lines = FramedRead::new(StreamReader::new(body), LinesCodec::new_with_max_length(MOST_LINE_BYTES));
+    Ok(lines.map(|line| line.map_err(|error| error.to_string())))
+}
+
+async fn once(query: &Query, hosts: BTreeMap<HostName, String>, look: &Look) -> Result<()> {
+    let client = client()?;
+    let ask = |(name, base): (HostName, String)| {
+        let (client, url) = (client.clone(), query.url(&base, query.args.lines, false));
+        async move {
+            let read = async {
+                let mut lines = lines(&client, &url).await?;
+                let mut entries = Vec::new();
+                while let Some(line) = lines.next().await {
+                    entries.extend(Entry::read(line?));
+                }
+                Ok::<_, String>(entries)
+            };
+            (name, read.await)
+        }
+    };
+    let mut entries = Vec::new();
+    let mut failures = Vec::new();
+    for (name, read) in join_all(hosts.into_iter().map(ask)).await {
+        match read {
+            Ok(of_host) => entries.extend(of_host),
+            Err(error) => failures.push(format!("{name}: {error}")),
+        }
+    }
+    put(&look.render(&latest(entries, query.args.lines as usize)));
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let mut failure = Failure::new(Kind::PartMissing, "some hosts' lines are missing");
+    failure.causes = failures;
+    Err(failure)
+}
+
+/// The last lines over all hosts, in the order of time; what was written at once stays in its host's order.
+fn latest(mut entries: Vec<Entry>, most: usize) -> Vec<Entry> {
+    entries.sort_by_key(|entry| entry.at);
+    entries.split_off(entries.len().saturating_sub(most))
+}
+
+async fn follow(context: &Context, query: Query, only: Option<HostName>, look: Look) -> Result<()> {
+    let query = std::sync::Arc::new(query);
+    let client = client()?;
+    let (send, mut receive) = mpsc::channel(1_000);
+    let mut mirror = Mirror::new(context.visor.store().clone(), vec![keys::hosts()], Snapshot::default());
+    let mut following: BTreeMap<HostName, (String, AbortHandle)> = BTreeMap::new();
+    let mut held: Vec<Entry> = Vec::new();
+    // The lines of before first, as they would be without -f.
+    let mut is_backlog = true;
+    let mut flush_at: Option<Instant> = None;
+    loop {
+        let flush = async {
+            match flush_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = mirror.next() => {
+                if !mirror.is_synced() {
+                    continue;
+                }
+                let hosts = hosts(mirror.image(), only.as_ref());
+                following.retain(|name, (url, task)| {
+                    let stays = hosts.get(name) == Some(url);
+                    if !stays {
+                        task.abort();
+                    }
+                    stays
+                });
+                for (name, url) in hosts {
+                    following.entry(name.clone()).or_insert_with(|| {
+                        let host = FollowHost { name, url: url.clone(), query: query.clone(), client: client.clone() };
+                        (url, tokio::spawn(host.run(send.clone(), is_backlog)).abort_handle())
+                    });
+                }
+            }
+            Some(entry) = receive.recv() => {
+                held.push(entry);
+                let now = Instant::now();
+                flush_at = match flush_at {
+                    Some(at) if !is_backlog => Some(at),
+                    _ => Some(now + if is_backlog { BACKLOG_QUIET } else { HOLD }),
+                };
+            }
+            () = flush => {
+                let most = if is_backlog { query.args.lines as usize } else { usize::MAX };
+                put(&look.render(&latest(std::mem::take(&mut held), most)));
+                flush_at = None;
+                is_backlog = false;
+            }
+        }
+    }
+}
+
+/// One host whose lines are followed.
+struct FollowHost {
+    name: HostName,
+    url: String,
+    query: std::sync::Arc<Query>,
+    client: reqwest::Client,
+}
+
+impl FollowHost {
+    /// Sends its lines on, for ever; after a break it goes on from the last line that was sent.
+    async fn run(self, send: mpsc::Sender<Entry>, mut with_backlog: bool) {
+        let mut last: Option<Timestamp> = None;
+        let mut pause = FIRST_PAUSE;
+        let mut said = false;
+        loop {
+            let before = match last {
+                Some(_) => 1_000,
+                None if with_backlog => self.query.args.lines,
+                None => 0,
+            };
+            with_backlog = false;
+            match lines(&self.client, &self.query.url(&self.url, before, true)).await {
+                Err(error) => {
+                    if !std::mem::replace(&mut said, true) {
+                        say(&format!("{}'s lines are out of reach; trying again: {error}", self.name));
+                    }
+                }
+                Ok(mut lines) => {
+                    said = false;
+                    pause = FIRST_PAUSE;
+                    let resumed_at = last;
+                    while let Some(Ok(line)) = lines.next().await {
+                        let Some(entry) = Entry::read(line) else { continue };
+                        if resumed_at.is_some_and(|sent| entry.at <= sent) {
+                            continue;
+                        }
+                        last = last.max(Some(entry.at));
+                        if send.send(entry).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// How lines are shown.
+struct Look {
+    json: bool,
+    timestamps: bool,
+    sink: Sink,
+    colours: bool,
+}
+
+/// Told apart at a glance, and readable on light and dark.
+const COLOURS: [AnsiColors; 6] = [
+    AnsiColors::Cyan,
+    AnsiColors::Yellow,
+    AnsiColors::Green,
+    AnsiColors::Magenta,
+    AnsiColors::Blue,
+    AnsiColors::BrightCyan,
+];
+
+impl Look {
+    fn new(json: bool, timestamps: bool) -> Self {
+        let sink = Sink::stdout();
+        Look { json, timestamps, sink, colours: sink.has_colours() }
+    }
+
+    fn render(&self, entries: &[Entry]) -> String {
+        entries.iter().map(|entry| self.line(entry) + "\n").collect()
+    }
+
+    fn line(&self, entry: &Entry) -> String {
+        if self.json {
+            return entry.raw.clone();
+        }
+        let mut prefix = format!("{}.{} ", entry.proc, entry.instance);
+        if self.timestamps {
+            // Always as wide.
+            prefix = format!("{:.3} {prefix}", entry.at);
+        }
+        let own = entry.stream == "sys";
+        prefix.push(if own { '*' } else { '|' });
+        let line = match self.sink {
+            Sink::Terminal => clean(&entry.line),
+            Sink::Pipe => entry.line.clone(),
+        };
+        if !self.colours {
+            return format!("{prefix} {line}");
+        }
+        let colour = COLOURS[usize::try_from(entry.instance.0).unwrap_or(0) % COLOURS.len()];
+        if own {
+            format!("{} {}", prefix.color(colour), line.dimmed())
+        } else {
+            format!("{} {line}", prefix.color(colour))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(second: i64, id: u64, stream: &str, line: &str) -> Entry {
+        let at = Timestamp::from_second(second).expect("a time");
+        let raw = serde_json::json!({
+            "at": at, "app": "a", "proc": "web", "instance": id.to_string(), "stream": stream, "line": line,
+        });
+        Entry::read(raw.to_string()).expect("what bazooka-pm writes")
+    }
+
+    fn look(json: bool, sink: Sink, colours: bool) -> Look {
+        Look { json, timestamps: false, sink, colours }
+    }
+
+    #[test]
+    fn lines_of_several_hosts_are_merged_in_the_order_of_time() {
+        let entries = vec![
+            entry(1, 1, "out", "a"),
+            entry(3, 1, "out", "c"),
+            entry(3, 1, "out", "d"),
+            entry(2, 2, "out", "b"),
+            entry(4, 2, "err", "e"),
+        ];
+        let text = look(false, Sink::Pipe, false).render(&latest(entries.clone(), 4));
+        assert_eq!(text, "web.2 | b\nweb.1 | c\nweb.1 | d\nweb.2 | e\n");
+        assert_eq!(latest(entries, 0), []);
+    }
+
+    #[test]
+    fn a_line_cannot_write_to_the_terminal_by_itself() {
+        let entry = entry(1, 12, "out", "\u{1b}]0;title\u{7}red\u{1b}[31m");
+        assert_eq!(look(false, Sink::Terminal, false).line(&entry), "web.12 | ]0;titlered[31m");
+        assert_eq!(look(false, Sink::Pipe, false).line(&entry), "web.12 | \u{1b}]0;title\u{7}red\u{1b}[31m");
+        assert!(!look(true, Sink::Terminal, false).line(&entry).contains('\u{1b}'), "JSON escapes it");
+        let coloured = look(false, Sink::Terminal, true).line(&entry);
+        assert!(coloured.starts_with("\u{1b}[36mweb.12 |\u{1b}[39m "), "{coloured:?}");
+    }
+
+    #[test]
+    fn the_hosts_own_words_are_told_from_output() {
+        let line = look(false, Sink::Pipe, false).line(&entry(1, 12, "sys", "exited with status 1"));
+        assert_eq!(line, "web.12 * exited with status 1");
+    }
+}

@@ -1,0 +1,309 @@
+//! `bazooka ps`: what runs, and where.
+//!
+//! Costs two round trips whatever the cluster holds: the app's instances, and what their hosts say
+//! of exactly those.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use visor::{
+    keys::{self, Key},
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId},
+    schema::{Instance, State, Status},
+    snapshot::Snapshot,
+    store::Keys,
+};
+
+use crate::{
+    context::Context,
+    failure::Result,
+    settle,
+    show::{Table, ago, cause, put_json, say},
+};
+
+/// What is known of an instance.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    id: InstanceId,
+    app: AppName,
+    proc: ProcName,
+    rev: RevId,
+    ip: Option<IpAddr>,
+    port: Option<u16>,
+    /// None while its host has said nothing.
+    state: Option<State>,
+    since: Option<Timestamp>,
+    host: HostName,
+    release: ReleaseId,
+    index: u32,
+    placed_at: Timestamp,
+    started_at: Option<Timestamp>,
+    restarts: u32,
+    next_start_at: Option<Timestamp>,
+    cause: Option<String>,
+}
+
+impl Row {
+    fn new(app: &AppName, id: InstanceId, instance: &Instance, status: Option<&Status>) -> Self {
+        Row {
+            id,
+            app: app.clone(),
+            proc: instance.proc.clone(),
+            rev: instance.rev.clone(),
+            ip: status.and_then(|status| status.ip),
+            port: status.and_then(|status| status.port),
+            state: status.map(|status| status.state),
+            since: status.map(|status| status.since),
+            host: instance.host.clone(),
+            release: instance.release,
+            index: instance.index,
+            placed_at: instance.placed_at,
+            started_at: status.and_then(|status| status.started_at),
+            restarts: status.map_or(0, |status| status.restarts),
+            next_start_at: status.and_then(|status| status.next_start_at),
+            cause: status.and_then(|status| status.cause.clone()),
+        }
+    }
+
+    fn runs(&self) -> bool {
+        self.state == Some(State::Running)
+    }
+
+    fn fails(&self) -> bool {
+        matches!(self.state, Some(State::Backoff | State::Failed | State::Lost))
+    }
+
+    fn state_word(&self) -> &'static str {
+        self.state.map_or("placed", state_word)
+    }
+}
+
+/// A state, as it is told.
+pub fn state_word(state: State) -> &'static str {
+    match state {
+        State::Claimed => "starting",
+        State::Running => "running",
+        State::Backoff => "backoff",
+        State::Stopping => "stopping",
+        State::Exited => "exited",
+        State::Failed => "failed",
+        State::Lost => "lost",
+    }
+}
+
+/// Lists instances: of one app, or of all.
+///
+/// # Errors
+/// The store's; no such app.
+pub async fn run(context: &Context, all: bool, long: bool) -> Result<()> {
+    let (rows, lacks) = if all { (of_all(context).await?, Vec::new()) } else { of_one(context).await? };
+    if context.json {
+        put_json(&rows);
+        return Ok(());
+    }
+    let now = context.now();
+    table(&rows, long, now).put();
+    for line in words(&rows, now).iter().chain(&lacks) {
+        say(line);
+    }
+    Ok(())
+}
+
+/// The instances of an app, and what doesn't show by them: those without a place, services that can't be reached.
+async fn of_one(context: &Context) -> Result<(Vec<Row>, Vec<String>)> {
+    let app = context.app().await?;
+    let own = Keys::One(Key::App(app.clone()).to_string());
+    let scopes = vec![own, keys::instances_of(&app), keys::pending_of(&app), keys::proxies()];
+    let snapshot = context.visor.read(scopes).await?;
+    context.registered(&app, &snapshot).await?;
+    let instances = &snapshot.apps[&app].instances;
+    let of = instances.iter().map(|(id, instance)| (instance.host.clone(), *id));
+    let statuses = context.visor.statuses(of).await?;
+    let row = |(id, instance): (&InstanceId, &visor::snapshot::Versioned<Instance>)| {
+        Row::new(&app, *id, instance, statuses.get(id).map(|status| &status.value))
+    };
+    let rows = sorted(instances.iter().map(row).collect());
+    let lacks = lacks(&app, &snapshot);
+    Ok((rows, lacks))
+}
+
+fn lacks(app: &AppName, snapshot: &Snapshot) -> Vec<String> {
+    let Some(view) = snapshot.apps.get(app) else { return Vec::new() };
+    let no_place = view.pending.iter().map(|(proc, pending)| {
+        let short = settle::instances(pending.short);
+        format!("{proc} has no place for {short}: {}; hint: bazooka why {proc}", pending.reason)
+    });
+    let procs: BTreeSet<&ProcName> = view.instances.values().map(|instance| &instance.proc).collect();
+    let unserved = procs.into_iter().flat_map(|proc| settle::unserved(app, proc, &snapshot.proxies));
+    no_place.chain(unserved.map(|words| format!("warning: {words}"))).collect()
+}
+
+async fn of_all(context: &Context) -> Result<Vec<Row>> {
+    let snapshot = context.visor.read(vec![keys::all_assigned(), keys::all_statuses()]).await?;
+    let mut rows = Vec::new();
+    for (host, view) in &snapshot.hosts {
+        for (id, assigned) in &view.assigned {
+            let instance = Instance {
+                host: host.clone(),
+                proc: assigned.proc.clone(),
+                release: assigned.release,
+                rev: assigned.rev.clone(),
+                index: assigned.index,
+                placed_at: Timestamp::UNIX_EPOCH,
+                reason: String::new(),
+                extra: Default::default(),
+            };
+            rows.push(Row::new(&assigned.app, *id, &instance, view.status.get(id).map(|s| &s.value)));
+        }
+    }
+    Ok(sorted(rows))
+}
+
+fn sorted(mut rows: Vec<Row>) -> Vec<Row> {
+    rows.sort_by(|a, b| (&a.app, &a.proc, a.id).cmp(&(&b.app, &b.proc, b.id)));
+    rows
+}
+
+/// The listing. When not all of them run, a column at the end says so.
+fn table(rows: &[Row], long: bool, now: Timestamp) -> Table {
+    let mut head = vec!["ID", "APP", "PROC", "REV", "IP", "PORT"];
+    let with_state = !long && rows.iter().any(|row| !row.runs());
+    if long {
+        head.extend(["STATE", "HOST", "UP", "RESTARTS", "RELEASE", "CAUSE"]);
+    } else if with_state {
+        head.push("STATE");
+    }
+    let mut table = Table::new(&head);
+    for row in rows {
+        let mut cells = vec![
+            row.id.to_string(),
+            row.app.to_string(),
+            row.proc.to_string(),
+            row.rev.short().to_owned(),
+            row.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            row.port.map(|port| port.to_string()).unwrap_or_default(),
+        ];
+        if long {
+            let up = row.started_at.filter(|_| row.runs()).map(|started| ago(started, now));
+            cells.extend([
+                row.state_word().to_owned(),
+                row.host.to_string(),
+                up.unwrap_or_default(),
+                row.restarts.to_string(),
+                row.release.to_string(),
+                row.cause.as_ref().map(|said| cause(said, row.next_start_at, now)).unwrap_or_default(),
+            ]);
+        } else if with_state {
+            cells.push(row.state_word().to_owned());
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// What must not be missed: instances that fail, a line for each proc.
+fn words(rows: &[Row], now: Timestamp) -> Vec<String> {
+    let mut failing: BTreeMap<(&AppName, &ProcName), Vec<&Row>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.fails()) {
+        failing.entry((&row.app, &row.proc)).or_default().push(row);
+    }
+    let line = |((_, proc), rows): ((&AppName, &ProcName), Vec<&Row>)| {
+        let first = rows[0];
+        let said = first.cause.as_deref().unwrap_or(first.state_word());
+        let cause = cause(said, first.next_start_at, now);
+        let others = if rows.len() > 1 { format!(" (and {} more)", rows.len() - 1) } else { String::new() };
+        format!("{proc} fails: {cause}{others}; hint: bazooka why {}", first.id)
+    };
+    failing.into_iter().map(line).collect()
+}
+
+/// Aligned as on a terminal, for tests of what people see.
+#[cfg(test)]
+fn seen(rows: &[Row], long: bool, now: Timestamp) -> String {
+    table(rows, long, now).render(crate::show::Sink::Terminal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: u64, proc: &str, state: Option<State>) -> Row {
+        let instance = Instance {
+            host: "host1".parse().expect("valid"),
+            proc: proc.parse().expect("valid"),
+            release: ReleaseId(3),
+            rev: "16f7cbf0123456789012345678901234567890ab".parse().expect("valid"),
+            index: 0,
+            placed_at: Timestamp::UNIX_EPOCH,
+            reason: "scale".into(),
+            extra: Default::default(),
+        };
+        let status = state.map(|state| {
+            let mut status = Status::new(state, Timestamp::UNIX_EPOCH);
+            if state == State::Running {
+                status.ip = Some("1.2.3.4".parse().expect("valid"));
+                status.port = Some(21880);
+                status.started_at = Some(Timestamp::UNIX_EPOCH);
+            }
+            if state == State::Backoff {
+                status.cause = Some("exited with status 1, 4 times".into());
+                status.next_start_at = Timestamp::from_second(200).ok();
+                status.restarts = 3;
+            }
+            status
+        });
+        Row::new(&"goto-rocket".parse().expect("valid"), InstanceId(id), &instance, status.as_ref())
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(180).expect("a time")
+    }
+
+    #[test]
+    fn when_all_run_the_listing_is_the_originals() {
+        let rows = [row(4617216, "web", Some(State::Running))];
+        assert_eq!(
+            seen(&rows, false, now()),
+            "ID       APP          PROC  REV      IP       PORT\n\
+             4617216  goto-rocket  web   16f7cbf  1.2.3.4  21880\n"
+        );
+        assert_eq!(words(&rows, now()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_fails_is_seen_without_asking() {
+        let rows =
+            [row(1, "web", Some(State::Running)), row(2, "fail", Some(State::Backoff)), row(3, "job", None)];
+        assert_eq!(
+            seen(&rows, false, now()),
+            "ID  APP          PROC  REV      IP       PORT   STATE\n\
+             1   goto-rocket  web   16f7cbf  1.2.3.4  21880  running\n\
+             2   goto-rocket  fail  16f7cbf  -        -      backoff\n\
+             3   goto-rocket  job   16f7cbf  -        -      placed\n"
+        );
+        assert_eq!(
+            words(&rows, now()),
+            ["fail fails: exited with status 1, 4 times; next start in 20s; hint: bazooka why 2"]
+        );
+    }
+
+    #[test]
+    fn the_long_form_tells_all() {
+        let rows = [row(1, "web", Some(State::Running)), row(2, "fail", Some(State::Backoff))];
+        let text = seen(&rows, true, now());
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split("  ").filter(|w| !w.is_empty()).map(str::trim).collect())
+            .collect();
+        assert_eq!(lines[0][6..], ["STATE", "HOST", "UP", "RESTARTS", "RELEASE", "CAUSE"]);
+        assert_eq!(lines[1][6..], ["running", "host1", "3m", "0", "v3", "-"]);
+        assert_eq!(
+            lines[2][6..],
+            ["backoff", "host1", "-", "3", "v3", "exited with status 1, 4 times; next start in 20s"]
+        );
+    }
+}

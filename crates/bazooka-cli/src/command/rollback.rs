@@ -1,0 +1,124 @@
+//! `bazooka rollback`: what an earlier release was becomes the current one again, as a new release.
+//!
+//! The slug is there already, so nothing is built.
+
+use visor::{
+    names::{AppName, ReleaseId},
+    schema::{Release, ReleaseStatus},
+    snapshot::AppView,
+    transitions::releases::NewRelease,
+    visor::Refusal,
+};
+
+use crate::{
+    command::release,
+    context::{Context, no_such_release},
+    failure::Result,
+};
+
+/// Goes back.
+///
+/// # Errors
+/// No such release, or none to go back to; a release that can't run any more.
+pub async fn run(context: &Context, to: Option<ReleaseId>, no_wait: bool) -> Result<()> {
+    let app = context.app().await?;
+    let view = context.view(&app).await?;
+    let (id, target) = target(&app, &view, to)?;
+    let new = NewRelease {
+        rev: Some(target.rev.clone()),
+        env: Some(target.env),
+        by: context.who.clone(),
+        reason: format!("rollback to {id}"),
+        token: release::token(),
+        ..NewRelease::default()
+    };
+    release::make(context, &app, new, no_wait).await
+}
+
+/// The release to go back to: as said, or the newest before head that was head, was not aborted, and differs
+/// from it.
+fn target<'a>(app: &AppName, view: &'a AppView, to: Option<ReleaseId>) -> Result<(ReleaseId, &'a Release)> {
+    let (head, current) = view.head_release().ok_or_else(|| Refusal::NotReleased(app.clone()))?;
+    if let Some(id) = to {
+        let Some(row) = view.releases.get(&id) else { return Err(no_such_release(app, view, id)) };
+        return match row.status {
+            ReleaseStatus::Released | ReleaseStatus::Beside => Ok((id, row)),
+            ReleaseStatus::Failed => Err(Refusal::NeverRan(app.clone(), id).into()),
+            ReleaseStatus::Trying | ReleaseStatus::Verified => {
+                Err(Refusal::BeingTried(app.clone(), id).into())
+            }
+        };
+    }
+    let earlier = view.releases.range(..head).rev().find(|(_, row)| {
+        row.status == ReleaseStatus::Released
+            && !row.was_aborted()
+            && (&row.rev, row.env) != (&current.rev, current.env)
+    });
+    let (id, row) = earlier.ok_or_else(|| Refusal::NothingToRollBack(app.clone()))?;
+    Ok((*id, row))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use visor::{
+        names::EnvRef,
+        schema::{Extra, Head},
+        snapshot::Versioned,
+    };
+
+    use super::*;
+    use crate::failure::Kind;
+
+    fn at<T>(value: T) -> Versioned<T> {
+        Versioned { value, create_revision: 1, mod_revision: 1, lease: None }
+    }
+
+    /// Releases v1, v2, ... by rev and status; the last one is head.
+    fn view(releases: &[(u8, ReleaseStatus)]) -> AppView {
+        let mut view = AppView::default();
+        for (n, (rev, status)) in (1..).zip(releases) {
+            let release = Release {
+                rev: format!("{rev:040x}").parse().expect("valid"),
+                env: EnvRef(0),
+                by: "ada".into(),
+                at: Timestamp::UNIX_EPOCH,
+                reason: "push".into(),
+                status: *status,
+                cause: None,
+                token: String::new(),
+                extra: Extra::new(),
+            };
+            view.releases.insert(ReleaseId(n), at(release));
+            if *status == ReleaseStatus::Released {
+                view.head = Some(at(Head { release: ReleaseId(n), extra: Extra::new() }));
+            }
+        }
+        view
+    }
+
+    #[test]
+    fn without_a_word_it_goes_to_the_one_before_that_ran() {
+        use ReleaseStatus::{Beside, Failed, Released, Trying};
+        let app: AppName = "a".parse().expect("valid");
+        let to = |releases: &[(u8, ReleaseStatus)], id: Option<u32>| {
+            target(&app, &view(releases), id.map(ReleaseId))
+                .map(|(id, _)| id.0)
+                .map_err(|failure| failure.kind)
+        };
+        assert_eq!(to(&[(1, Released), (2, Released)], None), Ok(1));
+        assert_eq!(to(&[(1, Released), (2, Failed), (3, Released)], None), Ok(1), "a failed one never ran");
+        assert_eq!(to(&[(1, Released), (2, Released), (1, Released)], None), Ok(2), "back and forth");
+        assert_eq!(
+            to(&[(1, Released), (2, Released), (2, Released)], None),
+            Ok(1),
+            "the same is no way back"
+        );
+        assert_eq!(to(&[(1, Released)], None), Err(Kind::Refused));
+        assert_eq!(to(&[], None), Err(Kind::Refused));
+        assert_eq!(to(&[(1, Released), (2, Beside), (3, Released)], Some(2)), Ok(2));
+        assert_eq!(to(&[(1, Released), (2, Failed)], Some(2)), Err(Kind::Refused));
+        assert_eq!(to(&[(1, Released), (2, Trying)], Some(2)), Err(Kind::Refused));
+        assert_eq!(to(&[(1, Released)], Some(9)), Err(Kind::Unknown));
+    }
+}

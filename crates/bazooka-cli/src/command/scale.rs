@@ -1,0 +1,306 @@
+//! `bazooka scale`: how many instances of what should run.
+//!
+//! It writes the formation, then waits until what was written is so, with a dot for each instance as
+//! it starts or stops. What it says holds when it returns: a request sent after it is answered.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use visor::{
+    keys::Key,
+    names::{AppName, InstanceId, ProcName, ReleaseId, RevId},
+    schema::{Formation, State},
+    snapshot::AppView,
+    transitions::formation::Scaled,
+};
+
+use crate::{
+    args::ScaleArgs,
+    context::{Context, find_rev, known_proc},
+    failure::{Failure, Kind, Result},
+    settle::{Arrivals, Line, settle},
+    show::{Table, put_json, put_line, say},
+    watch::Watch,
+};
+
+/// Scales, or shows the formation when nothing is said.
+///
+/// # Errors
+/// A command line that makes no sense; unknown names; a change that can't converge.
+pub async fn run(context: &Context, args: ScaleArgs) -> Result<()> {
+    if args.only_shows() {
+        return show(context).await;
+    }
+    let requests = requests(&args)?;
+    let app = context.app().await?;
+    let view = context.view(&app).await?;
+    for (proc, _) in &requests {
+        known_proc(&app, &view, proc)?;
+    }
+    let rev = args.rev.as_ref().map(|prefix| find_rev(&app, &view, prefix)).transpose()?;
+    if args.no_wait {
+        for (proc, count) in requests {
+            let scaled = scale(context, &app, &view, &proc, count, rev.as_ref()).await?;
+            let view = context.view(&app).await?;
+            put_line(&words(&view, &proc, scaled));
+        }
+        return Ok(());
+    }
+
+    let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;
+    let mut arrivals = Arrivals::begin(&watch);
+    let mut changes = Vec::new();
+    for (proc, count) in requests {
+        let before = Before::of(&watch, &proc);
+        let by = watch.view().formation.get(&proc).map(|row| row.by.clone()).unwrap_or_default();
+        let scaled = scale(context, &app, &view, &proc, count, rev.as_ref()).await?;
+        // Nothing has been looked at since: this is still how it was before.
+        let overtaken = overtakes(&watch, &proc, scaled, &before, &by);
+        changes.push((proc, scaled, before, overtaken));
+    }
+    for (proc, ..) in &changes {
+        // Nothing is judged by a view from before the change.
+        let formation = context.visor.get::<Formation>(&Key::Formation(app.clone(), proc.clone())).await?;
+        let revision = formation.map_or(0, |formation| formation.mod_revision);
+        while !watch.has(revision) {
+            watch.next().await;
+        }
+    }
+    // One that fails must not hide what became of the others.
+    let mut failures = Vec::new();
+    for (proc, scaled, before, overtaken) in changes {
+        overtaken.iter().for_each(|words| say(words));
+        let mut line = Line::begin(&words(watch.view(), &proc, scaled));
+        let beside = watch.view().head.as_ref().is_none_or(|head| head.release != scaled.release);
+        let mut dots = Dots { proc: proc.clone(), scaled, before, counted: BTreeSet::new(), beside };
+        let settled = settle(context, &mut watch, &[proc], &mut arrivals, |watch| {
+            line.dots(dots.look(watch));
+            stands(watch, &dots)
+        })
+        .await;
+        failures.extend(settled.err());
+    }
+    Failure::first_of(failures)
+}
+
+/// What is asked for: a count for each proc.
+fn requests(args: &ScaleArgs) -> Result<Vec<(ProcName, u32)>> {
+    let usage = |what: &str| {
+        Err(Failure::new(Kind::Usage, what).hint("bazooka scale -n 2 web, or bazooka scale web=2 job=1"))
+    };
+    let mut requests: Vec<(ProcName, u32)> = Vec::new();
+    for target in &args.targets {
+        let count = match (target.count, args.count) {
+            (Some(_), Some(_)) => return usage("either -n N or PROC=N says how many, not both"),
+            (Some(count), None) | (None, Some(count)) => count,
+            (None, None) => return usage(&format!("how many instances of {}?", target.proc)),
+        };
+        if requests.iter().any(|(proc, _)| *proc == target.proc) {
+            return usage(&format!("{} is named twice", target.proc));
+        }
+        requests.push((target.proc.clone(), count));
+    }
+    if requests.is_empty() {
+        return usage("which proc is to be scaled?");
+    }
+    Ok(requests)
+}
+
+async fn scale(
+    context: &Context,
+    app: &AppName,
+    view: &AppView,
+    proc: &ProcName,
+    count: u32,
+    rev: Option<&RevId>,
+) -> Result<Scaled> {
+    match context.visor.scale(app, proc, count, rev, &context.who, context.now()).await {
+        Ok(scaled) => {
+            if scaled.from != scaled.to {
+                context.note_change();
+            }
+            Ok(scaled)
+        }
+        Err(error) => Err(context.explain(view, error).await),
+    }
+}
+
+/// That another's scale had not come about yet, if so: this one is the later, and stands.
+fn overtakes(watch: &Watch, proc: &ProcName, scaled: Scaled, before: &Before, by: &str) -> Option<String> {
+    let of =
+        |id: &&InstanceId| watch.view().instances.get(id).is_some_and(|row| row.release == scaled.release);
+    let reached = u32::try_from(before.running.iter().filter(of).count()) == Ok(scaled.from);
+    (scaled.from != scaled.to && !reached && !by.is_empty())
+        .then(|| format!("{proc} was scaled to {} by {by} and had not come to that", scaled.from))
+}
+
+/// Whether what was asked for is still what is wanted: of two scales the later stands.
+fn stands(watch: &Watch, dots: &Dots) -> Result<()> {
+    let Dots { proc, scaled, beside, .. } = dots;
+    let Some(formation) = watch.view().formation.get(proc) else { return Ok(()) };
+    let of_release = || formation.beside.get(&scaled.release).copied().unwrap_or(0);
+    let wanted = if *beside { of_release() } else { formation.count };
+    if wanted == scaled.to {
+        return Ok(());
+    }
+    let by = if formation.by.is_empty() { String::new() } else { format!(" by {}", formation.by) };
+    let what = format!("{proc} was scaled to {wanted}{by} meanwhile, and that holds");
+    Err(Failure::new(Kind::Failed, what).hint("`bazooka scale` shows what is wanted"))
+}
+
+/// `web@16f7cbf 0 -> 1`, or that it is so already.
+fn words(view: &AppView, proc: &ProcName, scaled: Scaled) -> String {
+    let rev = view.releases.get(&scaled.release).map_or("?", |release| release.rev.short());
+    if scaled.from == scaled.to {
+        format!("{proc}@{rev} is at {} already", scaled.to)
+    } else {
+        format!("{proc}@{rev} {} -> {}", scaled.from, scaled.to)
+    }
+}
+
+/// What of a proc was there before the change.
+struct Before {
+    /// What hadn't ended by then.
+    alive: BTreeSet<InstanceId>,
+    running: BTreeSet<InstanceId>,
+}
+
+impl Before {
+    fn of(watch: &Watch, proc: &ProcName) -> Self {
+        let all: BTreeSet<InstanceId> =
+            watch.view().instances.iter().filter(|(_, i)| i.proc == *proc).map(|(id, _)| *id).collect();
+        let running = all.iter().filter(|id| state(watch, **id) == Some(State::Running)).copied().collect();
+        let mut alive = all;
+        alive.retain(|id| !state(watch, *id).is_some_and(State::is_final));
+        Before { alive, running }
+    }
+}
+
+fn state(watch: &Watch, id: InstanceId) -> Option<State> {
+    watch.status(id).map(|status| status.state)
+}
+
+/// Counts instances as they start, or stop.
+struct Dots {
+    proc: ProcName,
+    scaled: Scaled,
+    before: Before,
+    counted: BTreeSet<InstanceId>,
+    /// It is of a release beside head.
+    beside: bool,
+}
+
+impl Dots {
+    /// How many have started, or stopped, since the last look.
+    fn look(&mut self, watch: &Watch) -> usize {
+        let Dots { proc, scaled, before, counted, .. } = self;
+        let instances = &watch.view().instances;
+        let counted_before = counted.len();
+        if scaled.to > scaled.from {
+            let started = instances.iter().filter(|(id, instance)| {
+                instance.proc == *proc
+                    && instance.release == scaled.release
+                    && !before.running.contains(id)
+                    && state(watch, **id) == Some(State::Running)
+            });
+            counted.extend(started.map(|(id, _)| *id));
+        } else if scaled.to < scaled.from {
+            let stopped = before
+                .alive
+                .iter()
+                .filter(|id| !instances.contains_key(id) || state(watch, **id).is_some_and(State::is_final));
+            counted.extend(stopped);
+        }
+        counted.len() - counted_before
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    proc: ProcName,
+    release: Option<ReleaseId>,
+    rev: Option<RevId>,
+    count: u32,
+    instances: usize,
+}
+
+/// Shows the formation.
+async fn show(context: &Context) -> Result<()> {
+    let app = context.app().await?;
+    let rows = formation(&context.view(&app).await?);
+    if context.json {
+        put_json(&rows);
+        return Ok(());
+    }
+    let mut table = Table::new(&["PROC", "RELEASE", "REV", "COUNT", "INSTANCES"]);
+    for row in rows {
+        table.row([
+            row.proc.to_string(),
+            row.release.map(|release| release.to_string()).unwrap_or_default(),
+            row.rev.map(|rev| rev.short().to_owned()).unwrap_or_default(),
+            row.count.to_string(),
+            row.instances.to_string(),
+        ]);
+    }
+    table.put();
+    Ok(())
+}
+
+fn formation(view: &AppView) -> Vec<Row> {
+    let head = view.head.as_ref().map(|head| head.release);
+    let mut rows = Vec::new();
+    for proc in view.procs.keys() {
+        let formation = view.formation.get(proc);
+        let beside = formation.iter().flat_map(|f| f.beside.iter().map(|(id, n)| (Some(*id), *n)));
+        for (release, count) in std::iter::once((head, view.count(proc))).chain(beside) {
+            let of = |i: &&visor::snapshot::Versioned<visor::schema::Instance>| {
+                i.proc == *proc && Some(i.release) == release
+            };
+            rows.push(Row {
+                proc: proc.clone(),
+                release,
+                rev: release.and_then(|id| view.releases.get(&id)).map(|release| release.rev.clone()),
+                count,
+                instances: view.instances.values().filter(of).count(),
+            });
+        }
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn asked(words: &[&str]) -> Result<Vec<(String, u32)>, Kind> {
+        let cli = Cli::try_parse_from(["bazooka", "scale"].iter().chain(words)).map_err(|_| Kind::Usage)?;
+        let Command::Scale(args) = cli.command else { panic!("it is scale") };
+        let requests = requests(&args).map_err(|failure| failure.kind)?;
+        Ok(requests.into_iter().map(|(proc, count)| (proc.to_string(), count)).collect())
+    }
+
+    #[test]
+    fn counts_are_said_in_the_originals_way_or_in_herokus() {
+        let usage = Err(Kind::Usage);
+        for (words, wanted) in [
+            (&["-n", "1", "web"][..], Ok(vec![("web".to_owned(), 1)])),
+            (&["-n1", "web"], Ok(vec![("web".to_owned(), 1)])),
+            (&["web", "-n", "0"], Ok(vec![("web".to_owned(), 0)])),
+            (&["web=2", "job=1"], Ok(vec![("web".to_owned(), 2), ("job".to_owned(), 1)])),
+            (&["-n", "2", "web", "job"], Ok(vec![("web".to_owned(), 2), ("job".to_owned(), 2)])),
+            (&["-n", "2"], usage.clone()),
+            (&["web"], usage.clone()),
+            (&["-n", "2", "web=2"], usage.clone()),
+            (&["web=1", "web=2"], usage.clone()),
+            (&["-n", "-1", "web"], usage.clone()),
+            (&["-n", "10001", "web"], usage.clone()),
+            (&["-n", "x", "web"], usage.clone()),
+            (&["-n", "1", "-r", "zzzz", "web"], usage.clone()),
+        ] {
+            assert_eq!(asked(words), wanted, "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `bazooka traffic`: how much of a proc's traffic goes to revs that run beside the current release.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use visor::{
+    keys::Key,
+    names::{ProcName, ReleaseId, RevId},
+    schema::Formation,
+    snapshot::AppView,
+};
+
+use crate::{
+    args::Share,
+    context::{Context, find_rev, known_proc},
+    failure::Result,
+    settle::enforced,
+    show::{Table, put_json, put_line},
+    watch::Watch,
+};
+
+/// Sets shares, or shows them. Returns when each proxy heeds them.
+///
+/// # Errors
+/// Unknown names; a rev that doesn't run beside; more than a hundred percent.
+pub async fn run(context: &Context, proc: &ProcName, shares: &[Share]) -> Result<()> {
+    let app = context.app().await?;
+    let view = context.view(&app).await?;
+    known_proc(&app, &view, proc)?;
+    if shares.is_empty() {
+        show(context, &view, proc);
+        return Ok(());
+    }
+    let mut wanted: Vec<(RevId, Option<u32>)> = Vec::new();
+    for share in shares {
+        wanted.push((find_rev(&app, &view, &share.rev)?, share.percent));
+    }
+    let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;
+    let set = match context.visor.share_traffic(&app, proc, &wanted).await {
+        Ok(set) => set,
+        Err(error) => return Err(context.explain(&view, error).await),
+    };
+    context.note_change();
+    let formation = context.visor.get::<Formation>(&Key::Formation(app.clone(), proc.clone())).await?;
+    // What doesn't run yet has no server that a proxy could weigh.
+    let has_instance = |release: &ReleaseId| {
+        watch.view().instances.values().any(|row| row.proc == *proc && row.release == *release)
+    };
+    if set.keys().any(has_instance) || set.is_empty() {
+        enforced(&mut watch, formation.map_or(0, |row| row.mod_revision)).await;
+    }
+    let head: u32 = 100 - set.values().sum::<u32>();
+    let told = set.iter().map(|(release, share)| format!("{share} % to {}", named(&view, *release)));
+    let mut told: Vec<String> = told.collect();
+    told.push(format!("{head} % to the current release"));
+    put_line(&format!(
+        "{proc}: {}",
+        if set.is_empty() { "evenly to each instance".into() } else { told.join(", ") }
+    ));
+    Ok(())
+}
+
+fn named(view: &AppView, release: ReleaseId) -> String {
+    view.releases.get(&release).map_or_else(|| release.to_string(), |row| row.rev.short().to_owned())
+}
+
+#[derive(Serialize)]
+struct Row {
+    proc: ProcName,
+    release: ReleaseId,
+    rev: Option<RevId>,
+    current: bool,
+    count: u32,
+    /// None where no shares are set: each instance gets as much as the next.
+    percent: Option<u32>,
+}
+
+fn show(context: &Context, view: &AppView, proc: &ProcName) {
+    let nothing = BTreeMap::new();
+    let shares = view.formation.get(proc).map_or(&nothing, |row| &row.weights);
+    let wanted = view.wanted(proc);
+    let head = view.head.as_ref().map(|head| head.release);
+    let given: u32 = shares.iter().filter(|(release, _)| wanted.contains_key(release)).map(|(_, n)| n).sum();
+    let rows: Vec<Row> = wanted
+        .iter()
+        .map(|(release, count)| Row {
+            proc: proc.clone(),
+            release: *release,
+            rev: view.releases.get(release).map(|row| row.rev.clone()),
+            current: head == Some(*release),
+            count: *count,
+            percent: match shares.get(release) {
+                Some(share) => Some(*share),
+                None if head == Some(*release) && given > 0 => Some(100_u32.saturating_sub(given)),
+                None => None,
+            },
+        })
+        .collect();
+    if context.json {
+        put_json(&rows);
+        return;
+    }
+    let mut table = Table::new(&["PROC", "RELEASE", "REV", "COUNT", "PERCENT"]);
+    for row in rows {
+        table.row([
+            row.proc.to_string(),
+            row.release.to_string(),
+            row.rev.map(|rev| rev.short().to_owned()).unwrap_or_default(),
+            row.count.to_string(),
+            row.percent.map(|percent| percent.to_string()).unwrap_or_default(),
+        ]);
+    }
+    table.put();
+}

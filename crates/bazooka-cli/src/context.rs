@@ -1,0 +1,260 @@
+//! What a command runs with: the cluster, the app, who asks.
+//!
+//! Owns finding these out: the app from `-a` or the git remote, the user from the system. Reads of an
+//! app go through here, so that an unknown one is told with the nearest name.
+
+use std::{cell::Cell, process::Stdio};
+
+use jiff::Timestamp;
+use tokio::process::Command;
+use visor::{
+    keys,
+    names::{AppName, ProcName, ReleaseId, RevId},
+    snapshot::{AppView, Snapshot},
+    store::Keys,
+    visor::{Refusal, Visor, VisorError},
+};
+
+use crate::{
+    args::RevPrefix,
+    failure::{Failure, Kind, Result, unknown},
+};
+
+/// The name of the git remote that leads to an app.
+pub const REMOTE: &str = "bazooka";
+
+/// What a command runs with.
+pub struct Context {
+    /// The cluster's state.
+    pub visor: Visor,
+    /// Print JSON.
+    pub json: bool,
+    /// Who asks, for people.
+    pub who: String,
+    said: Option<AppName>,
+    changed: Cell<bool>,
+}
+
+impl Context {
+    /// A context; nothing is read yet.
+    pub fn new(visor: Visor, said: Option<AppName>, json: bool) -> Self {
+        Context { visor, json, said, who: who(), changed: Cell::new(false) }
+    }
+
+    /// Takes note that a change was made: from here on, an interrupted command leaves it behind.
+    pub fn note_change(&self) {
+        self.changed.set(true);
+    }
+
+    /// Whether a change was made.
+    pub fn has_changed(&self) -> bool {
+        self.changed.get()
+    }
+
+    /// The app as it was said with `-a`.
+    pub fn said(&self) -> Option<&AppName> {
+        self.said.as_ref()
+    }
+
+    /// The app: as it was said, or else the one that the git remote here leads to.
+    ///
+    /// # Errors
+    /// If neither names one.
+    pub async fn app(&self) -> Result<AppName> {
+        if let Some(app) = &self.said {
+            return Ok(app.clone());
+        }
+        let hint = "name it with -a APP, or register this repository: bazooka init";
+        let Some(url) = remote_url().await else {
+            return Err(
+                Failure::new(Kind::Usage, "which app? There is no git remote 'bazooka' here").hint(hint)
+            );
+        };
+        app_of(&url).ok_or_else(|| {
+            let what = format!("which app? The git remote 'bazooka' ({url}) doesn't end with an app's name");
+            Failure::new(Kind::Usage, what).hint(hint)
+        })
+    }
+
+    /// An app and all that belongs to it.
+    ///
+    /// # Errors
+    /// Unknown, with the nearest name; the store's.
+    pub async fn view(&self, app: &AppName) -> Result<AppView> {
+        self.view_with(app, Vec::new()).await.map(|(view, _)| view)
+    }
+
+    /// An app and all that belongs to it, with more in one read.
+    ///
+    /// # Errors
+    /// As [`Context::view`].
+    pub async fn view_with(&self, app: &AppName, more: Vec<Keys>) -> Result<(AppView, Snapshot)> {
+        let mut scopes = keys::app(app);
+        scopes.extend(more);
+        let mut snapshot = self.visor.read(scopes).await?;
+        self.registered(app, &snapshot).await?;
+        let view = snapshot.apps.remove(app).unwrap_or_default();
+        Ok((view, snapshot))
+    }
+
+    /// Makes sure that an app is there in a snapshot that has its own row.
+    ///
+    /// # Errors
+    /// Unknown, with the nearest name; a row that can't be read.
+    pub async fn registered(&self, app: &AppName, snapshot: &Snapshot) -> Result<()> {
+        if snapshot.apps.get(app).is_some_and(|view| view.app.is_some()) {
+            return Ok(());
+        }
+        let key = keys::Key::App(app.clone()).to_string();
+        if let Some(detail) = snapshot.unreadable.get(&key) {
+            return Err(VisorError::Unreadable { key, detail: detail.clone() }.into());
+        }
+        Err(self.no_such_app(app).await)
+    }
+
+    /// The failure for an app that isn't there.
+    pub async fn no_such_app(&self, app: &AppName) -> Failure {
+        // The list only serves the hint: without it the failure is the same.
+        let all = self.visor.read(vec![keys::apps()]).await.unwrap_or_default();
+        let names = all.apps.iter().filter(|(_, view)| view.app.is_some()).map(|(name, _)| name.as_str());
+        unknown(format!("there is no app '{app}'"), app.as_str(), names, "apps")
+    }
+
+    /// Makes a failed change's words better where this knows more: nearest names.
+    pub async fn explain(&self, view: &AppView, error: VisorError) -> Failure {
+        match error {
+            VisorError::Refused(Refusal::NoSuchApp(app)) => self.no_such_app(&app).await,
+            VisorError::Refused(Refusal::NoSuchProc(app, proc)) => no_such_proc(&app, view, &proc),
+            other => other.into(),
+        }
+    }
+
+    /// Now, by this machine's clock: for people alone.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// Makes sure that an app has a proc.
+///
+/// # Errors
+/// Unknown, with the nearest name.
+pub fn known_proc(app: &AppName, view: &AppView, proc: &ProcName) -> Result<()> {
+    if view.procs.contains_key(proc) { Ok(()) } else { Err(no_such_proc(app, view, proc)) }
+}
+
+fn no_such_proc(app: &AppName, view: &AppView, proc: &ProcName) -> Failure {
+    let what = format!("app '{app}' has no proc '{proc}'");
+    if view.procs.is_empty() {
+        return Failure::new(Kind::Unknown, what)
+            .hint("procs come with the first push: git push bazooka master");
+    }
+    unknown(what, proc.as_str(), view.procs.keys().map(ProcName::as_str), "procs")
+}
+
+/// The failure for a release that isn't there.
+pub fn no_such_release(app: &AppName, view: &AppView, release: ReleaseId) -> Failure {
+    let names: Vec<String> = view.releases.keys().map(ReleaseId::to_string).collect();
+    let what = format!("app '{app}' has no release {release}");
+    unknown(what, &release.to_string(), names.iter().map(String::as_str), "releases")
+}
+
+/// The rev that a few digits name.
+///
+/// # Errors
+/// If none does, or several do.
+pub fn find_rev(app: &AppName, view: &AppView, prefix: &RevPrefix) -> Result<RevId> {
+    let said = prefix.as_str();
+    let found: Vec<&RevId> = view.revs.keys().filter(|rev| rev.as_str().starts_with(said)).collect();
+    match found[..] {
+        [rev] => Ok(rev.clone()),
+        [] => {
+            let cut = said.len().min(40);
+            let names = view.revs.keys().map(|rev| &rev.as_str()[..cut]);
+            Err(unknown(format!("app '{app}' has no rev {said}"), said, names, "revs"))
+        }
+        _ => {
+            let some: Vec<&str> = found.iter().take(5).map(|rev| &rev.as_str()[..12]).collect();
+            let what = format!("rev {said} could be any of {}", found.len());
+            Err(Failure::new(Kind::Usage, what).because(some.join(", ")).hint("give more of its digits"))
+        }
+    }
+}
+
+/// The URL of the git remote `bazooka`, if this is a repository that has one.
+pub async fn remote_url() -> Option<String> {
+    let asked = git(&["remote", "get-url", REMOTE]).await?;
+    Some(asked.trim_end().to_owned())
+}
+
+/// What a git command prints, if it succeeds.
+pub async fn git(args: &[&str]) -> Option<String> {
+    let asked = Command::new("git").args(args).stdin(Stdio::null()).output().await.ok()?;
+    asked.status.success().then(|| String::from_utf8_lossy(&asked.stdout).into_owned())
+}
+
+/// The app at the end of a remote's URL.
+pub fn app_of(url: &str) -> Option<AppName> {
+    let last = url.trim_end_matches('/').rsplit(['/', ':']).next()?;
+    last.strip_suffix(".git").unwrap_or(last).parse().ok()
+}
+
+/// Who runs this: the login name, in printable characters.
+fn who() -> String {
+    let name = std::env::var("USER").ok().filter(|name| !name.is_empty()).or_else(|| {
+        let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok()??;
+        Some(user.name)
+    });
+    let name: String = name.unwrap_or_default().chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
+    if name.is_empty() { format!("uid{}", nix::unistd::getuid()) } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use visor::{
+        schema::{Extra, Rev, Slug},
+        snapshot::Versioned,
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_app_stands_at_the_end_of_the_remote() {
+        for (url, wanted) in [
+            ("http://127.0.0.1:8081/goto-rocket.git", Some("goto-rocket")),
+            ("http://127.0.0.1:8081/goto-rocket.git/", Some("goto-rocket")),
+            ("http://127.0.0.1:8081/goto-rocket", Some("goto-rocket")),
+            ("git@rm:goto-rocket.git", Some("goto-rocket")),
+            ("http://127.0.0.1:8081/", None),
+            ("/srv/Not Valid.git", None),
+            ("", None),
+        ] {
+            assert_eq!(app_of(url).map(String::from).as_deref(), wanted, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_rev_is_found_by_as_many_digits_as_make_it_the_only_one() {
+        let app: AppName = "a".parse().expect("valid");
+        let mut view = AppView::default();
+        for id in ["16f7cbf0123456789012345678901234567890ab", "16f7d000000000000000000000000000000000ab"] {
+            let rev = Rev {
+                slug: Slug { sha256: "0".repeat(64).parse().expect("valid"), size_bytes: 1 },
+                procs: Default::default(),
+                kind: "procfile".into(),
+                by: "ada".into(),
+                at: Timestamp::UNIX_EPOCH,
+                subject: String::new(),
+                extra: Extra::new(),
+            };
+            let rev = Versioned { value: rev, create_revision: 1, mod_revision: 1, lease: None };
+            view.revs.insert(id.parse().expect("valid"), rev);
+        }
+        let find = |said: &str| find_rev(&app, &view, &said.parse().expect("a prefix"));
+        assert_eq!(find("16f7c").map(|rev| rev.short().to_owned()), Ok("16f7cbf".to_owned()));
+        assert_eq!(find("16f7").expect_err("two").kind, Kind::Usage);
+        assert_eq!(find("dead").expect_err("none").kind, Kind::Unknown);
+        assert!(find("16f8c").expect_err("none").to_string().contains("16f7c"));
+    }
+}

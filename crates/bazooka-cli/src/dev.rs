@@ -1,0 +1,210 @@
+//! `bazooka dev`: a whole cluster on this machine, in the foreground.
+//!
+//! Owns the order of things: what is checked before anything starts, who starts before whom, and who
+//! ends before whom. It does nothing in the cluster itself: every part is the real program, as a child
+//! with its own state folder, log and ports.
+//!
+//! ```text
+//! start  etcd ─▶ bazooka-rm ─▶ converger ─▶ bazooka-pm of each host ─▶ bazooka-proxy with HAProxy
+//! stop   converger ─▶ bazooka-pm of each host, with its instances ─▶ proxy, HAProxy ─▶ rm ─▶ etcd
+//! ```
+//! The converger goes first, so that it doesn't replace what is being stopped.
+
+pub mod child;
+mod orphans;
+mod parts;
+mod ports;
+mod state;
+mod supervise;
+
+use std::{pin::pin, time::Duration};
+
+use nix::sys::stat::{Mode, umask};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use visor::{
+    names::HostName,
+    store::{
+        etcd::{EtcdConfig, EtcdStore},
+        wait_until_ready,
+    },
+};
+
+use crate::{
+    args::DevArgs,
+    failure::{Failure, Kind, Result},
+    show::{put_line, say},
+};
+use parts::{Kind as PartKind, Part, Programs};
+use state::State;
+use supervise::{Notice, Running};
+
+/// How long a part may take until it is ready: a busy machine, a cold disk.
+const READY_FOR: Duration = Duration::from_secs(60);
+
+/// How often it is said what is being waited for at the end.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs the cluster until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// If something is missing or taken, or a part doesn't become ready. Whatever was started has ended
+/// by then.
+pub async fn run(args: &DevArgs) -> Result<()> {
+    let _: HostName = args
+        .domain
+        .parse()
+        .map_err(|error| Failure::from_error(Kind::Usage, "--domain is not valid", &error))?;
+    // Instances have users of their own, who read their slugs wherever the state is, whatever this user
+    // keeps from others by default. What is secret has a mode of its own.
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    let state = State::open(args.state.as_deref())?;
+    let programs = Programs::find()?;
+    ports::check(args, state.dir()).await?;
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        say("warning: without root, instances run as your own user with no isolation and no memory limit");
+    }
+    let parts = parts::of(args, state.dir(), &programs);
+    orphans::adopt()?;
+    let shutdown = visor::daemon::shutdown()
+        .map_err(|error| Failure::from_error(Kind::Failed, "signals can't be taken", &error))?;
+    let mut cluster = Cluster::default();
+    let started = cluster.start(args, &state, parts, &shutdown).await;
+    let ended = match started {
+        Ok(true) => {
+            welcome(args);
+            shutdown.cancelled().await;
+            Ok(())
+        }
+        Ok(false) => Ok(()),
+        Err(failure) => Err(failure),
+    };
+    cluster.stop().await;
+    ended
+}
+
+/// How to use it. The first line is what `deploy/up` waits for and reads.
+fn welcome(args: &DevArgs) {
+    let port = if args.public_port == 80 { String::new() } else { format!(":{}", args.public_port) };
+    put_line(&format!("ready: each app's web proc answers at http://<app>.{}{port}/", args.domain));
+    if args.coordinator_port != 2379 {
+        put_line(&format!("first:  export BAZOOKA_COORDINATOR=http://127.0.0.1:{}", args.coordinator_port));
+    }
+    put_line("then, in a git repository with a Procfile:");
+    put_line("  bazooka init && git push bazooka master && bazooka scale -n 1 web");
+    put_line("Ctrl-C stops all of it");
+}
+
+/// The parts that run, in the order in which they were started.
+#[derive(Default)]
+struct Cluster {
+    running: Vec<Running>,
+}
+
+impl Cluster {
+    /// Starts each part and waits for it; false if it is to end before that.
+    async fn start(
+        &mut self,
+        args: &DevArgs,
+        state: &State,
+        parts: Vec<Part>,
+        shutdown: &CancellationToken,
+    ) -> Result<bool> {
+        let (notices, mut told) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Notice { part, words }) = told.recv().await {
+                say(&format!("{part}: {words}"));
+            }
+        });
+        // The hosts don't need each other: they start side by side.
+        let mut waiting: Vec<usize> = Vec::new();
+        for part in parts {
+            let kind = part.kind;
+            if kind != PartKind::Host && !self.all_ready(&mut waiting, args, shutdown).await? {
+                return Ok(false);
+            }
+            let log = state.log(&part.name)?;
+            self.running.push(Running::start(part, log, notices.clone()));
+            waiting.push(self.running.len() - 1);
+        }
+        self.all_ready(&mut waiting, args, shutdown).await
+    }
+
+    /// Waits until these are ready, with a line for each; false if it is to end before that.
+    async fn all_ready(
+        &mut self,
+        waiting: &mut Vec<usize>,
+        args: &DevArgs,
+        shutdown: &CancellationToken,
+    ) -> Result<bool> {
+        for at in waiting.drain(..) {
+            let part = &mut self.running[at];
+            let ready = async {
+                match part.kind() {
+                    PartKind::Etcd => etcd_answers(args.coordinator_port, part).await,
+                    _ => part.answers_ready().await,
+                }
+            };
+            let ready = tokio::select! {
+                ready = timeout(READY_FOR, ready) => ready,
+                () = shutdown.cancelled() => return Ok(false),
+            };
+            match ready {
+                Ok(Ok(words)) => put_line(&format!("{:<10} {words}", part.name())),
+                Ok(Err(words)) => return Err(part.failure(&words)),
+                Err(_) => {
+                    return Err(part.failure(&format!("is not ready after {} s", READY_FOR.as_secs())));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Ends all parts, each kind after the one that needs it.
+    async fn stop(&mut self) {
+        if self.running.is_empty() {
+            return;
+        }
+        say("stopping");
+        for kind in [PartKind::Converger, PartKind::Host, PartKind::Proxy, PartKind::Rm, PartKind::Etcd] {
+            let (those, rest): (Vec<Running>, Vec<Running>) =
+                std::mem::take(&mut self.running).into_iter().partition(|part| part.kind() == kind);
+            self.running = rest;
+            for part in &those {
+                part.ask_to_stop();
+            }
+            let stopping = Instant::now();
+            let mut those: Vec<Running> = those;
+            while let Some(part) = those.pop() {
+                let name = part.name().to_owned();
+                let mut stopped = pin!(part.stopped());
+                while timeout(SAY_EVERY, &mut stopped).await.is_err() {
+                    say(&format!("waiting for {name} to end, for {} s so far", stopping.elapsed().as_secs()));
+                }
+            }
+        }
+        let left = orphans::end_all().await;
+        if left.is_empty() {
+            say("stopped");
+        } else {
+            say(&format!("stopped, but these can't be ended: {}", left.join(", ")));
+        }
+    }
+}
+
+/// Waits until etcd answers, or its process has given up.
+async fn etcd_answers(port: u16, part: &mut Running) -> Result<String, String> {
+    let url = format!("http://127.0.0.1:{port}");
+    let store = EtcdStore::new(EtcdConfig::new(vec![url.clone()], "/bazooka"));
+    tokio::select! {
+        ready = wait_until_ready(&store, |_| {}) => match ready {
+            Ok(()) => Ok(format!("takes the cluster's state at {url}")),
+            Err(error) => Err(error.to_string()),
+        },
+        words = part.gave_up() => Err(words),
+    }
+}

@@ -1,0 +1,33 @@
+//! Becoming a program that ends with its parent.
+//!
+//! `bazooka dev` starts each part through this: the kernel sends SIGTERM when `dev` dies, however it
+//! dies, so that nothing of the cluster is left behind.
+
+use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
+
+use nix::{
+    sys::{prctl, signal::Signal},
+    unistd::getppid,
+};
+
+use crate::failure::{Failure, Kind, Result};
+
+/// Replaces this process by a program, after asking for SIGTERM at the parent's end. It returns only if
+/// that fails.
+///
+/// # Errors
+/// If the program can't be started, or the parent has gone meanwhile.
+pub fn become_program(parent: u32, command: &[OsString]) -> Result<()> {
+    let [program, args @ ..] = command else {
+        return Err(Failure::new(Kind::Usage, "no program is named"));
+    };
+    let failed = |error: &dyn std::error::Error| {
+        Failure::from_error(Kind::Failed, format!("{} can't be started", Path::new(program).display()), error)
+    };
+    prctl::set_pdeathsig(Signal::SIGTERM).map_err(|error| failed(&error))?;
+    // A parent that died before that was asked for sends nothing any more.
+    if u32::try_from(getppid().as_raw()) != Ok(parent) {
+        return Err(Failure::new(Kind::Failed, "the parent has gone"));
+    }
+    Err(failed(&Command::new(program).args(args).exec()))
+}

@@ -1,0 +1,266 @@
+//! What a local cluster is made of: each part's program and arguments.
+//!
+//! Pure, but for [`Programs::find`], which looks where the programs are.
+
+use std::{
+    ffi::OsString,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    args::DevArgs,
+    failure::{Failure, Kind as FailureKind, Result},
+};
+
+/// The first instance port of the first host; each host has a thousand, all below Linux's ephemeral ports.
+const FIRST_PORT: u16 = 21_000;
+const PORTS_PER_HOST: u16 = 1_000;
+
+/// A daemon that has nothing to wait for.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Instances have 30 s from SIGTERM unless their proc is given another time.
+const AFTER_INSTANCES: Duration = Duration::from_secs(60);
+
+/// Where the programs are.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    etcd: PathBuf,
+    haproxy: PathBuf,
+    rm: PathBuf,
+    pm: PathBuf,
+    proxy: PathBuf,
+}
+
+impl Programs {
+    /// Finds each: ours beside this one first, then in `$PATH`.
+    ///
+    /// # Errors
+    /// If one isn't there, with the package that has it.
+    pub fn find() -> Result<Self> {
+        let own = std::env::current_exe().ok();
+        let beside = own.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        // Debian keeps daemons where an ordinary user's shell doesn't look.
+        let path = || std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+        let find = |name: &str, mut dirs: Box<dyn Iterator<Item = PathBuf>>| {
+            dirs.find_map(|dir| Some(dir.join(name)).filter(|file| is_executable(file)))
+        };
+        let system = |name: &str, package: &str| {
+            find(name, Box::new(path().collect::<Vec<_>>().into_iter())).ok_or_else(|| {
+                Failure::new(FailureKind::PartMissing, format!("{name} is not installed"))
+                    .hint(format!("apt-get install {package}"))
+            })
+        };
+        let ours = |name: &str| {
+            let dirs: Vec<PathBuf> = beside.clone().into_iter().chain(path()).collect();
+            find(name, Box::new(dirs.into_iter())).ok_or_else(|| {
+                Failure::new(
+                    FailureKind::PartMissing,
+                    format!("{name} is neither beside bazooka nor in $PATH"),
+                )
+                .hint("build all of it: cargo build --release --workspace, or deploy/up")
+            })
+        };
+        // bazooka-rm starts git, bazooka-pm starts bazooka-shim: found out here rather than at the first push.
+        system("git", "git")?;
+        let programs = Programs {
+            etcd: system("etcd", "etcd-server")?,
+            haproxy: system("haproxy", "haproxy")?,
+            rm: ours("bazooka-rm")?,
+            pm: ours("bazooka-pm")?,
+            proxy: ours("bazooka-proxy")?,
+        };
+        let shim = programs.pm.with_file_name("bazooka-shim");
+        if !is_executable(&shim) {
+            let what = format!("{} is missing beside bazooka-pm", shim.display());
+            return Err(Failure::new(FailureKind::PartMissing, what)
+                .hint("build all of it: cargo build --release --workspace, or deploy/up"));
+        }
+        Ok(programs)
+    }
+}
+
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(file)
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// What a part is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The coordinator.
+    Etcd,
+    /// bazooka-rm.
+    Rm,
+    /// bazooka-pm converge.
+    Converger,
+    /// bazooka-pm of one host.
+    Host,
+    /// bazooka-proxy.
+    Proxy,
+}
+
+/// Where a part's endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// It has none of ours.
+    None,
+    /// Here.
+    At(SocketAddr),
+    /// On any free port of this address; chosen at each start, and added to the arguments.
+    On(IpAddr),
+}
+
+/// A part of a local cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its name in words and in its log's.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Its endpoint.
+    pub endpoint: Endpoint,
+    /// How long it may take to end.
+    pub stop_within: Duration,
+}
+
+/// The parts, in the order in which they start.
+pub fn of(args: &DevArgs, state: &Path, programs: &Programs) -> Vec<Part> {
+    let coordinator = format!("http://127.0.0.1:{}", args.coordinator_port);
+    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let ours = |name: &str, kind, program: &Path, endpoint, words: Vec<OsString>| Part {
+        name: name.to_owned(),
+        kind,
+        program: program.to_owned(),
+        args: words.into_iter().chain(["--coordinator".into(), coordinator.clone().into()]).collect(),
+        endpoint,
+        stop_within: if kind == Kind::Host { AFTER_INSTANCES } else { SOON },
+    };
+    let folder = |name: &str| state.join(name).into_os_string();
+
+    let rm_at = SocketAddr::new(localhost, args.rm_port);
+    let mut rm: Vec<OsString> = vec!["--name".into(), "rm1".into(), "--state".into(), folder("rm")];
+    rm.extend(["--listen".into(), rm_at.to_string().into()]);
+    let converger: Vec<OsString> = vec!["converge".into(), "--name".into(), "converger1".into()];
+    let mut proxy: Vec<OsString> = vec!["--name".into(), "proxy1".into(), "--state".into(), folder("proxy")];
+    proxy.extend(["--run-haproxy".into(), "--on-exit".into(), "stop".into()]);
+    proxy.extend(["--haproxy".into(), programs.haproxy.clone().into_os_string()]);
+    proxy.extend(["--domain".into(), args.domain.clone().into()]);
+    proxy.extend(["--public".into(), format!("0.0.0.0:{}", args.public_port).into()]);
+
+    let mut parts = vec![
+        etcd(&coordinator, state, programs),
+        ours("rm", Kind::Rm, &programs.rm, Endpoint::At(rm_at), rm),
+        ours("converger", Kind::Converger, &programs.pm, Endpoint::On(localhost), converger),
+    ];
+    for n in 1..=args.hosts {
+        let name = format!("host{n}");
+        let address = Ipv4Addr::new(127, 0, 0, u8::try_from(n + 1).expect("hosts are eleven at most"));
+        let first = FIRST_PORT + (n - 1) * PORTS_PER_HOST;
+        let mut host: Vec<OsString> = vec!["--host".into(), name.clone().into()];
+        host.extend(["--address".into(), address.to_string().into()]);
+        host.extend(["--ports".into(), format!("{first}-{}", first + PORTS_PER_HOST - 1).into()]);
+        host.extend(["--state".into(), folder(&name), "--on-exit".into(), "stop".into()]);
+        parts.push(ours(&name, Kind::Host, &programs.pm, Endpoint::On(address.into()), host));
+    }
+    parts.push(ours("proxy", Kind::Proxy, &programs.proxy, Endpoint::On(localhost), proxy));
+    parts
+}
+
+fn etcd(client: &str, state: &Path, programs: &Programs) -> Part {
+    // It has no peers; the kernel chooses the port on which none will call.
+    let peer = "http://127.0.0.1:0";
+    let mut data = OsString::from("--data-dir=");
+    data.push(state.join("etcd"));
+    let words = [
+        "--name=dev".to_owned(),
+        format!("--listen-client-urls={client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=dev={peer}"),
+        // The history is only there for watches that were away for a moment.
+        "--auto-compaction-mode=periodic".to_owned(),
+        "--auto-compaction-retention=10m".to_owned(),
+        "--quota-backend-bytes=2147483648".to_owned(),
+        "--logger=zap".to_owned(),
+        "--log-level=warn".to_owned(),
+    ];
+    Part {
+        name: "etcd".to_owned(),
+        kind: Kind::Etcd,
+        program: programs.etcd.clone(),
+        args: words.into_iter().map(OsString::from).chain([data]).collect(),
+        endpoint: Endpoint::None,
+        stop_within: SOON,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(hosts: u16) -> Vec<Part> {
+        let args = DevArgs {
+            state: None,
+            hosts,
+            coordinator_port: 2379,
+            public_port: 8080,
+            rm_port: 8081,
+            domain: "localhost".into(),
+        };
+        let programs = Programs {
+            etcd: "/usr/bin/etcd".into(),
+            haproxy: "/usr/sbin/haproxy".into(),
+            rm: "/x/bazooka-rm".into(),
+            pm: "/x/bazooka-pm".into(),
+            proxy: "/x/bazooka-proxy".into(),
+        };
+        of(&args, Path::new("/state"), &programs)
+    }
+
+    fn words(part: &Part) -> String {
+        let words: Vec<_> = part.args.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn hosts_have_addresses_and_ports_of_their_own() {
+        let parts = parts(3);
+        let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
+        assert_eq!(names, ["etcd", "rm", "converger", "host1", "host2", "host3", "proxy"]);
+        assert_eq!(
+            words(&parts[5]),
+            "--host host3 --address 127.0.0.4 --ports 23000-23999 --state /state/host3 --on-exit stop \
+             --coordinator http://127.0.0.1:2379"
+        );
+        assert_eq!(parts[5].endpoint, Endpoint::On("127.0.0.4".parse().expect("an address")));
+    }
+
+    #[test]
+    fn the_last_of_eleven_hosts_stays_below_ephemeral_ports() {
+        let parts = parts(11);
+        assert!(
+            words(&parts[13]).contains("--address 127.0.0.12 --ports 31000-31999"),
+            "{}",
+            words(&parts[13])
+        );
+    }
+
+    #[test]
+    fn the_coordinator_forgets_its_history_and_all_lies_in_the_state_folder() {
+        let parts = parts(1);
+        assert!(words(&parts[0]).contains("--auto-compaction-mode=periodic"));
+        for part in &parts {
+            assert!(part.kind == Kind::Converger || words(part).contains("/state/"), "{part:?}");
+        }
+    }
+}

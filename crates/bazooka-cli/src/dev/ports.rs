@@ -1,0 +1,164 @@
+//! Whether the ports of a local cluster are free, and who has them if not.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    args::DevArgs,
+    failure::{Failure, Kind, Result},
+    show::clean,
+};
+
+/// How long parts of a cluster that was killed may take to end: their instances have 30 s.
+const LEFTOVERS_FOR: Duration = Duration::from_secs(40);
+
+/// Makes sure that each port can be had.
+///
+/// What a cluster on the same folder left behind when it was killed is waited for, while it ends; an
+/// HAProxy of it is taken over by the new proxy.
+///
+/// # Errors
+/// If one is taken, by whom if that can be known, and which flag changes it.
+pub async fn check(args: &DevArgs, state: &Path) -> Result<()> {
+    let ports = [
+        ("--coordinator-port", args.coordinator_port, Ipv4Addr::LOCALHOST),
+        ("--rm-port", args.rm_port, Ipv4Addr::LOCALHOST),
+        ("--public-port", args.public_port, Ipv4Addr::UNSPECIFIED),
+    ];
+    for (at, (flag, port, _)) in ports.iter().enumerate() {
+        if let Some((other, ..)) = ports[..at].iter().find(|(_, other, _)| other == port) {
+            return Err(Failure::new(Kind::Usage, format!("{other} and {flag} are both {port}")));
+        }
+        if *port == 0 {
+            return Err(Failure::new(Kind::Usage, format!("{flag} can't be 0: clients must know it")));
+        }
+    }
+    let until = Instant::now() + LEFTOVERS_FOR;
+    for (flag, port, address) in ports {
+        loop {
+            let error = match TcpListener::bind((address, port)) {
+                Ok(_) => break,
+                Err(error) => error,
+            };
+            let address = SocketAddr::new(IpAddr::V4(address), port);
+            let failure = Failure::new(Kind::Failed, format!("{address} can't be listened on"));
+            if error.kind() != ErrorKind::AddrInUse {
+                return Err(failure.because(error.to_string()).hint(format!("choose another with {flag}")));
+            }
+            let holder = holder_of(port);
+            if holder.as_ref().is_some_and(|holder| holder.is_of(state)) {
+                if flag == "--public-port" {
+                    break;
+                }
+                if Instant::now() < until {
+                    sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            }
+            let who = match holder {
+                Some(holder) => format!("process {} ({}) has it", holder.pid, holder.name),
+                None => "another process has it".to_owned(),
+            };
+            return Err(failure
+                .because(who)
+                .hint(format!("stop that one, or choose another port with {flag}")));
+        }
+    }
+    Ok(())
+}
+
+/// A process that listens on a port.
+#[derive(Debug)]
+struct Holder {
+    pid: u32,
+    name: String,
+    command: String,
+}
+
+impl Holder {
+    /// Whether it was started for a cluster on this folder.
+    fn is_of(&self, state: &Path) -> bool {
+        let folder = format!("{}/", state.display());
+        self.command.contains(&folder)
+    }
+}
+
+/// Who listens on a port, as far as this user may see.
+fn holder_of(port: u16) -> Option<Holder> {
+    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| fs::read_to_string(table).ok())
+        .flat_map(|table| listeners(&table, port))
+        .collect();
+    let processes =
+        fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    processes.filter_map(|name| name.parse::<u32>().ok()).find_map(|pid| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let holds =
+            open.filter_map(Result::ok).filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| {
+                let target = target.to_string_lossy();
+                inodes.iter().any(|inode| target == format!("socket:[{inode}]"))
+            });
+        let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let text = |file: &str| String::from_utf8_lossy(&read(file)).replace('\0', " ");
+        holds.then(|| Holder { pid, name: clean(text("comm").trim()), command: text("cmdline") })
+    })
+}
+
+/// The sockets of a `/proc/net/tcp` table that listen on a port.
+fn listeners(table: &str, port: u16) -> Vec<String> {
+    let wanted = format!(":{port:04X}");
+    let row = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // 0A is LISTEN.
+        let is_it = fields.get(1)?.ends_with(&wanted) && *fields.get(3)? == "0A";
+        is_it.then(|| fields.get(9).map(|inode| (*inode).to_owned())).flatten()
+    };
+    table.lines().filter_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_is_found_in_the_kernels_table() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+            0: 0100007F:094B 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1\n   \
+            1: 0100007F:094B 0100007F:1234 01 00000000:00000000 00:00000000 00000000     0        0 4712 1\n";
+        assert_eq!(listeners(table, 2379), ["4711"]);
+        assert_eq!(listeners(table, 2380), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_told_with_its_holder_and_its_flag() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        let port = taken.local_addr().expect("it has an address").port();
+        let free =
+            |not: u16| (20_000..60_000).find(|p| *p != not && TcpListener::bind(("0.0.0.0", *p)).is_ok());
+        let args = DevArgs {
+            state: None,
+            hosts: 1,
+            coordinator_port: free(0).expect("one is free"),
+            public_port: free(1).expect("one is free") + 1,
+            rm_port: port,
+            domain: "localhost".into(),
+        };
+        let failure = check(&args, Path::new("/nonexistent")).await.expect_err("it is taken");
+        let told = failure.to_string();
+        assert!(told.contains(&format!("process {}", std::process::id())), "{told}");
+        assert!(told.contains("--rm-port"), "{told}");
+        let twice = DevArgs { rm_port: args.coordinator_port, ..args };
+        assert_eq!(
+            check(&twice, Path::new("/nonexistent")).await.expect_err("twice the same").kind,
+            Kind::Usage
+        );
+    }
+}

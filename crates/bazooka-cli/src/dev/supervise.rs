@@ -1,0 +1,347 @@
+//! One part of a local cluster as a child: started, started again when it dies, ended.
+//!
+//! Owns a task for each part; the part's process never outlives it.
+//!
+//! ```text
+//! starting ─▶ up ──died──▶ pause (0.2 s, doubling to 5 s) ─▶ starting
+//!               └─asked to stop─▶ SIGTERM ─▶ (too long: SIGKILL) ─▶ gone
+//! ```
+
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::parts::{Endpoint, Kind, Part};
+use crate::{
+    failure::{Failure, Kind as FailureKind},
+    show::clean,
+};
+
+/// The pause before a dead part is started again; it doubles with each death.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A part that ran this long has earned the first pause again.
+const STEADY_AFTER: Duration = Duration::from_secs(30);
+
+/// A part that dies this often before it was ever ready won't become so.
+const DEATHS_BEFORE_READY: u32 = 3;
+
+/// How often a starting part is asked whether it is ready. It takes some tens of milliseconds.
+const ASK_EVERY: Duration = Duration::from_millis(10);
+
+/// A part without an endpoint that was started again and has lived for so long is back.
+const BACK_AFTER: Duration = Duration::from_secs(1);
+
+/// Something that a person at the terminal should know.
+#[derive(Debug)]
+pub struct Notice {
+    /// The part.
+    pub part: String,
+    /// What.
+    pub words: String,
+}
+
+/// What is known of a part's process.
+#[derive(Clone, Debug, Default)]
+struct Process {
+    endpoint: Option<SocketAddr>,
+    deaths: u32,
+    last_end: String,
+}
+
+/// A part that is kept running.
+pub struct Running {
+    part: Part,
+    log: PathBuf,
+    process: watch::Receiver<Process>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Starts a part and keeps it running.
+    pub fn start(part: Part, log: PathBuf, notices: mpsc::UnboundedSender<Notice>) -> Self {
+        let (says, process) = watch::channel(Process::default());
+        let stop = CancellationToken::new();
+        let keeping = Keeping { part: part.clone(), log: log.clone(), says, notices, stop: stop.clone() };
+        Running { part, log, process, stop, task: tokio::spawn(keeping.run()) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.part.name
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        self.part.kind
+    }
+
+    /// Waits until it has died too often; in words.
+    pub async fn gave_up(&mut self) -> String {
+        // The sender lives as long as the task, and that as long as this.
+        let _ = self.process.wait_for(|process| process.deaths >= DEATHS_BEFORE_READY).await;
+        let process = self.process.borrow();
+        format!("ended {} times as it started: {}", process.deaths, process.last_end)
+    }
+
+    /// Waits until its endpoint says that it is ready; returns where that is, in words.
+    ///
+    /// # Errors
+    /// In words, if it dies too often.
+    pub async fn answers_ready(&mut self) -> Result<String, String> {
+        let mut process = self.process.clone();
+        let ready = async {
+            loop {
+                let endpoint = process.borrow_and_update().endpoint;
+                let ready = async {
+                    match endpoint {
+                        Some(at) => is_ready(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = ready => {}
+                    // Another start of it may have another.
+                    changed = process.changed() => match changed {
+                        Ok(()) => continue,
+                        Err(_) => std::future::pending().await,
+                    },
+                }
+                if let Some(at) = endpoint {
+                    return format!("is ready, with its endpoint at http://{at}");
+                }
+            }
+        };
+        tokio::select! {
+            ready = ready => Ok(ready),
+            words = self.gave_up() => Err(words),
+        }
+    }
+
+    /// A failure of this part, with the last that it wrote.
+    pub fn failure(&self, words: &str) -> Failure {
+        let mut failure = Failure::new(FailureKind::PartMissing, format!("{} {words}", self.name()));
+        failure.causes = last_lines(&self.log, 10);
+        failure.hint(format!("its whole log is {}", self.log.display()))
+    }
+
+    /// Asks it to end; [`Running::stopped`] waits for that.
+    pub fn ask_to_stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until its process has ended.
+    pub async fn stopped(self) {
+        // A task that panicked has dropped its child, and with that killed it.
+        let _ = self.task.await;
+    }
+}
+
+struct Keeping {
+    part: Part,
+    log: PathBuf,
+    says: watch::Sender<Process>,
+    notices: mpsc::UnboundedSender<Notice>,
+    stop: CancellationToken,
+}
+
+impl Keeping {
+    async fn run(self) {
+        let mut pause = FIRST_PAUSE;
+        let mut again = false;
+        loop {
+            let begin = Instant::now();
+            let end = match self.spawn() {
+                Ok(mut child) => {
+                    tokio::select! {
+                        ended = wait(&mut child) => match ended {
+                            Ok(status) => how(status),
+                            Err(error) => format!("can't be waited for: {error}"),
+                        },
+                        never = self.tell_when_back(again) => match never {},
+                        () = self.stop.cancelled() => {
+                            self.end(child).await;
+                            return;
+                        }
+                    }
+                }
+                Err(error) => format!("can't be started: {error}"),
+            };
+            if begin.elapsed() >= STEADY_AFTER {
+                pause = FIRST_PAUSE;
+            }
+            self.notice(format!(
+                "{end}; starting it again in {:.1} s (log: {})",
+                pause.as_secs_f64(),
+                self.log.display()
+            ));
+            self.says.send_modify(|process| {
+                process.deaths += 1;
+                process.endpoint = None;
+                process.last_end = end;
+            });
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.stop.cancelled() => return,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            again = true;
+        }
+    }
+
+    /// Says so once a part that was started again is ready, and then waits for ever.
+    async fn tell_when_back(&self, again: bool) -> Infallible {
+        if again {
+            let endpoint = self.says.borrow().endpoint;
+            match endpoint {
+                Some(at) => is_ready(at).await,
+                None => sleep(BACK_AFTER).await,
+            }
+            self.notice("is back".to_owned());
+        }
+        std::future::pending().await
+    }
+
+    fn spawn(&self) -> std::io::Result<Child> {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let endpoint = match self.part.endpoint {
+            Endpoint::None => None,
+            Endpoint::At(at) => Some(at),
+            // Free now; should another take it in the moment until the part does, that dies and is started anew.
+            Endpoint::On(address) => Some(TcpListener::bind((address, 0))?.local_addr()?),
+        };
+        // This very program, though another may lie at its path by now.
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["child", "--of", &std::process::id().to_string(), "--"]);
+        command.arg(&self.part.program).args(&self.part.args);
+        if let (Endpoint::On(_), Some(at)) = (self.part.endpoint, endpoint) {
+            command.args(["--listen", &at.to_string()]);
+        }
+        // What is set for a daemon of another cluster, or for the command line, must not reach these.
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            let ours = name.starts_with("BAZOOKA_") && !name.starts_with("BAZOOKA_LOG");
+            if ours || name.starts_with("ETCD_") {
+                command.env_remove(name.as_ref());
+            }
+        }
+        if self.part.kind == Kind::Etcd && cfg!(target_arch = "aarch64") {
+            // etcd 3.4 wants to be told that it is known to be less tested there.
+            command.env("ETCD_UNSUPPORTED_ARCH", "arm64");
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // A group of its own: Ctrl-C is for us, who end the parts in their order.
+        command.process_group(0).kill_on_drop(true);
+        let child = command.spawn()?;
+        if let Some(pid) = child.id() {
+            parts().insert(pid);
+        }
+        self.says.send_modify(|process| process.endpoint = endpoint);
+        Ok(child)
+    }
+
+    async fn end(&self, mut child: Child) {
+        let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
+        // Not waited for yet, so the id is still its own.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        if timeout(self.part.stop_within, wait(&mut child)).await.is_err() {
+            let words = format!("has not ended in {} s: killed", self.part.stop_within.as_secs());
+            self.notice(words);
+            // It fails only if it has ended meanwhile.
+            let _ = child.start_kill();
+            let _ = wait(&mut child).await;
+        }
+    }
+
+    fn notice(&self, words: String) {
+        // Nobody listens any more once all is being stopped.
+        let _ = self.notices.send(Notice { part: self.part.name.clone(), words });
+    }
+}
+
+/// Waits until an endpoint says that it is ready.
+async fn is_ready(at: SocketAddr) {
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(1)).build();
+    let client = client.expect("without TLS there is nothing that could be missing");
+    loop {
+        let answer = client.get(format!("http://{at}/readyz")).send().await;
+        if answer.is_ok_and(|answer| answer.status().is_success()) {
+            return;
+        }
+        sleep(ASK_EVERY).await;
+    }
+}
+
+/// The processes of parts: whoever reaps orphans must leave these to us.
+fn parts() -> MutexGuard<'static, BTreeSet<u32>> {
+    static PARTS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+    PARTS.lock().expect("no holder of this lock panics")
+}
+
+/// Whether a process is a part that has not been waited for.
+pub fn is_a_part(pid: Pid) -> bool {
+    u32::try_from(pid.as_raw()).is_ok_and(|pid| parts().contains(&pid))
+}
+
+/// Waits for a part's process; from then on its id may be another's.
+async fn wait(child: &mut Child) -> std::io::Result<ExitStatus> {
+    let pid = child.id();
+    let ended = child.wait().await;
+    if let Some(pid) = pid {
+        parts().remove(&pid);
+    }
+    ended
+}
+
+/// How a process ended.
+fn how(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with status {code}"),
+        (None, Some(signal)) => match Signal::try_from(signal) {
+            Ok(signal) => format!("was ended by {signal}"),
+            Err(_) => format!("was ended by signal {signal}"),
+        },
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+/// The last lines of a log, cleaned.
+fn last_lines(log: &Path, most: usize) -> Vec<String> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(16 * 1024)))?;
+        let mut tail = Vec::new();
+        file.read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    let tail = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&tail);
+    let lines: Vec<String> = text.lines().map(clean).collect();
+    lines[lines.len().saturating_sub(most)..].to_vec()
+}

@@ -1,0 +1,272 @@
+//! What went wrong, for people and for scripts.
+//!
+//! Owns the exit codes and the three parts of an error: what failed, what caused it, and a hint that
+//! names the next command.
+
+use std::{error::Error, fmt};
+
+use visor::{
+    store::StoreError,
+    visor::{Refusal, VisorError},
+};
+
+use crate::show::clean;
+
+/// What kind of failure, which is the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// The change can't converge, or something failed.
+    Failed = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// No such app, proc, rev, release or instance.
+    Unknown = 3,
+    /// Not allowed as things stand.
+    Refused = 4,
+    /// A part of the cluster isn't there.
+    PartMissing = 5,
+    /// No coordinator answers.
+    Coordinator = 6,
+    /// Ctrl-C.
+    Interrupted = 130,
+}
+
+/// A failed command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Its kind.
+    pub kind: Kind,
+    /// What failed, in one line.
+    pub what: String,
+    /// What caused it; each line deeper than the one before.
+    pub causes: Vec<String>,
+    /// What to do next.
+    pub hint: Option<String>,
+}
+
+/// The result of a command.
+pub type Result<T, E = Failure> = std::result::Result<T, E>;
+
+impl Failure {
+    /// A failure without cause or hint.
+    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
+        Failure { kind, what: what.into(), causes: Vec::new(), hint: None }
+    }
+
+    /// A failure that needs no word: whoever sees its exit code knows.
+    pub fn silent(kind: Kind) -> Self {
+        Failure::new(kind, "")
+    }
+
+    /// Whether nothing is said of it.
+    pub fn is_silent(&self) -> bool {
+        self.what.is_empty()
+    }
+
+    /// With a cause.
+    pub fn because(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
+    /// With an error and all that it names as its source.
+    pub fn from_error(kind: Kind, what: impl Into<String>, error: &dyn Error) -> Self {
+        let mut failure = Failure::new(kind, what);
+        let mut next = Some(error);
+        while let Some(error) = next {
+            failure.causes.push(error.to_string());
+            next = error.source();
+        }
+        failure
+    }
+
+    /// The first of several failures, with the others as its causes; nothing if there are none.
+    ///
+    /// # Errors
+    /// That failure.
+    pub fn first_of(failures: Vec<Failure>) -> Result<()> {
+        let mut failures = failures.into_iter();
+        let Some(first) = failures.next() else { return Ok(()) };
+        Err(failures.fold(first, |mut first, other| {
+            first.causes.push(other.what);
+            first.causes.extend(other.causes);
+            first
+        }))
+    }
+
+    /// With a hint.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", clean(&self.what))?;
+        for cause in &self.causes {
+            for (at, line) in cause.lines().enumerate() {
+                write!(f, "\n{}{}", if at == 0 { "cause: " } else { "       " }, clean(line))?;
+            }
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {}", clean(hint))?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Failure {}
+
+impl From<VisorError> for Failure {
+    fn from(error: VisorError) -> Self {
+        match error {
+            VisorError::Store(error) => error.into(),
+            VisorError::Refused(refusal) => refusal.into(),
+            VisorError::SchemaTooNew { .. } => Failure::new(Kind::Refused, error.to_string())
+                .hint("use a bazooka of the cluster's version; `bazooka version` tells this one's"),
+            VisorError::NotSetUp => Failure::new(Kind::Coordinator, error.to_string()).hint(
+                "is this the right coordinator and --prefix? Each daemon of a cluster sets it up; \
+                 `bazooka dev` runs a local one",
+            ),
+            VisorError::Unreadable { .. } | VisorError::Contended => {
+                Failure::new(Kind::Failed, error.to_string())
+            }
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unreachable { endpoints, detail } => {
+                let mut failure = Failure::new(
+                    Kind::Coordinator,
+                    format!("no coordinator answers at {}", endpoints.join(", ")),
+                );
+                if !detail.is_empty() {
+                    failure = failure.because(detail);
+                }
+                failure.hint(
+                    "name it with --coordinator URL or BAZOOKA_COORDINATOR; `bazooka dev` runs a local one",
+                )
+            }
+            other => Failure::new(Kind::Failed, other.to_string()),
+        }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let (kind, hint) = match &refusal {
+            Refusal::NoSuchApp(_) => {
+                (Kind::Unknown, Some("`bazooka apps` lists them; `bazooka init` registers one"))
+            }
+            Refusal::NoSuchProc(..) | Refusal::NotInRev(..) => {
+                (Kind::Unknown, Some("`bazooka procs` lists the app's procs"))
+            }
+            Refusal::NoSuchRev(..) => (Kind::Unknown, Some("`bazooka revs` lists the app's revs")),
+            Refusal::NoSuchRelease(..) => {
+                (Kind::Unknown, Some("`bazooka releases` lists the app's releases"))
+            }
+            Refusal::NoSuchInstance(..) => (Kind::Unknown, Some("`bazooka ps` lists the app's instances")),
+            Refusal::NotReleased(_) => (Kind::Refused, Some("push first: git push bazooka master")),
+            Refusal::AppExists(..) => (Kind::Refused, Some("take another name: bazooka init NAME")),
+            Refusal::BeingTried(..) => {
+                (Kind::Refused, Some("`bazooka events` shows how it goes; try again then"))
+            }
+            Refusal::NotBeside(..) => (
+                Kind::Refused,
+                Some(
+                    "run it first: bazooka scale -r REV -n 1 PROC; the current release has what the others leave",
+                ),
+            ),
+            Refusal::TooMuchTraffic(..) => (Kind::Refused, Some("`bazooka traffic PROC` shows the shares")),
+            Refusal::NoRollout(_) => {
+                (Kind::Refused, Some("`bazooka rollback` goes back to an earlier release"))
+            }
+            Refusal::NeverRan(..) | Refusal::NothingToRollBack(_) => {
+                (Kind::Refused, Some("`bazooka releases` lists them with what became of each"))
+            }
+            Refusal::TrialOver(..) => (Kind::Failed, Some("`bazooka releases` tells what became of it")),
+            Refusal::NotFrozen => (Kind::Refused, Some("`bazooka hosts` lists them")),
+            Refusal::Destroying(_)
+            | Refusal::TurnOver(_)
+            | Refusal::RepoMoved(_)
+            | Refusal::NoPortLeft
+            | Refusal::HostTaken(_)
+            | Refusal::HostGone(_) => (Kind::Refused, None),
+        };
+        let failure = Failure::new(kind, refusal.to_string());
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// The name that is meant, if one of these is near enough.
+pub fn nearest<'a>(said: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(said, name), name))
+        .filter(|(distance, name)| {
+            let length = name.len().max(said.len());
+            // What has no letter in common is no slip of the finger.
+            *distance < length && *distance <= 1 + length / 4
+        })
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// A failure for a name that isn't there, with the nearest one that is.
+pub fn unknown<'a>(
+    what: String,
+    said: &str,
+    names: impl IntoIterator<Item = &'a str>,
+    list: &str,
+) -> Failure {
+    let failure = Failure::new(Kind::Unknown, what);
+    match nearest(said, names) {
+        Some(name) => failure.hint(format!("did you mean '{name}'?")),
+        None => failure.hint(format!("`bazooka {list}` lists them")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_found_when_it_is_near() {
+        let names = ["goto-rocket", "goto-moon", "web", "job", "b"];
+        for (said, wanted) in [
+            ("goto-roket", Some("goto-rocket")),
+            ("goto-rocekt", Some("goto-rocket")),
+            ("wbe", Some("web")),
+            ("weeb", Some("web")),
+            ("nothing-like-it", None),
+            ("x", None),
+            ("a", None),
+        ] {
+            assert_eq!(nearest(said, names), wanted, "{said}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_failed_what_caused_it_and_what_to_do() {
+        let unreachable = StoreError::Unreachable {
+            endpoints: vec!["http://127.0.0.1:1".into(), "http://127.0.0.1:2".into()],
+            detail: "connection refused\u{1b}[31m".into(),
+        };
+        let failure = Failure::from(unreachable);
+        assert_eq!(failure.kind, Kind::Coordinator);
+        assert_eq!(
+            failure.to_string(),
+            "error: no coordinator answers at http://127.0.0.1:1, http://127.0.0.1:2\n\
+             cause: connection refused[31m\n\
+             hint: name it with --coordinator URL or BAZOOKA_COORDINATOR; `bazooka dev` runs a local one"
+        );
+    }
+}

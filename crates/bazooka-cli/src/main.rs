@@ -1,0 +1,179 @@
+//! `bazooka`: deploys apps on the machines of a cluster, and shows what runs.
+//!
+//! Owns the first screen: parse, connect, run one command, and turn its end into an exit code. Each
+//! command has a file of its own below `command`; `dev` is the local cluster.
+
+mod args;
+mod command;
+mod context;
+mod dev;
+mod failure;
+mod rm;
+mod settings;
+mod settle;
+mod show;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
+use visor::daemon::CoordinatorArgs;
+
+use args::{Cli, Command, ConfigAction, EXIT_CODES};
+use context::Context;
+use failure::{Failure, Kind, Result};
+
+fn main() -> ExitCode {
+    let mut command = Cli::command();
+    for arg in ["coordinator", "prefix"] {
+        command = command.mut_arg(arg, |arg| arg.global(true).help_heading("Coordinator"));
+    }
+    let (cli, matches) = match command.try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok((cli, matches))
+    }) {
+        Ok(parsed) => parsed,
+        Err(error) => return usage(&error),
+    };
+    let source = |name: &str| matches.value_source(name);
+    let said = |name: &str| source(name).is_some_and(|source| source != ValueSource::DefaultValue);
+    let flag =
+        ["coordinator", "prefix"].into_iter().find(|name| source(name) == Some(ValueSource::CommandLine));
+    let result = run(cli, said("coordinator"), said("prefix"), flag);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Its parts are clean already, and newlines part them.
+            if !failure.is_silent() {
+                eprintln!("{failure}");
+            }
+            ExitCode::from(failure.kind as u8)
+        }
+    }
+}
+
+/// Prints help, or what is wrong with the command line: it may repeat what was said, so it is cleaned.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        let text = error.render().to_string();
+        for line in text.trim_end().lines() {
+            show::say(line);
+        }
+        return ExitCode::from(Kind::Usage as u8);
+    }
+    let text = error.render();
+    if show::Sink::stdout().has_colours() {
+        show::put(&text.ansi().to_string());
+    } else {
+        show::put(&text.to_string());
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(cli: Cli, coordinator_said: bool, prefix_said: bool, flag: Option<&str>) -> Result<()> {
+    if cli.global.json && !cli.command.prints_json() {
+        return Err(Failure::new(Kind::Usage, "this prints no JSON: --json goes with what lists or shows")
+            .hint("make the change without it, then ask: bazooka ps --json, bazooka releases --json"));
+    }
+    // What needs no coordinator.
+    match cli.command {
+        Command::Version => return command::version::run(cli.global.json),
+        Command::Completions { shell } => return command::completions::run(shell),
+        Command::ExitCodes => {
+            show::put_line(EXIT_CODES);
+            return Ok(());
+        }
+        Command::Child { of, command } => return dev::child::become_program(of, &command),
+        Command::Dev(args) => {
+            if let Some(flag) = flag {
+                let what = format!("--{flag} is not for dev: its cluster has a coordinator of its own");
+                return Err(
+                    Failure::new(Kind::Usage, what).hint("--coordinator-port says where that listens")
+                );
+            }
+            let runtime = runtime()?;
+            return runtime.block_on(dev::run(&args));
+        }
+        _ => {}
+    }
+    let mut coordinator = cli.global.coordinator;
+    if !coordinator_said || !prefix_said {
+        let settings = settings::read(&settings::files(|name| std::env::var_os(name).map(Into::into)))?;
+        if let Some(endpoints) = settings.coordinator.filter(|_| !coordinator_said) {
+            coordinator.coordinator = endpoints;
+        }
+        if let Some(prefix) = settings.prefix.filter(|_| !prefix_said) {
+            coordinator.prefix = prefix;
+        }
+    }
+    let runtime = runtime()?;
+    let ended =
+        runtime.block_on(with_coordinator(cli.command, &coordinator, cli.global.app, cli.global.json));
+    // A question that nobody has answered must not hold up the end.
+    runtime.shutdown_background();
+    ended
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::from_error(Kind::Failed, "the runtime can't be started", &error))
+}
+
+async fn with_coordinator(
+    what: Command,
+    coordinator: &CoordinatorArgs,
+    app: Option<visor::names::AppName>,
+    json: bool,
+) -> Result<()> {
+    let visor = coordinator.visor().map_err(|error| Failure::new(Kind::Usage, error))?;
+    let context = Context::new(visor, app, json);
+    let is_endless = what.is_endless();
+    let work = async {
+        match what {
+            Command::Init { name } => command::init::run(&context, name).await,
+            Command::Apps => command::apps::run(&context).await,
+            Command::Procs => command::procs::run(&context).await,
+            Command::Scale(args) => command::scale::run(&context, args).await,
+            Command::Ps { all, long } => command::ps::run(&context, all, long).await,
+            Command::Revs => command::revs::run(&context).await,
+            Command::Restart { target, no_wait } => command::restart::run(&context, target, no_wait).await,
+            Command::Releases => command::releases::run(&context).await,
+            Command::Rollback { release, no_wait } => {
+                command::rollback::run(&context, release, no_wait).await
+            }
+            Command::Traffic { proc, shares } => command::traffic::run(&context, &proc, &shares).await,
+            Command::Rollout { action } => command::rollout::run(&context, action).await,
+            Command::Destroy { confirm } => command::destroy::run(&context, confirm).await,
+            Command::Events => command::events::run(&context).await,
+            Command::Why { target } => command::why::run(&context, target).await,
+            Command::Logs(args) => command::logs::run(&context, args).await,
+            Command::Hosts { action } => command::hosts::run(&context, action).await,
+            Command::Config { action } => {
+                command::config::run(&context, action.unwrap_or(ConfigAction::List)).await
+            }
+            Command::Dev(_)
+            | Command::Version
+            | Command::Completions { .. }
+            | Command::ExitCodes
+            | Command::Child { .. } => unreachable!("these need no coordinator and have run"),
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        interrupted = tokio::signal::ctrl_c() => {
+            let failure = match context.has_changed() {
+                // Nobody ends it otherwise.
+                false if is_endless => Failure::silent(Kind::Interrupted),
+                true => Failure::new(Kind::Interrupted, "interrupted; the change stands and goes on")
+                    .hint("`bazooka events` shows how it goes"),
+                false => Failure::new(Kind::Interrupted, "interrupted"),
+            };
+            Err(match interrupted {
+                Ok(()) => failure,
+                Err(error) => failure.because(error.to_string()),
+            })
+        }
+    }
+}

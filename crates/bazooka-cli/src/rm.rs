@@ -1,0 +1,112 @@
+//! What is asked of bazooka-rm.
+//!
+//! Owns its HTTP, as a client: apps are registered and destroyed there, since a name reaches beyond
+//! one app.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use visor::{keys, names::AppName};
+
+use crate::{
+    context::Context,
+    failure::{Failure, Kind, Result},
+};
+
+/// bazooka-rm answers at once: it only writes to the coordinator.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an app is registered with.
+#[derive(Clone, Debug, Serialize)]
+pub struct NewApp<'a> {
+    /// Its name.
+    pub name: &'a AppName,
+    /// Who registers it.
+    pub owner: &'a str,
+    /// Tells this registration from any other, so that it may be asked for twice.
+    pub token: &'a str,
+}
+
+/// How bazooka-rm says no.
+#[derive(Debug, Default, Deserialize)]
+struct No {
+    #[serde(default)]
+    error: String,
+    #[serde(default)]
+    hint: String,
+}
+
+/// Registers an app.
+///
+/// # Errors
+/// Refused (the name is taken); no bazooka-rm answers.
+pub async fn register(context: &Context, app: &NewApp<'_>) -> Result<()> {
+    ask(context, Method::POST, "/apps", Some(app)).await
+}
+
+/// Has an app destroyed.
+///
+/// # Errors
+/// No such app; no bazooka-rm answers.
+pub async fn destroy(context: &Context, app: &AppName) -> Result<()> {
+    ask::<()>(context, Method::DELETE, &format!("/apps/{app}"), None).await
+}
+
+async fn ask<B: Serialize>(context: &Context, method: Method, path: &str, body: Option<&B>) -> Result<()> {
+    let there = context.visor.read(vec![keys::rms()]).await?;
+    let missing = || Failure::new(Kind::PartMissing, "no bazooka-rm answers");
+    if there.rms.is_empty() {
+        return Err(missing().because("none is registered").hint("start one: bazooka-rm, or bazooka dev"));
+    }
+    // Within the cluster: a proxy of the environment is for elsewhere.
+    let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build();
+    let client =
+        client.map_err(|error| Failure::from_error(Kind::Failed, "no HTTP client can be made", &error))?;
+    let mut failure = missing();
+    for rm in there.rms.values() {
+        let mut request = client.request(method.clone(), format!("{}{path}", rm.url.trim_end_matches('/')));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        match request.send().await {
+            Ok(answer) => return read(answer).await,
+            // Both requests may be sent twice: the token, or the mark, is there already.
+            Err(error) => failure = failure.because(format!("{}: {}", rm.url, chain(&error))),
+        }
+    }
+    Err(failure)
+}
+
+async fn read(answer: reqwest::Response) -> Result<()> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let kind = match status {
+        StatusCode::NOT_FOUND => Kind::Unknown,
+        StatusCode::BAD_REQUEST => Kind::Usage,
+        status if status.is_client_error() => Kind::Refused,
+        _ => Kind::Failed,
+    };
+    let text = answer.text().await.unwrap_or_default();
+    let no: No = serde_json::from_str(&text).unwrap_or_default();
+    let failure = if no.error.is_empty() {
+        Failure::new(kind, format!("bazooka-rm answered {status}"))
+    } else {
+        Failure::new(kind, no.error)
+    };
+    Err(if no.hint.is_empty() { failure } else { failure.hint(no.hint) })
+}
+
+/// An error with all that it names as its source, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        words.push_str(": ");
+        words.push_str(&source.to_string());
+        next = source.source();
+    }
+    words
+}
