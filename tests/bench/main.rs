@@ -1,0 +1,118 @@
+//! The figures that README quotes, measured on this machine and printed as one table.
+//!
+//! `cargo run --release -p bazooka-tests --bin bench` (build the workspace in release first), or with the
+//! names of single rows. Each figure is the median of `--runs`; what it is compared with is measured in
+//! the same run. The row `hosts` is a table of its own, with many machines as network namespaces: it takes root, and a
+//! quarter of an hour.
+
+mod converge;
+mod floor;
+mod hosts;
+mod measure;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use clap::Parser;
+
+/// The benchmarks of Bazooka.
+#[derive(Parser)]
+struct Arguments {
+    /// How often each is measured; the median counts.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Requests a second in the rollouts of `hosts`.
+    #[arg(long, default_value_t = 2000)]
+    rate: u32,
+    /// Only these rows: push, scale10, scale100, sleep100, kill, ps, memory, converge; hosts, which is all of rollouts,
+    /// killed, host, pm, leader, quorum, member, crash, workers and rollback.
+    rows: Vec<String>,
+}
+
+/// A row of the table.
+struct Row {
+    what: String,
+    target: String,
+    figure: String,
+    floor: String,
+}
+
+fn median(mut values: Vec<Duration>) -> Duration {
+    values.sort();
+    values[values.len() / 2]
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.3} s", duration.as_secs_f64())
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let wanted: BTreeSet<&str> = arguments.rows.iter().map(String::as_str).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.contains(name);
+    let runs = arguments.runs;
+    let mut rows = Vec::new();
+    if is_wanted("push") {
+        rows.push(measure::push(runs));
+    }
+    if is_wanted("scale10") {
+        rows.push(measure::scale_to_ten(runs));
+    }
+    if is_wanted("scale100") {
+        rows.push(measure::scale_to_hundred(runs));
+    }
+    if is_wanted("sleep100") {
+        rows.push(measure::sleepers(runs));
+    }
+    if is_wanted("kill") {
+        rows.push(measure::kill(runs));
+    }
+    if is_wanted("ps") {
+        rows.push(measure::ps(runs));
+    }
+    if is_wanted("memory") {
+        rows.extend(measure::memory());
+    }
+    if is_wanted("converge") {
+        rows.extend(converge::converge());
+    }
+    rows.extend(with_many_hosts(&arguments, &wanted));
+    print(&rows, runs);
+}
+
+/// The rows of many machines: only where they are asked for.
+fn with_many_hosts(arguments: &Arguments, wanted: &BTreeSet<&str>) -> Vec<Row> {
+    let (runs, rate) = (arguments.runs, arguments.rate);
+    let all: [(&str, &dyn Fn() -> Row); 10] = [
+        ("rollouts", &|| hosts::rollouts(10, rate)),
+        ("killed", &|| hosts::instance_killed(9)),
+        ("host", &|| hosts::host_lost(runs)),
+        ("pm", &|| hosts::pm_killed(runs)),
+        ("leader", &|| hosts::leader_killed(runs)),
+        ("quorum", &|| hosts::quorum_gone(Duration::from_secs(120))),
+        ("member", &|| hosts::member_paused(Duration::from_secs(20))),
+        ("crash", &|| hosts::crash_loop(Duration::from_secs(60))),
+        ("workers", &|| hosts::routing_changes(1000)),
+        ("rollback", &|| hosts::rollback(runs)),
+    ];
+    let asked = all.iter().filter(|(name, _)| wanted.contains("hosts") || wanted.contains(name));
+    asked
+        .map(|(name, measure)| {
+            let row = measure();
+            // It takes a while: each figure is told as it comes.
+            eprintln!("{name}: {}; {}", row.figure, row.floor);
+            row
+        })
+        .collect()
+}
+
+#[allow(clippy::print_stdout, reason = "the table is what this program is for")]
+fn print(rows: &[Row], runs: usize) {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    println!("machine{model}, {cores} cores; medians of {runs}\n");
+    println!("| what | target | measured | beside it, same run |\n|---|---|---|---|");
+    for Row { what, target, figure, floor } in rows {
+        println!("| {what} | {target} | {figure} | {floor} |");
+    }
+}

@@ -1,0 +1,11 @@
+//! Scenarios that drive the real programs as people do: git, bazooka, a browser's request.
+
+mod adoption;
+mod apps;
+mod bad_input;
+mod commands;
+mod operations;
+mod pages;
+mod releases;
+mod rms;
+mod transcript;

@@ -1,0 +1,424 @@
+//! A cluster of twelve machines: three etcd members, three hosts in two zones, two proxies with HAProxy, an rm,
+//! two convergers and an operator, each in a network namespace with its own address.
+//!
+//! Owns starting, breaking and ending them. The thread that starts a fleet stands on the operator's machine from
+//! then on: what it asks and starts goes out from there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    process::Command,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+use visor::{
+    snapshot::Snapshot,
+    store::{
+        SharedStore,
+        etcd::{EtcdConfig, EtcdStore},
+    },
+    visor::Visor,
+};
+
+use crate::{Answer, Kind, Load, LoadOptions, Nets, Part, Repo, SOON, program, repo, try_get, until};
+
+/// The prefix of its keys; the coordinator is its own.
+const PREFIX: &str = "/bazooka";
+
+/// When an answer counts as lost: scenarios run unoptimized programs on a busy machine. The benchmarks allow a second.
+pub const PATIENT: Duration = Duration::from_secs(3);
+
+/// One of the machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Machine {
+    /// A member of the coordinator: 1 to 3.
+    Etcd(u8),
+    /// A host: 1 and 2 in zone a, 3 in zone b.
+    Host(u8),
+    /// A proxy with HAProxy: 1 and 2.
+    Proxy(u8),
+    /// The rm.
+    Rm,
+    /// A converger: 1 and 2.
+    Converger(u8),
+    /// Where the test stands.
+    Operator,
+}
+
+use Machine::{Converger, Etcd, Host, Operator, Proxy, Rm};
+
+impl Machine {
+    /// All of them, in the order in which they start.
+    pub const ALL: [Machine; 12] = [
+        Etcd(1),
+        Etcd(2),
+        Etcd(3),
+        Host(1),
+        Host(2),
+        Host(3),
+        Proxy(1),
+        Proxy(2),
+        Rm,
+        Converger(1),
+        Converger(2),
+        Operator,
+    ];
+
+    /// Its number in the network.
+    pub fn number(self) -> u8 {
+        match self {
+            Etcd(n) => n,
+            Host(n) => 3 + n,
+            Proxy(n) => 6 + n,
+            Rm => 9,
+            Converger(n) => 9 + n,
+            Operator => 12,
+        }
+    }
+
+    /// The name of its part.
+    pub fn name(self) -> String {
+        match self {
+            Etcd(n) => format!("etcd{n}"),
+            Host(n) => format!("host{n}"),
+            Proxy(n) => format!("proxy{n}"),
+            Rm => "rm1".into(),
+            Converger(n) => format!("converger{n}"),
+            Operator => "operator".into(),
+        }
+    }
+
+    /// Its address with a port.
+    pub fn at(self, port: u16) -> String {
+        format!("{}:{port}", Nets::address(self.number()))
+    }
+
+    fn endpoint(self) -> String {
+        match self {
+            Etcd(_) => self.at(2379),
+            _ => self.at(8100),
+        }
+    }
+}
+
+/// The machines. Dropping them ends all that runs there.
+pub struct Fleet {
+    parts: BTreeMap<Machine, Part>,
+    paused: BTreeSet<Machine>,
+    runtime: tokio::runtime::Runtime,
+    visor: Visor,
+    nets: Nets,
+    dir: TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Fleet {
+    /// Starts all of it and waits until each part is ready.
+    ///
+    /// # Panics
+    /// If a part doesn't become ready; without root.
+    pub fn start() -> Fleet {
+        // Two at once would starve each other on a small machine. nextest has its own word for that.
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let nets = Nets::new(Operator.number());
+        nets.enter(Operator.number());
+        // After that, so that its threads stand there too.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
+        let store: SharedStore = Arc::new(EtcdStore::new(EtcdConfig::new(Self::coordinator(), PREFIX)));
+        // The scenarios are about the parts, not about the disk.
+        let memory = PathBuf::from("/dev/shm");
+        let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
+        let dir = tempfile::Builder::new().prefix("bazooka-fleet.").tempdir_in(parent);
+        let dir = dir.expect("a temporary folder can be made");
+        // Instances have users of their own, and their slugs lie below.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), open).expect("the mode can be set");
+        let mut fleet = Fleet {
+            parts: BTreeMap::new(),
+            paused: BTreeSet::new(),
+            runtime,
+            visor: Visor::new(store),
+            nets,
+            dir,
+            _alone: alone,
+        };
+        for machine in Machine::ALL {
+            fleet.begin(machine);
+        }
+        for machine in Machine::ALL {
+            fleet.ready(machine);
+        }
+        fleet
+    }
+
+    /// The coordinator's endpoints.
+    pub fn coordinator() -> Vec<String> {
+        [Etcd(1), Etcd(2), Etcd(3)].map(|member| format!("http://{}", member.at(2379))).into()
+    }
+
+    /// Starts a machine's part, again if it was ended.
+    pub fn begin(&mut self, machine: Machine) {
+        let Some(command) = self.command(machine) else { return };
+        let name = machine.name();
+        let log = self.dir.path().join(format!("{name}.log"));
+        let on = self.nets.on(machine.number());
+        let mut outer = Command::new(&on[0]);
+        outer.args(&on[1..]).arg(command.get_program()).args(command.get_args());
+        self.parts.insert(machine, Part::start(&name, &log, &mut outer));
+    }
+
+    /// Starts a machine's part again and waits until it is ready.
+    pub fn restart(&mut self, machine: Machine) {
+        self.begin(machine);
+        self.ready(machine);
+    }
+
+    /// Waits until a machine's part is ready.
+    pub fn ready(&self, machine: Machine) {
+        let path = match machine {
+            Operator => return,
+            Etcd(_) => "health",
+            _ => "readyz",
+        };
+        let url = format!("http://{}/{path}", machine.endpoint());
+        until(&format!("{} is ready", machine.name()), SOON, || match try_get(&url, None)? {
+            Answer { status: 200, .. } => Ok(()),
+            other => Err(format!("{other:?}; its log: {}", self.log(machine))),
+        });
+    }
+
+    /// A machine's part.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn part(&self, machine: Machine) -> &Part {
+        self.parts.get(&machine).unwrap_or_else(|| panic!("nothing runs on {machine:?}"))
+    }
+
+    /// What a machine's part has written.
+    pub fn log(&self, machine: Machine) -> String {
+        self.parts.get(&machine).map(Part::log).unwrap_or_default()
+    }
+
+    /// Ends a machine's part with SIGKILL; what it started goes on.
+    pub fn kill(&mut self, machine: Machine) {
+        self.parts.get_mut(&machine).expect("it runs").kill();
+    }
+
+    /// Ends a machine's part with SIGTERM.
+    pub fn stop(&mut self, machine: Machine) {
+        self.parts.get_mut(&machine).expect("it runs").stop();
+    }
+
+    /// Stops a machine's part where it stands.
+    pub fn pause(&mut self, machine: Machine) {
+        self.part(machine).signal(Signal::SIGSTOP);
+        self.paused.insert(machine);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&mut self, machine: Machine) {
+        self.part(machine).signal(Signal::SIGCONT);
+        self.paused.remove(&machine);
+    }
+
+    /// The links between the machines, by [`Machine::number`].
+    pub fn nets(&mut self) -> &mut Nets {
+        &mut self.nets
+    }
+
+    /// Takes a machine's link down.
+    pub fn cut(&self, machine: Machine) {
+        self.nets.cut(machine.number());
+    }
+
+    /// Brings it up, both ways.
+    pub fn heal(&self, machine: Machine) {
+        self.nets.heal(machine.number());
+    }
+
+    /// The processes of this name on a machine.
+    pub fn processes(&self, machine: Machine, name: &str) -> Vec<i32> {
+        let named = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
+        };
+        self.nets.processes(machine.number()).into_iter().filter(named).collect()
+    }
+
+    /// The coordinator's member that leads.
+    pub fn leader(&self) -> Machine {
+        until("a member of the coordinator leads", SOON, || {
+            for member in [Etcd(1), Etcd(2), Etcd(3)] {
+                let metrics = try_get(&format!("http://{}/metrics", member.at(2379)), None);
+                if metrics.is_ok_and(|metrics| metrics.body.contains("\netcd_server_is_leader 1")) {
+                    return Ok(member);
+                }
+            }
+            Err("none says so".to_owned())
+        })
+    }
+
+    /// The converger that is elected.
+    pub fn elected(&self) -> Machine {
+        until("a converger is elected", SOON, || {
+            let leader = self.snapshot().leader.map(|leader| leader.name.clone());
+            let elected = Machine::ALL.into_iter().find(|machine| Some(machine.name()) == leader);
+            elected.ok_or_else(|| format!("{leader:?}"))
+        })
+    }
+
+    /// A look at all of the cluster's state.
+    ///
+    /// # Panics
+    /// If the coordinator doesn't answer.
+    pub fn snapshot(&self) -> Snapshot {
+        until("the coordinator answers", SOON, || {
+            let read = self.visor.read(visor::keys::everything());
+            self.runtime.block_on(read).map_err(|error| format!("{error:?}"))
+        })
+    }
+
+    /// The handle on the cluster's state, and a runtime to use it on.
+    pub fn visor(&self) -> (&Visor, &tokio::runtime::Runtime) {
+        (&self.visor, &self.runtime)
+    }
+
+    /// A developer's folder, named for the app.
+    pub fn repo(&self, name: &str) -> Repo {
+        let envs = repo::developer(&Self::coordinator().join(","), PREFIX, &self.dir.path().join("home"));
+        Repo::create(&self.dir.path().join("src").join(name), envs, Vec::new())
+    }
+
+    /// Asks an app's web proc through a proxy.
+    ///
+    /// # Errors
+    /// What went wrong below HTTP.
+    pub fn ask(&self, proxy: Machine, app: &str) -> Result<Answer, String> {
+        try_get(&format!("http://{}/", proxy.at(8080)), Some(&format!("{app}.localhost:8080")))
+    }
+
+    /// A steady load on an app, of each kind and through both proxies; an answer is lost after [`PATIENT`].
+    pub fn load(&self, app: &str, rate: u32) -> Load {
+        self.load_of(app, rate, rate.div_ceil(32), &Kind::ALL, PATIENT)
+    }
+
+    /// A steady load of some kinds, with so many connections for each kind and proxy.
+    pub fn load_of(
+        &self,
+        app: &str,
+        rate: u32,
+        connections: u32,
+        kinds: &[Kind],
+        deadline: Duration,
+    ) -> Load {
+        let address = |proxy: Machine| -> SocketAddr { proxy.at(8080).parse().expect("an address") };
+        let addresses = vec![address(Proxy(1)), address(Proxy(2))];
+        for proxy in [Proxy(1), Proxy(2)] {
+            until(&format!("{app} answers through {}", proxy.name()), SOON, || {
+                match self.ask(proxy, app)? {
+                    Answer { status: 200, .. } => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            });
+        }
+        Load::start(LoadOptions {
+            addresses,
+            host: format!("{app}.localhost:8080"),
+            rate,
+            connections,
+            kinds: kinds.to_vec(),
+            deadline,
+        })
+    }
+
+    fn command(&self, machine: Machine) -> Option<Command> {
+        let name = machine.name();
+        let address = Nets::address(machine.number());
+        let mut command = match machine {
+            Operator => return None,
+            Etcd(_) => return Some(self.etcd(machine)),
+            Host(n) => {
+                let mut pm = Command::new(program("bazooka-pm"));
+                // The machines share one list of users.
+                let first = 200_000 + u32::from(n) * 10_000;
+                pm.args(["--host", &name, "--address", &address, "--on-exit", "stop"]);
+                pm.args(["--zone", if n == 3 { "b" } else { "a" }]);
+                pm.args(["--uids", &format!("{first}-{}", first + 9_999)]);
+                pm
+            }
+            Proxy(_) => {
+                let mut proxy = Command::new(program("bazooka-proxy"));
+                proxy.args(["--name", &name, "--run-haproxy", "--on-exit", "stop", "--domain", "localhost"]);
+                proxy.args(["--public", &machine.at(8080), "--bind", &address]);
+                proxy
+            }
+            Rm => {
+                let mut rm = Command::new(program("bazooka-rm"));
+                rm.args(["--name", &name]);
+                rm
+            }
+            Converger(_) => {
+                let mut converger = Command::new(program("bazooka-pm"));
+                converger.args(["converge", "--name", &name]);
+                converger
+            }
+        };
+        if !matches!(machine, Converger(_)) {
+            command.arg("--state").arg(self.dir.path().join(&name));
+        }
+        command.args(["--coordinator", &Self::coordinator().join(","), "--prefix", PREFIX]);
+        command.args(["--listen", &machine.endpoint()]);
+        Some(command)
+    }
+
+    fn etcd(&self, machine: Machine) -> Command {
+        let (name, client) = (machine.name(), format!("http://{}", machine.at(2379)));
+        let peer = format!("http://{}", machine.at(2380));
+        let members = [Etcd(1), Etcd(2), Etcd(3)].map(|m| format!("{}=http://{}", m.name(), m.at(2380)));
+        let mut etcd = Command::new("etcd");
+        etcd.arg(format!("--data-dir={}", self.dir.path().join(&name).display()));
+        etcd.args([format!("--name={name}"), format!("--listen-client-urls={client}")]);
+        etcd.args([format!("--advertise-client-urls={client}"), format!("--listen-peer-urls={peer}")]);
+        etcd.arg(format!("--initial-advertise-peer-urls={peer}"));
+        etcd.arg(format!("--initial-cluster={}", members.join(",")));
+        etcd.args(["--initial-cluster-token=fleet", "--logger=zap", "--log-level=warn"]);
+        etcd
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for machine in std::mem::take(&mut self.paused) {
+            self.resume(machine);
+        }
+        // Hosts first, and all at once, so that instances are gone before what they talk to.
+        let mut hosts: Vec<Part> =
+            [Host(1), Host(2), Host(3)].iter().filter_map(|host| self.parts.remove(host)).collect();
+        hosts.iter().for_each(|host| host.signal(Signal::SIGTERM));
+        let begin = Instant::now();
+        while hosts.iter_mut().any(Part::is_running) && begin.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // What is left there is ours, and nobody else will end it: orphans of what was killed, too.
+        let own = i32::try_from(std::process::id()).expect("a process id fits");
+        for machine in Machine::ALL.into_iter().filter(|machine| *machine != Operator) {
+            for pid in self.nets.processes(machine.number()).into_iter().filter(|pid| *pid != own) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        drop(hosts);
+        self.parts.clear();
+    }
+}

@@ -1,0 +1,44 @@
+//! A whole cluster of the real programs, for scenarios and benchmarks.
+//!
+//! Owns starting and ending them: each cluster has an address block of its own on loopback (127.77.K.x), a
+//! prefix of its own in the run's etcd, and a temporary folder. Only processes that were started here
+//! are ever ended.
+
+mod cluster;
+mod fleet;
+mod http;
+mod load;
+mod nets;
+mod part;
+mod repo;
+pub mod shop;
+
+pub use cluster::{Cluster, ClusterOptions, example};
+pub use fleet::{Fleet, Machine, PATIENT};
+pub use http::{Answer, get, try_get};
+pub use load::{Count, Kind, Load, LoadOptions, Report};
+pub use nets::Nets;
+pub use part::{Part, program};
+pub use repo::{Ran, Repo};
+
+use std::time::{Duration, Instant};
+
+/// Waits until `condition` gives a value, looking every 20 ms; panics with what it last saw after `deadline`.
+///
+/// # Panics
+/// When the deadline has passed.
+pub fn until<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> Result<T, String>) -> T {
+    let begin = Instant::now();
+    loop {
+        match condition() {
+            Ok(value) => return value,
+            Err(saw) if begin.elapsed() > deadline => {
+                panic!("{what}: not after {deadline:?}; last seen: {saw}")
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// How long anything that should take a moment may take on a busy machine.
+pub const SOON: Duration = Duration::from_secs(30);
