@@ -581,6 +581,13 @@ mod rollouts {
     }
 
     #[test]
+    fn one_that_does_not_run_holds_no_place_of_one_that_does_while_paused() {
+        let mut world = rolling(1, 1, 1).says(1, State::Backoff).paused();
+        world.formation("web", |formation| formation.replace_before = Some(InstanceId(3)));
+        assert_eq!(world.steps(), ["stop 1"]);
+    }
+
+    #[test]
     fn an_abort_leaves_the_old_ones_and_takes_the_new_ones_down_as_they_are_back() {
         let aborted = |old, new| {
             let mut world = rolling(old, new, 4);

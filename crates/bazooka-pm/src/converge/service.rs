@@ -85,7 +85,8 @@ impl Group<'_> {
 
     /// Lets the old ones of another release keep the places that no new one has.
     fn hold(&mut self) {
-        let places = usize::try_from(self.count).unwrap_or(usize::MAX).saturating_sub(self.fresh.len());
+        let count = usize::try_from(self.count).unwrap_or(usize::MAX);
+        let places = count.saturating_sub(self.places_taken());
         let stays = |facts: &Facts<'_>| Some(facts.row.release) != self.release && !facts.host_drains;
         let (mut held, mut old): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.old).into_iter().partition(stays);
@@ -93,6 +94,14 @@ impl Group<'_> {
         old.extend(held.split_off(places.min(held.len())));
         self.count -= u32::try_from(held.len()).unwrap_or(u32::MAX).min(self.count);
         (self.held, self.old) = (held, old);
+    }
+
+    /// How many places its own release has. One that is to be replaced shares its place with the one that is
+    /// there for it; until there is one the place is its own, while it runs.
+    fn places_taken(&self) -> usize {
+        let own = self.old.iter().filter(|facts| Some(facts.row.release) == self.release && facts.runs());
+        let indexes: BTreeSet<u32> = self.fresh.iter().chain(own).map(|facts| facts.row.index).collect();
+        indexes.len().max(self.fresh.len())
     }
 }
 
@@ -357,18 +366,25 @@ fn retire(
     group: &Group<'_>,
     draft: &mut Draft,
 ) {
-    let floor = count.saturating_sub(usize::try_from(settings.max_unavailable).unwrap_or(usize::MAX));
+    let unavailable = usize::try_from(settings.max_unavailable).unwrap_or(usize::MAX);
+    let floor = count.saturating_sub(unavailable);
     // Those that don't serve go first, so that what is left of this number may be taken from those that do.
     let mut any = (ready + group.old.len()).saturating_sub(floor);
+    // One that holds a place and doesn't run stands in for none that does.
+    let running = |all: &[Facts<'_>]| all.iter().filter(|facts| facts.runs()).count();
+    let serving = ready + running(&group.old) + running(&group.held);
+    let mut spare = serving.saturating_sub((count + group.held.len()).saturating_sub(unavailable));
     // What crashes anyway is replaced by one that is there, be it healthy or not: so the number stays, and
     // a proc that crashes in either release doesn't run twice for ever.
     let mut dead = (group.fresh.len() + group.old.len()).saturating_sub(count);
     let mut old = group.old.clone();
     old.sort_by_key(|facts| (facts.runs(), !facts.ails(), Reverse(facts.row.index), Reverse(facts.id)));
     for facts in &old {
-        if any > 0 || (facts.ails() && dead > 0) {
+        let may_go = if facts.runs() { any > 0 && spare > 0 } else { any > 0 || (facts.ails() && dead > 0) };
+        if may_go {
             any = any.saturating_sub(1);
             dead = dead.saturating_sub(1);
+            spare = spare.saturating_sub(usize::from(facts.runs()));
             drain::remove(context, facts, &why_old(context.view, group, facts), draft);
         }
     }
