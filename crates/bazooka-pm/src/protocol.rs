@@ -1,16 +1,16 @@
-//! The files by which bazooka-pm and a shim speak, one folder for each start of an instance.
+//! The file by which bazooka-pm and a shim speak, one for each start of an instance.
 //!
-//! Owns their names and shapes. A shim outlives many versions of bazooka-pm, so the shapes are versioned
-//! and only grow: a field is only ever added, with a default. It uses nothing that would make the shim large.
+//! Owns its shape. A shim outlives many versions of bazooka-pm, so the shape is versioned and only grows:
+//! a field is only ever added, with a default. It uses nothing that would make the shim large.
 //!
 //! ```text
-//! STATE/instances/ID/run.N/
-//!   spec.json   pm ──▶ shim   what to run, with the values of its env; 0600
-//!   lock        held (flock) from before the shim exists until it has gone
-//!   shim.json   shim ──▶ pm   who runs; written before the instance's process starts, and after
-//!   exit.json   shim ──▶ pm   how it ended; nothing of it is left then
-//! stdin         the lock, by which it is inherited
-//! stdout        one line: [`Answer`]
+//! STATE/instances/ID/run.N   0600; held (flock) from before the shim exists until it has gone
+//!   {"spec":…}   pm ──▶ shim   what to run, with the values of its env
+//!   {"shim":…}   shim ──▶ pm   who runs; a line before the instance's process starts, and one after
+//!   {"exit":…}   shim ──▶ pm   how it ended; nothing of it is left then
+//!   any other    shim ──▶ pm   what the shim itself had to complain of
+//! stdin, stderr  that file, by which the lock is inherited
+//! stdout         one line: [`Answer`]
 //! SIGTERM       end the instance: SIGTERM, its stop timeout, SIGKILL
 //! SIGUSR1       end it at once
 //! ```
@@ -26,17 +26,6 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// This build's version of the protocol.
 pub const PROTOCOL: u32 = 1;
-
-/// What is to be run.
-pub const SPEC: &str = "spec.json";
-/// Held while the shim lives.
-pub const LOCK: &str = "lock";
-/// Who runs.
-pub const SHIM: &str = "shim.json";
-/// How it ended.
-pub const EXIT: &str = "exit.json";
-/// What the shim itself had to complain of.
-pub const COMPLAINTS: &str = "shim.err";
 
 /// The output that is being written, in an instance's log folder.
 pub const LOG_CURRENT: &str = "current";
@@ -56,7 +45,7 @@ pub struct MemoryLimit {
     pub limit_bytes: u64,
 }
 
-/// `spec.json`: what a shim runs, and how.
+/// What a shim runs, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// [`PROTOCOL`] of the bazooka-pm that wrote it.
@@ -91,7 +80,7 @@ pub struct ProcessId {
     pub start_time: u64,
 }
 
-/// `shim.json`: who runs.
+/// Who runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShimState {
     /// [`PROTOCOL`] of the shim.
@@ -121,7 +110,7 @@ pub enum Answer {
     },
 }
 
-/// `exit.json`: how an instance's first process ended. The shim has ended all others by then.
+/// How an instance's first process ended. The shim has ended all others by then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// The exit status, if it exited.
@@ -142,6 +131,63 @@ pub struct ExitRecord {
     pub partitioned: bool,
 }
 
+/// One start of an instance, as far as it is written down; in the file, one line for each part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start<S> {
+    /// What is to be run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spec: Option<S>,
+    /// Who runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shim: Option<ShimState>,
+    /// How it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ExitRecord>,
+}
+
+impl<S> Default for Start<S> {
+    fn default() -> Self {
+        Start { spec: None, shim: None, exit: None }
+    }
+}
+
+impl<S: DeserializeOwned> Start<S> {
+    /// Reads what is there of it; nothing if it isn't there.
+    pub fn read(path: &Path) -> Start<S> {
+        Start::parse(&fs::read(path).unwrap_or_default())
+    }
+
+    /// Of each part the last whole line counts.
+    pub fn parse(text: &[u8]) -> Start<S> {
+        lines(text).fold(Start::default(), |known: Start<S>, line: Start<S>| Start {
+            spec: line.spec.or(known.spec),
+            shim: line.shim.or(known.shim),
+            exit: line.exit.or(known.exit),
+        })
+    }
+}
+
+/// The lines of a file that are whole and hold a `T`.
+pub fn lines<T: DeserializeOwned>(text: &[u8]) -> impl Iterator<Item = T> {
+    let whole = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    whole.filter_map(|line| serde_json::from_slice(line).ok())
+}
+
+/// Adds a line to a file that is open for appending.
+///
+/// It isn't synced: what it tells of is gone too after a loss of power. What an earlier write that failed
+/// has left of its line spoils that line alone.
+///
+/// # Errors
+/// The file system's.
+pub fn append(mut file: &fs::File, content: &impl Serialize) -> io::Result<()> {
+    use std::io::Write;
+    let mut line = vec![b'\n'];
+    serde_json::to_writer(&mut line, content).map_err(io::Error::other)?;
+    line.push(b'\n');
+    file.write_all(&line)
+}
+
 /// Writes a file as a whole or not at all, readable by its owner alone.
 ///
 /// It isn't synced: what it tells of is gone too after a loss of power.
@@ -152,7 +198,8 @@ pub fn write_file(path: &Path, content: &impl Serialize) -> io::Result<()> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};
     let mut draft = path.as_os_str().to_owned();
     draft.push(".new");
-    let bytes = serde_json::to_vec(content).map_err(io::Error::other)?;
+    let mut bytes = serde_json::to_vec(content).map_err(io::Error::other)?;
+    bytes.push(b'\n');
     let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     file.write_all(&bytes)?;
     fs::rename(&draft, path)
@@ -254,6 +301,19 @@ mod tests {
         let own = ProcessId::of(std::process::id() as i32).expect("this test runs");
         assert!(own.is_there());
         assert!(!ProcessId { start_time: own.start_time + 1, ..own }.is_there());
+    }
+
+    #[test]
+    fn what_was_cut_short_spoils_its_own_line_alone() {
+        let file = tempfile::NamedTempFile::new().expect("there is room");
+        let first = ExitRecord { ran_ms: 1, ..ExitRecord::default() };
+        let add = |start: &Start<Spec>| append(file.as_file(), start).expect("there is room");
+        add(&Start { exit: Some(first), ..Start::default() });
+        std::io::Write::write_all(&mut file.as_file(), br#"{"exit":{"ran_ms":2"#).expect("there is room");
+        assert_eq!(Start::<Spec>::read(file.path()).exit, Some(first));
+        let last = ExitRecord { ran_ms: 3, ..ExitRecord::default() };
+        add(&Start { exit: Some(last), ..Start::default() });
+        assert_eq!(Start::<Spec>::read(file.path()), Start { exit: Some(last), ..Start::default() });
     }
 
     #[test]

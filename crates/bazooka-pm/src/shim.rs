@@ -2,7 +2,7 @@
 //!
 //! Owns the instance's processes from the first to the last: starts it, keeps its output, ends it, ends
 //! what it leaves behind, and says how it ended. It never decides whether to start anything again, and
-//! speaks to nobody but through the files of [`crate::protocol`].
+//! speaks to nobody but through the file of [`crate::protocol`].
 //!
 //! ```text
 //! starting ─▶ running ──SIGTERM──▶ stopping ──all gone, or time is up──▶ clearing ─▶ gone
@@ -37,8 +37,8 @@ use nix::{
 };
 
 use crate::protocol::{
-    Answer, EXIT, ExitRecord, PROTOCOL, ProcessId, SHIM, SPEC, ShimState, Spec, boot_clock_ms, boot_id,
-    now_us, read_file, write_file,
+    Answer, ExitRecord, PROTOCOL, ProcessId, ShimState, Spec, Start, append, boot_clock_ms, boot_id, now_us,
+    read_file,
 };
 use launch::{Launcher, Plain};
 use output::Output;
@@ -60,11 +60,11 @@ const PARTITION_GRACE: Duration = Duration::from_millis(2_000);
 
 /// The shim's whole life.
 pub fn main() -> ExitCode {
-    let Some(folder) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        eprintln!("bazooka-shim is started by bazooka-pm, with the folder of a start");
+    let Some(path) = std::env::args_os().nth(1).map(PathBuf::from) else {
+        eprintln!("bazooka-shim is started by bazooka-pm, with the file of a start");
         return ExitCode::from(2);
     };
-    match run(&folder) {
+    match run(&path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             eprintln!("{cause}");
@@ -74,10 +74,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(folder: &Path) -> Result<(), String> {
-    let spec: Spec = read_file(&folder.join(SPEC)).ok_or("the shim can't read what it is to start")?;
-    let failed = |what: &'static str| move |error: Errno| format!("{what}: {error}");
+fn run(path: &Path) -> Result<(), String> {
     close_inherited();
+    let spec = Start::<Spec>::read(path).spec.ok_or("the shim can't read what it is to start")?;
+    // It was opened and locked before the shim was there.
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+    let file = File::from(stdin.map_err(|error| format!("can't use its own stdin: {error}"))?);
+    let write = |start: &Start<Spec>| {
+        append(&file, start).map_err(|error| format!("can't write to {}: {error}", path.display()))
+    };
+    let failed = |what: &'static str| move |error: Errno| format!("{what}: {error}");
     // A signal to the terminal's group isn't for us. It fails only for the leader of a group, who is apart already.
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true).map_err(failed("can't become the subreaper"))?;
@@ -104,8 +110,7 @@ fn run(folder: &Path) -> Result<(), String> {
         child: None,
         started_us: 0,
     };
-    let said = |error: std::io::Error| format!("can't write {}: {error}", folder.join(SHIM).display());
-    write_file(&folder.join(SHIM), &state).map_err(said)?;
+    write(&Start { shim: Some(state.clone()), ..Start::default() })?;
 
     let (mut output, ends) = Output::open(&spec.log_folder)?;
     let launcher = Plain;
@@ -113,7 +118,7 @@ fn run(folder: &Path) -> Result<(), String> {
     state.started_us = now_us();
     let child = launcher.launch(&spec, ends)?;
     state.child = ProcessId::of(child.as_raw());
-    write_file(&folder.join(SHIM), &state).map_err(said)?;
+    write(&Start { shim: Some(state.clone()), ..Start::default() })?;
     output.say("started");
     answer(&Answer::Started(state));
 
@@ -135,7 +140,7 @@ fn run(folder: &Path) -> Result<(), String> {
     exit.out_of_memory = launcher.clear(&spec);
     output.say(&in_words(&exit));
     output.finish();
-    write_file(&folder.join(EXIT), &exit).map_err(|error| format!("can't write how it ended: {error}"))
+    write(&Start { exit: Some(exit), ..Start::default() })
 }
 
 /// How far an instance has come.

@@ -10,8 +10,8 @@
 //!   slugs/SHA256/         unpacked, shared, read-only
 //!   slugs/SHA256.json     whether it has been synced, and in which boot it was unpacked
 //!   instances/ID/
-//!     instance.json       what bazooka-pm knows of it
-//!     run.N/              its N-th start (`protocol`)
+//!     instance.json       what bazooka-pm knows of it: the last line
+//!     run.N               its N-th start (`protocol`)
 //!     home/               its HOME and TMPDIR
 //!     log/                its output
 //!   ended/ID/             the output of one that has ended, and its last instance.json
@@ -165,7 +165,7 @@ impl Folders {
         self.root.join("ended")
     }
 
-    /// The numbers of the starts of which there are folders, in order.
+    /// The numbers of the starts of which there are files, in order.
     pub fn runs(&self, id: InstanceId) -> Vec<u32> {
         let mut runs: Vec<u32> =
             entries(&self.instance(id)).filter_map(|name| name.strip_prefix(RUN)?.parse().ok()).collect();

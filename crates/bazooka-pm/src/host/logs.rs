@@ -29,10 +29,10 @@ use tokio_util::sync::CancellationToken;
 use visor::names::{AppName, InstanceId, ProcName};
 
 use super::{
-    folders::{Folders, LOG, RECORD},
+    folders::{Folders, LOG},
     records::Record,
 };
-use crate::protocol::{LOG_CURRENT, LOG_PREVIOUS, read_file};
+use crate::protocol::{LOG_CURRENT, LOG_PREVIOUS};
 
 /// How many lines there are unless something else is asked for.
 const USUAL_LINES: usize = 100;
@@ -174,7 +174,7 @@ fn scan(folders: &Folders, query: &LogQuery) -> Sources {
                 continue;
             }
             let folder = parent.join(id.to_string());
-            let Some(Record { local, .. }) = read_file(&folder.join(RECORD)) else { continue };
+            let Some(Record { local, .. }) = Record::read(&folder) else { continue };
             let (app, proc) = (local.assignment.app, local.assignment.proc);
             if app == query.app && query.proc.as_ref().is_none_or(|wanted| *wanted == proc) {
                 sources.insert(id, Source { app, proc, folder: folder.join(LOG), read: (0, 0) });

@@ -21,10 +21,9 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::unix::AsyncFd, net::unix::pipe};
 use visor::names::InstanceId;
 
-use super::folders::{Folders, private_folder, remove_all};
+use super::folders::{Folders, private_folder};
 use crate::protocol::{
-    Answer, COMPLAINTS, EXIT, ExitRecord, LOCK, ProcessId, SHIM, SPEC, ShimState, Spec, boot_id, proc_stat,
-    read_file, try_lock, write_file,
+    Answer, ExitRecord, ProcessId, ShimState, Spec, Start, append, boot_id, proc_stat, try_lock,
 };
 
 /// How long an inherited shim may take to say whom it has started, before that is complained of.
@@ -43,7 +42,7 @@ pub struct Shim {
     child: Option<Arc<std::sync::Mutex<Child>>>,
 }
 
-/// `spec.json`, with what bazooka-pm itself needs to find in it again.
+/// What is to be run, with what bazooka-pm itself needs to find there again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FullSpec {
     /// The shim's part.
@@ -120,19 +119,21 @@ pub async fn start(
         Ok(Answer::Failed { cause }) => cause,
         Err(error) => format!("its shim gave no answer: {error}"),
     };
-    let complaint = folders.run(id, run).join(COMPLAINTS);
+    let file = folders.run(id, run);
     let swept = tokio::task::spawn_blocking(move || {
         let _ = child.kill();
         let _ = child.wait();
         sweep(&folders.home(id), uid, memory.as_ref().map(|memory| memory.cgroup.as_path()));
-        let said = fs::read_to_string(complaint).unwrap_or_default();
-        let first = said.lines().next().unwrap_or_default().to_owned();
-        if failed.contains(&first) { failed } else { format!("{failed} ({first})") }
+        let said = fs::read_to_string(file).unwrap_or_default();
+        match said.lines().find(|line| !line.is_empty() && !line.starts_with('{')) {
+            Some(complaint) if !failed.contains(complaint) => format!("{failed} ({complaint})"),
+            _ => failed,
+        }
     });
     Err(StartError(swept.await.unwrap_or_else(|error| error.to_string())))
 }
 
-/// Makes the folder of a start and spawns its shim. Blocks.
+/// Makes the file of a start and spawns its shim. Blocks.
 fn spawn(
     folders: &Folders,
     shim: &Path,
@@ -140,7 +141,7 @@ fn spawn(
     run: u32,
     spec: &FullSpec,
 ) -> io::Result<(Child, OwnedFd)> {
-    let (folder, home) = (folders.run(id, run), folders.home(id));
+    let (path, home) = (folders.run(id, run), folders.home(id));
     fs::DirBuilder::new().recursive(true).mode(0o711).create(folders.instance(id))?;
     if !home.is_dir() {
         private_folder(&home)?;
@@ -151,29 +152,25 @@ fn spawn(
     private_folder(&folders.log(id))?;
     failpoint("folders");
     for old in folders.runs(id).into_iter().filter(|old| *old < run) {
-        remove_all(&folders.run(id, old))?;
+        fs::remove_file(folders.run(id, old))?;
     }
-    fs::DirBuilder::new().mode(0o700).create(&folder)?;
-    failpoint("run-folder");
-    let private = |name: &str| {
-        fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(folder.join(name))
-    };
-    // Taken before anything else is there, so that whoever finds this start knows whether it goes on.
-    let lock = private(LOCK)?;
-    try_lock(&lock)?.ok_or_else(|| io::Error::other("its start is somebody else's"))?;
+    let file = fs::File::options().create_new(true).read(true).append(true).mode(0o600).open(&path)?;
+    failpoint("file");
+    // Taken before anything is in it, so that whoever finds this start knows whether it goes on.
+    try_lock(&file)?.ok_or_else(|| io::Error::other("its start is somebody else's"))?;
     failpoint("locked");
-    write_file(&folder.join(SPEC), spec)?;
+    append(&file, &Start { spec: Some(spec), ..Start::default() })?;
     failpoint("spec");
     let (answers, answer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    // The lock goes with stdin and the answer with stdout: nothing else is inherited, not even by a
-    // neighbour that is spawned in the same moment.
+    // The lock goes with stdin and stderr, the answer with stdout: nothing else is inherited, not even by
+    // a neighbour that is spawned in the same moment.
     let child = Command::new(shim)
-        .arg(&folder)
+        .arg(&path)
         .env_clear()
         .current_dir("/")
-        .stdin(Stdio::from(lock))
+        .stdin(Stdio::from(file.try_clone()?))
         .stdout(Stdio::from(answer))
-        .stderr(Stdio::from(private(COMPLAINTS)?))
+        .stderr(Stdio::from(file))
         .spawn()
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", shim.display())))?;
     Ok((child, answers))
@@ -242,14 +239,15 @@ enum Look {
 }
 
 fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
-    let folder = folders.run(id, run);
-    let lock = fs::File::options().read(true).write(true).open(folder.join(LOCK));
+    let path = folders.run(id, run);
+    let file = fs::File::options().read(true).append(true).open(&path);
+    let read = || Start::<Spec>::read(&path);
     // Held until this start is cleared up.
-    let _held = match lock {
-        Ok(lock) => match try_lock(&lock) {
-            Ok(Some(())) => Some(lock),
+    let _held = match file {
+        Ok(file) => match try_lock(&file) {
+            Ok(Some(())) => Some(file),
             Ok(None) | Err(_) => {
-                return match read_file::<ShimState>(&folder.join(SHIM)) {
+                return match read().shim {
                     Some(state) if state.child.is_some() && state.boot_id == boot_id() => {
                         Look::Running(state)
                     }
@@ -259,16 +257,16 @@ fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
         },
         Err(_) => None,
     };
-    if let Some(exit) = read_file::<ExitRecord>(&folder.join(EXIT)) {
+    let Start { spec, shim, exit } = read();
+    if let Some(exit) = exit {
         return Look::Over(Found::Ended(Ended::Recorded(exit)));
     }
-    let Some(state) = read_file::<ShimState>(&folder.join(SHIM)) else {
+    let Some(state) = shim else {
         return Look::Over(Found::NotStarted("its start had been cut short".to_owned()));
     };
     if state.boot_id != boot_id() {
         return Look::Over(Found::NotStarted("the machine was started anew".to_owned()));
     }
-    let spec: Option<Spec> = read_file(&folder.join(SPEC));
     let memory = spec.as_ref().and_then(|spec| spec.memory.clone());
     sweep(
         &folders.home(id),

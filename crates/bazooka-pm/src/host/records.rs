@@ -3,7 +3,12 @@
 //! Owns the reading of it at start, and the writing. Nothing is synced: what it tells of dies with the
 //! machine too. Where nothing was written yet, what the shim was given tells enough.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 use visor::names::{AppName, EnvRef, InstanceId};
@@ -13,7 +18,7 @@ use super::{
     model::{Local, Phase},
     process::FullSpec,
 };
-use crate::protocol::{LOCK, SPEC, boot_id, read_file, try_lock, write_file};
+use crate::protocol::{Start, append, boot_id, lines, try_lock, write_file};
 
 /// Ended instances whose output is kept.
 const ENDED: usize = 200;
@@ -21,13 +26,29 @@ const ENDED: usize = 200;
 /// The output that is kept of ended instances takes so much in all.
 const ENDED_BYTES: u64 = 256 << 20;
 
-/// `instance.json`.
+/// How much may be written to `instance.json` until it is begun anew.
+const RECORD_BYTES: u64 = 64 << 10;
+
+/// A line of `instance.json`; the last one counts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// In which boot this was so.
     pub boot_id: String,
     /// What is known.
     pub local: Local,
+}
+
+impl Record {
+    /// Reads what is known of an instance from its folder; none if nothing was written, or that not whole.
+    pub fn read(folder: &Path) -> Option<Record> {
+        lines(&fs::read(folder.join(RECORD)).ok()?).last()
+    }
+
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let file = fs::File::options().create(true).append(true).mode(0o600).open(path)?;
+        // A file that grows costs less than one that is replaced: no file is made and none removed.
+        if file.metadata()?.len() < RECORD_BYTES { append(&file, self) } else { write_file(path, self) }
+    }
 }
 
 /// What was found at start.
@@ -45,8 +66,8 @@ pub fn recover(folders: &Folders) -> Recovered {
     let mut recovered = Recovered::default();
     for id in Folders::ids(&folders.instances()) {
         let last_run = folders.runs(id).last().copied().unwrap_or(0);
-        let record: Option<Record> = read_file(&folders.record(id));
-        let spec: Option<FullSpec> = read_file(&folders.run(id, last_run).join(SPEC));
+        let record = Record::read(&folders.instance(id));
+        let spec = Start::<FullSpec>::read(&folders.run(id, last_run)).spec;
         let same_boot = record.as_ref().is_some_and(|record| record.boot_id == boot);
         if let Some(spec) = &spec {
             let assignment = &spec.pm.local.assignment;
@@ -95,8 +116,8 @@ impl Traces {
 }
 
 fn is_held(folders: &Folders, id: InstanceId, run: u32) -> bool {
-    let lock = fs::File::options().write(true).open(folders.run(id, run).join(LOCK));
-    lock.is_ok_and(|lock| !matches!(try_lock(&lock), Ok(Some(()))))
+    let file = fs::File::options().append(true).open(folders.run(id, run));
+    file.is_ok_and(|file| !matches!(try_lock(&file), Ok(Some(()))))
 }
 
 /// Something to write down.
@@ -129,13 +150,12 @@ pub fn write(folders: &Folders, notes: Vec<Note>) {
     }
 }
 
-fn keep(folders: &Folders, id: InstanceId, record: Record) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
+fn keep(folders: &Folders, id: InstanceId, record: Record) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o711).create(folders.instance(id))?;
-    write_file(&folders.record(id), &record)
+    record.write(&folders.record(id))
 }
 
-fn put_one_away(folders: &Folders, id: InstanceId) -> std::io::Result<()> {
+fn put_one_away(folders: &Folders, id: InstanceId) -> io::Result<()> {
     let folder = folders.instance(id);
     for name in entries(&folder).filter(|name| name != LOG && name != RECORD) {
         let path = folder.join(name);
@@ -160,5 +180,32 @@ fn make_room(folders: &Folders) {
         if at >= ENDED || bytes > ENDED_BYTES {
             let _ = remove_all(&folder);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::simulation::assignment;
+
+    #[test]
+    fn the_last_that_was_written_counts_however_often_that_was() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let folders = Folders::create(folder.path()).expect("there is room");
+        let id = InstanceId(7);
+        let local = |run| Local { run, ..Local::claimed(assignment("web"), jiff::Timestamp::UNIX_EPOCH) };
+        for run in 1..=500 {
+            write(&folders, vec![Note::Keep(id, Box::new(local(run)))]);
+        }
+        let record = Record::read(&folders.instance(id)).expect("it was written");
+        assert_eq!(record.local, local(500));
+        let length = fs::metadata(folders.record(id)).expect("it was written").len();
+        assert!(length < 2 * RECORD_BYTES, "{length}");
+        // The disk was full in the middle of a line.
+        let mut text = fs::read(folders.record(id)).expect("it was written");
+        text.truncate(text.len() - 10);
+        fs::write(folders.record(id), text).expect("there is room");
+        let record = Record::read(&folders.instance(id)).expect("the line before is whole");
+        assert_eq!(record.local, local(499));
     }
 }

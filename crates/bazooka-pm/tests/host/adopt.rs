@@ -56,7 +56,7 @@ async fn a_killed_pm_finds_its_instances_as_it_left_them() {
 
 #[tokio::test]
 async fn a_pm_that_dies_at_any_step_of_a_start_leaves_no_orphan_and_starts_nothing_twice() {
-    for step in ["folders", "run-folder", "locked", "spec", "spawned"] {
+    for step in ["folders", "file", "locked", "spec", "spawned"] {
         let mut world = World::without_pm().await;
         world.pm_envs.insert("BAZOOKA_PM_DIE_AT".into(), step.into());
         world.start_pm();
