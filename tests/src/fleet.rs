@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -108,9 +108,37 @@ impl Machine {
     }
 }
 
+/// What is so for the whole of a fleet.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Whether what the parts run goes on when they are told to end, as it does under systemd.
+    pub lasting: bool,
+    /// How much each member of the coordinator takes.
+    pub quota_bytes: u64,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Setting { lasting: false, quota_bytes: 2 << 30 }
+    }
+}
+
+/// How a machine's part is started otherwise than the others.
+#[derive(Clone, Debug, Default)]
+struct Altered {
+    /// Where its programs are, if not beside the test.
+    build: Option<PathBuf>,
+    /// What stands before its command.
+    under: Vec<String>,
+    /// What stands after it.
+    more: Vec<String>,
+}
+
 /// The machines. Dropping them ends all that runs there.
 pub struct Fleet {
     parts: BTreeMap<Machine, Part>,
+    setting: Setting,
+    altered: BTreeMap<Machine, Altered>,
     paused: BTreeSet<Machine>,
     runtime: tokio::runtime::Runtime,
     visor: Visor,
@@ -120,11 +148,19 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts all of it and waits until each part is ready.
+    /// Starts all of it and waits until each part is ready. What the parts run ends with them.
     ///
     /// # Panics
     /// If a part doesn't become ready; without root.
     pub fn start() -> Fleet {
+        Self::start_so(Setting::default())
+    }
+
+    /// As [`Fleet::start`], otherwise than usual.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn start_so(setting: Setting) -> Fleet {
         // Two at once would starve each other on a small machine. nextest has its own word for that.
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,6 +183,8 @@ impl Fleet {
         std::fs::set_permissions(dir.path(), open).expect("the mode can be set");
         let mut fleet = Fleet {
             parts: BTreeMap::new(),
+            setting,
+            altered: BTreeMap::new(),
             paused: BTreeSet::new(),
             runtime,
             visor: Visor::new(store),
@@ -175,7 +213,8 @@ impl Fleet {
         let log = self.dir.path().join(format!("{name}.log"));
         let on = self.nets.on(machine.number());
         let mut outer = Command::new(&on[0]);
-        outer.args(&on[1..]).arg(command.get_program()).args(command.get_args());
+        let Altered { under, more, .. } = self.altered.get(&machine).cloned().unwrap_or_default();
+        outer.args(&on[1..]).args(under).arg(command.get_program()).args(command.get_args()).args(more);
         self.parts.insert(machine, Part::start(&name, &log, &mut outer));
     }
 
@@ -183,6 +222,21 @@ impl Fleet {
     pub fn restart(&mut self, machine: Machine) {
         self.begin(machine);
         self.ready(machine);
+    }
+
+    /// Tells a machine's part to end, and starts it anew with the programs of another build.
+    pub fn upgrade(&mut self, machine: Machine, build: &Path) {
+        self.stop(machine);
+        self.altered.entry(machine).or_default().build = Some(build.to_owned());
+        self.restart(machine);
+    }
+
+    /// Tells a machine's part to end, and starts it anew with words before and after its command.
+    pub fn restart_under(&mut self, machine: Machine, under: &[String], more: &[String]) {
+        self.stop(machine);
+        let altered = self.altered.entry(machine).or_default();
+        (altered.under, altered.more) = (under.to_vec(), more.to_vec());
+        self.restart(machine);
     }
 
     /// Waits until a machine's part is ready.
@@ -346,6 +400,9 @@ impl Fleet {
     fn command(&self, machine: Machine) -> Option<Command> {
         let name = machine.name();
         let address = Nets::address(machine.number());
+        let build = self.altered.get(&machine).and_then(|altered| altered.build.as_ref());
+        let program = |name: &str| build.map_or_else(|| program(name), |build| build.join(name));
+        let on_exit = if self.setting.lasting { "keep" } else { "stop" };
         let mut command = match machine {
             Operator => return None,
             Etcd(_) => return Some(self.etcd(machine)),
@@ -353,14 +410,14 @@ impl Fleet {
                 let mut pm = Command::new(program("bazooka-pm"));
                 // The machines share one list of users.
                 let first = 200_000 + u32::from(n) * 10_000;
-                pm.args(["--host", &name, "--address", &address, "--on-exit", "stop"]);
+                pm.args(["--host", &name, "--address", &address, "--on-exit", on_exit]);
                 pm.args(["--zone", if n == 3 { "b" } else { "a" }]);
                 pm.args(["--uids", &format!("{first}-{}", first + 9_999)]);
                 pm
             }
             Proxy(_) => {
                 let mut proxy = Command::new(program("bazooka-proxy"));
-                proxy.args(["--name", &name, "--run-haproxy", "--on-exit", "stop", "--domain", "localhost"]);
+                proxy.args(["--name", &name, "--run-haproxy", "--on-exit", on_exit, "--domain", "localhost"]);
                 proxy.args(["--public", &machine.at(8080), "--bind", &address]);
                 proxy
             }
@@ -393,6 +450,7 @@ impl Fleet {
         etcd.args([format!("--advertise-client-urls={client}"), format!("--listen-peer-urls={peer}")]);
         etcd.arg(format!("--initial-advertise-peer-urls={peer}"));
         etcd.arg(format!("--initial-cluster={}", members.join(",")));
+        etcd.arg(format!("--quota-backend-bytes={}", self.setting.quota_bytes));
         etcd.args(["--initial-cluster-token=fleet", "--logger=zap", "--log-level=warn"]);
         etcd
     }

@@ -1,14 +1,23 @@
 //! The coordinator's members killed and paused: what runs and serves doesn't notice.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use bazooka_tests::{
     Fleet,
     Machine::{self, Etcd},
-    SOON,
+    SOON, Setting,
     shop::{SHOP, alive, probe, running, shop, whole},
     until,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use visor::store::{Op, Txn};
+
 /// Writes until it is done and returns how long that took.
 fn writes_again(fleet: &Fleet) -> Duration {
     let begin = Instant::now();
@@ -112,5 +121,124 @@ fn outlasts_quorum(time: Duration) {
         if here == 3 { Ok(()) } else { Err(format!("{here}")) }
     });
     assert_eq!(whole(&fleet, 3, SOON), before, "nothing was stopped or started");
+    load.stop().none_lost();
+}
+
+/// Writes beside the cluster's own until the coordinator takes no more.
+fn fill(fleet: &Fleet) {
+    let (visor, runtime) = fleet.visor();
+    let store = visor.store().clone();
+    for n in 0.. {
+        let put = Op::Put { key: format!("ballast/{n}"), value: vec![b'x'; 1 << 20].into(), lease: None };
+        if let Err(error) = runtime.block_on(store.txn(Txn { then: vec![put], ..Txn::default() })) {
+            eprintln!("after {n} MiB: {error}");
+            return;
+        }
+    }
+}
+
+/// Calls the coordinator's own client.
+fn etcdctl(endpoints: &str, args: &[&str]) -> String {
+    let mut command = Command::new("etcdctl");
+    command.env("ETCDCTL_API", "3").args(["--endpoints", endpoints]).args(args);
+    let output = command.stderr(Stdio::inherit()).output().expect("it can be started");
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("it speaks in text")
+}
+
+/// What an operator does when the coordinator is full.
+fn make_room() {
+    let all = Fleet::coordinator().join(",");
+    etcdctl(&all, &["del", "--prefix", "/bazooka/ballast/"]);
+    let status = etcdctl(&all, &["endpoint", "status", "--write-out=json"]);
+    let revision = status.split("\"revision\":").nth(1).expect("it says its revision");
+    let revision: String = revision.chars().take_while(char::is_ascii_digit).collect();
+    etcdctl(&all, &["compact", &revision]);
+    // One at a time, since each stands still meanwhile.
+    for endpoint in Fleet::coordinator() {
+        etcdctl(&endpoint, &["defrag"]);
+    }
+    etcdctl(&all, &["alarm", "disarm"]);
+}
+
+#[test]
+fn a_full_coordinator_stops_nothing_is_told_plainly_and_all_goes_on_once_there_is_room() {
+    let fleet = Fleet::start_so(Setting { quota_bytes: 16 << 20, ..Setting::default() });
+    let repo = shop(&fleet, 3);
+    let before = running(&fleet.snapshot());
+    let load = fleet.load(SHOP, 160);
+    fill(&fleet);
+    let refused = repo.bazooka(&["scale", "-n", "4", "web"]);
+    assert!(refused.code != 0, "{refused:?}");
+    assert!(refused.stderr.contains("space"), "{refused:?}");
+    // What dies meanwhile is mended where it is; nobody can be told.
+    let victim = before[0].pid;
+    kill(Pid::from_raw(i32::try_from(victim).expect("it fits")), Signal::SIGKILL).expect("it runs");
+    until("what was killed is gone", SOON, || if alive(victim) { Err("it runs".to_owned()) } else { Ok(()) });
+    // Longer than a host's lease.
+    std::thread::sleep(Duration::from_secs(12));
+    assert_eq!(before.iter().filter(|one| alive(one.pid)).count(), 2, "the others run on");
+    make_room();
+    let begin = Instant::now();
+    repo.bazooka(&["scale", "-n", "4", "web"]).ok();
+    whole(&fleet, 4, SOON);
+    let took = begin.elapsed();
+    eprintln!("converged after {took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let now = running(&fleet.snapshot());
+    assert_eq!(now.iter().filter(|one| before.contains(one)).count(), 2, "{before:?}, {now:?}");
+    load.stop().no_safe_one_lost();
+}
+
+/// Makes each sync of a process take so much longer, until it is dropped.
+struct SlowDisk(Child);
+
+impl SlowDisk {
+    fn under(process: u32, delay: Duration) -> SlowDisk {
+        let inject = format!("inject=fdatasync:delay_enter={}", delay.as_micros());
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject]);
+        SlowDisk(strace.args(["-p", &process.to_string()]).spawn().expect("it can be started"))
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        // It lets go of what it traced.
+        let _ = kill(Pid::from_raw(i32::try_from(self.0.id()).expect("it fits")), Signal::SIGINT);
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_coordinator_on_slow_disks_loses_no_host() {
+    let fleet = Fleet::start();
+    let repo = shop(&fleet, 3);
+    let before = running(&fleet.snapshot());
+    let load = fleet.load(SHOP, 160);
+    let registered = |fleet: &Fleet| -> Vec<_> {
+        let snapshot = fleet.snapshot();
+        snapshot
+            .hosts
+            .iter()
+            .map(|(name, view)| (name.clone(), view.host.as_ref().map(|row| row.mod_revision)))
+            .collect()
+    };
+    let hosts = registered(&fleet);
+    let slow: Vec<SlowDisk> = [Etcd(1), Etcd(2), Etcd(3)]
+        .map(|member| SlowDisk::under(fleet.part(member).pid(), Duration::from_millis(500)))
+        .into();
+    until("a write takes as long as a sync", SOON, || match probe(&fleet, 0) {
+        (took, true) if took >= Duration::from_millis(500) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    // Longer than a host's lease.
+    std::thread::sleep(Duration::from_secs(13));
+    assert_eq!(registered(&fleet), hosts, "no host was lost, nor registered again");
+    assert_eq!(running(&fleet.snapshot()), before);
+    repo.bazooka(&["scale", "-n", "4", "web"]).ok();
+    let now = whole(&fleet, 4, SOON);
+    assert!(before.iter().all(|one| now.contains(one)), "{before:?}, {now:?}");
+    drop(slow);
     load.stop().none_lost();
 }

@@ -4,12 +4,18 @@ use std::time::{Duration, Instant};
 
 use bazooka_tests::{
     Fleet,
-    Machine::Host,
-    SOON,
-    shop::{Running, SHOP, alive, ids, running, shop, told, whole},
+    Machine::{Converger, Host},
+    SOON, program,
+    shop::{Running, SHOP, alive, ids, running, shop, told, version, whole},
     until,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use visor::schema::Desired;
+
+use crate::rollouts::whole_of;
 
 /// The lease time of a host, and what a replacement may take on top.
 const LOST_WITHIN: Duration = Duration::from_secs(15);
@@ -129,4 +135,64 @@ fn two_of_three_hosts_gone_at_once_are_not_given_up_until_one_returns() {
         if frozen.is_none() { Ok(()) } else { Err(format!("{frozen:?}")) }
     });
     assert_eq!(ids(&whole(&fleet, 6, SOON)), before, "all of them ran through");
+}
+
+/// Where Debian's faketime package puts its library.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+/// What stands before a command whose clock shall be wrong by so many seconds; how time passes stays true.
+fn clock_off_by(seconds: i32) -> Vec<String> {
+    let envs = [
+        format!("LD_PRELOAD={FAKETIME}"),
+        format!("FAKETIME={seconds:+}"),
+        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+    ];
+    ["env".to_owned()].into_iter().chain(envs).collect()
+}
+
+#[test]
+fn clocks_that_are_wrong_by_an_hour_lose_no_lease_and_start_nothing_twice() {
+    let mut fleet = Fleet::start();
+    let repo = shop(&fleet, 6);
+    // A host's shims go by the same clock.
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let open: fn(u32) -> std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode;
+    std::fs::set_permissions(folder.path(), open(0o755)).expect("the mode can be set");
+    let shim = folder.path().join("bazooka-shim");
+    let (fast, slow) = (clock_off_by(3_600), clock_off_by(-3_600));
+    let script = format!("#!/bin/sh\nexec {} {} \"$@\"\n", fast.join(" "), program("bazooka-shim").display());
+    std::fs::write(&shim, script).expect("there is room");
+    std::fs::set_permissions(&shim, open(0o755)).expect("the mode can be set");
+    fleet.restart_under(Host(1), &fast, &["--shim".to_owned(), shim.display().to_string()]);
+    let elected = fleet.elected();
+    fleet.restart_under(elected, &slow, &[]);
+    let other = if elected == Converger(1) { Converger(2) } else { Converger(1) };
+    fleet.restart_under(other, &slow, &[]);
+    let before = whole(&fleet, 6, SOON);
+    let on_first: Vec<_> = before.iter().filter(|one| one.host.as_str() == "host1").collect();
+    let ahead = on_first.first().and_then(|one| one.started_at).expect("its host has room");
+    assert!(ahead > jiff::Timestamp::now(), "its clock is ahead: {on_first:?}");
+
+    let load = fleet.load(SHOP, 160);
+    // Longer than a host's lease.
+    std::thread::sleep(Duration::from_secs(12));
+    assert_eq!(running(&fleet.snapshot()), before, "nothing was lost, and nothing started again");
+    // A push is tried, proven and rolled out, wherever its instances are.
+    version(&repo, "v2");
+    repo.git(&["push", "bazooka", "master"]).ok();
+    whole_of(&fleet, 2, 6);
+    load.stop().none_lost();
+    // One that dies is started again at once.
+    let victim = running(&fleet.snapshot()).into_iter().find(|one| one.host.as_str() == "host1");
+    let victim = victim.expect("its host has room");
+    kill(Pid::from_raw(i32::try_from(victim.pid).expect("it fits")), Signal::SIGKILL).expect("it runs");
+    until("it runs again", SOON, || {
+        let now = running(&fleet.snapshot());
+        let again = now.iter().any(|one| one.id == victim.id && one.pid != victim.pid);
+        if again { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    let ps = repo.bazooka(&["ps", "-l"]).ok().stdout;
+    let hours =
+        ps.split_whitespace().filter(|word| word.ends_with('h') || word.starts_with('-') && word.len() > 1);
+    assert_eq!(hours.count(), 0, "nothing runs for an hour, nor since a time to come: {ps}");
 }

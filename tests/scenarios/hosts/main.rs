@@ -5,3 +5,4 @@ mod hosts;
 mod pm;
 mod proxies;
 mod rollouts;
+mod upgrades;

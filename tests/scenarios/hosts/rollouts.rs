@@ -143,7 +143,7 @@ fn a_converger_that_is_told_to_end_hands_over_at_once() {
 }
 
 /// Waits until so many of a release run, and no other.
-fn whole_of(fleet: &Fleet, release: u32, instances: usize) {
+pub fn whole_of(fleet: &Fleet, release: u32, instances: usize) {
     until("the new release has taken over", Duration::from_secs(60), || {
         let snapshot = fleet.snapshot();
         let rows: Vec<_> = snapshot.apps.values().flat_map(|view| view.instances.values()).collect();
