@@ -152,6 +152,15 @@ impl From<StoreError> for Failure {
                     "name it with --coordinator URL or BAZOOKA_COORDINATOR; `bazooka dev` runs a local one",
                 )
             }
+            // etcd's words for an exceeded --quota-backend-bytes.
+            StoreError::Refused { detail } if detail.contains("database space exceeded") => {
+                Failure::new(Kind::Failed, "the coordinator is full, and takes no change until it has room")
+                    .because(detail)
+                    .hint(
+                        "what runs goes on; on a machine of the coordinator: etcdctl compact REVISION, \
+                         etcdctl defrag on each member, then etcdctl alarm disarm",
+                    )
+            }
             other => Failure::new(Kind::Failed, other.to_string()),
         }
     }

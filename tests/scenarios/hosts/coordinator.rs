@@ -170,7 +170,8 @@ fn a_full_coordinator_stops_nothing_is_told_plainly_and_all_goes_on_once_there_i
     fill(&fleet);
     let refused = repo.bazooka(&["scale", "-n", "4", "web"]);
     assert!(refused.code != 0, "{refused:?}");
-    assert!(refused.stderr.contains("space"), "{refused:?}");
+    assert!(refused.stderr.contains("the coordinator is full"), "{refused:?}");
+    assert!(refused.stderr.contains("hint: what runs goes on"), "{refused:?}");
     // What dies meanwhile is mended where it is; nobody can be told.
     let victim = before[0].pid;
     kill(Pid::from_raw(i32::try_from(victim).expect("it fits")), Signal::SIGKILL).expect("it runs");
