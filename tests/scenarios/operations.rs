@@ -108,3 +108,24 @@ fn a_rollout_is_paused_resumed_and_aborted_without_a_lost_request() {
     let (asked, lost) = visitors.leave();
     assert!(lost.is_empty() && asked > 100, "{} of {asked} were lost: {:?}", lost.len(), lost.first());
 }
+
+#[test]
+fn a_formation_larger_than_the_cluster_runs_as_far_as_there_is_room_and_the_rest_says_why_not() {
+    let cluster = Cluster::with(ClusterOptions { hosts: 2, slots: Some(3), ..ClusterOptions::default() });
+    let repo = pushed(&cluster, 2);
+    let large = repo.bazooka(&["scale", "-n", "9", "web"]).exits(1);
+    let why = repo.bazooka(&["why", "web"]).ok().stdout;
+    let ps = repo.bazooka(&["ps", "-l"]).ok();
+    for said in [&large.stderr, &why] {
+        for word in ["none of 2 hosts can take it", "host1", "host2"] {
+            assert!(said.contains(word), "{word}: {large:?}\n{why}\n{ps:?}");
+        }
+    }
+    assert_eq!(ids(&repo).len(), 6, "as many as there is room for: {ps:?}");
+    settles_on(&cluster, "one -\n");
+    // A smaller one leaves what runs, and nothing to say.
+    repo.bazooka(&["scale", "-n", "4", "web"]).ok();
+    assert_eq!(ids(&repo).len(), 4);
+    let why = repo.bazooka(&["why", "web"]).ok().stdout;
+    assert!(!why.contains("none of"), "{why}");
+}

@@ -38,6 +38,8 @@ pub struct ClusterOptions {
     pub coordinator: Option<String>,
     /// Variables for each daemon.
     pub envs: BTreeMap<String, String>,
+    /// How many instances a host takes; what it thinks unless given.
+    pub slots: Option<u32>,
 }
 
 impl Default for ClusterOptions {
@@ -48,6 +50,7 @@ impl Default for ClusterOptions {
             inside: Vec::new(),
             coordinator: None,
             envs: BTreeMap::new(),
+            slots: None,
         }
     }
 }
@@ -184,6 +187,7 @@ impl Cluster {
         command.args(["--host", &name, "--address", &self.ip(10 + host), "--on-exit", "stop"]);
         command.args(["--ports", &format!("{first}-{}", first + share - 1)]);
         command.arg("--state").arg(self.folder(&name));
+        command.args(self.options.slots.map(|slots| format!("--slots={slots}")));
         let log = self.dir.path().join(format!("{name}.log"));
         let part = Part::start(&name, &log, &mut self.inside(command));
         self.hosts.insert(host, part);
