@@ -129,3 +129,26 @@ fn a_formation_larger_than_the_cluster_runs_as_far_as_there_is_room_and_the_rest
     let why = repo.bazooka(&["why", "web"]).ok().stdout;
     assert!(!why.contains("none of"), "{why}");
 }
+
+#[test]
+fn a_rollback_in_the_middle_of_a_rollout_leaves_the_old_rev_alone_without_a_lost_request() {
+    let cluster = three_hosts();
+    let repo = pushed(&cluster, 4);
+    let visitors = Visitors::come(&cluster, 3);
+    repo.bazooka(&["rollout", "pause"]).ok();
+    version(&repo, "two");
+    repo.git(&["push", "bazooka", "master"]).ok();
+    until("one of four is new", SOON, || {
+        let status = status(&repo);
+        if status == ["4", "1", "3 of v1", "paused"] { Ok(()) } else { Err(format!("{status:?}")) }
+    });
+    repo.bazooka(&["rollout", "resume"]).ok();
+    version(&repo, "three");
+    repo.git(&["push", "-o", "no-wait", "bazooka", "master"]).ok();
+    let back = repo.bazooka(&["rollback", "v1"]).ok();
+    assert!(back.stdout.starts_with("v4 released"), "{back:?}");
+    settles_on(&cluster, "one -\n");
+    assert_eq!(ids(&repo).len(), 4);
+    let (asked, lost) = visitors.leave();
+    assert!(lost.is_empty() && asked > 100, "{} of {asked} were lost: {:?}", lost.len(), lost.first());
+}
