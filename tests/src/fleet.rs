@@ -134,6 +134,18 @@ struct Altered {
     more: Vec<String>,
 }
 
+/// Calls the coordinator's own client, as an operator does, and returns what it says.
+///
+/// # Panics
+/// If it fails.
+pub fn etcdctl(members: &[String], args: &[&str]) -> String {
+    let mut command = Command::new("etcdctl");
+    command.env("ETCDCTL_API", "3").args(["--endpoints", &members.join(",")]).args(args);
+    let output = command.output().expect("etcdctl is installed");
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("it speaks in text")
+}
+
 /// The machines. Dropping them ends all that runs there.
 pub struct Fleet {
     parts: BTreeMap<Machine, Part>,

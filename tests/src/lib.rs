@@ -14,7 +14,7 @@ mod repo;
 pub mod shop;
 
 pub use cluster::{Cluster, ClusterOptions, example};
-pub use fleet::{Fleet, Machine, PATIENT, Setting};
+pub use fleet::{Fleet, Machine, PATIENT, Setting, etcdctl};
 pub use http::{Answer, get, try_get};
 pub use load::{Count, Kind, Load, LoadOptions, Report};
 pub use nets::Nets;

@@ -1,14 +1,14 @@
 //! The coordinator's members killed and paused: what runs and serves doesn't notice.
 
 use std::{
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
 use bazooka_tests::{
     Fleet,
     Machine::{self, Etcd},
-    SOON, Setting,
+    SOON, Setting, etcdctl,
     shop::{SHOP, alive, probe, running, shop, whole},
     until,
 };
@@ -137,28 +137,19 @@ fn fill(fleet: &Fleet) {
     }
 }
 
-/// Calls the coordinator's own client.
-fn etcdctl(endpoints: &str, args: &[&str]) -> String {
-    let mut command = Command::new("etcdctl");
-    command.env("ETCDCTL_API", "3").args(["--endpoints", endpoints]).args(args);
-    let output = command.stderr(Stdio::inherit()).output().expect("it can be started");
-    assert!(output.status.success(), "{args:?}: {output:?}");
-    String::from_utf8(output.stdout).expect("it speaks in text")
-}
-
 /// What an operator does when the coordinator is full.
 fn make_room() {
-    let all = Fleet::coordinator().join(",");
-    etcdctl(&all, &["del", "--prefix", "/bazooka/ballast/"]);
-    let status = etcdctl(&all, &["endpoint", "status", "--write-out=json"]);
+    let members = Fleet::coordinator();
+    etcdctl(&members, &["del", "--prefix", "/bazooka/ballast/"]);
+    let status = etcdctl(&members, &["endpoint", "status", "--write-out=json"]);
     let revision = status.split("\"revision\":").nth(1).expect("it says its revision");
     let revision: String = revision.chars().take_while(char::is_ascii_digit).collect();
-    etcdctl(&all, &["compact", &revision]);
+    etcdctl(&members, &["compact", &revision]);
     // One at a time, since each stands still meanwhile.
-    for endpoint in Fleet::coordinator() {
-        etcdctl(&endpoint, &["defrag"]);
+    for member in members.clone() {
+        etcdctl(&[member], &["defrag"]);
     }
-    etcdctl(&all, &["alarm", "disarm"]);
+    etcdctl(&members, &["alarm", "disarm"]);
 }
 
 #[test]

@@ -1,15 +1,11 @@
 //! Each daemon replaced by a newer build while requests flow, and builds of two versions side by side.
 
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeSet, path::Path};
 
 use bazooka_tests::{
     Fleet,
     Machine::{Converger, Host, Proxy, Rm},
-    SOON, Setting, program,
+    SOON, Setting, etcdctl, program,
     shop::{SHOP, running, shop, version, whole},
     until,
 };
@@ -35,24 +31,15 @@ fn next_build(folder: &Path) {
     }
 }
 
-/// Calls the coordinator's own client.
-fn etcdctl(args: &[&str]) -> String {
-    let mut command = Command::new("etcdctl");
-    command.env("ETCDCTL_API", "3").args(["--endpoints", &Fleet::coordinator().join(",")]).args(args);
-    let output = command.stderr(Stdio::inherit()).output().expect("it can be started");
-    assert!(output.status.success(), "{args:?}: {output:?}");
-    String::from_utf8(output.stdout).expect("rows are text")
-}
-
 /// Adds to a row what this version knows nothing of.
 fn add_later_field(key: &str) {
-    let row = etcdctl(&["get", "--print-value-only", key]);
+    let row = etcdctl(&Fleet::coordinator(), &["get", "--print-value-only", key]);
     let rest = row.trim().strip_prefix('{').expect("a row is an object").to_owned();
-    etcdctl(&["put", key, &format!(r#"{{"later":{{"kept":true}},{rest}"#)]);
+    etcdctl(&Fleet::coordinator(), &["put", key, &format!(r#"{{"later":{{"kept":true}},{rest}"#)]);
 }
 
 fn has_later_field(key: &str) -> bool {
-    etcdctl(&["get", "--print-value-only", key]).contains(r#""later":{"kept":true}"#)
+    etcdctl(&Fleet::coordinator(), &["get", "--print-value-only", key]).contains(r#""later":{"kept":true}"#)
 }
 
 #[test]
