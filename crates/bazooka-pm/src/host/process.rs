@@ -428,3 +428,74 @@ pub fn failpoint(step: &str) {
     #[cfg(not(debug_assertions))]
     let _ = step;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use nix::libc::SIGTERM;
+
+    use super::*;
+    use crate::protocol::PROTOCOL;
+
+    /// How often an id is used again; [`used_again`] reads it.
+    const ROUNDS: &str = "BAZOOKA_TEST_ROUNDS";
+
+    /// In a namespace of its own, where the next process id can be chosen.
+    fn in_own_namespace(rounds: u32) {
+        let own = std::env::current_exe().expect("a running program has a path");
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]).arg(own);
+        command.args(["--exact", "--ignored", "--nocapture", "host::process::tests::used_again"]);
+        let output = command.env(ROUNDS, rounds.to_string()).output().expect("unshare is there");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+    }
+
+    #[test]
+    fn whoever_gets_the_id_of_one_that_has_ended_is_left_alone() {
+        in_own_namespace(300);
+    }
+
+    #[test]
+    #[ignore = "takes minutes"]
+    fn ten_thousand_that_get_the_id_of_one_that_has_ended_are_left_alone() {
+        in_own_namespace(10_000);
+    }
+
+    #[tokio::test]
+    #[ignore = "runs within the two above"]
+    async fn used_again() {
+        let Ok(rounds) = std::env::var(ROUNDS) else { return };
+        let sleeper = || Command::new("sleep").arg("600").spawn().expect("it can be started");
+        for _ in 0..rounds.parse().expect("a number") {
+            let mut first = sleeper();
+            let pid = i32::try_from(first.id()).expect("it fits");
+            let id = ProcessId::of(pid).expect("it runs");
+            let held = hold(id).expect("it runs");
+            first.kill().expect("it runs");
+            first.wait().expect("it ends");
+            // Ids are told apart by the tick in which they were given out.
+            let mut second = loop {
+                fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).expect("it can be set");
+                let mut other = sleeper();
+                let other_id = ProcessId::of(pid).expect("it has the id");
+                assert_eq!(other.id(), first.id());
+                if other_id != id {
+                    break other;
+                }
+                other.kill().expect("it runs");
+                other.wait().expect("it ends");
+            };
+            assert!(hold(id).is_none(), "it is another");
+            let state =
+                ShimState { protocol: PROTOCOL, boot_id: boot_id(), shim: id, child: None, started_us: 0 };
+            let shim = Shim { state, held, child: None };
+            shim.kill();
+            shim.end_at_once();
+            let other = Pid::from_raw(pid).expect("no process has id 0");
+            rustix::process::kill_process(other, Signal::TERM).expect("it runs");
+            assert_eq!(second.wait().expect("it ends").signal(), Some(SIGTERM), "of nothing else");
+        }
+    }
+}
