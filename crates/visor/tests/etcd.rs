@@ -1,6 +1,7 @@
 //! The store on a real etcd: what only a real server, or its absence, can show.
 
 use std::{
+    collections::BTreeMap,
     net::TcpListener,
     sync::Arc,
     time::{Duration, Instant},
@@ -9,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use visor::{
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
+    mirror::{Image, Mirror},
     store::{
         Compare, Entry, Event, Keys, Op, Revision, SharedStore, Store, StoreError, Txn, WatchMessage,
         etcd::{EtcdConfig, EtcdStore},
@@ -406,6 +408,52 @@ async fn a_revision_comes_whole_however_large_it_is() {
         assert_eq!(events.last().map(Event::revision), Some(revision));
         seen += events.len();
     }
+}
+
+/// The entries themselves.
+#[derive(Default)]
+struct Plain(BTreeMap<String, Entry>);
+
+impl Image for Plain {
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    fn put(&mut self, entry: &Entry) {
+        self.0.insert(entry.key.clone(), entry.clone());
+    }
+
+    fn delete(&mut self, key: &str, _: Revision) {
+        self.0.remove(key);
+    }
+
+    fn set_revision(&mut self, _: Revision) {}
+}
+
+#[tokio::test]
+async fn whoever_is_fifty_thousand_changes_behind_comes_to_the_exact_state() {
+    let etcd = Etcd::shared().await;
+    let store = etcd.store();
+    write(&*store, "first").await;
+    let mut mirror = Mirror::new(store.clone(), vec![all()], Plain::default());
+    while !mirror.is_synced() {
+        tokio::time::timeout(SOON, mirror.next()).await.expect("it begins");
+    }
+    // It isn't looked at meanwhile.
+    let mut last = 0;
+    for turn in 0..500 {
+        // Some keys are written again and again, some once, some deleted again.
+        let key = |n: u32| if n < 50 { format!("hot/{n}") } else { format!("{turn}/{n}") };
+        let puts: Vec<Op> = (0..90).map(|n| put(&key(n), format!("{turn}"))).collect();
+        store.txn(writes(puts)).await.expect("it is carried out");
+        let deletes: Vec<Op> = (80..90).map(|n| Op::Delete(Keys::One(key(n)))).collect();
+        last = store.txn(writes(deletes)).await.expect("it is carried out").revision;
+    }
+    while mirror.revision() < last {
+        tokio::time::timeout(SOON, mirror.next()).await.expect("it catches up");
+    }
+    let image: Vec<Entry> = mirror.image().0.values().cloned().collect();
+    assert_eq!(image, entries(&*store).await);
 }
 
 #[tokio::test]
