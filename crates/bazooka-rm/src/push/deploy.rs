@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use visor::{
     lease::{LeaseKeeper, LeaseTiming},
@@ -261,18 +264,33 @@ async fn take_turn(
             voice.say(format!("another push to '{}' is being built by {}; waiting", push.app, held.rm)).await;
             told = true;
         }
-        loop {
-            tokio::select! {
-                changed = changes.changed() => if changed.is_err() {
-                    return Err(Rejected::Internal("bazooka-rm is shutting down".into()));
-                },
-                () = cancelled.cancelled() => return Err(Rejected::Cancelled),
-                () = sleep_until(deadline) => return Err(Rejected::NoTurn(push.app.clone())),
-            }
-            let now = rm.apps.view(&push.app);
-            if now.is_none_or(|view| view.turn.as_ref() != Some(&held)) {
-                break;
-            }
+        let is_over = || rm.apps.view(&push.app).is_none_or(|view| view.turn.as_ref() != Some(&held));
+        let late = || Rejected::NoTurn(push.app.clone());
+        wait(&mut changes, cancelled, deadline, late, is_over).await?;
+    }
+}
+
+/// Waits until what another push has is over, as the apps' rows show it.
+///
+/// # Errors
+/// What `late` says, at the deadline; [`Rejected::Cancelled`].
+pub(super) async fn wait(
+    changes: &mut watch::Receiver<u64>,
+    cancelled: &CancellationToken,
+    deadline: Instant,
+    late: impl Fn() -> Rejected,
+    is_over: impl Fn() -> bool,
+) -> Result<(), Rejected> {
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                return Err(Rejected::Internal("bazooka-rm is shutting down".into()));
+            },
+            () = cancelled.cancelled() => return Err(Rejected::Cancelled),
+            () = sleep_until(deadline) => return Err(late()),
+        }
+        if is_over() {
+            return Ok(());
         }
     }
 }

@@ -15,7 +15,11 @@ use visor::{
     transitions::releases::{Begun, NewRelease, concerned},
 };
 
-use super::{Push, deploy::Rejected, rollout::Before};
+use super::{
+    Push,
+    deploy::{Rejected, wait},
+    rollout::Before,
+};
 use crate::{rm::SharedRm, voice::Voice};
 
 /// Begins the release of a rev and waits until it is verified, where there is something to try.
@@ -180,18 +184,8 @@ async fn begin(
             voice.say(format!("{release} is being tried; waiting")).await;
             told = true;
         }
-        loop {
-            tokio::select! {
-                changed = changes.changed() => if changed.is_err() {
-                    return Err(Rejected::Internal("bazooka-rm is shutting down".into()));
-                },
-                () = cancelled.cancelled() => return Err(Rejected::Cancelled),
-                () = sleep_until(deadline) => return Err(Rejected::BeingTried { release }),
-            }
-            if !is_tried(rm, &push.app, release) {
-                break;
-            }
-        }
+        let late = || Rejected::BeingTried { release };
+        wait(&mut changes, cancelled, deadline, late, || !is_tried(rm, &push.app, release)).await?;
     }
 }
 
