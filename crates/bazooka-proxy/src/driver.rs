@@ -186,30 +186,69 @@ impl Driver {
         true
     }
 
-    /// Ends old workers, so that another reload keeps to the limit: those with the least open first.
-    async fn make_room(&self) -> Result<Processes, CliError> {
-        let mut processes = self.cli.processes().await?;
+    /// Whether another reload would end old workers that have a request under way.
+    ///
+    /// # Errors
+    /// If the master can't be asked.
+    pub async fn is_crowded(&self) -> Result<bool, CliError> {
+        let processes = self.cli.processes().await?;
+        Ok(self.surplus(&processes).await.iter().any(|worker| worker.requests > 0))
+    }
+
+    /// The old workers that have to go before another reload: those with the least open.
+    async fn surplus(&self, processes: &Processes) -> Vec<OldWorker> {
         let surplus = (processes.old.len() + 2).saturating_sub(MOST_WORKERS);
         if surplus == 0 {
-            return Ok(processes);
+            return Vec::new();
         }
         let mut open = Vec::new();
         // The oldest is the last; of equals it goes first.
-        for worker in processes.old.iter().rev() {
-            let info = self.cli.worker(*worker, &["show info".to_owned()]).await.unwrap_or_default();
-            open.push((says::connections(&info.concat()).unwrap_or(0), *worker));
+        for pid in processes.old.iter().rev() {
+            // Backends are of type 2: a kept connection without a request is on none.
+            let commands = ["show info".to_owned(), "show stat -1 2 -1".to_owned()];
+            let answers = match self.cli.worker(*pid, &commands).await {
+                Ok(answers) => answers,
+                Err(CliError::NoWorker(_)) => continue,
+                // One that can't be asked is of no use to anyone.
+                Err(_) => Vec::new(),
+            };
+            let [info, backends] = [0, 1].map(|n| answers.get(n).map_or("", String::as_str));
+            open.push(OldWorker {
+                requests: says::sessions(backends).values().map(|sessions| sessions.open).sum(),
+                connections: says::connections(info).unwrap_or(0),
+                pid: *pid,
+            });
         }
-        open.sort_by_key(|(connections, _)| *connections);
-        let ended: BTreeSet<u32> = open.iter().take(surplus).map(|(_, worker)| *worker).collect();
-        for (connections, worker) in open.iter().take(surplus) {
-            let action = end_worker(*worker, self.cli.path());
-            tracing::warn!(worker, connections, ended = action, "an old worker makes room for a reload");
+        open.sort_by_key(|worker| (worker.requests, worker.connections));
+        open.truncate(surplus);
+        open
+    }
+
+    /// Ends old workers, so that another reload keeps to the limit.
+    async fn make_room(&self) -> Result<Processes, CliError> {
+        let mut processes = self.cli.processes().await?;
+        let surplus = self.surplus(&processes).await;
+        if surplus.is_empty() {
+            return Ok(processes);
+        }
+        for OldWorker { requests, connections, pid } in &surplus {
+            let ended = end_worker(*pid, self.cli.path());
+            if *requests > 0 {
+                tracing::warn!(
+                    worker = pid,
+                    requests,
+                    ended,
+                    "an old worker is ended for a reload, with what is under way"
+                );
+            } else {
+                tracing::info!(worker = pid, connections, ended, "an old worker makes room for a reload");
+            }
             self.metrics.ended_workers.inc();
         }
         let deadline = Instant::now() + END_TIMEOUT;
         while Instant::now() < deadline {
             processes = self.cli.processes().await?;
-            if !processes.old.iter().any(|worker| ended.contains(worker)) {
+            if !surplus.iter().any(|worker| processes.old.contains(&worker.pid)) {
                 break;
             }
             sleep(LOOK_EVERY).await;
@@ -246,4 +285,11 @@ impl Driver {
         }
         Ok(open)
     }
+}
+
+/// A worker that takes no more connections, and what is open on it.
+struct OldWorker {
+    requests: u32,
+    connections: u32,
+    pid: u32,
 }

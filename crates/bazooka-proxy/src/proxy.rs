@@ -37,7 +37,8 @@ use crate::{
     publisher::Publisher,
     routes::{Routes, concerns_routing, keeping_unreadable, leaving, routes},
 };
-use memory::{Attempts, Drains, Retired};
+use apply::Come;
+use memory::{Attempts, Crowd, Drains, Retired};
 pub use upkeep::Upkeep;
 
 /// How often what is under way is counted while an instance is being taken out.
@@ -104,6 +105,9 @@ struct Proxy {
     on_disk: Option<Contents>,
     refusals: Refusals,
     attempts: Attempts,
+    crowd: Crowd,
+    /// The newest revision of which all is in force that can be.
+    applied: Revision,
     drains: Drains,
     retired: Retired,
     /// When to look again, at the latest.
@@ -130,6 +134,8 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
         on_disk: None,
         refusals: Refusals::default(),
         attempts: Attempts::default(),
+        crowd: Crowd::default(),
+        applied: 0,
         drains: Drains::default(),
         retired: Retired::default(),
         look_at: Some(Instant::now()),
@@ -202,13 +208,22 @@ impl Proxy {
         let Some(desired) = &self.desired else { return };
         let (revision, since) = (desired.revision, desired.since);
         let wanted = self.wanted(now);
-        if !self.bring_about(&wanted, now).await {
-            return;
+        match self.bring_about(&wanted, now).await {
+            Come::Nowhere => return,
+            Come::Waiting => {}
+            Come::InForce => self.applied = revision,
         }
         self.count_sessions(now).await;
-        self.say(revision);
         self.look_again(self.refusals.look_again_at());
         self.look_again(self.retired.next_at());
+        if self.applied != revision {
+            // What has no word of its own yet goes on saying nothing.
+            if self.applied != 0 {
+                self.say(self.applied);
+            }
+            return;
+        }
+        self.say(revision);
         self.show(&wanted, revision, since);
         let serves = self.in_force.as_ref().is_some_and(|in_force| in_force.public);
         if serves && self.not_ready.take().is_some() {

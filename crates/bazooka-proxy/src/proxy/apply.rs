@@ -14,18 +14,29 @@ use crate::{
     plan::{Plan, Reload, Step, Wanted, plan},
 };
 
+/// How far a plan has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Come {
+    /// HAProxy has to be looked for first.
+    Nowhere,
+    /// Its members are in force; its shape waits for old workers to end.
+    Waiting,
+    /// It is in force, but for what HAProxy refuses.
+    InForce,
+}
+
 impl Proxy {
-    /// Carries the plan out. Returns false if HAProxy has to be looked for first.
-    pub(super) async fn bring_about(&mut self, wanted: &Wanted, now: Instant) -> bool {
+    /// Carries the plan out.
+    pub(super) async fn bring_about(&mut self, wanted: &Wanted, now: Instant) -> Come {
         // A second time, because what HAProxy says may not be what was believed.
         for _ in 0..2 {
-            let Some(in_force) = &self.in_force else { return false };
+            let Some(in_force) = &self.in_force else { return Come::Nowhere };
             let Plan { steps, reload } = plan(in_force, wanted);
             let steps: Vec<Step> = steps.into_iter().filter(|step| self.retired.may(step, now)).collect();
             let as_believed = self.change_members(&steps, now).await;
             if self.in_force.is_none() {
                 self.look_again(Some(now));
-                return false;
+                return Come::Nowhere;
             }
             if !as_believed {
                 match self.driver.observe().await {
@@ -33,7 +44,7 @@ impl Proxy {
                     Err(_) => {
                         self.in_force = None;
                         self.look_again(Some(now));
-                        return false;
+                        return Come::Nowhere;
                     }
                 }
                 continue;
@@ -44,13 +55,18 @@ impl Proxy {
                     self.good = Some(wanted.clone());
                     self.write(contents(wanted));
                 }
-                Some(reason) => self.reload(wanted, &reason, now).await,
+                Some(reason) => {
+                    if self.waits_for_old_workers(wanted, now).await {
+                        return Come::Waiting;
+                    }
+                    self.reload(wanted, &reason, now).await;
+                }
             }
-            return self.in_force.is_some();
+            return if self.in_force.is_some() { Come::InForce } else { Come::Nowhere };
         }
         // HAProxy refuses again and again: what the cluster wants is not in force, and nobody is told so.
         self.look_again(Some(now + Duration::from_secs(1)));
-        false
+        Come::Nowhere
     }
 
     /// Changes servers and hosts by the Runtime API. Returns whether HAProxy was as believed.
@@ -85,16 +101,29 @@ impl Proxy {
         }
     }
 
+    /// Whether a reload is better put off: the limit on workers would cut what is open on old ones.
+    async fn waits_for_old_workers(&mut self, wanted: &Wanted, now: Instant) -> bool {
+        let is_crowded = self.driver.is_crowded().await.unwrap_or(false);
+        let Some(at) = self.crowd.wait(is_crowded, now) else { return false };
+        self.look_again(Some(at));
+        self.keep_shape(wanted);
+        true
+    }
+
+    /// The members of what is wanted are in force; the file follows in the shape that HAProxy has.
+    fn keep_shape(&mut self, wanted: &Wanted) {
+        if let Some(good) = &mut self.good {
+            good.routes.take_members(&wanted.routes);
+            let contents = contents(good);
+            self.write(contents);
+        }
+    }
+
     async fn reload(&mut self, wanted: &Wanted, reason: &Reload, now: Instant) {
         let shape = shape(&wanted.routes, &wanted.settings);
         if let Some(at) = self.attempts.not_before(&shape, now) {
             self.look_again(Some(at));
-            // Its members are in force; the file follows in the shape that HAProxy has.
-            if let Some(good) = &mut self.good {
-                good.routes.take_members(&wanted.routes);
-                let contents = contents(good);
-                self.write(contents);
-            }
+            self.keep_shape(wanted);
             return;
         }
         tracing::info!(reason = %reason, "reloading HAProxy");

@@ -1,7 +1,7 @@
 //! What the loop remembers between two looks.
 //!
-//! Owns three small memories, each pure: reloads that failed, instances that are being taken out, servers
-//! that are to be deleted.
+//! Owns four small memories, each pure: reloads that failed, a reload that waits for old workers, instances
+//! that are being taken out, servers that are to be deleted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -60,6 +60,30 @@ impl Attempts {
     /// Why the last one failed, while it is wanted still.
     pub fn cause(&self) -> Option<&str> {
         self.failed.as_ref().map(|failed| failed.cause.as_str())
+    }
+}
+
+/// How long a reload waits for the requests of old workers that would have to be ended for it.
+const CROWDED_FOR: Duration = Duration::from_secs(5);
+
+/// How often they are looked at meanwhile.
+const LOOK_AT_CROWD: Duration = Duration::from_millis(50);
+
+/// A reload that waits, because old workers with a request under way would have to be ended for it.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    since: Option<Instant>,
+}
+
+impl Crowd {
+    /// When to look again; none if the reload is to be made now, with whatever has to end for it.
+    pub fn wait(&mut self, is_crowded: bool, now: Instant) -> Option<Instant> {
+        let since = *self.since.get_or_insert(now);
+        if is_crowded && now < since + CROWDED_FOR {
+            return Some(now + LOOK_AT_CROWD);
+        }
+        self.since = None;
+        None
     }
 }
 
@@ -203,6 +227,20 @@ mod tests {
         assert_eq!(attempts.cause(), Some("refused"));
         attempts.succeeded();
         assert_eq!(attempts.cause(), None);
+    }
+
+    #[test]
+    fn a_reload_waits_for_old_workers_for_a_while_and_each_reload_anew() {
+        let (mut crowd, begin) = (Crowd::default(), Instant::now());
+        assert_eq!(crowd.wait(false, begin), None);
+        for _ in 0..2 {
+            assert_eq!(crowd.wait(true, begin), Some(begin + LOOK_AT_CROWD));
+            let late = begin + CROWDED_FOR - Duration::from_millis(1);
+            assert_eq!(crowd.wait(true, late), Some(late + LOOK_AT_CROWD));
+            assert_eq!(crowd.wait(true, begin + CROWDED_FOR), None);
+        }
+        assert_eq!(crowd.wait(true, begin), Some(begin + LOOK_AT_CROWD));
+        assert_eq!(crowd.wait(false, begin + LOOK_AT_CROWD), None, "they have ended");
     }
 
     #[test]

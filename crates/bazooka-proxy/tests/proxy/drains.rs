@@ -6,7 +6,7 @@ use visor::{schema::Desired, testing::until};
 
 use crate::{
     http::{self, Connection},
-    rig::{Instance, PATIENCE, Rig},
+    rig::{Instance, PATIENCE, Rig, free_port},
 };
 
 /// Begins a request that takes this long, and returns once it is under way.
@@ -96,4 +96,34 @@ async fn a_connection_kept_on_an_old_worker_never_reaches_what_was_taken_out() {
     }
     // What was asked last went to the second instance: the first one saw nothing but the first requests.
     assert_eq!(rig.spread("rocket.localhost", 5).await.into_keys().collect::<Vec<_>>(), ["two"]);
+}
+
+#[tokio::test]
+async fn a_reload_waits_for_the_requests_of_old_workers_rather_than_cut_them() {
+    let rig = Rig::start().await;
+    rig.service("rocket", "web").await;
+    let (one, two) = (Instance::start("one", &rig.folder).await, Instance::start("two", &rig.folder).await);
+    rig.applied(rig.running(("rocket", "web"), &[(1, one.address)]).await).await;
+    let first = slow(&rig, 1, Duration::from_millis(3000)).await;
+    rig.applied(rig.service_at("second", "web", free_port()).await).await;
+    let second = slow(&rig, 1, Duration::from_millis(3000)).await;
+    rig.applied(rig.service_at("third", "web", free_port()).await).await;
+    // There are three workers, each of the old ones with a request: the next reload has to wait for one.
+    let full = rig.processes().await;
+    assert_eq!(full.old.len(), 2, "{full:?}");
+    rig.service("fourth", "web").await;
+    let revision = rig.running(("rocket", "web"), &[(2, two.address)]).await;
+    // What takes no reload doesn't wait.
+    until("the second instance answers", PATIENCE, async || {
+        let names = rig.spread("rocket.localhost", 4).await;
+        if names.contains_key("two") { Ok(()) } else { Err(format!("{names:?}")) }
+    })
+    .await;
+    assert_eq!(rig.processes().await, full, "and the workers are as they were");
+    for request in [first, second] {
+        let answer = request.await.expect("no panic").expect("it is answered");
+        assert_eq!((answer.status, answer.body.as_str()), (200, "one\n"));
+    }
+    rig.applied(revision).await;
+    assert!(rig.processes().await.old.len() <= 2);
 }
