@@ -49,6 +49,17 @@ pub enum ReloadError {
     Cli(#[from] CliError),
 }
 
+/// What a reload would cut for want of workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InTheWay {
+    /// Nothing: there is room, or what has to end is idle.
+    Nothing,
+    /// Kept connections without a request. Each is told with its next answer to close.
+    Connections,
+    /// Requests under way.
+    Requests,
+}
+
 /// A way to bring plans about.
 #[derive(Clone, Debug)]
 pub struct Driver {
@@ -186,13 +197,20 @@ impl Driver {
         true
     }
 
-    /// Whether another reload would end old workers that have a request under way.
+    /// What is open on the old workers that another reload would end.
     ///
     /// # Errors
     /// If the master can't be asked.
-    pub async fn is_crowded(&self) -> Result<bool, CliError> {
+    pub async fn in_the_way(&self) -> Result<InTheWay, CliError> {
         let processes = self.cli.processes().await?;
-        Ok(self.surplus(&processes).await.iter().any(|worker| worker.requests > 0))
+        let surplus = self.surplus(&processes).await;
+        Ok(if surplus.iter().any(|worker| worker.requests > 0) {
+            InTheWay::Requests
+        } else if surplus.iter().any(|worker| worker.connections > 0) {
+            InTheWay::Connections
+        } else {
+            InTheWay::Nothing
+        })
     }
 
     /// The old workers that have to go before another reload: those with the least open.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Proxy;
 use crate::{
     config::{hosts, render, render_map, shape},
-    driver::ReloadError,
+    driver::{InTheWay, ReloadError},
     files::Contents,
     plan::{Plan, Reload, Step, Wanted, plan},
 };
@@ -103,8 +103,8 @@ impl Proxy {
 
     /// Whether a reload is better put off: the limit on workers would cut what is open on old ones.
     async fn waits_for_old_workers(&mut self, wanted: &Wanted, now: Instant) -> bool {
-        let is_crowded = self.driver.is_crowded().await.unwrap_or(false);
-        let Some(at) = self.crowd.wait(is_crowded, now) else { return false };
+        let in_the_way = self.driver.in_the_way().await.unwrap_or(InTheWay::Nothing);
+        let Some(at) = self.crowd.wait(in_the_way, now) else { return false };
         self.look_again(Some(at));
         self.keep_shape(wanted);
         true

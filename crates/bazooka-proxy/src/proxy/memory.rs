@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use visor::names::InstanceId;
 
 use crate::{
+    driver::InTheWay,
     plan::{InForce, Step},
     routes::ServiceId,
 };
@@ -64,12 +65,15 @@ impl Attempts {
 }
 
 /// How long a reload waits for the requests of old workers that would have to be ended for it.
-const CROWDED_FOR: Duration = Duration::from_secs(5);
+const FOR_REQUESTS: Duration = Duration::from_secs(5);
+
+/// How long it waits for their connections. One that is used is closed within that time, by an answer that says so.
+const FOR_CONNECTIONS: Duration = Duration::from_secs(1);
 
 /// How often they are looked at meanwhile.
 const LOOK_AT_CROWD: Duration = Duration::from_millis(50);
 
-/// A reload that waits, because old workers with a request under way would have to be ended for it.
+/// A reload that waits, because old workers with something open would have to be ended for it.
 #[derive(Debug, Default)]
 pub struct Crowd {
     since: Option<Instant>,
@@ -77,9 +81,14 @@ pub struct Crowd {
 
 impl Crowd {
     /// When to look again; none if the reload is to be made now, with whatever has to end for it.
-    pub fn wait(&mut self, is_crowded: bool, now: Instant) -> Option<Instant> {
+    pub fn wait(&mut self, in_the_way: InTheWay, now: Instant) -> Option<Instant> {
         let since = *self.since.get_or_insert(now);
-        if is_crowded && now < since + CROWDED_FOR {
+        let time = match in_the_way {
+            InTheWay::Nothing => Duration::ZERO,
+            InTheWay::Connections => FOR_CONNECTIONS,
+            InTheWay::Requests => FOR_REQUESTS,
+        };
+        if now < since + time {
             return Some(now + LOOK_AT_CROWD);
         }
         self.since = None;
@@ -232,15 +241,17 @@ mod tests {
     #[test]
     fn a_reload_waits_for_old_workers_for_a_while_and_each_reload_anew() {
         let (mut crowd, begin) = (Crowd::default(), Instant::now());
-        assert_eq!(crowd.wait(false, begin), None);
-        for _ in 0..2 {
-            assert_eq!(crowd.wait(true, begin), Some(begin + LOOK_AT_CROWD));
-            let late = begin + CROWDED_FOR - Duration::from_millis(1);
-            assert_eq!(crowd.wait(true, late), Some(late + LOOK_AT_CROWD));
-            assert_eq!(crowd.wait(true, begin + CROWDED_FOR), None);
+        assert_eq!(crowd.wait(InTheWay::Nothing, begin), None);
+        for (what, time) in [(InTheWay::Connections, FOR_CONNECTIONS), (InTheWay::Requests, FOR_REQUESTS)] {
+            for _ in 0..2 {
+                assert_eq!(crowd.wait(what, begin), Some(begin + LOOK_AT_CROWD));
+                let late = begin + time - Duration::from_millis(1);
+                assert_eq!(crowd.wait(what, late), Some(late + LOOK_AT_CROWD));
+                assert_eq!(crowd.wait(what, begin + time), None);
+            }
         }
-        assert_eq!(crowd.wait(true, begin), Some(begin + LOOK_AT_CROWD));
-        assert_eq!(crowd.wait(false, begin + LOOK_AT_CROWD), None, "they have ended");
+        assert_eq!(crowd.wait(InTheWay::Requests, begin), Some(begin + LOOK_AT_CROWD));
+        assert_eq!(crowd.wait(InTheWay::Nothing, begin + LOOK_AT_CROWD), None, "they have ended");
     }
 
     #[test]
