@@ -8,6 +8,7 @@ use std::{
 };
 
 use bazooka_tests::{Part, program};
+use etcd_client::{Client, GetOptions};
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
 use visor::{
@@ -105,7 +106,27 @@ impl Rows {
         self.runtime.block_on(scaled).expect("it can be scaled");
     }
 
-    /// Waits until so many ids have been given out: that is written with what is placed.
+    /// Waits until so many instances are there. Their ids are given out up to half a second before.
+    fn until_all_are_there(&self, count: u32, patience: Duration) {
+        let begun = Instant::now();
+        self.until_placed(u64::from(count), patience);
+        let below = format!("{}/assigned/", self.prefix);
+        let options = GetOptions::new().with_prefix().with_count_only();
+        self.runtime.block_on(async {
+            let mut client = Client::connect([self.etcd.endpoint()], None).await.expect("etcd answers");
+            loop {
+                let there =
+                    client.get(below.clone(), Some(options.clone())).await.expect("etcd answers").count();
+                if there >= i64::from(count) {
+                    return;
+                }
+                assert!(begun.elapsed() < patience, "{there} of {count} are there");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+
+    /// Waits until so many ids have been given out. The id of one that is placed alone is written with it.
     fn until_placed(&self, count: u64, patience: Duration) {
         let begun = Instant::now();
         loop {
@@ -194,7 +215,7 @@ pub fn converge() -> Vec<Row> {
     for (app, proc) in &apps {
         rows.scale(app, proc, INSTANCES / APPS);
     }
-    rows.until_placed(u64::from(INSTANCES), Duration::from_secs(600));
+    rows.until_all_are_there(INSTANCES, Duration::from_secs(600));
     let rate = f64::from(INSTANCES) / begun.elapsed().as_secs_f64();
     let bulk = rows.bulk(1_000);
     let (app, proc) = &apps[0];
