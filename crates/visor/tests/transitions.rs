@@ -273,19 +273,43 @@ mod placements {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_still_on_its_way_when_the_counter_is_written_anew_is_never_placed() {
+        let (store, visor, reign) = ready().await;
+        let slow = Visor::new(store.client().shared());
+        let before = everything(&visor).await;
+        let many = (0..3_000).map(|n| placement(&before, 1, n)).collect();
+        let placing = slow.place(reign, many, None, now());
+        let settling = async {
+            // Until the first transaction is there.
+            while everything(&visor).await.instance_counter.is_none() {
+                tokio::task::yield_now().await;
+            }
+            visor.settle(reign, &leader("one")).await
+        };
+        let (placed, settled) = tokio::join!(placing, settling);
+        let (placed, settled) = (placed.expect("the model answers"), settled.expect("the model answers"));
+        let Outcome::Done(settled) = settled else { panic!("nobody else is elected") };
+        let after = |placed: &&Placed| matches!(placed, Placed::At(_, revision) if *revision > settled);
+        assert_eq!(placed.iter().find(after), None, "settled at {settled}");
+        assert!(placed.contains(&Placed::Unknown), "it was settled in between");
+        let there = everything(&visor).await.apps[&name("a")].instances.len();
+        assert_eq!(placed.iter().filter(|placed| matches!(placed, Placed::At(..))).count(), there);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn after_a_lost_reply_nothing_more_is_placed_until_it_is_settled() {
-        // One transaction, and two.
-        for (fate, n) in
-            [(Fate::LoseReply, 10), (Fate::LoseRequest, 10), (Fate::LoseReply, 100), (Fate::LoseRequest, 100)]
-        {
+        // One transaction; the first of several; another of them.
+        let lost = [Fate::LoseReply, Fate::LoseRequest];
+        let first = lost.into_iter().flat_map(|fate| [(vec![fate], 10), (vec![fate], 300)]);
+        let others = lost.into_iter().map(|fate| (vec![Fate::Arrive, Fate::Arrive, fate], 300));
+        for (fate, n) in first.chain(others) {
             let (store, setup, reign) = ready().await;
             let client = store.client();
             let visor = Visor::new(client.shared());
             let before = everything(&visor).await;
-            client.faults().next_writes([fate]);
+            client.faults().next_writes(fate.clone());
             let many: Vec<Placement> = (0..n).map(|n| placement(&before, 1, n)).collect();
             let placed = visor.place(reign, many, None, now()).await.expect("the model answers");
-            // The second transaction finds the counter either as it was or moved on.
             let certain = placed.iter().filter(|p| matches!(p, Placed::At(..))).count();
             assert!(placed.contains(&Placed::Unknown), "{fate:?}");
             let there = everything(&setup).await.apps[&name("a")].instances.len();
@@ -561,7 +585,11 @@ fn deed() -> impl Strategy<Value = Deed> {
         4 => (app.clone(), 0_u32..4, prop::option::of(1_usize..4))
             .prop_map(|(app, count, rev)| Deed::Scale { app, count, rev }),
         1 => app.clone().prop_map(|app| Deed::Restart { app }),
-        4 => (app, host.clone(), 1_usize..4).prop_map(|(app, host, count)| Deed::Place { app, host, count }),
+        3 => (app.clone(), host.clone(), 1_usize..4)
+            .prop_map(|(app, host, count)| Deed::Place { app, host, count }),
+        // Several transactions.
+        1 => (app, host.clone(), 60_usize..300)
+            .prop_map(|(app, host, count)| Deed::Place { app, host, count }),
         3 => host.clone().prop_map(|host| Deed::Host { host }),
         1 => host.clone().prop_map(|host| Deed::HostEnds { host }),
         3 => host.clone().prop_map(|host| Deed::Report { host }),

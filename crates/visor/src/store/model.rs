@@ -56,9 +56,11 @@ struct Link {
     watches: Vec<u64>,
 }
 
-/// What becomes of a write whose answer doesn't arrive.
+/// What becomes of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
+    /// All is well with this one.
+    Arrive,
     /// It is carried out and the reply gets lost.
     LoseReply,
     /// It gets lost on its way: nothing is carried out.
@@ -163,7 +165,7 @@ impl ModelStore {
         };
         let unknown = |detail: &str| StoreError::OutcomeUnknown { detail: detail.to_owned() };
         match fate {
-            None => commit(&mut self.state()),
+            None | Some(Fate::Arrive) => commit(&mut self.state()),
             Some(Fate::LoseRequest) => Err(unknown("the request was lost")),
             Some(Fate::LoseReply) => {
                 let mut state = self.state();
@@ -182,7 +184,7 @@ fn unreachable(detail: &str) -> StoreError {
 }
 
 impl Faults {
-    /// The next writes end so, in this order, and say that their outcome is unknown.
+    /// The next writes end so, in this order; one of which something is lost says that its outcome is unknown.
     pub fn next_writes(&self, fates: impl IntoIterator<Item = Fate>) {
         self.store.link().fates.extend(fates);
     }

@@ -1,5 +1,6 @@
 //! What the converger writes: placements, drains, stops, ends; and the election that lets it.
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 
 use crate::{
@@ -60,16 +61,26 @@ pub enum Placed {
     Unknown,
 }
 
-/// The instance counter as the last look or write left it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counter {
-    last: u64,
-    mod_revision: Revision,
+/// How many transactions that place are under way at once: one that etcd carries out, one on its way to it, and one
+/// that is being made.
+const UNDER_WAY: usize = 3;
+
+/// The right to use ids that are above the instance counter in a view.
+#[derive(Clone, Copy, Debug)]
+struct Ids {
+    /// The counter's last write, to which each transaction holds.
+    counter_at: Revision,
+    /// What the counter is to be then, until that is written.
+    take: Option<u64>,
 }
 
-impl From<Option<&Versioned<u64>>> for Counter {
-    fn from(row: Option<&Versioned<u64>>) -> Self {
-        row.map_or_else(Counter::default, |row| Counter { last: row.value, mod_revision: row.mod_revision })
+impl Ids {
+    fn guard(self, reign: Reign) -> Change {
+        let guard = under(reign).unchanged(&Key::InstanceCounter, self.counter_at);
+        match self.take {
+            Some(last) => guard.put(&Key::InstanceCounter, &last),
+            None => guard,
+        }
     }
 }
 
@@ -135,7 +146,7 @@ impl Visor {
     /// The store's, bar [`StoreError::OutcomeUnknown`]. Changes before the failing one may have been carried out.
     pub async fn commit_all(&self, reign: Reign, changes: Vec<Change>) -> Result<Vec<Outcome>> {
         let mut ended = Vec::with_capacity(changes.len());
-        for batch in batches(&under(reign), changes, |change| change) {
+        for batch in batches(under(reign), changes, |change| change) {
             let together = batch.iter().cloned().fold(under(reign), Change::and);
             match self.outcome(together).await? {
                 Outcome::Conflict if batch.len() > 1 => {
@@ -149,14 +160,18 @@ impl Visor {
         Ok(ended)
     }
 
-    /// Places instances, many in a transaction, taking an id for each.
+    /// Places instances, many in a transaction and a few of those under way at once, taking an id for each.
     ///
     /// `counter` is the instance counter in the view that the placements were planned on. Nobody but the
     /// converger writes it, so a counter that differs means a write of which the view doesn't know yet: nothing
-    /// is placed then. Returns for each placement, in order, how it ended.
+    /// is placed then. The first transaction takes the ids of all; the others are guarded by the counter as that
+    /// left it, so that whatever writes it anew ends them all. Returns for each placement, in order, how it ended.
     ///
     /// # Errors
     /// As [`Visor::commit_all`].
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves what has been carried out, and [`UNDER_WAY`] transactions in doubt at most.
     pub async fn place(
         &self,
         reign: Reign,
@@ -164,55 +179,76 @@ impl Visor {
         counter: Option<&Versioned<u64>>,
         now: Timestamp,
     ) -> Result<Vec<Placed>> {
-        let mut counter = Counter::from(counter);
+        let all = placements.len();
+        let (before, counter_at) = counter.map_or((0, 0), |counter| (counter.value, counter.mod_revision));
         // An id that is refused stays unused.
-        let ids = (counter.last + 1..).map(InstanceId);
-        let placings: Vec<(InstanceId, Change)> =
-            ids.zip(&placements).map(|(id, placement)| (id, placing(id, placement, now))).collect();
-        let mut ended = Vec::with_capacity(placings.len());
-        let room = placing_base(reign, counter).put(&Key::InstanceCounter, &counter.last);
-        let mut batches = batches(&room, placings, |(_, change)| change).into_iter();
-        while let Some(batch) = batches.next() {
-            if self.place_batch(reign, &batch, &mut counter, &mut ended).await? != Outcome::Conflict {
-                continue;
-            }
-            let read: Option<Versioned<u64>> = self.get(&Key::InstanceCounter).await?;
-            if Counter::from(read.as_ref()).mod_revision != counter.mod_revision {
-                let doubtful = batch.len() + batches.by_ref().map(|batch| batch.len()).sum::<usize>();
-                ended.extend(std::iter::repeat_n(Placed::Unknown, doubtful));
+        let last = before + all as u64;
+        let mut ids = Ids { counter_at, take: Some(last) };
+        let placings = (before + 1..).map(InstanceId).zip(placements);
+        let placings = placings.map(|(id, placement)| (id, placing(id, &placement, now)));
+        let mut batches = batches(ids.guard(reign), placings, |(_, change)| change);
+        let mut ended = Vec::with_capacity(all);
+        while ids.take.is_some()
+            && let Some(batch) = batches.next()
+        {
+            ended.extend(self.place_batch(reign, &mut ids, &batch).await?);
+            if ended.contains(&Placed::Unknown) {
                 break;
             }
-            for one in batch.chunks(1) {
-                if self.place_batch(reign, one, &mut counter, &mut ended).await? == Outcome::Conflict {
-                    ended.push(Placed::Refused);
-                }
-            }
+        }
+        if ids.take.is_some() {
+            ended.resize(all, Placed::Unknown);
+            return Ok(ended);
+        }
+        let rest = batches.map(|batch| async move {
+            let mut ids = ids;
+            self.place_batch(reign, &mut ids, &batch).await
+        });
+        let rest: Vec<Vec<Placed>> = stream::iter(rest).buffered(UNDER_WAY).try_collect().await?;
+        ended.extend(rest.into_iter().flatten());
+        Ok(ended)
+    }
+
+    /// Places a batch, one by one if a condition of it fails.
+    async fn place_batch(
+        &self,
+        reign: Reign,
+        ids: &mut Ids,
+        batch: &[(InstanceId, Change)],
+    ) -> Result<Vec<Placed>> {
+        if let Some(placed) = self.place_together(reign, ids, batch).await? {
+            return Ok(placed);
+        }
+        let counter: Option<Versioned<u64>> = self.get(&Key::InstanceCounter).await?;
+        if counter.map_or(0, |counter| counter.mod_revision) != ids.counter_at {
+            return Ok(vec![Placed::Unknown; batch.len()]);
+        }
+        let mut ended = Vec::with_capacity(batch.len());
+        for one in batch.chunks(1) {
+            let placed = self.place_together(reign, ids, one).await?;
+            ended.extend(placed.unwrap_or_else(|| vec![Placed::Refused]));
         }
         Ok(ended)
     }
 
-    /// Places a batch; says how each of it ended, unless that is a conflict.
-    async fn place_batch(
+    /// Places a batch in one transaction, which takes the ids if they aren't taken yet; none if a condition fails.
+    async fn place_together(
         &self,
         reign: Reign,
+        ids: &mut Ids,
         batch: &[(InstanceId, Change)],
-        counter: &mut Counter,
-        ended: &mut Vec<Placed>,
-    ) -> Result<Outcome> {
-        let together = batch.iter().map(|(_, change)| change.clone());
-        let last = batch.last().map_or(counter.last, |(id, _)| id.0);
-        let change =
-            together.fold(placing_base(reign, *counter), Change::and).put(&Key::InstanceCounter, &last);
-        let outcome = self.outcome(change).await?;
-        match outcome {
+    ) -> Result<Option<Vec<Placed>>> {
+        let changes = batch.iter().map(|(_, change)| change.clone());
+        match self.outcome(changes.fold(ids.guard(reign), Change::and)).await? {
             Outcome::Done(revision) => {
-                *counter = Counter { last, mod_revision: revision };
-                ended.extend(batch.iter().map(|(id, _)| Placed::At(*id, revision)));
+                if ids.take.take().is_some() {
+                    ids.counter_at = revision;
+                }
+                Ok(Some(batch.iter().map(|(id, _)| Placed::At(*id, revision)).collect()))
             }
-            Outcome::Unknown => ended.extend(batch.iter().map(|_| Placed::Unknown)),
-            Outcome::Conflict => {}
+            Outcome::Unknown => Ok(Some(vec![Placed::Unknown; batch.len()])),
+            Outcome::Conflict => Ok(None),
         }
-        Ok(outcome)
     }
 
     async fn outcome(&self, change: Change) -> Result<Outcome> {
@@ -229,32 +265,30 @@ fn under(reign: Reign) -> Change {
     Change::new().created_at(&Key::Leader, reign.create_revision)
 }
 
-fn placing_base(reign: Reign, counter: Counter) -> Change {
-    under(reign).unchanged(&Key::InstanceCounter, counter.mod_revision)
-}
-
-/// Splits changes into runs of which each fits a transaction together with `base`.
-fn batches<T>(base: &Change, items: Vec<T>, change: impl Fn(&T) -> &Change) -> Vec<Vec<T>> {
-    let mut batches: Vec<Vec<T>> = Vec::new();
-    let (mut when, mut writes) = (base.when.clone(), base.then.len());
-    for item in items {
-        let own = change(&item);
-        let fresh: Vec<_> = own.when.iter().filter(|compare| !when.contains(compare)).cloned().collect();
-        // Conditions count against etcd's limit too; one is kept for the schema.
-        let fits = writes + own.then.len() <= MAX_TXN_OPS && when.len() + fresh.len() < MAX_TXN_OPS;
-        if fits && !batches.is_empty() {
+/// Splits changes into runs of which each fits a transaction together with `base`, as they are asked for.
+fn batches<T>(
+    base: Change,
+    items: impl IntoIterator<Item = T>,
+    change: impl Fn(&T) -> &Change,
+) -> impl Iterator<Item = Vec<T>> {
+    let mut items = items.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut batch = Vec::new();
+        let (mut when, mut writes) = (base.when.clone(), base.then.len());
+        while let Some(item) = items.peek() {
+            let own = change(item);
+            let fresh: Vec<_> = own.when.iter().filter(|compare| !when.contains(compare)).cloned().collect();
+            // Conditions count against etcd's limit too; one is kept for the schema.
+            let fits = writes + own.then.len() <= MAX_TXN_OPS && when.len() + fresh.len() < MAX_TXN_OPS;
+            if !fits && !batch.is_empty() {
+                break;
+            }
             when.extend(fresh);
             writes += own.then.len();
-        } else {
-            when = base.clone().and(own.clone()).when;
-            writes = base.then.len() + own.then.len();
-            batches.push(Vec::new());
+            batch.extend(items.next());
         }
-        if let Some(batch) = batches.last_mut() {
-            batch.push(item);
-        }
-    }
-    batches
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 fn placing(id: InstanceId, placement: &Placement, now: Timestamp) -> Change {
@@ -269,12 +303,11 @@ fn placing(id: InstanceId, placement: &Placement, now: Timestamp) -> Change {
         reason: reason.clone(),
         extra: Extra::new(),
     };
-    let assigned = Key::Assigned(host.clone(), id);
+    // That no rows of this id are there follows from the counter.
     Change::new()
         .created_at(&Key::Host(host.clone()), *host_created_at)
         .unchanged(&Key::App(assignment.app.clone()), *app_at)
-        .absent(&assigned)
-        .put(&assigned, assignment)
+        .put(&Key::Assigned(host.clone(), id), assignment)
         .put(&Key::Instance(assignment.app.clone(), id), &instance)
 }
 
