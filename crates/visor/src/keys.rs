@@ -160,6 +160,20 @@ pub fn app(app: &AppName) -> Vec<Keys> {
     ]
 }
 
+/// What an app's services are and should be. Instances are left out, which may be many more than all of that.
+pub fn services_of(app: &AppName) -> Vec<Keys> {
+    let below = |kind| Keys::Prefix(format!("apps/{app}/{kind}/"));
+    let one = |key: Key| Keys::One(key.to_string());
+    vec![
+        one(Key::App(app.clone())),
+        one(Key::Head(app.clone())),
+        below("revs"),
+        below("procs"),
+        below("releases"),
+        below("formation"),
+    ]
+}
+
 /// Everything below an app's own key.
 pub fn app_below(app: &AppName) -> Keys {
     Keys::Prefix(format!("apps/{app}/"))

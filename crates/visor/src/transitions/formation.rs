@@ -43,7 +43,7 @@ impl Visor {
         by: &str,
         now: Timestamp,
     ) -> Result<Scaled> {
-        self.decide(keys::app(name), |snapshot| {
+        self.decide(keys::services_of(name), |snapshot| {
             let (change, view) = on_service(snapshot, name, proc)?;
             let (head, head_release) =
                 view.head_release().ok_or_else(|| Refusal::NotReleased(name.clone()))?;
@@ -120,7 +120,7 @@ impl Visor {
         proc: &ProcName,
         shares: &[(RevId, Option<u32>)],
     ) -> Result<BTreeMap<ReleaseId, u32>> {
-        self.decide(keys::app(name), |snapshot| {
+        self.decide(keys::services_of(name), |snapshot| {
             let (change, view) = on_service(snapshot, name, proc)?;
             view.head_release().ok_or_else(|| Refusal::NotReleased(name.clone()))?;
             let row = view.formation.get(proc);
