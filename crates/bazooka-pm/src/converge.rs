@@ -32,6 +32,7 @@ mod metrics;
 pub mod plan;
 mod room;
 mod service;
+mod tally;
 mod trial;
 mod wanted;
 

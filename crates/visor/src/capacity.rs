@@ -3,7 +3,7 @@
 //! Owns the reckoning alone, shared by whoever places and whoever shows. Pure.
 
 use crate::{
-    schema::{Limits, State},
+    schema::{Assignment, Limits, State, Status},
     snapshot::HostView,
 };
 
@@ -14,6 +14,14 @@ pub const UNLIMITED_BYTES: u64 = 16 << 20;
 /// The memory that an instance is reckoned at.
 pub fn reckoned(limits: &Limits) -> u64 {
     limits.memory_limit_bytes.unwrap_or(UNLIMITED_BYTES)
+}
+
+/// The memory that an assigned instance takes of its host; none once it has ended.
+///
+/// What drains or stops still uses what it uses, and what was lost may be there still.
+pub fn taken(assigned: &Assignment, status: Option<&Status>) -> Option<u64> {
+    let ended = status.is_some_and(|status| matches!(status.state, State::Exited | State::Failed));
+    (!ended).then(|| reckoned(&assigned.run.limits))
 }
 
 /// What is taken of a host's capacity.
@@ -27,14 +35,11 @@ pub struct Used {
 
 impl Used {
     /// What is taken of a host.
-    ///
-    /// What drains or stops still uses what it uses, and what was lost may be there still.
     pub fn of(view: &HostView) -> Self {
-        let ended = |state| matches!(state, State::Exited | State::Failed);
         let mut used = Used::default();
         for (id, assigned) in &view.assigned {
-            if !view.status.get(id).is_some_and(|status| ended(status.state)) {
-                used.take(reckoned(&assigned.run.limits));
+            if let Some(bytes) = taken(assigned, view.status.get(id).map(|status| &status.value)) {
+                used.take(bytes);
             }
         }
         used

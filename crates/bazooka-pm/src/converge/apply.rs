@@ -46,6 +46,20 @@ impl Applied {
         }
     }
 
+    fn note_placed(&mut self, step: &Step, placed: Placed) {
+        match placed {
+            Placed::At(id, revision) => {
+                self.revision = self.revision.max(revision);
+                tracing::info!(
+                    app = %step.app, instance = %id, action = "place", what = %Told(&step.act),
+                    reason = %step.reason, "placed",
+                );
+            }
+            Placed::Refused => drop(self.overtaken.insert(step.app.clone())),
+            Placed::Unknown => self.doubtful = true,
+        }
+    }
+
     fn failed(mut self, error: VisorError) -> Self {
         self.doubtful = true;
         self.error = Some(error);
@@ -53,12 +67,18 @@ impl Applied {
     }
 }
 
-/// Carries out a plan.
+/// Carries out a plan that was made on this image. Once it has begun it needs the image no longer, so that this
+/// may be kept up meanwhile.
 ///
 /// # Cancel safety
-/// Dropping it leaves what it has carried out, and one transaction in doubt.
-pub async fn apply(visor: &Visor, reign: Reign, snapshot: &Snapshot, plan: &Plan, now: Timestamp) -> Applied {
-    let mut applied = Applied::default();
+/// Dropping it leaves what it has carried out, and a few transactions in doubt.
+pub fn apply<'a>(
+    visor: &'a Visor,
+    reign: Reign,
+    snapshot: &Snapshot,
+    plan: &'a Plan,
+    now: Timestamp,
+) -> impl Future<Output = Applied> + use<'a> {
     let (mut places, mut placements) = (Vec::new(), Vec::new());
     let (mut others, mut changes) = (Vec::new(), Vec::new());
     for step in &plan.steps {
@@ -72,36 +92,31 @@ pub async fn apply(visor: &Visor, reign: Reign, snapshot: &Snapshot, plan: &Plan
             changes.push(change);
         }
     }
-    // New instances first: people wait for them.
-    if !placements.is_empty() {
-        match visor.place(reign, placements, snapshot.instance_counter.as_ref(), now).await {
-            Ok(placed) => {
-                for (step, placed) in places.into_iter().zip(placed) {
-                    match placed {
-                        Placed::At(id, revision) => {
-                            applied.revision = applied.revision.max(revision);
-                            tracing::info!(
-                                app = %step.app, instance = %id, action = "place", what = %Told(&step.act),
-                                reason = %step.reason, "placed",
-                            );
-                        }
-                        Placed::Refused => drop(applied.overtaken.insert(step.app.clone())),
-                        Placed::Unknown => applied.doubtful = true,
-                    }
+    let counter = snapshot.instance_counter.clone();
+    async move {
+        let mut applied = Applied::default();
+        // New instances first: people wait for them.
+        if !placements.is_empty() {
+            match visor.place(reign, placements, counter.as_ref(), now).await {
+                Ok(placed) => {
+                    places
+                        .into_iter()
+                        .zip(placed)
+                        .for_each(|(step, placed)| applied.note_placed(step, placed));
                 }
+                Err(error) => return applied.failed(error),
             }
-            Err(error) => return applied.failed(error),
         }
-    }
-    if !changes.is_empty() {
-        match visor.commit_all(reign, changes).await {
-            Ok(outcomes) => {
-                others.into_iter().zip(outcomes).for_each(|(step, outcome)| applied.note(step, outcome));
+        if !changes.is_empty() {
+            match visor.commit_all(reign, changes).await {
+                Ok(outcomes) => {
+                    others.into_iter().zip(outcomes).for_each(|(step, outcome)| applied.note(step, outcome));
+                }
+                Err(error) => return applied.failed(error),
             }
-            Err(error) => return applied.failed(error),
         }
+        applied
     }
-    applied
 }
 
 fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {

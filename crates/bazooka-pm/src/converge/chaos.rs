@@ -24,6 +24,7 @@ use super::{
     fixture::{World, told},
     memory::Memory,
     plan::{Act, Plan, Step, plan, plan_apps},
+    tally::Tally,
 };
 
 const APPS: [&str; 2] = ["a", "b"];
@@ -79,6 +80,7 @@ struct Day {
     agenda: Agenda,
     /// The memory that goes with the agenda.
     noted: Memory,
+    tally: Tally,
     last_id: u64,
     before: Snapshot,
 }
@@ -92,7 +94,7 @@ impl Day {
         let mut agenda = Agenda::default();
         agenda.look_at_all();
         let before = world.snapshot.clone();
-        Day { world, agenda, noted: Memory::default(), last_id: 0, before }
+        Day { world, agenda, noted: Memory::default(), tally: Tally::default(), last_id: 0, before }
     }
 
     fn turn_to(&mut self, app: usize) {
@@ -227,8 +229,10 @@ impl Day {
         self.before = self.world.snapshot.clone();
         let (snapshot, now) = (&self.world.snapshot, self.world.now);
         self.agenda.note(&changes, snapshot, &self.noted);
+        self.tally.note(&changes, snapshot);
+        prop_assert_eq!(&self.tally, &Tally::of(snapshot), "the tally differs from one made anew");
         let due = self.agenda.observe(snapshot, &mut self.noted, now);
-        let some = plan_apps(snapshot, &self.noted, &due, now);
+        let some = plan_apps(snapshot, &self.tally, &self.noted, &due, now);
         self.agenda.planned(&due, &some);
         self.world.memory.observe(snapshot, now);
         let all = plan(snapshot, &self.world.memory, now);

@@ -49,6 +49,11 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// Every instance of an app, by id.
+    pub fn of_app(snapshot: &'a Snapshot, view: &'a AppView) -> Vec<Self> {
+        view.instances.iter().map(|(id, row)| Facts::of(snapshot, *id, row)).collect()
+    }
+
     /// Every instance of a proc, by id.
     pub fn of_proc(snapshot: &'a Snapshot, view: &'a AppView, proc: &ProcName) -> Vec<Self> {
         let of_proc = view.instances.iter().filter(|(_, row)| row.proc == *proc);

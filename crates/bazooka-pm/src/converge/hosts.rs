@@ -15,7 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use visor::{keys::Key, names::HostName, snapshot::Snapshot, store::Revision};
+use visor::{
+    keys::Key,
+    names::HostName,
+    snapshot::{HostView, Snapshot},
+    store::Revision,
+};
 
 /// Between the end of a host's lease and giving it up: time for a pm that was only slow to register again.
 pub const REPRIEVE: Duration = Duration::from_secs(1);
@@ -59,28 +64,38 @@ impl Hosts {
             !snapshot.unreadable.is_empty()
                 && snapshot.unreadable.contains_key(&Key::Host(name.clone()).to_string())
         };
+        let is_registered = |name: &HostName, view: &HostView| view.host.is_some() || unreadable(name);
         let registered = |name: &HostName| {
-            snapshot.hosts.get(name).is_some_and(|view| view.host.is_some()) || unreadable(name)
+            snapshot.hosts.get(name).map_or_else(|| unreadable(name), |view| is_registered(name, view))
         };
-        let here: BTreeSet<HostName> =
-            snapshot.hosts.keys().filter(|name| registered(name)).cloned().collect();
-        let before = (self.here.clone(), self.frozen.clone(), self.gone.len(), self.given_up.clone());
+        let has_work = |view: &HostView| !view.assigned.is_empty() || !view.status.is_empty();
+        let before = (self.frozen.clone(), self.gone.len(), self.given_up.clone());
         let reprieve = if self.begun { REPRIEVE } else { FIRST_REPRIEVE };
-        let has_work = |name: &HostName| {
-            snapshot.hosts.get(name).is_some_and(|view| !view.assigned.is_empty() || !view.status.is_empty())
-        };
-        let with_work = snapshot.hosts.keys().filter(|name| has_work(name));
-        for name in with_work.chain(&self.here).filter(|name| !here.contains(*name)) {
-            self.gone.entry(name.clone()).or_insert(Gone { since: now, lost_at: now + reprieve });
+        let gone = Gone { since: now, lost_at: now + reprieve };
+        let here =
+            || snapshot.hosts.iter().filter(|(name, view)| is_registered(name, view)).map(|(name, _)| name);
+        // Nearly always they are; a thousand names are soon compared, but not copied.
+        let as_before = here().eq(&self.here);
+        if !as_before {
+            let here: BTreeSet<HostName> = here().cloned().collect();
+            for name in self.here.difference(&here) {
+                self.gone.entry(name.clone()).or_insert(gone);
+            }
+            self.here = here;
+        }
+        for (name, view) in &snapshot.hosts {
+            if has_work(view) && !is_registered(name, view) && !self.gone.contains_key(name) {
+                self.gone.insert(name.clone(), gone);
+            }
         }
         self.gone.retain(|name, gone| {
-            !registered(name) && (has_work(name) || now.duration_since(gone.since) < AT_ONCE)
+            let works = || snapshot.hosts.get(name).is_some_and(has_work);
+            !registered(name) && (now.duration_since(gone.since) < AT_ONCE || works())
         });
-        self.here = here;
         self.begun = true;
         self.heed(snapshot);
         self.judge(now);
-        before != (self.here.clone(), self.frozen.clone(), self.gone.len(), self.given_up.clone())
+        !as_before || before != (self.frozen.clone(), self.gone.len(), self.given_up.clone())
     }
 
     /// Takes an operator's word in. Of a host that has returned it says nothing any more.

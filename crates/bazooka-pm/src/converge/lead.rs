@@ -11,6 +11,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ use visor::{
     daemon::NotReady,
     keys,
     lease::LeaseKeeper,
-    mirror::Mirror,
+    mirror::{Changes, Mirror},
     names::AppName,
     schema::{Extra, Frozen, Leader},
     snapshot::Snapshot,
@@ -38,6 +39,7 @@ use super::{
     memory::{Memory, Now},
     metrics::ConvergerMetrics,
     plan::{Plan, plan_apps},
+    tally::Tally,
 };
 
 /// The pause after a first failure of the coordinator; it doubles with each further one.
@@ -64,6 +66,7 @@ pub(super) struct Lead {
     needs: Revision,
     doubtful: bool,
     agenda: Agenda,
+    tally: Tally,
     failures: u32,
     retry_at: Option<Instant>,
     blocked: BTreeMap<AppName, String>,
@@ -91,6 +94,7 @@ impl Lead {
             needs: 0,
             doubtful: false,
             agenda: Agenda::default(),
+            tally: Tally::default(),
             failures: 0,
             retry_at: None,
             blocked: BTreeMap::new(),
@@ -106,12 +110,10 @@ impl Lead {
                 biased;
                 () = shutdown.cancelled() => break,
                 _ = lease.changed() => {}
-                changes = self.mirror.next() => {
-                    self.agenda.note(&changes, self.mirror.image(), &self.memory);
-                }
+                changes = self.mirror.next() => self.note(&changes),
                 () = sleep_until(wake) => {}
             }
-            // A round that is cut off leaves one transaction in doubt, which ends with the reign.
+            // A round that is cut off leaves a few transactions in doubt, which end with the reign.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
@@ -124,6 +126,12 @@ impl Lead {
         }
         self.metrics.leader.set(0);
         self.keeper.release().await;
+    }
+
+    /// Takes note of what changed in the image.
+    fn note(&mut self, changes: &Changes) {
+        self.agenda.note(changes, self.mirror.image(), &self.memory);
+        self.tally.note(changes, self.mirror.image());
     }
 
     fn wakes_at(&self) -> Option<Instant> {
@@ -304,16 +312,23 @@ impl Lead {
     async fn converge(&mut self, reign: Reign, apps: BTreeSet<AppName>, now: Now) -> Result<(), VisorError> {
         let snapshot = self.mirror.image();
         let began = Instant::now();
-        let plan = plan_apps(snapshot, &self.memory, &apps, now);
+        let plan = plan_apps(snapshot, &self.tally, &self.memory, &apps, now);
         let kinds: Vec<&'static str> = plan.steps.iter().map(|step| step.act.kind()).collect();
         self.metrics.planned(began.elapsed(), kinds.iter());
         let pending: usize = snapshot.apps.values().map(|view| view.pending.len()).sum();
         self.metrics.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
         self.agenda.planned(&apps, &plan);
         self.say_blocked(&apps, &plan);
-        let snapshot = self.mirror.image();
-        let Applied { revision, doubtful, overtaken, error } =
-            apply(&self.visor, reign, snapshot, &plan, now.wall).await;
+        let visor = self.visor.clone();
+        let mut applying = pin!(apply(&visor, reign, self.mirror.image(), &plan, now.wall));
+        // What comes back of it is taken in meanwhile: a watch that nobody reads is one that etcd falls behind with.
+        let Applied { revision, doubtful, overtaken, error } = loop {
+            tokio::select! {
+                biased;
+                applied = &mut applying => break applied,
+                changes = self.mirror.next() => self.note(&changes),
+            }
+        };
         self.needs = self.needs.max(revision);
         self.doubtful |= doubtful;
         if !overtaken.is_empty() {

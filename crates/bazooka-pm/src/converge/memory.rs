@@ -146,9 +146,8 @@ impl AppMemory {
         self.draining.retain(|id, _| there(id));
         self.failures.retain(|_, failure| now.clock.duration_since(failure.at) <= REMEMBER_FAILURES);
         self.starts.retain(|_, start| now.clock.duration_since(start.at) <= START_WINDOW);
-        for (id, row) in &view.instances {
-            self.observe_instance(&Facts::of(snapshot, *id, row), now);
-        }
+        let instances = Facts::of_app(snapshot, view);
+        instances.iter().for_each(|facts| self.observe_instance(facts, now));
         for ((proc, id), ended) in &view.history {
             if let Some(status) = ended.status.as_ref().filter(|status| status.state == State::Failed)
                 && !self.failures.contains_key(id)
@@ -160,11 +159,10 @@ impl AppMemory {
         }
         self.observe_trial(snapshot, view, now);
         let wanted = Wanted::of(view);
-        self.short.retain(|(proc, release), _| wanted.shortfall(snapshot, view, proc, *release) > 0);
-        for (proc, release) in wanted.each() {
-            if wanted.shortfall(snapshot, view, proc, release) > 0 {
-                self.short.entry((proc.clone(), release)).or_insert(now.clock);
-            }
+        let short = wanted.short(&instances);
+        self.short.retain(|(proc, release), _| short.contains(&(proc, *release)));
+        for (proc, release) in short {
+            self.short.entry((proc.clone(), release)).or_insert(now.clock);
         }
     }
 

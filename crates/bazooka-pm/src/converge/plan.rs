@@ -21,7 +21,9 @@ use super::{
     facts::Facts,
     memory::{AppMemory, Memory, Now},
     room::{Place, Room, Seeker},
-    service, trial,
+    service,
+    tally::Tally,
+    trial,
     wanted::{Wanted, procs, unsound},
 };
 
@@ -139,10 +141,14 @@ impl Hindrance {
     }
 }
 
-/// An instance that looks for a place, with what placement must know.
+/// Instances that look for places, with what placement must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Demand {
-    pub seat: Seat,
+    pub proc: ProcName,
+    pub release: ReleaseId,
+    pub trial: bool,
+    /// Each one's place among its kind.
+    pub indexes: Vec<u32>,
     pub reason: String,
     pub limits: Limits,
     pub avoid: BTreeMap<HostName, String>,
@@ -162,16 +168,16 @@ pub(super) struct Context<'a> {
 
 /// What an app's own plan comes to, before room is given out.
 #[derive(Default)]
-pub(super) struct Draft {
+pub(super) struct Draft<'a> {
     pub acts: Vec<(Act, String)>,
     pub demands: Vec<Demand>,
     /// Where the instances of each proc are that will stay.
-    pub spread: BTreeMap<ProcName, BTreeMap<HostName, u32>>,
+    pub spread: BTreeMap<ProcName, Vec<&'a HostName>>,
     pub hindrances: BTreeMap<ProcName, Hindrance>,
     pub look_again: Option<Instant>,
 }
 
-impl Draft {
+impl Draft<'_> {
     pub fn act(&mut self, act: Act, reason: impl Into<String>) {
         self.acts.push((act, reason.into()));
     }
@@ -183,12 +189,13 @@ impl Draft {
 
 /// Plans every app.
 pub fn plan(snapshot: &Snapshot, memory: &Memory, now: Now) -> Plan {
-    plan_apps(snapshot, memory, snapshot.apps.keys(), now)
+    plan_apps(snapshot, &Tally::of(snapshot), memory, snapshot.apps.keys(), now)
 }
 
-/// Plans some apps.
+/// Plans some apps. The tally is that of the snapshot.
 pub fn plan_apps<'a>(
     snapshot: &Snapshot,
+    tally: &Tally,
     memory: &Memory,
     apps: impl IntoIterator<Item = &'a AppName>,
     now: Now,
@@ -197,7 +204,7 @@ pub fn plan_apps<'a>(
     let mut drafts = BTreeMap::new();
     let nothing = AppMemory::default();
     for name in apps {
-        let Some(view) = snapshot.apps.get(name) else { continue };
+        let Some((name, view)) = snapshot.apps.get_key_value(name) else { continue };
         if let Some(why) = unsound(snapshot, name, view) {
             plan.blocked.insert(name.clone(), why);
             continue;
@@ -206,7 +213,7 @@ pub fn plan_apps<'a>(
         let context = Context { snapshot, name, view, memory: memory_of, hosts: &memory.hosts, now };
         drafts.insert(name, plan_app(context));
     }
-    give_room(snapshot, &mut drafts, &mut plan, now);
+    give_room(snapshot, tally, &mut drafts, &mut plan, now);
     for (name, mut draft) in drafts {
         say_hindrances(&snapshot.apps[name], &mut draft);
         let steps = draft.acts.into_iter().map(|(act, reason)| Step { app: name.clone(), act, reason });
@@ -217,7 +224,7 @@ pub fn plan_apps<'a>(
 }
 
 /// Plans one app, up to where its new instances are placed.
-fn plan_app(context: Context<'_>) -> Draft {
+fn plan_app(context: Context<'_>) -> Draft<'_> {
     let mut draft = Draft::default();
     trial::plan(context, &mut draft);
     let wanted = Wanted::of(context.view);
@@ -232,7 +239,7 @@ fn plan_app(context: Context<'_>) -> Draft {
         .iter()
         .filter_map(|(act, _)| if let Act::Fail { release, .. } = act { Some(*release) } else { None })
         .collect();
-    draft.demands.retain(|demand| !failed.contains(&demand.seat.release));
+    draft.demands.retain(|demand| !failed.contains(&demand.release));
     draft
 }
 
@@ -241,43 +248,52 @@ fn plan_app(context: Context<'_>) -> Draft {
 const PLACED_AT_ONCE: usize = 5_000;
 
 /// Gives room to what looks for it, over all apps.
-fn give_room(snapshot: &Snapshot, drafts: &mut BTreeMap<&AppName, Draft>, plan: &mut Plan, now: Now) {
-    let mut queue: Vec<(u32, &AppName, Demand)> = Vec::new();
-    for (name, draft) in drafts.iter_mut() {
-        queue.extend(draft.demands.drain(..).map(|demand| (demand.seat.index, *name, demand)));
-    }
-    if queue.is_empty() {
+fn give_room<'a>(
+    snapshot: &'a Snapshot,
+    tally: &Tally,
+    drafts: &mut BTreeMap<&'a AppName, Draft<'_>>,
+    plan: &mut Plan,
+    now: Now,
+) {
+    let demands: Vec<(&'a AppName, Demand)> = drafts
+        .iter_mut()
+        .flat_map(|(name, draft)| draft.demands.drain(..).map(|demand| (*name, demand)))
+        .collect();
+    if demands.is_empty() {
         return;
     }
-    let mut room = Room::of(snapshot);
+    let mut room = Room::of(snapshot, tally);
     for (name, draft) in drafts.iter() {
         for (proc, at) in &draft.spread {
             room.spread(name, proc, at);
         }
     }
-    queue.sort_by(|(a, app_a, x), (b, app_b, y)| {
-        let key = |index: &u32, demand: &Demand| (*index, !demand.seat.trial);
-        key(a, x).cmp(&key(b, y)).then_with(|| app_a.cmp(app_b))
-    });
+    // Demands stand in the order of apps, so that this is: by index, what is on trial first, then by app.
+    let mut queue: Vec<(u32, bool, usize)> = Vec::new();
+    for (nth, (_, demand)) in demands.iter().enumerate() {
+        queue.extend(demand.indexes.iter().map(|index| (*index, !demand.trial, nth)));
+    }
+    queue.sort_unstable();
     let mut placed = 0;
     // Room only shrinks within a plan: what found none finds none again.
-    let mut hopeless: BTreeMap<(&AppName, ProcName), Demand> = BTreeMap::new();
-    for (_, name, demand) in queue {
+    let mut hopeless: BTreeMap<(&AppName, &ProcName), &Demand> = BTreeMap::new();
+    for (index, _, nth) in queue {
+        let (name, demand) = &demands[nth];
         let draft = drafts.get_mut(name).expect("the demand came from it");
         if placed == PLACED_AT_ONCE {
             draft.look_again_at(now.clock);
             continue;
         }
-        let known = hopeless.get(&(name, demand.seat.proc.clone()));
+        let known = hopeless.get(&(*name, &demand.proc));
         if known.is_some_and(|known| known.limits == demand.limits && known.refuse == demand.refuse) {
-            if let Some(hindrance) = draft.hindrances.get_mut(&demand.seat.proc) {
+            if let Some(hindrance) = draft.hindrances.get_mut(&demand.proc) {
                 hindrance.short += 1;
             }
             continue;
         }
         let seeker = Seeker {
             app: name,
-            proc: &demand.seat.proc,
+            proc: &demand.proc,
             limits: &demand.limits,
             avoid: &demand.avoid,
             refuse: &demand.refuse,
@@ -285,17 +301,18 @@ fn give_room(snapshot: &Snapshot, drafts: &mut BTreeMap<&AppName, Draft>, plan: 
         match room.take_place(&seeker) {
             Ok(place) => {
                 placed += 1;
-                draft.act(Act::Place { seat: demand.seat, place }, demand.reason);
+                let Demand { proc, release, trial, .. } = demand;
+                let seat = Seat { proc: proc.clone(), release: *release, index, trial: *trial };
+                draft.act(Act::Place { seat, place }, demand.reason.clone());
             }
             Err(refusals) => {
-                let seat = demand.seat.clone();
-                hopeless.insert((name, seat.proc.clone()), demand);
-                plan.hungry.insert(name.clone());
-                let hindrance = draft.hindrances.entry(seat.proc).or_insert_with(|| Hindrance {
-                    release: seat.release,
+                hopeless.insert((name, &demand.proc), demand);
+                plan.hungry.insert((*name).clone());
+                let hindrance = draft.hindrances.entry(demand.proc.clone()).or_insert_with(|| Hindrance {
+                    release: demand.release,
                     short: 0,
                     reason: no_room(&refusals),
-                    refusals: refusals.clone(),
+                    refusals,
                 });
                 hindrance.short += 1;
             }
@@ -312,7 +329,7 @@ fn no_room(refusals: &BTreeMap<HostName, String>) -> String {
 }
 
 /// Writes down what is in each service's way, where that has changed.
-fn say_hindrances(view: &AppView, draft: &mut Draft) {
+fn say_hindrances(view: &AppView, draft: &mut Draft<'_>) {
     let destroying = view.app.as_ref().is_none_or(|app| app.destroying);
     let mut said = std::mem::take(&mut draft.hindrances);
     if destroying {
@@ -331,7 +348,7 @@ fn say_hindrances(view: &AppView, draft: &mut Draft) {
 }
 
 /// Sees to it that the stories of ended instances stay few, also after many have ended at once.
-fn trim_history(view: &AppView, proc: &ProcName, draft: &mut Draft) {
+fn trim_history(view: &AppView, proc: &ProcName, draft: &mut Draft<'_>) {
     /// Deletes go in small pieces.
     const MOST: usize = 50;
     let mut kept: Vec<InstanceId> =

@@ -14,26 +14,28 @@ use visor::{
     store::Revision,
 };
 
+use super::tally::Tally;
+
 /// What each host has left, as instances are placed one after the other.
 ///
 /// A search looks at each host once, in rows that lie side by side: with a thousand hosts it takes a few
 /// microseconds, which no order that had to be kept true would better.
 #[derive(Clone, Debug)]
-pub struct Room {
+pub struct Room<'a> {
     /// By name.
-    hosts: Vec<HostRoom>,
+    hosts: Vec<HostRoom<'a>>,
     zones: usize,
-    services: BTreeMap<(AppName, ProcName), Spread>,
+    services: BTreeMap<&'a AppName, BTreeMap<ProcName, Spread>>,
 }
 
 #[derive(Clone, Debug)]
-struct HostRoom {
-    name: HostName,
+struct HostRoom<'a> {
+    name: &'a HostName,
     created_at: Revision,
     zone: usize,
     /// Why nothing at all is placed there.
-    closed: Option<String>,
-    capacity: Capacity,
+    closed: Option<&'static str>,
+    capacity: &'a Capacity,
     used: Used,
 }
 
@@ -55,22 +57,22 @@ pub struct Place {
 
 /// What looks for a place.
 #[derive(Clone, Debug)]
-pub struct Seeker<'a> {
+pub struct Seeker<'a, 'd> {
     /// Its app.
     pub app: &'a AppName,
     /// Its proc.
-    pub proc: &'a ProcName,
+    pub proc: &'d ProcName,
     /// What it may use.
-    pub limits: &'a Limits,
+    pub limits: &'d Limits,
     /// Hosts where it failed lately: the last choice.
-    pub avoid: &'a BTreeMap<HostName, String>,
+    pub avoid: &'d BTreeMap<HostName, String>,
     /// Hosts where it failed so lately that they aren't tried again yet.
-    pub refuse: &'a BTreeMap<HostName, String>,
+    pub refuse: &'d BTreeMap<HostName, String>,
 }
 
-impl Room {
+impl<'a> Room<'a> {
     /// What is left on each host of an image.
-    pub fn of(snapshot: &Snapshot) -> Self {
+    pub fn of(snapshot: &'a Snapshot, tally: &Tally) -> Self {
         let mut hosts = Vec::new();
         let mut zones: BTreeMap<&ZoneName, usize> = BTreeMap::new();
         for (name, view) in &snapshot.hosts {
@@ -89,43 +91,45 @@ impl Room {
             };
             let next = zones.len();
             hosts.push(HostRoom {
-                name: name.clone(),
+                name,
                 created_at: host.create_revision,
                 zone: *zones.entry(&host.zone).or_insert(next),
-                closed: closed.map(str::to_owned),
-                capacity: host.capacity.clone(),
-                used: Used::of(view),
+                closed,
+                capacity: &host.capacity,
+                used: tally.used(name),
             });
         }
         Room { zones: zones.len(), hosts, services: BTreeMap::new() }
     }
 
     /// Says where instances of a service are that will stay.
-    pub fn spread(&mut self, app: &AppName, proc: &ProcName, at: &BTreeMap<HostName, u32>) {
+    pub fn spread(&mut self, app: &'a AppName, proc: &ProcName, at: &[&HostName]) {
         let mut spread = Spread::nowhere(self.hosts.len(), self.zones);
-        for (name, count) in at {
+        for name in at {
             if let Ok(index) = self.hosts.binary_search_by(|room| room.name.cmp(name)) {
-                spread.add(index, self.hosts[index].zone, *count);
+                spread.add(index, self.hosts[index].zone);
             }
         }
-        self.services.insert((app.clone(), proc.clone()), spread);
+        self.services.entry(app).or_default().insert(proc.clone(), spread);
     }
 
     /// Takes the best place for an instance.
     ///
     /// # Errors
     /// Each host's refusal, where none can take it.
-    pub fn take_place(&mut self, seeker: &Seeker<'_>) -> Result<Place, BTreeMap<HostName, String>> {
-        let service = (seeker.app.clone(), seeker.proc.clone());
-        let (hosts, zones) = (self.hosts.len(), self.zones);
-        let spread = self.services.entry(service).or_insert_with(|| Spread::nowhere(hosts, zones));
+    pub fn take_place(&mut self, seeker: &Seeker<'a, '_>) -> Result<Place, BTreeMap<HostName, String>> {
+        let services = self.services.entry(seeker.app).or_default();
+        if !services.contains_key(seeker.proc) {
+            services.insert(seeker.proc.clone(), Spread::nowhere(self.hosts.len(), self.zones));
+        }
+        let spread = services.get_mut(seeker.proc).expect("it was put there");
         let need = reckoned(seeker.limits);
         let open = self.hosts.iter().enumerate().filter(|(_, room)| {
-            room.can_take(need) && (seeker.refuse.is_empty() || !seeker.refuse.contains_key(&room.name))
+            room.can_take(need) && (seeker.refuse.is_empty() || !seeker.refuse.contains_key(room.name))
         });
         let best = open.min_by_key(|(index, room)| {
             (
-                !seeker.avoid.is_empty() && seeker.avoid.contains_key(&room.name),
+                !seeker.avoid.is_empty() && seeker.avoid.contains_key(room.name),
                 spread.in_zone[room.zone],
                 spread.at[*index],
                 Reverse(room.free_memory()),
@@ -134,14 +138,14 @@ impl Room {
         });
         let Some((index, _)) = best else { return Err(self.refusals(seeker, need)) };
         let room = &mut self.hosts[index];
-        spread.add(index, room.zone, 1);
+        spread.add(index, room.zone);
         room.used.take(need);
         Ok(Place { created_at: room.created_at, host: room.name.clone() })
     }
 
-    fn refusals(&self, seeker: &Seeker<'_>, need: u64) -> BTreeMap<HostName, String> {
+    fn refusals(&self, seeker: &Seeker<'_, '_>, need: u64) -> BTreeMap<HostName, String> {
         let refusals = self.hosts.iter().filter_map(|room| {
-            let why = room.refusal(need).or_else(|| seeker.refuse.get(&room.name).cloned())?;
+            let why = room.refusal(need).or_else(|| seeker.refuse.get(room.name).cloned())?;
             Some((room.name.clone(), why))
         });
         refusals.collect()
@@ -153,13 +157,13 @@ impl Spread {
         Spread { at: vec![0; hosts], in_zone: vec![0; zones] }
     }
 
-    fn add(&mut self, host: usize, zone: usize, count: u32) {
-        self.at[host] += count;
-        self.in_zone[zone] += count;
+    fn add(&mut self, host: usize, zone: usize) {
+        self.at[host] += 1;
+        self.in_zone[zone] += 1;
     }
 }
 
-impl HostRoom {
+impl HostRoom<'_> {
     fn free_memory(&self) -> u64 {
         self.capacity.memory_bytes.saturating_sub(self.used.memory_bytes)
     }
@@ -174,8 +178,8 @@ impl HostRoom {
 
     /// Why it can't take it, if it can't.
     fn refusal(&self, need: u64) -> Option<String> {
-        if let Some(why) = &self.closed {
-            return Some(why.clone());
+        if let Some(why) = self.closed {
+            return Some(why.to_owned());
         }
         if self.free_slots() == 0 {
             return Some(format!(
@@ -203,7 +207,8 @@ mod tests {
 
     /// Places `n` instances of a/web and says where they went.
     fn places(world: &World, n: usize) -> Vec<String> {
-        let mut room = Room::of(&world.snapshot);
+        let tally = Tally::of(&world.snapshot);
+        let mut room = Room::of(&world.snapshot, &tally);
         let (app, proc) = (world.name("a"), world.proc("web"));
         let none = BTreeMap::new();
         let limits = Limits::default();

@@ -25,7 +25,7 @@ use super::{
     drain,
     facts::Facts,
     memory::{Failure, START_WINDOW},
-    plan::{Act, Context, Demand, Draft, Hindrance, Seat},
+    plan::{Act, Context, Demand, Draft, Hindrance},
     trial,
     wanted::tried,
 };
@@ -106,12 +106,12 @@ impl Group<'_> {
 }
 
 /// Plans one service.
-pub(super) fn plan(
-    context: Context<'_>,
+pub(super) fn plan<'a>(
+    context: Context<'a>,
     proc: &ProcName,
     wanted: &BTreeMap<ReleaseId, u32>,
-    instances: &[Facts<'_>],
-    draft: &mut Draft,
+    instances: &[Facts<'a>],
+    draft: &mut Draft<'a>,
 ) {
     let settings = Settings::of(context.view, proc);
     let head = context.view.head.as_ref().map(|head| head.release);
@@ -138,13 +138,8 @@ pub(super) fn plan(
     if context.view.pause.is_some() {
         groups.values_mut().for_each(Group::hold);
     }
-    let mut spread: BTreeMap<HostName, u32> = BTreeMap::new();
-    for group in groups.values() {
-        for facts in group.fresh.iter().chain(&group.held) {
-            *spread.entry(facts.row.host.clone()).or_default() += 1;
-        }
-    }
-    draft.spread.insert(proc.clone(), spread);
+    let staying = groups.values().flat_map(|group| group.fresh.iter().chain(&group.held));
+    draft.spread.insert(proc.clone(), staying.map(|facts| &facts.row.host).collect());
     for group in groups.into_values() {
         plan_group(context, proc, &settings, group, instances, draft);
     }
@@ -172,7 +167,7 @@ fn plan_group(
     settings: &Settings,
     mut group: Group<'_>,
     instances: &[Facts<'_>],
-    draft: &mut Draft,
+    draft: &mut Draft<'_>,
 ) {
     let count = usize::try_from(group.count).unwrap_or(usize::MAX);
     for facts in surplus(&mut group.fresh, count) {
@@ -257,7 +252,7 @@ fn demand(
     fresh: &[Facts<'_>],
     start: usize,
     missing: usize,
-    draft: &mut Draft,
+    draft: &mut Draft<'_>,
 ) {
     let failures = context.memory.failures_of(proc, release);
     let allowed = allowance(context, proc, release, &failures, draft);
@@ -280,15 +275,20 @@ fn demand(
     let trial = tried(context.view).contains(&(proc, release));
     let taken: BTreeSet<u32> = fresh.iter().map(|facts| facts.row.index).collect();
     let free = (0..).filter(|index| !taken.contains(index));
-    for index in free.take(start.min(allowed)) {
-        draft.demands.push(Demand {
-            seat: Seat { proc: proc.clone(), release, index, trial },
-            reason: if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") },
-            limits: settings.run.limits.clone(),
-            avoid: avoided(&failures),
-            refuse: refuse.clone(),
-        });
+    let indexes: Vec<u32> = free.take(start.min(allowed)).collect();
+    if indexes.is_empty() {
+        return;
     }
+    draft.demands.push(Demand {
+        proc: proc.clone(),
+        release,
+        trial,
+        indexes,
+        reason: if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") },
+        limits: settings.run.limits.clone(),
+        avoid: avoided(&failures),
+        refuse,
+    });
 }
 
 /// How many instances of a release may start now, given how it failed lately. It says when more may.
@@ -301,7 +301,7 @@ fn allowance(
     proc: &ProcName,
     release: ReleaseId,
     failures: &[&Failure],
-    draft: &mut Draft,
+    draft: &mut Draft<'_>,
 ) -> usize {
     let own: Vec<_> =
         failures.iter().filter(|failure| matches!(failure.fault, Fault::App | Fault::OutOfMemory)).collect();
@@ -339,7 +339,7 @@ pub(super) fn avoided(failures: &[&Failure]) -> BTreeMap<HostName, String> {
 }
 
 /// The hosts where a release failed by the host's fault so lately that they aren't tried again yet.
-fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut Draft) -> BTreeMap<HostName, String> {
+fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut Draft<'_>) -> BTreeMap<HostName, String> {
     let mut by_host: BTreeMap<&HostName, (usize, &Failure)> = BTreeMap::new();
     for failure in failures.iter().filter(|f| matches!(f.fault, Fault::Host | Fault::NoPort)) {
         let (times, last) = by_host.entry(&failure.host).or_insert((0, failure));
@@ -364,7 +364,7 @@ fn retire(
     count: usize,
     ready: usize,
     group: &Group<'_>,
-    draft: &mut Draft,
+    draft: &mut Draft<'_>,
 ) {
     let unavailable = usize::try_from(settings.max_unavailable).unwrap_or(usize::MAX);
     let floor = count.saturating_sub(unavailable);
@@ -412,7 +412,7 @@ fn put_ended_away(
     proc: &ProcName,
     group: &Group<'_>,
     instances: &[Facts<'_>],
-    draft: &mut Draft,
+    draft: &mut Draft<'_>,
 ) -> usize {
     let mut judged = 0;
     let Some(release) = group.release else { return judged };

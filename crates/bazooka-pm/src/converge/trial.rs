@@ -52,7 +52,7 @@ enum Progress {
 }
 
 /// Plans the verdict on an app's trial, if there is one.
-pub(super) fn plan(context: Context<'_>, draft: &mut Draft) {
+pub(super) fn plan(context: Context<'_>, draft: &mut Draft<'_>) {
     let view = context.view;
     let on_trial = view.trial.as_ref().map(|trial| trial.release);
     let destroying = view.app.as_ref().is_some_and(|app| app.destroying);
@@ -70,12 +70,12 @@ pub(super) fn plan(context: Context<'_>, draft: &mut Draft) {
     }
 }
 
-fn fail(release: ReleaseId, cause: String, draft: &mut Draft) {
+fn fail(release: ReleaseId, cause: String, draft: &mut Draft<'_>) {
     let reason = cause.lines().next().unwrap_or_default().to_owned();
     draft.act(Act::Fail { release, cause }, reason);
 }
 
-fn judge(context: Context<'_>, release: ReleaseId, draft: &mut Draft) {
+fn judge(context: Context<'_>, release: ReleaseId, draft: &mut Draft<'_>) {
     let procs = concerned(context.view, &context.view.releases[&release]);
     let begun = context.memory.trial.as_ref().filter(|noted| noted.release == release);
     let begun = begun.map_or(context.now.clock, |noted| noted.begun);

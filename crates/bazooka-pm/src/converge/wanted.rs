@@ -36,20 +36,18 @@ impl Wanted {
         self.0.get(proc).cloned().unwrap_or_default()
     }
 
-    /// Every proc and release of which something is wanted.
-    pub fn each(&self) -> impl Iterator<Item = (&ProcName, ReleaseId)> {
-        self.0.iter().flat_map(|(proc, releases)| releases.keys().map(move |release| (proc, *release)))
-    }
-
-    /// How many instances of a release are missing, those that are about to be replaced included.
-    pub fn shortfall(&self, snapshot: &Snapshot, view: &AppView, proc: &ProcName, release: ReleaseId) -> u32 {
-        let wanted = self.0.get(proc).and_then(|releases| releases.get(&release)).copied().unwrap_or(0);
-        let there = view.instances.iter().filter(|(_, row)| row.proc == *proc && row.release == release);
-        let there = there.filter(|(id, row)| {
-            let facts = Facts::of(snapshot, **id, row);
-            !facts.is_over() && facts.desired() == Desired::Run
+    /// Each proc and release of which fewer instances are there than wanted, those that are about to be replaced
+    /// left in.
+    pub fn short(&self, instances: &[Facts<'_>]) -> BTreeSet<(&ProcName, ReleaseId)> {
+        let mut there: BTreeMap<(&ProcName, ReleaseId), u32> = BTreeMap::new();
+        for facts in instances.iter().filter(|facts| facts.desired() == Desired::Run && !facts.is_over()) {
+            *there.entry((&facts.row.proc, facts.row.release)).or_default() += 1;
+        }
+        let wanted = self.0.iter().flat_map(|(proc, releases)| {
+            releases.iter().map(move |(release, count)| ((proc, *release), *count))
         });
-        wanted.saturating_sub(u32::try_from(there.count()).unwrap_or(u32::MAX))
+        let is_short = |(of, count): &(_, u32)| there.get(of).copied().unwrap_or(0) < *count;
+        wanted.filter(is_short).map(|(of, _)| of).collect()
     }
 }
 
@@ -99,7 +97,12 @@ pub fn unsound(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<St
             Some(_) => {}
         }
     }
+    let mut before: Option<(&ProcName, ReleaseId)> = None;
     for row in view.instances.values() {
+        // Most are like the one before, and what is true of that is true of them.
+        if before.replace((&row.proc, row.release)) == Some((&row.proc, row.release)) {
+            continue;
+        }
         if !view.formation.contains_key(&row.proc) {
             return Some(format!("{} is missing", Key::Formation(name.clone(), row.proc.clone())));
         }
