@@ -308,6 +308,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_scale_reads_of_an_app_leaves_its_instances_out() {
+        let a: AppName = "goto-rocket".parse().expect("valid");
+        let p: ProcName = "web".parse().expect("valid");
+        let read = services_of(&a);
+        let reads = |key: Key| read.iter().any(|keys| keys.contains(&key.to_string()));
+        assert!(reads(Key::App(a.clone())) && reads(Key::Head(a.clone())));
+        assert!(reads(Key::Release(a.clone(), ReleaseId(1))) && reads(Key::Proc(a.clone(), p.clone())));
+        assert!(reads(Key::Formation(a.clone(), p.clone())));
+        assert!(!reads(Key::Instance(a, InstanceId(1))));
+        assert!(!reads(Key::Formation("goto".parse().expect("valid"), p)));
+    }
+
+    #[test]
     fn a_key_of_another_version_is_said_to_be_unknown() {
         for key in [
             "",

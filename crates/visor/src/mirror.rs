@@ -15,8 +15,8 @@
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    hash::{DefaultHasher, Hash, Hasher},
+    collections::{BTreeSet, HashMap},
+    hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher},
     pin::pin,
     time::Duration,
 };
@@ -70,8 +70,8 @@ pub struct Mirror<I> {
     store: SharedStore,
     scopes: Vec<Keys>,
     image: I,
-    /// Each key in the image with its last write, to tell what a new list changed.
-    known: BTreeMap<String, Revision>,
+    /// Each key in the image with its last write, to tell what a new list changed. In no order, which none needs.
+    known: HashMap<String, Revision, BuildHasherDefault<DefaultHasher>>,
     /// How far each scope has come; as it was while out of touch.
     revisions: Vec<Revision>,
     phase: Phase,
@@ -117,7 +117,7 @@ impl<I: Image> Mirror<I> {
             store,
             scopes,
             image,
-            known: BTreeMap::new(),
+            known: HashMap::default(),
             phase: Phase::Waiting { until: Instant::now() },
             failures: 0,
             jitter: hasher.finish(),
