@@ -81,12 +81,17 @@ impl Agenda {
     }
 
     /// The apps that are due now.
-    fn due(&self, snapshot: &Snapshot, now: Instant) -> BTreeSet<AppName> {
+    pub fn due(&self, snapshot: &Snapshot, now: Now) -> BTreeSet<AppName> {
         if self.all {
             return snapshot.apps.keys().cloned().collect();
         }
-        let timed = self.look_again.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name);
-        self.dirty.iter().chain(timed).cloned().collect()
+        let timed = self.look_again.iter().filter(|(_, at)| **at <= now.clock).map(|(name, _)| name);
+        let mut due: BTreeSet<AppName> = self.dirty.iter().chain(timed).cloned().collect();
+        if !due.is_empty() {
+            // Room may have come free with any of them.
+            due.extend(self.hungry.iter().cloned());
+        }
+        due
     }
 
     /// Takes note of a plan that was made.
@@ -117,17 +122,8 @@ impl Agenda {
         self.look_again.values().min().copied()
     }
 
-    /// Lets the memory take note of what is due, and says which apps are to be planned.
-    pub fn observe(&mut self, snapshot: &Snapshot, memory: &mut Memory, now: Now) -> BTreeSet<AppName> {
+    /// Lets the memory take note of the hosts.
+    pub fn observe_hosts(&mut self, snapshot: &Snapshot, memory: &mut Memory, now: Now) {
         self.all |= memory.observe_hosts(snapshot, now);
-        let mut apps = self.due(snapshot, now.clock);
-        if !apps.is_empty() {
-            // Room may have come free with any of them.
-            apps.extend(self.hungry.iter().cloned());
-        }
-        for app in &apps {
-            memory.observe_app(snapshot, app, now);
-        }
-        apps
     }
 }

@@ -96,9 +96,9 @@ mod placement {
 
     #[test]
     fn what_is_too_much_for_one_plan_is_placed_by_the_next() {
-        let mut world = World::new().hosts(60).app("a").released("web").scaled("web", 5_500);
+        let mut world = World::new().hosts(90).app("a").released("web").scaled("web", 8_500);
         let plan = world.plan();
-        assert_eq!(plan.steps.len(), 5_000);
+        assert_eq!(plan.steps.len(), 8_000);
         assert_eq!(plan.look_again.get(&world.name("a")), Some(&world.now.clock));
         assert!(plan.hungry.is_empty());
     }

@@ -20,7 +20,7 @@ use visor::{
 
 use super::{
     agenda::Agenda,
-    facts::Facts,
+    facts::{Facts, Reader},
     fixture::{World, told},
     memory::Memory,
     plan::{Act, Plan, Step, plan, plan_apps},
@@ -231,8 +231,14 @@ impl Day {
         self.agenda.note(&changes, snapshot, &self.noted);
         self.tally.note(&changes, snapshot);
         prop_assert_eq!(&self.tally, &Tally::of(snapshot), "the tally differs from one made anew");
-        let due = self.agenda.observe(snapshot, &mut self.noted, now);
-        let some = plan_apps(snapshot, &self.tally, &self.noted, &due, now);
+        self.agenda.observe_hosts(snapshot, &mut self.noted, now);
+        let due = self.agenda.due(snapshot, now);
+        let instances = Reader::of(snapshot).apps(&due);
+        for app in &due {
+            let instances = instances.get(app).map_or(&[][..], Vec::as_slice);
+            self.noted.observe_app(snapshot, app, instances, now);
+        }
+        let some = plan_apps(snapshot, &self.tally, &self.noted, &instances, now);
         self.agenda.planned(&due, &some);
         self.world.memory.observe(snapshot, now);
         let all = plan(snapshot, &self.world.memory, now);
@@ -258,8 +264,8 @@ impl Day {
                 let released = view.releases[&release].status == ReleaseStatus::Released;
                 facts.runs() && facts.desired() == Desired::Run && (release == head || (released && !beside))
             };
-            let all = view.instances.iter().map(|(id, row)| Facts::of(&self.world.snapshot, *id, row));
-            (name.clone(), all.filter(serves).count())
+            let all = Reader::of(&self.world.snapshot).instances(name);
+            (name.clone(), all.iter().filter(|facts| serves(facts)).count())
         };
         self.world.snapshot.apps.iter().map(of).collect()
     }
@@ -284,11 +290,10 @@ impl Day {
             let wanted = super::wanted::Wanted::of(view).of_proc(&self.world.proc("web"));
             let formation = view.formation.values().next().expect("it was scaled");
             let mut there: BTreeMap<ReleaseId, u32> = BTreeMap::new();
-            for (id, row) in &view.instances {
-                let facts = Facts::of(&self.world.snapshot, *id, row);
-                let replaced = formation.replace_before.is_some_and(|b| *id < b) || facts.host_drains;
+            for facts in Reader::of(&self.world.snapshot).instances(name) {
+                let replaced = formation.replace_before.is_some_and(|b| facts.id < b) || facts.host_drains;
                 if facts.desired() == Desired::Run && !facts.is_over() && !replaced {
-                    *there.entry(row.release).or_default() += 1;
+                    *there.entry(facts.row.release).or_default() += 1;
                 }
             }
             for (release, there) in there {
@@ -389,10 +394,9 @@ impl Day {
         for (name, view) in &self.world.snapshot.apps {
             let wanted = view.wanted(&self.world.proc("web"));
             let mut there: BTreeMap<ReleaseId, u32> = BTreeMap::new();
-            for (id, row) in &view.instances {
-                let facts = Facts::of(&self.world.snapshot, *id, row);
-                prop_assert!(facts.runs(), "{name}: {id} is {:?}", facts.state());
-                *there.entry(row.release).or_default() += 1;
+            for facts in Reader::of(&self.world.snapshot).instances(name) {
+                prop_assert!(facts.runs(), "{name}: {} is {:?}", facts.id, facts.state());
+                *there.entry(facts.row.release).or_default() += 1;
             }
             prop_assert_eq!(&there, &wanted, "{}", name);
             prop_assert!(view.pending.is_empty() && view.trial.is_none(), "{:?}", view.pending);

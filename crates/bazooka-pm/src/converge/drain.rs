@@ -20,7 +20,7 @@ use super::{
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// Begins an instance's end.
-pub(super) fn remove(context: Context<'_>, facts: &Facts<'_>, reason: &str, draft: &mut Draft<'_>) {
+pub(super) fn remove(context: Context<'_>, facts: &Facts<'_>, reason: &str, draft: &mut Draft) {
     let to = if facts.runs() && has_proxies(context) { Desired::Drain } else { Desired::Stop };
     draft.act(Act::Advance { id: facts.id, to }, reason);
 }
@@ -28,7 +28,7 @@ pub(super) fn remove(context: Context<'_>, facts: &Facts<'_>, reason: &str, draf
 /// Takes the next step of an instance's end, if it has begun; or says that it is lost.
 ///
 /// One that has ended though it was meant to run is judged with the rest of its release if that is `wanted`.
-pub(super) fn go_on(context: Context<'_>, facts: &Facts<'_>, wanted: bool, draft: &mut Draft<'_>) {
+pub(super) fn go_on(context: Context<'_>, facts: &Facts<'_>, wanted: bool, draft: &mut Draft) {
     let (id, now) = (facts.id, context.now.clock);
     if facts.unreadable {
         return;
@@ -64,7 +64,7 @@ pub(super) fn go_on(context: Context<'_>, facts: &Facts<'_>, wanted: bool, draft
     }
 }
 
-fn lose(context: Context<'_>, facts: &Facts<'_>, draft: &mut Draft<'_>) {
+fn lose(context: Context<'_>, facts: &Facts<'_>, draft: &mut Draft) {
     match context.hosts.lost_at(&facts.row.host) {
         Some(at) if at <= context.now.clock => {
             let reason = format!("host {} is lost", facts.row.host);

@@ -1,13 +1,21 @@
 //! What is known of each instance, put together from its rows.
 //!
-//! Owns the reading of one instance; decides nothing about it.
+//! Owns the reading of instances; decides nothing about them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasherDefault, DefaultHasher},
+};
 
 use visor::{
     keys::Key,
-    names::{InstanceId, ProcName},
+    names::{AppName, HostName, InstanceId},
     schema::{Assignment, Desired, Instance, State, Status},
-    snapshot::{AppView, Snapshot, Versioned},
+    snapshot::{HostView, Snapshot, Versioned},
 };
+
+/// The instances of some apps, each app's by id.
+pub type Instances<'a> = BTreeMap<&'a AppName, Vec<Facts<'a>>>;
 
 /// An instance as the image shows it.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +24,8 @@ pub struct Facts<'a> {
     pub id: InstanceId,
     /// Where it was placed.
     pub row: &'a Versioned<Instance>,
+    /// Its host's place among those of the image; none if nothing of the host is there.
+    pub host_at: Option<usize>,
     /// What it is meant to do.
     pub assigned: Option<&'a Versioned<Assignment>>,
     /// What its host says of it.
@@ -28,17 +38,43 @@ pub struct Facts<'a> {
     pub unreadable: bool,
 }
 
-impl<'a> Facts<'a> {
-    /// Reads one instance of an app.
-    pub fn of(snapshot: &'a Snapshot, id: InstanceId, row: &'a Versioned<Instance>) -> Self {
-        let host = snapshot.hosts.get(&row.host);
+/// An image of which instances are read by the thousand: their hosts are found without a search.
+pub struct Reader<'a> {
+    snapshot: &'a Snapshot,
+    hosts: HashMap<&'a HostName, (usize, &'a HostView), BuildHasherDefault<DefaultHasher>>,
+}
+
+impl<'a> Reader<'a> {
+    /// Of an image.
+    pub fn of(snapshot: &'a Snapshot) -> Self {
+        let hosts = snapshot.hosts.iter().enumerate().map(|(at, (name, view))| (name, (at, view)));
+        Reader { snapshot, hosts: hosts.collect() }
+    }
+
+    /// Every instance of an app, by id; none if there is no such app.
+    pub fn instances(&self, app: &AppName) -> Vec<Facts<'a>> {
+        let Some(view) = self.snapshot.apps.get(app) else { return Vec::new() };
+        view.instances.iter().map(|(id, row)| self.read(*id, row)).collect()
+    }
+
+    /// Every instance of these apps.
+    pub fn apps<'n>(&self, apps: impl IntoIterator<Item = &'n AppName>) -> Instances<'a> {
+        let there = apps.into_iter().filter_map(|app| self.snapshot.apps.get_key_value(app));
+        there.map(|(app, _)| (app, self.instances(app))).collect()
+    }
+
+    fn read(&self, id: InstanceId, row: &'a Versioned<Instance>) -> Facts<'a> {
+        let snapshot = self.snapshot;
+        let name = &row.host;
+        let found = self.hosts.get(name);
+        let host = found.map(|(_, view)| *view);
         let lost_to_us = |key: Key| snapshot.unreadable.contains_key(&key.to_string());
         // Hardly ever is anything unreadable; spelling keys for each instance would cost more than planning.
         let doubtful = !snapshot.unreadable.is_empty();
-        let name = &row.host;
         Facts {
             id,
             row,
+            host_at: found.map(|(at, _)| *at),
             assigned: host.and_then(|host| host.assigned.get(&id)),
             status: host.and_then(|host| host.status.get(&id)),
             host_here: host.is_some_and(|host| host.host.is_some())
@@ -48,18 +84,9 @@ impl<'a> Facts<'a> {
                 && (lost_to_us(Key::Assigned(name.clone(), id)) || lost_to_us(Key::Status(name.clone(), id))),
         }
     }
+}
 
-    /// Every instance of an app, by id.
-    pub fn of_app(snapshot: &'a Snapshot, view: &'a AppView) -> Vec<Self> {
-        view.instances.iter().map(|(id, row)| Facts::of(snapshot, *id, row)).collect()
-    }
-
-    /// Every instance of a proc, by id.
-    pub fn of_proc(snapshot: &'a Snapshot, view: &'a AppView, proc: &ProcName) -> Vec<Self> {
-        let of_proc = view.instances.iter().filter(|(_, row)| row.proc == *proc);
-        of_proc.map(|(id, row)| Facts::of(snapshot, *id, row)).collect()
-    }
-
+impl Facts<'_> {
     /// What it is meant to do; without an assignment its host ends it.
     pub fn desired(&self) -> Desired {
         match self.assigned {

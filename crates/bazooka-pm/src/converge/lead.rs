@@ -36,6 +36,7 @@ use visor::{
 use super::{
     agenda::Agenda,
     apply::{Applied, apply},
+    facts::{Instances, Reader},
     memory::{Memory, Now},
     metrics::ConvergerMetrics,
     plan::{Plan, plan_apps},
@@ -197,9 +198,10 @@ impl Lead {
         if self.reign.is_none() {
             self.campaign(now).await?;
         }
-        // Those that wait remember too, so that they can take over knowing what they saw.
-        let apps = self.observe(now);
+        self.agenda.observe_hosts(self.mirror.image(), &mut self.memory, now);
         let Some(reign) = self.reign else {
+            // Those that wait remember too, so that they can take over knowing what they saw.
+            observe_apps(self.mirror.image(), &self.agenda, &mut self.memory, now);
             // Whoever is elected looks at everything.
             self.agenda = Agenda::default();
             return Ok(());
@@ -212,10 +214,10 @@ impl Lead {
         }
         self.say_frozen(reign, now).await?;
         self.end_word(reign).await?;
-        if self.doubtful || apps.is_empty() {
+        if self.doubtful {
             return Ok(());
         }
-        self.converge(reign, apps, now).await
+        self.converge(reign, now).await
     }
 
     /// Takes the election if nobody holds it.
@@ -244,11 +246,6 @@ impl Lead {
             None => self.retry_at = Some(now.clock + LONGEST_PAUSE),
         }
         Ok(())
-    }
-
-    /// Takes note of what changed, and says which apps are to be planned.
-    fn observe(&mut self, now: Now) -> BTreeSet<AppName> {
-        self.agenda.observe(self.mirror.image(), &mut self.memory, now)
     }
 
     /// Ends the doubt about writes whose reply was lost.
@@ -308,11 +305,15 @@ impl Lead {
         Ok(())
     }
 
-    /// Plans these apps and carries the plan out.
-    async fn converge(&mut self, reign: Reign, apps: BTreeSet<AppName>, now: Now) -> Result<(), VisorError> {
-        let snapshot = self.mirror.image();
+    /// Plans the apps that are due and carries the plan out.
+    async fn converge(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
         let began = Instant::now();
-        let plan = plan_apps(snapshot, &self.tally, &self.memory, &apps, now);
+        let snapshot = self.mirror.image();
+        let (apps, instances) = observe_apps(snapshot, &self.agenda, &mut self.memory, now);
+        if apps.is_empty() {
+            return Ok(());
+        }
+        let plan = plan_apps(snapshot, &self.tally, &self.memory, &instances, now);
         let kinds: Vec<&'static str> = plan.steps.iter().map(|step| step.act.kind()).collect();
         self.metrics.planned(began.elapsed(), kinds.iter());
         let pending: usize = snapshot.apps.values().map(|view| view.pending.len()).sum();
@@ -359,6 +360,25 @@ impl Lead {
         self.blocked.extend(plan.blocked.clone());
         self.metrics.blocked_apps.set(i64::try_from(self.blocked.len()).unwrap_or(i64::MAX));
     }
+}
+
+/// Lets the memory take note of the apps that are due, and returns them with their instances.
+fn observe_apps<'a>(
+    snapshot: &'a Snapshot,
+    agenda: &Agenda,
+    memory: &mut Memory,
+    now: Now,
+) -> (BTreeSet<AppName>, Instances<'a>) {
+    let apps = agenda.due(snapshot, now);
+    if apps.is_empty() {
+        return Default::default();
+    }
+    let instances = Reader::of(snapshot).apps(&apps);
+    for app in &apps {
+        let of_app = instances.get(app).map_or(&[][..], Vec::as_slice);
+        memory.observe_app(snapshot, app, of_app, now);
+    }
+    (apps, instances)
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -16,6 +16,8 @@ use visor::{
     transitions::releases::concerned,
 };
 
+#[cfg(test)]
+use super::facts::Reader;
 use super::{facts::Facts, hosts::Hosts, wanted::Wanted};
 
 /// How long failures are remembered: replacements avoid those hosts, and come more slowly.
@@ -116,20 +118,21 @@ impl Memory {
         self.hosts.observe(snapshot, now.clock)
     }
 
-    /// Takes note of what the image shows of one app.
-    pub fn observe_app(&mut self, snapshot: &Snapshot, name: &AppName, now: Now) {
+    /// Takes note of what the image shows of one app, with all of its instances.
+    pub fn observe_app(&mut self, snapshot: &Snapshot, name: &AppName, instances: &[Facts<'_>], now: Now) {
         match snapshot.apps.get(name) {
-            Some(view) => self.apps.entry(name.clone()).or_default().observe(snapshot, view, now),
+            Some(view) => self.apps.entry(name.clone()).or_default().observe(view, instances, now),
             None => drop(self.apps.remove(name)),
         }
     }
 
     /// Takes note of everything.
+    #[cfg(test)]
     pub fn observe(&mut self, snapshot: &Snapshot, now: Now) {
         self.observe_hosts(snapshot, now);
         self.apps.retain(|name, _| snapshot.apps.contains_key(name));
-        for name in snapshot.apps.keys() {
-            self.observe_app(snapshot, name, now);
+        for (name, instances) in Reader::of(snapshot).apps(snapshot.apps.keys()) {
+            self.observe_app(snapshot, name, &instances, now);
         }
     }
 
@@ -140,13 +143,12 @@ impl Memory {
 }
 
 impl AppMemory {
-    fn observe(&mut self, snapshot: &Snapshot, view: &AppView, now: Now) {
+    fn observe(&mut self, view: &AppView, instances: &[Facts<'_>], now: Now) {
         let there = |id: &InstanceId| view.instances.contains_key(id);
         self.healthy.retain(|id, _| there(id));
         self.draining.retain(|id, _| there(id));
         self.failures.retain(|_, failure| now.clock.duration_since(failure.at) <= REMEMBER_FAILURES);
         self.starts.retain(|_, start| now.clock.duration_since(start.at) <= START_WINDOW);
-        let instances = Facts::of_app(snapshot, view);
         instances.iter().for_each(|facts| self.observe_instance(facts, now));
         for ((proc, id), ended) in &view.history {
             if let Some(status) = ended.status.as_ref().filter(|status| status.state == State::Failed)
@@ -157,9 +159,9 @@ impl AppMemory {
                 self.failures.insert(*id, failure(proc, release, host, status, at));
             }
         }
-        self.observe_trial(snapshot, view, now);
+        self.observe_trial(view, instances, now);
         let wanted = Wanted::of(view);
-        let short = wanted.short(&instances);
+        let short = wanted.short(instances);
         self.short.retain(|(proc, release), _| short.contains(&(proc, *release)));
         for (proc, release) in short {
             self.short.entry((proc.clone(), release)).or_insert(now.clock);
@@ -194,7 +196,7 @@ impl AppMemory {
         }
     }
 
-    fn observe_trial(&mut self, snapshot: &Snapshot, view: &AppView, now: Now) {
+    fn observe_trial(&mut self, view: &AppView, instances: &[Facts<'_>], now: Now) {
         let Some(trial) = &view.trial else {
             self.trial = None;
             return;
@@ -205,21 +207,20 @@ impl AppMemory {
         let release = view.releases.get(&trial.release);
         let trying = release.filter(|release| release.status == ReleaseStatus::Trying);
         let procs = trying.map_or_else(Vec::new, |release| concerned(view, release));
-        let excused = procs.into_iter().filter(|proc| self.was_failing(snapshot, view, proc, now)).cloned();
+        let excused = procs.into_iter().filter(|proc| self.was_failing(view, instances, proc, now)).cloned();
         self.trial =
             Some(TrialMemory { release: trial.release, begun: now.clock, excused: excused.collect() });
     }
 
     /// Whether head has instances of a proc and each of them crashes.
-    fn was_failing(&self, snapshot: &Snapshot, view: &AppView, proc: &ProcName, now: Now) -> bool {
+    fn was_failing(&self, view: &AppView, instances: &[Facts<'_>], proc: &ProcName, now: Now) -> bool {
         let Some(head) = &view.head else { return false };
-        let mut old = Facts::of_proc(snapshot, view, proc)
-            .into_iter()
-            .filter(|facts| facts.row.release == head.release && facts.desired() == Desired::Run)
-            .peekable();
+        let of_head = |facts: &&Facts<'_>| facts.row.proc == *proc && facts.row.release == head.release;
+        let mut old =
+            instances.iter().filter(of_head).filter(|facts| facts.desired() == Desired::Run).peekable();
         let steady = |facts: &Facts<'_>| self.is_ready(facts.id, Duration::from_secs(1), now);
         let crashed = |facts: &Facts<'_>| facts.status.is_some_and(|status| status.restarts > 0);
-        old.peek().is_some() && old.all(|facts| facts.ails() || (crashed(&facts) && !steady(&facts)))
+        old.peek().is_some() && old.all(|facts| facts.ails() || (crashed(facts) && !steady(facts)))
     }
 
     /// When an instance will have been healthy for `min_ready`; none unless it is healthy now.

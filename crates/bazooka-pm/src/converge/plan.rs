@@ -18,7 +18,7 @@ use visor::{
 };
 
 use super::{
-    facts::Facts,
+    facts::{Facts, Instances, Reader},
     memory::{AppMemory, Memory, Now},
     room::{Place, Room, Seeker},
     service,
@@ -161,23 +161,32 @@ pub(super) struct Context<'a> {
     pub snapshot: &'a Snapshot,
     pub name: &'a AppName,
     pub view: &'a AppView,
+    /// The app's, by id.
+    pub instances: &'a [Facts<'a>],
     pub memory: &'a AppMemory,
     pub hosts: &'a super::hosts::Hosts,
     pub now: Now,
 }
 
+impl<'a> Context<'a> {
+    /// The instances of a proc, by id.
+    pub fn of_proc(&self, proc: &ProcName) -> impl Iterator<Item = Facts<'a>> {
+        self.instances.iter().filter(move |facts| facts.row.proc == *proc).copied()
+    }
+}
+
 /// What an app's own plan comes to, before room is given out.
 #[derive(Default)]
-pub(super) struct Draft<'a> {
+pub(super) struct Draft {
     pub acts: Vec<(Act, String)>,
     pub demands: Vec<Demand>,
-    /// Where the instances of each proc are that will stay.
-    pub spread: BTreeMap<ProcName, Vec<&'a HostName>>,
+    /// Where the instances of each proc are that will stay: the place of each one's host in the image.
+    pub spread: BTreeMap<ProcName, Vec<usize>>,
     pub hindrances: BTreeMap<ProcName, Hindrance>,
     pub look_again: Option<Instant>,
 }
 
-impl Draft<'_> {
+impl Draft {
     pub fn act(&mut self, act: Act, reason: impl Into<String>) {
         self.acts.push((act, reason.into()));
     }
@@ -189,28 +198,30 @@ impl Draft<'_> {
 
 /// Plans every app.
 pub fn plan(snapshot: &Snapshot, memory: &Memory, now: Now) -> Plan {
-    plan_apps(snapshot, &Tally::of(snapshot), memory, snapshot.apps.keys(), now)
+    let instances = Reader::of(snapshot).apps(snapshot.apps.keys());
+    plan_apps(snapshot, &Tally::of(snapshot), memory, &instances, now)
 }
 
-/// Plans some apps. The tally is that of the snapshot.
-pub fn plan_apps<'a>(
+/// Plans some apps, whose instances are given. These, and the tally, are those of the snapshot.
+pub fn plan_apps(
     snapshot: &Snapshot,
     tally: &Tally,
     memory: &Memory,
-    apps: impl IntoIterator<Item = &'a AppName>,
+    apps: &Instances<'_>,
     now: Now,
 ) -> Plan {
     let mut plan = Plan::default();
     let mut drafts = BTreeMap::new();
     let nothing = AppMemory::default();
-    for name in apps {
-        let Some((name, view)) = snapshot.apps.get_key_value(name) else { continue };
+    for (name, instances) in apps {
+        let Some((name, view)) = snapshot.apps.get_key_value(*name) else { continue };
         if let Some(why) = unsound(snapshot, name, view) {
             plan.blocked.insert(name.clone(), why);
             continue;
         }
         let memory_of = memory.apps.get(name).unwrap_or(&nothing);
-        let context = Context { snapshot, name, view, memory: memory_of, hosts: &memory.hosts, now };
+        let hosts = &memory.hosts;
+        let context = Context { snapshot, name, view, instances, memory: memory_of, hosts, now };
         drafts.insert(name, plan_app(context));
     }
     give_room(snapshot, tally, &mut drafts, &mut plan, now);
@@ -224,12 +235,12 @@ pub fn plan_apps<'a>(
 }
 
 /// Plans one app, up to where its new instances are placed.
-fn plan_app(context: Context<'_>) -> Draft<'_> {
+fn plan_app(context: Context<'_>) -> Draft {
     let mut draft = Draft::default();
     trial::plan(context, &mut draft);
     let wanted = Wanted::of(context.view);
     for proc in procs(context.view) {
-        let instances = Facts::of_proc(context.snapshot, context.view, proc);
+        let instances: Vec<_> = context.of_proc(proc).collect();
         service::plan(context, proc, &wanted.of_proc(proc), &instances, &mut draft);
         trim_history(context.view, proc, &mut draft);
     }
@@ -245,13 +256,13 @@ fn plan_app(context: Context<'_>) -> Draft<'_> {
 
 /// How many instances one plan places at most. Its transactions take about half a second then, and what
 /// else has happened meanwhile is seen before the next.
-const PLACED_AT_ONCE: usize = 5_000;
+const PLACED_AT_ONCE: usize = 8_000;
 
 /// Gives room to what looks for it, over all apps.
 fn give_room<'a>(
     snapshot: &'a Snapshot,
     tally: &Tally,
-    drafts: &mut BTreeMap<&'a AppName, Draft<'_>>,
+    drafts: &mut BTreeMap<&'a AppName, Draft>,
     plan: &mut Plan,
     now: Now,
 ) {
@@ -329,7 +340,7 @@ fn no_room(refusals: &BTreeMap<HostName, String>) -> String {
 }
 
 /// Writes down what is in each service's way, where that has changed.
-fn say_hindrances(view: &AppView, draft: &mut Draft<'_>) {
+fn say_hindrances(view: &AppView, draft: &mut Draft) {
     let destroying = view.app.as_ref().is_none_or(|app| app.destroying);
     let mut said = std::mem::take(&mut draft.hindrances);
     if destroying {
@@ -348,7 +359,7 @@ fn say_hindrances(view: &AppView, draft: &mut Draft<'_>) {
 }
 
 /// Sees to it that the stories of ended instances stay few, also after many have ended at once.
-fn trim_history(view: &AppView, proc: &ProcName, draft: &mut Draft<'_>) {
+fn trim_history(view: &AppView, proc: &ProcName, draft: &mut Draft) {
     /// Deletes go in small pieces.
     const MOST: usize = 50;
     let mut kept: Vec<InstanceId> =

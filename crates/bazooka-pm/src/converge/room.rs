@@ -3,14 +3,14 @@
 //! Owns the reckoning of slots and memory over all hosts, and the order among those that can take an
 //! instance: avoid where it failed lately, spread over zones, then hosts, then fill the emptiest.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use visor::{
     capacity::{Used, reckoned},
     keys::Key,
     names::{AppName, HostName, ProcName, ZoneName},
-    schema::{Capacity, Limits},
-    snapshot::Snapshot,
+    schema::{Host, Limits},
+    snapshot::{Snapshot, Versioned},
     store::Revision,
 };
 
@@ -18,24 +18,34 @@ use super::tally::Tally;
 
 /// What each host has left, as instances are placed one after the other.
 ///
-/// A search looks at each host once, in rows that lie side by side: with a thousand hosts it takes a few
-/// microseconds, which no order that had to be kept true would better.
+/// A search looks at each host once, in rows that lie side by side: with a thousand hosts it takes a microsecond or
+/// two, which no order that had to be kept true would better.
 #[derive(Clone, Debug)]
 pub struct Room<'a> {
-    /// By name.
+    /// Each host of the image, in its order.
+    left: Vec<Left>,
+    /// The same hosts.
     hosts: Vec<HostRoom<'a>>,
     zones: usize,
     services: BTreeMap<&'a AppName, BTreeMap<ProcName, Spread>>,
 }
 
+/// What a host has left: all that a search looks at.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    memory_bytes: u64,
+    /// None where nothing at all is placed.
+    slots: u32,
+    zone: u32,
+}
+
 #[derive(Clone, Debug)]
 struct HostRoom<'a> {
     name: &'a HostName,
-    created_at: Revision,
-    zone: usize,
+    /// Its registration, if there is one.
+    host: Option<&'a Versioned<Host>>,
     /// Why nothing at all is placed there.
     closed: Option<&'static str>,
-    capacity: &'a Capacity,
     used: Used,
 }
 
@@ -71,12 +81,11 @@ pub struct Seeker<'a, 'd> {
 }
 
 impl<'a> Room<'a> {
-    /// What is left on each host of an image.
+    /// What is left on each host of an image. The tally is of the same image.
     pub fn of(snapshot: &'a Snapshot, tally: &Tally) -> Self {
-        let mut hosts = Vec::new();
-        let mut zones: BTreeMap<&ZoneName, usize> = BTreeMap::new();
+        let (mut left, mut hosts) = (Vec::new(), Vec::new());
+        let mut zones: BTreeMap<&ZoneName, u32> = BTreeMap::new();
         for (name, view) in &snapshot.hosts {
-            let Some(host) = &view.host else { continue };
             let meta_unreadable = !snapshot.unreadable.is_empty()
                 && snapshot.unreadable.contains_key(&Key::HostMeta(name.clone()).to_string());
             let meta = view.meta.as_ref();
@@ -89,26 +98,29 @@ impl<'a> Room<'a> {
             } else {
                 None
             };
-            let next = zones.len();
-            hosts.push(HostRoom {
-                name,
-                created_at: host.create_revision,
-                zone: *zones.entry(&host.zone).or_insert(next),
-                closed,
-                capacity: &host.capacity,
-                used: tally.used(name),
+            let used = tally.used(name);
+            left.push(match &view.host {
+                Some(host) => {
+                    let next = u32::try_from(zones.len()).unwrap_or(u32::MAX);
+                    let slots = host.capacity.instances.saturating_sub(used.instances);
+                    Left {
+                        memory_bytes: host.capacity.memory_bytes.saturating_sub(used.memory_bytes),
+                        slots: if closed.is_some() { 0 } else { slots },
+                        zone: *zones.entry(&host.zone).or_insert(next),
+                    }
+                }
+                None => Left { memory_bytes: 0, slots: 0, zone: 0 },
             });
+            hosts.push(HostRoom { name, host: view.host.as_ref(), closed, used });
         }
-        Room { zones: zones.len(), hosts, services: BTreeMap::new() }
+        Room { left, hosts, zones: zones.len(), services: BTreeMap::new() }
     }
 
-    /// Says where instances of a service are that will stay.
-    pub fn spread(&mut self, app: &'a AppName, proc: &ProcName, at: &[&HostName]) {
+    /// Says where instances of a service are that will stay: the places of their hosts in the image.
+    pub fn spread(&mut self, app: &'a AppName, proc: &ProcName, at: &[usize]) {
         let mut spread = Spread::nowhere(self.hosts.len(), self.zones);
-        for name in at {
-            if let Ok(index) = self.hosts.binary_search_by(|room| room.name.cmp(name)) {
-                spread.add(index, self.hosts[index].zone);
-            }
+        for at in at.iter().filter(|at| self.hosts[**at].host.is_some()) {
+            spread.add(*at, self.left[*at].zone);
         }
         self.services.entry(app).or_default().insert(proc.clone(), spread);
     }
@@ -124,27 +136,26 @@ impl<'a> Room<'a> {
         }
         let spread = services.get_mut(seeker.proc).expect("it was put there");
         let need = reckoned(seeker.limits);
-        let open = self.hosts.iter().enumerate().filter(|(_, room)| {
-            room.can_take(need) && (seeker.refuse.is_empty() || !seeker.refuse.contains_key(room.name))
-        });
-        let best = open.min_by_key(|(index, room)| {
-            (
-                !seeker.avoid.is_empty() && seeker.avoid.contains_key(room.name),
-                spread.in_zone[room.zone],
-                spread.at[*index],
-                Reverse(room.free_memory()),
-                Reverse(room.free_slots()),
-            )
-        });
-        let Some((index, _)) = best else { return Err(self.refusals(seeker, need)) };
-        let room = &mut self.hosts[index];
-        spread.add(index, room.zone);
-        room.used.take(need);
-        Ok(Place { created_at: room.created_at, host: room.name.clone() })
+        let hosts = &self.hosts;
+        let among = |names: &BTreeMap<HostName, String>, at: usize| {
+            !names.is_empty() && names.contains_key(hosts[at].name)
+        };
+        let open = |at: usize| !among(seeker.refuse, at);
+        let liked = spread.best(&self.left, need, |at| open(at) && !among(seeker.avoid, at));
+        let best = liked.or_else(|| spread.best(&self.left, need, open));
+        let taken = best.and_then(|at| Some((at, self.hosts[at].host?)));
+        let Some((at, host)) = taken else { return Err(self.refusals(seeker, need)) };
+        let left = &mut self.left[at];
+        spread.add(at, left.zone);
+        left.slots -= 1;
+        left.memory_bytes -= need;
+        self.hosts[at].used.take(need);
+        Ok(Place { created_at: host.create_revision, host: self.hosts[at].name.clone() })
     }
 
     fn refusals(&self, seeker: &Seeker<'_, '_>, need: u64) -> BTreeMap<HostName, String> {
         let refusals = self.hosts.iter().filter_map(|room| {
+            room.host?;
             let why = room.refusal(need).or_else(|| seeker.refuse.get(room.name).cloned())?;
             Some((room.name.clone(), why))
         });
@@ -157,37 +168,42 @@ impl Spread {
         Spread { at: vec![0; hosts], in_zone: vec![0; zones] }
     }
 
-    fn add(&mut self, host: usize, zone: usize) {
+    /// The best host for one more, among those that can take it and are `open`.
+    ///
+    /// It is asked for each instance that is placed. One number is compared for each host, since the order among
+    /// hosts is no more predictable to the machine than it looks.
+    fn best(&self, left: &[Left], need: u64, open: impl Fn(usize) -> bool) -> Option<usize> {
+        let (mut best, mut slots, mut best_at) = (u128::MAX, 0, None);
+        for (at, (left, there)) in left.iter().zip(&self.at).enumerate() {
+            if left.slots == 0 || left.memory_bytes < need || !open(at) {
+                continue;
+            }
+            let crowd = u128::from(self.in_zone[left.zone as usize]) << 96 | u128::from(*there) << 64;
+            let rank = crowd | u128::from(u64::MAX - left.memory_bytes);
+            if rank < best || (rank == best && left.slots > slots) {
+                (best, slots, best_at) = (rank, left.slots, Some(at));
+            }
+        }
+        best_at
+    }
+
+    fn add(&mut self, host: usize, zone: u32) {
         self.at[host] += 1;
-        self.in_zone[zone] += 1;
+        self.in_zone[zone as usize] += 1;
     }
 }
 
 impl HostRoom<'_> {
-    fn free_memory(&self) -> u64 {
-        self.capacity.memory_bytes.saturating_sub(self.used.memory_bytes)
-    }
-
-    fn free_slots(&self) -> u32 {
-        self.capacity.instances.saturating_sub(self.used.instances)
-    }
-
-    fn can_take(&self, need: u64) -> bool {
-        self.closed.is_none() && self.free_slots() > 0 && self.free_memory() >= need
-    }
-
-    /// Why it can't take it, if it can't.
+    /// Why it can't take it, if it is registered and can't.
     fn refusal(&self, need: u64) -> Option<String> {
+        let capacity = &self.host?.capacity;
         if let Some(why) = self.closed {
             return Some(why.to_owned());
         }
-        if self.free_slots() == 0 {
-            return Some(format!(
-                "is full: {} of {} instances",
-                self.used.instances, self.capacity.instances
-            ));
+        if self.used.instances >= capacity.instances {
+            return Some(format!("is full: {} of {} instances", self.used.instances, capacity.instances));
         }
-        let free = self.free_memory();
+        let free = capacity.memory_bytes.saturating_sub(self.used.memory_bytes);
         (free < need).then(|| format!("{} MiB of memory are free, {} MiB are needed", free >> 20, need >> 20))
     }
 }

@@ -106,12 +106,12 @@ impl Group<'_> {
 }
 
 /// Plans one service.
-pub(super) fn plan<'a>(
-    context: Context<'a>,
+pub(super) fn plan(
+    context: Context<'_>,
     proc: &ProcName,
     wanted: &BTreeMap<ReleaseId, u32>,
-    instances: &[Facts<'a>],
-    draft: &mut Draft<'a>,
+    instances: &[Facts<'_>],
+    draft: &mut Draft,
 ) {
     let settings = Settings::of(context.view, proc);
     let head = context.view.head.as_ref().map(|head| head.release);
@@ -139,7 +139,7 @@ pub(super) fn plan<'a>(
         groups.values_mut().for_each(Group::hold);
     }
     let staying = groups.values().flat_map(|group| group.fresh.iter().chain(&group.held));
-    draft.spread.insert(proc.clone(), staying.map(|facts| &facts.row.host).collect());
+    draft.spread.insert(proc.clone(), staying.filter_map(|facts| facts.host_at).collect());
     for group in groups.into_values() {
         plan_group(context, proc, &settings, group, instances, draft);
     }
@@ -167,7 +167,7 @@ fn plan_group(
     settings: &Settings,
     mut group: Group<'_>,
     instances: &[Facts<'_>],
-    draft: &mut Draft<'_>,
+    draft: &mut Draft,
 ) {
     let count = usize::try_from(group.count).unwrap_or(usize::MAX);
     for facts in surplus(&mut group.fresh, count) {
@@ -252,7 +252,7 @@ fn demand(
     fresh: &[Facts<'_>],
     start: usize,
     missing: usize,
-    draft: &mut Draft<'_>,
+    draft: &mut Draft,
 ) {
     let failures = context.memory.failures_of(proc, release);
     let allowed = allowance(context, proc, release, &failures, draft);
@@ -301,7 +301,7 @@ fn allowance(
     proc: &ProcName,
     release: ReleaseId,
     failures: &[&Failure],
-    draft: &mut Draft<'_>,
+    draft: &mut Draft,
 ) -> usize {
     let own: Vec<_> =
         failures.iter().filter(|failure| matches!(failure.fault, Fault::App | Fault::OutOfMemory)).collect();
@@ -339,7 +339,7 @@ pub(super) fn avoided(failures: &[&Failure]) -> BTreeMap<HostName, String> {
 }
 
 /// The hosts where a release failed by the host's fault so lately that they aren't tried again yet.
-fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut Draft<'_>) -> BTreeMap<HostName, String> {
+fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut Draft) -> BTreeMap<HostName, String> {
     let mut by_host: BTreeMap<&HostName, (usize, &Failure)> = BTreeMap::new();
     for failure in failures.iter().filter(|f| matches!(f.fault, Fault::Host | Fault::NoPort)) {
         let (times, last) = by_host.entry(&failure.host).or_insert((0, failure));
@@ -364,7 +364,7 @@ fn retire(
     count: usize,
     ready: usize,
     group: &Group<'_>,
-    draft: &mut Draft<'_>,
+    draft: &mut Draft,
 ) {
     let unavailable = usize::try_from(settings.max_unavailable).unwrap_or(usize::MAX);
     let floor = count.saturating_sub(unavailable);
@@ -412,7 +412,7 @@ fn put_ended_away(
     proc: &ProcName,
     group: &Group<'_>,
     instances: &[Facts<'_>],
-    draft: &mut Draft<'_>,
+    draft: &mut Draft,
 ) -> usize {
     let mut judged = 0;
     let Some(release) = group.release else { return judged };

@@ -61,25 +61,46 @@ impl Tally {
     }
 
     fn put(&mut self, host: &HostName, id: InstanceId, bytes: Option<u64>) {
-        let Some(bytes) = bytes else {
-            if let Some(taken) = self.0.get_mut(host) {
-                taken.bytes -= u128::from(taken.by.remove(&id).unwrap_or(0));
-                if taken.by.is_empty() {
-                    self.0.remove(host);
-                }
-            }
-            return;
+        let taken = match (self.0.get_mut(host), bytes) {
+            (Some(taken), _) => taken,
+            (None, Some(_)) => self.0.entry(host.clone()).or_default(),
+            (None, None) => return,
         };
-        if !self.0.contains_key(host) {
-            self.0.insert(host.clone(), Taken::default());
-        }
-        if let Some(taken) = self.0.get_mut(host) {
-            let before = taken.by.insert(id, bytes).unwrap_or(0);
-            taken.bytes = taken.bytes - u128::from(before) + u128::from(bytes);
+        let before = match bytes {
+            Some(bytes) => taken.by.insert(id, bytes),
+            None => taken.by.remove(&id),
+        };
+        taken.bytes = taken.bytes - u128::from(before.unwrap_or(0)) + u128::from(bytes.unwrap_or(0));
+        if taken.by.is_empty() {
+            self.0.remove(host);
         }
     }
 }
 
 fn taken_by(view: &HostView, id: InstanceId) -> Option<u64> {
     taken(view.assigned.get(&id)?, view.status.get(&id).map(|status| &status.value))
+}
+
+#[cfg(test)]
+mod tests {
+    use visor::schema::State;
+
+    use super::*;
+    use crate::converge::fixture::World;
+
+    #[test]
+    fn what_has_ended_gives_its_room_back_and_takes_it_again_if_it_had_not() {
+        let mut world = World::new().hosts(1).app("a").released("web").scaled("web", 2);
+        world = world.settings("web", |proc| proc.run.limits.memory_limit_bytes = Some(u64::MAX));
+        world = world.running(1, "host1").running(2, "host1");
+        let host = world.host("host1");
+        let mut tally = Tally::of(&world.snapshot);
+        for state in [State::Exited, State::Running, State::Lost, State::Failed] {
+            world.say(1, state, |_| {});
+            let keys = vec![Key::Status(host.clone(), InstanceId(1)).to_string()];
+            tally.note(&Changes { keys, relisted: false }, &world.snapshot);
+            assert_eq!(tally.used(&host), Used::of(&world.snapshot.hosts[&host]), "{state:?}");
+            assert_eq!(tally, Tally::of(&world.snapshot), "{state:?}");
+        }
+    }
 }

@@ -52,7 +52,7 @@ enum Progress {
 }
 
 /// Plans the verdict on an app's trial, if there is one.
-pub(super) fn plan(context: Context<'_>, draft: &mut Draft<'_>) {
+pub(super) fn plan(context: Context<'_>, draft: &mut Draft) {
     let view = context.view;
     let on_trial = view.trial.as_ref().map(|trial| trial.release);
     let destroying = view.app.as_ref().is_some_and(|app| app.destroying);
@@ -70,12 +70,12 @@ pub(super) fn plan(context: Context<'_>, draft: &mut Draft<'_>) {
     }
 }
 
-fn fail(release: ReleaseId, cause: String, draft: &mut Draft<'_>) {
+fn fail(release: ReleaseId, cause: String, draft: &mut Draft) {
     let reason = cause.lines().next().unwrap_or_default().to_owned();
     draft.act(Act::Fail { release, cause }, reason);
 }
 
-fn judge(context: Context<'_>, release: ReleaseId, draft: &mut Draft<'_>) {
+fn judge(context: Context<'_>, release: ReleaseId, draft: &mut Draft) {
     let procs = concerned(context.view, &context.view.releases[&release]);
     let begun = context.memory.trial.as_ref().filter(|noted| noted.release == release);
     let begun = begun.map_or(context.now.clock, |noted| noted.begun);
@@ -116,7 +116,7 @@ fn overspent(context: Context<'_>, release: ReleaseId, procs: &[&ProcName]) -> O
     let tried: Vec<_> = procs
         .iter()
         .filter(counts)
-        .flat_map(|proc| Facts::of_proc(context.snapshot, context.view, proc))
+        .flat_map(|proc| context.of_proc(proc))
         .filter(|facts| facts.row.release == release && facts.desired() == Desired::Run)
         .collect();
     let restarts = |facts: &Facts<'_>| facts.status.map_or(0, |status| status.restarts);
@@ -133,8 +133,8 @@ fn progress(context: Context<'_>, release: ReleaseId, proc: &ProcName, begun: In
     let Context { view, memory, now, .. } = context;
     let excused = memory.trial.as_ref().is_some_and(|noted| noted.excused.contains(proc));
     let settings = Settings::of(view, proc);
-    let tried: Vec<_> = Facts::of_proc(context.snapshot, view, proc)
-        .into_iter()
+    let tried: Vec<_> = context
+        .of_proc(proc)
         .filter(|facts| facts.row.release == release && facts.desired() == Desired::Run)
         .collect();
     if tried.iter().any(|facts| memory.is_ready(facts.id, settings.min_ready, now)) {
