@@ -150,7 +150,8 @@ impl Visor {
         .await
     }
 
-    /// Asks for the replacement of a proc's instances: of one, or of all that there are now.
+    /// Asks for the replacement of a proc's instances: of one, or of all that there are now. What the converger is
+    /// placing in this moment has its id already, and is replaced too.
     ///
     /// Returns the ids that are to be replaced.
     ///

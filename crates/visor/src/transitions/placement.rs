@@ -171,7 +171,7 @@ impl Visor {
     /// As [`Visor::commit_all`].
     ///
     /// # Cancel safety
-    /// Dropping it leaves what has been carried out, and [`UNDER_WAY`] transactions in doubt at most.
+    /// Dropping it leaves what has been carried out, and a few transactions in doubt.
     pub async fn place(
         &self,
         reign: Reign,
