@@ -17,7 +17,7 @@ use crate::{
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
     schema::{SCHEMA_VERSION, Schema, Status},
     snapshot::{Snapshot, Versioned},
-    store::{Compare, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
+    store::{Compare, Entry, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
 };
 
 /// A change that the rules don't allow as things stand. Nothing was written.
@@ -251,18 +251,22 @@ impl Visor {
     /// # Errors
     /// The store's.
     pub async fn read(&self, scopes: Vec<Keys>) -> Result<Snapshot> {
+        let (entries, revision) = self.entries(scopes).await?;
+        let mut snapshot = Snapshot::default();
+        entries.iter().for_each(|entry| snapshot.put(entry));
+        snapshot.set_revision(revision);
+        Ok(snapshot)
+    }
+
+    /// The same, as it is stored.
+    pub(crate) async fn entries(&self, scopes: Vec<Keys>) -> Result<(Vec<Entry>, Revision)> {
         let txn = Txn { then: scopes.into_iter().map(Op::Get).collect(), ..Txn::default() };
         let reply = match self.store.txn(txn.clone()).await {
             // It only reads, so it is safe to repeat.
             Err(StoreError::OutcomeUnknown { .. }) => self.store.txn(txn).await?,
             other => other?,
         };
-        let mut snapshot = Snapshot::default();
-        for entry in reply.found.iter().flatten() {
-            snapshot.put(entry);
-        }
-        snapshot.set_revision(reply.revision);
-        Ok(snapshot)
+        Ok((reply.found.into_iter().flatten().collect(), reply.revision))
     }
 
     /// Reads one key.

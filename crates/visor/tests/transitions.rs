@@ -2,9 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use async_trait::async_trait;
 use futures::{FutureExt, future::join_all};
 use jiff::Timestamp;
 use proptest::{prelude::*, test_runner::TestCaseError};
@@ -14,7 +16,7 @@ use visor::{
     schema::*,
     snapshot::Snapshot,
     store::{
-        Event, Keys,
+        self, Event, Keys, LeaseId, Page, Revision, Store, StoreError, Txn, TxnReply, Watch,
         model::{Fate, ModelStore},
     },
     transitions::{
@@ -323,6 +325,12 @@ mod placements {
             let late =
                 visor.place(reign, vec![placement(&before, 1, 0)], None, now()).await.expect("answers");
             assert_eq!(late, [Placed::Unknown]);
+            let change = forgetting(&name("a"), &proc("web"), &[InstanceId(1)]);
+            let late = visor.commit_all(reign, vec![change.clone()]).await.expect("answers");
+            assert_eq!(late, [Outcome::Conflict]);
+            let reign = Reign { mod_revision: settled, ..reign };
+            let now_planned = visor.commit_all(reign, vec![change]).await.expect("answers");
+            assert!(matches!(now_planned[..], [Outcome::Done(_)]));
             let ids: BTreeSet<InstanceId> = view.apps[&name("a")].instances.keys().copied().collect();
             let next =
                 visor.place(reign, vec![placement(&view, 1, 0)], view.instance_counter.as_ref(), now());
@@ -397,7 +405,8 @@ mod placements {
             view = everything(&visor).await;
             let created_at = view.hosts[&host_name(1)].host.as_ref().map_or(0, |host| host.create_revision);
             let late = [(id, Status::new(State::Exited, now()))];
-            let said = visor.report(&host_name(1), created_at, &late).await.expect("answers");
+            let said =
+                visor.report(&host_name(1), created_at, &late, &mut BTreeMap::new()).await.expect("answers");
             assert_eq!(said, [false], "nothing is said of what has been put away");
             let app = &view.apps[&name("a")];
             assert!(app.instances.is_empty() && view.hosts[&host_name(1)].assigned.is_empty());
@@ -431,6 +440,75 @@ mod placements {
         assert!(everything(&visor).await.apps.is_empty());
     }
 
+    /// The way to a store on which the next write is held up: whoever sent it hears nothing.
+    struct HeldUp {
+        store: ModelStore,
+        next: Mutex<bool>,
+        held: Mutex<Option<Txn>>,
+    }
+
+    #[async_trait]
+    impl Store for HeldUp {
+        async fn txn(&self, txn: Txn) -> store::Result<TxnReply> {
+            if !txn.is_read_only() && std::mem::take(&mut *self.next.lock().expect("not poisoned")) {
+                *self.held.lock().expect("not poisoned") = Some(txn);
+                return Err(StoreError::OutcomeUnknown { detail: "no answer".into() });
+            }
+            self.store.txn(txn).await
+        }
+        async fn range(&self, keys: Keys, at: Option<Revision>) -> store::Result<Page> {
+            self.store.range(keys, at).await
+        }
+        async fn watch(&self, keys: Keys, from: Revision) -> store::Result<Box<dyn Watch>> {
+            self.store.watch(keys, from).await
+        }
+        async fn grant(&self, ttl: Duration) -> store::Result<LeaseId> {
+            self.store.grant(ttl).await
+        }
+        async fn keep_alive(&self, lease: LeaseId) -> store::Result<Duration> {
+            self.store.keep_alive(lease).await
+        }
+        async fn revoke(&self, lease: LeaseId) -> store::Result<()> {
+            self.store.revoke(lease).await
+        }
+        async fn compact(&self, revision: Revision) -> store::Result<()> {
+            self.store.compact(revision).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_that_was_held_up_does_not_undo_a_later_one() {
+        // Of an instance of which nothing had been said before, and of one of which something had.
+        for before in [None, Some(State::Claimed)] {
+            let (store, setup, reign) = ready().await;
+            let snapshot = everything(&setup).await;
+            setup.place(reign, vec![placement(&snapshot, 1, 0)], None, now()).await.expect("answers");
+            let created_at = snapshot.hosts[&host_name(1)].host.as_ref().map_or(0, |row| row.create_revision);
+            let way =
+                Arc::new(HeldUp { store: store.clone(), next: Mutex::new(false), held: Mutex::default() });
+            let visor = Visor::new(way.clone());
+            let (host, mut stands) = (host_name(1), BTreeMap::new());
+            let says = |state| [(InstanceId(1), Status::new(state, now()))];
+            if let Some(state) = before {
+                let said = visor.report(&host, created_at, &says(state), &mut stands).await;
+                assert_eq!(said.expect("answers"), [true]);
+            }
+            *way.next.lock().expect("not poisoned") = true;
+            let lost = visor.report(&host, created_at, &says(State::Stopping), &mut stands).await;
+            assert!(lost.is_err(), "{lost:?}");
+            stands.clear();
+            let said = visor.report(&host, created_at, &says(State::Exited), &mut stands).await;
+            assert_eq!(said.expect("answers"), [true]);
+            let late = way.held.lock().expect("not poisoned").take().expect("it was held up");
+            assert!(!store.txn(late).await.expect("the model answers").succeeded);
+            let after = everything(&setup).await;
+            let stated = after.status(&name("a"), InstanceId(1)).map(|row| row.state);
+            assert_eq!(stated, Some(State::Exited));
+            // What is known of it afterwards is right: no further look is needed.
+            assert_eq!(stands, BTreeMap::from([(InstanceId(1), after.revision)]));
+        }
+    }
+
     trait ReportOne {
         async fn report_one(&self, created_at: i64) -> Vec<bool>;
     }
@@ -438,7 +516,9 @@ mod placements {
     impl ReportOne for Visor {
         async fn report_one(&self, created_at: i64) -> Vec<bool> {
             let running = [(InstanceId(1), Status::new(State::Running, now()))];
-            self.report(&host_name(1), created_at, &running).await.expect("the model answers")
+            self.report(&host_name(1), created_at, &running, &mut BTreeMap::new())
+                .await
+                .expect("the model answers")
         }
     }
 }
@@ -610,10 +690,7 @@ fn app_name(n: usize) -> AppName {
 
 /// Does it, on a view that may be stale; whatever comes of it is fine, bar an error that isn't a refusal.
 async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<(), VisorError> {
-    let reign = stale
-        .leader
-        .as_ref()
-        .and_then(|leader| Some(Reign { create_revision: leader.create_revision, lease: leader.lease? }));
+    let reign = stale.leader.as_ref().and_then(Reign::of);
     match deed {
         Deed::Register { app, token } => {
             visor.register_app(&app_name(*app), "me", &format!("t{token}"), now()).await
@@ -714,7 +791,7 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
             let Some(held) = &view.host else { return Ok(()) };
             let said: Vec<_> =
                 view.assigned.keys().map(|id| (*id, Status::new(State::Running, now()))).collect();
-            visor.report(&host_name(*host), held.create_revision, &said).await.map(drop)
+            visor.report(&host_name(*host), held.create_revision, &said, &mut BTreeMap::new()).await.map(drop)
         }
         Deed::End { host } => {
             let (Some(reign), Some(view)) = (reign, stale.hosts.get(&host_name(*host))) else {

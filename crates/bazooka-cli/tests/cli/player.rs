@@ -1,6 +1,9 @@
 //! Who plays the converger and a host: places what is wanted, and says of each instance what the test says.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
@@ -136,7 +139,10 @@ impl Stage {
             .place(self.reign, placements, snapshot.instance_counter.as_ref(), now)
             .await
             .expect("the coordinator answers");
-        self.visor.report(&self.host, self.created_at, &reports).await.expect("the coordinator answers");
+        self.visor
+            .report(&self.host, self.created_at, &reports, &mut BTreeMap::new())
+            .await
+            .expect("the coordinator answers");
         acts
     }
 

@@ -212,7 +212,7 @@ impl Lead {
         if self.doubtful {
             return self.settle(reign, now).await;
         }
-        self.say_frozen(reign, now).await?;
+        let reign = self.say_frozen(reign, now).await?;
         self.end_word(reign).await?;
         if self.doubtful {
             return Ok(());
@@ -223,10 +223,9 @@ impl Lead {
     /// Takes the election if nobody holds it.
     async fn campaign(&mut self, now: Now) -> Result<(), VisorError> {
         let Some(lease) = self.keeper.held() else { return Ok(()) };
-        let held = self.mirror.image().leader.as_ref().map(|held| (held.lease, held.create_revision));
-        let won = match held {
+        let won = match &self.mirror.image().leader {
             // A lost reply was a win after all.
-            Some((of, create_revision)) if of == Some(lease) => Some(Reign { create_revision, lease }),
+            Some(held) if held.lease == Some(lease) => Reign::of(held),
             Some(_) => return Ok(()),
             None => {
                 self.leader = Leader { since: now.wall, frozen: None, ..self.leader.clone() };
@@ -252,6 +251,7 @@ impl Lead {
     async fn settle(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
         match self.visor.settle(reign, &self.leader).await? {
             Outcome::Done(revision) => {
+                self.reign = Some(Reign { mod_revision: revision, ..reign });
                 self.needs = revision;
                 self.doubtful = false;
                 self.failures = 0;
@@ -261,14 +261,14 @@ impl Lead {
         Ok(())
     }
 
-    /// Writes down that hosts are not given up, or that they are again.
-    async fn say_frozen(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
+    /// Writes down that hosts are not given up, or that they are again. Returns the reign as it goes on.
+    async fn say_frozen(&mut self, mut reign: Reign, now: Now) -> Result<Reign, VisorError> {
         let frozen = self.memory.hosts.frozen();
         self.metrics
             .frozen_hosts
             .set(frozen.map_or(0, |hosts| i64::try_from(hosts.len()).unwrap_or(i64::MAX)));
         if self.leader.frozen.as_ref().map(|said| &said.hosts) == frozen {
-            return Ok(());
+            return Ok(reign);
         }
         let since = self.leader.frozen.as_ref().map_or(now.wall, |said| said.since);
         let said = frozen.map(|hosts| Frozen { since, hosts: hosts.clone(), extra: Extra::new() });
@@ -282,6 +282,8 @@ impl Lead {
         let leader = Leader { frozen: said, ..self.leader.clone() };
         match self.visor.proclaim(reign, &leader).await? {
             Outcome::Done(revision) => {
+                reign.mod_revision = revision;
+                self.reign = Some(reign);
                 self.needs = self.needs.max(revision);
                 self.leader = leader;
             }
@@ -292,7 +294,7 @@ impl Lead {
                 self.pause(now);
             }
         }
-        Ok(())
+        Ok(reign)
     }
 
     /// Takes an operator's word on hosts away once it concerns nobody any more.

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use visor::{
     names::{HostName, InstanceId},
     schema::Status,
+    store::Revision,
     visor::{Visor, VisorError},
 };
 
@@ -36,9 +37,14 @@ pub struct Reports {
     /// What was last said of each instance, and stands.
     said: BTreeMap<InstanceId, Status>,
     unsaid: BTreeSet<InstanceId>,
+    /// The revision of what was last said of each, as far as that is certain.
+    stands: BTreeMap<InstanceId, Revision>,
     reporting: bool,
     report_at: Instant,
 }
+
+/// For each status of a report whether it was written, and the revisions of what stands.
+pub type Written = (Vec<bool>, BTreeMap<InstanceId, Revision>);
 
 /// What a report came to.
 pub enum Came {
@@ -61,6 +67,7 @@ impl Reports {
             registered: None,
             said: BTreeMap::new(),
             unsaid: BTreeSet::new(),
+            stands: BTreeMap::new(),
             reporting: false,
             report_at: Instant::now(),
         }
@@ -91,6 +98,7 @@ impl Reports {
     /// Nobody asks after an instance any more.
     pub fn forget(&mut self, id: InstanceId) {
         self.said.remove(&id);
+        self.stands.remove(&id);
         self.unsaid.remove(&id);
     }
 
@@ -124,9 +132,11 @@ impl Reports {
         }
         self.reporting = true;
         let (visor, host, answers) = (self.visor.clone(), self.host.clone(), self.answers.clone());
+        let known = |(id, _): &(InstanceId, Status)| Some((*id, *self.stands.get(id)?));
+        let mut stands: BTreeMap<InstanceId, Revision> = batch.iter().filter_map(known).collect();
         tokio::spawn(async move {
-            let result = visor.report(&host, created_at, &batch).await;
-            answers.send(Message::Reported(batch, result));
+            let result = visor.report(&host, created_at, &batch, &mut stands).await;
+            answers.send(Message::Reported(batch, result.map(|written| (written, stands))));
         });
     }
 
@@ -134,13 +144,18 @@ impl Reports {
     pub fn take_up(
         &mut self,
         statuses: Vec<(InstanceId, Status)>,
-        result: Result<Vec<bool>, VisorError>,
+        result: Result<Written, VisorError>,
         is_assigned: impl Fn(InstanceId) -> bool,
     ) -> Came {
         self.reporting = false;
         let written = match result {
-            Ok(written) => written,
+            Ok((written, stands)) => {
+                self.stands.extend(stands);
+                written
+            }
             Err(error) => {
+                // It may have been written, or may yet be.
+                self.stands.retain(|id, _| statuses.iter().all(|(doubtful, _)| doubtful != id));
                 tracing::warn!(error = %error, "can't report; will say it again");
                 self.unsaid.extend(statuses.into_iter().map(|(id, _)| id));
                 self.report_at = Instant::now() + REPORT_AGAIN;

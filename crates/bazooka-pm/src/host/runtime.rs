@@ -17,6 +17,7 @@ use super::{
     model::{Ending, Local, Now, Tick},
     observe::Event,
     records::Note,
+    reports::Written,
 };
 
 /// A machine that instances run on.
@@ -80,7 +81,7 @@ pub enum Message {
     /// The notes have been written.
     Written,
     /// What was said of instances, and for each whether it stands.
-    Reported(Vec<(InstanceId, Status)>, Result<Vec<bool>, VisorError>),
+    Reported(Vec<(InstanceId, Status)>, Result<Written, VisorError>),
 }
 
 /// Where effects answer. Once the engine has gone, nobody listens, and nobody has to.

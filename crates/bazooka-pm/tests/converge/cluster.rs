@@ -445,7 +445,8 @@ impl FakeHost {
                 .filter(|(id, (state, _))| said.get(id) != Some(state))
                 .map(|(id, (state, _))| (*id, self.status(&view.assigned[id], *state)))
                 .collect();
-            if let Ok(written) = self.visor.report(&self.name, created_at, &news).await {
+            if let Ok(written) = self.visor.report(&self.name, created_at, &news, &mut BTreeMap::new()).await
+            {
                 let of = news.into_iter().zip(written).filter(|(_, written)| *written);
                 said.extend(of.map(|((id, status), _)| (id, status.state)));
             } else {

@@ -20,6 +20,8 @@ pub const HISTORY_PER_PROC: usize = 20;
 pub struct Reign {
     /// The revision that created the election key.
     pub create_revision: Revision,
+    /// The revision of its last write. What was sent before that one and hasn't arrived fails by it.
+    pub mod_revision: Revision,
     /// The lease that it hangs on.
     pub lease: LeaseId,
 }
@@ -92,15 +94,15 @@ impl Visor {
     pub async fn campaign(&self, leader: &Leader, lease: LeaseId) -> Result<Option<Reign>> {
         let change = Change::new().absent(&Key::Leader).put_leased(&Key::Leader, leader, Some(lease));
         match self.commit(change).await {
-            Ok(Committed::Done(create_revision)) => return Ok(Some(Reign { create_revision, lease })),
+            Ok(Committed::Done(revision)) => {
+                return Ok(Some(Reign { create_revision: revision, mod_revision: revision, lease }));
+            }
             Ok(Committed::Conflict) | Err(VisorError::Store(StoreError::OutcomeUnknown { .. })) => {}
             Err(error) => return Err(error),
         }
         // A lost reply may have been a win.
         let held: Option<Versioned<Leader>> = self.get(&Key::Leader).await?;
-        Ok(held
-            .filter(|held| held.lease == Some(lease))
-            .map(|held| Reign { create_revision: held.create_revision, lease }))
+        Ok(held.and_then(|held| Reign::of(&held)).filter(|reign| reign.lease == lease))
     }
 
     /// Gives the election up, if it is still held.
@@ -108,10 +110,10 @@ impl Visor {
     /// # Errors
     /// The store's.
     pub async fn abdicate(&self, reign: Reign) -> Result<()> {
-        self.commit(under(reign).delete(&Key::Leader)).await.map(drop)
+        self.commit(elected(reign).delete(&Key::Leader)).await.map(drop)
     }
 
-    /// Writes the leader's own row anew.
+    /// Writes the leader's own row anew. The reign goes on with the revision of that write.
     ///
     /// # Errors
     /// The store's, bar [`StoreError::OutcomeUnknown`].
@@ -122,15 +124,17 @@ impl Visor {
     /// Ends all doubt about writes whose reply was lost: once this is done, those that weren't carried out
     /// never will be, and those that were have a lower revision.
     ///
-    /// A placement that is still on its way fails by the counter, which is written anew here; every other
-    /// write of the converger can be repeated.
+    /// Each write of the converger compares the last write of the election key, and that is written anew here: what
+    /// is still on its way was right when it was planned, and may take the last that serves when it arrives. The reign
+    /// goes on with the revision of this write. The counter is written too, so that one of these that comes late itself
+    /// fails by it.
     ///
     /// # Errors
     /// The store's, bar [`StoreError::OutcomeUnknown`].
     pub async fn settle(&self, reign: Reign, leader: &Leader) -> Result<Outcome> {
         let counter: Option<Versioned<u64>> = self.get(&Key::InstanceCounter).await?;
         let last = counter.as_ref().map_or(0, |counter| counter.value);
-        let change = under(reign)
+        let change = elected(reign)
             .as_read(&Key::InstanceCounter, counter.as_ref())
             .put(&Key::InstanceCounter, &last)
             .put_leased(&Key::Leader, leader, Some(reign.lease));
@@ -261,7 +265,21 @@ impl Visor {
     }
 }
 
+impl Reign {
+    /// The reign of whoever is elected.
+    pub fn of(leader: &Versioned<Leader>) -> Option<Reign> {
+        let Versioned { create_revision, mod_revision, lease, .. } = leader;
+        lease.map(|lease| Reign { create_revision: *create_revision, mod_revision: *mod_revision, lease })
+    }
+}
+
+/// Only while it is elected and has settled nothing since.
 fn under(reign: Reign) -> Change {
+    Change::new().unchanged(&Key::Leader, reign.mod_revision)
+}
+
+/// Only while it is elected.
+fn elected(reign: Reign) -> Change {
     Change::new().created_at(&Key::Leader, reign.create_revision)
 }
 

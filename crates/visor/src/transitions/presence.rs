@@ -1,6 +1,6 @@
 //! Who is there: hosts, proxies and rms under their leases, and what hosts say of their instances.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -106,37 +106,74 @@ impl Visor {
     /// Writes what a host says of its instances, as many in a transaction as fit.
     ///
     /// Each is written only while the registration of `created_at` stands (a host that was given up can't
-    /// speak for what was replaced) and the instance is still assigned to it. Returns for each whether it was written.
+    /// speak for what was replaced) and the instance is still assigned to it. And only over the word that was read or
+    /// written last: one that was held up on its way must not undo a later one. `stands` has the revisions of those words,
+    /// and is kept; where it has none or a wrong one, it costs another call. Returns for each whether it was written.
     ///
     /// # Errors
-    /// The store's; [`crate::store::StoreError::OutcomeUnknown`] means that it should be said again.
+    /// The store's; [`crate::store::StoreError::OutcomeUnknown`] means that it should be said again, without what
+    /// `stands` had of it.
     pub async fn report(
         &self,
         host: &HostName,
         created_at: Revision,
         statuses: &[(InstanceId, Status)],
+        stands: &mut BTreeMap<InstanceId, Revision>,
     ) -> Result<Vec<bool>> {
-        // One condition for each, the host's and the schema's.
-        const PER_TXN: usize = 100;
-        let one = |id: InstanceId, status: &Status| {
+        // Two conditions for each, the host's and the schema's.
+        const PER_TXN: usize = 60;
+        let one = |(id, status): &(InstanceId, Status), stands: &BTreeMap<InstanceId, Revision>| {
+            let key = Key::Status(host.clone(), *id);
             Change::new()
                 .created_at(&Key::Host(host.clone()), created_at)
-                .exists(&Key::Assigned(host.clone(), id))
-                .put(&Key::Status(host.clone(), id), status)
+                .exists(&Key::Assigned(host.clone(), *id))
+                .unchanged(&key, stands.get(id).copied().unwrap_or(0))
+                .put(&key, status)
         };
         let mut written = Vec::with_capacity(statuses.len());
         for batch in statuses.chunks(PER_TXN) {
-            let together = batch.iter().map(|(id, status)| one(*id, status)).fold(Change::new(), Change::and);
-            match self.commit(together).await? {
-                Committed::Done(_) => written.extend(batch.iter().map(|_| true)),
+            let together = |stands: &BTreeMap<InstanceId, Revision>| {
+                batch.iter().map(|said| one(said, stands)).fold(Change::new(), Change::and)
+            };
+            let mut came = self.commit(together(stands)).await?;
+            if came == Committed::Conflict && self.look_what_stands(host, batch, stands).await? {
+                came = self.commit(together(stands)).await?;
+            }
+            match came {
+                Committed::Done(revision) => {
+                    stands.extend(batch.iter().map(|(id, _)| (*id, revision)));
+                    written.extend(batch.iter().map(|_| true));
+                }
                 Committed::Conflict => {
-                    for (id, status) in batch {
-                        written.push(self.commit(one(*id, status)).await? != Committed::Conflict);
+                    for said in batch {
+                        let came = self.commit(one(said, stands)).await?;
+                        if let Committed::Done(revision) = came {
+                            stands.insert(said.0, revision);
+                        }
+                        written.push(came != Committed::Conflict);
                     }
                 }
             }
         }
         Ok(written)
+    }
+
+    /// Reads the revisions of what a host said last. Returns whether they differ from what was known.
+    async fn look_what_stands(
+        &self,
+        host: &HostName,
+        batch: &[(InstanceId, Status)],
+        stands: &mut BTreeMap<InstanceId, Revision>,
+    ) -> Result<bool> {
+        let key = |id: InstanceId| Key::Status(host.clone(), id).to_string();
+        let (entries, _) = self.entries(batch.iter().map(|(id, _)| Keys::One(key(*id))).collect()).await?;
+        let mut differs = false;
+        for (id, _) in batch {
+            let key = key(*id);
+            let found = entries.iter().find(|entry| entry.key == key).map_or(0, |entry| entry.mod_revision);
+            differs |= stands.insert(*id, found).unwrap_or(0) != found;
+        }
+        Ok(differs)
     }
 }
 
