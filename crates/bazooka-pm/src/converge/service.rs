@@ -95,6 +95,14 @@ impl Group<'_> {
         self.count -= u32::try_from(held.len()).unwrap_or(u32::MAX).min(self.count);
         (self.held, self.old) = (held, old);
     }
+
+    /// How many places its own release has. One that is to be replaced shares its place with the one that is
+    /// there for it; until there is one the place is its own, while it runs.
+    fn places_taken(&self) -> usize {
+        let own = self.old.iter().filter(|facts| Some(facts.row.release) == self.release && facts.runs());
+        let indexes: BTreeSet<u32> = self.fresh.iter().chain(own).map(|facts| facts.row.index).collect();
+        indexes.len().max(self.fresh.len())
+    }
 }
 
 /// Plans one service.

@@ -46,7 +46,7 @@ fn strike(world: &Arc<World>, nodes: &Nodes) {
     let host = world.pick(&Nodes::hosts()).clone();
     // Lines are the users' too.
     let (end, line) = world.pick(&world.lines()).clone();
-    match world.between(0..=16) {
+    match world.between(0..=18) {
         0..=1 => {
             let effects = u32::try_from(world.between(0..=12)).expect("it is small");
             world.note(format_args!("{name} will die after {effects} effects"));
@@ -60,41 +60,46 @@ fn strike(world: &Arc<World>, nodes: &Nodes) {
             world.note(format_args!("{name} is told to end"));
             stop.cancel();
         }
-        4..=5 => pause(world, name, gate),
+        4..=5 => pause(world, name, &gate),
         6..=8 => cut(world, end, line),
-        9 => {
+        9..=11 => {
             let lossy = *world.pick(&[0.05, 0.3]);
             world.note(format_args!("the line of {end} loses things"));
             line.change(|state| state.lossy = lossy);
             mend_later(world, end, line);
         }
-        10 => {
+        12 => {
             let (latency, lag) = (world.between(10..=900), world.between(10..=7_000));
             world.note(format_args!("the line of {end} is slow: {latency} ms, watches {lag} ms"));
             line.change(|state| (state.latency, state.lag) = (latency, lag));
             mend_later(world, end, line);
         }
-        11 => {
+        13 => {
             world.note(format_args!("the watches of {end} fall silent"));
             line.silence_watches();
         }
-        12 => compact(world),
-        13 => coordinator_fails(world),
-        14 => {
+        14 => compact(world),
+        15 => coordinator_fails(world),
+        16 => {
             let minutes = i64::try_from(world.between(0..=120)).expect("it is small") - 60;
             world.note(format_args!("the clock of {host} is wrong by {minutes} minutes"));
             world.machine(&host, |machine| machine.wrong_by = SignedDuration::from_mins(minutes));
         }
-        15 => disk_or_ports(world, host),
+        17 => disk_or_ports(world, host),
         _ => reboot(world, nodes, &host),
     }
 }
 
-fn pause(world: &Arc<World>, name: String, gate: Gate) {
+fn pause(world: &Arc<World>, name: String, gate: &Gate) {
     let millis = *world.pick(&[500, 4_000, 12_000, 30_000]);
+    if world.chance(0.6) {
+        let effects = u32::try_from(world.between(0..=12)).expect("it is small");
+        world.note(format_args!("{name} will be paused for {millis} ms after {effects} effects"));
+        return gate.pause_after(effects, Duration::from_millis(millis));
+    }
     world.note(format_args!("{name} is paused for {millis} ms"));
     gate.pause(true);
-    let world = world.clone();
+    let (world, gate) = (world.clone(), gate.clone());
     tokio::spawn(async move {
         sleep(Duration::from_millis(millis)).await;
         world.note(format_args!("{name} goes on"));

@@ -8,9 +8,13 @@ use std::{
     pin::pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Poll, Waker},
+    time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 
 /// Woken so often in one moment, a process spins.
 const MOST_WAKES: u32 = 500;
@@ -32,8 +36,8 @@ pub struct Gate {
 
 struct State {
     life: Life,
-    /// After so many further effects it dies.
-    fuse: Option<u32>,
+    /// After so many further effects it dies, or is paused for a time.
+    fuse: Option<(u32, Option<Duration>)>,
     wakers: Vec<Waker>,
 }
 
@@ -73,7 +77,13 @@ impl Gate {
 
     /// It dies at the effect after so many others.
     pub fn kill_after(&self, effects: u32) {
-        self.state().fuse = Some(effects);
+        self.state().fuse = Some((effects, None));
+    }
+
+    /// It is stopped in its tracks for this time at the effect after so many others: what it has decided on by then, it
+    /// does when it goes on.
+    pub fn pause_after(&self, effects: u32, time: Duration) {
+        self.state().fuse = Some((effects, Some(time)));
     }
 
     /// Nothing is to befall it any more.
@@ -100,16 +110,25 @@ impl Gate {
         let burnt = {
             let mut state = self.state();
             match &mut state.fuse {
-                Some(0) => true,
-                Some(left) => {
+                Some((0, _)) => state.fuse.take(),
+                Some((left, _)) => {
                     *left -= 1;
-                    false
+                    None
                 }
-                None => false,
+                None => None,
             }
         };
-        if burnt {
-            self.kill();
+        match burnt {
+            Some((_, Some(time))) => {
+                self.pause(true);
+                let gate = self.clone();
+                tokio::spawn(async move {
+                    sleep(time).await;
+                    gate.pause(false);
+                });
+            }
+            Some((_, None)) => self.kill(),
+            None => {}
         }
         self.pass().await;
     }

@@ -2,10 +2,11 @@
 //!
 //! Owns the [`Store`] that simulated processes get: the model behind a line that delays, loses and cuts in either
 //! direction, and behind the gate of the process. What was sent once may arrive late, as on a real network;
-//! what a watch delivers comes late or not at all, but never with a gap that isn't told.
+//! what a watch delivers comes late or not at all, but never with a gap that isn't told. It sees as nobody else does
+//! who sent what, and holds convergers and hosts to it that they write nothing once they are deposed or given up.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,9 +16,12 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep, sleep_until},
 };
-use visor::store::{
-    Keys, LeaseId, Op, Page, Result, Revision, SharedStore, Store, StoreError, Txn, TxnReply, Watch,
-    WatchMessage, model::ModelStore,
+use visor::{
+    keys::Key,
+    store::{
+        Keys, LeaseId, Op, Page, Result, Revision, SharedStore, Store, StoreError, Txn, TxnReply, Watch,
+        WatchMessage, model::ModelStore,
+    },
 };
 
 use super::{gate::Gate, world::World};
@@ -124,6 +128,8 @@ pub struct Link {
     line: Line,
     gate: Gate,
     model: ModelStore,
+    /// Those that this life of the process was ever granted.
+    leases: Arc<Mutex<BTreeSet<LeaseId>>>,
 }
 
 impl Link {
@@ -135,8 +141,28 @@ impl Link {
             line: world.line(name),
             gate: gate.clone(),
             model: world.store.client(),
+            leases: Arc::default(),
         };
         Arc::new(link)
+    }
+
+    /// What must be so when a transaction is carried out.
+    fn fence(&self, txn: &Txn) -> Option<Fence> {
+        let written = txn.then.iter().filter_map(|op| match op {
+            Op::Put { key, .. } | Op::Delete(Keys::One(key)) => key.parse::<Key>().ok(),
+            _ => None,
+        });
+        let told = |key: &Key| match key {
+            Key::Assigned(host, _) | Key::Status(host, _) => Some(host.clone()),
+            _ => None,
+        };
+        let host = written.into_iter().find_map(|key| told(&key))?;
+        if host.as_str() == self.name {
+            let key = Key::Host(host).to_string();
+            let created_at = self.model.peek(&key).map(|row| row.create_revision);
+            return Some(Fence::Registered { key, created_at });
+        }
+        Some(Fence::Elected(self.leases.clone()))
     }
 
     async fn travel(&self) {
@@ -224,6 +250,31 @@ impl Link {
     }
 }
 
+/// What keeps a process from writing when it is no longer who it was.
+enum Fence {
+    /// A host's registration is still the one of the moment in which it spoke.
+    Registered { key: String, created_at: Option<Revision> },
+    /// The election is held by a lease of this process.
+    Elected(Arc<Mutex<BTreeSet<LeaseId>>>),
+}
+
+impl Fence {
+    /// What is wrong, in the moment in which the transaction was carried out.
+    fn broken(&self, model: &ModelStore) -> Option<&'static str> {
+        match self {
+            Fence::Registered { key, created_at } => {
+                let now = model.peek(key).map(|row| row.create_revision);
+                (now.is_none() || now != *created_at).then_some("speaks under a registration that is over")
+            }
+            Fence::Elected(leases) => {
+                let holder = model.peek(&Key::Leader.to_string()).and_then(|row| row.lease);
+                let leases = leases.lock().expect("nobody panics with it");
+                holder.is_none_or(|lease| !leases.contains(&lease)).then_some("writes, and isn't elected")
+            }
+        }
+    }
+}
+
 fn came<T>(answer: &Result<T>) -> String {
     answer.as_ref().err().map(|error| format!(" FAILED: {error}")).unwrap_or_default()
 }
@@ -250,10 +301,14 @@ impl Store for Link {
         let what = if writes { written(&txn) } else { String::new() };
         let name = self.name.clone();
         let world = self.world.clone();
+        let fence = self.fence(&txn);
         self.call(what, writes, move |model| async move {
             let reply = model.txn(txn).await?;
             if writes && !reply.succeeded {
                 world.note(format_args!("{name}: the next one is refused"));
+            }
+            if let Some(broken) = fence.filter(|_| reply.succeeded).and_then(|fence| fence.broken(&model)) {
+                world.breach(format_args!("{name} {broken}"));
             }
             Ok(reply)
         })
@@ -273,7 +328,13 @@ impl Store for Link {
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
-        self.call("grant".to_owned(), true, move |model| async move { model.grant(ttl).await }).await
+        let leases = self.leases.clone();
+        let call = move |model: ModelStore| async move {
+            let granted = model.grant(ttl).await?;
+            leases.lock().expect("nobody panics with it").insert(granted);
+            Ok(granted)
+        };
+        self.call("grant".to_owned(), true, call).await
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration> {

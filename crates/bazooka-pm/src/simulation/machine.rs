@@ -224,6 +224,7 @@ impl Hold {
             told: Arc::default(),
         };
         self.keep_the_rules(&process);
+        self.rules.started(id);
         world.note(format_args!("{}: process of {id} starts ({}) on {port}", self.host, local.run));
         world.moved();
         self.machine(|machine| {
@@ -300,6 +301,11 @@ impl Hold {
                 let listens = process.and_then(|process| process.listens_at);
                 (listens.is_some_and(|at| at <= Instant::now()), machine.outsiders.contains(&booting.port))
             });
+            if (taken || listens) && !self.world.is_healed() && self.world.chance(0.2) {
+                // An answer takes its time, and may come when its process has long ended.
+                self.world.wait(0..=3_000).await;
+                self.gate.pass().await;
+            }
             if taken {
                 return self.see(Event::PortTaken { id, run, by: "an outsider listens".into() }).await;
             }
@@ -363,6 +369,16 @@ fn exit_of(at: Timestamp, code: Option<i32>, signal: Option<i32>, ran_ms: u64) -
 }
 
 impl Process {
+    /// Whether it is the one of this number.
+    pub fn is(&self, pid: u32) -> bool {
+        self.pid == pid
+    }
+
+    /// Whether it accepts connections.
+    pub fn listens(&self) -> bool {
+        self.listens_at.is_some_and(|at| at <= Instant::now())
+    }
+
     /// It will have ended after so long, unless it does before.
     pub fn end_in(&self, wait: Duration) {
         let at = Instant::now() + wait;
@@ -414,6 +430,9 @@ impl Runtime for Hold {
     fn start(&mut self, id: InstanceId, local: &Local, vars: &BTreeMap<String, String>) {
         if !self.machine(|machine| machine.slugs.contains(&local.assignment.slug.sha256)) {
             self.world.breach(format_args!("{id} is started without its slug"));
+        }
+        if local.assignment.env != EnvRef(0) && vars.is_empty() {
+            self.world.breach(format_args!("{id} is started without its config vars"));
         }
         tokio::spawn(self.clone().spawn(id, local.clone(), vars.clone()));
     }

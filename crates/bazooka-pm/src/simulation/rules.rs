@@ -14,8 +14,8 @@ use visor::{
     keys::Key,
     mirror::Image,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId},
-    schema::{Desired, ReleaseStatus, State},
-    snapshot::Snapshot,
+    schema::{Desired, ReleaseStatus, State, Status},
+    snapshot::{HostView, Snapshot, Versioned},
     store::{Event, Keys, Revision, Store, WatchMessage},
 };
 
@@ -26,6 +26,12 @@ const LAG: Duration = Duration::from_secs(13);
 
 /// An instance that drains is waited for this long at least, the lag taken off.
 const DRAIN: Duration = Duration::from_secs(26);
+
+/// In this time an instance may be started [`MOST_STARTS`] times: once, three times more at once, once after 30 s.
+const STARTS_WITHIN: Duration = Duration::from_secs(50);
+
+/// Those, and as many that came to nothing, by its host's fault or with a bazooka-pm that died.
+const MOST_STARTS: usize = 10;
 
 /// How the processes of a rev behave.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +61,17 @@ struct Book {
     placed: BTreeMap<InstanceId, HostName>,
     /// When each instance last served.
     served: BTreeMap<InstanceId, Instant>,
+    /// Since when each that serves does so.
+    serves_since: BTreeMap<InstanceId, Instant>,
+    /// Procs that have failed this day: no trial waits for them.
+    failing: BTreeSet<(AppName, ProcName)>,
+    /// When each release was made.
+    begun: BTreeMap<(AppName, ReleaseId), Instant>,
     draining: BTreeMap<InstanceId, (Instant, Revision)>,
+    /// The last starts of each instance.
+    starts: BTreeMap<InstanceId, VecDeque<Instant>>,
+    /// Since when a host takes nothing new, by an operator's word.
+    closed: BTreeMap<HostName, Instant>,
     counts: BTreeMap<(AppName, ProcName), VecDeque<(Instant, u32)>>,
     /// Which counts a service may have, after all that users were told.
     allowed: BTreeMap<(AppName, ProcName), BTreeSet<u32>>,
@@ -81,10 +97,47 @@ impl Rules {
     pub async fn watch(self) {
         let mut watch = self.world.store.watch(Keys::Prefix(String::new()), 1).await.expect("it is there");
         while let Some(Ok(message)) = watch.next().await {
-            let broken = self.book().take_up(message);
+            let unhealthy = self.unhealthy(&message);
+            let mut broken = self.book().take_up(message);
+            broken.extend(unhealthy);
             broken.into_iter().for_each(|what| self.world.breach(what));
         }
         self.world.breach("the rules' own watch has ended");
+    }
+
+    /// What a host calls running though nothing of it accepts connections.
+    fn unhealthy(&self, message: &WatchMessage) -> Vec<String> {
+        let mut broken = Vec::new();
+        for event in &message.events {
+            let (Event::Put(entry), Ok(Key::Status(host, id))) = (event, event.key().parse()) else {
+                continue;
+            };
+            let Ok(status) = Versioned::<Status>::read(entry) else { continue };
+            let pid = status.pid.filter(|_| status.state == State::Running);
+            let process = self.world.machine(&host, |machine| machine.processes.get(&id).cloned());
+            let (Some(pid), Some(process)) = (pid, process) else { continue };
+            let is_web =
+                |view: &HostView| view.assigned.get(&id).is_some_and(|row| row.proc.as_str() == "web");
+            let is_web = self.book().image.hosts.get(&host).is_some_and(is_web);
+            if is_web && process.is(pid) && !process.listens() {
+                broken.push(format!("{id} is said to run on {host}, and accepts no connections"));
+            }
+        }
+        broken
+    }
+
+    /// A process of an instance is started.
+    pub fn started(&self, id: InstanceId) {
+        let many = {
+            let mut book = self.book();
+            let starts = book.starts.entry(id).or_default();
+            starts.push_back(Instant::now());
+            starts.retain(|at| at.elapsed() < STARTS_WITHIN);
+            starts.len() > MOST_STARTS
+        };
+        if many {
+            self.world.breach(format_args!("{id} is started again and again"));
+        }
     }
 
     /// Looks at the image at the last revision.
@@ -203,6 +256,24 @@ impl Book {
                     broken.push(format!("{app}/{proc} is scaled to {count}, and only {allowed:?} was asked"));
                 }
                 self.counts.entry(service).or_default().push_back((now, count));
+                let asked = |image: &Snapshot| {
+                    image
+                        .apps
+                        .get(app)
+                        .and_then(|view| view.formation.get(proc))
+                        .and_then(|row| row.replace_before)
+                };
+                if asked(&self.image) < asked(before) {
+                    broken.push(format!("that {app}/{proc} is to be restarted is forgotten"));
+                }
+            }
+            Key::HostMeta(host) => {
+                let meta = self.image.hosts.get(host).and_then(|view| view.meta.as_ref());
+                if meta.is_some_and(|meta| meta.cordoned || meta.draining) {
+                    self.closed.entry(host.clone()).or_insert(now);
+                } else {
+                    self.closed.remove(host);
+                }
             }
             Key::Instance(app, id) => {
                 let row = self.image.apps.get(app).and_then(|view| view.instances.get(id));
@@ -214,11 +285,15 @@ impl Book {
                     broken.push(format!("{id} is half there: row {}, assigned {assigned}", row.is_some()));
                 }
             }
+            Key::Release(app, release) => {
+                self.begun.entry((app.clone(), *release)).or_insert(now);
+            }
             Key::Head(app) => {
                 let head = |image: &Snapshot| image.apps.get(app)?.head.as_ref().map(|head| head.release);
                 if head(&self.image) < head(before) {
                     broken.push(format!("head of {app} goes back to {:?}", head(&self.image)));
                 }
+                self.judge_head(before, app, broken);
             }
             _ => {}
         }
@@ -239,6 +314,9 @@ impl Book {
             }
             if self.image.hosts[host].host.is_none() {
                 broken.push(format!("{id} is placed on {host}, which isn't there"));
+            }
+            if self.closed.get(host).is_some_and(|since| since.elapsed() > LAG) {
+                broken.push(format!("{id} is placed on {host}, which is closed"));
             }
         }
         let Some(was) = was else { return };
@@ -307,6 +385,30 @@ impl Book {
         }
     }
 
+    /// A release becomes head only once it serves wherever the one before it has done so all the time.
+    fn judge_head(&self, before: &Snapshot, app: &AppName, broken: &mut Vec<String>) {
+        let (Some(was), Some(is)) = (before.apps.get(app), self.image.apps.get(app)) else { return };
+        let (Some(old), Some(new)) = (&was.head, &is.head) else { return };
+        let Some(begun) = self.begun.get(&(app.clone(), new.release)) else { return };
+        for proc in is.formation.keys() {
+            let of = |release: ReleaseId| {
+                let own =
+                    is.instances.iter().filter(move |(_, row)| row.proc == *proc && row.release == release);
+                own.map(|(id, _)| id)
+            };
+            let well = |id: &InstanceId| self.serves_since.get(id).is_some_and(|since| since <= begun);
+            let served = of(old.release).next().is_some() && of(old.release).all(well);
+            let has_process =
+                |id: &InstanceId| self.image.status(app, *id).is_some_and(|row| row.pid.is_some());
+            let started = of(new.release).any(|id| self.served.contains_key(id) || has_process(id));
+            let failing = self.failing.contains(&(app.clone(), proc.clone()));
+            if self.least_count(app, proc) > 0 && served && !started && !failing {
+                broken
+                    .push(format!("{} of {app} becomes head, and no {proc} of it has started", new.release));
+            }
+        }
+    }
+
     /// The lowest count that was wanted lately.
     fn least_count(&self, app: &AppName, proc: &ProcName) -> u32 {
         let Some(counts) = self.counts.get(&(app.clone(), proc.clone())) else { return 0 };
@@ -315,7 +417,7 @@ impl Book {
         counts.iter().rev().take(recent + 1).map(|(_, count)| *count).min().unwrap_or(0)
     }
 
-    fn judge_status(&self, host: &HostName, id: InstanceId, broken: &mut Vec<String>) {
+    fn judge_status(&mut self, host: &HostName, id: InstanceId, broken: &mut Vec<String>) {
         let view = &self.image.hosts[host];
         let status = &view.status[&id];
         match (&view.host, status.state) {
@@ -325,10 +427,15 @@ impl Book {
             }
             _ => {}
         }
+        if let Some(row) = view.assigned.get(&id)
+            && (matches!(status.state, State::Failed | State::Backoff) || !status.exits.is_empty())
+        {
+            self.failing.insert((row.app.clone(), row.proc.clone()));
+        }
         if !view.assigned.contains_key(&id) {
             broken.push(format!("{host} speaks of {id}, which isn't assigned to it"));
         }
-        let routed = |view: &visor::snapshot::HostView, id: &InstanceId| {
+        let routed = |view: &HostView, id: &InstanceId| {
             let meant = view.assigned.get(id).is_some_and(|row| row.desired != Desired::Stop);
             view.status.get(id).filter(|row| meant && row.state == State::Running).and_then(|row| row.port)
         };
@@ -351,8 +458,10 @@ impl Book {
         if serves(&self.image) {
             // It serves until something else is noted.
             self.served.insert(id, now + Duration::from_secs(1_000_000));
+            self.serves_since.entry(id).or_insert(now);
         } else if serves(before) {
             self.served.insert(id, now);
+            self.serves_since.remove(&id);
         }
     }
 

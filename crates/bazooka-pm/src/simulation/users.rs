@@ -33,6 +33,8 @@ pub struct User {
     world: Arc<World>,
     rules: Rules,
     visor: Visor,
+    /// Who works on the same app, over another line.
+    colleague: Visor,
     app: AppName,
     procs: Vec<ProcName>,
     revs: Vec<RevId>,
@@ -43,10 +45,12 @@ impl User {
     /// Of an app with these procs; it is registered by [`User::begin`].
     pub fn new(world: &Arc<World>, rules: &Rules, app: &str, procs: &[&str]) -> User {
         let visor = Visor::new(Link::store(world, &format!("user-{app}"), &Gate::new()));
+        let colleague = Visor::new(Link::store(world, &format!("colleague-{app}"), &Gate::new()));
         User {
             world: world.clone(),
             rules: rules.clone(),
             visor,
+            colleague,
             app: app.parse().expect("a valid name"),
             procs: procs.iter().map(|proc| proc.parse().expect("a valid name")).collect(),
             revs: Vec::new(),
@@ -115,6 +119,9 @@ impl User {
             match self.world.between(0..=9) {
                 0..=4 => {
                     let (proc, count) = (self.world.pick(&self.procs).clone(), self.world.between(0..=4));
+                    if self.world.chance(0.2) {
+                        self.meanwhile_restart(&proc);
+                    }
                     self.scale(&proc, u32::try_from(count).expect("it is small")).await;
                 }
                 5..=6 => {
@@ -143,6 +150,17 @@ impl User {
         if self.visor.scale(&self.app, proc, count, None, "me", self.now()).await.is_ok() {
             self.rules.acknowledge(&self.app, proc, count);
         }
+    }
+
+    /// The colleague restarts a proc in the same moment.
+    fn meanwhile_restart(&self, proc: &ProcName) {
+        let (world, visor) = (self.world.clone(), self.colleague.clone());
+        let (app, proc) = (self.app.clone(), proc.clone());
+        tokio::spawn(async move {
+            world.wait(0..=5).await;
+            world.note(format_args!("a colleague at {app} restarts {proc}"));
+            let _ = visor.restart(&app, &proc, None).await;
+        });
     }
 
     async fn configure(&mut self) {

@@ -28,7 +28,7 @@ use super::{
 const DAY_SECONDS: i64 = 1_767_225_600;
 
 /// A day with more calls on the coordinator than this spins somewhere.
-const MOST_CALLS: u64 = 300_000;
+const MOST_CALLS: u64 = 100_000;
 
 /// How many of the last lines of a trace are kept.
 const LINES: usize = 4_000;

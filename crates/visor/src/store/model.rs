@@ -25,7 +25,8 @@ use tokio::{
 };
 
 use super::{
-    Keys, LeaseId, Page, Result, Revision, SharedStore, Store, StoreError, Txn, TxnReply, Watch, WatchMessage,
+    Entry, Keys, LeaseId, Page, Result, Revision, SharedStore, Store, StoreError, Txn, TxnReply, Watch,
+    WatchMessage,
 };
 #[cfg(any(test, feature = "testing"))]
 pub use mistake::Mistake;
@@ -111,6 +112,12 @@ impl ModelStore {
     /// The store's revision now, by the clock of the tokio runtime that this is called in.
     pub fn revision(&self) -> Revision {
         self.state().revision()
+    }
+
+    /// A key as it stands, seen at once and without a way there: for the rules of a simulation.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn peek(&self, key: &str) -> Option<Entry> {
+        self.as_it_is().entry(key)
     }
 
     /// The store, with every lease ended that has run out.

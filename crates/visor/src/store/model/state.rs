@@ -104,6 +104,11 @@ impl State {
         self.revision
     }
 
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn entry(&self, key: &str) -> Option<Entry> {
+        self.live.get(key).cloned()
+    }
+
     pub(super) fn loses_the_write_with_its_reply(&self) -> bool {
         self.mistake == Some(Mistake::LostReplyLosesWrite)
     }
