@@ -14,7 +14,7 @@ mod settle;
 mod show;
 mod watch;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
 use visor::daemon::CoordinatorArgs;
@@ -45,7 +45,9 @@ fn main() -> ExitCode {
         Err(failure) => {
             // Its parts are clean already, and newlines part them.
             if !failure.is_silent() {
-                eprintln!("{failure}");
+                // One write, so that nobody else's words come in between. Nobody is left to be told of a
+                // closed standard error.
+                let _ = std::io::stderr().write_all(format!("{failure}\n").as_bytes());
             }
             ExitCode::from(failure.kind as u8)
         }

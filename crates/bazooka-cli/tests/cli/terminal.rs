@@ -9,7 +9,10 @@ use std::{
 };
 
 use nix::pty::openpty;
-use tokio::process::Child;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, ChildStdout},
+};
 use visor::{keys::Key, schema::Formation, testing::until};
 
 use crate::{
@@ -17,20 +20,29 @@ use crate::{
     rig::{Rig, app, proc},
 };
 
-/// A command whose three streams are one terminal.
+/// A command whose three streams are one terminal, as a shell there starts it.
+///
+/// The shell lives on after it: the kernel hangs a terminal up when the leader of its session ends, and
+/// then throws away what was written and has not been taken over yet.
 struct Seated {
-    child: Child,
+    shell: Child,
+    /// What the shell writes once its command has ended: that one's exit code, as shells give it.
+    code: BufReader<ChildStdout>,
     keyboard: std::fs::File,
     screen: Arc<Mutex<String>>,
 }
 
 impl Seated {
     fn start(rig: &Rig, args: &[&str]) -> Seated {
+        // The shell is no one whom Ctrl-C ends, as an interactive one isn't; its command is not told so.
+        const SHELL: &str = r#"trap : INT; "$0" "$@" >&0 2>&0; echo $?; read -r _"#;
         let pty = openpty(None, None).expect("a terminal can be had");
         let end = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor is free"));
-        let mut command = rig.command("setsid", &[&["-c", env!("CARGO_BIN_EXE_bazooka")], args].concat());
-        command.stdin(end(&pty.slave)).stdout(end(&pty.slave)).stderr(end(&pty.slave));
-        let child = command.spawn().expect("setsid is there");
+        let words = ["-c", "sh", "-c", SHELL, env!("CARGO_BIN_EXE_bazooka")];
+        let mut command = rig.command("setsid", &[&words, args].concat());
+        command.stdin(end(&pty.slave)).stdout(Stdio::piped()).stderr(end(&pty.slave)).kill_on_drop(true);
+        let mut shell = command.spawn().expect("setsid is there");
+        let code = BufReader::new(shell.stdout.take().expect("it is piped"));
         let screen = Arc::new(Mutex::new(String::new()));
         let (mut read, written) = (std::fs::File::from(pty.master), screen.clone());
         let keyboard = read.try_clone().expect("a descriptor is free");
@@ -41,7 +53,7 @@ impl Seated {
                 written.lock().expect("no panic").push_str(&String::from_utf8_lossy(&bytes[..n]));
             }
         });
-        Seated { child, keyboard, screen }
+        Seated { shell, code, keyboard, screen }
     }
 
     fn screen(&self) -> String {
@@ -61,11 +73,11 @@ impl Seated {
     }
 
     async fn ends(&mut self) -> Option<i32> {
-        let ended = tokio::time::timeout(Duration::from_secs(10), self.child.wait()).await;
-        ended
-            .unwrap_or_else(|_| panic!("it goes on: {}", self.screen()))
-            .expect("it can be waited for")
-            .code()
+        let mut line = String::new();
+        let ended = tokio::time::timeout(Duration::from_secs(10), self.code.read_line(&mut line)).await;
+        ended.unwrap_or_else(|_| panic!("it goes on: {}", self.screen())).expect("the shell can be read");
+        assert!(self.shell.try_wait().expect("it can be asked").is_none(), "the shell ended: {line}");
+        line.trim().parse().ok()
     }
 }
 
