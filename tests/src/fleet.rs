@@ -290,7 +290,7 @@ impl Fleet {
 
     /// Stops a machine's part where it stands.
     pub fn pause(&mut self, machine: Machine) {
-        self.part(machine).signal(Signal::SIGSTOP);
+        self.part(machine).pause();
         self.paused.insert(machine);
     }
 

@@ -82,6 +82,13 @@ impl Part {
         let _ = kill(pid, signal);
     }
 
+    /// Stops it where it stands (SIGSTOP).
+    pub fn pause(&self) {
+        visor::testing::stand_still(Pid::from_raw(
+            i32::try_from(self.child.id()).expect("a process id fits"),
+        ));
+    }
+
     /// Ends it with SIGKILL and waits.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);

@@ -7,6 +7,10 @@ mod lossy;
 
 use std::time::Duration;
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::time::{Instant, sleep};
 
 pub use etcd::{Etcd, EtcdCluster, fresh_prefix};
@@ -35,4 +39,31 @@ where
             Err(_) => sleep(EVERY).await,
         }
     }
+}
+
+/// Stops a process where it stands (SIGSTOP), and waits until each of its threads does: they stop one by one, some
+/// time after the signal was sent, and answer until then.
+///
+/// # Panics
+/// If there is no such process, or it doesn't stop within 10 s.
+pub fn stand_still(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).expect("it is there");
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !stands_still(pid).expect("it is there") {
+        assert!(std::time::Instant::now() < deadline, "process {pid} doesn't stop");
+        std::thread::yield_now();
+    }
+}
+
+fn stands_still(pid: Pid) -> std::io::Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has ended meanwhile answers nothing either.
+        let Ok(stat) = std::fs::read_to_string(thread?.path().join("stat")) else { continue };
+        // The state follows the name, which may hold anything; proc(5).
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        if !matches!(state, Some('T' | 'Z')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

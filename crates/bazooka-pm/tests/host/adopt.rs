@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Pid};
 use visor::{
     schema::{Desired, State},
-    testing::until,
+    testing::{stand_still, until},
 };
 
 use crate::world::{SERVER, SOON, World, ask, is_alive, signal};
@@ -117,7 +117,7 @@ async fn a_frozen_shim_is_killed_when_its_instance_is_to_end() {
     job.run.stop_timeout_ms = Some(100);
     let id = world.place(job).await;
     world.until_state(id, State::Running).await;
-    signal(world.shims()[0], Signal::SIGSTOP);
+    stand_still(Pid::from_raw(world.shims()[0]));
     world.want(id, Desired::Stop).await;
     world.until_state(id, State::Exited).await;
     world.until_no_process(id).await;

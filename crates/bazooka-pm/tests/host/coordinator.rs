@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Pid};
 use visor::{
     keys::Key,
     schema::{OnPartition, State},
     store::{SharedStore, etcd::EtcdStore},
-    testing::{Etcd, until},
+    testing::{Etcd, stand_still, until},
     visor::Change,
 };
 
@@ -114,7 +114,7 @@ async fn one_that_must_not_run_twice_ends_before_its_hosts_lease_does() {
         world.until_state(*id, State::Running).await;
     }
     // Nobody but its shim can do it then.
-    signal(world.pm_pid() as i32, Signal::SIGSTOP);
+    stand_still(Pid::from_raw(world.pm_pid() as i32));
     etcd.kill();
     let begun = std::time::Instant::now();
     world.until_no_process(ids[0]).await;

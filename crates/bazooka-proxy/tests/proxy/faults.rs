@@ -13,7 +13,7 @@ use nix::{
 };
 use visor::{
     schema::{Desired, State},
-    testing::{Etcd, until},
+    testing::{Etcd, stand_still, until},
 };
 
 use crate::{
@@ -77,7 +77,7 @@ async fn a_haproxy_that_answers_nothing_any_more_is_replaced() {
     rig.applied(rig.running(("rocket", "web"), &[(1, one.address)]).await).await;
     let before = rig.processes().await;
     for pid in [Some(before.master), before.worker].into_iter().flatten() {
-        kill(Pid::from_raw(i32::try_from(pid).expect("a pid")), Signal::SIGSTOP).expect("it can be stopped");
+        stand_still(Pid::from_raw(i32::try_from(pid).expect("a pid")));
     }
     // It is noticed by what it doesn't do.
     rig.running(("rocket", "web"), &[(2, two.address)]).await;

@@ -1,6 +1,6 @@
 //! Git's smart HTTP: advertisements, fetches and pushes. The packs are the system git's business.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -9,7 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use visor::names::AppName;
+use tokio::time::timeout;
+use visor::{keys, names::AppName, snapshot::AppView};
 
 use super::process::{Answering, git};
 use crate::{
@@ -23,6 +24,9 @@ const MAX_PUSH: u64 = 2 * 1024 * 1024 * 1024 + 1024 * 1024;
 
 /// The most that a fetch may ask.
 const MAX_FETCH: u64 = 64 * 1024 * 1024;
+
+/// How long a push waits for a repository that is being made: it takes some milliseconds.
+const REPOSITORY_IN: Duration = Duration::from_secs(5);
 
 /// A request that is refused, in words that the git client shows.
 pub struct Refused(StatusCode, String);
@@ -133,7 +137,7 @@ async fn repository(rm: &SharedRm, repo: &str) -> Result<(AppName, PathBuf), Ref
         let words = "bazooka-rm hasn't reached the coordinator yet; try again in a moment";
         return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, words.into()));
     }
-    let Some(view) = rm.apps.view(&app) else {
+    let Some(view) = view(rm, &app).await else {
         let words = format!("there is no app '{app}'; `bazooka init` registers one");
         return Err(Refused(StatusCode::NOT_FOUND, words));
     };
@@ -163,6 +167,32 @@ async fn repository(rm: &SharedRm, repo: &str) -> Result<(AppName, PathBuf), Ref
             format!("the repository of '{app}' is being made; try again in a moment"),
         )),
     }
+}
+
+/// An app, once its repository is there: who has just been told of one may be faster than our own image. None if
+/// there is no such app; without a repository if that takes too long.
+async fn view(rm: &SharedRm, app: &AppName) -> Option<Arc<AppView>> {
+    // Before the first look, so that no change is missed.
+    let mut changes = rm.apps.changes();
+    let is_there = |view: &Arc<AppView>| view.repo.as_ref().is_some_and(|repo| repo.hooks);
+    let known = rm.apps.view(app);
+    if known.as_ref().is_some_and(is_there) {
+        return known;
+    }
+    if known.is_none() {
+        // A coordinator that doesn't answer knows no more than we do.
+        let asked = rm.visor.read(keys::app(app)).await.ok()?;
+        asked.apps.get(app)?.app.as_ref()?;
+    }
+    let awaited = async {
+        while changes.changed().await.is_ok() {
+            if rm.apps.view(app).as_ref().is_some_and(is_there) {
+                return;
+            }
+        }
+    };
+    let _ = timeout(REPOSITORY_IN, awaited).await;
+    rm.apps.view(app)
 }
 
 /// The protocol version that the client speaks.

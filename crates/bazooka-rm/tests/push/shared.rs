@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use visor::testing::{Etcd, fresh_prefix, until};
+use visor::testing::{Etcd, fresh_prefix, stand_still, until};
 
 use crate::{
     rig::{Folder, Rig, SOON, Setup, ask, keys_below, releases},
@@ -172,7 +172,7 @@ async fn an_rm_that_was_paused_past_its_turn_moves_nothing() {
         folder.command(&["push", "one", "master"]).stderr(std::process::Stdio::piped()).spawn().expect("git");
     let mut lines = BufReader::new(paused.stderr.take().expect("piped")).lines();
     while !lines.next_line().await.expect("readable").expect("it waits").contains("waits") {}
-    kill(rigs.one.pid(), Signal::SIGSTOP).expect("it runs");
+    stand_still(rigs.one.pid());
 
     let other = rigs.two.folder("other", "pages");
     other.git(&["fetch", "-q", "bazooka", "master"]).await.ok();

@@ -23,7 +23,7 @@ use nix::{
 };
 use tokio::{sync::OnceCell, time::timeout};
 
-use super::until;
+use super::{stand_still, until};
 use crate::store::{
     Keys, SharedStore, Store,
     etcd::{EtcdConfig, EtcdStore},
@@ -130,7 +130,7 @@ impl Etcd {
 
     /// Stops its process where it stands (SIGSTOP): connections stay open, nothing answers.
     pub fn pause(&self) {
-        self.own().signal(Signal::SIGSTOP);
+        self.own().pause();
     }
 
     /// Lets it go on.
@@ -238,7 +238,7 @@ impl EtcdCluster {
 
     /// Stops a member where it stands (SIGSTOP).
     pub fn pause(&self, at: usize) {
-        self.members[at].signal(Signal::SIGSTOP);
+        self.members[at].pause();
     }
 
     /// Lets it go on.
@@ -357,6 +357,12 @@ impl Member {
     fn signal(&self, signal: Signal) {
         if let Some(run) = &self.run {
             kill(run.pid, signal).expect("the guard hasn't reaped it: it is still there");
+        }
+    }
+
+    fn pause(&self) {
+        if let Some(run) = &self.run {
+            stand_still(run.pid);
         }
     }
 
