@@ -1,23 +1,35 @@
-//! Brings a plan about in HAProxy.
+//! The balancer that runs on a machine: brings plans about in HAProxy.
 //!
 //! Owns the order of effects: files before a reload, a reload before anything is believed of it, and what
 //! HAProxy says over what was sent. It decides nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    net::SocketAddr,
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use async_trait::async_trait;
+use tokio::{
+    io::AsyncReadExt,
+    sync::watch,
+    time::{Instant, sleep},
+};
 use visor::names::InstanceId;
 
 use crate::{
-    config::{GIT, PUBLIC, instance_of, port_of_frontend},
-    files::{Contents, FilesError, Writer},
-    haproxy::{Cli, CliError, Processes, process::end_worker, says},
+    balancer::{Balancer, InTheWay, ReloadError},
+    config::{GIT, PUBLIC, Settings, hosts, instance_of, port_of_frontend, render, render_map},
+    files::{Contents, Place, Writer},
+    haproxy::{
+        Cli, CliError, Processes,
+        process::{Process, ProcessError, end_worker},
+        says,
+    },
     metrics::ProxyMetrics,
-    plan::{InForce, Step},
+    plan::{InForce, Step, Wanted},
+    ports,
+    routes::Routes,
 };
 
 /// How many workers there are at most, the one that takes connections included.
@@ -29,74 +41,31 @@ const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a reload is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+/// How often a master is looked for while it isn't there.
+const LOOK_FOR_MASTER: Duration = Duration::from_millis(50);
+
 /// How long an old worker may take to end once it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A reload that didn't come about. What was in force is so still.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// The files could not be put in place, or HAProxy refuses them.
-    #[error(transparent)]
-    Files(#[from] FilesError),
-    /// HAProxy took the files and could not start with them.
-    #[error("HAProxy could not start with the new configuration")]
-    Refused,
-    /// HAProxy didn't say in time what became of it.
-    #[error("HAProxy did not finish a reload in {} s", RELOAD_TIMEOUT.as_secs())]
-    Unfinished,
-    /// HAProxy could not be asked.
-    #[error("HAProxy can't be asked")]
-    Cli(#[from] CliError),
-}
-
-/// What a reload would cut for want of workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum InTheWay {
-    /// Nothing: there is room, or what has to end is idle.
-    Nothing,
-    /// Kept connections without a request. Each is told with its next answer to close.
-    Connections,
-    /// Requests under way.
-    Requests,
-}
-
-/// A way to bring plans about.
-#[derive(Clone, Debug)]
+/// HAProxy through its master's socket, its files, and its process where bazooka-proxy runs it.
 pub struct Driver {
     cli: Cli,
+    place: Place,
     writer: Writer,
-    map: PathBuf,
+    /// None where a unit of its own runs it.
+    process: Option<Process>,
     metrics: ProxyMetrics,
 }
 
 impl Driver {
-    /// Over HAProxy's master, and files that this writer writes.
-    pub fn new(cli: Cli, writer: Writer, map: PathBuf, metrics: ProxyMetrics) -> Self {
-        Driver { cli, writer, map, metrics }
-    }
-
-    /// The way to HAProxy's master.
-    pub fn cli(&self) -> &Cli {
-        &self.cli
-    }
-
-    /// The files.
-    pub fn writer(&self) -> &Writer {
-        &self.writer
-    }
-
-    /// What the current worker runs, in its own words.
-    ///
-    /// # Errors
-    /// If it can't be asked, or there is none.
-    pub async fn observe(&self) -> Result<InForce, CliError> {
-        let processes = self.cli.processes().await?;
-        let worker = processes.worker.ok_or(CliError::NoWorker(0))?;
-        self.observe_worker(processes.master, worker).await
+    /// Over HAProxy's master and its files; with a process, where bazooka-proxy runs it.
+    pub fn new(cli: Cli, place: Place, process: Option<Process>, metrics: ProxyMetrics) -> Self {
+        let writer = Writer::start(place.clone());
+        Driver { cli, place, writer, process, metrics }
     }
 
     async fn observe_worker(&self, master: u32, worker: u32) -> Result<InForce, CliError> {
-        let map = format!("show map {}", self.map.display());
+        let map = format!("show map {}", self.place.map.display());
         // Frontends are of type 1, backends of type 2.
         let frontends = "show stat -1 1 -1".to_owned();
         let backends = "show stat -1 2 -1".to_owned();
@@ -120,70 +89,6 @@ impl Driver {
         })
     }
 
-    /// Carries out steps in one exchange, and notes in `in_force` what came about.
-    ///
-    /// Returns the steps that HAProxy refused, with its words.
-    ///
-    /// # Errors
-    /// If the worker can't be asked: any of the steps may have been carried out.
-    pub async fn carry_out(
-        &self,
-        in_force: &mut InForce,
-        steps: &[Step],
-    ) -> Result<Vec<(Step, String)>, CliError> {
-        let map = self.map.display().to_string();
-        let commands: Vec<Vec<String>> = steps.iter().map(|step| step.commands(&map)).collect();
-        let begun = Instant::now();
-        let answers = self.cli.worker(in_force.worker, &commands.concat()).await?;
-        self.metrics.command_duration.observe(begun.elapsed().as_secs_f64());
-        let mut refused = Vec::new();
-        let mut rest = &answers[..];
-        for (step, commands) in steps.iter().zip(&commands) {
-            let (answers, later) = rest.split_at(commands.len().min(rest.len()));
-            rest = later;
-            if step.succeeded(answers) {
-                self.metrics.steps.get_or_create(&[("action", step.action())]).inc();
-                in_force.note(step);
-            } else {
-                refused.push((step.clone(), answers.join(" ")));
-            }
-        }
-        Ok(refused)
-    }
-
-    /// Installs the files and reloads; returns what is in force then.
-    ///
-    /// When it returns, no worker but the new one takes new requests: the old ones have stopped and hand
-    /// over what still reaches them.
-    ///
-    /// # Errors
-    /// The configuration is invalid, or HAProxy didn't take it; what was in force is so still.
-    pub async fn reload(&self, contents: Contents) -> Result<InForce, ReloadError> {
-        self.writer.install(contents).await?;
-        let before = self.make_room().await?;
-        self.cli.reload().await?;
-        let deadline = Instant::now() + RELOAD_TIMEOUT;
-        loop {
-            // It doesn't answer while it starts again.
-            if let Ok(now) = self.cli.processes().await {
-                if now.failed_reloads > before.failed_reloads {
-                    return Err(ReloadError::Refused);
-                }
-                if let Some(worker) = now.worker.filter(|worker| Some(*worker) != before.worker) {
-                    if self.have_stopped(&now.old).await {
-                        self.metrics.workers.set(i64::try_from(1 + now.old.len()).unwrap_or(i64::MAX));
-                        self.metrics.reloads.inc();
-                        return Ok(self.observe_worker(now.master, worker).await?);
-                    }
-                }
-            }
-            if Instant::now() >= deadline {
-                return Err(ReloadError::Unfinished);
-            }
-            sleep(LOOK_EVERY).await;
-        }
-    }
-
     /// Whether these workers take no more connections.
     async fn have_stopped(&self, workers: &[u32]) -> bool {
         for worker in workers {
@@ -195,22 +100,6 @@ impl Driver {
             }
         }
         true
-    }
-
-    /// What is open on the old workers that another reload would end.
-    ///
-    /// # Errors
-    /// If the master can't be asked.
-    pub async fn in_the_way(&self) -> Result<InTheWay, CliError> {
-        let processes = self.cli.processes().await?;
-        let surplus = self.surplus(&processes).await;
-        Ok(if surplus.iter().any(|worker| worker.requests > 0) {
-            InTheWay::Requests
-        } else if surplus.iter().any(|worker| worker.connections > 0) {
-            InTheWay::Connections
-        } else {
-            InTheWay::Nothing
-        })
     }
 
     /// The old workers that have to go before another reload: those with the least open.
@@ -273,12 +162,80 @@ impl Driver {
         }
         Ok(processes)
     }
+}
 
-    /// What is under way for instances on these backends, over all workers.
-    ///
-    /// # Errors
-    /// If a worker that is there can't be asked.
-    pub async fn sessions(&self, backends: &BTreeSet<String>) -> Result<BTreeMap<InstanceId, u32>, CliError> {
+#[async_trait]
+impl Balancer for Driver {
+    async fn observe(&self) -> Result<InForce, CliError> {
+        let processes = self.cli.processes().await?;
+        let worker = processes.worker.ok_or(CliError::NoWorker(0))?;
+        self.observe_worker(processes.master, worker).await
+    }
+
+    async fn carry_out(
+        &self,
+        in_force: &mut InForce,
+        steps: &[Step],
+    ) -> Result<Vec<(Step, String)>, CliError> {
+        let map = self.place.map.display().to_string();
+        let commands: Vec<Vec<String>> = steps.iter().map(|step| step.commands(&map)).collect();
+        let begun = Instant::now();
+        let answers = self.cli.worker(in_force.worker, &commands.concat()).await?;
+        self.metrics.command_duration.observe(begun.elapsed().as_secs_f64());
+        let mut refused = Vec::new();
+        let mut rest = &answers[..];
+        for (step, commands) in steps.iter().zip(&commands) {
+            let (answers, later) = rest.split_at(commands.len().min(rest.len()));
+            rest = later;
+            if step.succeeded(answers) {
+                self.metrics.steps.get_or_create(&[("action", step.action())]).inc();
+                in_force.note(step);
+            } else {
+                refused.push((step.clone(), answers.join(" ")));
+            }
+        }
+        Ok(refused)
+    }
+
+    async fn reload(&self, wanted: &Wanted) -> Result<InForce, ReloadError> {
+        self.writer.install(contents(wanted)).await?;
+        let before = self.make_room().await?;
+        self.cli.reload().await?;
+        let deadline = Instant::now() + RELOAD_TIMEOUT;
+        loop {
+            // It doesn't answer while it starts again.
+            if let Ok(now) = self.cli.processes().await {
+                if now.failed_reloads > before.failed_reloads {
+                    return Err(ReloadError::Refused);
+                }
+                if let Some(worker) = now.worker.filter(|worker| Some(*worker) != before.worker) {
+                    if self.have_stopped(&now.old).await {
+                        self.metrics.workers.set(i64::try_from(1 + now.old.len()).unwrap_or(i64::MAX));
+                        self.metrics.reloads.inc();
+                        return Ok(self.observe_worker(now.master, worker).await?);
+                    }
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(ReloadError::Unfinished(RELOAD_TIMEOUT.as_secs()));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn in_the_way(&self) -> Result<InTheWay, CliError> {
+        let processes = self.cli.processes().await?;
+        let surplus = self.surplus(&processes).await;
+        Ok(if surplus.iter().any(|worker| worker.requests > 0) {
+            InTheWay::Requests
+        } else if surplus.iter().any(|worker| worker.connections > 0) {
+            InTheWay::Connections
+        } else {
+            InTheWay::Nothing
+        })
+    }
+
+    async fn sessions(&self, backends: &BTreeSet<String>) -> Result<BTreeMap<InstanceId, u32>, CliError> {
         let processes = self.cli.processes().await?;
         self.metrics.workers.set(
             i64::try_from(processes.old.len() + usize::from(processes.worker.is_some())).unwrap_or(i64::MAX),
@@ -303,6 +260,125 @@ impl Driver {
         }
         Ok(open)
     }
+
+    fn masters(&self) -> watch::Receiver<u64> {
+        let cli = self.cli.clone();
+        let (says, masters) = watch::channel(0);
+        tokio::spawn(async move {
+            loop {
+                match cli.open().await {
+                    Ok(mut connection) => {
+                        says.send_modify(|n| *n += 1);
+                        // Nothing is asked, so that nothing comes until it ends.
+                        let _ = connection.read(&mut [0_u8; 64]).await;
+                        says.send_modify(|n| *n += 1);
+                    }
+                    // Each time: one that came and went in between was seen by the loop alone.
+                    Err(_) => {
+                        says.send_modify(|n| *n += 1);
+                        sleep(LOOK_FOR_MASTER).await;
+                    }
+                }
+                if says.is_closed() {
+                    return;
+                }
+            }
+        });
+        masters
+    }
+
+    fn is_free(&self, address: SocketAddr) -> Result<(), String> {
+        ports::is_free(address)
+    }
+
+    fn write(&self, wanted: &Wanted) {
+        self.writer.update(contents(wanted));
+    }
+
+    async fn lay_out(&self, wanted: Option<&Wanted>, settings: &Settings) -> bool {
+        let place = &self.place;
+        let here = place.config.exists() && place.map.exists();
+        if wanted.is_none() && here && place.check(&place.config).await.is_ok() {
+            return true;
+        }
+        let mut candidates: Vec<Contents> = wanted.map(contents).into_iter().collect();
+        let map = std::fs::read_to_string(&place.map).unwrap_or_default();
+        if let Ok(config) = std::fs::read_to_string(&place.last_good) {
+            candidates.push(Contents { config, map });
+        }
+        candidates.push(contents(&Wanted { routes: Routes::default(), settings: settings.clone() }));
+        for candidate in candidates {
+            match self.writer.install(candidate).await {
+                Ok(()) => return true,
+                Err(error) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "HAProxy can't start with this"
+                    );
+                }
+            }
+        }
+        false
+    }
+
+    async fn keep_as_good(&self) {
+        if let Err(error) = self.place.keep_as_good().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the last good configuration isn't kept"
+            );
+        }
+    }
+
+    fn runs_here(&self) -> bool {
+        self.process.is_some()
+    }
+
+    fn is_running(&mut self, master: Option<u32>) -> bool {
+        // Of one that a unit runs, its socket alone tells.
+        self.process.as_mut().is_none_or(|process| process.is_running(master))
+    }
+
+    fn remember(&mut self, pids: [u32; 2]) {
+        if let Some(process) = &mut self.process {
+            process.remember(pids);
+        }
+    }
+
+    async fn clear(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.clear().await;
+        }
+    }
+
+    async fn start(&mut self) -> Result<(), ProcessError> {
+        match &mut self.process {
+            Some(process) => process.start().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn stop(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.stop().await;
+        }
+    }
+
+    fn last_words(&self) -> String {
+        self.process.as_ref().map(Process::last_words).unwrap_or_default()
+    }
+
+    fn bound_log(&self) {
+        if let Some(process) = &self.process {
+            process.bound_log();
+        }
+    }
+}
+
+/// The files for what is wanted.
+fn contents(wanted: &Wanted) -> Contents {
+    let Wanted { routes, settings } = wanted;
+    Contents { config: render(routes, settings), map: render_map(&hosts(routes, settings)) }
 }
 
 /// A worker that takes no more connections, and what is open on it.

@@ -4,12 +4,13 @@
 //! itself, so that nothing here can slow one down or lose it.
 //!
 //! ```text
-//! mirror ─▶ routes ─▶ plan ─▶ driver ──Runtime API──▶ HAProxy        pure: routes, config, plan
-//!                      ▲         └──file, reload──▶ HAProxy
+//! mirror ─▶ routes ─▶ plan ─▶ balancer ─▶ driver ──Runtime API──▶ HAProxy    pure: routes, config, plan
+//!                      ▲                     └──file, reload──▶ HAProxy
 //!                      └── what is in force, as HAProxy says
 //! proxy (the loop) ─▶ publisher ─▶ proxies/X in the coordinator
 //! ```
 
+pub mod balancer;
 pub mod config;
 pub mod driver;
 pub mod files;

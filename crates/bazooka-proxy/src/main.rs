@@ -10,10 +10,10 @@ use anyhow::{Context, bail};
 use bazooka_proxy::{
     config::{RunAs, Settings},
     driver::Driver,
-    files::{Place, Writer},
+    files::Place,
     haproxy::{Cli, process::Process},
     metrics::ProxyMetrics,
-    proxy::{self, Identity, Parts, Upkeep},
+    proxy::{self, Identity, Parts},
 };
 use clap::{Parser, ValueEnum};
 use visor::{
@@ -120,9 +120,7 @@ async fn main() -> anyhow::Result<()> {
     let process = args
         .run_haproxy
         .then(|| Process::new(program, place.config.clone(), folder.join("haproxy.log"), cli.clone()));
-    let writer = Writer::start(place.clone());
-    let driver = Driver::new(cli, writer, settings.map_file(), metrics.clone());
-    let upkeep = Upkeep::new(place, process, metrics.clone());
+    let balancer = Box::new(Driver::new(cli, place, process, metrics.clone()));
 
     let store = visor.store().clone();
     tokio::spawn(async move {
@@ -135,7 +133,7 @@ async fn main() -> anyhow::Result<()> {
     });
     let identity =
         Identity { name, url: format!("http://{address}"), version: env!("CARGO_PKG_VERSION").to_owned() };
-    let parts = Parts { visor, driver, upkeep, settings, identity, metrics, not_ready };
+    let parts = Parts { visor, balancer, settings, identity, metrics, not_ready };
     proxy::run(parts, args.on_exit == OnExit::Stop, shutdown).await;
     endpoint.await.context("the endpoint failed")
 }

@@ -42,6 +42,30 @@ pub struct InForce {
 }
 
 impl InForce {
+    /// All of what is wanted, as a worker runs it that has just started with it.
+    pub fn of(wanted: &Wanted, master: u32, worker: u32) -> Self {
+        let Wanted { routes, settings } = wanted;
+        let mut in_force = InForce {
+            master,
+            worker,
+            shape: shape(routes, settings),
+            hosts: hosts(routes, settings),
+            public: settings.public.is_some(),
+            git: settings.git.is_some(),
+            ..InForce::default()
+        };
+        for (id, service) in &routes.services {
+            in_force.backends.insert(id.backend());
+            in_force.ports.extend(service.port);
+            for (instance, address) in &service.servers {
+                let weight = service.weight(*instance);
+                let server = ServerState { address: Some(*address), maintenance: false, weight };
+                in_force.servers.entry(id.backend()).or_default().insert(server_name(*instance), server);
+            }
+        }
+        in_force
+    }
+
     /// Notes that a step was carried out.
     pub fn note(&mut self, step: &Step) {
         match step {

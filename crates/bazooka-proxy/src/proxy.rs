@@ -10,10 +10,7 @@ mod upkeep;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use visor::{
     daemon::NotReady,
@@ -27,10 +24,8 @@ use visor::{
 };
 
 use crate::{
+    balancer::Balancer,
     config::Settings,
-    driver::Driver,
-    files::Contents,
-    haproxy::Cli,
     metrics::ProxyMetrics,
     plan::{InForce, Wanted},
     ports::{self, Refusals},
@@ -39,7 +34,7 @@ use crate::{
 };
 use apply::Come;
 use memory::{Attempts, Crowd, Drains, Retired};
-pub use upkeep::Upkeep;
+use upkeep::Upkeep;
 
 /// How often what is under way is counted while an instance is being taken out.
 const COUNT_EVERY: Duration = Duration::from_millis(50);
@@ -63,9 +58,7 @@ pub struct Parts {
     /// The coordinator.
     pub visor: Visor,
     /// HAProxy.
-    pub driver: Driver,
-    /// What keeps HAProxy there.
-    pub upkeep: Upkeep,
+    pub balancer: Box<dyn Balancer>,
     /// What doesn't come from the cluster; with the public port.
     pub settings: Settings,
     /// Who this is.
@@ -88,7 +81,7 @@ struct Desired {
 
 /// The loop's state.
 struct Proxy {
-    driver: Driver,
+    balancer: Box<dyn Balancer>,
     upkeep: Upkeep,
     settings: Settings,
     identity: Identity,
@@ -102,7 +95,7 @@ struct Proxy {
     /// The last that was wanted in a shape that HAProxy took.
     good: Option<Wanted>,
     /// What the files were last told to hold.
-    on_disk: Option<Contents>,
+    on_disk: Option<Wanted>,
     refusals: Refusals,
     attempts: Attempts,
     crowd: Crowd,
@@ -116,13 +109,13 @@ struct Proxy {
 
 /// Runs until `shutdown`. With `stop_haproxy`, HAProxy ends too; else it goes on and is found again.
 pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) {
-    let Parts { visor, driver, upkeep, settings, identity, metrics, not_ready } = parts;
+    let Parts { visor, balancer, settings, identity, metrics, not_ready } = parts;
     let mut mirror = Mirror::new(visor.store().clone(), keys::everything(), Snapshot::default());
     let publisher = Publisher::start(visor, identity.name.clone());
-    let mut masters = watch_master(driver.cli().clone());
+    let mut masters = balancer.masters();
     let mut proxy = Proxy {
-        driver,
-        upkeep,
+        balancer,
+        upkeep: Upkeep::new(metrics.clone()),
         settings,
         identity,
         metrics,
@@ -142,19 +135,23 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
     };
     loop {
         let look_at = proxy.look_at;
+        // In this order, so that the same things at the same time have the same outcome.
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => break,
-            changes = mirror.next() => {
-                if !proxy.see(&changes, mirror.image(), mirror.is_synced()) {
-                    continue;
-                }
-            }
             changed = masters.changed() => {
                 if changed.is_err() {
                     break;
                 }
                 // Another master, or the same one started again: what it runs is asked anew.
                 proxy.in_force = None;
+            }
+            changes = mirror.next() => {
+                let concerns = proxy.see(&changes, mirror.image(), mirror.is_synced());
+                // What is due isn't put off by what doesn't concern it.
+                if !concerns && look_at.is_none_or(|at| Instant::now() < at) {
+                    continue;
+                }
             }
             () = async {
                 match look_at {
@@ -164,6 +161,7 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
             } => {}
         }
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => break,
             () = proxy.settle() => {}
         }
@@ -171,7 +169,7 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
     // First the word, so that nobody waits for a proxy that is about to go.
     proxy.publisher.end(stop_haproxy).await;
     if stop_haproxy {
-        proxy.upkeep.stop().await;
+        proxy.balancer.stop().await;
     }
 }
 
@@ -233,23 +231,23 @@ impl Proxy {
 
     /// Asks HAProxy what it runs, and sees to it that it is there. Returns whether it answered.
     async fn find_haproxy(&mut self, now: Instant) -> bool {
-        let error = match self.driver.observe().await {
+        let error = match self.balancer.observe().await {
             Ok(in_force) => return self.found(in_force, now),
             Err(error) => error,
         };
-        if self.upkeep.is_due(&error, now) {
-            self.upkeep.clear().await;
+        if self.upkeep.is_due(&mut *self.balancer, &error, now) {
+            self.balancer.clear().await;
             let (mut contents, mut settings) = (self.on_disk.clone(), self.settings.clone());
             // Only where it has surely gone, its ports are its own no longer and can be looked at.
-            if self.upkeep.runs_haproxy() {
+            if self.balancer.runs_here() {
                 let wanted = self.wanted_with(now, |_, _| false);
+                settings = wanted.settings.clone();
                 if self.desired.is_some() {
-                    contents = Some(apply::contents(&wanted));
+                    contents = Some(wanted);
                 }
-                settings = wanted.settings;
             }
-            if self.upkeep.start(contents, &self.driver, &settings, now).await {
-                if let Ok(in_force) = self.driver.observe().await {
+            if self.upkeep.start(&mut *self.balancer, contents.as_ref(), &settings, now).await {
+                if let Ok(in_force) = self.balancer.observe().await {
                     return self.found(in_force, now);
                 }
             }
@@ -260,7 +258,8 @@ impl Proxy {
     }
 
     fn found(&mut self, in_force: InForce, now: Instant) -> bool {
-        self.upkeep.found(in_force.master, in_force.worker);
+        self.upkeep.found(in_force.master);
+        self.balancer.remember([in_force.master, in_force.worker]);
         self.retired.restart(&in_force, now);
         self.in_force = Some(in_force);
         true
@@ -289,7 +288,7 @@ impl Proxy {
         let mut settings = self.settings.clone();
         if let Some(public) = settings.public {
             let wanted = ports::wanted(&routes, settings.bind, public, settings.git);
-            self.refusals.look(&wanted, is_open, now, ports::is_free);
+            self.refusals.look(&wanted, is_open, now, |address| self.balancer.is_free(address));
         }
         if self.refusals.public() {
             settings.public = None;
@@ -308,7 +307,7 @@ impl Proxy {
             return;
         }
         let backends = pending.values().map(|service| service.backend()).collect();
-        match self.driver.sessions(&backends).await {
+        match self.balancer.sessions(&backends).await {
             Ok(open) => {
                 let is_out = |instance, service: &_| !in_force.takes(service, instance);
                 self.drains.count(&pending, &open, is_out);
@@ -366,31 +365,4 @@ impl Proxy {
             (one, other) => one.or(other),
         };
     }
-}
-
-/// Says when HAProxy's master comes, starts again or goes, and again while it isn't there.
-fn watch_master(cli: Cli) -> watch::Receiver<u64> {
-    let (says, masters) = watch::channel(0);
-    tokio::spawn(async move {
-        use tokio::io::AsyncReadExt;
-        loop {
-            match cli.open().await {
-                Ok(mut connection) => {
-                    says.send_modify(|n| *n += 1);
-                    // Nothing is asked, so that nothing comes until it ends.
-                    let _ = connection.read(&mut [0_u8; 64]).await;
-                    says.send_modify(|n| *n += 1);
-                }
-                // Each time: one that came and went in between was seen by the loop alone.
-                Err(_) => {
-                    says.send_modify(|n| *n += 1);
-                    tokio::time::sleep(LOOK_EVERY).await;
-                }
-            }
-            if says.is_closed() {
-                return;
-            }
-        }
-    });
-    masters
 }

@@ -8,9 +8,8 @@ use tokio::time::Instant;
 
 use super::Proxy;
 use crate::{
-    config::{hosts, render, render_map, shape},
-    driver::{InTheWay, ReloadError},
-    files::Contents,
+    balancer::{InTheWay, ReloadError},
+    config::shape,
     plan::{Plan, Reload, Step, Wanted, plan},
 };
 
@@ -39,7 +38,7 @@ impl Proxy {
                 return Come::Nowhere;
             }
             if !as_believed {
-                match self.driver.observe().await {
+                match self.balancer.observe().await {
                     Ok(in_force) => self.in_force = Some(in_force),
                     Err(_) => {
                         self.in_force = None;
@@ -53,7 +52,7 @@ impl Proxy {
                 None => {
                     self.attempts.succeeded();
                     self.good = Some(wanted.clone());
-                    self.write(contents(wanted));
+                    self.write(wanted.clone());
                 }
                 Some(reason) => {
                     if self.waits_for_old_workers(wanted, now).await {
@@ -75,7 +74,7 @@ impl Proxy {
         if steps.is_empty() {
             return true;
         }
-        match self.driver.carry_out(in_force, steps).await {
+        match self.balancer.carry_out(in_force, steps).await {
             Ok(refused) => {
                 self.retired.note(steps, now);
                 let mut as_believed = true;
@@ -103,7 +102,7 @@ impl Proxy {
 
     /// Whether a reload is better put off: the limit on workers would cut what is open on old ones.
     async fn waits_for_old_workers(&mut self, wanted: &Wanted, now: Instant) -> bool {
-        let in_the_way = self.driver.in_the_way().await.unwrap_or(InTheWay::Nothing);
+        let in_the_way = self.balancer.in_the_way().await.unwrap_or(InTheWay::Nothing);
         let Some(at) = self.crowd.wait(in_the_way, now) else { return false };
         self.look_again(Some(at));
         self.keep_shape(wanted);
@@ -114,8 +113,8 @@ impl Proxy {
     fn keep_shape(&mut self, wanted: &Wanted) {
         if let Some(good) = &mut self.good {
             good.routes.take_members(&wanted.routes);
-            let contents = contents(good);
-            self.write(contents);
+            let good = good.clone();
+            self.write(good);
         }
     }
 
@@ -127,9 +126,8 @@ impl Proxy {
             return;
         }
         tracing::info!(reason = %reason, "reloading HAProxy");
-        self.upkeep.bound_log();
-        let contents = contents(wanted);
-        match self.driver.reload(contents.clone()).await {
+        self.balancer.bound_log();
+        match self.balancer.reload(wanted).await {
             Ok(in_force) => {
                 if in_force.shape != shape {
                     tracing::warn!("HAProxy runs another configuration than it was given");
@@ -137,14 +135,14 @@ impl Proxy {
                 self.attempts.succeeded();
                 self.retired.restart(&in_force, now);
                 self.in_force = Some(in_force);
-                self.on_disk = Some(contents);
+                self.on_disk = Some(wanted.clone());
                 self.good = Some(wanted.clone());
-                self.upkeep.keep_as_good().await;
+                self.balancer.keep_as_good().await;
             }
             Err(error) => {
                 self.metrics.refused_reloads.inc();
                 let last_words = match error {
-                    ReloadError::Refused => self.upkeep.last_words(),
+                    ReloadError::Refused => self.balancer.last_words(),
                     _ => String::new(),
                 };
                 tracing::error!(
@@ -156,28 +154,22 @@ impl Proxy {
                 self.look_again(Some(at));
                 // A valid file that HAProxy could not start with must not stay for its next start.
                 if let (ReloadError::Refused, Some(good)) = (&error, &self.good) {
-                    let contents = self::contents(good);
-                    self.write(contents);
+                    let good = good.clone();
+                    self.write(good);
                 }
                 // How far it came is HAProxy's to say.
-                self.in_force = self.driver.observe().await.ok();
+                self.in_force = self.balancer.observe().await.ok();
             }
         }
     }
 
     /// Has the files hold this, if they don't.
-    fn write(&mut self, contents: Contents) {
-        if self.on_disk.as_ref() != Some(&contents) {
-            self.driver.writer().update(contents.clone());
-            self.on_disk = Some(contents);
+    fn write(&mut self, wanted: Wanted) {
+        if self.on_disk.as_ref() != Some(&wanted) {
+            self.balancer.write(&wanted);
+            self.on_disk = Some(wanted);
         }
     }
-}
-
-/// The files for what is wanted.
-pub fn contents(wanted: &Wanted) -> Contents {
-    let Wanted { routes, settings } = wanted;
-    Contents { config: render(routes, settings), map: render_map(&hosts(routes, settings)) }
 }
 
 fn error_chain(error: &dyn std::error::Error) -> String {

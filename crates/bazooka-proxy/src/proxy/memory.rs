@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use visor::names::InstanceId;
 
 use crate::{
-    driver::InTheWay,
+    balancer::InTheWay,
     plan::{InForce, Step},
     routes::ServiceId,
 };

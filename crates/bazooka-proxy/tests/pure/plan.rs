@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use bazooka_proxy::{
-    config::{hosts, server_name, shape},
     haproxy::ServerState,
     plan::{InForce, Plan, Step, Wanted, plan},
     routes::routes,
@@ -19,25 +18,8 @@ fn wanted(rows: Rows) -> Wanted {
 
 /// A HAProxy that runs just what is wanted.
 fn in_force(wanted: &Wanted) -> InForce {
-    let Wanted { routes, settings } = wanted;
-    let mut in_force = InForce {
-        master: 1,
-        worker: 2,
-        shape: shape(routes, settings),
-        hosts: hosts(routes, settings),
-        public: true,
-        ..InForce::default()
-    };
+    let mut in_force = InForce::of(wanted, 1, 2);
     in_force.backends.extend(["successor".to_owned()]);
-    for (id, service) in &routes.services {
-        in_force.backends.insert(id.backend());
-        in_force.ports.extend(service.port);
-        for (instance, address) in &service.servers {
-            let weight = service.weight(*instance);
-            let server = ServerState { address: Some(*address), maintenance: false, weight };
-            in_force.servers.entry(id.backend()).or_default().insert(server_name(*instance), server);
-        }
-    }
     in_force
 }
 
