@@ -1,17 +1,19 @@
 //! A whole cluster in simulated time: the real loops, and everything that can go wrong around them.
 //!
-//! Each seed is a day of its own. Convergers, the hosts' bazooka-pm and the proxies' publishers are the very
-//! functions that `main` calls; the coordinator is visor's model behind lines that delay and lose, and machines
-//! are simulated behind [`crate::host::runtime::Runtime`]. Time is tokio's paused clock, and one generator makes every
-//! choice, so that a seed's day is always the same, bit for bit.
+//! Each seed is a day of its own. Convergers, the hosts' bazooka-pm and the proxies are the very functions that
+//! `main` calls; the coordinator is visor's model behind lines that delay and lose, and machines are simulated
+//! behind [`crate::host::runtime::Runtime`] and [`bazooka_proxy::balancer::Balancer`]. Time is tokio's paused clock, and
+//! one generator makes every choice, so that a seed's day is always the same, bit for bit.
 //!
 //! ```text
 //! users ─▶ line ─┐                    ┌─▶ machine (processes, disk, clocks)
 //! convergers ─▶ line ─▶ model ◀─ line ◀─ bazooka-pm
 //! proxies ─▶ line ──┘  └─▶ rules: what is always true, at each revision
-//! faults ─▶ gates, lines, machines, model
+//!    └─▶ balancer (workers, requests)
+//! faults ─▶ gates, lines, machines, balancers, model
 //! ```
 
+mod balancer;
 mod faults;
 mod gate;
 mod line;

@@ -2,16 +2,16 @@
 //!
 //! Owns the choice of faults and their times; what each does is the world's.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use visor::{
     names::HostName,
     store::{Store, StoreError},
 };
 
-use super::{gate::Gate, line::Line, nodes::Nodes, world::World};
+use super::{balancer::Haproxy, gate::Gate, line::Line, nodes::Nodes, world::World};
 
 /// Lets things go wrong until the day is over.
 pub async fn trouble(world: Arc<World>, nodes: Nodes) {
@@ -37,6 +37,9 @@ pub fn heal(world: &World, nodes: &Nodes) {
             machine.outsiders.clear();
         });
     }
+    for proxy in Nodes::proxies() {
+        world.haproxy(&proxy, Haproxy::mend);
+    }
     nodes.alive().into_iter().for_each(|(_, gate, _)| gate.spare());
 }
 
@@ -46,7 +49,7 @@ fn strike(world: &Arc<World>, nodes: &Nodes) {
     let host = world.pick(&Nodes::hosts()).clone();
     // Lines are the users' too.
     let (end, line) = world.pick(&world.lines()).clone();
-    match world.between(0..=18) {
+    match world.between(0..=21) {
         0..=1 => {
             let effects = u32::try_from(world.between(0..=12)).expect("it is small");
             world.note(format_args!("{name} will die after {effects} effects"));
@@ -86,7 +89,8 @@ fn strike(world: &Arc<World>, nodes: &Nodes) {
             world.machine(&host, |machine| machine.wrong_by = SignedDuration::from_mins(minutes));
         }
         17 => disk_or_ports(world, host),
-        _ => reboot(world, nodes, &host),
+        18 => reboot(world, nodes, &host),
+        _ => haproxy_fails(world, world.pick(&Nodes::proxies()).clone()),
     }
 }
 
@@ -186,6 +190,27 @@ fn disk_or_ports(world: &Arc<World>, host: HostName) {
             machine.disk_full = false;
             machine.outsiders.clear();
         });
+    });
+}
+
+/// HAProxy dies, hangs, can't write its file, or finds others on the ports that it is to open.
+fn haproxy_fails(world: &Arc<World>, proxy: String) {
+    let millis = *world.pick(&[1_000, 4_000, 15_000]);
+    let ports: BTreeSet<u16> = (8_500..=8_510).filter(|_| world.chance(0.3)).collect();
+    let until = Instant::now() + Duration::from_millis(millis);
+    let which = world.between(0..=3);
+    let what = ["is killed", "answers nothing", "can't write its file", "finds others on its ports"];
+    world.note(format_args!("HAProxy of {proxy} {} for {millis} ms", what[usize::from(which as u8)]));
+    world.haproxy(&proxy, |haproxy| match which {
+        0 => haproxy.kill(),
+        1 => haproxy.silent_until = Some(until),
+        2 => haproxy.disk_full = true,
+        _ => haproxy.outsiders = ports,
+    });
+    let world = world.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_millis(millis)).await;
+        world.haproxy(&proxy, Haproxy::mend);
     });
 }
 

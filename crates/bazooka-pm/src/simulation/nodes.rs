@@ -6,30 +6,26 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use bazooka_proxy::{
-    publisher::Publisher,
-    routes::{concerns_routing, leaving},
+    metrics::ProxyMetrics,
+    proxy::{self, Identity, Parts},
 };
 use futures::future::BoxFuture;
 use jiff::SignedDuration;
 use prometheus_client::registry::Registry;
-use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
     daemon::Readiness,
-    keys,
-    mirror::Mirror,
-    names::{HostName, InstanceId},
-    schema::{Capacity, Extra, Host, Proxy},
-    snapshot::Snapshot,
+    names::HostName,
+    schema::{Capacity, Extra, Host},
     visor::Visor,
 };
 
 use super::{
+    balancer::{self, Haproxy},
     gate::Gate,
     line::Link,
     machine::{Hold, Machine},
@@ -79,7 +75,9 @@ impl Nodes {
         }
         for n in 1..=PROXIES {
             let (own, name) = (nodes.clone(), format!("proxy{n}"));
-            nodes.keep(name.clone(), Arc::new(move |gate, _| own.proxy(name.clone(), u64::from(n), gate)));
+            world.add_haproxy(name.clone(), Haproxy::new());
+            tokio::spawn(balancer::traffic(world.clone(), name.clone()));
+            nodes.keep(name.clone(), Arc::new(move |gate, stop| own.proxy(name.clone(), n, gate, stop)));
         }
         nodes
     }
@@ -87,6 +85,11 @@ impl Nodes {
     /// The names of all hosts.
     pub fn hosts() -> Vec<HostName> {
         (1..=HOSTS).map(|n| format!("host{n}").parse().expect("a valid name")).collect()
+    }
+
+    /// The names of all proxies.
+    pub fn proxies() -> Vec<String> {
+        (1..=PROXIES).map(|n| format!("proxy{n}")).collect()
     }
 
     /// Each that lives now.
@@ -169,55 +172,21 @@ impl Nodes {
         Box::pin(work.run(stop))
     }
 
-    /// A proxy that takes its time, with the real reading of what leaves and the real publisher.
-    fn proxy(&self, name: String, n: u64, gate: Gate) -> BoxFuture<'static, ()> {
+    fn proxy(&self, name: String, n: u8, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
         let world = self.world.clone();
-        let visor = Visor::new(Link::store(&world, &name, &gate));
-        Box::pin(async move {
-            let host: HostName = name.parse().expect("a valid name");
-            let store = visor.store().clone();
-            let mut mirror = Mirror::new(store, keys::everything(), Snapshot::default()).with_jitter(n);
-            let publisher = Publisher::start(visor, host);
-            let mut busy: BTreeMap<InstanceId, Instant> = BTreeMap::new();
-            loop {
-                let next = busy.values().filter(|until| **until > Instant::now()).min().copied();
-                tokio::select! {
-                    biased;
-                    changes = mirror.next() => {
-                        if !changes.relisted && !concerns_routing(&changes.keys) {
-                            continue;
-                        }
-                    }
-                    () = async {
-                        match next {
-                            Some(at) => sleep_until(at).await,
-                            None => std::future::pending().await,
-                        }
-                    } => {}
-                }
-                if !mirror.is_synced() {
-                    continue;
-                }
-                let leaving = leaving(mirror.image());
-                let applied = mirror.image().revision;
-                world.wait(1..=150).await;
-                busy.retain(|id, _| leaving.contains_key(id));
-                for id in leaving.into_keys() {
-                    let under_way = Duration::from_millis(*world.pick(&[0, 0, 500, 5_000, 60_000]));
-                    busy.entry(id).or_insert_with(|| Instant::now() + under_way);
-                }
-                publisher.say(Proxy {
-                    url: String::new(),
-                    public: "10.0.1.1:80".into(),
-                    domain: "localhost".into(),
-                    version: "1".into(),
-                    applied,
-                    busy: busy.iter().filter(|(_, at)| **at > Instant::now()).map(|(id, _)| *id).collect(),
-                    refused: BTreeMap::new(),
-                    extra: Extra::new(),
-                });
-            }
-        })
+        let parts = Parts {
+            visor: Visor::new(Link::store(&world, &name, &gate)),
+            balancer: Box::new(balancer::Hold::new(&world, &name, &gate)),
+            settings: balancer::Hold::settings(n),
+            identity: Identity {
+                name: name.parse().expect("a valid name"),
+                url: format!("http://10.0.1.{n}:81"),
+                version: "1".into(),
+            },
+            metrics: ProxyMetrics::register(&Arc::default()),
+            not_ready: Readiness::default().hold(),
+        };
+        Box::pin(proxy::run(parts, false, stop))
     }
 }
 

@@ -6,6 +6,11 @@ use std::{
     time::Duration,
 };
 
+use bazooka_proxy::{
+    haproxy::ServerState,
+    plan::{InForce, Wanted},
+    routes::routes,
+};
 use tokio::time::{Instant, sleep};
 use visor::{
     names::{HostName, InstanceId},
@@ -14,7 +19,7 @@ use visor::{
     snapshot::{AppView, Snapshot},
 };
 
-use super::{nodes::Nodes, rules::Rules, world::World};
+use super::{balancer::Hold, nodes::Nodes, rules::Rules, world::World};
 
 /// How often it is looked whether all is as it should be.
 const EVERY: Duration = Duration::from_secs(1);
@@ -73,11 +78,41 @@ fn image_amiss(world: &World, image: &Snapshot) -> Option<String> {
             return Some(format!("{id} is left over on {name}"));
         }
     }
+    if let Some(amiss) = Nodes::proxies().iter().find_map(|name| proxy_amiss(world, image, name)) {
+        return Some(amiss);
+    }
     let frozen = image.leader.as_ref().and_then(|leader| leader.frozen.as_ref());
     match (&image.leader, frozen) {
         (None, _) => Some("nobody leads".to_owned()),
         (_, Some(_)) => Some("the hosts are frozen".to_owned()),
         _ => None,
+    }
+}
+
+/// Each HAProxy routes to what is to be routed, and to nothing else.
+fn proxy_amiss(world: &World, image: &Snapshot, name: &str) -> Option<String> {
+    let Some(in_force) = world.haproxy(name, |haproxy| haproxy.in_force().cloned()) else {
+        return Some(format!("HAProxy of {name} doesn't run"));
+    };
+    let of = |in_force: &InForce| -> BTreeMap<String, BTreeMap<String, ServerState>> {
+        let mut servers = in_force.servers.clone();
+        servers.values_mut().for_each(|servers| servers.retain(|_, state| !state.maintenance));
+        servers.retain(|_, servers| !servers.is_empty());
+        servers
+    };
+    let n = name.trim_start_matches("proxy").parse().expect("a number");
+    let wanted = Wanted { routes: routes(image), settings: Hold::settings(n) };
+    let meant = InForce::of(&wanted, in_force.master, in_force.worker);
+    if (of(&meant), &meant.hosts, &meant.ports, meant.public, &meant.shape)
+        != (of(&in_force), &in_force.hosts, &in_force.ports, in_force.public, &in_force.shape)
+    {
+        return Some(format!("{name} is to route {:?}, and routes {:?}", of(&meant), of(&in_force)));
+    }
+    let row = image.proxies.get(&name.parse().expect("a valid name"));
+    match row {
+        None => Some(format!("{name} says nothing")),
+        Some(row) if !row.refused.is_empty() => Some(format!("{name} refuses {:?}", row.refused)),
+        Some(_) => None,
     }
 }
 

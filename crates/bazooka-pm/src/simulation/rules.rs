@@ -44,6 +44,9 @@ pub struct Nature {
     pub crashes: f64,
 }
 
+/// By proxy, each instance that has something under way there.
+type UnderWay = BTreeMap<HostName, BTreeSet<InstanceId>>;
+
 /// The rules of one day. A clone is the same.
 #[derive(Clone)]
 pub struct Rules {
@@ -98,7 +101,8 @@ impl Rules {
         let mut watch = self.world.store.watch(Keys::Prefix(String::new()), 1).await.expect("it is there");
         while let Some(Ok(message)) = watch.next().await {
             let unhealthy = self.unhealthy(&message);
-            let mut broken = self.book().take_up(message);
+            let under_way = self.world.under_way();
+            let mut broken = self.book().take_up(message, &under_way);
             broken.extend(unhealthy);
             broken.into_iter().for_each(|what| self.world.breach(what));
         }
@@ -209,13 +213,13 @@ impl Rules {
 }
 
 impl Book {
-    fn take_up(&mut self, message: WatchMessage) -> Vec<String> {
+    fn take_up(&mut self, message: WatchMessage, under_way: &UnderWay) -> Vec<String> {
         apply(&mut self.image, &message);
         let before = std::mem::take(&mut self.before);
         let mut broken = Vec::new();
         for event in &message.events {
             if let Ok(key) = event.key().parse::<Key>() {
-                self.judge(&before, &key, matches!(event, Event::Put(_)), &mut broken);
+                self.judge(&before, &key, matches!(event, Event::Put(_)), under_way, &mut broken);
             }
         }
         self.before = before;
@@ -225,11 +229,18 @@ impl Book {
         broken
     }
 
-    fn judge(&mut self, before: &Snapshot, key: &Key, put: bool, broken: &mut Vec<String>) {
+    fn judge(
+        &mut self,
+        before: &Snapshot,
+        key: &Key,
+        put: bool,
+        under_way: &UnderWay,
+        broken: &mut Vec<String>,
+    ) {
         let now = Instant::now();
         match key {
             Key::Assigned(host, id) => {
-                self.judge_assignment(before, host, *id, broken);
+                self.judge_assignment(before, host, *id, under_way, broken);
                 self.note_service(before, host, *id, now);
             }
             Key::Status(host, id) => {
@@ -304,6 +315,7 @@ impl Book {
         before: &Snapshot,
         host: &HostName,
         id: InstanceId,
+        under_way: &UnderWay,
         broken: &mut Vec<String>,
     ) {
         let rows = |image: &Snapshot| image.hosts.get(host)?.assigned.get(&id).cloned();
@@ -345,6 +357,14 @@ impl Book {
             });
             if let Some((proxy, _)) = waits_for.filter(|_| since.elapsed() < DRAIN) {
                 broken.push(format!("{id} is stopped while {proxy} may still send to it"));
+            }
+            // What they say is so: nothing is cut.
+            let cut = under_way.iter().find(|(proxy, open)| {
+                let row = before.proxies.get(*proxy);
+                row.is_some_and(|row| row.create_revision < revision) && open.contains(&id)
+            });
+            if let Some((proxy, _)) = cut.filter(|_| waits_for.is_none()) {
+                broken.push(format!("{id} is stopped, and {proxy} cuts what is under way there"));
             }
         }
         let over = state.is_some_and(State::is_final);

@@ -3,7 +3,7 @@
 //! Owns the one source of chance, and the trace by which two runs of a seed are compared.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     ops::RangeInclusive,
@@ -17,9 +17,13 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep},
 };
-use visor::{names::HostName, store::model::ModelStore};
+use visor::{
+    names::{HostName, InstanceId},
+    store::model::ModelStore,
+};
 
 use super::{
+    balancer::Haproxy,
     line::Line,
     machine::{Machine, Process},
 };
@@ -53,6 +57,7 @@ struct State {
     healed: bool,
     lines_of: BTreeMap<String, Line>,
     machines: BTreeMap<HostName, Machine>,
+    haproxies: BTreeMap<String, Haproxy>,
     /// Starts and ends of processes, for telling whether all is at rest.
     moves: u64,
 }
@@ -69,6 +74,7 @@ impl World {
             healed: false,
             lines_of: BTreeMap::new(),
             machines: BTreeMap::new(),
+            haproxies: BTreeMap::new(),
             moves: 0,
         };
         Arc::new(World {
@@ -189,6 +195,23 @@ impl World {
     /// Looks at a machine, or changes it.
     pub fn machine<T>(&self, name: &HostName, look: impl FnOnce(&mut Machine) -> T) -> T {
         look(self.state().machines.get_mut(name).expect("machines don't vanish"))
+    }
+
+    /// Adds the HAProxy of a proxy.
+    pub fn add_haproxy(&self, proxy: String, haproxy: Haproxy) {
+        self.state().haproxies.insert(proxy, haproxy);
+    }
+
+    /// Looks at the HAProxy of a proxy, or changes it.
+    pub fn haproxy<T>(&self, proxy: &str, look: impl FnOnce(&mut Haproxy) -> T) -> T {
+        look(self.state().haproxies.get_mut(proxy).expect("machines don't vanish"))
+    }
+
+    /// By proxy, each instance that has something under way there.
+    pub fn under_way(&self) -> BTreeMap<HostName, BTreeSet<InstanceId>> {
+        let state = self.state();
+        let all = state.haproxies.iter();
+        all.map(|(name, haproxy)| (name.parse().expect("a valid name"), haproxy.under_way())).collect()
     }
 
     /// Every process of every machine.
