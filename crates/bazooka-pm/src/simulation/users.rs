@@ -95,9 +95,16 @@ impl User {
             (true, true) => Nature { boots_within: 500, listens: false, crashes: 0.0 },
         };
         self.rules.set_nature(id.clone(), nature);
+        let mut procs: BTreeMap<_, _> =
+            self.procs.iter().map(|proc| (proc.clone(), "run".to_owned())).collect();
+        if world.chance(0.3) {
+            // Another service, of which nobody wants any: the proxies take another shape for it.
+            let other = *world.pick(&["admin", "cron", "web-next"]);
+            procs.insert(other.parse().expect("a valid name"), "run".to_owned());
+        }
         let rev = Rev {
             slug: Slug { sha256: format!("{number:064x}").parse().expect("64 digits"), size_bytes: 1 },
-            procs: self.procs.iter().map(|proc| (proc.clone(), "run".to_owned())).collect(),
+            procs,
             kind: "procfile".into(),
             by: "me".into(),
             at: self.now(),

@@ -278,7 +278,7 @@ impl Silent {
 }
 
 #[tokio::test]
-async fn a_request_waits_for_a_vanished_host_for_less_than_a_second() {
+async fn a_request_is_not_held_up_by_a_vanished_host() {
     let rig = Rig::start().await;
     rig.service("rocket", "web").await;
     let (silent, good) = (Silent::start().await, Local::start(Some("good")).await);
@@ -289,6 +289,7 @@ async fn a_request_waits_for_a_vanished_host_for_less_than_a_second() {
         let answer =
             connection.request(method, "rocket.localhost", "/", "", "once").await.expect("it answers");
         assert_eq!((answer.status, answer.body.as_str()), (200, "good"));
-        assert!(begin.elapsed() < Duration::from_millis(950), "{method}: {:?}", begin.elapsed());
+        // Some tenths on an idle machine; a host that has vanished answers no connection for two minutes.
+        assert!(begin.elapsed() < Duration::from_secs(5), "{method}: {:?}", begin.elapsed());
     }
 }
