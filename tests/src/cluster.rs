@@ -5,17 +5,12 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
 };
 
 use tempfile::TempDir;
 use visor::{
     snapshot::Snapshot,
-    store::{
-        SharedStore,
-        etcd::{EtcdConfig, EtcdStore},
-    },
-    testing::{Etcd, fresh_prefix},
+    testing::{Etcd, fresh_prefix, observer},
     visor::Visor,
 };
 
@@ -93,8 +88,7 @@ impl Cluster {
             None => runtime.block_on(Etcd::shared()).endpoint().to_owned(),
         };
         let prefix = fresh_prefix();
-        let store: SharedStore =
-            Arc::new(EtcdStore::new(EtcdConfig::new(vec![coordinator.clone()], prefix.clone())));
+        let store = observer(&coordinator, &prefix);
         let dir = tempfile::Builder::new()
             .prefix("bazooka-test.")
             .tempdir()

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     process::Stdio,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,8 +17,7 @@ use visor::{
     keys::Key,
     names::{AppName, Digest, ProcName, RevId},
     schema::{Extra, Promoter, Rev, Slug},
-    store::etcd::{EtcdConfig, EtcdStore},
-    testing::{Etcd, fresh_prefix},
+    testing::{Etcd, fresh_prefix, observer},
     transitions::releases::{Begun, NewRelease},
     visor::Visor,
 };
@@ -71,8 +69,7 @@ impl Rig {
     pub async fn new() -> Rig {
         let coordinator = Etcd::shared().await.endpoint().to_owned();
         let prefix = fresh_prefix();
-        let store = EtcdStore::new(EtcdConfig::new(vec![coordinator.clone()], prefix.clone()));
-        let visor = Visor::new(Arc::new(store));
+        let visor = Visor::new(observer(&coordinator, &prefix));
         visor.set_up().await.expect("the coordinator answers");
         let home = tempfile::tempdir().expect("a temporary folder can be made");
         Rig { visor, prefix, coordinator, home }

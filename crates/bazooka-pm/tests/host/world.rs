@@ -32,7 +32,7 @@ use visor::{
     schema::{Assignment, Check, Desired, Env, Extra, Host, Rm, RunSettings, Slug, State, Status},
     snapshot::Versioned,
     store::SharedStore,
-    testing::{Etcd, until},
+    testing::{Etcd, fresh_prefix, observer, until},
     transitions::placement::advance,
     visor::{Change, Visor},
 };
@@ -99,9 +99,8 @@ impl World {
     /// All but the bazooka-pm.
     pub async fn without_pm() -> World {
         let etcd = Etcd::shared().await;
-        let config = etcd.config();
-        let prefix = config.prefix.clone();
-        let store: SharedStore = Arc::new(visor::store::etcd::EtcdStore::new(config));
+        let prefix = fresh_prefix();
+        let store = observer(etcd.endpoint(), &prefix);
         World::over(store, etcd.endpoint().to_owned(), prefix).await
     }
 

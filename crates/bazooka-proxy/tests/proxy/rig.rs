@@ -18,7 +18,7 @@ use visor::{
     },
     snapshot::Versioned,
     store::Revision,
-    testing::{Etcd, fresh_prefix, until},
+    testing::{Etcd, fresh_prefix, observer, until},
     visor::{Change, Committed, Visor},
 };
 
@@ -104,8 +104,7 @@ impl Rig {
             Some(endpoint) => (endpoint, fresh_prefix()),
             None => (Etcd::shared().await.endpoint().to_owned(), fresh_prefix()),
         };
-        let config = visor::store::etcd::EtcdConfig::new(vec![endpoint.clone()], prefix.clone());
-        let visor = Visor::new(std::sync::Arc::new(visor::store::etcd::EtcdStore::new(config)));
+        let visor = Visor::new(observer(&endpoint, &prefix));
         visor.set_up().await.expect("etcd takes the schema");
         let folder = tempfile::Builder::new().prefix("bazooka-proxy.").tempdir().expect("a folder").keep();
         let mut guard = Command::new("sh");

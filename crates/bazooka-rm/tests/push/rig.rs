@@ -20,11 +20,8 @@ use visor::{
     names::{AppName, ProcName, ReleaseId},
     schema::{ReleaseStatus, Rm},
     snapshot::{AppView, Versioned},
-    store::{
-        Keys,
-        etcd::{EtcdConfig, EtcdStore},
-    },
-    testing::{Etcd, fresh_prefix, until},
+    store::Keys,
+    testing::{Etcd, fresh_prefix, observer, until},
     transitions::releases::{failure, verification},
     visor::{Committed, Visor},
 };
@@ -71,9 +68,9 @@ impl Rig {
     /// Starts one so, on this coordinator.
     pub async fn with(endpoint: &str, prefix: String, setup: Setup) -> Rig {
         let dir = tempfile::Builder::new().prefix("bazooka-rm-test-").tempdir().expect("a folder");
-        let store = EtcdStore::new(EtcdConfig::new(vec![endpoint.to_owned()], prefix.clone()));
+        let store = observer(endpoint, &prefix);
         let daemon = start_daemon(dir.path(), endpoint, &prefix, &setup);
-        let visor = Visor::new(std::sync::Arc::new(store));
+        let visor = Visor::new(store);
         let endpoint = endpoint.to_owned();
         let mut rig = Rig { dir, visor, url: String::new(), endpoint, prefix, setup, daemon };
         rig.ready().await;

@@ -32,6 +32,10 @@ use crate::store::{
 /// Names the endpoint of an etcd that all tests of a run share.
 const SHARED: &str = "BAZOOKA_TEST_ETCD";
 
+/// What a test's own calls may take: a machine that is busy enough to hold etcd up for seconds is no fault of what is
+/// tested. That keeps its usual deadlines.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// How long an etcd may take until it answers. It takes a fifth of a second on an idle machine.
 const START: Duration = Duration::from_secs(30);
 
@@ -161,6 +165,12 @@ impl Etcd {
     fn own_mut(&mut self) -> &mut Member {
         self.member.as_mut().expect("the run's shared etcd is not this test's to disturb")
     }
+}
+
+/// A test's own client, which is patient.
+pub fn observer(endpoint: &str, prefix: &str) -> SharedStore {
+    let usual = EtcdConfig::new(vec![endpoint.to_owned()], prefix);
+    Arc::new(EtcdStore::new(EtcdConfig { connect_timeout: PATIENCE, call_timeout: PATIENCE, ..usual }))
 }
 
 /// A prefix that no other test has, in whatever process.
