@@ -25,7 +25,7 @@ fn a_killed_pm_adopts_its_instances_and_no_line_of_their_output_is_missing() {
     fleet.restart(Host(1));
     let took = begin.elapsed();
     eprintln!("adopted after {took:?}");
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
     assert_eq!(running(&fleet.snapshot()), before, "the same processes, started when they were");
     let snapshot = fleet.snapshot();
     let assigned = &snapshot.hosts[&"host1".parse::<HostName>().expect("valid")].assigned;
@@ -82,7 +82,7 @@ fn paused_for(at_least: Duration) {
     });
     let took = begin.elapsed();
     eprintln!("settled {took:?} after it went on");
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
     whole(&fleet, 6, SOON);
     load.stop().no_safe_one_lost();
 }

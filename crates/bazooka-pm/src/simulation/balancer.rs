@@ -373,6 +373,9 @@ impl Balancer for Hold {
 
     async fn sessions(&self, _: &BTreeSet<String>) -> Result<BTreeMap<InstanceId, u32>, CliError> {
         self.ask().await?;
+        if !self.world.is_healed() && self.world.chance(0.1) {
+            return Err(CliError::Cut(io::ErrorKind::UnexpectedEof.into()));
+        }
         Ok(self.haproxy(|haproxy| {
             haproxy.tidy();
             let mut open = BTreeMap::new();

@@ -33,6 +33,9 @@ use crate::{
 /// How long a call, or the delivery of what has happened, may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The last revision that was seen may be behind by a few: leases are revoked and run out.
+const AHEAD: Revision = 20;
+
 /// The shortest lease that etcd gives.
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -167,7 +170,7 @@ impl Recorder {
                 20..23 => {
                     // etcd looks for those that are behind ten times a second: one that starts in the
                     // past may or may not have caught up when that past is compacted away.
-                    let from = if may_compact { self.revision + 1 } else { self.loner.past(oldest) };
+                    let from = if may_compact { self.revision + AHEAD } else { self.loner.past(oldest) };
                     let keys = self.loner.keys();
                     match watches.start(keys, from, None, store.clone(), None).await {
                         Some(call) => call,
