@@ -34,6 +34,17 @@ async fn until_none_is_left(pids: &[nix::unistd::Pid]) {
 }
 
 #[tokio::test]
+async fn a_push_waits_for_a_repository_that_is_being_made() {
+    let rig = Rig::start().await;
+    let folder = rig.folder("goto-rocket", "goto-rocket");
+    folder.write("Procfile", "web: python3 rocket.py\n").write("rocket.py", "x");
+    folder.commit("go to rocket");
+    rig.register("goto-rocket").await;
+    let pushed = folder.push().await.ok();
+    assert_eq!(pushed.remote_lines().last(), Some(&"v1 released"));
+}
+
+#[tokio::test]
 async fn a_push_tells_the_words_of_the_original_in_their_order() {
     let rig = Rig::start().await;
     let (app, folder) = rig.app("goto-rocket").await;

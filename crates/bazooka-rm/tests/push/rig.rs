@@ -132,15 +132,20 @@ impl Rig {
 
     /// Registers an app and waits for its repository.
     pub async fn init(&self, name: &str) -> AppName {
-        let body = format!(r#"{{"name":"{name}","owner":"ada","token":"token of {name}"}}"#);
-        let (status, answer) = ask(&self.url, "POST", "/apps", &body).await.expect("it answers");
-        assert_eq!(status, 201, "{answer}");
-        let app: AppName = name.parse().expect("valid");
+        let app = self.register(name).await;
         self.until_app(&app, "its repository is there", |view| {
             view.repo.as_ref().is_some_and(|repo| repo.created && repo.configured && repo.hooks)
         })
         .await;
         app
+    }
+
+    /// Registers an app.
+    pub async fn register(&self, name: &str) -> AppName {
+        let body = format!(r#"{{"name":"{name}","owner":"ada","token":"token of {name}"}}"#);
+        let (status, answer) = ask(&self.url, "POST", "/apps", &body).await.expect("it answers");
+        assert_eq!(status, 201, "{answer}");
+        name.parse().expect("valid")
     }
 
     /// An app's folder with a remote, registered.
