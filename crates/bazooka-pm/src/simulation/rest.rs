@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
 use bazooka_proxy::{
-    haproxy::ServerState,
     plan::{InForce, Wanted},
     routes::routes,
 };
@@ -94,19 +94,17 @@ fn proxy_amiss(world: &World, image: &Snapshot, name: &str) -> Option<String> {
     let Some(in_force) = world.haproxy(name, |haproxy| haproxy.in_force().cloned()) else {
         return Some(format!("HAProxy of {name} doesn't run"));
     };
-    let of = |in_force: &InForce| -> BTreeMap<String, BTreeMap<String, ServerState>> {
-        let mut servers = in_force.servers.clone();
-        servers.values_mut().for_each(|servers| servers.retain(|_, state| !state.maintenance));
-        servers.retain(|_, servers| !servers.is_empty());
-        servers
-    };
     let n = name.trim_start_matches("proxy").parse().expect("a number");
     let wanted = Wanted { routes: routes(image), settings: Hold::settings(n) };
     let meant = InForce::of(&wanted, in_force.master, in_force.worker);
-    if (of(&meant), &meant.hosts, &meant.ports, meant.public, &meant.shape)
-        != (of(&in_force), &in_force.hosts, &in_force.ports, in_force.public, &in_force.shape)
-    {
-        return Some(format!("{name} is to route {:?}, and routes {:?}", of(&meant), of(&in_force)));
+    let (meant_servers, servers) = (enabled(&meant), enabled(&in_force));
+    if meant_servers != servers {
+        return Some(format!("{name} is to route to {meant_servers:?}, and routes to {servers:?}"));
+    }
+    let frame =
+        |of: &InForce| (of.hosts.clone(), of.ports.clone(), of.public, of.backends.clone(), of.shape.clone());
+    if frame(&meant) != frame(&in_force) {
+        return Some(format!("{name} is to have {:?}, and has {:?}", frame(&meant), frame(&in_force)));
     }
     let row = image.proxies.get(&name.parse().expect("a valid name"));
     match row {
@@ -114,6 +112,19 @@ fn proxy_amiss(world: &World, image: &Snapshot, name: &str) -> Option<String> {
         Some(row) if !row.refused.is_empty() => Some(format!("{name} refuses {:?}", row.refused)),
         Some(_) => None,
     }
+}
+
+/// The servers that take requests, each with where it is and its weight.
+fn enabled(in_force: &InForce) -> BTreeSet<String> {
+    let all = in_force.servers.iter();
+    let servers = all.flat_map(|(backend, servers)| servers.iter().map(move |entry| (backend, entry)));
+    let enabled = servers.filter(|(_, (_, state))| !state.maintenance);
+    let told = |address: Option<SocketAddr>| address.map_or("nowhere".to_owned(), |at| at.to_string());
+    enabled
+        .map(|(backend, (server, state))| {
+            format!("{backend}/{server} at {} by {}", told(state.address), state.weight)
+        })
+        .collect()
 }
 
 fn app_amiss(
