@@ -34,7 +34,7 @@ mod simulation;
 mod slugs;
 mod status;
 mod uids;
-mod unpack;
+pub mod unpack;
 
 use std::{
     net::{IpAddr, SocketAddr},
