@@ -3,6 +3,8 @@
 //! Owns the words of the command line and their rules. Everything is parsed here, before anything is
 //! read or written, so that a name which can't be right costs nothing and is exit 2.
 
+mod limits;
+
 use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand};
@@ -10,6 +12,8 @@ use visor::{
     daemon::CoordinatorArgs,
     names::{AppName, HostName, InstanceId, InvalidName, ProcName, ReleaseId},
 };
+
+pub use limits::Limit;
 
 /// The most instances that one service may be scaled to: a slip of the finger should not fill a cluster.
 const MOST_INSTANCES: i64 = 10_000;
@@ -63,8 +67,12 @@ pub enum Command {
     },
     /// List the apps
     Apps,
-    /// List the app's procs
-    Procs,
+    /// List the app's procs, or set what their instances may use
+    Procs {
+        /// What to do
+        #[command(subcommand)]
+        action: Option<ProcsAction>,
+    },
     /// Set how many instances of a proc run, or show the formation
     Scale(ScaleArgs),
     /// List running instances
@@ -166,7 +174,6 @@ impl Command {
     pub fn prints_json(&self) -> bool {
         match self {
             Command::Apps
-            | Command::Procs
             | Command::Ps { .. }
             | Command::Revs
             | Command::Releases
@@ -176,6 +183,7 @@ impl Command {
             | Command::Version => true,
             Command::Scale(args) => args.only_shows(),
             Command::Hosts { action } => action.is_none(),
+            Command::Procs { action } => action.is_none(),
             Command::Traffic { shares, .. } => shares.is_empty(),
             Command::Rollout { action } => matches!(action, RolloutAction::Status),
             Command::Config { action } => match action {
@@ -296,6 +304,30 @@ pub enum RolloutAction {
         #[arg(long)]
         no_wait: bool,
     },
+}
+
+/// `procs`: what to do with a proc.
+#[derive(Debug, Subcommand)]
+pub enum ProcsAction {
+    /// Set what each instance of a proc may use; instances that run keep what they have
+    Set(ProcsSetArgs),
+}
+
+/// `procs set`: the limits.
+#[derive(Debug, Args)]
+pub struct ProcsSetArgs {
+    /// The proc
+    pub proc: ProcName,
+    /// Memory, for example 256M or 1G; `none` for no limit
+    #[arg(long, value_name = "SIZE", value_parser = limits::memory)]
+    #[arg(required_unless_present_any = ["cpu", "pids"])]
+    pub memory: Option<Limit<u64>>,
+    /// Processor, for example 0.5 for half of one; `none` for no limit
+    #[arg(long, value_name = "N", value_parser = limits::cpu)]
+    pub cpu: Option<Limit<u32>>,
+    /// Processes and threads; `none` for the usual 1024
+    #[arg(long, value_name = "N", value_parser = limits::pids)]
+    pub pids: Option<Limit<u32>>,
 }
 
 /// `hosts`: what to do with a host.

@@ -136,7 +136,7 @@ async fn with_coordinator(
         match what {
             Command::Init { name } => command::init::run(&context, name).await,
             Command::Apps => command::apps::run(&context).await,
-            Command::Procs => command::procs::run(&context).await,
+            Command::Procs { action } => command::procs::run(&context, action).await,
             Command::Scale(args) => command::scale::run(&context, args).await,
             Command::Ps { all, long } => command::ps::run(&context, all, long).await,
             Command::Revs => command::revs::run(&context).await,

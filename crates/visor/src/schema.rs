@@ -111,6 +111,12 @@ pub struct Limits {
     /// Resident memory, no swap; none is without limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_bytes: Option<u64>,
+    /// Processor, in thousandths of one; none is without limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_millis: Option<u32>,
+    /// Processes and threads; 1,024 unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes_limit: Option<u32>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -587,7 +593,7 @@ pub struct Host {
     pub version: String,
     /// What it has to give.
     pub capacity: Capacity,
-    /// How instances are kept apart there: `uid` or `none`.
+    /// How instances are kept apart there, in words: `sandbox`, `sandbox without fence`, `uid`, `none`.
     pub isolation: String,
     /// The kernel's boot id.
     pub boot_id: String,

@@ -8,6 +8,7 @@
 
 pub mod apps;
 pub mod formation;
+pub mod limits;
 pub mod placement;
 pub mod presence;
 pub mod releases;

@@ -111,6 +111,7 @@ struct Row {
     zone: Option<ZoneName>,
     version: Option<String>,
     address: Option<IpAddr>,
+    isolation: Option<String>,
     cordoned: bool,
     draining: bool,
     instances: u32,
@@ -166,6 +167,7 @@ fn rows(snapshot: &Snapshot) -> Vec<Row> {
             zone: host.map(|host| host.zone.clone()),
             version: host.map(|host| host.version.clone()),
             address: host.map(|host| host.address),
+            isolation: host.map(|host| host.isolation.clone()),
             cordoned: meta.cordoned,
             draining: meta.draining,
             instances: used.instances,
@@ -188,6 +190,7 @@ fn table(rows: &[Row]) -> Table {
         "FREE-SLOTS",
         "MEMORY",
         "FREE-MEMORY",
+        "ISOLATION",
     ]);
     for row in rows {
         let free_slots = row.instances_capacity.map(|capacity| capacity.saturating_sub(row.instances));
@@ -203,6 +206,7 @@ fn table(rows: &[Row]) -> Table {
             free_slots.map(|free| free.to_string()).unwrap_or_default(),
             bytes(row.memory_used_bytes),
             free_memory.map(bytes).unwrap_or_default(),
+            row.isolation.clone().unwrap_or_default(),
         ]);
     }
     table

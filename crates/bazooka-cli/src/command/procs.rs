@@ -1,17 +1,20 @@
-//! `bazooka procs`.
+//! `bazooka procs`: what an app has of procs, and what their instances may use.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use visor::{
     names::{AppName, ProcName},
+    schema::Limits,
     snapshot::AppView,
+    transitions::limits::LimitsChange,
 };
 
 use crate::{
-    context::Context,
+    args::{Limit, ProcsAction, ProcsSetArgs},
+    context::{Context, known_proc},
     failure::Result,
-    show::{Table, bytes, put_json},
+    show::{Table, bytes, put_json, put_line, say},
 };
 
 #[derive(Serialize)]
@@ -20,18 +23,23 @@ struct Row<'a> {
     proc: &'a ProcName,
     port: u16,
     memory_limit_bytes: Option<u64>,
+    cpu_limit_millis: Option<u32>,
+    processes_limit: Option<u32>,
     instances: usize,
     wanted: u32,
     command: Option<&'a str>,
 }
 
-/// Lists an app's procs.
+/// Lists an app's procs, or sets what the instances of one may use.
 ///
 /// # Errors
-/// The store's; no such app.
-pub async fn run(context: &Context) -> Result<()> {
+/// The store's; no such app or proc.
+pub async fn run(context: &Context, action: Option<ProcsAction>) -> Result<()> {
     let app = context.app().await?;
     let view = context.view(&app).await?;
+    if let Some(ProcsAction::Set(args)) = action {
+        return set(context, &app, &view, args).await;
+    }
     let rows = rows(&app, &view);
     if context.json {
         put_json(&rows);
@@ -51,6 +59,35 @@ pub async fn run(context: &Context) -> Result<()> {
     Ok(())
 }
 
+async fn set(context: &Context, app: &AppName, view: &AppView, args: ProcsSetArgs) -> Result<()> {
+    let ProcsSetArgs { proc, memory, cpu, pids } = args;
+    known_proc(app, view, &proc)?;
+    let change = LimitsChange {
+        memory_bytes: memory.map(|Limit(limit)| limit),
+        cpu_millis: cpu.map(|Limit(limit)| limit),
+        processes: pids.map(|Limit(limit)| limit),
+    };
+    let limits = match context.visor.set_limits(app, &proc, change).await {
+        Ok(limits) => limits,
+        Err(error) => return Err(context.explain(view, error).await),
+    };
+    context.note_change();
+    put_line(&format!("{proc}: {}", in_words(&limits)));
+    if view.instances.values().any(|instance| instance.proc == proc) {
+        say(&format!("instances that run keep what they have; hint: `bazooka restart {proc}` replaces them"));
+    }
+    Ok(())
+}
+
+fn in_words(limits: &Limits) -> String {
+    let memory = limits.memory_limit_bytes.map_or("no limit".to_owned(), bytes);
+    let cpu = limits
+        .cpu_limit_millis
+        .map_or("no limit".to_owned(), |millis| (f64::from(millis) / 1_000.0).to_string());
+    let pids = limits.processes_limit.map_or("1024".to_owned(), |limit| limit.to_string());
+    format!("memory {memory}, cpu {cpu}, pids {pids}")
+}
+
 fn rows<'a>(app: &'a AppName, view: &'a AppView) -> Vec<Row<'a>> {
     let mut counts: BTreeMap<&ProcName, usize> = BTreeMap::new();
     for instance in view.instances.values() {
@@ -61,6 +98,8 @@ fn rows<'a>(app: &'a AppName, view: &'a AppView) -> Vec<Row<'a>> {
         proc: name,
         port: proc.port,
         memory_limit_bytes: proc.run.limits.memory_limit_bytes,
+        cpu_limit_millis: proc.run.limits.cpu_limit_millis,
+        processes_limit: proc.run.limits.processes_limit,
         instances: counts.get(name).copied().unwrap_or(0),
         wanted: view.wanted(name).values().sum(),
         command: view.head.as_ref().and_then(|head| view.command(head.release, name)),

@@ -45,6 +45,7 @@ struct Row {
     restarts: u32,
     next_start_at: Option<Timestamp>,
     cause: Option<String>,
+    isolation: Option<String>,
 }
 
 impl Row {
@@ -66,7 +67,15 @@ impl Row {
             restarts: status.map_or(0, |status| status.restarts),
             next_start_at: status.and_then(|status| status.next_start_at),
             cause: status.and_then(|status| status.cause.clone()),
+            isolation: None,
         }
+    }
+
+    /// With the isolation of its host, where that is known.
+    fn on(mut self, snapshot: &Snapshot) -> Row {
+        let host = snapshot.hosts.get(&self.host).and_then(|view| view.host.as_ref());
+        self.isolation = host.map(|host| host.isolation.clone());
+        self
     }
 
     fn runs(&self) -> bool {
@@ -117,14 +126,14 @@ pub async fn run(context: &Context, all: bool, long: bool) -> Result<()> {
 async fn of_one(context: &Context) -> Result<(Vec<Row>, Vec<String>)> {
     let app = context.app().await?;
     let own = Keys::One(Key::App(app.clone()).to_string());
-    let scopes = vec![own, keys::instances_of(&app), keys::pending_of(&app), keys::proxies()];
+    let scopes = vec![own, keys::instances_of(&app), keys::pending_of(&app), keys::proxies(), keys::hosts()];
     let snapshot = context.visor.read(scopes).await?;
     context.registered(&app, &snapshot).await?;
     let instances = &snapshot.apps[&app].instances;
     let of = instances.iter().map(|(id, instance)| (instance.host.clone(), *id));
     let statuses = context.visor.statuses(of).await?;
     let row = |(id, instance): (&InstanceId, &visor::snapshot::Versioned<Instance>)| {
-        Row::new(&app, *id, instance, statuses.get(id).map(|status| &status.value))
+        Row::new(&app, *id, instance, statuses.get(id).map(|status| &status.value)).on(&snapshot)
     };
     let rows = sorted(instances.iter().map(row).collect());
     let lacks = lacks(&app, &snapshot);
@@ -143,7 +152,8 @@ fn lacks(app: &AppName, snapshot: &Snapshot) -> Vec<String> {
 }
 
 async fn of_all(context: &Context) -> Result<Vec<Row>> {
-    let snapshot = context.visor.read(vec![keys::all_assigned(), keys::all_statuses()]).await?;
+    let snapshot =
+        context.visor.read(vec![keys::all_assigned(), keys::all_statuses(), keys::hosts()]).await?;
     let mut rows = Vec::new();
     for (host, view) in &snapshot.hosts {
         for (id, assigned) in &view.assigned {
@@ -157,7 +167,8 @@ async fn of_all(context: &Context) -> Result<Vec<Row>> {
                 reason: String::new(),
                 extra: Default::default(),
             };
-            rows.push(Row::new(&assigned.app, *id, &instance, view.status.get(id).map(|s| &s.value)));
+            let status = view.status.get(id).map(|status| &status.value);
+            rows.push(Row::new(&assigned.app, *id, &instance, status).on(&snapshot));
         }
     }
     Ok(sorted(rows))
@@ -173,7 +184,7 @@ fn table(rows: &[Row], long: bool, now: Timestamp) -> Table {
     let mut head = vec!["ID", "APP", "PROC", "REV", "IP", "PORT"];
     let with_state = !long && rows.iter().any(|row| !row.runs());
     if long {
-        head.extend(["STATE", "HOST", "UP", "RESTARTS", "RELEASE", "CAUSE"]);
+        head.extend(["STATE", "HOST", "UP", "RESTARTS", "RELEASE", "ISOLATION", "CAUSE"]);
     } else if with_state {
         head.push("STATE");
     }
@@ -195,6 +206,7 @@ fn table(rows: &[Row], long: bool, now: Timestamp) -> Table {
                 up.unwrap_or_default(),
                 row.restarts.to_string(),
                 row.release.to_string(),
+                row.isolation.clone().unwrap_or_default(),
                 row.cause.as_ref().map(|said| cause(said, row.next_start_at, now)).unwrap_or_default(),
             ]);
         } else if with_state {
@@ -299,11 +311,11 @@ mod tests {
             .lines()
             .map(|line| line.split("  ").filter(|w| !w.is_empty()).map(str::trim).collect())
             .collect();
-        assert_eq!(lines[0][6..], ["STATE", "HOST", "UP", "RESTARTS", "RELEASE", "CAUSE"]);
-        assert_eq!(lines[1][6..], ["running", "host1", "3m", "0", "v3", "-"]);
+        assert_eq!(lines[0][6..], ["STATE", "HOST", "UP", "RESTARTS", "RELEASE", "ISOLATION", "CAUSE"]);
+        assert_eq!(lines[1][6..], ["running", "host1", "3m", "0", "v3", "-", "-"]);
         assert_eq!(
             lines[2][6..],
-            ["backoff", "host1", "-", "3", "v3", "exited with status 1, 4 times; next start in 20s"]
+            ["backoff", "host1", "-", "3", "v3", "-", "exited with status 1, 4 times; next start in 20s"]
         );
     }
 }

@@ -112,12 +112,12 @@ async fn hosts_are_listed_with_how_they_stand_and_what_is_free() {
     assert_eq!(
         words(&ran.stdout),
         [
-            "HOST ZONE STATE VERSION ADDRESS INSTANCES FREE-SLOTS MEMORY FREE-MEMORY",
-            "host1 default up 0 1.2.3.4 2 9998 272M 752M",
-            "host2 default cordoned 0 1.2.3.4 0 10000 0B 1G",
-            "host3 default draining 0 1.2.3.4 1 9999 16M 1008M",
-            "host4 - gone - - 1 - 16M -",
-            "host5 - frozen - - 1 - 16M -",
+            "HOST ZONE STATE VERSION ADDRESS INSTANCES FREE-SLOTS MEMORY FREE-MEMORY ISOLATION",
+            "host1 default up 0 1.2.3.4 2 9998 272M 752M none",
+            "host2 default cordoned 0 1.2.3.4 0 10000 0B 1G none",
+            "host3 default draining 0 1.2.3.4 1 9999 16M 1008M none",
+            "host4 - gone - - 1 - 16M - -",
+            "host5 - frozen - - 1 - 16M - -",
         ]
     );
     assert!(ran.stderr.contains("host5; hint: `bazooka hosts unfreeze`"), "{ran:?}");

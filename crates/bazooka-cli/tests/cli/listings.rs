@@ -30,8 +30,25 @@ async fn procs_and_ps_are_the_originals() {
     assert_eq!(rig.bazooka(&["ps", "--all"]).await.ok().stdout, ps);
     let long = rig.bazooka(&["-a", "goto-rocket", "ps", "-l"]).await.ok().stdout;
     let lines = words(&long);
-    assert_eq!(lines[0], "ID APP PROC REV IP PORT STATE HOST UP RESTARTS RELEASE CAUSE");
-    assert_eq!(lines[1], "1 goto-rocket web 16f7cbf 1.2.3.4 21880 running host1 0s 0 v1 -");
+    assert_eq!(lines[0], "ID APP PROC REV IP PORT STATE HOST UP RESTARTS RELEASE ISOLATION CAUSE");
+    assert_eq!(lines[1], "1 goto-rocket web 16f7cbf 1.2.3.4 21880 running host1 0s 0 v1 none -");
+}
+
+#[tokio::test]
+async fn what_instances_may_use_is_set_and_shown_and_taken_back() {
+    let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    let set = ["-a", "goto-rocket", "procs", "set", "web"];
+    let ran =
+        rig.bazooka(&[&set[..], &["--memory", "256M", "--cpu", "0.5", "--pids", "200"]].concat()).await.ok();
+    assert_eq!(ran.stdout, "web: memory 256M, cpu 0.5, pids 200\n");
+    let procs = rig.bazooka(&["-a", "goto-rocket", "procs"]).await.ok().stdout;
+    assert!(procs.ends_with("goto-rocket\tweb\t8501\t256M\t0\n"), "{procs}");
+    let ran = rig.bazooka(&[&set[..], &["--memory", "none"]].concat()).await.ok();
+    assert_eq!(ran.stdout, "web: memory no limit, cpu 0.5, pids 200\n");
+    let refused = rig.bazooka(&[&set[..], &["--memory", "1M"]].concat()).await.exits(2);
+    assert!(refused.stderr.contains("no program starts with less than 8M"), "{refused:?}");
+    rig.bazooka(&set).await.exits(2);
+    rig.bazooka(&["-a", "goto-rocket", "procs", "set", "wbe", "--pids", "9"]).await.exits(3);
 }
 
 #[tokio::test]

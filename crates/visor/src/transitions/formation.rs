@@ -202,8 +202,12 @@ pub(crate) fn next_release(view: &AppView) -> ReleaseId {
     ReleaseId(view.releases.keys().next_back().map_or(0, |last| last.0) + 1)
 }
 
-/// A change of one service's formation, guarded on the app, and the app itself.
-fn on_service<'a>(snapshot: &'a Snapshot, name: &AppName, proc: &ProcName) -> Result<(Change, &'a AppView)> {
+/// A change that concerns one service, guarded on the app, and the app itself.
+pub(crate) fn on_service<'a>(
+    snapshot: &'a Snapshot,
+    name: &AppName,
+    proc: &ProcName,
+) -> Result<(Change, &'a AppView)> {
     let app = registered(snapshot, name)?;
     if app.destroying {
         return Err(Refusal::Destroying(name.clone()).into());
