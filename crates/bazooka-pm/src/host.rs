@@ -12,6 +12,7 @@
 mod checks;
 mod engine;
 mod environment;
+mod etc;
 mod folders;
 mod limits;
 mod listeners;
@@ -28,6 +29,7 @@ pub(crate) mod records;
 mod register;
 mod reports;
 pub(crate) mod runtime;
+mod sandbox;
 mod shims;
 #[cfg(test)]
 mod simulation;
@@ -37,6 +39,7 @@ mod uids;
 pub mod unpack;
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -57,7 +60,7 @@ use visor::{
     visor::Visor,
 };
 
-pub use options::{HostOptions, Isolation, OnExit, Range};
+pub use options::{HostOptions, Isolation, OnExit, Part, Range};
 
 use crate::protocol::{boot_clock_ms, boot_id, write_file};
 use runtime::{Answers, Message, Runtime};
@@ -69,24 +72,36 @@ const LOCK_WITHIN: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// In words for the user: what it was told can't be done here.
-pub async fn run(visor: Visor, options: HostOptions, shutdown: CancellationToken) -> Result<(), String> {
-    let name = match options.host {
-        Some(name) => name,
+pub async fn run(
+    visor: Visor,
+    coordinator: &[String],
+    options: HostOptions,
+    shutdown: CancellationToken,
+) -> Result<(), String> {
+    let name = match &options.host {
+        Some(name) => name.clone(),
         None => machine_name()?,
     };
     let address = options.address.unwrap_or_else(options::own_address);
     let isolation = isolation(options.isolation)?;
-    let shim = shim_program(options.shim)?;
+    let shim = shim_program(options.shim.clone())?;
     let folders = folders::Folders::create(&options.state)?;
     let _lock = take(&folders).await?;
     let token = folders.token()?;
     let uids = match isolation {
-        Isolation::Uid => {
+        Isolation::Sandbox | Isolation::Uid => {
             Some(uids::Uids::new(options.uids.inclusive(), Path::new(uids::MARKS), folders.root())?)
         }
         Isolation::None => None,
     };
-    let cgroups = if nix::unistd::geteuid().is_root() { cgroups(&token) } else { None };
+    let listen_on = options.listen.unwrap_or_else(|| SocketAddr::new(address, 0));
+    let (listener, own) = listen(listen_on).await?;
+    let Kept { cgroups, sandboxes } = kept_apart(isolation, &options, &folders, &token, &shim, {
+        let mut closed = sandbox::resolved(coordinator);
+        closed.push(own);
+        closed.extend(&options.closed);
+        closed
+    })?;
 
     let slugs = slugs::Slugs::new(folders.clone());
     let (place, known) = (folders.clone(), slugs.clone());
@@ -98,8 +113,6 @@ pub async fn run(visor: Visor, options: HostOptions, shutdown: CancellationToken
         tracing::info!(instances = locals.instances.len(), "taking over");
     }
 
-    let listen_on = options.listen.unwrap_or_else(|| SocketAddr::new(address, 0));
-    let (listener, own) = listen(listen_on).await?;
     let url = format!("http://{}", reachable(own, address));
     let range = options.ports;
     let host = Host {
@@ -112,7 +125,7 @@ pub async fn run(visor: Visor, options: HostOptions, shutdown: CancellationToken
             instances: options.slots.unwrap_or_else(|| u32::from(range.1 - range.0) + 1),
             extra: Extra::new(),
         },
-        isolation: isolation.as_str().to_owned(),
+        isolation: in_force(isolation, &options.without),
         boot_id: boot_id(),
         since: Timestamp::now(),
         token,
@@ -136,7 +149,9 @@ pub async fn run(visor: Visor, options: HostOptions, shutdown: CancellationToken
         }
     };
     let (answers, messages) = Answers::channel();
-    let machine = shims::Machine { host: name.clone(), address, folders, shim, slugs, uids, cgroups };
+    let own_groups = cgroups.clone();
+    let machine =
+        shims::Machine { host: name.clone(), address, folders, shim, slugs, uids, cgroups, sandboxes };
     let seed = u16::try_from(std::process::id() % 65_521).expect("it is below 65,536");
     let work = Work {
         visor,
@@ -159,8 +174,34 @@ pub async fn run(visor: Visor, options: HostOptions, shutdown: CancellationToken
         tracing::info!(host = %name, url, "ready");
     });
     work.run(shutdown).await;
+    if let Some(groups) = own_groups {
+        groups.leave();
+    }
     endpoint_end.cancel();
     let _ = endpoint.await;
+    Ok(())
+}
+
+/// Finds out whether instances can have a sandbox on this machine. Blocks.
+///
+/// # Errors
+/// Why not, and how to go on.
+pub fn probe() -> Result<(), String> {
+    use clap::Parser;
+    #[derive(Parser)]
+    struct Defaults {
+        #[command(flatten)]
+        options: HostOptions,
+    }
+    isolation(Some(Isolation::Sandbox))?;
+    let dir = tempfile::tempdir().map_err(|error| format!("can't make a folder: {error}"))?;
+    let folders = folders::Folders::create(dir.path())?;
+    let options = Defaults::parse_from(["probe"]).options;
+    let shim = shim_program(options.shim.clone())?;
+    let kept = kept_apart(Isolation::Sandbox, &options, &folders, "probe0000000", &shim, Vec::new())?;
+    if let Some(groups) = kept.cgroups {
+        groups.leave();
+    }
     Ok(())
 }
 
@@ -232,11 +273,12 @@ fn machine_name() -> Result<HostName, String> {
 fn isolation(wanted: Option<Isolation>) -> Result<Isolation, String> {
     let root = nix::unistd::geteuid().is_root();
     match wanted {
-        Some(Isolation::Uid) if !root => {
-            Err("isolation uid takes root; run as root or with --isolation none".into())
+        Some(kind @ (Isolation::Sandbox | Isolation::Uid)) if !root => {
+            let kind = kind.as_str();
+            Err(format!("isolation {kind} takes root; run as root or with --isolation none"))
         }
-        Some(Isolation::Uid) => Ok(Isolation::Uid),
-        None if root => Ok(Isolation::Uid),
+        Some(kind @ (Isolation::Sandbox | Isolation::Uid)) => Ok(kind),
+        None if root => Ok(Isolation::Sandbox),
         None | Some(Isolation::None) => {
             tracing::warn!(
                 "INSTANCES ARE NOT KEPT APART: they run as the user of bazooka-pm and can read and end each other"
@@ -244,6 +286,73 @@ fn isolation(wanted: Option<Isolation>) -> Result<Isolation, String> {
             Ok(Isolation::None)
         }
     }
+}
+
+/// The isolation in force, as the host's registration has it.
+fn in_force(isolation: Isolation, without: &[Part]) -> String {
+    let mut words = isolation.as_str().to_owned();
+    let left_out: BTreeSet<Part> = without.iter().copied().collect();
+    if isolation == Isolation::Sandbox && !left_out.is_empty() {
+        let left_out: Vec<&str> = left_out.into_iter().map(Part::as_str).collect();
+        words.push_str(&format!(" without {}", left_out.join(" and ")));
+    }
+    words
+}
+
+/// What keeps instances apart, beside their users.
+struct Kept {
+    cgroups: Option<limits::Cgroups>,
+    sandboxes: Option<sandbox::Sandboxes>,
+}
+
+/// Finds out what keeps instances apart on this machine. Blocks, for some ten milliseconds, before anything else is to be
+/// done.
+///
+/// # Errors
+/// What was asked for and can't be had here, and how to go on.
+fn kept_apart(
+    isolation: Isolation,
+    options: &HostOptions,
+    folders: &folders::Folders,
+    token: &str,
+    shim: &Path,
+    closed: Vec<SocketAddr>,
+) -> Result<Kept, String> {
+    let is_root = nix::unistd::geteuid().is_root();
+    let cgroups = is_root.then(|| limits::Cgroups::find(&token[..12]));
+    if isolation != Isolation::Sandbox {
+        let cgroups = cgroups.and_then(|found| {
+            found
+                .inspect_err(|error| tracing::warn!(error, "memory and processor can't be limited here"))
+                .ok()
+        });
+        return Ok(Kept { cgroups, sandboxes: None });
+    }
+    let lacking = |part: Part, cause: &str| {
+        format!(
+            "isolation sandbox can't be had here: {cause}; go on with --without {} (hosts will show it), or with the weaker --isolation uid",
+            part.as_str()
+        )
+    };
+    let does_without = |part: Part| options.without.contains(&part);
+    let cgroups = match cgroups {
+        Some(Ok(cgroups)) => Some(cgroups),
+        Some(Err(cause)) if !does_without(Part::Limits) => return Err(lacking(Part::Limits, &cause)),
+        _ => None,
+    };
+    if !does_without(Part::Fence) && !cgroups.as_ref().is_some_and(limits::Cgroups::can_fence) {
+        let cause = "control groups version 2, by which sockets are fenced, aren't mounted (not even beside version 1)";
+        return Err(lacking(Part::Fence, cause));
+    }
+    let sandboxes = sandbox::Sandboxes::new(options, folders, &closed)?;
+    sandboxes.try_out(shim, folders, cgroups.as_ref(), *options.uids.inclusive().start()).map_err(|cause| {
+        format!(
+            "isolation sandbox can't be had here: {cause}; it takes Linux 5.12 or later, and root in the machine's own \
+             namespaces; go on with the weaker --isolation uid, or, where it is about limits or the fence, with \
+             --without limits or --without fence"
+        )
+    })?;
+    Ok(Kept { cgroups, sandboxes: Some(sandboxes) })
 }
 
 fn shim_program(given: Option<PathBuf>) -> Result<PathBuf, String> {
@@ -268,16 +377,6 @@ async fn take(folders: &folders::Folders) -> Result<folders::StateLock, String> 
             Ok(lock) => return Ok(lock),
             Err(error) if begun.elapsed() >= LOCK_WITHIN => return Err(error),
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    }
-}
-
-fn cgroups(token: &str) -> Option<limits::Cgroups> {
-    match limits::Cgroups::find(&token[..12]) {
-        Ok(cgroups) => Some(cgroups),
-        Err(error) => {
-            tracing::warn!(error, "memory limits can't be enforced here");
-            None
         }
     }
 }

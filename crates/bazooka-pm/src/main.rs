@@ -24,6 +24,8 @@ struct Args {
 enum Command {
     /// Place instances on hosts, as one elected process of any number
     Converge(Box<ConvergeArgs>),
+    /// Say whether instances can have a sandbox here, by starting something in one
+    Probe,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,9 +48,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let shutdown = shutdown().context("can't receive signals")?;
     match args.command {
         Some(Command::Converge(args)) => Ok(converge::daemon(*args, shutdown).await?),
+        Some(Command::Probe) => host::probe().map_err(anyhow::Error::msg),
         None => {
             let visor = args.coordinator.visor().map_err(anyhow::Error::msg)?;
-            host::run(visor, args.host, shutdown).await.map_err(anyhow::Error::msg)
+            host::run(visor, &args.coordinator.coordinator, args.host, shutdown)
+                .await
+                .map_err(anyhow::Error::msg)
         }
     }
 }

@@ -18,14 +18,18 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// This build's version of the protocol.
-pub const PROTOCOL: u32 = 1;
+/// This build's version of the protocol. A shim from [`SANDBOXES`] on knows what a [`Sandbox`] is.
+pub const PROTOCOL: u32 = 2;
+
+/// The first version with sandboxes: an older shim would start an instance without one, and say nothing.
+pub const SANDBOXES: u32 = 2;
 
 /// The output that is being written, in an instance's log folder.
 pub const LOG_CURRENT: &str = "current";
@@ -34,7 +38,7 @@ pub const LOG_PREVIOUS: &str = "previous";
 /// Each of the two files is this long at most.
 pub const LOG_FILE_BYTES: u64 = 4 << 20;
 
-/// Where an instance's memory is limited.
+/// Where an instance's memory is limited; what version 1 wrote in place of [`Spec::groups`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryLimit {
     /// The control group to be made, as an absolute path; it is the instance's alone.
@@ -43,6 +47,70 @@ pub struct MemoryLimit {
     pub version: u8,
     /// Resident memory, no swap.
     pub limit_bytes: u64,
+}
+
+/// A control group that is to be made for an instance, and is its alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its folder, as an absolute path.
+    pub folder: PathBuf,
+    /// 1 or 2: the version of the control groups there.
+    pub version: u8,
+    /// What is written to its files, in order.
+    #[serde(default)]
+    pub settings: Vec<Setting>,
+}
+
+/// One file of a control group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Its name.
+    pub file: String,
+    /// What is written to it.
+    pub content: String,
+    /// Some kernels are built without it (swap accounting): then it is left out.
+    #[serde(default)]
+    pub if_there: bool,
+}
+
+/// What an instance sees of the machine, in namespaces of its own.
+///
+/// Its root holds the folders of `base`, read-only; `/app`, its slug; `/tmp`, `/proc` and `/dev` of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// An empty folder on which the root is mounted; nobody else sees that.
+    pub root: PathBuf,
+    /// The tree that the root is made of: the machine's own, or a stack.
+    pub base: PathBuf,
+    /// What `/etc` is; that of `base` unless given.
+    #[serde(default)]
+    pub etc: Option<PathBuf>,
+    /// How much `/tmp` holds. It counts to the memory limit.
+    pub tmp_bytes: u64,
+    /// Which sockets it may use; any unless given.
+    #[serde(default)]
+    pub fence: Option<Fence>,
+}
+
+/// Which sockets an instance may use, on the machine's network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// The one port that it may bind; besides, the kernel may pick one for it.
+    pub port: u16,
+    /// Where it can't connect to.
+    #[serde(default)]
+    pub closed: Vec<Closed>,
+}
+
+/// A port of some addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Closed {
+    /// The first of them.
+    pub address: IpAddr,
+    /// How many leading bits of it count: 32 or 128 for one address alone.
+    pub bits: u8,
+    /// The port.
+    pub port: u16,
 }
 
 /// What a shim runs, and how.
@@ -59,9 +127,18 @@ pub struct Spec {
     /// The user and group that it runs as; the shim's own unless given.
     #[serde(default)]
     pub uid: Option<u32>,
-    /// Its memory limit.
-    #[serde(default)]
+    /// Its memory limit, where version 1 wrote one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryLimit>,
+    /// Its control groups.
+    #[serde(default)]
+    pub groups: Vec<Group>,
+    /// How many processes and threads its user may have.
+    #[serde(default)]
+    pub processes: Option<u64>,
+    /// What it sees of the machine; all of it unless given.
+    #[serde(default)]
+    pub sandbox: Option<Sandbox>,
     /// Where its output goes.
     pub log_folder: PathBuf,
     /// From SIGTERM to SIGKILL.
@@ -69,6 +146,32 @@ pub struct Spec {
     /// A file that says until when its host surely holds its lease; the instance ends before that.
     #[serde(default)]
     pub lease_file: Option<PathBuf>,
+}
+
+impl Spec {
+    /// Its control groups, as whichever version wrote them.
+    pub fn all_groups(&self) -> Vec<Group> {
+        let older = self.memory.as_ref().map(|memory| {
+            let setting =
+                |file: &str, content: String, if_there| Setting { file: file.into(), content, if_there };
+            let limit = memory.limit_bytes.to_string();
+            let settings = if memory.version == 1 {
+                vec![
+                    setting("memory.limit_in_bytes", limit.clone(), false),
+                    setting("memory.memsw.limit_in_bytes", limit, true),
+                    setting("memory.swappiness", "0".into(), true),
+                ]
+            } else {
+                vec![
+                    setting("memory.max", limit, false),
+                    setting("memory.swap.max", "0".into(), true),
+                    setting("memory.oom.group", "1".into(), true),
+                ]
+            };
+            Group { folder: memory.cgroup.clone(), version: memory.version, settings }
+        });
+        older.into_iter().chain(self.groups.iter().cloned()).collect()
+    }
 }
 
 /// A process that can be told from a later one with the same id.
@@ -122,6 +225,12 @@ pub struct ExitRecord {
     /// The kernel killed a process of the instance for lack of memory.
     #[serde(default)]
     pub out_of_memory: bool,
+    /// The memory limit that was in force, where memory ran out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
+    /// The most memory that it had, where memory ran out and the kernel says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_peak_bytes: Option<u64>,
     /// How long it ran.
     pub ran_ms: u64,
     /// When it ended, in microseconds since 1970.
@@ -314,6 +423,18 @@ mod tests {
         let last = ExitRecord { ran_ms: 3, ..ExitRecord::default() };
         add(&Start { exit: Some(last), ..Start::default() });
         assert_eq!(Start::<Spec>::read(file.path()), Start { exit: Some(last), ..Start::default() });
+    }
+
+    #[test]
+    fn what_the_first_version_wrote_has_its_limits_still_and_no_sandbox() {
+        let older = r#"{"protocol":1,"command":"sleep 1","folder":"/f","env":{},"uid":7,"log_folder":"/l",
+            "memory":{"cgroup":"/sys/fs/cgroup/memory/own/7","version":1,"limit_bytes":64},"stop_timeout_ms":1}"#;
+        let spec: Spec = serde_json::from_str(older).expect("it reads");
+        assert_eq!((&spec.sandbox, spec.processes), (&None, None));
+        let groups = spec.all_groups();
+        assert_eq!(groups.len(), 1);
+        assert_eq!(groups[0].folder, Path::new("/sys/fs/cgroup/memory/own/7"));
+        assert_eq!(groups[0].settings[0].file, "memory.limit_in_bytes");
     }
 
     #[test]

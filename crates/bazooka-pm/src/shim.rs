@@ -13,13 +13,18 @@
 //! (parent-death signal), and bazooka-pm clears up the rest.
 
 mod family;
+mod fence;
+mod groups;
 mod launch;
 mod output;
+mod root;
+mod sandbox;
+mod seccomp;
 
 use std::{
     fs::{self, File},
     io::Write,
-    os::fd::AsFd,
+    os::fd::{AsFd, RawFd},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -40,8 +45,9 @@ use crate::protocol::{
     Answer, ExitRecord, PROTOCOL, ProcessId, ShimState, Spec, Start, append, boot_clock_ms, boot_id, now_us,
     read_file,
 };
-use launch::{Launcher, Plain};
+use launch::Launched;
 use output::Output;
+use sandbox::Told;
 
 /// While processes are being killed, how often those that appeared meanwhile are looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -75,7 +81,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(path: &Path) -> Result<(), String> {
-    close_inherited();
+    close_others(&[]);
     let spec = Start::<Spec>::read(path).spec.ok_or("the shim can't read what it is to start")?;
     // It was opened and locked before the shim was there.
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
@@ -113,17 +119,19 @@ fn run(path: &Path) -> Result<(), String> {
     write(&Start { shim: Some(state.clone()), ..Start::default() })?;
 
     let (mut output, ends) = Output::open(&spec.log_folder)?;
-    let launcher = Plain;
+    let groups = spec.all_groups();
     let begun = Instant::now();
     state.started_us = now_us();
-    let child = launcher.launch(&spec, ends)?;
-    state.child = ProcessId::of(child.as_raw());
+    let Launched { child, command, told } = launch::launch(&spec, &groups, ends)?;
+    state.child = ProcessId::of(command.as_raw());
     write(&Start { shim: Some(state.clone()), ..Start::default() })?;
     output.say("started");
     answer(&Answer::Started(state));
 
     let mut shim = Shim {
         child,
+        command,
+        told,
         begun,
         stop_timeout: Duration::from_millis(spec.stop_timeout_ms),
         lease_file: spec.lease_file.clone(),
@@ -137,7 +145,12 @@ fn run(path: &Path) -> Result<(), String> {
     let mut exit =
         shim.ended.map_or_else(ExitRecord::default, |(status, at_us, ran)| record(status, at_us, ran));
     exit.partitioned = shim.partitioned;
-    exit.out_of_memory = launcher.clear(&spec);
+    if let Some(known) = groups::out_of_memory(&groups) {
+        exit.out_of_memory = true;
+        exit.memory_limit_bytes = known.limit_bytes;
+        exit.memory_peak_bytes = known.peak_bytes;
+    }
+    groups::remove(&groups);
     output.say(&in_words(&exit));
     output.finish();
     write(&Start { exit: Some(exit), ..Start::default() })
@@ -157,7 +170,11 @@ enum Phase {
 }
 
 struct Shim {
+    /// With this one all has ended.
     child: Pid,
+    /// The instance's first process; the same, unless it is in a sandbox.
+    command: Pid,
+    told: Option<Told>,
     begun: Instant,
     stop_timeout: Duration,
     lease_file: Option<PathBuf>,
@@ -174,7 +191,8 @@ impl Shim {
             let timeout = self.next_look(output);
             let ready = {
                 let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-                fds.extend(output.open_ends().map(|end| PollFd::new(end, PollFlags::POLLIN)));
+                let told = self.told.iter().map(|told| told.socket().as_fd());
+                fds.extend(output.open_ends().chain(told).map(|end| PollFd::new(end, PollFlags::POLLIN)));
                 match poll(&mut fds, timeout) {
                     Ok(_) | Err(Errno::EINTR) => {}
                     Err(error) => return Err(format!("can't wait for events: {error}")),
@@ -193,6 +211,7 @@ impl Shim {
                 }
             }
             self.look_at_lease();
+            self.hear();
             if self.reap() {
                 return Ok(());
             }
@@ -201,13 +220,26 @@ impl Shim {
         }
     }
 
+    /// Takes up what is said of the instance's first process.
+    fn hear(&mut self) {
+        let Some(told) = &mut self.told else { return };
+        match told.ended(self.command) {
+            Ok(None) => return,
+            Ok(Some(status)) => self.ended = Some((status, now_us(), self.begun.elapsed())),
+            Err(()) => {}
+        }
+        self.told = None;
+    }
+
     /// Takes up what has ended; says whether nothing is left.
     fn reap(&mut self) -> bool {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => return false,
                 Ok(status) if status.pid() == Some(self.child) => {
-                    self.ended = Some((status, now_us(), self.begun.elapsed()));
+                    // What it said last may not have been heard yet.
+                    self.hear();
+                    self.ended.get_or_insert_with(|| (status, now_us(), self.begun.elapsed()));
                 }
                 Ok(_) => {}
                 Err(Errno::ECHILD) => return true,
@@ -272,13 +304,13 @@ impl Shim {
     }
 }
 
-/// Closes what whoever started bazooka-pm had left open: it is none of the instance's business.
-fn close_inherited() {
+/// Closes all but stdin, stdout, stderr and `kept`: what else is open is none of the instance's business.
+fn close_others(kept: &[RawFd]) {
     let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
-    let open = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let open = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
     // The folder's own descriptor is among them, and is closed by then.
     for fd in open.collect::<Vec<_>>() {
-        if fd > 2 {
+        if fd > 2 && !kept.contains(&fd) {
             let _ = nix::unistd::close(fd);
         }
     }
@@ -310,6 +342,11 @@ fn record(status: WaitStatus, at_us: u64, ran: Duration) -> ExitRecord {
     exit
 }
 
+fn mebibytes(bytes: u64) -> String {
+    // Rounded up, so that a peak at the limit reads like it.
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
 /// An end in words, as logs and causes tell it.
 pub fn in_words(exit: &ExitRecord) -> String {
     let mut words = match (exit.code, exit.signal) {
@@ -322,21 +359,15 @@ pub fn in_words(exit: &ExitRecord) -> String {
     };
     if exit.out_of_memory {
         words.push_str(", out of memory");
+        let known = [("limit", exit.memory_limit_bytes), ("peak", exit.memory_peak_bytes)];
+        let known = known.iter().filter_map(|(what, bytes)| Some(format!("{what} {}", mebibytes((*bytes)?))));
+        let known = known.collect::<Vec<_>>().join(", ");
+        if !known.is_empty() {
+            words.push_str(&format!(": {known}"));
+        }
     }
     if exit.partitioned {
         words.push_str(", because its host lost touch with the coordinator");
     }
     words
-}
-
-/// Removes a folder of a control group once its last process has gone.
-fn remove_cgroup(folder: &Path) {
-    for _ in 0..50 {
-        match fs::remove_dir(folder) {
-            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            _ => return,
-        }
-    }
 }

@@ -13,6 +13,16 @@ const PROGRAMS: [&str; 3] = [".venv/bin", "node_modules/.bin", "bin"];
 /// The system's part of PATH.
 const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
+/// Where an instance finds its own.
+pub struct Places<'a> {
+    /// Its slug, as it sees it.
+    pub app: &'a Path,
+    /// Its HOME.
+    pub home: &'a Path,
+    /// Its TMPDIR.
+    pub tmp: &'a Path,
+}
+
 /// All of it. The app's own vars come first, so that none of them can pretend to be the platform's.
 pub fn environment(
     host: &HostName,
@@ -21,17 +31,16 @@ pub fn environment(
     vars: &BTreeMap<String, String>,
     port: u16,
     slug: &Path,
-    home: &Path,
+    places: &Places<'_>,
 ) -> BTreeMap<String, String> {
     let mut path: Vec<String> = PROGRAMS
         .iter()
-        .map(|folder| slug.join(folder))
-        .filter(|folder| folder.is_dir())
-        .map(|folder| folder.display().to_string())
+        .filter(|folder| slug.join(folder).is_dir())
+        .map(|folder| places.app.join(folder).display().to_string())
         .collect();
     path.push(SYSTEM_PATH.to_owned());
-    let home = home.display().to_string();
-    let defaults = [("PATH", path.join(":")), ("HOME", home.clone()), ("TMPDIR", home)];
+    let place = |path: &Path| path.display().to_string();
+    let defaults = [("PATH", path.join(":")), ("HOME", place(places.home)), ("TMPDIR", place(places.tmp))];
     let fixed = [
         ("PORT", port.to_string()),
         ("BAZOOKA_APP", assignment.app.to_string()),

@@ -7,12 +7,14 @@
 //!   token                 names this state folder in the host's registration
 //!   lock                  held by the one bazooka-pm that uses it
 //!   lease                 until when the host surely holds its lease, for shims that must know
+//!   root/                 empty: where each sandboxed instance has its root, for itself alone
+//!   etc/                  the /etc that they see
 //!   slugs/SHA256/         unpacked, shared, read-only
 //!   slugs/SHA256.json     whether it has been synced, and in which boot it was unpacked
 //!   instances/ID/
 //!     instance.json       what bazooka-pm knows of it: the last line
 //!     run.N               its N-th start (`protocol`)
-//!     home/               its HOME and TMPDIR
+//!     home/               its HOME and TMPDIR, where it has no sandbox
 //!     log/                its output
 //!   ended/ID/             the output of one that has ended, and its last instance.json
 //! ```

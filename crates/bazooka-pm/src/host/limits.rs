@@ -1,70 +1,172 @@
-//! What the machine has to give, and where an instance's memory is limited.
+//! What the machine has to give, and by which control groups an instance is limited.
 //!
-//! Owns reading `/proc` and finding the memory controller (control groups version 1 or 2).
+//! Owns reading `/proc`, finding the controllers (control groups version 1, 2, or both side by side), and the
+//! choice of groups and what is written to them. The shim makes them.
+//!
+//! | limit | version 2 | version 1 |
+//! |---|---|---|
+//! | memory, no swap | `memory.max`, `memory.swap.max` | `memory.limit_in_bytes`, `memory.memsw.limit_in_bytes` |
+//! | processor | `cpu.max` | `cpu.cfs_quota_us` |
+//! | its share of a busy processor | `cpu.weight`, alike for each | `cpu.shares`, alike for each that has a quota |
+//! | processes | `pids.max`, and its user's own | its user's own |
+//!
+//! With version 1 an instance has a group only where it is limited by one: to join one takes as
+//! long as all processors take to notice, ten milliseconds. With version 2 it is born in its group.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use visor::names::InstanceId;
+use visor::{names::InstanceId, schema::Limits};
 
-use crate::protocol::MemoryLimit;
+use crate::protocol::{Group, Setting};
+
+/// The length of a turn of the processor's quota, in microseconds: the kernel's own default.
+const TURN_US: u64 = 100_000;
+
+/// Where the controllers are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Controllers {
+    /// Version 1's, each in a hierarchy of its own.
+    memory: Option<PathBuf>,
+    cpu: Option<PathBuf>,
+    /// Version 2's hierarchy, and whether it has the controllers that we need.
+    unified: Option<PathBuf>,
+    is_whole: bool,
+}
 
 /// Where instances' control groups go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroups {
-    /// The folder of this state folder's own groups.
-    folder: PathBuf,
-    version: u8,
+    controllers: Controllers,
+    /// The folder of this state folder's own groups, below each hierarchy.
+    own: PathBuf,
 }
 
 impl Cgroups {
-    /// Finds the memory controller, and makes a folder named `own` below it.
+    /// Finds the controllers, and makes a folder named `own` below each.
     ///
     /// # Errors
     /// Why instances can't be limited here, in one line.
     pub fn find(own: &str) -> Result<Cgroups, String> {
         let mounts = fs::read_to_string("/proc/mounts").map_err(|error| format!("/proc/mounts: {error}"))?;
-        let (root, version) = memory_controller(&mounts, |path| {
+        let controllers = controllers(&mounts, |path| {
             fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default()
-        })
-        .ok_or("no memory controller is mounted")?;
-        let family = root.join("bazooka");
-        let folder = family.join(own);
-        let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
-        fs::create_dir_all(&folder).map_err(failed)?;
-        if version == 2 {
-            for parent in [&root, &family, &folder] {
-                fs::write(parent.join("cgroup.subtree_control"), "+memory").map_err(failed)?;
+        });
+        let own = Path::new("bazooka").join(own);
+        let Controllers { memory, cpu, unified, is_whole } = &controllers;
+        if !is_whole && (memory.is_none() || cpu.is_none()) {
+            return Err("the control groups' controllers for memory and cpu aren't mounted".to_owned());
+        }
+        for root in memory.iter().chain(cpu).chain(unified) {
+            let folder = root.join(&own);
+            fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        }
+        if let (Some(root), true) = (unified, is_whole) {
+            for parent in [root.clone(), root.join("bazooka"), root.join(&own)] {
+                let file = parent.join("cgroup.subtree_control");
+                fs::write(&file, "+memory +cpu +pids")
+                    .map_err(|error| format!("{}: {error}", file.display()))?;
             }
         }
-        Ok(Cgroups { folder, version })
+        Ok(Cgroups { controllers, own })
     }
 
-    /// The group of one instance, with its limit.
-    pub fn limit(&self, id: InstanceId, limit_bytes: u64) -> MemoryLimit {
-        MemoryLimit { cgroup: self.folder.join(id.to_string()), version: self.version, limit_bytes }
+    /// Removes the folders again, unless an instance still has its group there.
+    pub fn leave(&self) {
+        let Controllers { memory, cpu, unified, .. } = &self.controllers;
+        for root in memory.iter().chain(cpu).chain(unified) {
+            let _ = fs::remove_dir(root.join(&self.own));
+        }
+    }
+
+    /// Whether an instance's sockets can be fenced: version 2 is there, if only beside version 1.
+    pub fn can_fence(&self) -> bool {
+        self.controllers.unified.is_some()
+    }
+
+    /// The groups of one instance. `processes` is how many it may have; `apart` that it has a group of
+    /// version 2 of its own, whatever its limits, where there is one.
+    pub fn of(&self, id: InstanceId, limits: &Limits, processes: u64, apart: bool) -> Vec<Group> {
+        let Controllers { memory, cpu, unified, is_whole } = &self.controllers;
+        let group = |root: &Path, version, settings: Vec<Setting>| Group {
+            folder: root.join(&self.own).join(id.to_string()),
+            version,
+            settings,
+        };
+        let memory_limit = limits.memory_limit_bytes.map(|bytes| bytes.to_string());
+        let quota_us = limits.cpu_limit_millis.map(|millis| u64::from(millis) * TURN_US / 1_000);
+        let mut groups = Vec::new();
+        if let (Some(root), true) = (unified, is_whole) {
+            let mut settings = Vec::new();
+            if let Some(limit) = memory_limit {
+                settings.push(set("memory.max", limit));
+                settings.push(set_if_there("memory.swap.max", "0"));
+                // It dies as a whole: half an instance helps nobody.
+                settings.push(set_if_there("memory.oom.group", "1"));
+            }
+            settings.extend(quota_us.map(|quota| set("cpu.max", format!("{quota} {TURN_US}"))));
+            // The sandbox's own process is one more.
+            settings.push(set("pids.max", (processes + 1).to_string()));
+            if apart || settings.len() > 1 {
+                groups.push(group(root, 2, settings));
+            }
+            return groups;
+        }
+        if let (Some(root), Some(limit)) = (memory, memory_limit) {
+            let swap = set_if_there("memory.memsw.limit_in_bytes", &limit);
+            let settings =
+                vec![set("memory.limit_in_bytes", limit), swap, set_if_there("memory.swappiness", "0")];
+            groups.push(group(root, 1, settings));
+        }
+        if let (Some(root), Some(quota)) = (cpu, quota_us) {
+            let turn = set("cpu.cfs_period_us", TURN_US.to_string());
+            groups.push(group(root, 1, vec![turn, set("cpu.cfs_quota_us", quota.to_string())]));
+        }
+        if let (Some(root), true) = (unified, apart) {
+            groups.push(group(root, 2, Vec::new()));
+        }
+        groups
     }
 }
 
-fn memory_controller(mounts: &str, controllers: impl Fn(&Path) -> String) -> Option<(PathBuf, u8)> {
-    let fields = |line: &'_ str| -> Option<(PathBuf, String, String)> {
-        let mut words = line.split(' ');
-        let (_, path, kind, options) = (words.next()?, words.next()?, words.next()?, words.next()?);
-        Some((path.into(), kind.to_owned(), options.to_owned()))
-    };
-    let mounted: Vec<_> = mounts.lines().filter_map(fields).collect();
-    let first = mounted
-        .iter()
-        .find(|(_, kind, options)| kind == "cgroup" && options.split(',').any(|option| option == "memory"));
-    if let Some((path, ..)) = first {
-        return Some((path.clone(), 1));
+fn set(file: &str, content: String) -> Setting {
+    Setting { file: file.to_owned(), content, if_there: false }
+}
+
+fn set_if_there(file: &str, content: &str) -> Setting {
+    Setting { file: file.to_owned(), content: content.to_owned(), if_there: true }
+}
+
+fn controllers(mounts: &str, listed: impl Fn(&Path) -> String) -> Controllers {
+    let mut found = Controllers::default();
+    for line in mounts.lines() {
+        let mut words = line.split(' ').skip(1);
+        let (Some(path), Some(kind), Some(options)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        let path = PathBuf::from(path);
+        match kind {
+            "cgroup" => {
+                for option in options.split(',') {
+                    match option {
+                        "memory" => found.memory = Some(path.clone()),
+                        "cpu" => found.cpu = Some(path.clone()),
+                        _ => {}
+                    }
+                }
+            }
+            "cgroup2" => {
+                let listed = listed(&path);
+                let has = |name: &str| listed.split_whitespace().any(|listed| listed == name);
+                found.is_whole = has("memory") && has("cpu") && has("pids");
+                found.unified = Some(path);
+            }
+            _ => {}
+        }
     }
-    let second = mounted.iter().find(|(path, kind, _)| {
-        kind == "cgroup2" && controllers(path).split_whitespace().any(|name| name == "memory")
-    });
-    second.map(|(path, ..)| (path.clone(), 2))
+    found
 }
 
 /// The machine's memory, less a tenth and at least 256 MiB of it for the system.
@@ -86,14 +188,50 @@ mod tests {
         cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu 0 0\n\
         cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
         cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0\n";
+    const UNIFIED: &str = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
+
+    fn limited() -> Limits {
+        Limits { memory_limit_bytes: Some(64), cpu_limit_millis: Some(500), ..Limits::default() }
+    }
+
+    /// Group by group: where, and what is written.
+    fn shown(cgroups: &Cgroups, limits: &Limits, apart: bool) -> Vec<(String, Vec<String>)> {
+        let groups = cgroups.of(InstanceId(7), limits, 200, apart).into_iter();
+        let line = |setting: &Setting| format!("{}={}", setting.file, setting.content);
+        groups
+            .map(|group| (group.folder.display().to_string(), group.settings.iter().map(line).collect()))
+            .collect()
+    }
 
     #[test]
-    fn memory_is_limited_where_its_controller_is() {
+    fn an_instance_is_limited_where_the_controllers_are() {
         let none = |_: &Path| String::new();
-        assert_eq!(memory_controller(HYBRID, none), Some(("/sys/fs/cgroup/memory".into(), 1)));
-        let unified = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
         let all = |_: &Path| "cpuset cpu io memory pids\n".to_owned();
-        assert_eq!(memory_controller(unified, all), Some(("/sys/fs/cgroup".into(), 2)));
-        assert_eq!(memory_controller(unified, none), None);
+        let own = Path::new("bazooka/own").to_owned();
+        let first = Cgroups { controllers: controllers(HYBRID, none), own: own.clone() };
+        let memory = "/sys/fs/cgroup/memory/bazooka/own/7".to_owned();
+        let cpu = "/sys/fs/cgroup/cpu/bazooka/own/7".to_owned();
+        let unified = "/sys/fs/cgroup/unified/bazooka/own/7".to_owned();
+        let of_memory = ["memory.limit_in_bytes=64", "memory.memsw.limit_in_bytes=64", "memory.swappiness=0"]
+            .map(String::from);
+        let of_cpu = ["cpu.cfs_period_us=100000", "cpu.cfs_quota_us=50000"].map(String::from);
+        let groups = [(memory, of_memory.to_vec()), (cpu, of_cpu.to_vec()), (unified.clone(), Vec::new())];
+        assert_eq!(shown(&first, &limited(), true), groups);
+        assert_eq!(shown(&first, &limited(), false), groups[..2]);
+        assert_eq!(shown(&first, &Limits::default(), true), [(unified, Vec::new())]);
+
+        let second = Cgroups { controllers: controllers(UNIFIED, all), own };
+        let whole = "/sys/fs/cgroup/bazooka/own/7".to_owned();
+        let of_all = [
+            "memory.max=64",
+            "memory.swap.max=0",
+            "memory.oom.group=1",
+            "cpu.max=50000 100000",
+            "pids.max=201",
+        ];
+        assert_eq!(shown(&second, &limited(), true), [(whole.clone(), of_all.map(String::from).to_vec())]);
+        assert_eq!(shown(&second, &Limits::default(), true), [(whole, vec!["pids.max=201".to_owned()])]);
+        assert_eq!(shown(&second, &Limits::default(), false), []);
+        assert!(!controllers(UNIFIED, none).is_whole);
     }
 }

@@ -12,6 +12,8 @@ use visor::names::{HostName, ZoneName};
 /// How instances are kept apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Isolation {
+    /// Each has a user, a root and processes of its own, and fenced sockets; takes root
+    Sandbox,
     /// Each has a user of its own; takes root
     Uid,
     /// They run as bazooka-pm's own user, and can do to each other what they like
@@ -22,8 +24,28 @@ impl Isolation {
     /// Its name, as the host's registration has it.
     pub fn as_str(self) -> &'static str {
         match self {
+            Isolation::Sandbox => "sandbox",
             Isolation::Uid => "uid",
             Isolation::None => "none",
+        }
+    }
+}
+
+/// A part of the sandbox that a machine may be unable to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Part {
+    /// Limits of memory and processor
+    Limits,
+    /// The fence: no port but its own, no connection to the coordinator and bazooka-pm
+    Fence,
+}
+
+impl Part {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Part::Limits => "limits",
+            Part::Fence => "fence",
         }
     }
 }
@@ -82,9 +104,21 @@ pub struct HostOptions {
     /// Where to listen for questions about logs and metrics; port 0: any
     #[arg(long, env = "BAZOOKA_LISTEN", value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
-    /// How instances are kept apart; uid for root, none (with a warning) for others
+    /// How instances are kept apart; sandbox for root, none (with a warning) for others
     #[arg(long, env = "BAZOOKA_ISOLATION", value_name = "KIND")]
     pub isolation: Option<Isolation>,
+    /// Parts of the sandbox to do without, where this machine can't give them
+    #[arg(long, env = "BAZOOKA_WITHOUT", value_name = "PART", value_delimiter = ',')]
+    pub without: Vec<Part>,
+    /// The tree that a sandbox's root is made of; this machine's own programs unless given
+    #[arg(long, env = "BAZOOKA_STACK", value_name = "DIR")]
+    pub stack: Option<PathBuf>,
+    /// How much /tmp of a sandbox holds, in bytes
+    #[arg(long, env = "BAZOOKA_TMP", value_name = "BYTES", default_value_t = 64 << 20)]
+    pub tmp: u64,
+    /// Where else sandboxed instances can't connect to, such as a bazooka-rm
+    #[arg(long, env = "BAZOOKA_CLOSED", value_name = "ADDR:PORT", value_delimiter = ',')]
+    pub closed: Vec<SocketAddr>,
     /// The users that instances get
     #[arg(long, env = "BAZOOKA_UIDS", value_name = "FIRST-LAST", default_value = "200000-265535")]
     pub uids: Range<u32>,

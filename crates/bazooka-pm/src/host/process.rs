@@ -23,7 +23,8 @@ use visor::names::InstanceId;
 
 use super::folders::{Folders, private_folder};
 use crate::protocol::{
-    Answer, ExitRecord, ProcessId, ShimState, Spec, Start, append, boot_id, proc_stat, try_lock,
+    Answer, ExitRecord, Group, ProcessId, SANDBOXES, ShimState, Spec, Start, append, boot_id, proc_stat,
+    try_lock,
 };
 
 /// How long an inherited shim may take to say whom it has started, before that is complained of.
@@ -101,13 +102,17 @@ pub async fn start(
 ) -> Result<Shim, StartError> {
     let place = folders.clone();
     let uid = spec.spec.uid;
-    let memory = spec.spec.memory.clone();
+    let groups = spec.spec.all_groups();
+    let in_sandbox = spec.spec.sandbox.is_some();
     let spawned = tokio::task::spawn_blocking(move || spawn(&place, &shim, id, run, &spec)).await;
     let spawned = spawned.map_err(|error| StartError(error.to_string()))?;
     let (mut child, answers) = spawned.map_err(|error| StartError(error.to_string()))?;
     failpoint("spawned");
     let answer = read_answer(answers).await;
     let failed = match answer {
+        Ok(Answer::Started(state)) if in_sandbox && state.protocol < SANDBOXES => {
+            "the bazooka-shim program is older than bazooka-pm and knows no sandbox".to_owned()
+        }
         Ok(Answer::Started(state)) => match hold(state.shim) {
             Some(held) => {
                 let child = Some(Arc::new(std::sync::Mutex::new(child)));
@@ -123,7 +128,7 @@ pub async fn start(
     let swept = tokio::task::spawn_blocking(move || {
         let _ = child.kill();
         let _ = child.wait();
-        sweep(&folders.home(id), uid, memory.as_ref().map(|memory| memory.cgroup.as_path()));
+        sweep(&folders.home(id), uid, &groups);
         let said = fs::read_to_string(file).unwrap_or_default();
         match said.lines().find(|line| !line.is_empty() && !line.starts_with('{')) {
             Some(complaint) if !failed.contains(complaint) => format!("{failed} ({complaint})"),
@@ -161,11 +166,16 @@ fn spawn(
     failpoint("locked");
     append(&file, &Start { spec: Some(spec), ..Start::default() })?;
     failpoint("spec");
+    spawn_shim(shim, &path, file)
+}
+
+/// Spawns a shim over the file of a start. Blocks.
+fn spawn_shim(shim: &Path, path: &Path, file: fs::File) -> io::Result<(Child, OwnedFd)> {
     let (answers, answer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // The lock goes with stdin and stderr, the answer with stdout: nothing else is inherited, not even by
     // a neighbour that is spawned in the same moment.
     let child = Command::new(shim)
-        .arg(&path)
+        .arg(path)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(file.try_clone()?))
@@ -174,6 +184,35 @@ fn spawn(
         .spawn()
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", shim.display())))?;
     Ok((child, answers))
+}
+
+/// Has a shim start something that ends at once, and waits for that. Blocks.
+///
+/// # Errors
+/// Why it can't, in one line.
+pub fn try_out(shim: &Path, path: &Path, spec: &Spec) -> Result<(), String> {
+    let begin = || -> io::Result<(Child, OwnedFd)> {
+        let file = fs::File::options().create_new(true).read(true).append(true).mode(0o600).open(path)?;
+        append(&file, &Start { spec: Some(spec), ..Start::default() })?;
+        spawn_shim(shim, path, file)
+    };
+    let (mut child, answers) = begin().map_err(|error| error.to_string())?;
+    let mut said = String::new();
+    let read = fs::File::from(answers).read_to_string(&mut said);
+    let _ = child.wait();
+    read.map_err(|error| error.to_string())?;
+    match serde_json::from_str(&said) {
+        Ok(Answer::Started(state)) if state.protocol < SANDBOXES => {
+            Err("the bazooka-shim program is older than bazooka-pm and knows no sandbox".to_owned())
+        }
+        Ok(Answer::Started(_)) => match Start::<Spec>::read(path).exit {
+            Some(ExitRecord { code: Some(0), .. }) => Ok(()),
+            Some(exit) => Err(format!("what was tried in it {}", crate::shim::in_words(&exit))),
+            None => Err("its shim ended at once".to_owned()),
+        },
+        Ok(Answer::Failed { cause }) => Err(cause),
+        Err(_) => Err("its shim gave no answer".to_owned()),
+    }
 }
 
 async fn read_answer(answers: OwnedFd) -> io::Result<Answer> {
@@ -267,12 +306,8 @@ fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
     if state.boot_id != boot_id() {
         return Look::Over(Found::NotStarted("the machine was started anew".to_owned()));
     }
-    let memory = spec.as_ref().and_then(|spec| spec.memory.clone());
-    sweep(
-        &folders.home(id),
-        spec.and_then(|spec| spec.uid),
-        memory.as_ref().map(|memory| memory.cgroup.as_path()),
-    );
+    let groups = spec.as_ref().map(Spec::all_groups).unwrap_or_default();
+    sweep(&folders.home(id), spec.and_then(|spec| spec.uid), &groups);
     Look::Over(if state.child.is_some() {
         Found::Ended(Ended::ShimKilled)
     } else {
@@ -323,12 +358,12 @@ impl Shim {
     }
 }
 
-/// Ends what a dead shim has left: processes of the instance's control group, of its user, or, where it
+/// Ends what a dead shim has left: processes of the instance's control groups, of its user, or, where it
 /// has no user of its own, those that have its home as theirs. Blocks.
-fn sweep(home: &Path, uid: Option<u32>, cgroup: Option<&Path>) {
+fn sweep(home: &Path, uid: Option<u32>, groups: &[Group]) {
     let begun = Instant::now();
     while begun.elapsed() < SWEEP_FOR {
-        let left = left_behind(home, uid, cgroup);
+        let left = left_behind(home, uid, groups);
         if left.is_empty() {
             break;
         }
@@ -341,15 +376,17 @@ fn sweep(home: &Path, uid: Option<u32>, cgroup: Option<&Path>) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    if let Some(cgroup) = cgroup {
-        let _ = fs::remove_dir(cgroup);
+    for group in groups {
+        let _ = fs::remove_dir(&group.folder);
     }
 }
 
-fn left_behind(home: &Path, uid: Option<u32>, cgroup: Option<&Path>) -> Vec<ProcessId> {
+fn left_behind(home: &Path, uid: Option<u32>, groups: &[Group]) -> Vec<ProcessId> {
     let grouped =
-        cgroup.and_then(|cgroup| fs::read_to_string(cgroup.join("cgroup.procs")).ok()).unwrap_or_default();
-    let grouped: Vec<i32> = grouped.lines().filter_map(|line| line.parse().ok()).collect();
+        groups.iter().filter_map(|group| fs::read_to_string(group.folder.join("cgroup.procs")).ok());
+    let grouped: Vec<i32> = grouped
+        .flat_map(|list| list.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
+        .collect();
     let mark = format!("HOME={}", home.display()).into_bytes();
     let belongs = |pid: i32| {
         grouped.contains(&pid)

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use visor::{
 
 use super::{
     checks::{self, Probe, Probes},
-    environment::environment,
+    environment::{Places, environment},
     folders::Folders,
     limits::Cgroups,
     listeners::Owner,
@@ -31,6 +31,7 @@ use super::{
     process::{self, Ended, Found, FullSpec, PmPart, Shim},
     records::{self, Note},
     runtime::{Answers, Booting, Message, Runtime},
+    sandbox::{PROCESSES, Sandboxes},
     slugs::{KEPT_UNUSED, Slugs},
     uids::Uids,
 };
@@ -53,8 +54,10 @@ pub struct Machine {
     pub slugs: Slugs,
     /// Users, where instances have their own.
     pub uids: Option<Uids>,
-    /// Where memory is limited, where it can be.
+    /// Where memory and the like are limited, where they can be.
     pub cgroups: Option<Cgroups>,
+    /// What sandboxes are made of, where instances have one.
+    pub sandboxes: Option<Sandboxes>,
 }
 
 /// The shims of a machine.
@@ -80,18 +83,28 @@ impl Shims {
     }
 
     fn spec(&self, id: InstanceId, local: &Local, vars: &BTreeMap<String, String>) -> FullSpec {
-        let Machine { host, folders, cgroups, .. } = &self.machine;
+        let Machine { host, folders, cgroups, sandboxes, .. } = &self.machine;
         let assignment = &local.assignment;
         let (slug, home) = (folders.slug(&assignment.slug.sha256), folders.home(id));
-        let limit = assignment.run.limits.memory_limit_bytes;
+        let places = match sandboxes {
+            Some(_) => Places { app: Path::new("/app"), home: Path::new("/app"), tmp: Path::new("/tmp") },
+            None => Places { app: &slug, home: &home, tmp: &home },
+        };
+        let limits = &assignment.run.limits;
+        let processes = u64::from(limits.processes_limit.unwrap_or(PROCESSES));
         let port = local.port.unwrap_or(0);
+        let groups = cgroups.as_ref().map(|cgroups| cgroups.of(id, limits, processes, sandboxes.is_some()));
         let spec = Spec {
             protocol: PROTOCOL,
             command: assignment.command.clone(),
-            env: environment(host, id, assignment, vars, port, &slug, &home),
+            env: environment(host, id, assignment, vars, port, &slug, &places),
             folder: slug,
             uid: local.uid,
-            memory: limit.and_then(|limit| cgroups.as_ref().map(|cgroups| cgroups.limit(id, limit))),
+            memory: None,
+            groups: groups.unwrap_or_default(),
+            // Of a user that isn't its own, others would count.
+            processes: local.uid.map(|_| processes),
+            sandbox: sandboxes.as_ref().map(|sandboxes| sandboxes.of(port)),
             log_folder: folders.log(id),
             stop_timeout_ms: u64::try_from(assignment.run.stop_timeout().as_millis()).unwrap_or(u64::MAX),
             lease_file: match assignment.run.on_partition {

@@ -13,7 +13,8 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::protocol::{ProcessId, proc_stat};
 
-fn children_of(pid: i32) -> Vec<i32> {
+/// The children of a process.
+pub fn children_of(pid: i32) -> Vec<i32> {
     let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let words = listed.unwrap_or_default();
     words.split_whitespace().filter_map(|word| word.parse().ok()).collect()

@@ -82,7 +82,7 @@ async fn a_pm_that_dies_at_any_step_of_a_start_leaves_no_orphan_and_starts_nothi
 
 #[tokio::test]
 async fn a_killed_shim_takes_its_instance_with_it_and_another_is_started() {
-    for isolation in ["uid", "none"] {
+    for isolation in ["sandbox", "uid", "none"] {
         let mut world = World::without_pm().await;
         world.pm_args = vec!["--isolation".into(), isolation.into()];
         world.start_pm();

@@ -118,7 +118,10 @@ async fn one_that_ends_in_order_has_its_grace() {
 
 #[tokio::test]
 async fn one_that_listens_elsewhere_is_told_so() {
-    let world = World::start().await;
+    // A fence wouldn't let it.
+    let mut world = World::without_pm().await;
+    world.pm_args = vec!["--without".into(), "fence".into()];
+    world.start_pm();
     let elsewhere = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
     let port = elsewhere.local_addr().expect("it listens").port();
     drop(elsewhere);
@@ -204,14 +207,17 @@ async fn one_that_takes_too_much_memory_dies_alone_and_is_told_so() {
     assert_eq!(status.fault, Some(Fault::OutOfMemory));
     assert!(status.exits.iter().all(|exit| exit.out_of_memory), "{:?}", status.exits);
     let cause = status.cause.expect("it is said");
-    assert!(cause.contains("out of memory"), "{cause}");
+    assert!(cause.contains("out of memory: limit 64 MiB, peak 64 MiB"), "{cause}");
     let neighbour = world.until_state(ids[1], State::Running).await;
     assert_eq!(neighbour.restarts, 0);
 }
 
 #[tokio::test]
-async fn each_instance_has_a_user_of_its_own_and_a_private_home() {
-    let world = World::start().await;
+async fn without_a_sandbox_each_instance_has_a_user_of_its_own_and_a_private_home() {
+    let mut world = World::without_pm().await;
+    world.pm_args = vec!["--isolation".into(), "uid".into()];
+    world.start_pm();
+    assert_eq!(world.registered().await.isolation, "uid");
     let command = "id -u; stat -c %a:%u \"$HOME\"; touch \"$HOME/x\" && echo written; \
                    touch ./x 2>/dev/null && echo SLUG; grep NoNewPrivs /proc/self/status; ls /proc/self/fd; exec sleep 1000";
     let ids = world.place_all(vec![world.job(command), world.job(command)]).await;

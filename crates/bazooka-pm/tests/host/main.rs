@@ -4,5 +4,6 @@ mod adopt;
 mod coordinator;
 mod life;
 mod measure;
+mod sandbox;
 mod slugs;
 mod world;

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -144,6 +144,11 @@ impl World {
     pub fn follow(&mut self, other: &World) {
         self.endpoint.clone_from(&other.endpoint);
         self.prefix.clone_from(&other.prefix);
+    }
+
+    /// Where the coordinator is.
+    pub fn endpoint(&self) -> String {
+        self.endpoint.clone()
     }
 
     pub fn state(&self) -> PathBuf {
@@ -331,20 +336,38 @@ impl World {
         .await
     }
 
-    /// The processes of an instance, by their home; dead ones don't count.
+    /// The processes of an instance; dead ones don't count.
     pub fn processes(&self, id: InstanceId) -> Vec<i32> {
-        processes_with(&format!("BAZOOKA_INSTANCE={id}"), self.dir.path())
+        self.processes_with(&format!("BAZOOKA_INSTANCE={id}"))
     }
 
     /// All processes of instances of this world.
     pub fn all_processes(&self) -> Vec<i32> {
-        processes_with("BAZOOKA_APP=rocket", self.dir.path())
+        self.processes_with("BAZOOKA_APP=rocket")
     }
 
-    /// The shims of this world.
+    /// Ports tell a world's instances from another's.
+    fn processes_with(&self, var: &str) -> Vec<i32> {
+        all_pids()
+            .filter(|pid| {
+                let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                let vars: Vec<_> = environ.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+                let port = vars.iter().find_map(|own| own.strip_prefix("PORT=")?.parse().ok());
+                vars.iter().any(|own| own == var)
+                    && port.is_some_and(|port: u16| (self.range.0..=self.range.1).contains(&port))
+            })
+            .collect()
+    }
+
+    /// The shims of this world, without their copies that are process 1 of a sandbox.
     pub fn shims(&self) -> Vec<i32> {
         let root = self.state().display().to_string();
         all_pids()
+            .filter(|pid| {
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+                ids.split_whitespace().count() == 1
+            })
             .filter(|pid| {
                 let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 let words = String::from_utf8_lossy(&words);
@@ -433,17 +456,6 @@ pub fn is_alive(pid: u32) -> bool {
 fn all_pids() -> impl Iterator<Item = i32> {
     let listed = fs::read_dir("/proc").expect("there is /proc");
     listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-fn processes_with(var: &str, below: &Path) -> Vec<i32> {
-    let home = format!("HOME={}", below.display());
-    all_pids()
-        .filter(|pid| {
-            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let vars: Vec<_> = environ.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-            vars.iter().any(|own| own == var) && vars.iter().any(|own| own.starts_with(&home))
-        })
-        .collect()
 }
 
 /// Asks an instance, and returns the first line of its answer.

@@ -1,0 +1,183 @@
+//! The `/etc` that instances see: what programs need of the machine's, and nothing that is secret.
+//!
+//! Owns its folder in the state folder, which all sandboxed instances of a host share, read-only.
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use super::folders::entries;
+
+/// What is copied: names, addresses, certificates to trust, the time zone, where programs and libraries are.
+const COPIED: [&str; 22] = [
+    "alternatives",
+    "bash.bashrc",
+    "ca-certificates.conf",
+    "debian_version",
+    "fonts",
+    "gai.conf",
+    "host.conf",
+    "inputrc",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "magic",
+    "mime.types",
+    "nodejs",
+    "os-release",
+    "pki/tls/certs",
+    "protocols",
+    "services",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "timezone",
+];
+
+/// What changes while the machine runs: looked at before each start.
+const CHANGING: [&str; 3] = ["hosts", "nsswitch.conf", "resolv.conf"];
+
+/// More than this is no configuration.
+const MOST_BYTES: u64 = 4 << 20;
+
+/// The `/etc` of instances.
+#[derive(Clone, Debug)]
+pub struct Etc {
+    machine: PathBuf,
+    own: PathBuf,
+}
+
+impl Etc {
+    /// Puts it together out of the folder `machine`. Instances that run see it change file by file. Blocks.
+    ///
+    /// # Errors
+    /// The file system's, with the path.
+    pub fn make(machine: &Path, own: &Path) -> Result<Etc, String> {
+        let made = || -> io::Result<()> {
+            fs::create_dir_all(own)?;
+            fs::set_permissions(own, fs::Permissions::from_mode(0o755))?;
+            for name in COPIED.iter().chain(&CHANGING) {
+                copy(&machine.join(name), &own.join(name))?;
+            }
+            // Debian's Python reads its own start-up file there.
+            for name in entries(machine).filter(|name| name.starts_with("python3")) {
+                copy(&machine.join(&name), &own.join(&name))?;
+            }
+            // Each instance's own: there is one user in it, its own.
+            for name in ["passwd", "group"] {
+                link(&Path::new("/run/bazooka").join(name), &own.join(name))?;
+            }
+            Ok(())
+        };
+        made().map_err(|error| format!("can't use {}: {error}", own.display()))?;
+        Ok(Etc { machine: machine.to_owned(), own: own.to_owned() })
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.own
+    }
+
+    /// Takes over what has changed since. Blocks.
+    pub fn renew(&self) {
+        for name in CHANGING {
+            if let Err(error) = copy(&self.machine.join(name), &self.own.join(name)) {
+                tracing::warn!(file = name, error = %error, "can't renew what instances see of the machine's configuration");
+            }
+        }
+    }
+}
+
+/// Copies what anybody may read, unless it is there already. A link to a program or to data stays a link.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let Ok(known) = fs::symlink_metadata(from) else { return Ok(()) };
+    if known.is_symlink() {
+        let target = fs::read_link(from)?;
+        if target.starts_with("/usr") || target.components().count() == 1 {
+            return link(&target, to);
+        }
+    }
+    let Ok(known) = fs::metadata(from) else { return Ok(()) };
+    if known.is_dir() {
+        fs::create_dir_all(to)?;
+        for name in entries(from) {
+            copy(&from.join(&name), &to.join(&name))?;
+        }
+        return Ok(());
+    }
+    let is_public = known.permissions().mode() & 0o004 != 0;
+    if !known.is_file() || !is_public || known.len() > MOST_BYTES {
+        return Ok(());
+    }
+    let content = fs::read(from)?;
+    if fs::read(to).is_ok_and(|before| before == content) {
+        return Ok(());
+    }
+    let draft = draft(to)?;
+    fs::write(&draft, content)?;
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o644))?;
+    fs::rename(&draft, to)
+}
+
+fn link(target: &Path, to: &Path) -> io::Result<()> {
+    if fs::read_link(to).is_ok_and(|before| before == target) {
+        return Ok(());
+    }
+    let draft = draft(to)?;
+    symlink(target, &draft)?;
+    fs::rename(&draft, to)
+}
+
+/// Where something is made that then takes its place, so that nobody ever sees half of it.
+fn draft(to: &Path) -> io::Result<PathBuf> {
+    to.parent().map_or(Ok(()), fs::create_dir_all)?;
+    let mut draft = to.as_os_str().to_owned();
+    draft.push(".new");
+    let draft = PathBuf::from(draft);
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(draft),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_see_what_programs_need_and_nothing_secret() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let machine = dir.path().join("machine");
+        fs::create_dir_all(machine.join("ssl/certs")).expect("it can be made");
+        let write = |name: &str, mode: u32| {
+            fs::write(machine.join(name), name).expect("there is room");
+            fs::set_permissions(machine.join(name), fs::Permissions::from_mode(mode)).expect("it is ours");
+        };
+        for (name, mode) in [
+            ("hosts", 0o644),
+            ("shadow", 0o640),
+            ("services", 0o600),
+            ("ssl/certs/a.pem", 0o644),
+            ("secret", 0o644),
+        ] {
+            write(name, mode);
+        }
+        symlink("/usr/share/zoneinfo/UTC", machine.join("localtime")).expect("it can be made");
+        symlink("a.pem", machine.join("ssl/certs/b.0")).expect("it can be made");
+        let own = dir.path().join("own");
+        let etc = Etc::make(&machine, &own).expect("it can be made");
+        let mut names: Vec<String> = entries(&own).collect();
+        names.sort();
+        assert_eq!(names, ["group", "hosts", "localtime", "passwd", "ssl"]);
+        assert_eq!(
+            fs::read_to_string(own.join("ssl/certs/b.0")).expect("a link to its neighbour"),
+            "ssl/certs/a.pem"
+        );
+        write("resolv.conf", 0o644);
+        etc.renew();
+        assert!(own.join("resolv.conf").exists());
+        Etc::make(&machine, &own).expect("it can be made again");
+    }
+}

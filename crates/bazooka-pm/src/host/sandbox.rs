@@ -1,0 +1,224 @@
+//! The sandbox of this host's instances: what it is made of, and whether the machine can give it.
+//!
+//! Owns the choice, once at start, and the trial by which it is found out. What is asked for and can't be had is an
+//! error at start: an instance never gets less than what the host says of itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use visor::{names::InstanceId, schema::Limits};
+
+use super::{
+    etc::Etc,
+    folders::{Folders, private_folder, remove_all},
+    limits::Cgroups,
+    options::{HostOptions, Part},
+    process,
+};
+use crate::protocol::{Closed, Fence, PROTOCOL, Sandbox, Spec};
+
+/// Processes and threads of an instance, unless its proc says otherwise.
+pub const PROCESSES: u32 = 1_024;
+
+/// What a stack must have beside what the app needs: the command is a line for it.
+const SHELL: &str = "bin/sh";
+
+/// What sandboxes are made of on this host.
+#[derive(Clone, Debug)]
+pub struct Sandboxes {
+    root: PathBuf,
+    base: PathBuf,
+    /// The machine's, where it is no stack's.
+    etc: Option<Etc>,
+    tmp_bytes: u64,
+    /// None if sockets aren't fenced.
+    closed: Option<Vec<Closed>>,
+}
+
+impl Sandboxes {
+    /// What the options ask for. Blocks.
+    ///
+    /// # Errors
+    /// What is missing, and how to go on.
+    pub fn new(options: &HostOptions, folders: &Folders, closed: &[SocketAddr]) -> Result<Sandboxes, String> {
+        let root = folders.root().join("root");
+        private_folder(&root).map_err(|error| format!("can't use {}: {error}", root.display()))?;
+        let (base, etc) = match &options.stack {
+            None => (PathBuf::from("/"), Some(Etc::make(Path::new("/etc"), &folders.root().join("etc"))?)),
+            Some(stack) => (stack_at(stack)?, None),
+        };
+        let closed = (!options.without.contains(&Part::Fence)).then(|| with_all_addresses(closed));
+        Ok(Sandboxes { root, base, etc, tmp_bytes: options.tmp, closed })
+    }
+
+    /// The sandbox of an instance with this port. Blocks, shortly.
+    pub fn of(&self, port: u16) -> Sandbox {
+        if let Some(etc) = &self.etc {
+            etc.renew();
+        }
+        Sandbox {
+            root: self.root.clone(),
+            base: self.base.clone(),
+            etc: self.etc.as_ref().map(|etc| etc.folder().to_owned()),
+            tmp_bytes: self.tmp_bytes,
+            fence: self.closed.as_ref().map(|closed| Fence { port, closed: closed.clone() }),
+        }
+    }
+
+    /// Starts something in a sandbox with a limit of each kind. Blocks.
+    ///
+    /// # Errors
+    /// Why it can't be done here, in one line.
+    pub fn try_out(
+        &self,
+        shim: &Path,
+        folders: &Folders,
+        cgroups: Option<&Cgroups>,
+        uid: u32,
+    ) -> Result<(), String> {
+        let place = folders.root().join("trial");
+        let failed = |error: std::io::Error| format!("can't use {}: {error}", place.display());
+        let app = place.join("app");
+        let made = || {
+            remove_all(&place)?;
+            private_folder(&place)?;
+            fs::create_dir(&app)?;
+            fs::set_permissions(&app, fs::Permissions::from_mode(0o755))
+        };
+        made().map_err(failed)?;
+        let limits =
+            Limits { memory_limit_bytes: Some(64 << 20), cpu_limit_millis: Some(1_000), ..Limits::default() };
+        let groups = cgroups.map(|cgroups| cgroups.of(InstanceId(0), &limits, u64::from(PROCESSES), true));
+        let spec = Spec {
+            protocol: PROTOCOL,
+            command: "exit 0".to_owned(),
+            folder: app,
+            env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+            uid: Some(uid),
+            memory: None,
+            groups: groups.unwrap_or_default(),
+            processes: Some(u64::from(PROCESSES)),
+            sandbox: Some(self.of(1)),
+            log_folder: place.clone(),
+            stop_timeout_ms: 1_000,
+            lease_file: None,
+        };
+        let tried = process::try_out(shim, &place.join("run"), &spec);
+        let _ = fs::remove_dir_all(&place);
+        tried
+    }
+}
+
+/// A stack, if it is one.
+fn stack_at(stack: &Path) -> Result<PathBuf, String> {
+    let base =
+        stack.canonicalize().map_err(|error| format!("can't use the stack {}: {error}", stack.display()))?;
+    // Its links are its own: /bin is one to usr/bin.
+    let shell = [SHELL, "usr/bin/sh"].iter().any(|shell| base.join(shell).symlink_metadata().is_ok());
+    if base == Path::new("/") || !shell {
+        return Err(format!(
+            "{} is no stack: it must be a root tree of its own with /{SHELL} in it, as debootstrap makes one",
+            stack.display()
+        ));
+    }
+    Ok(base)
+}
+
+/// The coordinator's addresses, from its URLs. A name that can't be resolved now is told, and left out.
+pub fn resolved(urls: &[String]) -> Vec<SocketAddr> {
+    let mut found = BTreeSet::new();
+    for url in urls {
+        let host = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+        let host = host.split('/').next().unwrap_or(host);
+        match host.to_socket_addrs() {
+            Ok(addresses) => found.extend(addresses),
+            Err(error) => {
+                tracing::warn!(url, error = %error, "can't tell an address; instances aren't kept from it");
+            }
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// The same, and where one is this machine's, by each address that leads to this machine.
+fn with_all_addresses(closed: &[SocketAddr]) -> Vec<Closed> {
+    let mut all = BTreeSet::new();
+    for address in closed {
+        let port = address.port();
+        let mut add = |address: IpAddr, bits| {
+            all.insert(Closed { address, bits, port });
+        };
+        let is_own = address.ip().is_unspecified() || UdpSocket::bind((address.ip(), 0)).is_ok();
+        if !address.ip().is_unspecified() {
+            add(address.ip(), if address.is_ipv4() { 32 } else { 128 });
+        }
+        if is_own {
+            add(Ipv4Addr::new(127, 0, 0, 0).into(), 8);
+            add(Ipv4Addr::UNSPECIFIED.into(), 32);
+            add(Ipv6Addr::LOCALHOST.into(), 128);
+            add(Ipv6Addr::UNSPECIFIED.into(), 128);
+            for address in own_addresses() {
+                add(address, if address.is_ipv4() { 32 } else { 128 });
+            }
+        }
+    }
+    all.into_iter().collect()
+}
+
+fn own_addresses() -> Vec<IpAddr> {
+    let listed = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    listed
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let four = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+            four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
+        })
+        .filter(|address| !address.is_loopback())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_is_a_root_tree() {
+        let dir = tempfile::tempdir().expect("a folder");
+        assert!(
+            stack_at(&dir.path().join("missing")).is_err_and(|error| error.contains("missing: No such file"))
+        );
+        assert!(stack_at(dir.path()).is_err_and(|error| error.contains("is no stack")));
+        fs::create_dir_all(dir.path().join("bin")).expect("it can be made");
+        fs::write(dir.path().join("bin/sh"), "").expect("it can be made");
+        assert!(stack_at(dir.path()).is_ok());
+        assert!(stack_at(Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn what_is_on_this_machine_is_closed_by_each_of_its_addresses() {
+        let closed = |addresses: &[&str]| -> Vec<String> {
+            let addresses: Vec<SocketAddr> =
+                addresses.iter().map(|address| address.parse().expect("valid")).collect();
+            let closed = with_all_addresses(&addresses).into_iter();
+            closed.map(|closed| format!("{}/{}:{}", closed.address, closed.bits, closed.port)).collect()
+        };
+        assert_eq!(closed(&["192.0.2.1:2379"]), ["192.0.2.1/32:2379"]);
+        let here = closed(&["127.0.0.1:2379"]);
+        for wanted in ["127.0.0.0/8:2379", "0.0.0.0/32:2379", "::1/128:2379"] {
+            assert!(here.iter().any(|known| known == wanted), "{here:?}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_an_address() {
+        let urls = ["http://127.0.0.1:2379".to_owned(), "https://[::1]:2380/".to_owned()];
+        let expected: Vec<SocketAddr> =
+            ["127.0.0.1:2379", "[::1]:2380"].map(|at| at.parse().expect("valid")).into();
+        assert_eq!(resolved(&urls), expected);
+    }
+}

@@ -1,0 +1,245 @@
+//! An instance's root: a small tree in memory, on which the machine's programs and the slug are mounted.
+//!
+//! Owns the mounts, all of them in a mount namespace that goes with the instance. The tree itself is read-only in
+//! the end.
+//!
+//! ```text
+//! /usr /bin /sbin /lib*   of the machine, or all folders of a stack   read-only
+//! /etc                    what bazooka-pm put together, or the stack's with the machine's names   read-only
+//! /app                    the slug                                    read-only
+//! /tmp                    its own, sized; /dev/shm and /var/tmp are the same
+//! /proc                   its own processes; what tells of the machine or changes it is masked or read-only
+//! /dev                    null zero full random urandom tty, and terminals of its own
+//! ```
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::{Mode, SFlag, makedev, mknod},
+    unistd::{chdir, pivot_root},
+};
+
+use crate::protocol::{Sandbox, Spec};
+
+/// Where an instance has its slug.
+pub const APP: &str = "app";
+
+/// What the root takes of the machine.
+const OF_THE_MACHINE: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+
+/// What of a stack isn't mounted: there is something else in its place, or it is of no use.
+const NOT_OF_A_STACK: [&str; 11] =
+    ["app", "boot", "dev", "etc", "lost+found", "media", "mnt", "proc", "run", "sys", "tmp"];
+
+/// Devices: name, major and minor number.
+const DEVICES: [(&str, u64, u64); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// What of `/proc` is hidden, as in every container: it tells of the machine.
+const MASKED: [&str; 8] =
+    ["acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "sched_debug", "scsi"];
+
+/// What of `/proc` is read-only: it changes the machine.
+const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// Makes the root, and makes it this process's. It must have a mount namespace and a process namespace of its own.
+///
+/// # Errors
+/// What can't be made and why, in one line; the process is of no use then.
+pub fn enter(spec: &Spec, sandbox: &Sandbox) -> Result<(), String> {
+    let at = |what: &'static str| move |error: Errno| format!("can't make its root: {what}: {error}");
+    let none: Option<&str> = None;
+    // Nothing of this reaches the machine, and what the machine mounts later doesn't reach in here.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(at("own mounts"))?;
+    let tree = Some("mode=755,size=256k,nr_inodes=256");
+    mount(Some("root"), &sandbox.root, Some("tmpfs"), MsFlags::MS_NOSUID, tree).map_err(at("its tree"))?;
+    chdir(&sandbox.root).map_err(at("its tree"))?;
+
+    of_base(sandbox)?;
+    folder(APP)?;
+    bind(&spec.folder, APP)?;
+    folder("tmp")?;
+    let size = format!("mode=1777,size={},nr_inodes=16384", sandbox.tmp_bytes);
+    let private = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmp"), "tmp", Some("tmpfs"), private, Some(size.as_str())).map_err(at("/tmp"))?;
+    own_files(spec)?;
+    if sandbox.etc.is_none() {
+        over_stack()?;
+    }
+    devices()?;
+    proc()?;
+
+    pivot_root(".", ".").map_err(at("entering it"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(at("leaving the machine's"))?;
+    chdir("/").map_err(at("entering it"))?;
+    let closed = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+    mount(none, "/", none, closed, none).map_err(at("closing it"))
+}
+
+/// The folders of the machine or of the stack.
+fn of_base(sandbox: &Sandbox) -> Result<(), String> {
+    let Sandbox { base, etc, .. } = sandbox;
+    let names: Vec<PathBuf> = if base == Path::new("/") {
+        OF_THE_MACHINE.iter().map(PathBuf::from).collect()
+    } else {
+        let listed = fs::read_dir(base).map_err(|error| format!("can't read {}: {error}", base.display()))?;
+        let names = listed.filter_map(|entry| Some(PathBuf::from(entry.ok()?.file_name())));
+        names.filter(|name| !NOT_OF_A_STACK.iter().any(|not| name == Path::new(not))).collect()
+    };
+    for name in names {
+        let source = base.join(&name);
+        let Ok(known) = fs::symlink_metadata(&source) else { continue };
+        let made = if known.is_symlink() {
+            fs::read_link(&source).and_then(|target| symlink(target, &name))
+        } else if known.is_dir() {
+            folder(&name)?;
+            bind(&source, &name)?;
+            Ok(())
+        } else {
+            Ok(())
+        };
+        made.map_err(|error| format!("can't make its root: /{}: {error}", name.display()))?;
+    }
+    folder("etc")?;
+    let etc = etc.clone().unwrap_or_else(|| base.join("etc"));
+    if etc.is_dir() { bind(&etc, "etc") } else { Ok(()) }
+}
+
+/// What is written for each instance.
+fn own_files(spec: &Spec) -> Result<(), String> {
+    let failed = |error: io::Error| format!("can't make its root: {error}");
+    for name in ["run", "run/bazooka", "dev"] {
+        folder(name)?;
+    }
+    if !Path::new("var").exists() {
+        folder("var")?;
+        symlink("/tmp", "var/tmp").map_err(failed)?;
+    }
+    let uid = spec.uid.unwrap_or(0);
+    let users = format!(
+        "root:x:0:0:root:/:/bin/sh\napp:x:{uid}:{uid}:app:/{APP}:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+    );
+    fs::write("run/bazooka/passwd", users).map_err(failed)?;
+    let groups = format!("root:x:0:\napp:x:{uid}:\ntty:x:5:\nnogroup:x:65534:\n");
+    fs::write("run/bazooka/group", groups).map_err(failed)
+}
+
+/// Who it is and where others are, in place of what a stack says of that. A link there is the stack's own affair.
+fn over_stack() -> Result<(), String> {
+    for (source, target) in [
+        ("run/bazooka/passwd", "etc/passwd"),
+        ("run/bazooka/group", "etc/group"),
+        ("/etc/hosts", "etc/hosts"),
+        ("/etc/resolv.conf", "etc/resolv.conf"),
+    ] {
+        let is_file = fs::symlink_metadata(target).is_ok_and(|known| known.is_file());
+        if is_file && Path::new(source).exists() {
+            bind(Path::new(source), target)?;
+        }
+    }
+    Ok(())
+}
+
+fn devices() -> Result<(), String> {
+    let failed =
+        |name: &str, error: &dyn std::fmt::Display| format!("can't make its root: /dev/{name}: {error}");
+    for (name, major, minor) in DEVICES {
+        let path = format!("dev/{name}");
+        let all = Mode::from_bits_truncate(0o666);
+        mknod(path.as_str(), SFlag::S_IFCHR, all, makedev(major, minor))
+            .map_err(|error| failed(name, &error))?;
+        // Whatever the mask is.
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .map_err(|error| failed(name, &error))?;
+    }
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+        ("shm", "/tmp"),
+    ] {
+        symlink(target, format!("dev/{name}")).map_err(|error| failed(name, &error))?;
+    }
+    folder("dev/pts")?;
+    let own = Some("newinstance,ptmxmode=0666,mode=0620,gid=5");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount(Some("devpts"), "dev/pts", Some("devpts"), flags, own).map_err(|error| failed("pts", &error))
+}
+
+fn proc() -> Result<(), String> {
+    let failed = |name: &str, error: Errno| format!("can't make its root: /proc/{name}: {error}");
+    folder("proc")?;
+    let none: Option<&str> = None;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "proc", Some("proc"), flags, none).map_err(|error| failed("", error))?;
+    let mut closed = fs::DirBuilder::new();
+    closed
+        .mode(0o000)
+        .create("run/bazooka/nothing")
+        .map_err(|error| format!("can't make its root: {error}"))?;
+    for name in MASKED {
+        let path = format!("proc/{name}");
+        let Ok(known) = fs::metadata(&path) else { continue };
+        bind(Path::new(if known.is_dir() { "run/bazooka/nothing" } else { "dev/null" }), &path)?;
+    }
+    for name in READ_ONLY {
+        let path = format!("proc/{name}");
+        if Path::new(&path).exists() {
+            bind(Path::new(&path), &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn folder(name: impl AsRef<Path>) -> Result<(), String> {
+    let name = name.as_ref();
+    let made = fs::DirBuilder::new().mode(0o755).recursive(true).create(name);
+    made.map_err(|error| format!("can't make its root: /{}: {error}", name.display()))
+}
+
+/// Shows a folder or file in another place, read-only, with all that is mounted below it.
+fn bind(source: &Path, target: impl AsRef<Path>) -> Result<(), String> {
+    let target = target.as_ref();
+    let failed =
+        |error: Errno| format!("can't make its root: {} as /{}: {error}", source.display(), target.display());
+    let none: Option<&str> = None;
+    mount(Some(source), target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(failed)?;
+    read_only(target).map_err(failed)
+}
+
+fn read_only(target: &Path) -> nix::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = CString::new(target.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    // A device that is bound to mask something is to be readable: nodev would have it refuse.
+    let is_device = target.starts_with("proc");
+    let nodev = if is_device { 0 } else { libc::MOUNT_ATTR_NODEV };
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | nodev,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: path and attributes outlive the call, which only reads them.
+    #[allow(unsafe_code, reason = "no library of ours has this call")]
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_RECURSIVE,
+            &attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(done).map(drop)
+}

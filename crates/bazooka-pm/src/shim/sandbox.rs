@@ -1,0 +1,285 @@
+//! Starting an instance in namespaces of its own.
+//!
+//! Owns the instance's process 1 ("init"): a copy of the shim, without its memory of anything else, that makes
+//! the root, gives up every right, starts the command, reaps what is left to it, and says how the command ended.
+//! It is the shim's child and dies with it; with it dies whatever is in its namespace, at once.
+//!
+//! ```text
+//! shim ── clone (pid, mount, ipc, uts; in its control group) ──▶ init: root, user, no rights, filter
+//!   ◀── s ───────────────────────────────────── command starts ◀──┘ │
+//!   ─── ! ──▶ (until then nothing is reaped: the shim looks for its process id)
+//!   ◀── e, how it ended ─────────────────────────────────────────────┘ then waits for the rest
+//! ```
+//!
+//! The command itself isn't process 1: to that one a signal without a handler means nothing, and Node would
+//! ignore SIGTERM.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+        signal::{SigSet, Signal},
+        stat::{Mode, umask},
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setresgid, setresuid, setsid},
+};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use seccompiler::{BpfProgram, apply_filter};
+
+use super::{
+    close_others, family,
+    fence::attach,
+    launch::{Launched, common_limits},
+    output::Ends,
+    root, seccomp,
+};
+use crate::protocol::{Group, Sandbox, Spec};
+
+const STARTED: u8 = b's';
+const FAILED: u8 = b'f';
+const ENDED: u8 = b'e';
+const GO_ON: u8 = b'!';
+
+/// CLONE_INTO_CGROUP, which `libc` has in a type that is too small for it.
+const INTO_GROUP: u64 = 1 << 33;
+
+/// What init needs, put together beforehand.
+struct Init<'a> {
+    spec: &'a Spec,
+    sandbox: &'a Sandbox,
+    filter: BpfProgram,
+    /// The lists of processes of the groups that it isn't born in.
+    joins: Vec<File>,
+}
+
+/// Starts an instance in its sandbox. Its groups are there.
+///
+/// # Errors
+/// Why it can't be, in one line; nothing of it runs then.
+pub fn launch(spec: &Spec, sandbox: &Sandbox, groups: &[Group], ends: Ends) -> Result<Launched, String> {
+    // Of version 2 there is one hierarchy: a process is born in its group, which costs nothing.
+    let (born_in, joined): (Vec<&Group>, Vec<&Group>) = groups.iter().partition(|group| group.version == 2);
+    let born_in = born_in.first().map(|group| group.folder.as_path());
+    if let Some(fence) = &sandbox.fence {
+        attach(born_in.ok_or("its sockets can't be fenced without a control group")?, fence)?;
+    }
+    let open = |path: &Path, options: &mut std::fs::OpenOptions| {
+        options.open(path).map_err(|error| format!("can't use {}: {error}", path.display()))
+    };
+    let joins =
+        joined.iter().map(|group| open(&group.folder.join("cgroup.procs"), File::options().write(true)));
+    let init = Init { spec, sandbox, filter: seccomp::filter()?, joins: joins.collect::<Result<_, _>>()? };
+    let born_in = born_in.map(|folder| open(folder, File::options().read(true))).transpose()?;
+    let (mut ours, theirs) = UnixStream::pair().map_err(|error| format!("can't make its socket: {error}"))?;
+
+    match clone(born_in.as_ref()).map_err(|error| format!("can't make its namespaces: {error}"))? {
+        None => {
+            drop(ours);
+            // Nothing may return into what is the shim's, a panic neither.
+            let _ = catch_unwind(AssertUnwindSafe(|| init.live(ends, theirs)));
+            exit()
+        }
+        Some(pid) => {
+            drop((theirs, ends, init));
+            heard(&mut ours).map(|()| ours).and_then(|mut ours| {
+                let command =
+                    family::children_of(pid.as_raw()).first().map(|command| Pid::from_raw(*command));
+                ours.write_all(&[GO_ON])
+                    .and_then(|()| ours.set_nonblocking(true))
+                    .map_err(|error| error.to_string())?;
+                Ok(Launched { child: pid, command: command.unwrap_or(pid), told: Some(Told(ours)) })
+            })
+        }
+        .inspect_err(|_| {
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+        }),
+    }
+}
+
+fn heard(ours: &mut UnixStream) -> Result<(), String> {
+    let mut word = [0];
+    let mut rest = String::new();
+    match ours.read_exact(&mut word) {
+        Ok(()) if word == [STARTED] => Ok(()),
+        Ok(()) => {
+            let _ = ours.read_to_string(&mut rest);
+            Err(rest)
+        }
+        Err(_) => Err("its sandbox ended before anything was started in it".to_owned()),
+    }
+}
+
+/// What init says of the command.
+pub struct Told(UnixStream);
+
+impl Told {
+    /// How the command ended, once it has; an error once there is nothing more to hear.
+    pub fn ended(&mut self, command: Pid) -> Result<Option<WaitStatus>, ()> {
+        let mut words = [0; 3];
+        match self.0.read(&mut words) {
+            Ok(3) if words[0] == ENDED => {
+                let number = i32::from(words[2]);
+                Ok(Some(match Signal::try_from(number) {
+                    Ok(signal) if words[1] == 1 => WaitStatus::Signaled(command, signal, false),
+                    _ => WaitStatus::Exited(command, number),
+                }))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+            _ => Err(()),
+        }
+    }
+
+    /// To wait for it.
+    pub fn socket(&self) -> &UnixStream {
+        &self.0
+    }
+}
+
+impl Init<'_> {
+    fn live(self, ends: Ends, mut shim: UnixStream) {
+        // So that whoever lists processes can tell.
+        let _ = rustix::thread::set_name(c"bazooka-init");
+        let command = match self.begin(ends, &shim) {
+            Ok(command) => command,
+            Err(cause) => {
+                let _ = shim.write_all(&[FAILED]).and_then(|()| shim.write_all(cause.as_bytes()));
+                return;
+            }
+        };
+        let mut word = [0];
+        if shim.write_all(&[STARTED]).and_then(|()| shim.read_exact(&mut word)).is_err() {
+            return;
+        }
+        loop {
+            let (kind, number) = match waitpid(None, None) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == command => (0, code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => (1, signal as i32),
+                Ok(_) | Err(Errno::EINTR) => continue,
+                // None is left.
+                Err(_) => return,
+            };
+            let _ = shim.write_all(&[ENDED, kind, u8::try_from(number & 0xff).expect("it is masked")]);
+        }
+    }
+
+    /// Becomes what the instance may be, and starts its command.
+    fn begin(self, ends: Ends, shim: &UnixStream) -> Result<Pid, String> {
+        let at = |what: &'static str| move |error: Errno| format!("can't start it: {what}: {error}");
+        prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("dying with the shim"))?;
+        // What is the shim's stays with the shim: its lock, its files, its pipes.
+        let null = File::open("/dev/null").map_err(|error| format!("can't start it: /dev/null: {error}"))?;
+        dup2_stdin(&null)
+            .and_then(|()| dup2_stdout(&ends.out))
+            .and_then(|()| dup2_stderr(&ends.err))
+            .map_err(at("its output"))?;
+        drop((null, ends));
+        let kept: Vec<RawFd> = self.joins.iter().map(AsRawFd::as_raw_fd).chain([shim.as_raw_fd()]).collect();
+        close_others(&kept);
+        setsid().map_err(at("its session"))?;
+        umask(Mode::from_bits_truncate(0o022));
+        common_limits().map_err(at("its limits"))?;
+        for mut procs in self.joins {
+            procs.write_all(b"0").map_err(|error| format!("can't limit it by its control group: {error}"))?;
+        }
+        root::enter(self.spec, self.sandbox)?;
+        if let Some(most) = self.spec.processes {
+            // This process is one of them.
+            setrlimit(Resource::RLIMIT_NPROC, most + 1, most + 1).map_err(at("its processes"))?;
+        }
+        give_up_rights(self.spec.uid.ok_or("a sandbox takes a user of its own")?)?;
+        // After the change of user, which clears it.
+        prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("dying with the shim"))?;
+        apply_filter(&self.filter).map_err(|error| format!("can't filter its system calls: {error}"))?;
+
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(&self.spec.command).current_dir(Path::new("/").join(root::APP));
+        command.env_clear().envs(&self.spec.env).stdin(Stdio::null());
+        let between = || -> std::io::Result<()> {
+            SigSet::empty().thread_set_mask()?;
+            setsid()?;
+            Ok(())
+        };
+        // SAFETY: this process has one thread, so that whatever the closure calls finds no lock held.
+        #[allow(unsafe_code, reason = "what is set between fork and exec can't be set otherwise")]
+        unsafe {
+            command.pre_exec(between);
+        }
+        let started = command.spawn().map_err(|error| format!("can't start /bin/sh in its root: {error}"))?;
+        Ok(Pid::from_raw(i32::try_from(started.id()).expect("Linux process ids fit")))
+    }
+}
+
+/// Becomes a user without any right, for good.
+fn give_up_rights(uid: u32) -> Result<(), String> {
+    let at = |what: &'static str| move |error: Errno| format!("can't start it: {what}: {error}");
+    let rights = |error: rustix::io::Errno| format!("can't start it: giving up its rights: {error}");
+    for right in CapabilitySet::all().iter() {
+        match rustix::thread::remove_capability_from_bounding_set(right) {
+            // An older kernel doesn't know the last ones.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(rights(error)),
+        }
+    }
+    rustix::thread::clear_ambient_capability_set().map_err(rights)?;
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+    setgroups(&[])
+        .and_then(|()| setresgid(group, group, group))
+        .and_then(|()| setresuid(user, user, user))
+        .map_err(at("its user"))?;
+    let none = CapabilitySet::empty();
+    let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    rustix::thread::set_capabilities(None, none).map_err(rights)?;
+    prctl::set_no_new_privs().map_err(at("no new rights"))
+}
+
+/// Makes a copy of this process in namespaces of its own, born in a control group; none to the copy.
+fn clone(born_in: Option<&File>) -> nix::Result<Option<Pid>> {
+    let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let mut flags = u64::try_from(namespaces).expect("flags are positive");
+    let number = |value: i32| u64::try_from(value).expect("it isn't negative");
+    if born_in.is_some() {
+        flags |= INTO_GROUP;
+    }
+    let arguments = libc::clone_args {
+        flags,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: number(libc::SIGCHLD),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: born_in.map_or(0, |folder| number(folder.as_raw_fd())),
+    };
+    // SAFETY: as with fork, the copy has the memory of this process, which has one thread and holds no lock.
+    #[allow(unsafe_code, reason = "no library of ours has this call")]
+    let made = unsafe { libc::syscall(libc::SYS_clone3, &arguments, size_of::<libc::clone_args>()) };
+    let pid = Errno::result(made)?;
+    Ok((pid != 0).then(|| Pid::from_raw(i32::try_from(pid).expect("Linux process ids fit"))))
+}
+
+fn exit() -> ! {
+    // SAFETY: nothing of the shim's is to be run at this end.
+    #[allow(unsafe_code, reason = "std's exit would run what is registered for the shim's end")]
+    unsafe {
+        libc::_exit(0)
+    }
+}

@@ -1,0 +1,276 @@
+//! What an instance in its sandbox can't do, tried by real ones that mean ill.
+
+use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Instant};
+
+use serde_json::{Value, json};
+use visor::{
+    names::InstanceId,
+    schema::{Desired, State},
+    testing::until,
+};
+
+use crate::world::{SERVER, SOON, World, ask, shelve};
+
+const PROBE: &str = include_str!("probe.py");
+
+/// A line of an instance's output that is JSON.
+async fn report(world: &World, id: InstanceId) -> Value {
+    until(&format!("{id} reports"), SOON, || async {
+        let logs = world.logs(&format!("app=rocket&instance={id}")).await;
+        let lines: Vec<&str> = logs.iter().filter_map(|line| line["line"].as_str()).collect();
+        let report =
+            lines.iter().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(Value::is_object));
+        report.ok_or_else(|| format!("{lines:#?}"))
+    })
+    .await
+}
+
+async fn lines(world: &World, id: InstanceId) -> Vec<String> {
+    let logs = world.logs(&format!("app=rocket&instance={id}")).await;
+    let said = logs.iter().filter(|line| line["stream"] != "sys");
+    said.filter_map(|line| Some(line["line"].as_str()?.to_owned())).collect()
+}
+
+fn port_of(url: &str) -> String {
+    url.rsplit(':').next().expect("a URL of ours has a port").to_owned()
+}
+
+#[tokio::test]
+async fn an_instance_sees_and_may_only_what_is_its_own() {
+    let world = World::start().await;
+    let host = world.registered().await;
+    // A neighbour with a slug of its own.
+    let mut neighbour = world.job("exec sleep 1000");
+    neighbour.slug = shelve(&world.shelf, &[("secret", "of another app")]);
+    let foreign = world.state().join("slugs").join(neighbour.slug.sha256.as_str());
+    let neighbour = world.place(neighbour).await;
+    world.until_state(neighbour, State::Running).await;
+    assert!(foreign.join("secret").exists());
+
+    let other = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+    let other_port = other.local_addr().expect("it listens").port().to_string();
+    let endpoint = world.endpoint();
+    let state = world.state().display().to_string();
+    let mut web = world.job("exec python3 probe.py");
+    web.slug = shelve(&world.shelf, &[("probe.py", PROBE)]);
+    let hidden =
+        format!("{state}:{}:/root:/home:/var/lib:/sys:/run/bazooka/uids:/etc/shadow", foreign.display());
+    web.env = world
+        .env(
+            1,
+            &[
+                ("HIDDEN", &hidden),
+                ("COORDINATOR_PORT", &port_of(&endpoint)),
+                ("PM_PORT", &port_of(&host.url)),
+                ("OTHER_PORT", &other_port),
+            ],
+        )
+        .await;
+    let id = world.place(web).await;
+    let report = report(&world, id).await;
+    let mut wrong = Vec::new();
+    let refused = "ENOSYS";
+    for (what, expected) in [
+        ("rights", json!([0, 0, 0, 0, 0])),
+        ("no_new_rights", json!(["1", "2", ""])),
+        ("open", json!(3)),
+        ("processes", json!([1, 2])),
+        ("strangers", json!(0)),
+        ("user", json!([true, true, ["app"]])),
+        ("places", json!(["/app", "/app", "/tmp"])),
+        ("hidden", json!([])),
+        ("of_others", json!("EACCES")),
+        (
+            "written",
+            json!({"/app/x": "EROFS", "/usr/x": "EROFS", "/etc/x": "EROFS", "/x": "EROFS",
+                "/proc/sys/kernel/core_pattern": "EROFS", "/tmp/x": "done"}),
+        ),
+        ("own_terminal", json!("done")),
+        (
+            "calls",
+            json!({"mount": refused, "keyctl": refused, "ptrace": refused, "unshare": refused, "setns": refused,
+                "clone_user": refused, "clone3": refused, "bpf": refused, "io_uring": refused, "perf": refused,
+                "chroot": refused, "unknown": refused}),
+        ),
+        (
+            "sockets",
+            json!({"raw": "EPERM", "packet": refused, "vsock": refused, "mptcp": refused, "tcp6": "done",
+                "unix": "done"}),
+        ),
+        (
+            "binds",
+            json!({"own": "done", "own6": "done", "any": "done", "next": "EPERM", "next6": "EPERM",
+                "datagrams": "EPERM"}),
+        ),
+        (
+            "connects",
+            json!({"coordinator": "EPERM", "by_another_address": "EPERM", "by_no_address": "EPERM",
+                "mapped": "EPERM", "ipv6": "EPERM", "bazooka_pm": "EPERM", "another": "done"}),
+        ),
+        ("setuid", json!([true, [true]])),
+        ("too_much_in_tmp", json!("ENOSPC")),
+        ("shared_memory", json!("done")),
+        ("too_many_files", json!(["EMFILE", true])),
+    ] {
+        if report[what] != expected {
+            wrong.push(format!("{what}: {}, not {expected}", report[what]));
+        }
+    }
+    if report["masked"].as_array().is_none_or(|lengths| lengths.iter().any(|length| *length != 0)) {
+        wrong.push(format!("masked: {}", report["masked"]));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(host.isolation, "sandbox");
+}
+
+#[tokio::test]
+async fn a_fork_bomb_is_held_and_its_neighbour_answers() {
+    let world = World::start().await;
+    let neighbour = world.place(world.web(SERVER)).await;
+    let port = world.until_state(neighbour, State::Running).await.port.expect("it has one");
+    let script = "import os, time\n\
+        while True:\n \
+            try: os.fork()\n \
+            except OSError:\n  \
+                print('held', flush=True)\n  \
+                time.sleep(0.5)\n";
+    let mut bomb = world.job("exec python3 bomb.py");
+    bomb.slug = shelve(&world.shelf, &[("bomb.py", script)]);
+    bomb.run.limits.processes_limit = Some(60);
+    bomb.run.stop_timeout_ms = Some(500);
+    let id = world.place(bomb).await;
+    world.until_logged(&format!("app=rocket&instance={id}&n=1"), "held").await;
+    // One may be looked at while it forks.
+    let many = world.processes(id).len();
+    assert!((50..=60).contains(&many), "{many}");
+    let begun = Instant::now();
+    assert_eq!(ask(port).expect("it answers"), "HTTP/1.1 200 OK");
+    assert!(begun.elapsed().as_millis() < 2_000, "it took {:?}", begun.elapsed());
+    world.want(id, Desired::Stop).await;
+    world.until_state(id, State::Exited).await;
+    world.until_no_process(id).await;
+    let status = world.status(neighbour).await.expect("it was said");
+    assert_eq!((status.state, status.restarts), (State::Running, 0));
+}
+
+#[tokio::test]
+async fn what_an_instance_leaves_to_process_1_is_reaped() {
+    let world = World::start().await;
+    let script = "import os, time\n\
+        for _ in range(1000):\n \
+            child = os.fork()\n \
+            if child == 0:\n  \
+                if os.fork() == 0: os._exit(0)\n  \
+                os._exit(0)\n \
+            os.waitpid(child, 0)\n\
+        time.sleep(0.2)\n\
+        print('left', sum(1 for name in os.listdir('/proc') if name.isdigit()), flush=True)\n\
+        time.sleep(1000)\n";
+    let mut job = world.job("exec python3 orphans.py");
+    job.slug = shelve(&world.shelf, &[("orphans.py", script)]);
+    let id = world.place(job).await;
+    world.until_logged(&format!("app=rocket&instance={id}"), "left 2").await;
+}
+
+#[tokio::test]
+async fn processor_and_processes_are_limited_as_its_proc_says() {
+    let world = World::start().await;
+    let count = "import os, sys\n\
+        made = 0\n\
+        try:\n \
+            while made < 500:\n  \
+                if os.fork() == 0: os.execvp('sleep', ['sleep', '1000'])\n  \
+                made += 1\n\
+        except OSError as error: print(made, error.strerror, flush=True)\n\
+        os.execvp('sleep', ['sleep', '1000'])\n";
+    let mut job = world.job("exec python3 count.py");
+    job.slug = shelve(&world.shelf, &[("count.py", count)]);
+    job.run.limits.processes_limit = Some(20);
+    job.run.limits.cpu_limit_millis = Some(500);
+    job.run.limits.memory_limit_bytes = Some(200 << 20);
+    let id = world.place(job).await;
+    world.until_logged(&format!("app=rocket&instance={id}"), "19 Resource temporarily unavailable").await;
+    let pid = world.status(id).await.and_then(|status| status.pid).expect("it runs");
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
+    let of = |name: &str| {
+        let found = groups.lines().find(|line| line.split(':').nth(1) == Some(name));
+        found.and_then(|line| line.split(':').nth(2)).unwrap_or_default().to_owned()
+    };
+    // Where version 1 has the controllers; of version 2 the group is one.
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let (file, wanted) = if unified {
+        (format!("/sys/fs/cgroup{}/cpu.max", of("")), "50000 100000\n")
+    } else {
+        (format!("/sys/fs/cgroup/cpu{}/cpu.cfs_quota_us", of("cpu")), "50000\n")
+    };
+    assert_eq!(
+        fs::read_to_string(&file).unwrap_or_else(|error| format!("{file}: {error}: {groups}")),
+        wanted
+    );
+    world.want(id, Desired::Stop).await;
+    world.until_state(id, State::Exited).await;
+    assert!(!Path::new(&file).exists(), "its groups go with it");
+}
+
+/// A root tree of a shell and a sleep, with the libraries that they need.
+fn stack(at: &Path) {
+    let listed = Command::new("ldd").args(["/bin/sh", "/bin/sleep"]).output().expect("ldd is there");
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let libraries = listed.split_whitespace().filter(|word| word.starts_with("/lib"));
+    let libraries: Vec<&str> = libraries.map(|word| word.trim_end_matches(':')).collect();
+    for file in libraries.iter().copied().chain(["/bin/sh", "/bin/sleep"]) {
+        let to = at.join(file.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().expect("it has one")).expect("it can be made");
+        fs::copy(file, &to).expect("it can be copied");
+    }
+    fs::create_dir_all(at.join("etc")).expect("it can be made");
+    fs::write(at.join("etc/mark"), "of the stack\n").expect("there is room");
+    fs::write(at.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").expect("there is room");
+    fs::set_permissions(at, fs::Permissions::from_mode(0o755)).expect("it is ours");
+}
+
+#[tokio::test]
+async fn a_stack_takes_the_place_of_the_machines_programs() {
+    let mut world = World::without_pm().await;
+    let tree = world.dir.path().join("stack");
+    stack(&tree);
+    world.pm_args = vec!["--stack".into(), tree.display().to_string()];
+    world.start_pm();
+    let id = world
+        .place(world.job(
+            "read mark </etc/mark; echo $mark; { read root; read own; } </etc/passwd; echo ${own%%:*}; \
+                 test -e /usr/bin/python3 || echo bare; exec sleep 1000",
+        ))
+        .await;
+    world.until_state(id, State::Running).await;
+    world.until_logged(&format!("app=rocket&instance={id}"), "bare").await;
+    assert_eq!(lines(&world, id).await, ["of the stack", "app", "bare"]);
+}
+
+#[tokio::test]
+async fn what_cant_be_had_is_refused_at_start_and_named() {
+    let without = |right: &str| vec!["--bounding-set".to_owned(), format!("-{right}")];
+    for (arguments, rights, words) in [
+        (vec!["--stack", "/there/is/none"], Vec::new(), "can't use the stack /there/is/none: No such file"),
+        (vec!["--stack", "/etc"], Vec::new(), "/etc is no stack"),
+        (vec![], without("sys_admin"), "isolation sandbox can't be had here: can't"),
+        (vec![], without("sys_admin"), "go on with the weaker --isolation uid"),
+    ] {
+        let mut world = World::without_pm().await;
+        world.pm_args = arguments.into_iter().map(str::to_owned).collect();
+        world.setpriv_args = rights;
+        world.start_pm();
+        world.pm_died().await;
+        assert!(world.pm_log().contains(words), "{}", world.pm_log());
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_is_done_without_is_shown() {
+    let mut world = World::without_pm().await;
+    world.pm_args = vec!["--without".into(), "fence,limits".into()];
+    world.start_pm();
+    assert_eq!(world.registered().await.isolation, "sandbox without limits and fence");
+    let id = world.place(world.job("exec sleep 1000")).await;
+    world.until_state(id, State::Running).await;
+}
