@@ -8,6 +8,7 @@
 mod converge;
 mod floor;
 mod hosts;
+mod isolation;
 mod measure;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -23,7 +24,7 @@ struct Arguments {
     /// Requests a second in the rollouts of `hosts`.
     #[arg(long, default_value_t = 2000)]
     rate: u32,
-    /// Only these rows: push, scale10, scale100, sleep100, kill, ps, memory, converge; hosts, which is all of rollouts,
+    /// Only these rows: push, scale10, scale100, sleep100, kill, ps, memory, isolation, converge; hosts, which is all of rollouts,
     /// killed, host, pm, leader, quorum, member, crash, workers and rollback.
     rows: Vec<String>,
 }
@@ -71,6 +72,9 @@ fn main() {
     }
     if is_wanted("memory") {
         rows.extend(measure::memory());
+    }
+    if is_wanted("isolation") {
+        rows.extend(isolation::isolation(runs));
     }
     if is_wanted("converge") {
         rows.extend(converge::converge());
