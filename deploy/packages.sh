@@ -5,7 +5,7 @@ missing_packages() {
   local missing=()
   while [ $# -gt 0 ]; do
     case $1 in
-      lib* | python3-venv) dpkg-query -W -f='${Status}' "$2" 2>/dev/null | grep -q 'ok installed' || missing+=("$2") ;;
+      python3-venv) dpkg-query -W -f='${Status}' "$2" 2>/dev/null | grep -q 'ok installed' || missing+=("$2") ;;
       /*) [ -e "$1" ] || missing+=("$2") ;;
       *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 || missing+=("$2") ;;
     esac
@@ -47,7 +47,7 @@ install_packages() {
 
 # What a build needs, and what the cluster runs on.
 BUILD_PACKAGES=(cc gcc make make pkg-config pkg-config protoc protobuf-compiler
-  /usr/include/google/protobuf/any.proto libprotobuf-dev libseccomp-dev libseccomp-dev)
+  /usr/include/google/protobuf/any.proto libprotobuf-dev)
 CLUSTER_PACKAGES=(etcd etcd-server etcdctl etcd-client haproxy haproxy git git curl curl python3 python3
   /etc/ssl/certs/ca-certificates.crt ca-certificates)
 # What builds of apps call, by what they are.
