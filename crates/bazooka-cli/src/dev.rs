@@ -68,8 +68,7 @@ pub async fn run(args: &DevArgs) -> Result<()> {
     if !is_root {
         say("warning: without root, instances run as your own user with no isolation and no memory limit");
     }
-    let isolation = if is_root { isolation(&programs) } else { None };
-    let parts = parts::of(args, state.dir(), &programs, isolation);
+    let parts = parts::of(args, state.dir(), &programs);
     orphans::adopt()?;
     let shutdown = visor::daemon::shutdown()
         .map_err(|error| Failure::from_error(Kind::Failed, "signals can't be taken", &error))?;
@@ -86,22 +85,6 @@ pub async fn run(args: &DevArgs) -> Result<()> {
     };
     cluster.stop().await;
     ended
-}
-
-/// The isolation that hosts are told, where it isn't what they give unless told: on a machine without sandboxes,
-/// work goes on, and it is said.
-fn isolation(programs: &Programs) -> Option<&'static str> {
-    let probed = std::process::Command::new(&programs.pm).arg("probe").output();
-    let why = match probed {
-        Ok(output) if output.status.success() => return None,
-        Ok(output) => String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().to_owned(),
-        Err(error) => error.to_string(),
-    };
-    say(&format!(
-        "warning: INSTANCES HAVE NO SANDBOX HERE, only users of their own (isolation uid): {}",
-        why.trim_start_matches("Error: ")
-    ));
-    Some("uid")
 }
 
 /// How to use it. The first line is what `deploy/up` waits for and reads.

@@ -278,7 +278,7 @@ fn isolation(wanted: Option<Isolation>) -> Result<Isolation, String> {
             Err(format!("isolation {kind} takes root; run as root or with --isolation none"))
         }
         Some(kind @ (Isolation::Sandbox | Isolation::Uid)) => Ok(kind),
-        None if root => Ok(Isolation::Sandbox),
+        None if root => Ok(Isolation::Uid),
         None | Some(Isolation::None) => {
             tracing::warn!(
                 "INSTANCES ARE NOT KEPT APART: they run as the user of bazooka-pm and can read and end each other"

@@ -30,8 +30,7 @@ pub struct Programs {
     etcd: PathBuf,
     haproxy: PathBuf,
     rm: PathBuf,
-    /// bazooka-pm.
-    pub pm: PathBuf,
+    pm: PathBuf,
     proxy: PathBuf,
 }
 
@@ -134,7 +133,7 @@ pub struct Part {
 }
 
 /// The parts, in the order in which they start.
-pub fn of(args: &DevArgs, state: &Path, programs: &Programs, isolation: Option<&str>) -> Vec<Part> {
+pub fn of(args: &DevArgs, state: &Path, programs: &Programs) -> Vec<Part> {
     let coordinator = format!("http://127.0.0.1:{}", args.coordinator_port);
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let ours = |name: &str, kind, program: &Path, endpoint, words: Vec<OsString>| Part {
@@ -170,7 +169,6 @@ pub fn of(args: &DevArgs, state: &Path, programs: &Programs, isolation: Option<&
         host.extend(["--address".into(), address.to_string().into()]);
         host.extend(["--ports".into(), format!("{first}-{}", first + PORTS_PER_HOST - 1).into()]);
         host.extend(["--state".into(), folder(&name), "--on-exit".into(), "stop".into()]);
-        host.extend(isolation.into_iter().flat_map(|kind| ["--isolation".into(), kind.into()]));
         parts.push(ours(&name, Kind::Host, &programs.pm, Endpoint::On(address.into()), host));
     }
     parts.push(ours("proxy", Kind::Proxy, &programs.proxy, Endpoint::On(localhost), proxy));
@@ -226,7 +224,7 @@ mod tests {
             pm: "/x/bazooka-pm".into(),
             proxy: "/x/bazooka-proxy".into(),
         };
-        of(&args, Path::new("/state"), &programs, None)
+        of(&args, Path::new("/state"), &programs)
     }
 
     fn words(part: &Part) -> String {

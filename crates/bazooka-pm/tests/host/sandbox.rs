@@ -9,7 +9,7 @@ use visor::{
     testing::until,
 };
 
-use crate::world::{SERVER, SOON, World, ask, shelve};
+use crate::world::{SERVER, SOON, World, ask, has_sandboxes, shelve};
 
 const PROBE: &str = include_str!("probe.py");
 
@@ -37,6 +37,9 @@ fn port_of(url: &str) -> String {
 
 #[tokio::test]
 async fn an_instance_sees_and_may_only_what_is_its_own() {
+    if !has_sandboxes() {
+        return;
+    }
     let world = World::start().await;
     let host = world.registered().await;
     // A neighbour with a slug of its own.
@@ -125,6 +128,9 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
 
 #[tokio::test]
 async fn a_fork_bomb_is_held_and_its_neighbour_answers() {
+    if !has_sandboxes() {
+        return;
+    }
     let world = World::start().await;
     let neighbour = world.place(world.web(SERVER)).await;
     let port = world.until_state(neighbour, State::Running).await.port.expect("it has one");
@@ -155,6 +161,9 @@ async fn a_fork_bomb_is_held_and_its_neighbour_answers() {
 
 #[tokio::test]
 async fn what_an_instance_leaves_to_process_1_is_reaped() {
+    if !has_sandboxes() {
+        return;
+    }
     let world = World::start().await;
     let script = "import os, time\n\
         for _ in range(1000):\n \
@@ -174,6 +183,9 @@ async fn what_an_instance_leaves_to_process_1_is_reaped() {
 
 #[tokio::test]
 async fn processor_and_processes_are_limited_as_its_proc_says() {
+    if !has_sandboxes() {
+        return;
+    }
     let world = World::start().await;
     let count = "import os, sys\n\
         made = 0\n\
@@ -231,6 +243,9 @@ fn stack(at: &Path) {
 
 #[tokio::test]
 async fn a_stack_takes_the_place_of_the_machines_programs() {
+    if !has_sandboxes() {
+        return;
+    }
     let mut world = World::without_pm().await;
     let tree = world.dir.path().join("stack");
     stack(&tree);
@@ -249,6 +264,9 @@ async fn a_stack_takes_the_place_of_the_machines_programs() {
 
 #[tokio::test]
 async fn what_cant_be_had_is_refused_at_start_and_named() {
+    if !has_sandboxes() {
+        return;
+    }
     let without = |right: &str| vec!["--bounding-set".to_owned(), format!("-{right}")];
     for (arguments, rights, words) in [
         (vec!["--stack", "/there/is/none"], Vec::new(), "can't use the stack /there/is/none: No such file"),
@@ -257,7 +275,8 @@ async fn what_cant_be_had_is_refused_at_start_and_named() {
         (vec![], without("sys_admin"), "go on with the weaker --isolation uid"),
     ] {
         let mut world = World::without_pm().await;
-        world.pm_args = arguments.into_iter().map(str::to_owned).collect();
+        let wanted = ["--isolation", "sandbox"].into_iter().chain(arguments);
+        world.pm_args = wanted.map(str::to_owned).collect();
         world.setpriv_args = rights;
         world.start_pm();
         world.pm_died().await;
@@ -267,6 +286,9 @@ async fn what_cant_be_had_is_refused_at_start_and_named() {
 
 #[tokio::test]
 async fn a_part_that_is_done_without_is_shown() {
+    if !has_sandboxes() {
+        return;
+    }
     let mut world = World::without_pm().await;
     world.pm_args = vec!["--without".into(), "fence,limits".into()];
     world.start_pm();

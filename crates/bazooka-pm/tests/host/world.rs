@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -87,6 +87,18 @@ pub struct World {
     _range_lock: std::net::TcpListener,
 }
 
+/// Whether this machine can give instances a sandbox; it is said if not.
+pub fn has_sandboxes() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let probed = Command::new(program()).arg("probe").output().expect("it can be run");
+        if !probed.status.success() {
+            eprintln!("not tried in a sandbox: {}", String::from_utf8_lossy(&probed.stderr));
+        }
+        probed.status.success()
+    })
+}
+
 impl World {
     /// A host with a running bazooka-pm.
     pub async fn start() -> World {
@@ -159,8 +171,13 @@ impl World {
     pub fn start_pm(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.dir.path().join("pm.log"));
         let log = log.expect("it can be written");
+        let mut setpriv = Command::new("setpriv");
+        if self.setpriv_args.is_empty() && has_sandboxes() {
+            // Root is given less unless it asks.
+            setpriv.env("BAZOOKA_ISOLATION", "sandbox");
+        }
         // It ends with this test, however that ends.
-        let child = Command::new("setpriv")
+        let child = setpriv
             .args(["--pdeathsig", "TERM"])
             .args(&self.setpriv_args)
             .args(["--", &program()])
