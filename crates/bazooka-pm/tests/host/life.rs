@@ -3,9 +3,12 @@
 use std::{net::TcpListener, time::Instant};
 
 use nix::sys::signal::Signal;
-use visor::schema::{Desired, Fault, Limits, State};
+use visor::{
+    schema::{Desired, Fault, Limits, State},
+    testing::until,
+};
 
-use crate::world::{SERVER, World, ask, http_check, is_alive, signal};
+use crate::world::{SERVER, SOON, World, ask, http_check, is_alive, signal};
 
 #[tokio::test]
 async fn an_instance_is_started_answers_and_ends_when_told() {
@@ -77,7 +80,11 @@ async fn one_that_ignores_its_end_is_killed_with_all_that_it_started() {
     job.run.stop_timeout_ms = Some(700);
     let id = world.place(job).await;
     world.until_state(id, State::Running).await;
-    assert!(world.processes(id).len() >= 4, "{:?}", world.processes(id));
+    until("all of it runs", SOON, || async {
+        let processes = world.processes(id);
+        if processes.len() >= 4 { Ok(()) } else { Err(format!("{processes:?}")) }
+    })
+    .await;
     let begun = Instant::now();
     world.want(id, Desired::Stop).await;
     world.until_state(id, State::Exited).await;
@@ -107,9 +114,14 @@ async fn a_daemon_that_forked_away_ends_with_its_instance() {
 async fn one_that_ends_in_order_has_its_grace() {
     let world = World::start().await;
     // The shell dies at once; its child takes half a second to say good-bye.
-    let child = "trap 'sleep 0.5; echo bye; exit 0' TERM; while :; do sleep 0.05; done";
+    let child = "trap 'sleep 0.5; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done";
     let id = world.place(world.job(&format!("sh -c \"{child}\" & wait"))).await;
     world.until_state(id, State::Running).await;
+    until("it is ready for its end", SOON, || async {
+        let logs = world.logs("app=rocket").await;
+        if logs.iter().any(|line| line["line"] == "ready") { Ok(()) } else { Err(format!("{logs:#?}")) }
+    })
+    .await;
     world.want(id, Desired::Stop).await;
     world.until_state(id, State::Exited).await;
     let logs = world.logs("app=rocket").await;
