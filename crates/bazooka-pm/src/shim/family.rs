@@ -45,19 +45,20 @@ pub fn signal_all(signal: Signal) {
         let _ = kill(Pid::from_raw(*child), signal);
     }
     for (pid, parent) in descendants {
-        signal_descendant(pid, parent, signal);
+        signal_descendant(pid, parent, &children, signal);
     }
 }
 
 /// Signals a process if it is still the one that was found below `parent`.
-fn signal_descendant(pid: i32, parent: i32, signal: Signal) {
+fn signal_descendant(pid: i32, parent: i32, children: &[i32], signal: Signal) {
     let Some(before) = ProcessId::of(pid) else { return };
     let Some(raw) = rustix::process::Pid::from_raw(pid) else { return };
     let Ok(held) = pidfd_open(raw, PidfdFlags::empty()) else { return };
     let own = i32::try_from(std::process::id()).expect("Linux process ids fit");
-    // Its parent may have ended meanwhile: then it is ours.
+    // Its parent may have ended meanwhile: then it is ours, or that of the sandbox's process 1, which is our child.
     let is_ours = proc_stat(pid).is_some_and(|now| {
-        now.start_time == before.start_time && (now.parent == parent || now.parent == own)
+        let is_heir = now.parent == own || children.contains(&now.parent);
+        now.start_time == before.start_time && (now.parent == parent || is_heir)
     });
     if is_ours {
         if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {

@@ -139,13 +139,13 @@ async fn one_that_listens_elsewhere_is_told_so() {
     drop(elsewhere);
     let mut web = world.web(SERVER);
     web.env = world.env(1, &[("OTHER_PORT", &port.to_string())]).await;
-    web.run.boot_timeout_ms = Some(600);
+    web.run.boot_timeout_ms = Some(3_000);
     let id = world.place(web).await;
     let status = world.until_status(id, "has crashed", |status| !status.exits.is_empty()).await;
     let own = status.port.expect("it has a port");
     let cause = status.cause.expect("it is said");
     assert!(
-        cause.starts_with(&format!("not healthy within 0.6 s: it listens on {port}, not on $PORT ({own})")),
+        cause.starts_with(&format!("not healthy within 3 s: it listens on {port}, not on $PORT ({own})")),
         "{cause}"
     );
 }
@@ -155,7 +155,7 @@ async fn one_that_listens_where_nobody_reaches_it_is_not_healthy() {
     let world = World::start().await;
     let mut web = world.web(SERVER);
     web.env = world.env(1, &[("BIND", "127.0.0.77")]).await;
-    web.run.boot_timeout_ms = Some(600);
+    web.run.boot_timeout_ms = Some(3_000);
     let id = world.place(web).await;
     let status = world.until_status(id, "has crashed", |status| !status.exits.is_empty()).await;
     let cause = status.cause.expect("it is said");
@@ -169,7 +169,7 @@ async fn an_http_check_passes_when_the_answer_is_good() {
     good.run.check = http_check("/up");
     let mut bad = good.clone();
     bad.env = world.env(1, &[("ANSWER", "503 Not Yet")]).await;
-    bad.run.boot_timeout_ms = Some(1_000);
+    bad.run.boot_timeout_ms = Some(3_000);
     let ids = world.place_all(vec![good, bad]).await;
     let status = world.until_state(ids[0], State::Running).await;
     assert!(status.story.last().expect("it has one").what.starts_with("answers GET /up with status 200"));
