@@ -122,6 +122,11 @@ pub struct Limits {
     pub extra: Extra,
 }
 
+impl Limits {
+    /// Processes and threads of an instance, unless its proc says otherwise.
+    pub const USUAL_PROCESSES: u32 = 1_024;
+}
+
 /// What becomes of instances on a host that has lost the coordinator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

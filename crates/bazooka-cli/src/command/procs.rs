@@ -84,7 +84,7 @@ fn in_words(limits: &Limits) -> String {
     let cpu = limits
         .cpu_limit_millis
         .map_or("no limit".to_owned(), |millis| (f64::from(millis) / 1_000.0).to_string());
-    let pids = limits.processes_limit.map_or("1024".to_owned(), |limit| limit.to_string());
+    let pids = limits.processes_limit.unwrap_or(Limits::USUAL_PROCESSES);
     format!("memory {memory}, cpu {cpu}, pids {pids}")
 }
 

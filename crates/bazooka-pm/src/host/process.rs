@@ -103,15 +103,17 @@ pub async fn start(
     let place = folders.clone();
     let uid = spec.spec.uid;
     let groups = spec.spec.all_groups();
-    let in_sandbox = spec.spec.sandbox.is_some();
+    // An older shim would start it without, and say nothing.
+    let takes_newer = spec.spec.sandbox.is_some() || !spec.spec.groups.is_empty();
     let spawned = tokio::task::spawn_blocking(move || spawn(&place, &shim, id, run, &spec)).await;
     let spawned = spawned.map_err(|error| StartError(error.to_string()))?;
     let (mut child, answers) = spawned.map_err(|error| StartError(error.to_string()))?;
     failpoint("spawned");
     let answer = read_answer(answers).await;
     let failed = match answer {
-        Ok(Answer::Started(state)) if in_sandbox && state.protocol < SANDBOXES => {
-            "the bazooka-shim program is older than bazooka-pm and knows no sandbox".to_owned()
+        Ok(Answer::Started(state)) if takes_newer && state.protocol < SANDBOXES => {
+            "the bazooka-shim program is older than bazooka-pm and knows neither its limits nor a sandbox"
+                .to_owned()
         }
         Ok(Answer::Started(state)) => match hold(state.shim) {
             Some(held) => {

@@ -22,9 +22,6 @@ use super::{
 };
 use crate::protocol::{Closed, Fence, PROTOCOL, Sandbox, Spec};
 
-/// Processes and threads of an instance, unless its proc says otherwise.
-pub const PROCESSES: u32 = 1_024;
-
 /// What a stack must have beside what the app needs: the command is a line for it.
 const SHELL: &str = "bin/sh";
 
@@ -93,7 +90,8 @@ impl Sandboxes {
         made().map_err(failed)?;
         let limits =
             Limits { memory_limit_bytes: Some(64 << 20), cpu_limit_millis: Some(1_000), ..Limits::default() };
-        let groups = cgroups.map(|cgroups| cgroups.of(InstanceId(0), &limits, u64::from(PROCESSES), true));
+        let groups = cgroups
+            .map(|cgroups| cgroups.of(InstanceId(0), &limits, u64::from(Limits::USUAL_PROCESSES), true));
         let spec = Spec {
             protocol: PROTOCOL,
             command: "exit 0".to_owned(),
@@ -102,7 +100,7 @@ impl Sandboxes {
             uid: Some(uid),
             memory: None,
             groups: groups.unwrap_or_default(),
-            processes: Some(u64::from(PROCESSES)),
+            processes: Some(u64::from(Limits::USUAL_PROCESSES)),
             sandbox: Some(self.of(1)),
             log_folder: place.clone(),
             stop_timeout_ms: 1_000,

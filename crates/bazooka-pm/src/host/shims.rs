@@ -15,7 +15,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 use visor::{
     names::{Digest, HostName, InstanceId},
-    schema::{Exit, Extra, Fault, OnPartition},
+    schema::{Exit, Extra, Fault, Limits, OnPartition},
     visor::Visor,
 };
 
@@ -31,7 +31,7 @@ use super::{
     process::{self, Ended, Found, FullSpec, PmPart, Shim},
     records::{self, Note},
     runtime::{Answers, Booting, Message, Runtime},
-    sandbox::{PROCESSES, Sandboxes},
+    sandbox::Sandboxes,
     slugs::{KEPT_UNUSED, Slugs},
     uids::Uids,
 };
@@ -91,7 +91,7 @@ impl Shims {
             None => Places { app: &slug, home: &home, tmp: &home },
         };
         let limits = &assignment.run.limits;
-        let processes = u64::from(limits.processes_limit.unwrap_or(PROCESSES));
+        let processes = u64::from(limits.processes_limit.unwrap_or(Limits::USUAL_PROCESSES));
         let port = local.port.unwrap_or(0);
         let groups = cgroups.as_ref().map(|cgroups| cgroups.of(id, limits, processes, sandboxes.is_some()));
         let spec = Spec {
