@@ -10,6 +10,7 @@ use std::{path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand};
 use visor::{
     daemon::CoordinatorArgs,
+    identity::Identity,
     names::{AppName, HostName, InstanceId, InvalidName, ProcName, ReleaseId},
 };
 
@@ -67,6 +68,20 @@ pub enum Command {
     },
     /// List the apps
     Apps,
+    /// List who takes part and whose each app is, or change it
+    Access {
+        /// What to do
+        #[command(subcommand)]
+        action: Option<AccessAction>,
+    },
+    /// Say who asks, and what they may
+    Whoami,
+    /// Answer git, which asks who pushes
+    #[command(hide = true)]
+    GitCredential {
+        /// What git does
+        operation: String,
+    },
     /// List the app's procs, or set what their instances may use
     Procs {
         /// What to do
@@ -180,7 +195,9 @@ impl Command {
             | Command::Events
             | Command::Why { .. }
             | Command::Logs(_)
+            | Command::Whoami
             | Command::Version => true,
+            Command::Access { action } => matches!(action, None | Some(AccessAction::List)),
             Command::Scale(args) => args.only_shows(),
             Command::Hosts { action } => action.is_none(),
             Command::Procs { action } => action.is_none(),
@@ -197,6 +214,7 @@ impl Command {
             | Command::Dev(_)
             | Command::Completions { .. }
             | Command::ExitCodes
+            | Command::GitCredential { .. }
             | Command::Child { .. } => false,
         }
     }
@@ -283,6 +301,29 @@ pub enum ConfigAction {
         #[arg(long)]
         no_wait: bool,
     },
+}
+
+/// `access`: what to do with it.
+#[derive(Debug, Subcommand)]
+pub enum AccessAction {
+    /// List who takes part, and their apps
+    List,
+    /// Let somebody use an app, or, without one, take part in the cluster
+    Grant(AccessArgs),
+    /// Take it from them
+    Revoke(AccessArgs),
+}
+
+/// Who, and what.
+#[derive(Debug, Args)]
+pub struct AccessArgs {
+    /// A person, or a daemon such as pm:app1: the common name of the certificate
+    pub who: Identity,
+    /// The app [default: that of -a; without one: to take part in the cluster]
+    pub app: Option<AppName>,
+    /// What operators do: each app, hosts, and who takes part
+    #[arg(long, conflicts_with = "app")]
+    pub operator: bool,
 }
 
 /// `rollout`: what to do with it.

@@ -1,8 +1,10 @@
 //! The commands, one a file: what each reads, writes and prints.
 
+pub mod access;
 pub mod apps;
 pub mod completions;
 pub mod config;
+pub mod credential;
 pub mod destroy;
 pub mod events;
 pub mod hosts;

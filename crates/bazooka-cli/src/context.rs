@@ -8,6 +8,7 @@ use std::{cell::Cell, process::Stdio};
 use jiff::Timestamp;
 use tokio::process::Command;
 use visor::{
+    identity::Credentials,
     keys,
     names::{AppName, ProcName, ReleaseId, RevId},
     snapshot::{AppView, Snapshot},
@@ -27,6 +28,8 @@ pub const REMOTE: &str = "bazooka";
 pub struct Context {
     /// The cluster's state.
     pub visor: Visor,
+    /// Who asks, where the cluster tells its users apart.
+    pub credentials: Option<Credentials>,
     /// Print JSON.
     pub json: bool,
     /// Who asks, for people.
@@ -37,8 +40,9 @@ pub struct Context {
 
 impl Context {
     /// A context; nothing is read yet.
-    pub fn new(visor: Visor, said: Option<AppName>, json: bool) -> Self {
-        Context { visor, json, said, who: who(), changed: Cell::new(false) }
+    pub fn new(visor: Visor, credentials: Option<Credentials>, said: Option<AppName>, json: bool) -> Self {
+        let who = credentials.as_ref().map_or_else(who, |credentials| credentials.identity().to_string());
+        Context { visor, credentials, json, said, who, changed: Cell::new(false) }
     }
 
     /// Takes note that a change was made: from here on, an interrupted command leaves it behind.

@@ -161,6 +161,12 @@ impl From<StoreError> for Failure {
                          etcdctl defrag on each member, then etcdctl alarm disarm",
                     )
             }
+            denied if denied.is_denied() => Failure::new(Kind::Refused, "the coordinator doesn't let you do this")
+                .because(denied.to_string())
+                .hint(
+                    "`bazooka whoami` says what you may; one of an app's people grants it: bazooka access grant YOU APP, \
+                     an operator the rest",
+                ),
             other => Failure::new(Kind::Failed, other.to_string()),
         }
     }
@@ -199,6 +205,10 @@ impl From<Refusal> for Failure {
                 (Kind::Refused, Some("`bazooka releases` lists them with what became of each"))
             }
             Refusal::TrialOver(..) => (Kind::Failed, Some("`bazooka releases` tells what became of it")),
+            Refusal::NotAdmitted(_) => {
+                (Kind::Unknown, Some("`bazooka access` lists who is; an operator grants it: bazooka access grant NAME"))
+            }
+            Refusal::NotTheirs(..) => (Kind::Unknown, Some("`bazooka access` lists whose each app is")),
             Refusal::NotFrozen => (Kind::Refused, Some("`bazooka hosts` lists them")),
             Refusal::Destroying(_)
             | Refusal::TurnOver(_)

@@ -19,7 +19,7 @@ use std::{io::Write, process::ExitCode};
 use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
 use visor::daemon::CoordinatorArgs;
 
-use args::{Cli, Command, ConfigAction, EXIT_CODES};
+use args::{AccessAction, Cli, Command, ConfigAction, EXIT_CODES};
 use context::Context;
 use failure::{Failure, Kind, Result};
 
@@ -99,7 +99,7 @@ fn run(cli: Cli, coordinator_said: bool, prefix_said: bool, flag: Option<&str>) 
         _ => {}
     }
     let mut coordinator = cli.global.coordinator;
-    if !coordinator_said || !prefix_said {
+    {
         let settings = settings::read(&settings::files(|name| std::env::var_os(name).map(Into::into)))?;
         if let Some(endpoints) = settings.coordinator.filter(|_| !coordinator_said) {
             coordinator.coordinator = endpoints;
@@ -107,6 +107,15 @@ fn run(cli: Cli, coordinator_said: bool, prefix_said: bool, flag: Option<&str>) 
         if let Some(prefix) = settings.prefix.filter(|_| !prefix_said) {
             coordinator.prefix = prefix;
         }
+        // Said with an endpoint that takes none, an identity of the settings is not meant.
+        let takes_one = coordinator.coordinator.iter().any(|url| url.starts_with("https://"));
+        if coordinator.identity.identity.is_none() && takes_one {
+            coordinator.identity.identity = settings.identity;
+        }
+    }
+    if let Command::GitCredential { operation } = &cli.command {
+        let credentials = coordinator.identity.open().map_err(|error| Failure::new(Kind::Usage, error))?;
+        return command::credential::run(credentials.as_ref(), operation);
     }
     let runtime = runtime()?;
     let ended =
@@ -129,13 +138,17 @@ async fn with_coordinator(
     app: Option<visor::names::AppName>,
     json: bool,
 ) -> Result<()> {
-    let visor = coordinator.visor().map_err(|error| Failure::new(Kind::Usage, error))?;
-    let context = Context::new(visor, app, json);
+    let cluster = coordinator.cluster().map_err(|error| Failure::new(Kind::Usage, error))?;
+    let context = Context::new(cluster.visor, cluster.credentials, app, json);
     let is_endless = what.is_endless();
     let work = async {
         match what {
             Command::Init { name } => command::init::run(&context, name).await,
             Command::Apps => command::apps::run(&context).await,
+            Command::Access { action } => {
+                command::access::run(&context, action.unwrap_or(AccessAction::List)).await
+            }
+            Command::Whoami => command::access::whoami(&context).await,
             Command::Procs { action } => command::procs::run(&context, action).await,
             Command::Scale(args) => command::scale::run(&context, args).await,
             Command::Ps { all, long } => command::ps::run(&context, all, long).await,
@@ -159,6 +172,7 @@ async fn with_coordinator(
             | Command::Version
             | Command::Completions { .. }
             | Command::ExitCodes
+            | Command::GitCredential { .. }
             | Command::Child { .. } => unreachable!("these need no coordinator and have run"),
         }
     };

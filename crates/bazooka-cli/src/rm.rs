@@ -7,7 +7,11 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
-use visor::{keys, names::AppName};
+use visor::{
+    identity::{Identity, http_client},
+    keys,
+    names::AppName,
+};
 
 use crate::{
     context::Context,
@@ -42,7 +46,7 @@ struct No {
 /// # Errors
 /// Refused (the name is taken); no bazooka-rm answers.
 pub async fn register(context: &Context, app: &NewApp<'_>) -> Result<()> {
-    ask(context, Method::POST, "/apps", Some(app)).await
+    ask(context, Method::POST, "/apps", Some(app)).await.map(drop)
 }
 
 /// Has an app destroyed.
@@ -50,17 +54,51 @@ pub async fn register(context: &Context, app: &NewApp<'_>) -> Result<()> {
 /// # Errors
 /// No such app; no bazooka-rm answers.
 pub async fn destroy(context: &Context, app: &AppName) -> Result<()> {
-    ask::<()>(context, Method::DELETE, &format!("/apps/{app}"), None).await
+    ask::<()>(context, Method::DELETE, &format!("/apps/{app}"), None).await.map(drop)
 }
 
-async fn ask<B: Serialize>(context: &Context, method: Method, path: &str, body: Option<&B>) -> Result<()> {
+/// What is granted or revoked, to or from whom.
+#[derive(Clone, Debug, Serialize)]
+pub struct Access<'a> {
+    /// Who.
+    pub who: &'a Identity,
+    /// An app.
+    pub app: Option<&'a AppName>,
+    /// What operators may.
+    pub operator: bool,
+}
+
+/// A change of who may what.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Changed {
+    /// Whether the coordinator goes by it already.
+    pub in_force: bool,
+}
+
+/// Has access granted (`how` is `grant`) or revoked.
+///
+/// # Errors
+/// Who may not; no such app; no bazooka-rm answers.
+pub async fn access(context: &Context, how: &str, what: &Access<'_>) -> Result<Changed> {
+    let answer = ask(context, Method::POST, &format!("/access/{how}"), Some(what)).await?;
+    answer
+        .json()
+        .await
+        .map_err(|error| Failure::from_error(Kind::Failed, "bazooka-rm's answer can't be read", &error))
+}
+
+async fn ask<B: Serialize>(
+    context: &Context,
+    method: Method,
+    path: &str,
+    body: Option<&B>,
+) -> Result<reqwest::Response> {
     let there = context.visor.read(vec![keys::rms()]).await?;
     let missing = || Failure::new(Kind::PartMissing, "no bazooka-rm answers");
     if there.rms.is_empty() {
         return Err(missing().because("none is registered").hint("start one: bazooka-rm, or bazooka dev"));
     }
-    // Within the cluster: a proxy of the environment is for elsewhere.
-    let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build();
+    let client = http_client(context.credentials.as_ref()).timeout(TIMEOUT).build();
     let client =
         client.map_err(|error| Failure::from_error(Kind::Failed, "no HTTP client can be made", &error))?;
     let mut failure = missing();
@@ -78,10 +116,10 @@ async fn ask<B: Serialize>(context: &Context, method: Method, path: &str, body: 
     Err(failure)
 }
 
-async fn read(answer: reqwest::Response) -> Result<()> {
+async fn read(answer: reqwest::Response) -> Result<reqwest::Response> {
     let status = answer.status();
     if status.is_success() {
-        return Ok(());
+        return Ok(answer);
     }
     let kind = match status {
         StatusCode::NOT_FOUND => Kind::Unknown,

@@ -1,7 +1,7 @@
 //! Where the coordinator is, when neither a flag nor the environment says so.
 //!
 //! Owns the configuration files: `~/.config/bazooka/config.toml`, then `/etc/bazooka/bazooka.toml`.
-//! Each may hold `coordinator` (a URL or a list of them) and `prefix`.
+//! Each may hold `coordinator` (a URL or a list of them), `prefix` and `identity` (a folder).
 
 use std::{
     io,
@@ -22,6 +22,9 @@ pub struct Settings {
     /// The prefix of the cluster's keys.
     #[serde(default)]
     pub prefix: Option<String>,
+    /// The folder of the user's identity.
+    #[serde(default)]
+    pub identity: Option<PathBuf>,
 }
 
 fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
@@ -43,6 +46,7 @@ impl Settings {
         Settings {
             coordinator: self.coordinator.or(others.coordinator),
             prefix: self.prefix.or(others.prefix),
+            identity: self.identity.or(others.identity),
         }
     }
 }
@@ -75,7 +79,7 @@ fn read_one(file: &Path) -> Result<Settings> {
         Err(error) => return Err(wrong(&error)),
     };
     toml::from_str(&text).map_err(|error| {
-        wrong(&error).hint("it may hold: coordinator = [\"http://10.0.0.1:2379\"] and prefix = \"/bazooka\"")
+        wrong(&error).hint("it may hold: coordinator = [\"http://10.0.0.1:2379\"], prefix = \"/bazooka\" and identity = \"/FOLDER\"")
     })
 }
 
@@ -107,6 +111,7 @@ mod tests {
         let wanted = Settings {
             coordinator: Some(vec!["http://a:1".into(), "http://b:2".into()]),
             prefix: Some("/x".into()),
+            identity: None,
         };
         assert_eq!(read(&files).expect("both can be read"), wanted);
         std::fs::write(&own, "cordinator = 'http://a:1'").expect("written");

@@ -42,7 +42,8 @@ use axum::Router;
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
-    daemon::{CoordinatorArgs, Metrics, Readiness, common_routes, listen, serve},
+    daemon::{Cluster, CoordinatorArgs, Metrics, Readiness, common_routes, listen, serve},
+    identity::Kind,
     lease::{LeaseKeeper, LeaseTiming},
     schema::{Extra, Leader},
     store::wait_until_ready,
@@ -119,13 +120,17 @@ pub enum ConvergeError {
 /// # Errors
 /// As [`run`]; wrong arguments; an endpoint that can't be opened.
 pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(), ConvergeError> {
-    let visor = args.coordinator.visor().map_err(ConvergeError::Arguments)?;
+    let cluster = args.coordinator.cluster().map_err(ConvergeError::Arguments)?;
+    let own = cluster.own_name(Kind::Converger, None).map_err(ConvergeError::Arguments)?;
     let (listener, address) = listen(args.listen).await.map_err(ConvergeError::Listen)?;
-    let name = args.name.or_else(machine).unwrap_or_else(|| "converger".into());
-    let options = ConvergeOptions { url: format!("http://{address}"), ..ConvergeOptions::named(name) };
-    let routes = routes(&options);
-    let serving = tokio::spawn(serve(listener, routes, shutdown.clone()));
-    let ran = run(visor, options, shutdown.clone()).await;
+    let name = args.name.or_else(|| own.map(String::from)).or_else(machine).unwrap_or_else(|| "converger".into());
+    let options = ConvergeOptions { url: format!("{}://{address}", cluster.scheme()), ..ConvergeOptions::named(name) };
+    let routes = routes(&options, &cluster);
+    let serving = tokio::spawn({
+        let (cluster, shutdown) = (cluster.clone(), shutdown.clone());
+        async move { serve(listener, routes, &cluster, shutdown).await }
+    });
+    let ran = run(cluster.visor, options, shutdown.clone()).await;
     shutdown.cancel();
     // A panic there has been reported; what matters has been done.
     let _ = serving.await;
@@ -137,8 +142,8 @@ fn machine() -> Option<String> {
 }
 
 /// `/healthz`, `/readyz` and `/metrics`.
-pub fn routes(options: &ConvergeOptions) -> Router {
-    common_routes(options.readiness.clone(), options.metrics.clone())
+pub fn routes(options: &ConvergeOptions, cluster: &Cluster) -> Router {
+    common_routes(options.readiness.clone(), options.metrics.clone(), cluster)
 }
 
 /// Waits for the election and converges the cluster, until shutdown; then hands over at once.

@@ -51,7 +51,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use visor::{
-    daemon::{NotReady, Readiness, common_routes, listen, serve},
+    daemon::{Cluster, NotReady, Readiness, common_routes, listen, serve},
+    identity::Kind,
     keys,
     mirror::Mirror,
     names::{Digest, HostName},
@@ -73,13 +74,13 @@ const LOCK_WITHIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// In words for the user: what it was told can't be done here.
 pub async fn run(
-    visor: Visor,
+    cluster: Cluster,
     coordinator: &[String],
     options: HostOptions,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
-    let name = match &options.host {
-        Some(name) => name.clone(),
+    let name = match cluster.own_name(Kind::Pm, options.host.clone())? {
+        Some(name) => name,
         None => machine_name()?,
     };
     let address = options.address.unwrap_or_else(options::own_address);
@@ -103,7 +104,7 @@ pub async fn run(
         closed
     })?;
 
-    let slugs = slugs::Slugs::new(folders.clone());
+    let slugs = slugs::Slugs::new(folders.clone(), cluster.credentials.as_ref());
     let (place, known) = (folders.clone(), slugs.clone());
     let found = tokio::task::spawn_blocking(move || (records::recover(&place), known.present()));
     let (recovered, present) =
@@ -113,7 +114,7 @@ pub async fn run(
         tracing::info!(instances = locals.instances.len(), "taking over");
     }
 
-    let url = format!("http://{}", reachable(own, address));
+    let url = format!("{}://{}", cluster.scheme(), reachable(own, address));
     let range = options.ports;
     let host = Host {
         address,
@@ -138,8 +139,12 @@ pub async fn run(
     let metrics = metrics::Metrics::register(&mut registry.lock().expect("nobody else has it yet"));
     let endpoint_end = CancellationToken::new();
     let routes =
-        common_routes(readiness.clone(), registry).merge(logs::routes(folders.clone(), endpoint_end.clone()));
-    let endpoint = tokio::spawn(serve(listener, routes, endpoint_end.clone()));
+        common_routes(readiness.clone(), registry, &cluster)
+            .merge(logs::routes(folders.clone(), cluster.clone(), endpoint_end.clone()));
+    let endpoint = tokio::spawn({
+        let (cluster, end) = (cluster.clone(), endpoint_end.clone());
+        async move { serve(listener, routes, &cluster, end).await }
+    });
 
     let lease_file = folders.lease_file();
     let note_lease = move |left: Duration| {
@@ -153,8 +158,10 @@ pub async fn run(
     let machine =
         shims::Machine { host: name.clone(), address, folders, shim, slugs, uids, cgroups, sandboxes };
     let seed = u16::try_from(std::process::id() % 65_521).expect("it is below 65,536");
+    let warning = cluster.clone();
+    tokio::spawn(async move { warning.warn_of_old_coordinator().await });
     let work = Work {
-        visor,
+        visor: cluster.visor,
         name: name.clone(),
         host,
         runtime: Box::new(shims::Shims::new(machine, answers.clone())),

@@ -50,8 +50,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Some(Command::Converge(args)) => Ok(converge::daemon(*args, shutdown).await?),
         Some(Command::Probe) => host::probe().map_err(anyhow::Error::msg),
         None => {
-            let visor = args.coordinator.visor().map_err(anyhow::Error::msg)?;
-            host::run(visor, &args.coordinator.coordinator, args.host, shutdown)
+            let cluster = args.coordinator.cluster().map_err(anyhow::Error::msg)?;
+            host::run(cluster, &args.coordinator.coordinator, args.host, shutdown)
                 .await
                 .map_err(anyhow::Error::msg)
         }

@@ -18,6 +18,7 @@ use bazooka_proxy::{
 use clap::{Parser, ValueEnum};
 use visor::{
     daemon::{self, CoordinatorArgs, Readiness},
+    identity::Kind,
     names::HostName,
     store::wait_until_ready,
 };
@@ -84,8 +85,8 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     daemon::init_logs();
     let shutdown = daemon::shutdown().context("can't take signals")?;
-    let visor = args.coordinator.visor().map_err(anyhow::Error::msg)?;
-    let name = match args.name {
+    let cluster = args.coordinator.cluster().map_err(anyhow::Error::msg)?;
+    let name = match cluster.own_name(Kind::Proxy, args.name).map_err(anyhow::Error::msg)? {
         Some(name) => name,
         None => machine_name()?,
     };
@@ -107,8 +108,11 @@ async fn main() -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let not_ready = readiness.hold();
     let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
-    let routes = daemon::common_routes(readiness, registry);
-    let endpoint = tokio::spawn(daemon::serve(listener, routes, shutdown.clone()));
+    let routes = daemon::common_routes(readiness, registry, &cluster);
+    let endpoint = tokio::spawn({
+        let (cluster, shutdown) = (cluster.clone(), shutdown.clone());
+        async move { daemon::serve(listener, routes, &cluster, shutdown).await }
+    });
 
     let place = Place {
         config: folder.join("haproxy.cfg"),
@@ -122,7 +126,8 @@ async fn main() -> anyhow::Result<()> {
         .then(|| Process::new(program, place.config.clone(), folder.join("haproxy.log"), cli.clone()));
     let balancer = Box::new(Driver::new(cli, place, process, metrics.clone()));
 
-    let store = visor.store().clone();
+    let store = cluster.visor.store().clone();
+    let warning = cluster.clone();
     tokio::spawn(async move {
         let say = |error: &visor::store::StoreError| {
             tracing::warn!(error = %error, "waiting for the coordinator; what is routed stays as it is");
@@ -130,10 +135,11 @@ async fn main() -> anyhow::Result<()> {
         if let Err(error) = wait_until_ready(&*store, say).await {
             tracing::error!(error = %error, "the coordinator refuses");
         }
+        warning.warn_of_old_coordinator().await;
     });
     let identity =
-        Identity { name, url: format!("http://{address}"), version: env!("CARGO_PKG_VERSION").to_owned() };
-    let parts = Parts { visor, balancer, settings, identity, metrics, not_ready };
+        Identity { name, url: format!("{}://{address}", cluster.scheme()), version: env!("CARGO_PKG_VERSION").to_owned() };
+    let parts = Parts { visor: cluster.visor, balancer, settings, identity, metrics, not_ready };
     proxy::run(parts, args.on_exit == OnExit::Stop, shutdown).await;
     endpoint.await.context("the endpoint failed")
 }

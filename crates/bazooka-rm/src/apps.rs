@@ -10,10 +10,11 @@ use std::{
 
 use tokio::sync::watch;
 use visor::{
+    identity::Identity,
     keys::{self, Key},
     mirror::Mirror,
     names::{AppName, HostName},
-    schema::Rm,
+    schema::{Admission, Rm},
     snapshot::{AppView, Snapshot},
     store::SharedStore,
 };
@@ -25,6 +26,8 @@ pub struct Known {
     pub apps: BTreeMap<AppName, Arc<AppView>>,
     /// What else belongs to names without an app: a repository's row that was left.
     pub rms: BTreeMap<HostName, Rm>,
+    /// Who is admitted to the cluster.
+    pub identities: BTreeMap<Identity, Admission>,
     /// Whether a complete list has been seen. Before, what isn't here isn't known to be absent.
     pub complete: bool,
 }
@@ -41,7 +44,7 @@ impl Apps {
     pub fn new(store: SharedStore) -> (Apps, Following) {
         let (says, changed) = watch::channel(0);
         let known = Arc::new(Mutex::new(Known::default()));
-        let scopes = vec![keys::apps(), keys::repos(), keys::rms(), keys::turns(), keys::stored()];
+        let scopes = vec![keys::apps(), keys::repos(), keys::rms(), keys::turns(), keys::stored(), keys::access(), keys::identities()];
         let mirror = Mirror::new(store, scopes, Snapshot::default());
         (Apps { known: known.clone(), changed }, Following { mirror, known, says })
     }
@@ -101,6 +104,8 @@ impl Following {
                 None => drop(known.apps.remove(&name)),
             }
         }
+        known.identities =
+            image.identities.iter().map(|(who, row)| (who.clone(), row.value.clone())).collect();
         known.rms = image.rms.iter().map(|(name, rm)| (name.clone(), rm.value.clone())).collect();
     }
 }
@@ -119,6 +124,7 @@ fn app_of(key: &str) -> Option<AppName> {
         | Key::Instance(app, _)
         | Key::Pending(app, _)
         | Key::Repo(app)
+        | Key::Access(app)
         | Key::Turn(app)
         | Key::Stored(app) => Some(app),
         _ => None,

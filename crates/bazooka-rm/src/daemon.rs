@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use visor::{
     daemon::{self, CoordinatorArgs, NotReady, Readiness},
+    identity::Kind,
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
     schema::{Extra, Rm as Row},
@@ -19,10 +20,12 @@ use visor::{
 };
 
 use crate::{
+    access,
     apps::Apps,
     endpoint, hooks,
     layout::Layout,
     metrics::RmMetrics,
+    pki::PkiCommand,
     push::{Pushes, Times, mend},
     repos::{Own, Repositories, disk::Disk},
     rm::{Rm, SharedRm},
@@ -32,8 +35,11 @@ use crate::{
 
 /// bazooka-rm keeps the apps' git repositories, builds what is pushed, and stores what it built.
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "bazooka-rm", version)]
+#[command(name = "bazooka-rm", version, args_conflicts_with_subcommands = true)]
 pub struct RmArgs {
+    /// Something else than serving.
+    #[command(subcommand)]
+    pub command: Option<RmCommand>,
     /// Where the coordinator is.
     #[command(flatten)]
     pub coordinator: CoordinatorArgs,
@@ -58,6 +64,14 @@ pub struct RmArgs {
     pub git_url: Option<String>,
 }
 
+/// What bazooka-rm does beside serving.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum RmCommand {
+    /// Make the cluster's certificate authority, and identities of it
+    #[command(subcommand)]
+    Pki(PkiCommand),
+}
+
 /// How soon a failed write of the presence is tried again.
 const PRESENCE_AGAIN: Duration = Duration::from_millis(500);
 
@@ -66,11 +80,13 @@ const PRESENCE_AGAIN: Duration = Duration::from_millis(500);
 /// # Errors
 /// If it can't start: its state folder, its address, what it was told.
 pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let name = match args.name {
+    let cluster = args.coordinator.cluster().map_err(anyhow::Error::msg)?;
+    let prefix = args.coordinator.prefix.clone();
+    let name = match cluster.own_name(Kind::Rm, args.name).map_err(anyhow::Error::msg)? {
         Some(name) => name,
         None => own_name()?,
     };
-    let visor = args.coordinator.visor().map_err(anyhow::Error::msg)?;
+    let visor = cluster.visor.clone();
     let layout = Layout::open(&args.state)
         .with_context(|| format!("the state folder {} can't be made", args.state.display()))?;
     let storage = match &args.storage {
@@ -86,7 +102,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let disk = Disk::new(layout.clone(), program.clone());
     disk.sweep();
     let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
-    let url = args.url.unwrap_or_else(|| format!("http://{address}"));
+    let url = args.url.unwrap_or_else(|| format!("{}://{address}", cluster.scheme()));
     let url = url.trim_end_matches('/').to_owned();
     let git_url = args.git_url.map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
     let process = format!("{:032x}", rand::random::<u128>());
@@ -97,6 +113,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let mut registry = Registry::default();
     let metrics = RmMetrics::register(&mut registry);
     let (apps, following) = Apps::new(visor.store().clone());
+    let (says, in_force) = access::in_force();
     let rm: SharedRm = Arc::new(Rm {
         own: own.clone(),
         layout,
@@ -104,6 +121,8 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         storage,
         shelves: Shelves::default(),
         visor: visor.clone(),
+        cluster: cluster.clone(),
+        in_force,
         apps: apps.clone(),
         pushes: Pushes::default(),
         times: Times::default(),
@@ -112,7 +131,10 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let hooks = hooks::listen(&rm).context("the hooks' socket can't be opened")?;
     tokio::spawn(hooks::serve(rm.clone(), hooks));
     let routes = endpoint::routes(rm.clone(), readiness.clone(), Arc::new(Mutex::new(registry)));
-    let serving = tokio::spawn(daemon::serve(listener, routes, shutdown.clone()));
+    let serving = tokio::spawn({
+        let (cluster, shutdown) = (cluster.clone(), shutdown.clone());
+        async move { daemon::serve(listener, routes, &cluster, shutdown).await }
+    });
 
     let keeper = LeaseKeeper::start(visor.store().clone(), LeaseTiming::default());
     let working = async {
@@ -120,7 +142,10 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
             tracing::warn!(error = %error, "waiting for the coordinator");
         };
         wait_until_ready(&**visor.store(), say).await?;
+        access::prepare(&cluster, &prefix).await?;
         visor.set_up().await?;
+        access::admit_itself(&cluster).await?;
+        cluster.warn_of_old_coordinator().await;
         let repositories = Repositories {
             apps: apps.clone(),
             visor: visor.clone(),
@@ -149,7 +174,10 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
                 tokio::spawn(async move { mend::mend(&rm, &app).await });
             }
         };
-        tokio::join!(following.run(), repositories.run(settle), be_present(&rm, &keeper, present));
+        tokio::join!(
+            following.run(),
+            access::run(cluster.clone(), prefix.clone(), apps.clone(), says),
+            repositories.run(settle), be_present(&rm, &keeper, present));
         anyhow::Ok(())
     };
     tokio::select! {

@@ -1,5 +1,6 @@
 //! The endpoint: apps, slugs, and git's smart HTTP.
 
+mod access;
 mod apps;
 mod git;
 mod process;
@@ -14,7 +15,10 @@ use axum::{
 use serde::Serialize;
 use tower_http::decompression::RequestDecompressionLayer;
 use visor::{
+    access::Act,
     daemon::{Metrics, Readiness, common_routes},
+    identity::Caller,
+    names::AppName,
     store::StoreError,
     visor::{Refusal, VisorError},
 };
@@ -32,10 +36,42 @@ pub fn routes(rm: SharedRm, readiness: Readiness, metrics: Metrics) -> Router {
     Router::new()
         .route("/apps", post(apps::register))
         .route("/apps/{app}", delete(apps::destroy))
+        .route("/access/grant", post(access::grant))
+        .route("/access/revoke", post(access::revoke))
         .route("/slugs/{sha256}", get(slugs::serve))
         .merge(git)
-        .with_state(rm)
-        .merge(common_routes(readiness, metrics))
+        .with_state(rm.clone())
+        .merge(common_routes(readiness, metrics, &rm.cluster))
+}
+
+/// Refuses who may not.
+async fn allow(rm: &SharedRm, caller: &Caller, act: Act, app: Option<&AppName>) -> Result<(), ApiError> {
+    if rm.cluster.may(caller, act, app).await? {
+        return Ok(());
+    }
+    let what = match (act, app) {
+        (Act::Register, _) => "register apps".to_owned(),
+        (Act::App, Some(app)) => format!("do this to app '{app}'"),
+        (Act::Admit, _) => "say who takes part".to_owned(),
+        _ => "do this".to_owned(),
+    };
+    Err(match (caller, app) {
+        (Caller::Known(who), Some(app)) => ApiError::new(
+            StatusCode::FORBIDDEN,
+            format!("{who} may not {what}"),
+            format!("one of its people or an operator can grant it: bazooka access grant {who} {app}"),
+        ),
+        (Caller::Known(who), None) => ApiError::new(
+            StatusCode::FORBIDDEN,
+            format!("{who} may not {what}"),
+            format!("an operator can grant it: bazooka access grant {who}"),
+        ),
+        _ => ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "this takes an identity",
+            "name its folder with --identity or BAZOOKA_IDENTITY",
+        ),
+    })
 }
 
 /// A failed call of the API, in words for whoever made it.
@@ -72,6 +108,9 @@ impl From<VisorError> for ApiError {
             }
             VisorError::Refused(Refusal::AppExists(..)) => {
                 (StatusCode::CONFLICT, "choose another name, or ask its owner to let you push")
+            }
+            VisorError::Refused(Refusal::NotAdmitted(_)) => {
+                (StatusCode::CONFLICT, "an operator lets people in: bazooka access grant NAME")
             }
             VisorError::Refused(_) => (StatusCode::CONFLICT, ""),
             VisorError::Store(StoreError::Unreachable { .. } | StoreError::OutcomeUnknown { .. })

@@ -7,6 +7,7 @@
 //! coordinator ◀──── repos: plan and converge ◀── apps (watch) ◀─────┴──────────────────────────┘
 //! ```
 
+pub mod access;
 pub mod apps;
 pub mod build;
 pub mod daemon;
@@ -16,6 +17,7 @@ pub mod hook;
 pub mod hooks;
 pub mod layout;
 pub mod metrics;
+pub mod pki;
 pub mod procfile;
 pub mod push;
 pub mod repos;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use bazooka_rm::{
     build::supervisor,
-    daemon::{RmArgs, run},
-    hook,
+    daemon::{RmArgs, RmCommand, run},
+    hook, pki,
 };
 use clap::Parser;
 
@@ -22,10 +22,23 @@ fn main() -> ExitCode {
     ExitCode::from(u8::try_from(status).unwrap_or(1))
 }
 
+#[allow(clippy::print_stdout, reason = "a command's answer")]
 #[tokio::main(flavor = "current_thread")]
 async fn daemon() -> ExitCode {
     visor::daemon::init_logs();
     let args = RmArgs::parse();
+    if let Some(RmCommand::Pki(command)) = args.command {
+        return match pki::run(command) {
+            Ok(words) => {
+                print!("{words}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("bazooka-rm: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let ran = match visor::daemon::shutdown() {
         Ok(shutdown) => run(args, shutdown).await,
         Err(error) => Err(error.into()),

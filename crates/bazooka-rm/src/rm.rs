@@ -2,9 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use visor::visor::Visor;
+use visor::{daemon::Cluster, visor::Visor};
 
 use crate::{
+    access::InForce,
     apps::Apps,
     layout::Layout,
     metrics::RmMetrics,
@@ -28,6 +29,10 @@ pub struct Rm {
     pub shelves: Shelves,
     /// The coordinator.
     pub visor: Visor,
+    /// The cluster, and who this rm is in it.
+    pub cluster: Cluster,
+    /// What etcd goes by of who may do what.
+    pub in_force: InForce,
     /// The apps.
     pub apps: Apps,
     /// The pushes that are under way.

@@ -18,11 +18,13 @@
 //! assigned/H/ID             converger                      election/converger   converger (leased)
 //! status/H/ID               pm of H; converger once lost   history/A/P/ID       converger
 //! turns/A (leased)          rm, while it takes a push      stored/A             rm, within its turn
+//! access/A                  rm                             identities/NAME      rm
 //! ```
 
 use std::{fmt, str::FromStr};
 
 use crate::{
+    identity::Identity,
     names::{AppName, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId},
     store::Keys,
 };
@@ -58,6 +60,8 @@ pub enum Key {
     Leader,
     Unfreeze,
     Ended(AppName, ProcName, InstanceId),
+    Access(AppName),
+    Admission(Identity),
 }
 
 impl fmt::Display for Key {
@@ -90,6 +94,8 @@ impl fmt::Display for Key {
             Key::Leader => f.write_str("election/converger"),
             Key::Unfreeze => f.write_str("unfreeze"),
             Key::Ended(a, p, id) => write!(f, "history/{a}/{p}/{id}"),
+            Key::Access(a) => write!(f, "access/{a}"),
+            Key::Admission(who) => write!(f, "identities/{who}"),
         }
     }
 }
@@ -140,6 +146,8 @@ impl FromStr for Key {
             ["history", a, p, id] => {
                 word(a).zip(word(p)).zip(word(id)).map(|((a, p), id)| Key::Ended(a, p, id))
             }
+            ["access", a] => word(a).map(Key::Access),
+            ["identities", who] => word(who).map(Key::Admission),
             _ => None,
         };
         key.ok_or_else(|| UnknownKey(s.to_owned()))
@@ -234,6 +242,16 @@ pub fn stored() -> Keys {
     Keys::Prefix("stored/".into())
 }
 
+/// Who may change which app.
+pub fn access() -> Keys {
+    Keys::Prefix("access/".into())
+}
+
+/// Who is admitted to the cluster.
+pub fn identities() -> Keys {
+    Keys::Prefix("identities/".into())
+}
+
 /// Every bazooka-rm that serves.
 pub fn rms() -> Keys {
     Keys::Prefix("rms/".into())
@@ -301,7 +319,10 @@ mod tests {
             Key::Rm(h),
             Key::Leader,
             Key::Unfreeze,
-            Key::Ended(a, p, InstanceId(9)),
+            Key::Ended(a.clone(), p, InstanceId(9)),
+            Key::Access(a),
+            Key::Admission("ada".parse().expect("valid")),
+            Key::Admission("pm:app1.example.org".parse().expect("valid")),
         ] {
             assert_eq!(key.to_string().parse(), Ok(key));
         }

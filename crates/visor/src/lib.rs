@@ -5,6 +5,8 @@
 //! ```text
 //! clock        the wall clock, as it is passed in
 //! store        range, transaction, watch, lease      etcd | model (in memory)
+//! identity     who a certificate names, and TLS       Identity, Credentials, Caller
+//! access       who may do what, and etcd's roles
 //! names        words that can't be wrong             AppName, RevId, InstanceId, ...
 //! schema       what each key holds
 //! keys         where each key is
@@ -16,9 +18,11 @@
 //! capacity     what is taken of a host
 //! ```
 
+pub mod access;
 pub mod capacity;
 pub mod clock;
 pub mod daemon;
+pub mod identity;
 pub mod keys;
 pub mod lease;
 pub mod mirror;

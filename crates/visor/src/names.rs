@@ -50,6 +50,12 @@ fn is_hostname(s: &str) -> bool {
         })
 }
 
+/// `root` is the name of etcd's own superuser, which no certificate may carry.
+fn is_user(s: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+    s.len() <= 40 && s.bytes().all(allowed) && s.starts_with(|c: char| c.is_ascii_lowercase()) && s != "root"
+}
+
 fn is_lower_hex(s: &str, lengths: &[usize]) -> bool {
     lengths.contains(&s.len()) && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
@@ -126,6 +132,13 @@ name!(
     "host name",
     "a host name in lower case (RFC 1123): letters, digits, dashes and dots, 253 characters at most",
     is_hostname
+);
+name!(
+    /// The name of a developer or an operator, as a certificate says it.
+    UserName,
+    "user name",
+    "1 to 40 lower-case letters, digits, dots, dashes and underscores, a letter first, and not root",
+    is_user
 );
 name!(
     /// The name of a zone.

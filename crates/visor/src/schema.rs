@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    names::{AppName, Digest, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
+    names::{AppName, Digest, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName, ZoneName},
     store::Revision,
 };
 
@@ -679,6 +679,44 @@ pub struct Repo {
     /// The registration that it belongs to ([`App::token`]).
     #[serde(default)]
     pub token: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `access/A`: who may change an app, beside operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// By name.
+    #[serde(default)]
+    pub users: BTreeMap<UserName, Granted>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Who gave a right, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// Who.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `identities/NAME`: a person or a daemon that takes part. A certificate alone lets nobody in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// It may do what concerns the whole cluster: hosts, and each app.
+    #[serde(default)]
+    pub operator: bool,
+    /// Who let it in.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    identity::Identity,
     keys::Key,
     mirror::Image,
     names::{AppName, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId},
@@ -81,6 +82,8 @@ pub struct AppView {
     pub turn: Option<Versioned<Turn>>,
     /// `stored/A`.
     pub stored: Option<Versioned<Stored>>,
+    /// `access/A`.
+    pub access: Option<Versioned<Access>>,
     /// `history/A/P/ID`.
     pub history: BTreeMap<(ProcName, InstanceId), Versioned<Ended>>,
 }
@@ -171,6 +174,8 @@ pub struct Snapshot {
     pub leader: Option<Versioned<Leader>>,
     /// `unfreeze`.
     pub unfreeze: Option<Versioned<Unfreeze>>,
+    /// `identities/NAME`.
+    pub identities: BTreeMap<Identity, Versioned<Admission>>,
     /// Values that can't be read, by key, with the reason. Whatever they are, they are there.
     pub unreadable: BTreeMap<String, String>,
 }
@@ -208,6 +213,8 @@ impl Snapshot {
             Key::Turn(a) => self.app(a).turn = Some(Versioned::read(entry)?),
             Key::Stored(a) => self.app(a).stored = Some(Versioned::read(entry)?),
             Key::Ended(a, p, k) => set(&mut self.app(a).history, (p, k), entry)?,
+            Key::Access(a) => self.app(a).access = Some(Versioned::read(entry)?),
+            Key::Admission(k) => set(&mut self.identities, k, entry)?,
             Key::Domain(k) => set(&mut self.domains, k, entry)?,
             Key::Host(h) => self.host(h).host = Some(Versioned::read(entry)?),
             Key::HostMeta(h) => self.host(h).meta = Some(Versioned::read(entry)?),
@@ -241,6 +248,8 @@ impl Snapshot {
             Key::Turn(a) => self.in_app(a, |v| v.turn = None),
             Key::Stored(a) => self.in_app(a, |v| v.stored = None),
             Key::Ended(a, p, k) => self.in_app(a, |v| drop(v.history.remove(&(p, k)))),
+            Key::Access(a) => self.in_app(a, |v| v.access = None),
+            Key::Admission(k) => drop(self.identities.remove(&k)),
             Key::Domain(k) => drop(self.domains.remove(&k)),
             Key::Host(h) => self.in_host(h, |v| v.host = None),
             Key::HostMeta(h) => self.in_host(h, |v| v.meta = None),

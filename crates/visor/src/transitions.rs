@@ -6,6 +6,7 @@
 //!
 //! [`Change`]: crate::visor::Change
 
+pub mod access;
 pub mod apps;
 pub mod formation;
 pub mod limits;

@@ -12,9 +12,10 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
+    identity::Identity,
     keys::Key,
     mirror::Image,
-    names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, UserName},
     schema::{SCHEMA_VERSION, Schema, Status},
     snapshot::{Snapshot, Versioned},
     store::{Compare, Entry, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
@@ -68,6 +69,10 @@ pub enum Refusal {
     HostGone(HostName),
     #[error("nothing is frozen: hosts that go are given up")]
     NotFrozen,
+    #[error("{0} isn't admitted to this cluster")]
+    NotAdmitted(Identity),
+    #[error("app '{0}' isn't one of {1}'s")]
+    NotTheirs(AppName, UserName),
 }
 
 /// A failed read or change of the cluster's state.
@@ -237,6 +242,11 @@ impl Visor {
     /// # Errors
     /// The store's; [`VisorError::SchemaTooNew`].
     pub async fn set_up(&self) -> Result<()> {
+        // Most may only read it.
+        match self.load_guard().await {
+            Err(VisorError::NotSetUp) => {}
+            other => return other.map(drop),
+        }
         let change = Change::new().absent(&Key::Schema).put(&Key::Schema, &Schema::default());
         let txn = Txn { when: change.when, then: change.then, otherwise: Vec::new() };
         match self.store.txn(txn).await {

@@ -11,10 +11,11 @@ use std::{
 
 use tokio::time::{Instant, timeout_at};
 use visor::{
+    identity::{Credentials, Identity},
     keys::{self, Key},
     mirror::Mirror,
     names::AppName,
-    schema::{App, Repo},
+    schema::{Access, App, Repo},
     snapshot::Snapshot,
 };
 
@@ -69,7 +70,7 @@ pub async fn run(context: &Context, name: Option<AppName>) -> Result<()> {
             let what = format!("the app '{name}' of before is still being destroyed");
             return Err(Failure::new(Kind::Refused, what).hint("try again in a moment"));
         }
-        Some(app) if app.owner == context.who => put_line(&format!("app '{name}' registered already")),
+        Some(app) if app.owner == context.who || is_theirs(context, &name).await? => put_line(&format!("app '{name}' registered already")),
         Some(app) => return Err(anothers(context, &name, &app.owner).await),
         None => {
             let token = format!("{:032x}", rand::random::<u128>());
@@ -79,7 +80,61 @@ pub async fn run(context: &Context, name: Option<AppName>) -> Result<()> {
         }
     }
     let url = set_up(context, &name, is_new).await?;
-    add_remote(remote.as_deref(), &url).await
+    add_remote(remote.as_deref(), &url).await?;
+    if let Some(credentials) = &context.credentials {
+        set_git_up(credentials, &url).await?;
+    }
+    Ok(())
+}
+
+/// Whether an app that is there is one of the caller's.
+async fn is_theirs(context: &Context, name: &AppName) -> Result<bool> {
+    let Some(Identity::User(user)) = context.credentials.as_ref().map(Credentials::identity) else {
+        return Ok(false);
+    };
+    let access = context.visor.get::<Access>(&Key::Access(name.clone())).await?;
+    Ok(access.is_some_and(|access| access.users.contains_key(&user)))
+}
+
+/// Has git trust the cluster's authority, and ask this program who pushes, for this repository's URL alone.
+async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
+    let failed = |what: &dyn std::fmt::Display| {
+        Failure::new(Kind::Failed, "git couldn't be told who you are; the app is registered, and the remote is there")
+            .because(what.to_string())
+            .hint("run `bazooka init` here again")
+    };
+    let absolute = |path: &Path| path.canonicalize().map_err(|error| failed(&error));
+    let program = std::env::current_exe().map_err(|error| failed(&error))?;
+    let identity = absolute(credentials.dir())?;
+    let helper = format!("!{} --identity {} git-credential", quoted(&program), quoted(&identity));
+    let authority = absolute(&credentials.authority_file())?.display().to_string();
+    let base = base_of(url);
+    let key = |section: &str, name: &str| format!("{section}.{base}.{name}");
+    let settings = [
+        ("--replace-all", key("http", "sslCAInfo"), authority.as_str()),
+        ("--replace-all", key("credential", "useHttpPath"), "true"),
+        // An empty one first: no other helper is to be asked, nor to keep what ours says.
+        ("--replace-all", key("credential", "helper"), ""),
+        ("--add", key("credential", "helper"), helper.as_str()),
+    ];
+    for (how, key, value) in &settings {
+        if git(&["config", how, key, value]).await.is_none() {
+            return Err(failed(&format!("git config {how} {key} failed")));
+        }
+    }
+    put_line("git set up to push as you");
+    Ok(())
+}
+
+/// A path as a word of the shell's, to which git gives a helper.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+/// A URL without its path.
+fn base_of(url: &str) -> &str {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    url[start..].find('/').map_or(url, |at| &url[..start + at])
 }
 
 /// An app's name made of a folder's.
@@ -198,6 +253,18 @@ mod tests {
         ] {
             assert_eq!(is_on_this_machine(url), wanted, "{url}");
         }
+    }
+
+    #[test]
+    fn the_base_of_a_url_ends_where_its_path_begins() {
+        for (url, wanted) in [
+            ("https://10.0.0.1:8081/a.git", "https://10.0.0.1:8081"),
+            ("https://git.example.org/x/a.git", "https://git.example.org"),
+            ("https://git.example.org", "https://git.example.org"),
+        ] {
+            assert_eq!(base_of(url), wanted);
+        }
+        assert_eq!(quoted(Path::new("/a b/c'd")), r"'/a b/c'\''d'");
     }
 
     #[test]

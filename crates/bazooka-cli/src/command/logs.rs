@@ -19,6 +19,7 @@ use tokio_util::{
     io::StreamReader,
 };
 use visor::{
+    identity::http_client,
     keys,
     mirror::Mirror,
     names::{AppName, HostName, InstanceId, ProcName},
@@ -103,7 +104,7 @@ pub async fn run(context: &Context, args: LogsArgs) -> Result<()> {
     if query.args.follow {
         follow(context, query, only, look).await
     } else {
-        once(&query, hosts, &look).await
+        once(context, &query, hosts, &look).await
     }
 }
 
@@ -136,9 +137,8 @@ impl Query {
     }
 }
 
-fn client() -> Result<reqwest::Client> {
-    // Within the cluster: a proxy of the environment is for elsewhere.
-    let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build();
+fn client(context: &Context) -> Result<reqwest::Client> {
+    let client = http_client(context.credentials.as_ref()).connect_timeout(CONNECT_TIMEOUT).build();
     client.map_err(|error| Failure::from_error(Kind::Failed, "no HTTP client can be made", &error))
 }
 
@@ -155,8 +155,13 @@ async fn lines(
     Ok(lines.map(|line| line.map_err(|error| error.to_string())))
 }
 
-async fn once(query: &Query, hosts: BTreeMap<HostName, String>, look: &Look) -> Result<()> {
-    let client = client()?;
+async fn once(
+    context: &Context,
+    query: &Query,
+    hosts: BTreeMap<HostName, String>,
+    look: &Look,
+) -> Result<()> {
+    let client = client(context)?;
     let ask = |(name, base): (HostName, String)| {
         let (client, url) = (client.clone(), query.url(&base, query.args.lines, false));
         async move {
@@ -196,7 +201,7 @@ fn latest(mut entries: Vec<Entry>, most: usize) -> Vec<Entry> {
 
 async fn follow(context: &Context, query: Query, only: Option<HostName>, look: Look) -> Result<()> {
     let query = std::sync::Arc::new(query);
-    let client = client()?;
+    let client = client(context)?;
     let (send, mut receive) = mpsc::channel(1_000);
     let mut mirror = Mirror::new(context.visor.store().clone(), vec![keys::hosts()], Snapshot::default());
     let mut following: BTreeMap<HostName, (String, AbortHandle)> = BTreeMap::new();

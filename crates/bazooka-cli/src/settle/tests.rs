@@ -42,7 +42,7 @@ impl Rig {
         let new = NewRelease { rev: Some(id), token: "r".into(), ..NewRelease::default() };
         visor.begin_release(&app, &new, Promoter::Converger, None, now).await.expect("it can be released");
         visor.scale(&app, &web, 1, None, "ada", now).await.expect("it can be scaled");
-        Rig { context: Context::new(visor, None, false), app, web }
+        Rig { context: Context::new(visor, None, None, false), app, web }
     }
 
     async fn write<T: serde::Serialize>(&self, key: &Key, value: &T) {
@@ -158,7 +158,7 @@ async fn a_coordinator_that_goes_away_is_waited_for_and_the_change_stands() {
     // The same app on a store that can be taken away.
     let visor = Visor::new(visor_store.shared());
     visor.set_up().await.expect("the model answers");
-    rig.context = Context::new(visor, None, false);
+    rig.context = Context::new(visor, None, None, false);
     let mut watch = Watch::open(rig.context.visor.store().clone(), rig.app.clone()).await;
     faults.unreachable(true);
     faults.end_watches(visor::store::StoreError::WatchEnded { detail: "gone".into() });

@@ -73,6 +73,8 @@ impl Agenda {
                     | Key::Turn(_)
                     | Key::Stored(_)
                     | Key::Rm(_)
+                    | Key::Access(_)
+                    | Key::Admission(_)
                     | Key::Leader,
                 )
                 | Err(_) => {}

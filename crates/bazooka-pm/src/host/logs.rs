@@ -26,7 +26,12 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use visor::names::{AppName, InstanceId, ProcName};
+use visor::{
+    access::Act,
+    daemon::{Cluster, refused},
+    identity::Caller,
+    names::{AppName, InstanceId, ProcName},
+};
 
 use super::{
     folders::{Folders, LOG},
@@ -91,12 +96,13 @@ struct Source {
 type Sources = BTreeMap<InstanceId, Source>;
 
 /// The route, over the state folder.
-pub fn routes(folders: Folders, shutdown: CancellationToken) -> Router {
-    Router::new().route("/logs", get(logs)).with_state((folders, shutdown))
+pub fn routes(folders: Folders, cluster: Cluster, shutdown: CancellationToken) -> Router {
+    Router::new().route("/logs", get(logs)).with_state((folders, cluster, shutdown))
 }
 
 async fn logs(
-    State((folders, shutdown)): State<(Folders, CancellationToken)>,
+    State((folders, cluster, shutdown)): State<(Folders, Cluster, CancellationToken)>,
+    caller: Caller,
     query: Result<Query<LogQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
     let query = match query {
@@ -107,6 +113,14 @@ async fn logs(
             return (StatusCode::BAD_REQUEST, Json(words)).into_response();
         }
     };
+    match cluster.may(&caller, Act::App, Some(&query.app)).await {
+        Ok(true) => {}
+        Ok(false) => return refused(&caller).into_response(),
+        Err(error) => {
+            return (StatusCode::SERVICE_UNAVAILABLE, format!("can't tell who may: {error}\n")).into_response();
+        }
+    }
+    let app = query.app.clone();
     // A few pieces under way: a slow reader holds the reading up.
     let (send, pieces) = mpsc::channel::<io::Result<Bytes>>(4);
     tokio::spawn(async move {
@@ -114,10 +128,27 @@ async fn logs(
             () = tell(folders, query, send) => {}
             // One that follows would never end.
             () = shutdown.cancelled() => {}
+            () = no_longer(&cluster, &caller, &app) => {}
         }
     });
     let kind = [("content-type", "application/x-ndjson")];
     (kind, Body::from_stream(ReceiverStream::new(pieces))).into_response()
+}
+
+/// How often it is asked whether who follows still may.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// Returns once a caller may no longer see an app's output. While the coordinator can't say, who might may.
+async fn no_longer(cluster: &Cluster, caller: &Caller, app: &AppName) {
+    if *caller == Caller::Anyone {
+        return std::future::pending().await;
+    }
+    loop {
+        sleep(ASK_EVERY).await;
+        if let Ok(false) = cluster.may(caller, Act::App, Some(app)).await {
+            return;
+        }
+    }
 }
 
 /// Sends what is there, and, if it is followed, what comes. Ends when nobody listens any more.

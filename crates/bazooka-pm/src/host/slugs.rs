@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 use visor::{
+    identity::{Credentials, http_client},
     keys,
     names::{Digest, HostName},
     visor::Visor,
@@ -84,14 +85,12 @@ pub struct Slugs {
 
 impl Slugs {
     /// Over a state folder.
-    pub fn new(folders: Folders) -> Slugs {
-        let client = reqwest::Client::builder()
+    pub fn new(folders: Folders, credentials: Option<&Credentials>) -> Slugs {
+        let client = http_client(credentials)
             .connect_timeout(Duration::from_secs(2))
             .read_timeout(Duration::from_secs(15))
-            // Hosts and rms are neighbours.
-            .no_proxy()
             .build()
-            .expect("without TLS there is nothing that could be missing");
+            .expect("its TLS is made already");
         Slugs { folders, client }
     }
 

@@ -8,9 +8,13 @@ use axum::{
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use visor::names::{AppName, InvalidName};
+use visor::{
+    access::{Act, Rows},
+    identity::{Caller, Identity},
+    names::{AppName, InvalidName},
+};
 
-use super::ApiError;
+use super::{ApiError, allow};
 use crate::rm::SharedRm;
 
 /// The longest body; a real one has some hundred bytes.
@@ -35,6 +39,7 @@ pub struct AppBody {
 /// `POST /apps`. With the same token it is the same registration: safe to repeat.
 pub async fn register(
     State(rm): State<SharedRm>,
+    caller: Caller,
     body: Bytes,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
     let bad = |error: String| {
@@ -59,17 +64,31 @@ pub async fn register(
     if !is_word(&asked.token, 200) {
         return Err(bad("token must be a line of 1 to 200 characters".into()));
     }
-    rm.visor.register_app(&name, &asked.owner, &asked.token, Timestamp::now()).await?;
-    tracing::info!(app = %name, owner = %asked.owner, "app registered");
-    Ok((StatusCode::CREATED, Json(AppBody { name, owner: Some(asked.owner) })))
+    allow(&rm, &caller, Act::Register, None).await?;
+    // Who is known isn't asked for a name.
+    let (owner, user) = match &caller {
+        Caller::Known(Identity::User(user)) => (user.to_string(), Some(user)),
+        Caller::Known(other) => (other.to_string(), None),
+        Caller::Anyone | Caller::Unknown => (asked.owner, None),
+    };
+    rm.visor.register_app_of(&name, &owner, user, &asked.token, Timestamp::now()).await?;
+    tracing::info!(app = %name, owner, "app registered");
+    if let Some(user) = user {
+        // Whoever registered it goes on with it at once.
+        let is_theirs = |rows: &Rows| rows.apps.get(&name).is_some_and(|people| people.contains(user));
+        rm.in_force.wait(true, is_theirs).await;
+    }
+    Ok((StatusCode::CREATED, Json(AppBody { name, owner: Some(owner) })))
 }
 
 /// `DELETE /apps/A`: all of it stops, then all of it goes.
 pub async fn destroy(
     State(rm): State<SharedRm>,
+    caller: Caller,
     Path(app): Path<String>,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
     let name: AppName = app.parse().map_err(invalid)?;
+    allow(&rm, &caller, Act::App, Some(&name)).await?;
     rm.visor.destroy_app(&name).await?;
     tracing::info!(app = %name, "app is being destroyed");
     Ok((StatusCode::ACCEPTED, Json(AppBody { name, owner: None })))

@@ -5,12 +5,12 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use axum::{
     body::Body,
     extract::{Path, Query, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
 use tokio::time::timeout;
-use visor::{keys, names::AppName, snapshot::AppView};
+use visor::{access::Act, identity::Caller, keys, names::AppName, snapshot::AppView};
 
 use super::process::{Answering, git};
 use crate::{
@@ -33,8 +33,14 @@ pub struct Refused(StatusCode, String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        (self.0, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], format!("{}\n", self.1))
-            .into_response()
+        let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+        let mut response = (self.0, kind, format!("{}\n", self.1)).into_response();
+        if self.0 == StatusCode::UNAUTHORIZED {
+            // Git asks its credential helper now.
+            let how = HeaderValue::from_static("Basic realm=\"bazooka\", charset=\"UTF-8\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
+        }
+        response
     }
 }
 
@@ -49,9 +55,10 @@ pub async fn info_refs(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
     Query(asked): Query<Service>,
+    caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    let (_, repository) = repository(&rm, &repo).await?;
+    let (_, repository) = repository(&rm, &caller, &repo).await?;
     let command = match asked.service.as_deref() {
         Some("git-receive-pack") => "receive-pack",
         Some("git-upload-pack") => "upload-pack",
@@ -79,10 +86,11 @@ pub async fn info_refs(
 pub async fn upload_pack(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     request: Body,
 ) -> Result<Response, Refused> {
-    let (_, repository) = repository(&rm, &repo).await?;
+    let (_, repository) = repository(&rm, &caller, &repo).await?;
     let command = git(&["upload-pack", "--stateless-rpc"], &repository, protocol(&headers).as_deref());
     let (answering, body) = Answering::start(command).map_err(|error| no_git(&error))?;
     tokio::spawn(answering.carry(request, MAX_FETCH, || false));
@@ -93,11 +101,16 @@ pub async fn upload_pack(
 pub async fn receive_pack(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     request: Body,
 ) -> Result<Response, Refused> {
-    let (app, repository) = repository(&rm, &repo).await?;
-    let push = rm.pushes.open(app, user(&headers));
+    let (app, repository) = repository(&rm, &caller, &repo).await?;
+    let user = match &caller {
+        Caller::Known(who) => Some(who.to_string()),
+        Caller::Anyone | Caller::Unknown => user(&headers),
+    };
+    let push = rm.pushes.open(app, user);
     let mut command = git(&["receive-pack", "--stateless-rpc"], &repository, protocol(&headers).as_deref());
     command.env("BAZOOKA_PUSH", &push.id);
     if let Some(user) = &push.user {
@@ -130,9 +143,29 @@ async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request
 }
 
 /// The app of a path, and its repository, ready to be used.
-async fn repository(rm: &SharedRm, repo: &str) -> Result<(AppName, PathBuf), Refused> {
+async fn repository(rm: &SharedRm, caller: &Caller, repo: &str) -> Result<(AppName, PathBuf), Refused> {
     let name = repo.strip_suffix(".git").unwrap_or(repo);
     let app: AppName = name.parse().map_err(|error| Refused(StatusCode::NOT_FOUND, format!("{error}")))?;
+    // Before anything is read of the request's body, or told of the app.
+    match rm.cluster.may(caller, Act::App, Some(&app)).await {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(match caller {
+                Caller::Known(who) => Refused(
+                    StatusCode::FORBIDDEN,
+                    format!(
+                        "{who} may not push to or fetch '{app}'; one of its people or an operator can grant it: \
+                         bazooka access grant {who} {app}"
+                    ),
+                ),
+                _ => Refused(StatusCode::UNAUTHORIZED, "this takes an identity; `bazooka init` sets git up".into()),
+            });
+        }
+        Err(error) => {
+            let words = format!("bazooka-rm can't tell who may: {error}; try again in a moment");
+            return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, words));
+        }
+    }
     if !rm.apps.is_complete() {
         let words = "bazooka-rm hasn't reached the coordinator yet; try again in a moment";
         return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, words.into()));

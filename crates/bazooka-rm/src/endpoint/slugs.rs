@@ -9,9 +9,15 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tokio_util::io::ReaderStream;
-use visor::names::Digest;
+use visor::{
+    access::Act,
+    identity::{Caller, Identity, Kind},
+    keys,
+    names::Digest,
+    snapshot::HostView,
+};
 
-use super::ApiError;
+use super::{ApiError, allow};
 use crate::{
     rm::SharedRm,
     storage::{self, StorageError},
@@ -23,12 +29,14 @@ const CHUNK: usize = 64 * 1024;
 /// `GET /slugs/SHA256` (and `HEAD`). What is there is whole; a host checks it all the same.
 pub async fn serve(
     State(rm): State<SharedRm>,
+    caller: Caller,
     method: Method,
     Path(sha256): Path<String>,
 ) -> Result<Response, ApiError> {
     let sha256: Digest = sha256.parse().map_err(|error: visor::names::InvalidName| {
         ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), "")
     })?;
+    may_have(&rm, &caller, &sha256).await?;
     let failed =
         |error: io::Error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string(), "try again");
     let file = match tokio::fs::File::open(rm.layout.slug(&sha256)).await {
@@ -54,6 +62,19 @@ pub async fn serve(
         Body::from_stream(ReaderStream::with_capacity(file, CHUNK))
     };
     Ok(answer(length, body))
+}
+
+/// Refuses a slug to who may not have it: it is for the hosts that were told to run it, and for other rms.
+async fn may_have(rm: &SharedRm, caller: &Caller, sha256: &Digest) -> Result<(), ApiError> {
+    allow(rm, caller, Act::Slug, None).await?;
+    let Caller::Known(Identity::Daemon(Kind::Pm, host)) = caller else { return Ok(()) };
+    let told = rm.visor.read(vec![keys::assigned_to(host)]).await?;
+    let runs = |view: &HostView| view.assigned.values().any(|assigned| assigned.slug.sha256 == *sha256);
+    if told.hosts.get(host).is_some_and(runs) {
+        return Ok(());
+    }
+    let words = format!("host '{host}' runs nothing of slug {sha256}");
+    Err(ApiError::new(StatusCode::FORBIDDEN, words, "a host has the slugs of its own instances"))
 }
 
 /// A slug from the storage that is shared, passed on as it comes.

@@ -10,6 +10,7 @@
 
 mod endpoints;
 mod failure;
+mod users;
 mod watch;
 mod wire;
 
@@ -26,8 +27,11 @@ use tokio::time::{Instant, timeout};
 use super::{Keys, LeaseId, Op, Page, Result, Revision, Store, StoreError, Txn, TxnReply, Watch};
 use endpoints::{Connection, Endpoints};
 use failure::{Asked, Failure};
+pub use users::holes_closed_in;
 use watch::EtcdWatch;
 use wire::Wire;
+
+use crate::identity::Credentials;
 
 /// Where an etcd is, and how long to wait for it.
 #[derive(Clone, Debug)]
@@ -36,6 +40,8 @@ pub struct EtcdConfig {
     pub endpoints: Vec<String>,
     /// What stands before each key, without a slash at its end: `/bazooka`.
     pub prefix: String,
+    /// Who the client is, where the cluster tells users apart.
+    pub credentials: Option<Credentials>,
     /// The most that connecting to one endpoint may take.
     pub connect_timeout: Duration,
     /// The most that a call may take, all its attempts together.
@@ -49,6 +55,7 @@ impl EtcdConfig {
         Self {
             endpoints,
             prefix: prefix.into(),
+            credentials: None,
             connect_timeout: Duration::from_secs(1),
             call_timeout: Duration::from_secs(2),
         }
@@ -83,7 +90,7 @@ impl EtcdStore {
     /// A client; nothing is connected yet.
     pub fn new(config: EtcdConfig) -> Self {
         Self {
-            endpoints: Endpoints::new(&config.endpoints, config.connect_timeout),
+            endpoints: Endpoints::new(&config.endpoints, config.connect_timeout, config.credentials),
             wire: Wire::new(&config.prefix),
             call_timeout: config.call_timeout,
             renewals: Mutex::default(),
@@ -147,9 +154,15 @@ impl EtcdStore {
                 self.endpoints.prefer(at);
                 return Err(error);
             }
+            if let Failure::Overtaken(detail) = failure {
+                last = detail;
+                left_to_try.push_front((at, again));
+                continue;
+            }
             self.endpoints.leave(at, generation);
             match failure {
                 Failure::Answered(error) => return Err(error),
+                Failure::Overtaken(_) => {}
                 Failure::NotDone(detail) => last = detail,
                 Failure::Broken(detail) | Failure::Silent(detail) if repeat == Repeat::Never => {
                     let url = self.endpoints.url(at);

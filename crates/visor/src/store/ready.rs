@@ -15,7 +15,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The key that is read; whether it exists doesn't matter. Each identity may read it.
 const PROBE: &str = "schema";
 
-/// Waits until the store answers. `say` is called once, with the first failure, if there is one.
+/// Waits until the store answers, and lets us in: who isn't admitted yet may be in a moment. `say` is called once, with the first failure, if there is one.
 ///
 /// # Errors
 /// What the store answers, if that is a refusal: waiting would not change it.
@@ -28,7 +28,7 @@ pub async fn wait_until_ready(store: &dyn Store, say: impl FnOnce(&StoreError) +
     loop {
         match store.range(Keys::One(PROBE.to_owned()), None).await {
             Ok(_) => return Ok(()),
-            Err(error @ StoreError::Refused { .. }) => return Err(error),
+            Err(error @ StoreError::Refused { .. }) if !error.is_denied() => return Err(error),
             Err(error) => {
                 if let Some(say) = say.take() {
                     say(&error);

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 
 use crate::{
     keys::{self, Key},
-    names::{AppName, ProcName, RevId},
-    schema::{App, Extra, Proc, Repo, Rev},
+    names::{AppName, ProcName, RevId, UserName},
+    schema::{Access, App, Extra, Granted, Proc, Repo, Rev},
     snapshot::{Snapshot, Versioned},
     store::Keys,
     visor::{Change, Committed, Decision, Refusal, Result, Visor, VisorError},
@@ -27,6 +27,21 @@ impl Visor {
     /// # Errors
     /// [`Refusal::AppExists`].
     pub async fn register_app(&self, name: &AppName, owner: &str, token: &str, now: Timestamp) -> Result<()> {
+        self.register_app_of(name, owner, None, token, now).await
+    }
+
+    /// Registers an app that is somebody's, whom the cluster knows.
+    ///
+    /// # Errors
+    /// [`Refusal::AppExists`].
+    pub async fn register_app_of(
+        &self,
+        name: &AppName,
+        owner: &str,
+        user: Option<&UserName>,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<()> {
         let key = Key::App(name.clone());
         self.decide(vec![Keys::One(key.to_string())], |snapshot| {
             match snapshot.apps.get(name).and_then(|view| view.app.as_ref()) {
@@ -40,7 +55,14 @@ impl Visor {
                         destroying: false,
                         extra: Extra::new(),
                     };
-                    Ok(Decision::Change(Change::new().absent(&key).put(&key, &app), ()))
+                    let mut change = Change::new().absent(&key).put(&key, &app);
+                    if let Some(user) = user {
+                        let granted = Granted { by: owner.into(), at: now, extra: Extra::new() };
+                        let access =
+                            Access { users: [(user.clone(), granted)].into(), extra: Extra::new() };
+                        change = change.put(&Key::Access(name.clone()), &access);
+                    }
+                    Ok(Decision::Change(change, ()))
                 }
             }
         })
@@ -95,6 +117,7 @@ impl Visor {
             .as_read(&own, Some(&app))
             .delete(&Key::Stored(name.clone()))
             .delete(&Key::Repo(name.clone()))
+            .delete(&Key::Access(name.clone()))
             .delete(&own);
         Ok(matches!(self.commit(last).await?, Committed::Done(_)))
     }

@@ -8,11 +8,14 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::{Channel, Client, ConnectOptions, KvClient, LeaseClient, WatchClient};
+use etcd_client::{
+    AuthClient, Channel, Client, ConnectOptions, KvClient, LeaseClient, MaintenanceClient, WatchClient,
+};
 use tokio::time::{Instant, timeout};
-use tonic::transport::Endpoint;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 use super::failure::chain;
+use crate::identity::Credentials;
 
 /// How long an endpoint that failed is asked last: longer than a member's restart or an election.
 const SHUN: Duration = Duration::from_secs(5);
@@ -38,6 +41,8 @@ pub(super) struct Connection {
     pub(super) kv: KvClient,
     pub(super) watch: WatchClient,
     pub(super) lease: LeaseClient,
+    pub(super) auth: AuthClient,
+    pub(super) maintenance: MaintenanceClient,
     /// Tells a connection from the one made after it.
     pub(super) generation: u64,
 }
@@ -45,6 +50,7 @@ pub(super) struct Connection {
 /// All endpoints of a cluster.
 pub(super) struct Endpoints {
     members: Vec<Member>,
+    credentials: Option<Credentials>,
     connect_timeout: Duration,
     standing: Mutex<Standing>,
 }
@@ -65,11 +71,16 @@ struct Standing {
 }
 
 impl Endpoints {
-    pub(super) fn new(urls: &[String], connect_timeout: Duration) -> Self {
+    pub(super) fn new(
+        urls: &[String],
+        connect_timeout: Duration,
+        credentials: Option<Credentials>,
+    ) -> Self {
+        let scheme = if credentials.is_some() { "https" } else { "http" };
         let members: Vec<Member> = urls
             .iter()
             .map(|url| Member {
-                url: if url.contains("://") { url.clone() } else { format!("http://{url}") },
+                url: if url.contains("://") { url.clone() } else { format!("{scheme}://{url}") },
                 connection: tokio::sync::Mutex::default(),
             })
             .collect();
@@ -79,7 +90,7 @@ impl Endpoints {
             dead_generation: vec![0; members.len()],
             last_generation: 0,
         };
-        Self { members, connect_timeout, standing: Mutex::new(standing) }
+        Self { members, credentials, connect_timeout, standing: Mutex::new(standing) }
     }
 
     pub(super) fn url(&self, at: usize) -> &str {
@@ -132,7 +143,7 @@ impl Endpoints {
                 standing.last_generation += 1;
                 standing.last_generation
             };
-            let connection = open(&member.url, generation).await?;
+            let connection = open(&member.url, self.credentials.as_ref(), generation).await?;
             *slot = Some(connection.clone());
             Ok(connection)
         })
@@ -151,9 +162,21 @@ impl Endpoints {
 }
 
 /// Connects. Only the connection is made: etcd's answer comes with the first call.
-async fn open(url: &str, generation: u64) -> Result<Connection, String> {
-    let channel = Endpoint::from_shared(url.to_owned())
-        .map_err(|error| chain(&error))?
+async fn open(
+    url: &str,
+    credentials: Option<&Credentials>,
+    generation: u64,
+) -> Result<Connection, String> {
+    let mut endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| chain(&error))?;
+    if let Some(credentials) = credentials {
+        // As the files are now: a connection shows the certificate that it began with, whatever is renewed.
+        let pem = credentials.pem();
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(pem.authority))
+            .identity(tonic::transport::Identity::from_pem(pem.certificate, pem.key));
+        endpoint = endpoint.tls_config(tls).map_err(|error| chain(&error))?;
+    }
+    let channel = endpoint
         .http2_keep_alive_interval(PROBE_EVERY)
         .keep_alive_timeout(PROBE_TIMEOUT)
         .keep_alive_while_idle(false)
@@ -171,6 +194,8 @@ async fn open(url: &str, generation: u64) -> Result<Connection, String> {
         kv: client.kv_client().max_decoding_message_size(MESSAGE_BYTES),
         watch: client.watch_client().max_decoding_message_size(MESSAGE_BYTES),
         lease: client.lease_client(),
+        auth: client.auth_client(),
+        maintenance: client.maintenance_client(),
         generation,
     })
 }

@@ -21,6 +21,8 @@ pub(super) struct Asked {
 pub(super) enum Failure {
     /// It was not carried out; another endpoint may take it.
     NotDone(String),
+    /// It was not carried out, because of a change that came in between; the same endpoint takes it now.
+    Overtaken(String),
     /// The connection, or the member, broke under it: it may have been carried out.
     Broken(String),
     /// There was no answer in time: it may have been carried out.
@@ -36,6 +38,10 @@ const NEVER_PROPOSED: [&str; 4] = [
     "etcdserver: too many requests",
     "raft proposal dropped",
 ];
+
+/// Users or roles changed after the call was checked. etcd checks once more before it carries it out, and refuses what
+/// was decided by older ones.
+const AUTH_CHANGED: &str = "revision of auth store is old";
 
 const LEASE_NOT_FOUND: &str = "requested lease not found";
 const COMPACTED: &str = "required revision has been compacted";
@@ -60,6 +66,9 @@ impl Failure {
         }
         if NEVER_PROPOSED.iter().any(|known| words.contains(known)) {
             return Failure::NotDone(words.to_owned());
+        }
+        if words.contains(AUTH_CHANGED) {
+            return Failure::Overtaken(words.to_owned());
         }
         if words.contains(LEASE_NOT_FOUND) {
             return Failure::Answered(StoreError::LeaseNotFound(asked.lease.unwrap_or(0)));
@@ -138,7 +147,10 @@ mod tests {
         let not_done = |detail: &str| Failure::NotDone(detail.to_owned());
         let broken = |detail: &str| Failure::Broken(detail.to_owned());
         type Expected = fn(&str) -> Failure;
-        let cases: [(Code, &str, Expected); 14] = [
+        let cases: [(Code, &str, Expected); 15] = [
+            (Code::InvalidArgument, "etcdserver: revision of auth store is old", |words| {
+                Failure::Overtaken(words.to_owned())
+            }),
             (Code::NotFound, "etcdserver: requested lease not found", |_| {
                 Failure::Answered(StoreError::LeaseNotFound(4))
             }),

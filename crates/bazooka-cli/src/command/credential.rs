@@ -1,0 +1,56 @@
+//! `bazooka git-credential`: what git asks when a repository takes an identity (gitcredentials(7)).
+//!
+//! Owns that protocol. `init` sets it up for one repository's URL; it needs no coordinator, and keeps nothing.
+
+use std::{collections::BTreeMap, io::Read};
+
+use jiff::Timestamp;
+use visor::identity::{Credentials, TOKEN_LIFETIME};
+
+use crate::{
+    context::app_of,
+    failure::{Failure, Kind, Result},
+    show::put,
+};
+
+/// The most that git says: some lines.
+const MOST: u64 = 64 << 10;
+
+/// Answers git. To anything but `get` there is nothing to say: no token is worth keeping.
+///
+/// # Errors
+/// No identity; a request about no app.
+pub fn run(credentials: Option<&Credentials>, operation: &str) -> Result<()> {
+    if operation != "get" {
+        return Ok(());
+    }
+    let credentials = credentials.ok_or_else(|| {
+        Failure::new(Kind::Usage, "git asks for an identity, and there is none")
+            .hint("name its folder with BAZOOKA_IDENTITY, or run `bazooka init` here again")
+    })?;
+    let mut asked = String::new();
+    std::io::stdin()
+        .take(MOST)
+        .read_to_string(&mut asked)
+        .map_err(|error| Failure::from_error(Kind::Failed, "git's question can't be read", &error))?;
+    put(&answer(credentials, &asked, Timestamp::now())?);
+    Ok(())
+}
+
+fn answer(credentials: &Credentials, asked: &str, now: Timestamp) -> Result<String> {
+    let said: BTreeMap<&str, &str> = asked.lines().filter_map(|line| line.split_once('=')).collect();
+    let wrong = |what: String| Failure::new(Kind::Usage, what);
+    // A token shows who one is to whoever gets it: not in the clear.
+    if said.get("protocol") != Some(&"https") {
+        return Err(wrong("a token goes over https alone".into()));
+    }
+    let app = said.get("path").and_then(|path| app_of(path)).ok_or_else(|| {
+        wrong("git doesn't say which app it is about".into())
+            .hint("`bazooka init` sets credential.useHttpPath for it; run it here again")
+    })?;
+    let token = credentials
+        .mint(&app, now)
+        .map_err(|error| Failure::from_error(Kind::Failed, "no token can be made", &error))?;
+    let until = now.as_second() + i64::try_from(TOKEN_LIFETIME.as_secs()).expect("it is short");
+    Ok(format!("username={}\npassword={token}\npassword_expiry_utc={until}\n", credentials.identity()))
+}

@@ -1,0 +1,170 @@
+//! etcd's users and roles, made from the rows that say who is in and whose each app is.
+//!
+//! Owns the loop. bazooka-rm alone holds etcd's root role; several of them do the same and don't disturb each
+//! other, since a step that has been done is done. What etcd has is read at start, after a failure, and now and then; in
+//! between it is known from the steps.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use visor::{
+    access::{Rows, Users, plan, wanted},
+    daemon::Cluster,
+    identity::Identity,
+    store::{StoreError, wait_until_ready},
+};
+
+use crate::apps::{Apps, Known};
+
+/// How soon a failed step is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How often etcd's users and roles are read anew, whoever changed them.
+const READ_EVERY: Duration = Duration::from_secs(300);
+
+/// How long who changed a row waits until etcd goes by it.
+const IN_FORCE_WITHIN: Duration = Duration::from_secs(5);
+
+/// The rows that etcd's users and roles were last made from.
+#[derive(Clone)]
+pub struct InForce(watch::Receiver<Option<Rows>>);
+
+impl InForce {
+    /// Waits until etcd goes by rows of which this is true, 5 s at most. Returns whether it does. Where nobody is told apart
+    /// there is nothing to wait for.
+    pub async fn wait(&self, told_apart: bool, is_so: impl FnMut(&Rows) -> bool) -> bool {
+        let mut is_so = is_so;
+        let mut rows = self.0.clone();
+        let waited = rows.wait_for(|rows| rows.as_ref().is_some_and(&mut is_so));
+        !told_apart || timeout(IN_FORCE_WITHIN, waited).await.is_ok_and(|waited| waited.is_ok())
+    }
+}
+
+/// The loop's end that tells, and the others'.
+pub fn in_force() -> (watch::Sender<Option<Rows>>, InForce) {
+    let (says, rows) = watch::channel(None);
+    (says, InForce(rows))
+}
+
+/// What the rows say.
+pub fn rows(known: &Known) -> Rows {
+    let people = |view: &visor::snapshot::AppView| {
+        view.access.as_ref().map(|access| access.users.keys().cloned().collect()).unwrap_or_default()
+    };
+    Rows {
+        apps: known.apps.iter().map(|(app, view)| (app.clone(), people(view))).collect(),
+        identities: known.identities.iter().map(|(who, row)| (who.clone(), row.operator)).collect(),
+    }
+}
+
+/// Prepares etcd so that this rm can do its work in it: its own user with the root role, and users told apart. In a cluster
+/// without identities nothing is done.
+///
+/// # Errors
+/// The store's.
+pub async fn prepare(cluster: &Cluster, prefix: &str) -> Result<(), StoreError> {
+    let Some(credentials) = &cluster.credentials else { return Ok(()) };
+    let own = credentials.identity();
+    let say = |error: &StoreError| tracing::warn!(error = %error, "waiting for the coordinator to let this rm in");
+    wait_until_ready(cluster.visor.store().as_ref(), say).await?;
+    let found = cluster.etcd.users().await?;
+    // Until there are users nobody is told apart: then this is the first rm, and lets itself in.
+    let asked = wanted(prefix, &Rows::default(), &own);
+    let only_ours = Users {
+        roles: asked.roles.clone(),
+        users: asked.users.into_iter().filter(|(user, _)| *user == own.to_string() || user == "root").collect(),
+    };
+    let of_ours = Users {
+        roles: found.roles.into_iter().filter(|(role, _)| asked.roles.contains_key(role)).collect(),
+        users: found.users.into_iter().filter(|(user, _)| only_ours.users.contains_key(user)).collect(),
+    };
+    for op in plan(prefix, &only_ours, &of_ours) {
+        cluster.etcd.apply_auth(&op).await?;
+    }
+    cluster.etcd.enable_auth().await
+}
+
+/// Keeps etcd's users and roles as the rows want them, for ever.
+pub async fn run(cluster: Cluster, prefix: String, apps: Apps, says: watch::Sender<Option<Rows>>) {
+    let Some(credentials) = cluster.credentials.clone() else { return };
+    let own = credentials.identity();
+    let mut changes = apps.changes();
+    let mut found: Option<(Users, Instant)> = None;
+    loop {
+        let known = apps.known();
+        let rows = rows(&known);
+        if known.complete {
+            match bring_about(&cluster, &prefix, &rows, &own, &mut found).await {
+                Ok(()) => {
+                    says.send_if_modified(|now| {
+                        let is_new = now.as_ref() != Some(&rows);
+                        *now = Some(rows);
+                        is_new
+                    });
+                }
+                Err(error) => {
+                    found = None;
+                    tracing::warn!(error = %error, "etcd's users and roles can't be set; trying on");
+                    sleep(AGAIN).await;
+                    continue;
+                }
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = sleep(READ_EVERY) => {}
+        }
+    }
+}
+
+async fn bring_about(
+    cluster: &Cluster,
+    prefix: &str,
+    rows: &Rows,
+    own: &Identity,
+    found: &mut Option<(Users, Instant)>,
+) -> Result<(), StoreError> {
+    let wanted = wanted(prefix, rows, own);
+    let known = match found.take().filter(|(_, read)| read.elapsed() < READ_EVERY) {
+        Some(known) => known,
+        None => (cluster.etcd.users().await?, Instant::now()),
+    };
+    let steps = plan(prefix, &wanted, &known.0);
+    for step in &steps {
+        tracing::info!(?step, "etcd's users");
+        cluster.etcd.apply_auth(step).await?;
+    }
+    let (mut users, read) = known;
+    if !steps.is_empty() {
+        // Each that is ours is now as it is wanted; the others' are as they were.
+        let ours = format!("{prefix}:");
+        users.roles.retain(|role, _| !role.starts_with(&ours));
+        users.roles.extend(wanted.roles.clone());
+        for (user, roles) in &mut users.users {
+            roles.retain(|role| !role.starts_with(&ours));
+            if !wanted.users.contains_key(user) && user.starts_with("rm:") {
+                roles.remove(visor::access::ROOT);
+            }
+        }
+        users.users.retain(|user, roles| wanted.users.contains_key(user) || !roles.is_empty());
+        for (user, roles) in wanted.users {
+            users.users.entry(user).or_default().extend(roles);
+        }
+    }
+    *found = Some((users, read));
+    Ok(())
+}
+
+/// Lets this rm's own name stand among those admitted, so that others see it there and leave it its rights.
+///
+/// # Errors
+/// The store's.
+pub async fn admit_itself(cluster: &Cluster) -> Result<(), visor::visor::VisorError> {
+    let Some(credentials) = &cluster.credentials else { return Ok(()) };
+    let own = credentials.identity();
+    cluster.visor.admit(&own, false, &own.to_string(), Timestamp::now()).await
+}

@@ -1,0 +1,137 @@
+//! Letting people and daemons in, and making apps theirs.
+
+use axum::{Json, body::Bytes, extract::State, http::StatusCode};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use visor::{
+    access::{Act, Rows},
+    identity::{Caller, Identity},
+    names::AppName,
+};
+
+use super::{ApiError, allow};
+use crate::rm::SharedRm;
+
+/// What is granted or revoked, to or from whom.
+#[derive(Debug, Deserialize)]
+struct Asked {
+    who: String,
+    /// An app; none: taking part in the cluster at all.
+    #[serde(default)]
+    app: Option<String>,
+    /// What operators may.
+    #[serde(default)]
+    operator: bool,
+}
+
+/// Whether etcd goes by it already.
+#[derive(Debug, Serialize)]
+pub struct Done {
+    in_force: bool,
+}
+
+enum What {
+    App(AppName),
+    Operator,
+    Admission,
+}
+
+/// `POST /access/grant`. Safe to repeat.
+pub async fn grant(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Result<Json<Done>, ApiError> {
+    let (who, what) = read(&body)?;
+    let by = caller.to_string();
+    let now = Timestamp::now();
+    match &what {
+        What::App(app) => {
+            allow(&rm, &caller, Act::App, Some(app)).await?;
+            let Identity::User(user) = &who else { return Err(not_a_person(&who)) };
+            rm.visor.grant_app(app, user, &by, now).await?;
+        }
+        What::Operator => {
+            allow(&rm, &caller, Act::Admit, None).await?;
+            let Identity::User(_) = &who else { return Err(not_a_person(&who)) };
+            rm.visor.admit(&who, true, &by, now).await?;
+        }
+        What::Admission => {
+            allow(&rm, &caller, Act::Admit, None).await?;
+            rm.visor.admit(&who, false, &by, now).await?;
+        }
+    }
+    tracing::info!(%who, by, what = %words(&what), "granted");
+    done(&rm, |rows| holds(rows, &who, &what)).await
+}
+
+/// `POST /access/revoke`.
+pub async fn revoke(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Result<Json<Done>, ApiError> {
+    let (who, what) = read(&body)?;
+    let by = caller.to_string();
+    match &what {
+        What::App(app) => {
+            allow(&rm, &caller, Act::App, Some(app)).await?;
+            let Identity::User(user) = &who else { return Err(not_a_person(&who)) };
+            rm.visor.revoke_app(app, user).await?;
+        }
+        What::Operator => {
+            allow(&rm, &caller, Act::Admit, None).await?;
+            rm.visor.demote(&who, &by, Timestamp::now()).await?;
+        }
+        What::Admission => {
+            allow(&rm, &caller, Act::Admit, None).await?;
+            rm.visor.expel(&who).await?;
+        }
+    }
+    tracing::info!(%who, by, what = %words(&what), "revoked");
+    done(&rm, |rows| !holds(rows, &who, &what)).await
+}
+
+async fn done(rm: &SharedRm, is_so: impl FnMut(&Rows) -> bool) -> Result<Json<Done>, ApiError> {
+    let in_force = rm.in_force.wait(rm.cluster.credentials.is_some(), is_so).await;
+    Ok(Json(Done { in_force }))
+}
+
+fn holds(rows: &Rows, who: &Identity, what: &What) -> bool {
+    match (what, who) {
+        (What::App(app), Identity::User(user)) => {
+            rows.apps.get(app).is_some_and(|people| people.contains(user))
+        }
+        (What::App(_), Identity::Daemon(..)) => false,
+        (What::Operator, _) => rows.identities.get(who) == Some(&true),
+        (What::Admission, _) => rows.identities.contains_key(who),
+    }
+}
+
+fn words(what: &What) -> String {
+    match what {
+        What::App(app) => format!("app {app}"),
+        What::Operator => "operator".into(),
+        What::Admission => "the cluster".into(),
+    }
+}
+
+fn read(body: &[u8]) -> Result<(Identity, What), ApiError> {
+    let bad = |error: String| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            error,
+            r#"send {"who": "...", "app": "..."}, or {"who": "...", "operator": true}, or {"who": "..."}"#,
+        )
+    };
+    let asked: Asked =
+        serde_json::from_slice(body).map_err(|error| bad(format!("the request can't be read: {error}")))?;
+    let who: Identity = asked.who.parse().map_err(|error| bad(format!("{error}")))?;
+    let what = match (asked.app, asked.operator) {
+        (Some(_), true) => return Err(bad("an app or operator, not both".into())),
+        (Some(app), false) => What::App(app.parse().map_err(|error| bad(format!("{error}")))?),
+        (None, true) => What::Operator,
+        (None, false) => What::Admission,
+    };
+    Ok((who, what))
+}
+
+fn not_a_person(who: &Identity) -> ApiError {
+    ApiError::new(
+        StatusCode::BAD_REQUEST,
+        format!("{who} is a daemon, and this is for people"),
+        format!("let it take part: bazooka access grant {who}"),
+    )
+}

@@ -1,0 +1,272 @@
+//! `bazooka-rm pki`: the cluster's own certificate authority, and the certificates that name who takes part.
+//!
+//! Owns the files and what stands in the certificates. The authority's key is needed for nothing else: it belongs on a
+//! machine of the operator's, not on one that serves. Keys are of P-256, which etcd, HAProxy, git and browsers
+//! all take.
+
+use std::{
+    fs, io,
+    io::Write,
+    net::IpAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use jiff::{Timestamp, ToSpan};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use time::OffsetDateTime;
+use visor::{
+    identity::{Credentials, Identity, Kind, MAX_COMMON_NAME},
+    names::HostName,
+};
+
+/// How much earlier than now a certificate begins: clocks differ.
+const BEGINS_BEFORE_MINUTES: i64 = 5;
+
+/// `bazooka-rm pki`: make an authority, and identities of it
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum PkiCommand {
+    /// Make a certificate authority
+    Init {
+        /// A folder for it, new or empty; its key stays there
+        folder: PathBuf,
+        /// How long it holds
+        #[arg(long, default_value_t = 3650, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Make an identity, or renew it: a daemon or a person that runs goes over to it by itself
+    Issue {
+        /// A person (ada), or a daemon by kind and name (pm:app1, rm:r1, proxy:p1, converger:c1, monitor:m1, etcd:e1)
+        who: Identity,
+        /// The authority's folder
+        #[arg(long, value_name = "FOLDER")]
+        pki: PathBuf,
+        /// Where to put ca.pem, cert.pem and key.pem
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+        /// The addresses and host names at which a daemon is reached
+        #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+        address: Vec<Address>,
+        /// How long it holds
+        #[arg(long, default_value_t = 365, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Say whose identity is in a folder, and until when it holds
+    Show {
+        /// The folder
+        folder: PathBuf,
+    },
+}
+
+/// Where a daemon is reached, as a certificate says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// By number.
+    Ip(IpAddr),
+    /// By name.
+    Name(HostName),
+}
+
+impl std::str::FromStr for Address {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let name = || s.parse().map(Address::Name).map_err(|error| error.to_string());
+        s.parse().map(Address::Ip).or_else(|_| name())
+    }
+}
+
+/// Does what was asked, and says it.
+///
+/// # Errors
+/// In words that name the file, or what to do.
+pub fn run(command: PkiCommand) -> Result<String, String> {
+    let now = Timestamp::now();
+    match command {
+        PkiCommand::Init { folder, days } => {
+            Authority::create(&folder, now, days)?;
+            Ok(format!(
+                "an authority is in {}; keep its key from every machine that serves\n",
+                folder.display()
+            ))
+        }
+        PkiCommand::Issue { who, pki, out, address, days } => {
+            let issued = Authority::open(&pki)?.issue(&who, &address, now, days)?;
+            issued.write(&out)?;
+            Ok(format!("{who} is in {}, until {}\n", out.display(), issued.not_after))
+        }
+        PkiCommand::Show { folder } => {
+            let credentials = Credentials::open(&folder)?;
+            Ok(format!("{}, until {}\n", credentials.identity(), credentials.not_after()))
+        }
+    }
+}
+
+/// The authority of a cluster.
+pub struct Authority {
+    certificate_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// An identity that was made.
+pub struct Issued {
+    authority_pem: String,
+    certificate_pem: String,
+    key_pem: String,
+    /// Until when it holds.
+    pub not_after: Timestamp,
+}
+
+const CERTIFICATE: &str = "ca.pem";
+const KEY: &str = "ca-key.pem";
+
+impl Authority {
+    /// Makes one, in a folder that has none.
+    ///
+    /// # Errors
+    /// If there is one, or it can't be written.
+    pub fn create(folder: &Path, now: Timestamp, days: u32) -> Result<Authority, String> {
+        let at = |name: &str| folder.join(name);
+        if at(CERTIFICATE).exists() || at(KEY).exists() {
+            return Err(format!(
+                "there is an authority in {} already; what it vouches for would be worth nothing with another",
+                folder.display()
+            ));
+        }
+        fs::create_dir_all(folder).map_err(|error| format!("can't make {}: {error}", folder.display()))?;
+        let key = KeyPair::generate().map_err(|error| format!("can't make a key: {error}"))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named("bazooka cluster");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        (params.not_before, params.not_after, _) = validity(now, days)?;
+        let made = params.self_signed(&key).map_err(|error| format!("can't make a certificate: {error}"))?;
+        // The key first: without its certificate it counts for nothing, and the folder can be used again.
+        write(&at(KEY), key.serialize_pem().as_bytes(), 0o600)?;
+        write(&at(CERTIFICATE), made.pem().as_bytes(), 0o644)?;
+        Authority::open(folder)
+    }
+
+    /// Opens one.
+    ///
+    /// # Errors
+    /// If it isn't there, or isn't one.
+    pub fn open(folder: &Path) -> Result<Authority, String> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read_to_string(&path).map_err(|error| {
+                format!("{} can't be read ({error}); `bazooka-rm pki init {}` makes an authority", path.display(), folder.display())
+            })
+        };
+        let (certificate_pem, key) = (read(CERTIFICATE)?, read(KEY)?);
+        let wrong = |name: &str, error: rcgen::Error| format!("{}: {error}", folder.join(name).display());
+        let key = KeyPair::from_pem(&key).map_err(|error| wrong(KEY, error))?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|error| wrong(CERTIFICATE, error))?;
+        Ok(Authority { certificate_pem, issuer })
+    }
+
+    /// Makes an identity with a key of its own.
+    ///
+    /// # Errors
+    /// If a daemon has no address, or a person has one.
+    pub fn issue(
+        &self,
+        who: &Identity,
+        addresses: &[Address],
+        now: Timestamp,
+        days: u32,
+    ) -> Result<Issued, String> {
+        let name = who.to_string();
+        if name.len() > MAX_COMMON_NAME {
+            return Err(format!("{name} is longer than a certificate's name may be ({MAX_COMMON_NAME} characters)"));
+        }
+        let serves = !matches!(who, Identity::User(_) | Identity::Daemon(Kind::Monitor, _));
+        match (serves, addresses.is_empty()) {
+            (true, true) => {
+                return Err(format!("at which addresses is {who} reached? Name them: --address 10.0.0.1,host.example.org"));
+            }
+            (false, false) => return Err(format!("{who} serves nothing: no --address goes with it")),
+            _ => {}
+        }
+        let key = KeyPair::generate().map_err(|error| format!("can't make a key: {error}"))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named(&name);
+        params.subject_alt_names = addresses.iter().map(alternative).collect::<Result<_, _>>()?;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages.extend(serves.then_some(ExtendedKeyUsagePurpose::ServerAuth));
+        let not_after;
+        (params.not_before, params.not_after, not_after) = validity(now, days)?;
+        let made = params
+            .signed_by(&key, &self.issuer)
+            .map_err(|error| format!("can't make a certificate: {error}"))?;
+        Ok(Issued {
+            authority_pem: self.certificate_pem.clone(),
+            certificate_pem: made.pem(),
+            key_pem: key.serialize_pem(),
+            not_after,
+        })
+    }
+}
+
+impl Issued {
+    /// Puts the files in a folder, over those that are there. Who reads them in between finds that they don't fit
+    /// together, and goes on with what it has.
+    ///
+    /// # Errors
+    /// If they can't be written.
+    pub fn write(&self, folder: &Path) -> Result<(), String> {
+        fs::create_dir_all(folder).map_err(|error| format!("can't make {}: {error}", folder.display()))?;
+        write(&folder.join("key.pem"), self.key_pem.as_bytes(), 0o600)?;
+        write(&folder.join("cert.pem"), self.certificate_pem.as_bytes(), 0o644)?;
+        write(&folder.join("ca.pem"), self.authority_pem.as_bytes(), 0o644)
+    }
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, name);
+    subject
+}
+
+fn alternative(address: &Address) -> Result<SanType, String> {
+    match address {
+        Address::Ip(ip) => Ok(SanType::IpAddress(*ip)),
+        Address::Name(name) => {
+            let name = name.as_str().try_into().map_err(|error: rcgen::Error| format!("{name}: {error}"))?;
+            Ok(SanType::DnsName(name))
+        }
+    }
+}
+
+/// When a certificate begins and ends, in the forms that are asked for.
+fn validity(now: Timestamp, days: u32) -> Result<(OffsetDateTime, OffsetDateTime, Timestamp), String> {
+    let end = now
+        .checked_add((24 * i64::from(days)).hours())
+        .map_err(|error| format!("{days} days are too long: {error}"))?;
+    let begin = now - BEGINS_BEFORE_MINUTES.minutes();
+    let at = |at: Timestamp| {
+        OffsetDateTime::from_unix_timestamp(at.as_second()).map_err(|error| format!("{days} days are too long: {error}"))
+    };
+    Ok((at(begin)?, at(end)?, end))
+}
+
+/// Writes a file under another name, and renames it.
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), String> {
+    let draft = path.with_extension("new");
+    let written = (|| {
+        match fs::remove_file(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&draft)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)
+    })();
+    written.map_err(|error| format!("can't write {}: {error}", path.display()))
+}

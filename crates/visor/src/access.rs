@@ -1,0 +1,238 @@
+//! Who may do what: asked of daemons, and as etcd's own roles.
+//!
+//! Owns the rules, as pure functions. Rights are rows (`identities/NAME`, `access/A`), which bazooka-rm writes; it makes
+//! etcd's users and roles from them, so that etcd itself refuses a write that isn't somebody's. Daemons ask
+//! [`may`] about what isn't a key.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    identity::{Caller, Identity, Kind},
+    keys::Key,
+    names::{AppName, UserName},
+    schema::{Access, Admission},
+};
+
+/// What a daemon is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Register an app, which will be the caller's.
+    Register,
+    /// What belongs to an app: push, fetch, logs, config vars, who else may, destroy.
+    App,
+    /// Fetch a slug that the caller's host runs (whether it does is asked apart).
+    Slug,
+    /// Let somebody in, or put them out.
+    Admit,
+    /// Read metrics.
+    Metrics,
+}
+
+/// Whether a caller may: by its own admission, and the access to the app that it is about.
+pub fn may(caller: &Caller, act: Act, admission: Option<&Admission>, access: Option<&Access>) -> bool {
+    let who = match caller {
+        Caller::Anyone => return true,
+        Caller::Unknown => return false,
+        Caller::Known(who) => who,
+    };
+    // bazooka-rm holds etcd's root role: there is nothing that it couldn't do without asking.
+    if matches!(who, Identity::Daemon(Kind::Rm, _)) {
+        return true;
+    }
+    let Some(admission) = admission else { return false };
+    match (who, act) {
+        (_, Act::Metrics) => true,
+        (Identity::User(_), Act::Register) => true,
+        (Identity::User(name), Act::App) => {
+            admission.operator || access.is_some_and(|access| access.users.contains_key(name))
+        }
+        (Identity::User(_), Act::Admit) => admission.operator,
+        (Identity::Daemon(Kind::Pm, _), Act::Slug) => true,
+        (Identity::User(_), Act::Slug) | (Identity::Daemon(..), _) => false,
+    }
+}
+
+/// The name of etcd's role that may do everything, and of the user that must have it before users are told apart.
+pub const ROOT: &str = "root";
+
+/// A right of a role: to read, or to read and write, one key or all with a prefix. Keys are whole, with the cluster's
+/// prefix.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Permission {
+    /// Where it begins.
+    pub key: String,
+    /// Whether it goes on to the end of that prefix.
+    pub prefix: bool,
+    /// Whether it is for writing, too.
+    pub write: bool,
+}
+
+/// Users and roles: as they should be, or as etcd has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// The rights of each role.
+    pub roles: BTreeMap<String, BTreeSet<Permission>>,
+    /// The roles of each user.
+    pub users: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// One step from etcd's users and roles towards what they should be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "each variant is named for etcd's own operation")]
+pub enum AuthOp {
+    AddRole(String),
+    GrantPermission(String, Permission),
+    RevokePermission(String, Permission),
+    AddUser(String),
+    GrantRole { user: String, role: String },
+    RevokeRole { user: String, role: String },
+    DeleteUser(String),
+    DeleteRole(String),
+}
+
+/// Who is in, and whose each app is: what the rows say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    /// Each registered app's people.
+    pub apps: BTreeMap<AppName, BTreeSet<UserName>>,
+    /// Everyone admitted, and whether as an operator.
+    pub identities: BTreeMap<Identity, bool>,
+}
+
+/// Users and roles as the rows ask for them. `prefix` is the cluster's; `own` is who asks: an rm that isn't in the rows
+/// yet doesn't lock itself out.
+pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
+    let role = |name: &str| format!("{prefix}:{name}");
+    let one = |key: &str, write| Permission { key: format!("{prefix}/{key}"), prefix: false, write };
+    let below = |key: &str, write| Permission { key: format!("{prefix}/{key}"), prefix: true, write };
+    let mut users = Users::default();
+    users.roles.insert(role("reader"), [below("", false)].into());
+    let operator =
+        [below("apps/", true), below("hostmeta/", true), one(&Key::Unfreeze.to_string(), true)];
+    users.roles.insert(role("operator"), operator.into());
+    let converger = [
+        below("apps/", true),
+        below("assigned/", true),
+        below("status/", true),
+        below("history/", true),
+        below("election/", true),
+        one(&Key::InstanceCounter.to_string(), true),
+        one(&Key::Unfreeze.to_string(), true),
+    ];
+    users.roles.insert(role("converger"), converger.into());
+    for app in rows.apps.keys() {
+        users.roles.insert(role(&format!("app:{app}")), app_permissions(app, &below, &one));
+    }
+    let mut admitted = rows.identities.clone();
+    admitted.entry(own.clone()).or_default();
+    for (who, is_operator) in &admitted {
+        let roles: Vec<String> = match who {
+            Identity::User(name) => {
+                let apps = rows.apps.iter().filter(|(_, people)| people.contains(name));
+                let mut roles = vec![role("reader")];
+                roles.extend(apps.map(|(app, _)| role(&format!("app:{app}"))));
+                roles.extend(is_operator.then(|| role("operator")));
+                roles
+            }
+            Identity::Daemon(Kind::Rm, _) => vec![ROOT.to_owned()],
+            Identity::Daemon(Kind::Converger, _) => vec![role("reader"), role("converger")],
+            Identity::Daemon(Kind::Proxy, name) => {
+                let own = role(&format!("proxy:{name}"));
+                users.roles.insert(own.clone(), [one(&format!("proxies/{name}"), true)].into());
+                vec![role("reader"), own]
+            }
+            Identity::Daemon(Kind::Pm, name) => {
+                let own = role(&format!("pm:{name}"));
+                let rights = [
+                    one(&Key::Schema.to_string(), false),
+                    one(&format!("hosts/{name}"), true),
+                    below(&format!("status/{name}/"), true),
+                    below(&format!("assigned/{name}/"), false),
+                    // Where slugs are, and whom to show logs to.
+                    below("rms/", false),
+                    below("access/", false),
+                    below("identities/", false),
+                ];
+                users.roles.insert(own.clone(), rights.into());
+                vec![own]
+            }
+            Identity::Daemon(Kind::Monitor | Kind::Etcd, _) => Vec::new(),
+        };
+        users.users.insert(who.to_string(), roles.into_iter().collect());
+    }
+    // etcd tells users apart only once there is one of this name. It has no password, and no certificate may name it.
+    users.users.insert(ROOT.to_owned(), [ROOT.to_owned()].into());
+    users
+}
+
+/// What of an app its people write. Not what was built, nor where it runs: who could write a rev could run another
+/// app's slug.
+fn app_permissions(
+    app: &AppName,
+    below: &impl Fn(&str, bool) -> Permission,
+    one: &impl Fn(&str, bool) -> Permission,
+) -> BTreeSet<Permission> {
+    let kinds = ["procs", "envs", "releases", "formation"];
+    let mut rights: BTreeSet<Permission> =
+        kinds.iter().map(|kind| below(&format!("apps/{app}/{kind}/"), true)).collect();
+    rights.extend(["head", "trial", "pause"].map(|key| one(&format!("apps/{app}/{key}"), true)));
+    rights
+}
+
+/// The steps from what is found to what is wanted, in an order in which each can be done, and in which nobody has more
+/// rights on the way than before or after. Users and roles of others are left alone.
+pub fn plan(prefix: &str, wanted: &Users, found: &Users) -> Vec<AuthOp> {
+    let ours = format!("{prefix}:");
+    let is_ours = |role: &str| role.starts_with(&ours);
+    let nothing = BTreeSet::new();
+    let mut ops = Vec::new();
+    // Taken away first.
+    for (user, roles) in &found.users {
+        let keep = wanted.users.get(user).unwrap_or(&nothing);
+        // Who was an rm has the root role, and a name that says so.
+        let was_rm = user.starts_with("rm:");
+        let gone: Vec<&String> = roles
+            .difference(keep)
+            .filter(|role| is_ours(role) || (was_rm && *role == ROOT))
+            .collect();
+        let emptied = gone.len() == roles.len() && !gone.is_empty();
+        if emptied && !wanted.users.contains_key(user) {
+            ops.push(AuthOp::DeleteUser(user.clone()));
+        } else {
+            ops.extend(
+                gone.into_iter()
+                    .map(|role| AuthOp::RevokeRole { user: user.clone(), role: role.clone() }),
+            );
+        }
+    }
+    for (role, rights) in found.roles.iter().filter(|(role, _)| is_ours(role)) {
+        match wanted.roles.get(role) {
+            None => ops.push(AuthOp::DeleteRole(role.clone())),
+            // etcd has one right for each range: to write instead of read is another grant, to read instead a narrower one.
+            Some(keep) => ops.extend(
+                rights.difference(keep).map(|right| AuthOp::RevokePermission(role.clone(), right.clone())),
+            ),
+        }
+    }
+    for (role, rights) in &wanted.roles {
+        let there = found.roles.get(role);
+        if there.is_none() {
+            ops.push(AuthOp::AddRole(role.clone()));
+        }
+        let missing = rights.iter().filter(|right| !there.is_some_and(|there| there.contains(right)));
+        ops.extend(missing.map(|right| AuthOp::GrantPermission(role.clone(), right.clone())));
+    }
+    for (user, roles) in &wanted.users {
+        let there = found.users.get(user);
+        if there.is_none() {
+            ops.push(AuthOp::AddUser(user.clone()));
+        }
+        for role in roles.difference(there.unwrap_or(&nothing)) {
+            ops.push(AuthOp::GrantRole { user: user.clone(), role: role.clone() });
+        }
+    }
+    ops
+}
+
+#[cfg(test)]
+mod tests;

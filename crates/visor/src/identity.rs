@@ -1,0 +1,157 @@
+//! Who takes part in a cluster, as certificates say it.
+//!
+//! Owns the names that stand in certificates (the subject's common name, which etcd takes for its user) and who a
+//! caller is. What each may do is [`crate::access`]'s business.
+
+mod credentials;
+mod server;
+mod token;
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{HostName, InvalidName, UserName};
+
+pub use credentials::{Credentials, IdentityArgs, http_client};
+pub use server::{Callers, From as CallsFrom, Peer, TlsListener};
+pub use token::{TOKEN_LIFETIME, TokenError};
+
+/// The longest common name of a certificate (X.520's upper bound), in bytes.
+pub const MAX_COMMON_NAME: usize = 64;
+
+/// A person or a daemon, named by a certificate of the cluster's own authority.
+///
+/// A daemon's name has its kind before a colon (`pm:app1`), which no person's name can have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Identity {
+    /// A developer or an operator.
+    User(UserName),
+    /// A daemon, of a kind, by its name among those of its kind.
+    Daemon(Kind, HostName),
+}
+
+/// A kind of daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// bazooka-pm, by its host's name.
+    Pm,
+    /// bazooka-rm.
+    Rm,
+    /// bazooka-proxy.
+    Proxy,
+    /// bazooka-pm converge.
+    Converger,
+    /// Whoever reads metrics, and nothing else.
+    Monitor,
+    /// A member of the coordinator: it serves, and asks for nothing.
+    Etcd,
+}
+
+impl Kind {
+    /// Each.
+    pub const ALL: [Kind; 6] =
+        [Kind::Pm, Kind::Rm, Kind::Proxy, Kind::Converger, Kind::Monitor, Kind::Etcd];
+
+    /// The word before the colon.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Pm => "pm",
+            Kind::Rm => "rm",
+            Kind::Proxy => "proxy",
+            Kind::Converger => "converger",
+            Kind::Monitor => "monitor",
+            Kind::Etcd => "etcd",
+        }
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Kind::ALL.into_iter().find(|kind| kind.as_str() == s).ok_or_else(|| {
+            let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+            format!("{s:?} is none of {}", kinds.join(", "))
+        })
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Identity::User(name) => f.pad(name.as_str()),
+            Identity::Daemon(kind, name) => f.pad(&format!("{}:{name}", kind.as_str())),
+        }
+    }
+}
+
+impl FromStr for Identity {
+    type Err = InvalidName;
+
+    fn from_str(s: &str) -> Result<Self, InvalidName> {
+        match s.split_once(':').map(|(kind, name)| (kind.parse::<Kind>(), name)) {
+            Some((Ok(kind), name)) => Ok(Identity::Daemon(kind, name.parse()?)),
+            // With a colon it is no user's name either, and that rule tells more.
+            _ => Ok(Identity::User(s.parse()?)),
+        }
+    }
+}
+
+impl TryFrom<String> for Identity {
+    type Error = InvalidName;
+    fn try_from(s: String) -> Result<Self, InvalidName> {
+        s.parse()
+    }
+}
+
+impl From<Identity> for String {
+    fn from(who: Identity) -> String {
+        who.to_string()
+    }
+}
+
+/// Who calls a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// The daemon has no identity itself: nobody is told apart, and all may do everything.
+    Anyone,
+    /// Nobody known: no certificate, and no token that holds.
+    Unknown,
+    /// A certificate or a token says who.
+    Known(Identity),
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Caller::Anyone => f.write_str("anyone"),
+            Caller::Unknown => f.write_str("nobody known"),
+            Caller::Known(who) => who.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_of_which_kind_it_is() {
+        let daemon = |kind, name: &str| Identity::Daemon(kind, name.parse().expect("valid"));
+        for (text, wanted) in [
+            ("ada", Identity::User("ada".parse().expect("valid"))),
+            ("ada.lovelace_2", Identity::User("ada.lovelace_2".parse().expect("valid"))),
+            ("pm", Identity::User("pm".parse().expect("valid"))),
+            ("pm:app1.example.org", daemon(Kind::Pm, "app1.example.org")),
+            ("converger:c1", daemon(Kind::Converger, "c1")),
+        ] {
+            assert_eq!(text.parse::<Identity>().as_ref(), Ok(&wanted), "{text}");
+            assert_eq!(wanted.to_string(), text);
+        }
+        for bad in ["", "root", "Ada", "a:b", "pm:", "pm:A B", ":x", "ada/..", "a\nb", &"a".repeat(41)] {
+            assert!(bad.parse::<Identity>().is_err(), "{bad:?}");
+        }
+    }
+}
