@@ -7,10 +7,13 @@ use std::{
     process::Command,
 };
 
+use bazooka_rm::pki::{Address, Authority};
+use jiff::Timestamp;
 use tempfile::TempDir;
 use visor::{
+    identity::{Credentials, http_client},
     snapshot::Snapshot,
-    testing::{Etcd, fresh_prefix, observer},
+    testing::{Etcd, fresh_prefix, observer_as},
     visor::Visor,
 };
 
@@ -29,6 +32,10 @@ pub struct ClusterOptions {
     pub two_rms: bool,
     /// Words before each command, such as `ip netns exec NAME`.
     pub inside: Vec<String>,
+    /// Each part and each developer has an identity, and the coordinator is one of the cluster's own, with TLS.
+    pub identities: bool,
+    /// Pushes over SSH, too: the rm keeps `authorized_keys` in the cluster's folder, and says that sshd is on port 2222.
+    pub ssh: bool,
     /// The coordinator; the run's own unless given.
     pub coordinator: Option<String>,
     /// Variables for each daemon.
@@ -42,6 +49,8 @@ impl Default for ClusterOptions {
         ClusterOptions {
             hosts: 1,
             two_rms: false,
+            identities: false,
+            ssh: false,
             inside: Vec::new(),
             coordinator: None,
             envs: BTreeMap::new(),
@@ -60,11 +69,21 @@ pub struct Cluster {
     options: ClusterOptions,
     coordinator: String,
     prefix: String,
+    guarded: Option<Guarded>,
     block: u16,
     // Holding this listener holds the address block.
     _lock: TcpListener,
     dir: TempDir,
 }
+
+/// What a cluster with identities has beside.
+struct Guarded {
+    authority: Authority,
+    etcd: Etcd,
+}
+
+/// The person who is an operator of a cluster with identities.
+pub const OPERATOR: &str = "ops";
 
 impl Cluster {
     /// Starts a cluster with one host.
@@ -83,12 +102,7 @@ impl Cluster {
             .enable_all()
             .build()
             .expect("a runtime can be made");
-        let coordinator = match &options.coordinator {
-            Some(coordinator) => coordinator.clone(),
-            None => runtime.block_on(Etcd::shared()).endpoint().to_owned(),
-        };
         let prefix = fresh_prefix();
-        let store = observer(&coordinator, &prefix);
         let dir = tempfile::Builder::new()
             .prefix("bazooka-test.")
             .tempdir()
@@ -96,6 +110,16 @@ impl Cluster {
         // Instances have users of their own, and their slugs lie below.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(dir.path(), open).expect("the mode can be set");
+        let guarded = options.identities.then(|| Guarded::start(dir.path(), block, &runtime));
+        let coordinator = match (&guarded, &options.coordinator) {
+            (Some(guarded), _) => guarded.etcd.endpoint().to_owned(),
+            (None, Some(coordinator)) => coordinator.clone(),
+            (None, None) => runtime.block_on(Etcd::shared()).endpoint().to_owned(),
+        };
+        // As the rm: it may read and write everything.
+        let observing =
+            guarded.as_ref().map(|_| Credentials::open(&dir.path().join("id/rm:rm1")).expect("it was made"));
+        let store = observer_as(&coordinator, &prefix, observing);
         let mut cluster = Cluster {
             hosts: BTreeMap::new(),
             parts: BTreeMap::new(),
@@ -104,11 +128,16 @@ impl Cluster {
             options,
             coordinator,
             prefix,
+            guarded,
             block,
             _lock: lock,
             dir,
         };
         cluster.start_rm();
+        if cluster.guarded.is_some() {
+            cluster.ready("rm", &cluster.address(1, 8081));
+            cluster.admit();
+        }
         if cluster.options.two_rms {
             cluster.start_second_rm();
         }
@@ -132,9 +161,14 @@ impl Cluster {
     /// Starts bazooka-rm, again if it was ended.
     pub fn start_rm(&mut self) {
         let mut command = self.daemon("bazooka-rm", &self.address(1, 8081));
+        self.as_identity(&mut command, "rm:rm1", 1);
         command.args(["--name", "rm1"]).arg("--state").arg(self.folder("rm"));
         if self.options.two_rms {
             self.share(&mut command);
+        }
+        if self.options.ssh {
+            command.arg("--ssh-keys").arg(self.folder("authorized_keys"));
+            command.args(["--ssh-url", &format!("ssh://root@{}", self.address(1, 2222))]);
         }
         self.begin("rm", command);
     }
@@ -142,6 +176,7 @@ impl Cluster {
     /// Starts the second bazooka-rm, again if it was ended.
     pub fn start_second_rm(&mut self) {
         let mut command = self.daemon("bazooka-rm", &self.address(2, 8081));
+        self.as_identity(&mut command, "rm:rm2", 2);
         command.args(["--name", "rm2"]).arg("--state").arg(self.folder("rm2"));
         self.share(&mut command);
         self.begin("rm2", command);
@@ -149,13 +184,15 @@ impl Cluster {
 
     fn share(&self, command: &mut Command) {
         command.args(["--storage", &format!("file://{}", self.folder("storage").display())]);
-        command.args(["--git-url", &format!("http://{}", self.address(1, 8085))]);
+        let scheme = if self.options.identities { "https" } else { "http" };
+        command.args(["--git-url", &format!("{scheme}://{}", self.address(1, 8085))]);
     }
 
     /// Starts a converger, again if it was ended.
     pub fn start_converger(&mut self) {
         let mut command = Command::new(program("bazooka-pm"));
         command.arg("converge").args(["--name", "converger1"]);
+        self.as_identity(&mut command, "converger:converger1", 1);
         self.common(&mut command, &self.address(1, 8082));
         self.begin("converger", command);
     }
@@ -163,6 +200,7 @@ impl Cluster {
     /// Starts bazooka-proxy with HAProxy, again if it was ended.
     pub fn start_proxy(&mut self) {
         let mut command = self.daemon("bazooka-proxy", &self.address(1, 8083));
+        self.as_identity(&mut command, "proxy:proxy1", 1);
         command.args(["--name", "proxy1", "--run-haproxy", "--on-exit", "stop", "--domain", "localhost"]);
         command.args(["--public", &self.address(1, 8080)]).args(["--bind", &self.ip(1)]);
         command.arg("--state").arg(self.folder("proxy"));
@@ -178,6 +216,7 @@ impl Cluster {
         let share = PORTS_PER_BLOCK / self.options.hosts.max(1);
         let first = 20_000 + self.block * PORTS_PER_BLOCK + (host - 1) * share;
         let mut command = self.daemon("bazooka-pm", &self.address(10 + host, 8100));
+        self.as_identity(&mut command, &format!("pm:{name}"), 10 + host);
         command.args(["--host", &name, "--address", &self.ip(10 + host), "--on-exit", "stop"]);
         command.args(["--ports", &format!("{first}-{}", first + share - 1)]);
         command.arg("--state").arg(self.folder(&name));
@@ -189,6 +228,60 @@ impl Cluster {
         let log = self.dir.path().join(format!("{name}.log"));
         let part = Part::start(&name, &log, &mut self.inside(command));
         self.hosts.insert(host, part);
+    }
+
+    /// Lets each part of it in, and one operator: with the rm's own identity, as the operator who sets it up does.
+    fn admit(&self) {
+        self.person(OPERATOR);
+        let setting_up = self.repo_of("setting-up", "rm:rm1");
+        setting_up.bazooka(&["access", "grant", OPERATOR, "--operator"]).ok();
+        let operator = self.repo_of("operating", OPERATOR);
+        let hosts = (1..=self.options.hosts).map(|host| format!("pm:host{host}"));
+        let others = ["converger:converger1", "proxy:proxy1"].map(str::to_owned);
+        let second = self.options.two_rms.then(|| "rm:rm2".to_owned());
+        for who in hosts.chain(others).chain(second) {
+            operator.bazooka(&["access", "grant", &who]).ok();
+        }
+    }
+
+    /// Makes an identity for a person, if there is none, and returns its folder.
+    ///
+    /// # Panics
+    /// If the cluster has no identities.
+    pub fn person(&self, name: &str) -> PathBuf {
+        let folder = self.folder("id").join(name);
+        if !folder.exists() {
+            self.issue(name, &[], &folder, Timestamp::now(), 1);
+        }
+        folder
+    }
+
+    /// Makes an identity, as of some time, for so many days.
+    ///
+    /// # Panics
+    /// If the cluster has no identities.
+    pub fn issue(&self, who: &str, addresses: &[String], folder: &Path, at: Timestamp, days: u32) {
+        let guarded = self.guarded.as_ref().expect("the cluster has identities");
+        issue(&guarded.authority, who, addresses, folder, at, days);
+    }
+
+    /// Gives a daemon an identity, made when it is first started, and reached at an address of the block.
+    fn as_identity(&self, command: &mut Command, who: &str, last: u16) {
+        if self.guarded.is_some() {
+            let folder = self.folder("id").join(who);
+            if !folder.exists() {
+                self.issue(who, &[self.ip(last)], &folder, Timestamp::now(), 1);
+            }
+            command.arg("--identity").arg(folder);
+        }
+    }
+
+    /// The coordinator of a cluster with identities.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn own_etcd(&mut self) -> &mut Etcd {
+        &mut self.guarded.as_mut().expect("the cluster has identities").etcd
     }
 
     /// The daemon of this name: rm, converger or proxy.
@@ -210,6 +303,14 @@ impl Cluster {
     /// A developer's folder in this cluster, named for the app.
     pub fn repo(&self, name: &str) -> Repo {
         Repo::create(&self.dir.path().join("src").join(name), self.client_envs(), self.options.inside.clone())
+    }
+
+    /// A folder of somebody's, whose commands have that identity.
+    pub fn repo_of(&self, name: &str, who: &str) -> Repo {
+        let mut envs = self.client_envs();
+        envs.insert("BAZOOKA_IDENTITY".into(), self.folder("id").join(who).display().to_string());
+        let folder = self.dir.path().join("src").join(who).join(name);
+        Repo::create(&folder, envs, self.options.inside.clone())
     }
 
     /// A developer's folder with goto-rocket in it, registered and pushed.
@@ -292,10 +393,28 @@ impl Cluster {
             });
             return;
         }
+        if self.guarded.is_some() {
+            let client = http_client(Some(&self.credentials("rm:rm1"))).build().expect("its TLS is made");
+            let url = format!("https://{address}/readyz");
+            until(&format!("{what} is ready"), SOON, || {
+                let asked =
+                    self.runtime.block_on(client.get(&url).send()).map_err(|error| format!("{error:?}"))?;
+                if asked.status() == 200 { Ok(()) } else { Err(asked.status().to_string()) }
+            });
+            return;
+        }
         until(&format!("{what} is ready"), SOON, || match try_get(&url, None)? {
             Answer { status: 200, .. } => Ok(()),
             other => Err(format!("{other:?}")),
         });
+    }
+
+    /// Somebody's identity.
+    ///
+    /// # Panics
+    /// If it wasn't made.
+    pub fn credentials(&self, who: &str) -> Credentials {
+        Credentials::open(&self.folder("id").join(who)).expect("it was made")
     }
 
     fn begin(&mut self, name: &'static str, command: Command) {
@@ -322,6 +441,28 @@ impl Cluster {
         outer.envs(command.get_envs().filter_map(|(key, value)| value.map(|value| (key, value))));
         outer
     }
+}
+
+impl Guarded {
+    /// An authority, and an etcd that takes its certificates alone.
+    fn start(dir: &Path, block: u16, runtime: &tokio::runtime::Runtime) -> Guarded {
+        let authority =
+            Authority::create(&dir.join("pki"), Timestamp::now(), 1).expect("an authority can be made");
+        let id = |who: &str| dir.join("id").join(who);
+        let now = Timestamp::now();
+        issue(&authority, "etcd:e1", &["127.0.0.1".to_owned()], &id("etcd:e1"), now, 1);
+        issue(&authority, "rm:rm1", &[format!("127.77.{block}.1")], &id("rm:rm1"), now, 1);
+        let observer = Credentials::open(&id("rm:rm1")).expect("it was made");
+        let etcd = runtime.block_on(Etcd::start_tls(&id("etcd:e1"), observer));
+        Guarded { authority, etcd }
+    }
+}
+
+fn issue(authority: &Authority, who: &str, addresses: &[String], folder: &Path, at: Timestamp, days: u32) {
+    let who = who.parse().expect("a valid name");
+    let addresses: Vec<Address> = addresses.iter().map(|at| at.parse().expect("an address")).collect();
+    let issued = authority.issue(&who, &addresses, at, days).expect("it can be issued");
+    issued.write(folder).expect("it can be written");
 }
 
 impl Drop for Cluster {

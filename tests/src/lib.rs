@@ -13,7 +13,7 @@ mod part;
 mod repo;
 pub mod shop;
 
-pub use cluster::{Cluster, ClusterOptions, example};
+pub use cluster::{Cluster, ClusterOptions, OPERATOR, example};
 pub use fleet::{Fleet, Machine, PATIENT, Setting, etcdctl};
 pub use http::{Answer, get, try_get};
 pub use load::{Count, Kind, Load, LoadOptions, Report};

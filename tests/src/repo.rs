@@ -152,6 +152,8 @@ impl Repo {
             self.inside.iter().map(String::as_str).chain([program]).chain(args.iter().copied()).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).current_dir(&self.dir).envs(&self.envs).stdin(Stdio::null());
+        // It would stand above what `init` says of the cluster's own authority.
+        command.env_remove("GIT_SSL_CAINFO");
         command
     }
 

@@ -65,6 +65,9 @@ pub enum Command {
     Init {
         /// The app [default: the one that the git remote leads to, else the name of this repository's folder]
         name: Option<AppName>,
+        /// Push over SSH, with a key of `bazooka keys`
+        #[arg(long)]
+        ssh: bool,
     },
     /// List the apps
     Apps,
@@ -73,6 +76,12 @@ pub enum Command {
         /// What to do
         #[command(subcommand)]
         action: Option<AccessAction>,
+    },
+    /// List the SSH keys with which you push, or change them
+    Keys {
+        /// What to do
+        #[command(subcommand)]
+        action: Option<KeysAction>,
     },
     /// Say who asks, and what they may
     Whoami,
@@ -197,6 +206,7 @@ impl Command {
             | Command::Logs(_)
             | Command::Whoami
             | Command::Version => true,
+            Command::Keys { action } => matches!(action, None | Some(KeysAction::List)),
             Command::Access { action } => matches!(action, None | Some(AccessAction::List)),
             Command::Scale(args) => args.only_shows(),
             Command::Hosts { action } => action.is_none(),
@@ -324,6 +334,24 @@ pub struct AccessArgs {
     /// What operators do: each app, hosts, and who takes part
     #[arg(long, conflicts_with = "app")]
     pub operator: bool,
+}
+
+/// `keys`: what to do with them.
+#[derive(Debug, Subcommand)]
+pub enum KeysAction {
+    /// List them
+    List,
+    /// Add one
+    Add {
+        /// The file with the public key
+        #[arg(value_name = "FILE")]
+        file: std::path::PathBuf,
+    },
+    /// Take one away
+    Remove {
+        /// Its fingerprint
+        fingerprint: String,
+    },
 }
 
 /// `rollout`: what to do with it.

@@ -9,6 +9,7 @@ pub mod destroy;
 pub mod events;
 pub mod hosts;
 pub mod init;
+pub mod keys;
 pub mod logs;
 pub mod procs;
 pub mod ps;

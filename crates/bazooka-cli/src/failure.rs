@@ -205,9 +205,14 @@ impl From<Refusal> for Failure {
                 (Kind::Refused, Some("`bazooka releases` lists them with what became of each"))
             }
             Refusal::TrialOver(..) => (Kind::Failed, Some("`bazooka releases` tells what became of it")),
-            Refusal::NotAdmitted(_) => {
-                (Kind::Unknown, Some("`bazooka access` lists who is; an operator grants it: bazooka access grant NAME"))
+            Refusal::NotAdmitted(_) => (
+                Kind::Unknown,
+                Some("`bazooka access` lists who is; an operator grants it: bazooka access grant NAME"),
+            ),
+            Refusal::TooManyKeys(_) => {
+                (Kind::Refused, Some("take one away: bazooka keys remove FINGERPRINT"))
             }
+            Refusal::NoSuchKey(..) => (Kind::Unknown, Some("`bazooka keys` lists them")),
             Refusal::NotTheirs(..) => (Kind::Unknown, Some("`bazooka access` lists whose each app is")),
             Refusal::NotFrozen => (Kind::Refused, Some("`bazooka hosts` lists them")),
             Refusal::Destroying(_)

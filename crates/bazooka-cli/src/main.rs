@@ -19,7 +19,7 @@ use std::{io::Write, process::ExitCode};
 use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
 use visor::daemon::CoordinatorArgs;
 
-use args::{AccessAction, Cli, Command, ConfigAction, EXIT_CODES};
+use args::{AccessAction, Cli, Command, ConfigAction, EXIT_CODES, KeysAction};
 use context::Context;
 use failure::{Failure, Kind, Result};
 
@@ -143,7 +143,10 @@ async fn with_coordinator(
     let is_endless = what.is_endless();
     let work = async {
         match what {
-            Command::Init { name } => command::init::run(&context, name).await,
+            Command::Init { name, ssh } => command::init::run(&context, name, ssh).await,
+            Command::Keys { action } => {
+                command::keys::run(&context, action.unwrap_or(KeysAction::List)).await
+            }
             Command::Apps => command::apps::run(&context).await,
             Command::Access { action } => {
                 command::access::run(&context, action.unwrap_or(AccessAction::List)).await

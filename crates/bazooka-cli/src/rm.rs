@@ -87,6 +87,36 @@ pub async fn access(context: &Context, how: &str, what: &Access<'_>) -> Result<C
         .map_err(|error| Failure::from_error(Kind::Failed, "bazooka-rm's answer can't be read", &error))
 }
 
+/// A key that was added.
+#[derive(Clone, Debug, Deserialize)]
+pub struct KeyAdded {
+    /// Its name.
+    pub fingerprint: String,
+}
+
+/// Adds an SSH key of the user's.
+///
+/// # Errors
+/// What is no key; no identity; no bazooka-rm answers.
+pub async fn add_key(context: &Context, key: &str) -> Result<KeyAdded> {
+    let answer = ask(context, Method::POST, "/keys", Some(&serde_json::json!({ "key": key }))).await?;
+    answer
+        .json()
+        .await
+        .map_err(|error| Failure::from_error(Kind::Failed, "bazooka-rm's answer can't be read", &error))
+}
+
+/// Takes an SSH key of the user's away.
+///
+/// # Errors
+/// No such key; no identity; no bazooka-rm answers.
+pub async fn remove_key(context: &Context, fingerprint: &str) -> Result<()> {
+    // A fingerprint has the letters of base64: of those, + and / mean something else in a URL, and % is none of them.
+    let word: String =
+        fingerprint.chars().filter(|c| c.is_ascii_alphanumeric() || "+/:=".contains(*c)).collect();
+    ask::<()>(context, Method::DELETE, &format!("/keys/{}", word.replace('+', "%2B")), None).await.map(drop)
+}
+
 async fn ask<B: Serialize>(
     context: &Context,
     method: Method,

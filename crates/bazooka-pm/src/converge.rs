@@ -123,8 +123,10 @@ pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(
     let cluster = args.coordinator.cluster().map_err(ConvergeError::Arguments)?;
     let own = cluster.own_name(Kind::Converger, None).map_err(ConvergeError::Arguments)?;
     let (listener, address) = listen(args.listen).await.map_err(ConvergeError::Listen)?;
-    let name = args.name.or_else(|| own.map(String::from)).or_else(machine).unwrap_or_else(|| "converger".into());
-    let options = ConvergeOptions { url: format!("{}://{address}", cluster.scheme()), ..ConvergeOptions::named(name) };
+    let name =
+        args.name.or_else(|| own.map(String::from)).or_else(machine).unwrap_or_else(|| "converger".into());
+    let options =
+        ConvergeOptions { url: format!("{}://{address}", cluster.scheme()), ..ConvergeOptions::named(name) };
     let routes = routes(&options, &cluster);
     let serving = tokio::spawn({
         let (cluster, shutdown) = (cluster.clone(), shutdown.clone());

@@ -138,9 +138,11 @@ pub async fn run(
     let registry = Arc::new(Mutex::new(Registry::default()));
     let metrics = metrics::Metrics::register(&mut registry.lock().expect("nobody else has it yet"));
     let endpoint_end = CancellationToken::new();
-    let routes =
-        common_routes(readiness.clone(), registry, &cluster)
-            .merge(logs::routes(folders.clone(), cluster.clone(), endpoint_end.clone()));
+    let routes = common_routes(readiness.clone(), registry, &cluster).merge(logs::routes(
+        folders.clone(),
+        cluster.clone(),
+        endpoint_end.clone(),
+    ));
     let endpoint = tokio::spawn({
         let (cluster, end) = (cluster.clone(), endpoint_end.clone());
         async move { serve(listener, routes, &cluster, end).await }

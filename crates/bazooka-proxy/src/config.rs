@@ -29,6 +29,8 @@ pub struct Settings {
     pub public: Option<SocketAddr>,
     /// Where pushes and fetches are taken for whichever bazooka-rm serves; none: they go to an rm itself.
     pub git: Option<SocketAddr>,
+    /// How that address, and the way from it to an rm, speak TLS; none: in the clear.
+    pub git_tls: Option<GitTls>,
     /// Where services' own ports are opened.
     pub bind: IpAddr,
     /// The domain below which each app has its name.
@@ -37,6 +39,15 @@ pub struct Settings {
     pub folder: PathBuf,
     /// Whom the workers run as, where that is another than who starts them.
     pub run_as: Option<RunAs>,
+}
+
+/// The files of TLS on git's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GitTls {
+    /// This proxy's certificate, those after it, and its key, in one file.
+    pub identity: PathBuf,
+    /// The cluster's authority.
+    pub authority: PathBuf,
 }
 
 /// Whom HAProxy's workers run as.
@@ -187,7 +198,7 @@ fn render_shaped(routes: &Routes, settings: &Settings, shape: &str) -> String {
     }
     handover(&mut text, settings);
     if let Some(git) = settings.git {
-        git_frontend(&mut text, git, routes);
+        git_frontend(&mut text, git, settings.git_tls.as_ref(), routes);
     }
     for (id, service) in &routes.services {
         if let Some(port) = service.port {
@@ -323,9 +334,18 @@ fn handover(text: &mut String, settings: &Settings) {
 ///
 /// One app's requests go to one rm while that is there (its copy and its caches are warm), and to the next one by
 /// the same rule once it has gone. A build may print nothing for long: rm itself bounds a push.
-fn git_frontend(text: &mut String, git: SocketAddr, routes: &Routes) {
+fn git_frontend(text: &mut String, git: SocketAddr, tls: Option<&GitTls>, routes: &Routes) {
     lines!(text, "\nfrontend {GIT} from http");
-    lines!(text, "    bind {git}");
+    match tls {
+        None => lines!(text, "    bind {git}"),
+        Some(tls) => {
+            lines!(
+                text,
+                "    bind {git} ssl crt {} ssl-min-ver TLSv1.2 alpn http/1.1",
+                quoted(&tls.identity)
+            );
+        }
+    }
     lines!(text, "    timeout client 30m");
     lines!(
         text,
@@ -345,9 +365,13 @@ fn git_frontend(text: &mut String, git: SocketAddr, routes: &Routes) {
          string \"No bazooka-rm answers now; try again in a moment.\\n\" hdr retry-after 1"
     );
     for (name, address) in &routes.rms {
+        // It must be that rm by its certificate's name, at whatever address: any other of the authority's won't do.
+        let secured = tls.map_or_else(String::new, |tls| {
+            format!(" ssl verify required ca-file {} verifyhost rm:{name}", quoted(&tls.authority))
+        });
         lines!(
             text,
-            "    server rm-{name} {address} check inter 1s fastinter 200ms downinter 200ms rise 1 fall 2 \
+            "    server rm-{name} {address}{secured} check inter 1s fastinter 200ms downinter 200ms rise 1 fall 2 \
              observe layer4 error-limit 1 on-error mark-down init-addr libc,none"
         );
     }

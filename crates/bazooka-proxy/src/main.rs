@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use bazooka_proxy::{
-    config::{RunAs, Settings},
+    config::{GitTls, RunAs, Settings},
     driver::Driver,
     files::Place,
     haproxy::{Cli, process::Process},
@@ -18,7 +18,7 @@ use bazooka_proxy::{
 use clap::{Parser, ValueEnum};
 use visor::{
     daemon::{self, CoordinatorArgs, Readiness},
-    identity::Kind,
+    identity::{Credentials, Kind},
     names::HostName,
     store::wait_until_ready,
 };
@@ -94,9 +94,17 @@ async fn main() -> anyhow::Result<()> {
     let _only_one = lock(&folder).await?;
     let program = find_program(&args.haproxy)?;
     let run_as = run_as(args.haproxy_user.as_deref(), &folder)?;
+    let git_tls = match (&cluster.credentials, args.git) {
+        (Some(credentials), Some(_)) => Some(GitTls {
+            identity: tls_file(&folder, credentials)?,
+            authority: plain_path(&credentials.authority_file())?,
+        }),
+        _ => None,
+    };
     let settings = Settings {
         public: Some(args.public),
         git: args.git,
+        git_tls,
         bind: args.bind,
         domain: args.domain,
         folder: folder.clone(),
@@ -137,8 +145,11 @@ async fn main() -> anyhow::Result<()> {
         }
         warning.warn_of_old_coordinator().await;
     });
-    let identity =
-        Identity { name, url: format!("{}://{address}", cluster.scheme()), version: env!("CARGO_PKG_VERSION").to_owned() };
+    let identity = Identity {
+        name,
+        url: format!("{}://{address}", cluster.scheme()),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
     let parts = Parts { visor: cluster.visor, balancer, settings, identity, metrics, not_ready };
     proxy::run(parts, args.on_exit == OnExit::Stop, shutdown).await;
     endpoint.await.context("the endpoint failed")
@@ -148,6 +159,35 @@ fn machine_name() -> anyhow::Result<HostName> {
     let name = nix::unistd::gethostname().context("can't read the machine's name")?;
     let name = name.to_string_lossy().to_lowercase();
     name.parse().with_context(|| format!("the machine is called {name:?}; give a name with --name"))
+}
+
+/// This proxy's certificate and key in one file, as HAProxy wants them. They are those of now: a renewed certificate is
+/// shown once bazooka-proxy has been started again.
+fn tls_file(folder: &Path, credentials: &Credentials) -> anyhow::Result<PathBuf> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    let (file, draft) = (folder.join("git.pem"), folder.join("git.pem.new"));
+    let written = (|| {
+        let _ = std::fs::remove_file(&draft);
+        let mut new = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&draft)?;
+        new.write_all(&credentials.certificate_and_key())?;
+        std::fs::rename(&draft, &file)
+    })();
+    written.with_context(|| format!("can't write {}", file.display()))?;
+    Ok(file)
+}
+
+/// A path that HAProxy's configuration can name.
+fn plain_path(path: &Path) -> anyhow::Result<PathBuf> {
+    let path = path.canonicalize().with_context(|| format!("can't find {}", path.display()))?;
+    if !is_plain(&path) {
+        bail!("{} must be named with letters, digits and /._-+@: alone", path.display());
+    }
+    Ok(path)
+}
+
+fn is_plain(path: &Path) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@:".contains(c);
+    path.to_str().is_some_and(|text| !text.is_empty() && text.chars().all(plain))
 }
 
 /// Makes the state folder, and returns it as HAProxy's configuration and sockets can name it.

@@ -175,9 +175,9 @@ pub fn routes(snapshot: &Snapshot) -> Routes {
     routes
 }
 
-/// Where an rm is, as one word of the configuration. One behind TLS, or below a path, isn't led to.
+/// Where an rm is, as one word of the configuration. One below a path isn't led to.
 fn rm_address(url: &str) -> Option<String> {
-    let place = url.strip_prefix("http://")?.trim_end_matches('/');
+    let place = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?.trim_end_matches('/');
     if let Ok(address) = place.parse::<SocketAddr>() {
         return Some(address.to_string());
     }

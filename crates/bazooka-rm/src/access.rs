@@ -69,14 +69,19 @@ pub fn rows(known: &Known) -> Rows {
 pub async fn prepare(cluster: &Cluster, prefix: &str) -> Result<(), StoreError> {
     let Some(credentials) = &cluster.credentials else { return Ok(()) };
     let own = credentials.identity();
-    let say = |error: &StoreError| tracing::warn!(error = %error, "waiting for the coordinator to let this rm in");
+    let say =
+        |error: &StoreError| tracing::warn!(error = %error, "waiting for the coordinator to let this rm in");
     wait_until_ready(cluster.visor.store().as_ref(), say).await?;
     let found = cluster.etcd.users().await?;
     // Until there are users nobody is told apart: then this is the first rm, and lets itself in.
     let asked = wanted(prefix, &Rows::default(), &own);
     let only_ours = Users {
         roles: asked.roles.clone(),
-        users: asked.users.into_iter().filter(|(user, _)| *user == own.to_string() || user == "root").collect(),
+        users: asked
+            .users
+            .into_iter()
+            .filter(|(user, _)| *user == own.to_string() || user == "root")
+            .collect(),
     };
     let of_ours = Users {
         roles: found.roles.into_iter().filter(|(role, _)| asked.roles.contains_key(role)).collect(),
@@ -135,7 +140,7 @@ async fn bring_about(
     };
     let steps = plan(prefix, &wanted, &known.0);
     for step in &steps {
-        tracing::info!(?step, "etcd's users");
+        tracing::debug!(?step, "etcd's users");
         cluster.etcd.apply_auth(step).await?;
     }
     let (mut users, read) = known;

@@ -13,8 +13,8 @@ use visor::{
     identity::Identity,
     keys::{self, Key},
     mirror::Mirror,
-    names::{AppName, HostName},
-    schema::{Admission, Rm},
+    names::{AppName, HostName, UserName},
+    schema::{Admission, Rm, SshKeys},
     snapshot::{AppView, Snapshot},
     store::SharedStore,
 };
@@ -28,6 +28,8 @@ pub struct Known {
     pub rms: BTreeMap<HostName, Rm>,
     /// Who is admitted to the cluster.
     pub identities: BTreeMap<Identity, Admission>,
+    /// Everyone's SSH keys.
+    pub ssh_keys: BTreeMap<UserName, SshKeys>,
     /// Whether a complete list has been seen. Before, what isn't here isn't known to be absent.
     pub complete: bool,
 }
@@ -44,7 +46,16 @@ impl Apps {
     pub fn new(store: SharedStore) -> (Apps, Following) {
         let (says, changed) = watch::channel(0);
         let known = Arc::new(Mutex::new(Known::default()));
-        let scopes = vec![keys::apps(), keys::repos(), keys::rms(), keys::turns(), keys::stored(), keys::access(), keys::identities()];
+        let scopes = vec![
+            keys::apps(),
+            keys::repos(),
+            keys::rms(),
+            keys::turns(),
+            keys::stored(),
+            keys::access(),
+            keys::identities(),
+            keys::ssh_keys(),
+        ];
         let mirror = Mirror::new(store, scopes, Snapshot::default());
         (Apps { known: known.clone(), changed }, Following { mirror, known, says })
     }
@@ -106,6 +117,7 @@ impl Following {
         }
         known.identities =
             image.identities.iter().map(|(who, row)| (who.clone(), row.value.clone())).collect();
+        known.ssh_keys = image.ssh_keys.iter().map(|(user, row)| (user.clone(), row.value.clone())).collect();
         known.rms = image.rms.iter().map(|(name, rm)| (name.clone(), rm.value.clone())).collect();
     }
 }

@@ -29,6 +29,7 @@ use crate::{
     push::{Pushes, Times, mend},
     repos::{Own, Repositories, disk::Disk},
     rm::{Rm, SharedRm},
+    ssh::{self, SshArgs},
     storage::Storage,
     stored::Shelves,
 };
@@ -62,6 +63,9 @@ pub struct RmArgs {
     /// The base of the URL that is pushed to, where that isn't this rm's own: that of bazooka-proxy's --git
     #[arg(long, env = "BAZOOKA_GIT_URL", value_name = "URL")]
     pub git_url: Option<String>,
+    /// SSH.
+    #[command(flatten)]
+    pub ssh: SshArgs,
 }
 
 /// What bazooka-rm does beside serving.
@@ -101,6 +105,9 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     layout.sweep().context("what an earlier run left can't be removed")?;
     let disk = Disk::new(layout.clone(), program.clone());
     disk.sweep();
+    if args.ssh.ssh_keys.is_some() && cluster.credentials.is_none() {
+        anyhow::bail!("--ssh-keys takes a cluster with identities (--identity): a key says who pushes");
+    }
     let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
     let url = args.url.unwrap_or_else(|| format!("{}://{address}", cluster.scheme()));
     let url = url.trim_end_matches('/').to_owned();
@@ -130,6 +137,11 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     });
     let hooks = hooks::listen(&rm).context("the hooks' socket can't be opened")?;
     tokio::spawn(hooks::serve(rm.clone(), hooks));
+    if let Some(file) = args.ssh.ssh_keys.clone() {
+        let listener = ssh::listen(&rm, &args.ssh).map_err(anyhow::Error::msg)?;
+        tokio::spawn(ssh::serve(rm.clone(), listener));
+        tokio::spawn(ssh::keep(rm.clone(), apps.clone(), file));
+    }
     let routes = endpoint::routes(rm.clone(), readiness.clone(), Arc::new(Mutex::new(registry)));
     let serving = tokio::spawn({
         let (cluster, shutdown) = (cluster.clone(), shutdown.clone());
@@ -177,7 +189,9 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         tokio::join!(
             following.run(),
             access::run(cluster.clone(), prefix.clone(), apps.clone(), says),
-            repositories.run(settle), be_present(&rm, &keeper, present));
+            repositories.run(settle),
+            be_present(&rm, &keeper, present, args.ssh.ssh_url)
+        );
         anyhow::Ok(())
     };
     tokio::select! {
@@ -190,8 +204,13 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
 }
 
 /// Keeps this rm's row in the coordinator, for ever.
-async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady) {
-    let row = Row { url: rm.own.url.clone(), version: env!("CARGO_PKG_VERSION").into(), extra: Extra::new() };
+async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady, ssh_url: Option<String>) {
+    let row = Row {
+        url: rm.own.url.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ssh_url,
+        extra: Extra::new(),
+    };
     let mut state = keeper.state();
     let mut present = Some(present);
     loop {

@@ -3,7 +3,8 @@
 mod access;
 mod apps;
 mod git;
-mod process;
+mod keys;
+pub(crate) mod process;
 mod slugs;
 
 use axum::{
@@ -38,6 +39,8 @@ pub fn routes(rm: SharedRm, readiness: Readiness, metrics: Metrics) -> Router {
         .route("/apps/{app}", delete(apps::destroy))
         .route("/access/grant", post(access::grant))
         .route("/access/revoke", post(access::revoke))
+        .route("/keys", post(keys::add))
+        .route("/keys/{*fingerprint}", delete(keys::remove))
         .route("/slugs/{sha256}", get(slugs::serve))
         .merge(git)
         .with_state(rm.clone())
@@ -72,6 +75,17 @@ async fn allow(rm: &SharedRm, caller: &Caller, act: Act, app: Option<&AppName>) 
             "name its folder with --identity or BAZOOKA_IDENTITY",
         ),
     })
+}
+
+pub(crate) use git::{carry_push, is_protocol};
+
+/// An app's repository, ready to be used, if the caller may; otherwise why not, in words.
+pub(crate) async fn repository(
+    rm: &SharedRm,
+    caller: &Caller,
+    repo: &str,
+) -> Result<(AppName, std::path::PathBuf), String> {
+    git::repository(rm, caller, repo).await.map_err(git::Refused::into_words)
 }
 
 /// A failed call of the API, in words for whoever made it.

@@ -24,6 +24,7 @@ pub mod repos;
 pub mod rm;
 pub mod settled;
 pub mod slug;
+pub mod ssh;
 pub mod storage;
 pub mod stored;
 pub mod tree;

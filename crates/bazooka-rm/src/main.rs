@@ -6,6 +6,7 @@ use bazooka_rm::{
     build::supervisor,
     daemon::{RmArgs, RmCommand, run},
     hook, pki,
+    ssh::carry,
 };
 use clap::Parser;
 
@@ -16,6 +17,8 @@ fn main() -> ExitCode {
         hook::run(hook)
     } else if name == supervisor::NAME {
         supervisor::run(args)
+    } else if std::env::args_os().nth(1).is_some_and(|word| word == carry::NAME) {
+        return carry::run(args.skip(1));
     } else {
         return daemon();
     };

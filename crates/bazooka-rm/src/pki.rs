@@ -14,8 +14,8 @@ use std::{
 
 use jiff::{Timestamp, ToSpan};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use time::OffsetDateTime;
 use visor::{
@@ -158,13 +158,18 @@ impl Authority {
         let read = |name: &str| {
             let path = folder.join(name);
             fs::read_to_string(&path).map_err(|error| {
-                format!("{} can't be read ({error}); `bazooka-rm pki init {}` makes an authority", path.display(), folder.display())
+                format!(
+                    "{} can't be read ({error}); `bazooka-rm pki init {}` makes an authority",
+                    path.display(),
+                    folder.display()
+                )
             })
         };
         let (certificate_pem, key) = (read(CERTIFICATE)?, read(KEY)?);
         let wrong = |name: &str, error: rcgen::Error| format!("{}: {error}", folder.join(name).display());
         let key = KeyPair::from_pem(&key).map_err(|error| wrong(KEY, error))?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|error| wrong(CERTIFICATE, error))?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|error| wrong(CERTIFICATE, error))?;
         Ok(Authority { certificate_pem, issuer })
     }
 
@@ -181,12 +186,16 @@ impl Authority {
     ) -> Result<Issued, String> {
         let name = who.to_string();
         if name.len() > MAX_COMMON_NAME {
-            return Err(format!("{name} is longer than a certificate's name may be ({MAX_COMMON_NAME} characters)"));
+            return Err(format!(
+                "{name} is longer than a certificate's name may be ({MAX_COMMON_NAME} characters)"
+            ));
         }
         let serves = !matches!(who, Identity::User(_) | Identity::Daemon(Kind::Monitor, _));
         match (serves, addresses.is_empty()) {
             (true, true) => {
-                return Err(format!("at which addresses is {who} reached? Name them: --address 10.0.0.1,host.example.org"));
+                return Err(format!(
+                    "at which addresses is {who} reached? Name them: --address 10.0.0.1,host.example.org"
+                ));
             }
             (false, false) => return Err(format!("{who} serves nothing: no --address goes with it")),
             _ => {}
@@ -250,7 +259,8 @@ fn validity(now: Timestamp, days: u32) -> Result<(OffsetDateTime, OffsetDateTime
         .map_err(|error| format!("{days} days are too long: {error}"))?;
     let begin = now - BEGINS_BEFORE_MINUTES.minutes();
     let at = |at: Timestamp| {
-        OffsetDateTime::from_unix_timestamp(at.as_second()).map_err(|error| format!("{days} days are too long: {error}"))
+        OffsetDateTime::from_unix_timestamp(at.as_second())
+            .map_err(|error| format!("{days} days are too long: {error}"))
     };
     Ok((at(begin)?, at(end)?, end))
 }

@@ -107,8 +107,7 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
     let below = |key: &str, write| Permission { key: format!("{prefix}/{key}"), prefix: true, write };
     let mut users = Users::default();
     users.roles.insert(role("reader"), [below("", false)].into());
-    let operator =
-        [below("apps/", true), below("hostmeta/", true), one(&Key::Unfreeze.to_string(), true)];
+    let operator = [below("apps/", true), below("hostmeta/", true), one(&Key::Unfreeze.to_string(), true)];
     users.roles.insert(role("operator"), operator.into());
     let converger = [
         below("apps/", true),
@@ -191,17 +190,14 @@ pub fn plan(prefix: &str, wanted: &Users, found: &Users) -> Vec<AuthOp> {
         let keep = wanted.users.get(user).unwrap_or(&nothing);
         // Who was an rm has the root role, and a name that says so.
         let was_rm = user.starts_with("rm:");
-        let gone: Vec<&String> = roles
-            .difference(keep)
-            .filter(|role| is_ours(role) || (was_rm && *role == ROOT))
-            .collect();
+        let gone: Vec<&String> =
+            roles.difference(keep).filter(|role| is_ours(role) || (was_rm && *role == ROOT)).collect();
         let emptied = gone.len() == roles.len() && !gone.is_empty();
         if emptied && !wanted.users.contains_key(user) {
             ops.push(AuthOp::DeleteUser(user.clone()));
         } else {
             ops.extend(
-                gone.into_iter()
-                    .map(|role| AuthOp::RevokeRole { user: user.clone(), role: role.clone() }),
+                gone.into_iter().map(|role| AuthOp::RevokeRole { user: user.clone(), role: role.clone() }),
             );
         }
     }

@@ -89,7 +89,9 @@ impl CoordinatorArgs {
             // In the clear it would show nobody who asks, and be told everything.
             match (endpoint.starts_with("https://"), credentials.is_some()) {
                 (false, true) => {
-                    return Err(format!("coordinator {endpoint:?} must begin with https:// where there is an identity"));
+                    return Err(format!(
+                        "coordinator {endpoint:?} must begin with https:// where there is an identity"
+                    ));
                 }
                 (true, false) => {
                     return Err(format!(
@@ -135,7 +137,9 @@ impl Cluster {
     pub fn own_name(&self, kind: Kind, said: Option<HostName>) -> Result<Option<HostName>, String> {
         match self.credentials.as_ref().map(Credentials::identity) {
             None => Ok(said),
-            Some(Identity::Daemon(own, name)) if own == kind && said.as_ref().is_none_or(|said| *said == name) => {
+            Some(Identity::Daemon(own, name))
+                if own == kind && said.as_ref().is_none_or(|said| *said == name) =>
+            {
                 Ok(Some(name))
             }
             Some(other) => {
@@ -267,9 +271,10 @@ pub fn common_routes(readiness: Readiness, metrics: Metrics, cluster: &Cluster) 
 /// The answer to who may not: 401 to nobody known, 403 to everyone else, in words.
 pub fn refused(caller: &Caller) -> (StatusCode, String) {
     match caller {
-        Caller::Known(who) => {
-            (StatusCode::FORBIDDEN, format!("{who} may not do this; an operator can grant it: bazooka access grant\n"))
-        }
+        Caller::Known(who) => (
+            StatusCode::FORBIDDEN,
+            format!("{who} may not do this; an operator can grant it: bazooka access grant\n"),
+        ),
         _ => (StatusCode::UNAUTHORIZED, "this takes a certificate of the cluster's authority\n".into()),
     }
 }

@@ -51,8 +51,7 @@ pub enum Kind {
 
 impl Kind {
     /// Each.
-    pub const ALL: [Kind; 6] =
-        [Kind::Pm, Kind::Rm, Kind::Proxy, Kind::Converger, Kind::Monitor, Kind::Etcd];
+    pub const ALL: [Kind; 6] = [Kind::Pm, Kind::Rm, Kind::Proxy, Kind::Converger, Kind::Monitor, Kind::Etcd];
 
     /// The word before the colon.
     pub fn as_str(self) -> &'static str {

@@ -19,13 +19,14 @@
 //! status/H/ID               pm of H; converger once lost   history/A/P/ID       converger
 //! turns/A (leased)          rm, while it takes a push      stored/A             rm, within its turn
 //! access/A                  rm                             identities/NAME      rm
+//! keys/USER                 rm
 //! ```
 
 use std::{fmt, str::FromStr};
 
 use crate::{
     identity::Identity,
-    names::{AppName, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId},
+    names::{AppName, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName},
     store::Keys,
 };
 
@@ -62,6 +63,7 @@ pub enum Key {
     Ended(AppName, ProcName, InstanceId),
     Access(AppName),
     Admission(Identity),
+    SshKeys(UserName),
 }
 
 impl fmt::Display for Key {
@@ -95,6 +97,7 @@ impl fmt::Display for Key {
             Key::Unfreeze => f.write_str("unfreeze"),
             Key::Ended(a, p, id) => write!(f, "history/{a}/{p}/{id}"),
             Key::Access(a) => write!(f, "access/{a}"),
+            Key::SshKeys(user) => write!(f, "keys/{user}"),
             Key::Admission(who) => write!(f, "identities/{who}"),
         }
     }
@@ -147,6 +150,7 @@ impl FromStr for Key {
                 word(a).zip(word(p)).zip(word(id)).map(|((a, p), id)| Key::Ended(a, p, id))
             }
             ["access", a] => word(a).map(Key::Access),
+            ["keys", user] => word(user).map(Key::SshKeys),
             ["identities", who] => word(who).map(Key::Admission),
             _ => None,
         };
@@ -252,6 +256,11 @@ pub fn identities() -> Keys {
     Keys::Prefix("identities/".into())
 }
 
+/// Everyone's SSH keys.
+pub fn ssh_keys() -> Keys {
+    Keys::Prefix("keys/".into())
+}
+
 /// Every bazooka-rm that serves.
 pub fn rms() -> Keys {
     Keys::Prefix("rms/".into())
@@ -321,6 +330,7 @@ mod tests {
             Key::Unfreeze,
             Key::Ended(a.clone(), p, InstanceId(9)),
             Key::Access(a),
+            Key::SshKeys("ada".parse().expect("valid")),
             Key::Admission("ada".parse().expect("valid")),
             Key::Admission("pm:app1.example.org".parse().expect("valid")),
         ] {

@@ -657,6 +657,9 @@ pub struct Rm {
     pub url: String,
     /// Its version.
     pub version: String,
+    /// The base of the URL that is pushed to over SSH, where that can be done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_url: Option<String>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -716,6 +719,32 @@ pub struct Admission {
     /// Who let it in.
     pub by: String,
     /// When.
+    pub at: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `keys/USER`: the SSH keys with which somebody pushes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshKeys {
+    /// By fingerprint (`SHA256:...`, as `ssh-keygen -l` says it).
+    #[serde(default)]
+    pub keys: BTreeMap<String, SshKey>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A public key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshKey {
+    /// Its kind and itself, in OpenSSH's form, without a comment.
+    pub key: String,
+    /// What its owner calls it.
+    #[serde(default)]
+    pub comment: String,
+    /// When it was added.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]

@@ -248,11 +248,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the store refused because of who asks (etcd's words, the same from 3.4 to 3.6).
     pub fn is_denied(&self) -> bool {
-        const DENIED: [&str; 3] = [
-            "permission denied",
-            "user name not found",
-            "user name is empty",
-        ];
+        const DENIED: [&str; 3] = ["permission denied", "user name not found", "user name is empty"];
         matches!(self, StoreError::Refused { detail } if DENIED.iter().any(|words| detail.contains(words)))
     }
 }

@@ -13,7 +13,7 @@ use nix::{
 };
 use tokio::time::{Instant, sleep};
 
-pub use etcd::{Etcd, EtcdCluster, fresh_prefix, observer};
+pub use etcd::{Etcd, EtcdCluster, fresh_prefix, observer, observer_as};
 pub use lossy::LossyProxy;
 
 /// How often a condition is looked at.

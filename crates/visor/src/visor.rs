@@ -71,6 +71,10 @@ pub enum Refusal {
     NotFrozen,
     #[error("{0} isn't admitted to this cluster")]
     NotAdmitted(Identity),
+    #[error("{0} has as many SSH keys as one may have")]
+    TooManyKeys(UserName),
+    #[error("{0} has no SSH key {1}")]
+    NoSuchKey(UserName, String),
     #[error("app '{0}' isn't one of {1}'s")]
     NotTheirs(AppName, UserName),
 }

@@ -174,6 +174,7 @@ fn settings() -> Settings {
     Settings {
         public: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
         git: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8081))),
+        git_tls: None,
         bind: IpAddr::from(Ipv4Addr::LOCALHOST),
         domain: "localhost".parse().expect("a valid name"),
         folder: PathBuf::from("/var/lib/bazooka-proxy"),

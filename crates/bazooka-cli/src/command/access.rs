@@ -3,12 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use visor::{
-    identity::Identity,
-    keys,
-    names::AppName,
-    snapshot::Snapshot,
-};
+use visor::{identity::Identity, keys, names::AppName, snapshot::Snapshot};
 
 use crate::{
     args::{AccessAction, AccessArgs},

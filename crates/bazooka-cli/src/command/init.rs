@@ -23,7 +23,7 @@ use crate::{
     context::{Context, REMOTE, app_of, git, remote_url},
     failure::{Failure, Kind, Result},
     rm::{self, NewApp},
-    show::put_line,
+    show::{put_line, say},
 };
 
 /// A repository is set up in a moment; beyond this, bazooka-rm has stopped working.
@@ -33,7 +33,7 @@ const SET_UP_FOR: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// No git repository; a name that isn't valid or is taken; no bazooka-rm.
-pub async fn run(context: &Context, name: Option<AppName>) -> Result<()> {
+pub async fn run(context: &Context, name: Option<AppName>, over_ssh: bool) -> Result<()> {
     let top = git(&["rev-parse", "--show-toplevel"]).await.map(|top| top.trim_end().to_owned());
     let remote = remote_url().await;
     let name = match (name, context.said()) {
@@ -63,6 +63,7 @@ pub async fn run(context: &Context, name: Option<AppName>) -> Result<()> {
             .hint(format!("git remote rename {REMOTE} OTHER, or name that app")));
     }
 
+    let ssh_url = if over_ssh { Some(ssh_url(context, &name).await?) } else { None };
     let known = context.visor.get::<App>(&Key::App(name.clone())).await?;
     let is_new = known.is_none();
     match known {
@@ -70,7 +71,9 @@ pub async fn run(context: &Context, name: Option<AppName>) -> Result<()> {
             let what = format!("the app '{name}' of before is still being destroyed");
             return Err(Failure::new(Kind::Refused, what).hint("try again in a moment"));
         }
-        Some(app) if app.owner == context.who || is_theirs(context, &name).await? => put_line(&format!("app '{name}' registered already")),
+        Some(app) if app.owner == context.who || is_theirs(context, &name).await? => {
+            put_line(&format!("app '{name}' registered already"))
+        }
         Some(app) => return Err(anothers(context, &name, &app.owner).await),
         None => {
             let token = format!("{:032x}", rand::random::<u128>());
@@ -80,11 +83,25 @@ pub async fn run(context: &Context, name: Option<AppName>) -> Result<()> {
         }
     }
     let url = set_up(context, &name, is_new).await?;
+    if let Some(ssh_url) = ssh_url {
+        return add_remote(remote.as_deref(), &ssh_url).await;
+    }
     add_remote(remote.as_deref(), &url).await?;
     if let Some(credentials) = &context.credentials {
         set_git_up(credentials, &url).await?;
     }
     Ok(())
+}
+
+/// Where an app is pushed to over SSH.
+async fn ssh_url(context: &Context, name: &AppName) -> Result<String> {
+    let there = context.visor.read(vec![keys::rms()]).await?;
+    let base = there.rms.values().find_map(|rm| rm.ssh_url.as_deref());
+    let base = base.ok_or_else(|| {
+        Failure::new(Kind::PartMissing, "no bazooka-rm takes pushes over SSH")
+            .hint("an operator sets it up: bazooka-rm --ssh-keys FILE --ssh-url URL; without --ssh it goes over HTTPS")
+    })?;
+    Ok(format!("{}/{name}.git", base.trim_end_matches('/')))
 }
 
 /// Whether an app that is there is one of the caller's.
@@ -99,9 +116,12 @@ async fn is_theirs(context: &Context, name: &AppName) -> Result<bool> {
 /// Has git trust the cluster's authority, and ask this program who pushes, for this repository's URL alone.
 async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
     let failed = |what: &dyn std::fmt::Display| {
-        Failure::new(Kind::Failed, "git couldn't be told who you are; the app is registered, and the remote is there")
-            .because(what.to_string())
-            .hint("run `bazooka init` here again")
+        Failure::new(
+            Kind::Failed,
+            "git couldn't be told who you are; the app is registered, and the remote is there",
+        )
+        .because(what.to_string())
+        .hint("run `bazooka init` here again")
     };
     let absolute = |path: &Path| path.canonicalize().map_err(|error| failed(&error));
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
@@ -123,6 +143,10 @@ async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
         }
     }
     put_line("git set up to push as you");
+    if std::env::var_os("GIT_SSL_CAINFO").is_some() {
+        // Git lets it stand above any configuration.
+        say("warning: GIT_SSL_CAINFO is set, and git goes by it instead: unset it to push");
+    }
     Ok(())
 }
 

@@ -75,6 +75,7 @@ impl Agenda {
                     | Key::Rm(_)
                     | Key::Access(_)
                     | Key::Admission(_)
+                    | Key::SshKeys(_)
                     | Key::Leader,
                 )
                 | Err(_) => {}

@@ -117,7 +117,8 @@ async fn logs(
         Ok(true) => {}
         Ok(false) => return refused(&caller).into_response(),
         Err(error) => {
-            return (StatusCode::SERVICE_UNAVAILABLE, format!("can't tell who may: {error}\n")).into_response();
+            return (StatusCode::SERVICE_UNAVAILABLE, format!("can't tell who may: {error}\n"))
+                .into_response();
         }
     }
     let app = query.app.clone();

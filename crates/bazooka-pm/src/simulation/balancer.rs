@@ -264,6 +264,7 @@ impl Hold {
         Settings {
             public: Some(SocketAddr::new(address, 80)),
             git: None,
+            git_tls: None,
             bind: address,
             domain: "localhost".parse().expect("a valid name"),
             folder: PathBuf::from("/"),

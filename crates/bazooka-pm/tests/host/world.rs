@@ -129,7 +129,7 @@ impl World {
         let routes = Router::new().route("/slugs/{digest}", get(serve)).with_state(shelf.clone());
         tokio::spawn(async move { axum::serve(listener, routes).await });
         let lease = store.grant(Duration::from_secs(600)).await.expect("etcd answers");
-        let rm = Rm { url, version: "test".into(), extra: Extra::new() };
+        let rm = Rm { url, version: "test".into(), ssh_url: None, extra: Extra::new() };
         visor.publish_rm(&"rm1".parse().expect("valid"), &rm, lease).await.expect("etcd answers");
         let (first, lock) = free_range();
         World {

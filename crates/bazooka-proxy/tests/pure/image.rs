@@ -83,6 +83,7 @@ pub fn settings() -> Settings {
     Settings {
         public: Some("0.0.0.0:8080".parse().expect("an address")),
         git: None,
+        git_tls: None,
         bind: "0.0.0.0".parse().expect("an address"),
         domain: "localhost".parse().expect("a valid name"),
         folder: "/var/lib/bazooka-proxy".into(),

@@ -38,6 +38,8 @@ enum What {
 
 /// `POST /access/grant`. Safe to repeat.
 pub async fn grant(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Result<Json<Done>, ApiError> {
+    // Who is in at all, before anything is read of what they send.
+    allow(&rm, &caller, Act::Register, None).await?;
     let (who, what) = read(&body)?;
     let by = caller.to_string();
     let now = Timestamp::now();
@@ -63,6 +65,8 @@ pub async fn grant(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> R
 
 /// `POST /access/revoke`.
 pub async fn revoke(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Result<Json<Done>, ApiError> {
+    // Who is in at all, before anything is read of what they send.
+    allow(&rm, &caller, Act::Register, None).await?;
     let (who, what) = read(&body)?;
     let by = caller.to_string();
     match &what {

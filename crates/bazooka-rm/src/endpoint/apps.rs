@@ -42,6 +42,8 @@ pub async fn register(
     caller: Caller,
     body: Bytes,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
+    // Before anything is read of what they send.
+    allow(&rm, &caller, Act::Register, None).await?;
     let bad = |error: String| {
         ApiError::new(
             StatusCode::BAD_REQUEST,
@@ -64,7 +66,6 @@ pub async fn register(
     if !is_word(&asked.token, 200) {
         return Err(bad("token must be a line of 1 to 200 characters".into()));
     }
-    allow(&rm, &caller, Act::Register, None).await?;
     // Who is known isn't asked for a name.
     let (owner, user) = match &caller {
         Caller::Known(Identity::User(user)) => (user.to_string(), Some(user)),

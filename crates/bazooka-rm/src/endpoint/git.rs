@@ -31,6 +31,13 @@ const REPOSITORY_IN: Duration = Duration::from_secs(5);
 /// A request that is refused, in words that the git client shows.
 pub struct Refused(StatusCode, String);
 
+impl Refused {
+    /// What is said of it.
+    pub fn into_words(self) -> String {
+        self.1
+    }
+}
+
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
@@ -124,15 +131,15 @@ pub async fn receive_pack(
             return Err(no_git(&error));
         }
     };
-    tokio::spawn(carry_push(rm, push, answering, request));
+    tokio::spawn(carry_push(rm, push, answering, request, MAX_PUSH));
     Ok((answer_headers("application/x-git-receive-pack-result"), body).into_response())
 }
 
 /// Carries a push to its end, whoever still listens.
-async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request: Body) {
+pub async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request: Body, limit: u64) {
     rm.metrics.pushes_under_way.inc();
     answering
-        .carry(request, MAX_PUSH, || {
+        .carry(request, limit, || {
             push.gone.cancel();
             // Git is moving the branch: it must be let, so that head moves with it.
             push.is_accepted()
@@ -143,7 +150,7 @@ async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request
 }
 
 /// The app of a path, and its repository, ready to be used.
-async fn repository(rm: &SharedRm, caller: &Caller, repo: &str) -> Result<(AppName, PathBuf), Refused> {
+pub async fn repository(rm: &SharedRm, caller: &Caller, repo: &str) -> Result<(AppName, PathBuf), Refused> {
     let name = repo.strip_suffix(".git").unwrap_or(repo);
     let app: AppName = name.parse().map_err(|error| Refused(StatusCode::NOT_FOUND, format!("{error}")))?;
     // Before anything is read of the request's body, or told of the app.
@@ -158,7 +165,10 @@ async fn repository(rm: &SharedRm, caller: &Caller, repo: &str) -> Result<(AppNa
                          bazooka access grant {who} {app}"
                     ),
                 ),
-                _ => Refused(StatusCode::UNAUTHORIZED, "this takes an identity; `bazooka init` sets git up".into()),
+                _ => Refused(
+                    StatusCode::UNAUTHORIZED,
+                    "this takes an identity; `bazooka init` sets git up".into(),
+                ),
             });
         }
         Err(error) => {
@@ -231,8 +241,13 @@ async fn view(rm: &SharedRm, app: &AppName) -> Option<Arc<AppView>> {
 /// The protocol version that the client speaks.
 fn protocol(headers: &HeaderMap) -> Option<String> {
     let value = headers.get("git-protocol")?.to_str().ok()?;
+    is_protocol(value).then(|| value.to_owned())
+}
+
+/// Whether a word could be a version of git's protocol, as it is passed on to git.
+pub fn is_protocol(value: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '=' | ':' | '.' | '-' | '_' | '/');
-    (value.len() <= 200 && value.chars().all(plain)).then(|| value.to_owned())
+    value.len() <= 200 && value.chars().all(plain)
 }
 
 /// Who asks, if the client says so.

@@ -108,7 +108,8 @@ fn writes(users: &Users, who: &str, key: &str) -> bool {
 fn each_key_is_written_by_whom_the_schema_names() {
     let users = wanted("/p", &rows(), &"rm:r1".parse().expect("valid"));
     let of = |key: &str| -> Vec<&str> {
-        let all = ["ada", "eve", "ops", "pm:h1", "proxy:p1", "converger:c1", "monitor:m1", "rm:r1", "rm:r2", "x"];
+        let all =
+            ["ada", "eve", "ops", "pm:h1", "proxy:p1", "converger:c1", "monitor:m1", "rm:r1", "rm:r2", "x"];
         all.into_iter().filter(|who| writes(&users, who, key)).collect()
     };
     let rms = |others: &[&'static str]| -> Vec<&'static str> { [others, &["rm:r1", "rm:r2"]].concat() };
@@ -150,7 +151,8 @@ fn a_host_reads_its_own_work_alone() {
     };
     assert_eq!(users.users["pm:h1"], ["/p:pm:h1".to_owned()].into());
     assert!(reads("/p/assigned/h1/7") && reads("/p/schema") && reads("/p/rms/r1"));
-    for key in ["/p/assigned/h2/7", "/p/assigned/h10/7", "/p/apps/a/envs/e1", "/p/hosts/h2", "/p/status/h2/7"] {
+    for key in ["/p/assigned/h2/7", "/p/assigned/h10/7", "/p/apps/a/envs/e1", "/p/hosts/h2", "/p/status/h2/7"]
+    {
         assert!(!reads(key), "{key}");
     }
 }
@@ -203,12 +205,11 @@ fn rights() -> impl Strategy<Value = BTreeSet<Permission>> {
 
 fn users() -> impl Strategy<Value = Users> {
     let roles = prop::collection::btree_map("/p:[abc]", rights(), 0..3);
-    (roles, prop::collection::btree_map("(rm:)?[abc]", prop::collection::btree_set("/p:[abc]", 0..3), 0..4)).prop_map(
-        |(roles, mut users)| {
+    (roles, prop::collection::btree_map("(rm:)?[abc]", prop::collection::btree_set("/p:[abc]", 0..3), 0..4))
+        .prop_map(|(roles, mut users)| {
             users.values_mut().for_each(|has| has.retain(|role| roles.contains_key(role)));
             Users { roles, users }
-        },
-    )
+        })
 }
 
 proptest! {

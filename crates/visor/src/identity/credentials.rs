@@ -36,7 +36,7 @@ const KEY: &str = "key.pem";
 /// How often the files are looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long before its end a certificate is warned of.
+/// How long before its end a certificate is warned of; of a short-lived one, its last third.
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 86_400);
 
 /// Who this process is.
@@ -81,6 +81,7 @@ type Stamp = [(SystemTime, u64, u64); 3];
 pub(super) struct Held {
     stamp: Stamp,
     identity: Identity,
+    not_before: Timestamp,
     not_after: Timestamp,
     authority_pem: Vec<u8>,
     certificate_pem: Vec<u8>,
@@ -136,6 +137,13 @@ impl Credentials {
         self.0.dir.join(AUTHORITY)
     }
 
+    /// The certificate, those after it and the key, as PEM in one piece, for programs that take them so. It holds the key:
+    /// a file with it is for its owner alone.
+    pub fn certificate_and_key(&self) -> Vec<u8> {
+        let held = self.current();
+        [held.certificate_pem.as_slice(), b"\n", &held.key_pem].concat()
+    }
+
     /// TLS for requests to the cluster's daemons: they must be of the same authority. It shows whichever certificate
     /// is current when it is asked for one.
     pub fn client_config(&self) -> ClientConfig {
@@ -167,11 +175,7 @@ impl Credentials {
     }
 
     /// Who a chain of certificates names, if it is of this authority and holds at `now`.
-    pub(super) fn verify(
-        &self,
-        chain: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<Identity, String> {
+    pub(super) fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Identity, String> {
         let (first, rest) = chain.split_first().ok_or("there is no certificate")?;
         let verifier = self.current().verifier.clone();
         verifier.verify_client_cert(first, rest, now).map_err(|error| error.to_string())?;
@@ -186,7 +190,8 @@ impl Credentials {
             self.look(&mut state);
         }
         let left = state.held.not_after.duration_since(Timestamp::now());
-        let soon = i64::try_from(WARN_BEFORE.as_secs()).unwrap_or(i64::MAX);
+        let lifetime = state.held.not_after.duration_since(state.held.not_before);
+        let soon = i64::try_from(WARN_BEFORE.as_secs()).unwrap_or(i64::MAX).min(lifetime.as_secs() / 3);
         if left.as_secs() < soon && !state.warned {
             state.warned = true;
             tracing::warn!(
@@ -289,15 +294,14 @@ impl Held {
         let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| wrong(KEY, &error))?;
         let key = provider().key_provider.load_private_key(key).map_err(|error| wrong(KEY, &error))?;
         let certified = Arc::new(CertifiedKey::new(chain, key));
-        certified
-            .keys_match()
-            .map_err(|_| wrong(KEY, &format!("it is not the key of {CERTIFICATE}")))?;
+        certified.keys_match().map_err(|_| wrong(KEY, &format!("it is not the key of {CERTIFICATE}")))?;
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
             .allow_unauthenticated()
             .build()
             .map_err(|error| wrong(AUTHORITY, &error))?;
         if subject.not_after <= Timestamp::now() {
-            let cause = format!("it ended at {}; a new one can be made with `bazooka-rm pki`", subject.not_after);
+            let cause =
+                format!("it ended at {}; a new one can be made with `bazooka-rm pki`", subject.not_after);
             return Err(wrong(CERTIFICATE, &cause));
         }
         let (first, rest) = certified.cert.split_first().expect("it isn't empty");
@@ -312,6 +316,7 @@ impl Held {
         Ok(Held {
             stamp,
             identity: subject.identity,
+            not_before: subject.not_before,
             not_after: subject.not_after,
             authority_pem,
             certificate_pem,
@@ -342,6 +347,7 @@ pub fn http_client(credentials: Option<&Credentials>) -> reqwest::ClientBuilder 
 
 pub(super) struct Subject {
     pub identity: Identity,
+    pub not_before: Timestamp,
     pub not_after: Timestamp,
     /// The public key, as the bits of its structure (RFC 5280, 4.1.2.7): of P-256, an uncompressed point.
     pub public_key: Vec<u8>,
@@ -358,9 +364,16 @@ pub(super) fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, Strin
         return Err("it has more than one common name".into());
     }
     let identity = name.parse().map_err(|error: crate::names::InvalidName| error.to_string())?;
-    let not_after = Timestamp::from_second(parsed.validity().not_after.timestamp())
-        .map_err(|error| error.to_string())?;
-    Ok(Subject { identity, not_after, public_key: parsed.public_key().subject_public_key.data.to_vec() })
+    let at = |time: x509_parser::time::ASN1Time| {
+        Timestamp::from_second(time.timestamp()).map_err(|error| error.to_string())
+    };
+    let (not_before, not_after) = (at(parsed.validity().not_before)?, at(parsed.validity().not_after)?);
+    Ok(Subject {
+        identity,
+        not_before,
+        not_after,
+        public_key: parsed.public_key().subject_public_key.data.to_vec(),
+    })
 }
 
 /// The wall clock, as verifiers take it.

@@ -110,13 +110,16 @@ impl Connected<IncomingStream<'_, TlsListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
         // The handshake has checked that it is of the authority; it is asked once more whom it names.
         let address = *stream.remote_addr();
-        let shown = stream.io().get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|certificate| {
-            super::credentials::subject(certificate)
-                .inspect_err(|error| tracing::warn!(%address, error, "a certificate that names nobody"))
-                .ok()
-        });
+        let shown =
+            stream.io().get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|certificate| {
+                super::credentials::subject(certificate)
+                    .inspect_err(|error| tracing::warn!(%address, error, "a certificate that names nobody"))
+                    .ok()
+            });
         match shown {
-            Some(subject) => Peer { caller: Caller::Known(subject.identity), until: subject.not_after, address },
+            Some(subject) => {
+                Peer { caller: Caller::Known(subject.identity), until: subject.not_after, address }
+            }
             None => Peer { caller: Caller::Unknown, until: Timestamp::MAX, address },
         }
     }
@@ -167,7 +170,8 @@ impl Callers {
 pub struct From(pub SocketAddr);
 
 fn by_token(credentials: &Credentials, request: &Request) -> Caller {
-    let Some(token) = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()) else {
+    let Some(token) = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok())
+    else {
         return Caller::Unknown;
     };
     let now = Timestamp::now();

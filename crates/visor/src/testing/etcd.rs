@@ -24,6 +24,7 @@ use nix::{
 use tokio::{sync::OnceCell, time::timeout};
 
 use super::{stand_still, until};
+use crate::identity::Credentials;
 use crate::store::{
     Keys, SharedStore, Store,
     etcd::{EtcdConfig, EtcdStore},
@@ -66,6 +67,8 @@ struct Member {
     client: SocketAddrV4,
     /// Those about its peers, and what a test wants.
     arguments: Vec<String>,
+    /// With TLS: its own identity, and one that may ask whether it answers.
+    tls: Option<(PathBuf, Credentials)>,
     run: Option<Run>,
 }
 
@@ -95,6 +98,19 @@ impl Etcd {
     /// As [`Etcd::start`].
     pub async fn start_with(arguments: &[&str]) -> Self {
         let mut member = Member::new("default", alone(arguments));
+        member.start();
+        member.wait_until_it_answers().await;
+        Self { endpoint: member.endpoint(), member: Some(member) }
+    }
+
+    /// Starts one that speaks TLS, as the identity in a folder (`ca.pem`, `cert.pem`, `key.pem`, of 127.0.0.1), and that
+    /// takes none but certificates of that authority. `observer` is who looks at it here.
+    ///
+    /// # Panics
+    /// As [`Etcd::start`].
+    pub async fn start_tls(identity: &Path, observer: Credentials) -> Self {
+        let mut member = Member::new("default", alone(&[]));
+        member.tls = Some((identity.to_owned(), observer));
         member.start();
         member.wait_until_it_answers().await;
         Self { endpoint: member.endpoint(), member: Some(member) }
@@ -169,8 +185,14 @@ impl Etcd {
 
 /// A test's own client, which is patient.
 pub fn observer(endpoint: &str, prefix: &str) -> SharedStore {
+    observer_as(endpoint, prefix, None)
+}
+
+/// The same, as somebody.
+pub fn observer_as(endpoint: &str, prefix: &str, credentials: Option<Credentials>) -> SharedStore {
     let usual = EtcdConfig::new(vec![endpoint.to_owned()], prefix);
-    Arc::new(EtcdStore::new(EtcdConfig { connect_timeout: PATIENCE, call_timeout: PATIENCE, ..usual }))
+    let config = EtcdConfig { connect_timeout: PATIENCE, call_timeout: PATIENCE, credentials, ..usual };
+    Arc::new(EtcdStore::new(config))
 }
 
 /// A prefix that no other test has, in whatever process.
@@ -296,15 +318,15 @@ impl Member {
             .expect("a folder for etcd's data can be made");
         let client = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
         // From here on, the guard removes it.
-        Self { name: name.to_owned(), dir: dir.keep(), client, arguments, run: None }
+        Self { name: name.to_owned(), dir: dir.keep(), client, arguments, tls: None, run: None }
     }
 
     fn endpoint(&self) -> String {
-        format!("http://{}", self.client)
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.client)
     }
 
     fn start(&mut self) {
-        let client = format!("http://{}", self.client);
+        let client = self.endpoint();
         let own = [
             format!("--name={}", self.name),
             format!("--data-dir={}", self.dir.join("data").display()),
@@ -313,11 +335,21 @@ impl Member {
             "--logger=zap".to_owned(),
             "--log-level=warn".to_owned(),
         ];
+        let tls = self.tls.iter().flat_map(|(identity, _)| {
+            let file = |flag: &str, name: &str| format!("--{flag}={}", identity.join(name).display());
+            [
+                file("cert-file", "cert.pem"),
+                file("key-file", "key.pem"),
+                file("trusted-ca-file", "ca.pem"),
+                "--client-cert-auth".to_owned(),
+            ]
+        });
+        let tls: Vec<String> = tls.collect();
         let mut guard = Command::new("sh")
             .args(["-c", GUARD, "guard"])
             .arg(&self.dir)
             .arg("etcd")
-            .args(own.iter().chain(&self.arguments))
+            .args(own.iter().chain(&tls).chain(&self.arguments))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -347,10 +379,16 @@ impl Member {
         })
         .await;
         self.client = found;
-        let store = EtcdStore::new(EtcdConfig::new(vec![self.endpoint()], "/probe"));
+        let credentials = self.tls.as_ref().map(|(_, observer)| observer.clone());
+        let config = EtcdConfig::new(vec![self.endpoint()], "/probe");
+        let store = EtcdStore::new(EtcdConfig { credentials, ..config });
         until("etcd answers", START, || async {
             let answer = store.range(Keys::One("probe".to_owned()), None).await;
-            answer.map(drop).map_err(|error| format!("{error:?}"))
+            match answer {
+                // To be told that one may not is an answer.
+                Err(error) if !error.is_denied() => Err(format!("{error:?}")),
+                _ => Ok(()),
+            }
         })
         .await;
     }

@@ -7,10 +7,13 @@ use crate::{
     identity::Identity,
     keys::Key,
     names::{AppName, UserName},
-    schema::{Admission, Extra, Granted},
+    schema::{Admission, Extra, Granted, SshKey},
     store::Keys,
     visor::{Change, Decision, Refusal, Result, Visor},
 };
+
+/// The most SSH keys that one person has: sshd reads them all.
+const MAX_KEYS: usize = 50;
 
 impl Visor {
     /// Lets somebody in, or makes an operator of them. Who is an operator stays one.
@@ -60,6 +63,46 @@ impl Visor {
         .await
     }
 
+    /// Adds an SSH key of somebody's, or says its comment anew.
+    ///
+    /// # Errors
+    /// [`Refusal::TooManyKeys`].
+    pub async fn add_key(&self, user: &UserName, fingerprint: &str, key: &SshKey) -> Result<()> {
+        let at = Key::SshKeys(user.clone());
+        self.decide(vec![Keys::One(at.to_string())], |snapshot| {
+            let before = snapshot.ssh_keys.get(user);
+            let mut row = before.map(|before| before.value.clone()).unwrap_or_default();
+            if row.keys.get(fingerprint).is_some_and(|known| known.comment == key.comment) {
+                return Ok(Decision::Already(()));
+            }
+            row.keys.insert(fingerprint.to_owned(), key.clone());
+            if row.keys.len() > MAX_KEYS {
+                return Err(Refusal::TooManyKeys(user.clone()).into());
+            }
+            Ok(Decision::Change(Change::new().as_read(&at, before).put(&at, &row), ()))
+        })
+        .await
+    }
+
+    /// Takes an SSH key of somebody's away.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchKey`].
+    pub async fn remove_key(&self, user: &UserName, fingerprint: &str) -> Result<()> {
+        let at = Key::SshKeys(user.clone());
+        self.decide(vec![Keys::One(at.to_string())], |snapshot| {
+            let before = snapshot.ssh_keys.get(user);
+            let mut row = before.map(|before| before.value.clone()).unwrap_or_default();
+            if row.keys.remove(fingerprint).is_none() {
+                return Err(Refusal::NoSuchKey(user.clone(), fingerprint.chars().take(100).collect()).into());
+            }
+            let change = Change::new().as_read(&at, before);
+            let change = if row.keys.is_empty() { change.delete(&at) } else { change.put(&at, &row) };
+            Ok(Decision::Change(change, ()))
+        })
+        .await
+    }
+
     /// Makes an app somebody's, too.
     ///
     /// # Errors
@@ -80,8 +123,7 @@ impl Visor {
                 return Ok(Decision::Already(()));
             }
             row.users.insert(user.clone(), Granted { by: by.into(), at: now, extra: Extra::new() });
-            let change =
-                Change::new().exists(&own).exists(&admission).as_read(&key, before).put(&key, &row);
+            let change = Change::new().exists(&own).exists(&admission).as_read(&key, before).put(&key, &row);
             Ok(Decision::Change(change, ()))
         })
         .await

@@ -58,8 +58,7 @@ impl Visor {
                     let mut change = Change::new().absent(&key).put(&key, &app);
                     if let Some(user) = user {
                         let granted = Granted { by: owner.into(), at: now, extra: Extra::new() };
-                        let access =
-                            Access { users: [(user.clone(), granted)].into(), extra: Extra::new() };
+                        let access = Access { users: [(user.clone(), granted)].into(), extra: Extra::new() };
                         change = change.put(&Key::Access(name.clone()), &access);
                     }
                     Ok(Decision::Change(change, ()))

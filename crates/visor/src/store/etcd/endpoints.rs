@@ -71,11 +71,7 @@ struct Standing {
 }
 
 impl Endpoints {
-    pub(super) fn new(
-        urls: &[String],
-        connect_timeout: Duration,
-        credentials: Option<Credentials>,
-    ) -> Self {
+    pub(super) fn new(urls: &[String], connect_timeout: Duration, credentials: Option<Credentials>) -> Self {
         let scheme = if credentials.is_some() { "https" } else { "http" };
         let members: Vec<Member> = urls
             .iter()
@@ -162,11 +158,7 @@ impl Endpoints {
 }
 
 /// Connects. Only the connection is made: etcd's answer comes with the first call.
-async fn open(
-    url: &str,
-    credentials: Option<&Credentials>,
-    generation: u64,
-) -> Result<Connection, String> {
+async fn open(url: &str, credentials: Option<&Credentials>, generation: u64) -> Result<Connection, String> {
     let mut endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| chain(&error))?;
     if let Some(credentials) = credentials {
         // As the files are now: a connection shows the certificate that it began with, whatever is renewed.

@@ -2,7 +2,9 @@
 //!
 //! Owns the translation, and nothing of what they should be ([`crate::access`]).
 
-use etcd_client::{Permission as EtcdPermission, PermissionType, RoleRevokePermissionOptions, UserAddOptions};
+use etcd_client::{
+    Permission as EtcdPermission, PermissionType, RoleRevokePermissionOptions, UserAddOptions,
+};
 
 use super::{Asked, EtcdStore, Repeat, Result};
 use crate::{
@@ -84,7 +86,8 @@ impl EtcdStore {
                             auth.role_grant_permission(role, granted).await.map(drop)
                         }
                         AuthOp::RevokePermission(role, right) => {
-                            let options = right.prefix.then(|| RoleRevokePermissionOptions::new().with_prefix());
+                            let options =
+                                right.prefix.then(|| RoleRevokePermissionOptions::new().with_prefix());
                             auth.role_revoke_permission(role, right.key, options).await.map(drop)
                         }
                         AuthOp::AddUser(user) => {
@@ -94,13 +97,17 @@ impl EtcdStore {
                         }
                         AuthOp::DeleteUser(user) => auth.user_delete(user).await.map(drop),
                         AuthOp::GrantRole { user, role } => auth.user_grant_role(user, role).await.map(drop),
-                        AuthOp::RevokeRole { user, role } => auth.user_revoke_role(user, role).await.map(drop),
+                        AuthOp::RevokeRole { user, role } => {
+                            auth.user_revoke_role(user, role).await.map(drop)
+                        }
                     }
                 }
             })
             .await;
         match done {
-            Err(StoreError::Refused { detail }) if DONE_ALREADY.iter().any(|words| detail.contains(words)) => {
+            Err(StoreError::Refused { detail })
+                if DONE_ALREADY.iter().any(|words| detail.contains(words)) =>
+            {
                 Ok(())
             }
             other => other,

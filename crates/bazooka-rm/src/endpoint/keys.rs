@@ -1,0 +1,89 @@
+//! People's SSH keys.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use ssh_key::{HashAlg, PublicKey};
+use visor::{
+    access::Act,
+    identity::{Caller, Identity},
+    names::UserName,
+    schema::SshKey,
+};
+
+use super::{ApiError, allow};
+use crate::rm::SharedRm;
+
+/// A key, as `ssh-keygen` writes it in its `.pub` file.
+#[derive(Debug, Deserialize)]
+struct Asked {
+    key: String,
+}
+
+/// A key that was added or removed.
+#[derive(Debug, Serialize)]
+pub struct Done {
+    fingerprint: String,
+}
+
+/// `POST /keys`: one more key of the caller's. Safe to repeat.
+pub async fn add(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Result<Json<Done>, ApiError> {
+    let user = person(&rm, &caller).await?;
+    let bad = |error: String| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            error,
+            "give the file with the public key: ~/.ssh/id_ed25519.pub",
+        )
+    };
+    let asked: Asked =
+        serde_json::from_slice(&body).map_err(|error| bad(format!("the request can't be read: {error}")))?;
+    if asked.key.contains("PRIVATE KEY") {
+        return Err(bad("this is a private key, which belongs to nobody else; it wasn't kept".into()));
+    }
+    let mut key = PublicKey::from_openssh(asked.key.trim())
+        .map_err(|error| bad(format!("this is no public key of OpenSSH's: {error}")))?;
+    let comment: String = key.comment().chars().filter(|c| !c.is_control()).take(100).collect();
+    // What is written for sshd is a key, and nothing else of what was sent.
+    key.set_comment("");
+    let line = key.to_openssh().map_err(|error| bad(format!("this key can't be written: {error}")))?;
+    let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
+    let row = SshKey {
+        key: line.trim().to_owned(),
+        comment,
+        at: Timestamp::now(),
+        extra: visor::schema::Extra::new(),
+    };
+    rm.visor.add_key(&user, &fingerprint, &row).await?;
+    tracing::info!(%user, fingerprint, "SSH key added");
+    Ok(Json(Done { fingerprint }))
+}
+
+/// `DELETE /keys/FINGERPRINT`: one of the caller's keys.
+pub async fn remove(
+    State(rm): State<SharedRm>,
+    caller: Caller,
+    Path(fingerprint): Path<String>,
+) -> Result<Json<Done>, ApiError> {
+    let user = person(&rm, &caller).await?;
+    rm.visor.remove_key(&user, &fingerprint).await?;
+    tracing::info!(%user, fingerprint, "SSH key removed");
+    Ok(Json(Done { fingerprint }))
+}
+
+async fn person(rm: &SharedRm, caller: &Caller) -> Result<UserName, ApiError> {
+    allow(rm, caller, Act::Register, None).await?;
+    match caller {
+        Caller::Known(Identity::User(user)) => Ok(user.clone()),
+        _ => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "keys are for people, and this cluster doesn't tell who asks",
+            "give the cluster identities: bazooka-rm pki",
+        )),
+    }
+}

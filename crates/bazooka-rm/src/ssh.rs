@@ -1,0 +1,330 @@
+//! Pushes and fetches over the system's OpenSSH.
+//!
+//! Owns `authorized_keys`, which is written from the rows of who has which key, and the way from sshd's forced command to a
+//! repository. Nothing of SSH itself is here: sshd has checked the key, and each key's line says whose it is.
+//!
+//! ```text
+//! git ─ssh─▶ sshd ─▶ bazooka-rm ssh SOCKET USER ─frames─▶ the daemon ─▶ git receive-pack
+//! ```
+//!
+//! The forced command only carries bytes. The socket is for the one user that sshd runs it as; whoever has that user's rights
+//! can push as anybody, as with any `authorized_keys`.
+
+pub mod carry;
+
+use std::{fmt::Write as _, fs, io, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::StreamExt;
+use nix::unistd::{Uid, User};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    time::timeout,
+};
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use visor::{
+    access::Act,
+    identity::{Caller, Identity},
+    names::{AppName, UserName},
+    schema::SshKeys,
+};
+
+use crate::{
+    apps::{Apps, Known},
+    endpoint::process::{Answering, git},
+    push,
+    rm::SharedRm,
+};
+
+/// The socket's name in the state folder.
+const SOCKET: &str = "ssh.sock";
+
+/// The longest first word of a connection: a user's name and a command.
+const MAX_HELLO: usize = 16 * 1024;
+
+/// How long the forced command may take to say what it wants.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+
+/// The most that a push may bring, and a fetch may ask: as over HTTP.
+const MAX_PUSH: u64 = 2 * 1024 * 1024 * 1024 + 1024 * 1024;
+const MAX_FETCH: u64 = 64 * 1024 * 1024;
+
+/// How SSH keys are used.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SshArgs {
+    /// An authorized_keys file to keep, of the user that developers connect as; then SSH keys can be used
+    #[arg(long, env = "BAZOOKA_SSH_KEYS", value_name = "FILE")]
+    pub ssh_keys: Option<PathBuf>,
+    /// That user; the one who runs bazooka-rm unless given
+    #[arg(long, env = "BAZOOKA_SSH_USER", value_name = "USER", requires = "ssh_keys")]
+    pub ssh_user: Option<String>,
+    /// The base of the URL that is pushed to over SSH, such as ssh://git@rm.example.org
+    #[arg(long, env = "BAZOOKA_SSH_URL", value_name = "URL", requires = "ssh_keys")]
+    pub ssh_url: Option<String>,
+}
+
+/// What the forced command says first.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// Whose key it was.
+    pub user: String,
+    /// What git asked for (`SSH_ORIGINAL_COMMAND`).
+    pub command: String,
+    /// `GIT_PROTOCOL`, if sshd lets it through.
+    pub protocol: Option<String>,
+}
+
+/// How the daemon answers, before anything of git's.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Welcome {
+    /// Git's own output follows.
+    Go,
+    /// Why not, in words for the user.
+    No(String),
+}
+
+/// What git asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Push,
+    Fetch,
+}
+
+/// Opens the socket, for the one user alone that sshd runs the forced command as.
+///
+/// # Errors
+/// In words that name what is missing.
+pub fn listen(rm: &SharedRm, args: &SshArgs) -> Result<UnixListener, String> {
+    let path = rm.layout.root().join(SOCKET);
+    let failed = |error: &dyn std::fmt::Display| format!("can't open {}: {error}", path.display());
+    let owner = match &args.ssh_user {
+        None => None,
+        Some(name) => {
+            let user = User::from_name(name).map_err(|error| failed(&error))?;
+            Some(user.ok_or_else(|| format!("there is no user {name:?} (--ssh-user)"))?)
+        }
+    };
+    crate::layout::remove(&path).map_err(|error| failed(&error))?;
+    let listener = UnixListener::bind(&path).map_err(|error| failed(&error))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(|error| failed(&error))?;
+    if let Some(user) = owner.filter(|user| user.uid != Uid::effective()) {
+        nix::unistd::chown(&path, Some(user.uid), None).map_err(|error| failed(&error))?;
+        // It has to pass the state folder, and needn't see what is in it.
+        let root = rm.layout.root();
+        let mode = fs::metadata(root).map_err(|error| failed(&error))?.permissions().mode();
+        fs::set_permissions(root, fs::Permissions::from_mode(mode | 0o011))
+            .map_err(|error| failed(&error))?;
+    }
+    Ok(listener)
+}
+
+/// Takes connections, for ever.
+pub async fn serve(rm: SharedRm, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(answer(rm.clone(), stream))),
+            Err(error) => {
+                tracing::warn!(error = %error, "a connection of sshd's can't be taken");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(rm: SharedRm, stream: UnixStream) {
+    let (input, mut output) = stream.into_split();
+    let codec = LengthDelimitedCodec::builder().max_frame_length(1 << 20).new_codec();
+    let mut frames = FramedRead::new(BufReader::new(input), codec);
+    let hello = match timeout(HELLO_WITHIN, frames.next()).await {
+        Ok(Some(Ok(frame))) if frame.len() <= MAX_HELLO => serde_json::from_slice::<Hello>(&frame).ok(),
+        _ => None,
+    };
+    let Some(hello) = hello else { return tracing::warn!("a connection of sshd's didn't say what it wants") };
+    let (user, service, app) = match wanted(&rm, &hello).await {
+        Ok(wanted) => wanted,
+        Err(words) => {
+            tracing::info!(user = hello.user, command = hello.command, words, "refused over SSH");
+            return drop(welcome(&mut output, &Welcome::No(words)).await);
+        }
+    };
+    let repository =
+        match crate::endpoint::repository(&rm, &Caller::Known(Identity::User(user.clone())), app.as_str())
+            .await
+        {
+            Ok((_, repository)) => repository,
+            Err(words) => return drop(welcome(&mut output, &Welcome::No(words)).await),
+        };
+    if welcome(&mut output, &Welcome::Go).await.is_err() {
+        return;
+    }
+    // An empty frame is the end of git's input; the end of the connection is the end of its user.
+    let request = Body::from_stream(
+        frames
+            .map(|frame| frame.map(bytes::BytesMut::freeze))
+            .take_while(|frame| std::future::ready(!frame.as_ref().is_ok_and(Bytes::is_empty))),
+    );
+    let protocol = hello.protocol.as_deref().filter(|protocol| crate::endpoint::is_protocol(protocol));
+    match service {
+        Service::Fetch => {
+            let started = Answering::start(git(&["upload-pack"], &repository, protocol));
+            let Ok((answering, body)) = started else { return tracing::error!("git can't be started") };
+            tokio::join!(answering.carry(request, MAX_FETCH, || false), tell(body, output));
+        }
+        Service::Push => {
+            let push = rm.pushes.open(app, Some(user.to_string()));
+            let mut command = git(&["receive-pack"], &repository, protocol);
+            command.env("BAZOOKA_PUSH", &push.id).env("REMOTE_USER", user.as_str());
+            let Ok((answering, body)) = Answering::start(command) else {
+                push::close(&rm, &push).await;
+                return tracing::error!("git can't be started");
+            };
+            let carrying = crate::endpoint::carry_push(rm.clone(), push, answering, request, MAX_PUSH);
+            tokio::join!(carrying, tell(body, output));
+        }
+    }
+}
+
+async fn welcome(output: &mut OwnedWriteHalf, words: &Welcome) -> io::Result<()> {
+    let mut line = serde_json::to_vec(words)?;
+    line.push(b'\n');
+    output.write_all(&line).await
+}
+
+/// Git's output, to whoever asked. Once that one has gone the body is dropped, which the process's carrier notices.
+async fn tell(body: Body, mut output: OwnedWriteHalf) {
+    let mut body = body.into_data_stream();
+    while let Some(Ok(chunk)) = body.next().await {
+        if output.write_all(&chunk).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Who asks for what, if they may.
+async fn wanted(rm: &SharedRm, hello: &Hello) -> Result<(UserName, Service, AppName), String> {
+    let user: UserName = hello.user.parse().map_err(|error| format!("{error}"))?;
+    let (service, app) = parse(&hello.command)?;
+    let caller = Caller::Known(Identity::User(user.clone()));
+    match rm.cluster.may(&caller, Act::App, Some(&app)).await {
+        Ok(true) => Ok((user, service, app)),
+        Ok(false) => Err(format!(
+            "{user} may not push to or fetch '{app}'; one of its people or an operator can grant it: bazooka access grant {user} {app}"
+        )),
+        Err(error) => Err(format!("bazooka-rm can't tell who may: {error}; try again in a moment")),
+    }
+}
+
+/// A command of git's: `git-receive-pack '/A.git'`. Nothing else is run here.
+fn parse(command: &str) -> Result<(Service, AppName), String> {
+    let only = "only git's pushes and fetches are taken here";
+    let (service, path) = command.trim().split_once(' ').ok_or(only)?;
+    let service = match service {
+        "git-receive-pack" => Service::Push,
+        "git-upload-pack" => Service::Fetch,
+        _ => return Err(only.into()),
+    };
+    let path = path.trim();
+    let path = path.strip_prefix('\'').and_then(|path| path.strip_suffix('\'')).unwrap_or(path);
+    let name = path.trim_start_matches('/');
+    let app = name.strip_suffix(".git").unwrap_or(name).parse().map_err(|error| format!("{error}"))?;
+    Ok((service, app))
+}
+
+/// What `authorized_keys` says: one line a key, of those who are admitted.
+pub fn authorized_keys(program: &str, socket: &str, known: &Known) -> String {
+    let mut lines = String::from("# Written by bazooka-rm; changes are lost. `bazooka keys` changes it.\n");
+    let admitted = known
+        .ssh_keys
+        .iter()
+        .filter(|(user, _)| known.identities.contains_key(&Identity::User((*user).clone())));
+    for (user, SshKeys { keys, .. }) in admitted {
+        for key in keys.values() {
+            let _ = writeln!(
+                lines,
+                "restrict,command=\"{} ssh {} {user}\" {} {user}",
+                quoted(program),
+                quoted(socket),
+                key.key
+            );
+        }
+    }
+    lines
+}
+
+/// A word of the shell's, inside the quotes of an option of sshd's.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''")).replace('\\', r"\\").replace('"', "\\\"")
+}
+
+/// Keeps `authorized_keys`, for ever.
+pub async fn keep(rm: SharedRm, apps: Apps, file: PathBuf) {
+    let program = rm.program.display().to_string();
+    let socket = rm.layout.root().join(SOCKET).display().to_string();
+    let mut changes = apps.changes();
+    let mut written = None;
+    loop {
+        let known = apps.known();
+        if known.complete {
+            let wanted = authorized_keys(&program, &socket, &known);
+            if written.as_ref() != Some(&wanted) {
+                match write(&file, &wanted) {
+                    Ok(()) => written = Some(wanted),
+                    Err(error) => {
+                        tracing::error!(file = %file.display(), error = %error, "can't write it; trying on");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        continue;
+                    }
+                }
+            }
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Renamed into place: sshd reads a whole one, old or new.
+fn write(file: &std::path::Path, text: &str) -> io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut draft = tempfile::Builder::new()
+        .prefix(".authorized_keys-")
+        .permissions(fs::Permissions::from_mode(0o644))
+        .tempfile_in(folder.unwrap_or(std::path::Path::new(".")))?;
+    io::Write::write_all(&mut draft, text.as_bytes())?;
+    draft.persist(file).map(drop).map_err(|error| error.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_gits_two_commands_are_understood() {
+        let app = |name: &str| name.parse::<AppName>().expect("valid");
+        assert_eq!(parse("git-receive-pack '/shop.git'"), Ok((Service::Push, app("shop"))));
+        assert_eq!(parse("git-upload-pack 'shop'"), Ok((Service::Fetch, app("shop"))));
+        assert_eq!(parse("git-upload-pack shop.git"), Ok((Service::Fetch, app("shop"))));
+        for bad in [
+            "",
+            "sh",
+            "git-receive-pack",
+            "git-upload-archive 'shop.git'",
+            "git-receive-pack '../../etc'",
+            "git-receive-pack '--help'",
+            "git-receive-pack 'shop.git' 'x'",
+            "git-receive-pack 'shop.git'; id",
+            "git-receive-pack '$(id)'",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_one_word_for_sshd_and_the_shell() {
+        assert_eq!(quoted("/usr/bin/bazooka-rm"), "'/usr/bin/bazooka-rm'");
+        assert_eq!(quoted(r#"/a "b" c"#), r#"'/a \"b\" c'"#);
+    }
+}

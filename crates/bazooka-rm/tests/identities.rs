@@ -1,0 +1,262 @@
+//! Identities from the authority that makes them to the daemon that checks them: files, renewal, tokens, TLS.
+
+use std::{path::Path, time::Duration};
+
+use axum::{Router, routing::get};
+use bazooka_rm::pki::{Address, Authority};
+use jiff::{Timestamp, ToSpan};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio_util::sync::CancellationToken;
+use visor::{
+    daemon::{CoordinatorArgs, listen, serve},
+    identity::{Caller, Credentials, Identity, IdentityArgs, TokenError, http_client},
+    names::AppName,
+};
+
+fn who(name: &str) -> Identity {
+    name.parse().expect("valid")
+}
+
+fn app(name: &str) -> AppName {
+    name.parse().expect("valid")
+}
+
+fn loopback() -> Vec<Address> {
+    vec!["127.0.0.1".parse().expect("an address")]
+}
+
+/// An authority in a folder that goes with the test.
+struct Rig {
+    dir: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let authority = Authority::create(&dir.path().join("pki"), Timestamp::now(), 30).expect("made");
+        Rig { dir, authority }
+    }
+
+    /// Makes an identity in a folder, as of some days ago.
+    fn issue(&self, name: &str, folder: &str, days_ago: i64, days: u32) {
+        let serves = name.contains(':') && !name.starts_with("monitor:");
+        let addresses = if serves { loopback() } else { Vec::new() };
+        let at = Timestamp::now() - (24 * days_ago).hours();
+        let issued = self.authority.issue(&who(name), &addresses, at, days).expect("it can be issued");
+        issued.write(&self.dir.path().join(folder)).expect("it can be written");
+    }
+
+    fn person(&self, name: &str) -> Credentials {
+        self.issue(name, name, 0, 1);
+        self.open(name).expect("it was just made")
+    }
+
+    fn open(&self, folder: &str) -> Result<Credentials, String> {
+        Credentials::open(&self.dir.path().join(folder))
+    }
+
+    fn copy(&self, file: &str, from: &str, to: &str) {
+        let at = |folder: &str| self.dir.path().join(folder).join(file);
+        std::fs::copy(at(from), at(to)).expect("it can be copied");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_an_identity_is_said_with_the_file() {
+    let rig = Rig::new();
+    rig.issue("ada", "good", 0, 1);
+    assert_eq!(rig.open("good").expect("whole").identity(), who("ada"));
+    let says = |folder: &str, words: &[&str]| {
+        let error = rig.open(folder).expect_err("it is wrong");
+        for word in words {
+            assert!(error.contains(word), "{word:?} in {error:?}");
+        }
+    };
+    says("none", &["none/ca.pem", "bazooka-rm pki"]);
+    rig.issue("ada", "anothers-key", 0, 1);
+    rig.copy("key.pem", "good", "anothers-key");
+    says("anothers-key", &["anothers-key/key.pem", "not the key of cert.pem"]);
+    rig.issue("ada", "ended", 3, 2);
+    says("ended", &["ended/cert.pem", "it ended at", "bazooka-rm pki"]);
+    let other = Rig::new();
+    other.issue("ada", "ada", 0, 1);
+    rig.issue("ada", "anothers-authority", 0, 1);
+    std::fs::copy(other.dir.path().join("ada/ca.pem"), rig.dir.path().join("anothers-authority/ca.pem"))
+        .expect("it can be copied");
+    says("anothers-authority", &["anothers-authority/cert.pem", "ca.pem doesn't vouch"]);
+    rig.issue("ada", "no-text", 0, 1);
+    std::fs::write(rig.dir.path().join("no-text/cert.pem"), "no certificate").expect("written");
+    says("no-text", &["no-text/cert.pem", "no certificate in it"]);
+}
+
+#[test]
+fn the_authority_makes_nothing_that_is_wrong() {
+    let rig = Rig::new();
+    let now = Timestamp::now();
+    let issue = |name: &str, addresses: &[Address]| {
+        rig.authority.issue(&who(name), addresses, now, 1).map(|_| ()).expect_err("it is refused")
+    };
+    assert!(issue("pm:h1", &[]).contains("--address"));
+    assert!(issue("ada", &loopback()).contains("serves nothing"));
+    let long = format!("pm:{}", vec!["a"; 40].join("."));
+    assert!(issue(&long, &loopback()).contains("longer"));
+    let again = Authority::create(&rig.dir.path().join("pki"), now, 1);
+    assert!(again.err().expect("there is one").contains("already"));
+    let key = rig.dir.path().join("pki/ca-key.pem");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(key).expect("there").permissions());
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewed_certificate_is_taken_and_what_is_wrong_is_not() {
+    let rig = Rig::new();
+    let ada = rig.person("ada");
+    let first = ada.not_after();
+    let look = || tokio::time::advance(Duration::from_secs(2));
+    rig.issue("ada", "longer", 0, 20);
+    // One file after the other, as a renewal has it.
+    rig.copy("key.pem", "longer", "ada");
+    look().await;
+    assert_eq!(ada.not_after(), first, "the key alone is no renewal");
+    rig.copy("cert.pem", "longer", "ada");
+    look().await;
+    let second = ada.not_after();
+    assert!(second > first + 100.hours());
+    rig.issue("eve", "ada", 0, 25);
+    look().await;
+    assert_eq!((ada.identity(), ada.not_after()), (who("ada"), second), "somebody else's isn't taken");
+}
+
+#[test]
+fn a_token_is_for_one_app_one_time_and_who_made_it() {
+    let rig = Rig::new();
+    let (rm, ada) = (rig.open_daemon("rm:r1"), rig.person("ada"));
+    let now = Timestamp::now();
+    let token = ada.mint(&app("shop"), now).expect("it can be made");
+    assert_eq!(rm.verify_token(&token, &app("shop"), now), Ok(who("ada")));
+    assert_eq!(rm.verify_token(&token, &app("shop2"), now), Err(TokenError::AnotherApp("shop".into())));
+    for (seconds, holds) in [(-90, false), (-30, true), (290, true), (400, false)] {
+        let verified = rm.verify_token(&token, &app("shop"), now + seconds.seconds());
+        assert_eq!(verified.is_ok(), holds, "{seconds} s: {verified:?}");
+    }
+    let parts: Vec<&str> = token.split('.').collect();
+    let eves = rig.person("eve").mint(&app("shop"), now).expect("it can be made");
+    let of_eve: Vec<&str> = eves.split('.').collect();
+    for (what, forged) in [
+        ("another's claims", [parts[0], of_eve[1], parts[2]]),
+        ("another's signature", [parts[0], parts[1], of_eve[2]]),
+        ("another's certificate", [of_eve[0], parts[1], parts[2]]),
+        ("another's name under one's own signature", [of_eve[0], parts[1], of_eve[2]]),
+    ] {
+        assert!(rm.verify_token(&forged.join("."), &app("shop"), now).is_err(), "{what}");
+    }
+    for nothing in ["", "a.b.c", "ada", &token[..token.len() - 10], &format!("{token}x")] {
+        assert!(rm.verify_token(nothing, &app("shop"), now).is_err(), "{nothing:?}");
+    }
+    let stranger = Rig::new().person("ada").mint(&app("shop"), now).expect("it can be made");
+    let refused = rm.verify_token(&stranger, &app("shop"), now);
+    assert!(matches!(refused, Err(TokenError::Certificate(_))), "{refused:?}");
+}
+
+impl Rig {
+    fn open_daemon(&self, name: &str) -> Credentials {
+        self.issue(name, name, 0, 1);
+        self.open(name).expect("it was just made")
+    }
+}
+
+async fn endpoint(identity: &Path) -> (String, CancellationToken) {
+    let args = CoordinatorArgs {
+        coordinator: vec!["https://127.0.0.1:1".into()],
+        prefix: "/none".into(),
+        identity: IdentityArgs { identity: Some(identity.into()) },
+    };
+    let cluster = args.cluster().expect("the identity is whole");
+    let (listener, address) = listen("127.0.0.1:0".parse().expect("an address")).await.expect("it listens");
+    let routes = Router::new().route("/who", get(|caller: Caller| async move { caller.to_string() }));
+    let end = CancellationToken::new();
+    let shutdown = end.clone();
+    tokio::spawn(async move { serve(listener, routes, &cluster, shutdown).await });
+    (format!("https://{address}"), end)
+}
+
+#[tokio::test]
+async fn an_endpoint_knows_who_calls() {
+    let rig = Rig::new();
+    rig.issue("rm:r1", "rm", 0, 1);
+    let (base, _end) = endpoint(&rig.dir.path().join("rm")).await;
+    let ask = |client: reqwest::Client| {
+        let url = format!("{base}/who");
+        async move {
+            client
+                .get(url)
+                .send()
+                .await
+                .map_err(|error| format!("{error:?}"))?
+                .text()
+                .await
+                .map_err(|error| error.to_string())
+        }
+    };
+    let client = |credentials: &Credentials| http_client(Some(credentials)).build().expect("made");
+    let ada = rig.person("ada");
+    assert_eq!(ask(client(&ada)).await.as_deref(), Ok("ada"));
+    let stranger = Rig::new().person("ada");
+    // It doesn't trust the server either; and the server wouldn't let it in.
+    assert!(ask(client(&stranger)).await.is_err());
+
+    // Somebody who says nothing holds nobody up.
+    let silent = TcpStream::connect(base.trim_start_matches("https://")).await.expect("it connects");
+    assert_eq!(ask(client(&ada)).await.as_deref(), Ok("ada"));
+    drop(silent);
+    // In the clear there is no answer.
+    let mut clear = TcpStream::connect(base.trim_start_matches("https://")).await.expect("it connects");
+    tokio::io::AsyncWriteExt::write_all(&mut clear, b"GET /who HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .expect("sent");
+    let mut answer = Vec::new();
+    let _ = clear.read_to_end(&mut answer).await;
+    assert!(!String::from_utf8_lossy(&answer).contains("HTTP/1.1"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_token_says_who_calls_where_there_is_no_certificate() {
+    let rig = Rig::new();
+    rig.issue("rm:r1", "rm", 0, 1);
+    let ada = rig.person("ada");
+    let args = CoordinatorArgs {
+        coordinator: vec!["https://127.0.0.1:1".into()],
+        prefix: "/none".into(),
+        identity: IdentityArgs { identity: Some(rig.dir.path().join("rm")) },
+    };
+    let callers = args.cluster().expect("the identity is whole").callers();
+    let token = ada.mint(&app("shop"), Timestamp::now()).expect("it can be made");
+    let basic = {
+        use base64::Engine;
+        base64::engine::general_purpose::STANDARD.encode(format!("whoever:{token}"))
+    };
+    for (path, header, wanted) in [
+        ("/shop.git/info/refs", Some(format!("Basic {basic}")), "ada"),
+        ("/shop/info/refs", Some(format!("Bearer {token}")), "ada"),
+        ("/other.git/info/refs", Some(format!("Basic {basic}")), "nobody known"),
+        ("/shop.git/info/refs", Some("Basic !!".to_owned()), "nobody known"),
+        ("/shop.git/info/refs", Some(format!("Digest {token}")), "nobody known"),
+        ("/shop.git/info/refs", None, "nobody known"),
+    ] {
+        let routes = Router::new().fallback(|caller: Caller| async move { caller.to_string() }).layer(
+            axum::middleware::from_fn({
+                let callers = callers.clone();
+                move |request, next| callers.clone().find_out(request, next)
+            }),
+        );
+        let mut request = axum::http::Request::get(path);
+        if let Some(header) = header {
+            request = request.header("authorization", header);
+        }
+        let request = request.body(axum::body::Body::empty()).expect("a request");
+        let answer = tower::ServiceExt::oneshot(routes, request).await.expect("it never fails");
+        let body = axum::body::to_bytes(answer.into_body(), 1000).await.expect("it is short");
+        assert_eq!(String::from_utf8_lossy(&body), wanted, "{path}");
+    }
+}

@@ -1,0 +1,242 @@
+//! The access matrix: each identity against each endpoint and each part of the coordinator, cell by cell.
+//!
+//! Nothing is changed by asking. A write to the coordinator is a transaction whose condition can't hold: etcd asks for
+//! the right to write all the same.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use bazooka_tests::{Cluster, ClusterOptions, OPERATOR, example};
+use jiff::{Timestamp, ToSpan};
+use reqwest::{Client, Method, StatusCode};
+use visor::{
+    identity::{Credentials, http_client},
+    names::AppName,
+    store::{
+        Compare, Keys, Op, Store, Txn,
+        etcd::{EtcdConfig, EtcdStore},
+    },
+};
+
+/// Who asks. The words are those of the tables below.
+const CALLERS: [&str; 11] = [
+    "none",
+    "expired",
+    "stranger",
+    "outsider",
+    "eve",
+    "ada",
+    OPERATOR,
+    "pm:host2",
+    "pm:host1",
+    "proxy:proxy1",
+    "rm:rm1",
+];
+
+/// What each caller may, in the order of [`CALLERS`]: `y` or `-`.
+type Row = (&'static str, &'static str);
+
+/// The coordinator, by key: read, then written. A converger's are in the unit tests of `visor::access`, as all of these.
+const READS: [Row; 12] = [
+    // none expired stranger outsider eve ada ops host2 host1 proxy rm
+    ("schema", "----yyyyyyy"),
+    ("apps/goto-rocket", "----yyy--yy"),
+    ("apps/goto-rocket/formation/web", "----yyy--yy"),
+    ("apps/other/envs/e1", "----yyy--yy"),
+    ("assigned/host1/1", "----yyy-yyy"),
+    ("assigned/host2/1", "----yyyy-yy"),
+    ("status/host1/1", "----yyy-yyy"),
+    ("hosts/host1", "----yyy-yyy"),
+    ("hosts/host2", "----yyyy-yy"),
+    ("rms/rm1", "----yyyyyyy"),
+    ("access/goto-rocket", "----yyyyyyy"),
+    ("identities/ada", "----yyyyyyy"),
+];
+
+const WRITES: [Row; 24] = [
+    // none expired stranger outsider eve ada ops host2 host1 proxy rm
+    ("schema", "----------y"),
+    ("counters/instance", "----------y"),
+    ("counters/port", "----------y"),
+    ("apps/goto-rocket", "------y---y"),
+    ("apps/goto-rocket/formation/web", "-----yy---y"),
+    ("apps/goto-rocket/procs/web", "-----yy---y"),
+    ("apps/goto-rocket/envs/e1", "-----yy---y"),
+    ("apps/goto-rocket/releases/v1", "-----yy---y"),
+    ("apps/goto-rocket/head", "-----yy---y"),
+    ("apps/goto-rocket/trial", "-----yy---y"),
+    ("apps/goto-rocket/pause", "-----yy---y"),
+    ("apps/goto-rocket/revs/0123456789012345678901234567890123456789", "------y---y"),
+    ("apps/goto-rocket/instances/1", "------y---y"),
+    ("apps/other/formation/web", "----y-y---y"),
+    ("assigned/host1/1", "----------y"),
+    ("status/host1/1", "--------y-y"),
+    ("status/host2/1", "-------y--y"),
+    ("hosts/host1", "--------y-y"),
+    ("hosts/host2", "-------y--y"),
+    ("hostmeta/host1", "------y---y"),
+    ("unfreeze", "------y---y"),
+    ("proxies/proxy1", "---------yy"),
+    ("access/goto-rocket", "----------y"),
+    ("election/converger", "----------y"),
+];
+
+/// Endpoints: a part, a request, and who is let through. What comes then (such as 400, to a body that makes no sense) is not
+/// the matter here.
+const REQUESTS: [(&str, &str, Row); 14] = [
+    // none expired stranger outsider eve ada ops host2 host1 proxy rm
+    ("rm", "GET", ("/healthz", "y--yyyyyyyy")),
+    ("rm", "GET", ("/metrics", "----yyyyyyy")),
+    ("rm", "POST", ("/apps", "----yyy---y")),
+    ("rm", "DELETE", ("/apps/no-such-app", "------y---y")),
+    ("rm", "POST", ("/access/grant", "------y---y")),
+    ("rm", "POST", ("/access/revoke", "------y---y")),
+    ("rm", "GET", ("/goto-rocket.git/info/refs?service=git-upload-pack", "-----yy---y")),
+    ("rm", "GET", ("/goto-rocket.git/info/refs?service=git-receive-pack", "-----yy---y")),
+    ("rm", "POST", ("/goto-rocket.git/git-receive-pack", "-----yy---y")),
+    ("rm", "GET", ("/slugs/SLUG", "--------y-y")),
+    ("pm", "GET", ("/logs?app=goto-rocket", "-----yy---y")),
+    ("pm", "GET", ("/metrics", "----yyyyyyy")),
+    ("proxy", "GET", ("/metrics", "----yyyyyyy")),
+    ("converger", "GET", ("/metrics", "----yyyyyyy")),
+];
+
+/// A client as somebody, or why there can be none: who is not trusted doesn't get through the handshake.
+fn client(cluster: &Cluster, who: &str, folders: &BTreeMap<&str, PathBuf>) -> Client {
+    match who {
+        "none" => {
+            let authority = std::fs::read(cluster.folder("id/ada/ca.pem")).expect("it is there");
+            let authority = reqwest::Certificate::from_pem(&authority).expect("a certificate");
+            Client::builder().no_proxy().tls_certs_only([authority]).build().expect("made")
+        }
+        who => http_client(Some(&held(folders, who))).build().expect("made"),
+    }
+}
+
+fn held(folders: &BTreeMap<&str, PathBuf>, who: &str) -> Credentials {
+    Credentials::open(&folders[who]).expect("it is whole")
+}
+
+#[test]
+fn each_identity_may_what_it_should_and_nothing_else() {
+    // Tests take no part in choosing one: both may be linked.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cluster = Cluster::with(ClusterOptions { identities: true, hosts: 1, ..ClusterOptions::default() });
+    let operator = cluster.repo_of("operating", OPERATOR);
+    for who in ["ada", "eve", "outsider"] {
+        cluster.person(who);
+    }
+    let folder = |who: &str| cluster.folder("id").join(who);
+    cluster.issue("pm:host2", &["127.0.0.1".to_owned()], &folder("pm:host2"), Timestamp::now(), 1);
+    cluster.issue("ada", &[], &folder("expired"), Timestamp::now() - 48.hours(), 1);
+    for who in ["ada", "eve", "pm:host2"] {
+        operator.bazooka(&["access", "grant", who]).ok();
+    }
+    let app = cluster.repo_of("goto-rocket", "ada");
+    app.copy(&example("goto-rocket"));
+    app.commit("go to rocket");
+    app.bazooka(&["init"]).ok();
+    app.git(&["push", "bazooka", "master"]).ok();
+    app.bazooka(&["scale", "-n", "1", "web"]).ok();
+    cluster.repo_of("other", "eve").bazooka(&["init"]).ok();
+    let rocket: AppName = "goto-rocket".parse().expect("valid");
+    let slug = cluster.snapshot().apps[&rocket].revs.values().next().expect("a rev").slug.sha256.to_string();
+
+    let mut folders: BTreeMap<&str, PathBuf> = CALLERS.map(|who| (who, folder(who))).into();
+    let strangers = tempfile::tempdir().expect("a temporary folder");
+    stranger(strangers.path(), &folder("ada"));
+    folders.insert("stranger", strangers.path().join("ada"));
+
+    let (_, runtime) = cluster.visor();
+    let mut wrong = Vec::new();
+    let mut cells = 0;
+    let mut check = |what: String, who: &str, wanted: u8, may: bool| {
+        cells += 1;
+        if may != (wanted == b'y') {
+            wrong.push(format!("{who}: {what}: {}", if may { "allowed" } else { "denied" }));
+        }
+    };
+    let parts = [("rm", (1, 8081)), ("pm", (11, 8100)), ("proxy", (1, 8083)), ("converger", (1, 8082))];
+    for (at, who) in CALLERS.into_iter().enumerate() {
+        // A client wouldn't show an expired certificate by itself: the server is to be the one who refuses.
+        let caller = match who {
+            "expired" => expired(&folders["expired"]),
+            who => client(&cluster, who, &folders),
+        };
+        for (part, method, (path, wanted)) in REQUESTS {
+            let (_, (last, port)) = parts.iter().find(|(name, _)| *name == part).expect("a part");
+            let url = format!("https://{}{}", cluster.address(*last, *port), path.replace("SLUG", &slug));
+            let method: Method = method.parse().expect("a method");
+            // Of these two nothing comes: eve is in, and nobody of the other name is.
+            let body = match path {
+                "/access/grant" => r#"{"who": "eve"}"#,
+                "/access/revoke" => r#"{"who": "nobody-here"}"#,
+                _ => "{}",
+            };
+            let request = caller.request(method, url).body(body);
+            let answer = runtime.block_on(request.send());
+            let may = answer.as_ref().is_ok_and(|answer| {
+                ![StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&answer.status())
+            });
+            check(format!("{part} {path} {answer:?}"), who, wanted.as_bytes()[at], may);
+        }
+        let store = coordinator(&cluster, who, &folders);
+        for (key, wanted) in READS {
+            let may = store
+                .as_ref()
+                .is_some_and(|store| runtime.block_on(store.range(Keys::One(key.into()), None)).is_ok());
+            check(format!("read {key}"), who, wanted.as_bytes()[at], may);
+        }
+        for (key, wanted) in WRITES {
+            let never = Txn {
+                when: vec![Compare::ModRevision(key.into(), i64::MAX)],
+                then: vec![Op::Put { key: key.into(), value: "x".into(), lease: None }],
+                otherwise: Vec::new(),
+            };
+            let may = store.as_ref().is_some_and(|store| runtime.block_on(store.txn(never.clone())).is_ok());
+            check(format!("write {key}"), who, wanted.as_bytes()[at], may);
+        }
+        for prefix in ["", "apps/"] {
+            let all = matches!(who, "eve" | "ada" | OPERATOR | "proxy:proxy1" | "rm:rm1");
+            let may = store.as_ref().is_some_and(|store| {
+                runtime.block_on(store.range(Keys::Prefix(prefix.into()), None)).is_ok()
+            });
+            check(format!("read all of {prefix:?}"), who, if all { b'y' } else { b'-' }, may);
+        }
+    }
+    println!("{cells} cells");
+    assert!(wrong.is_empty(), "{} of {cells} cells:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A client with an expired certificate, which it shows all the same.
+fn expired(folder: &std::path::Path) -> Client {
+    let read = |name: &str| std::fs::read(folder.join(name)).expect("it is there");
+    let both = [read("cert.pem"), read("key.pem")].concat();
+    Client::builder()
+        .no_proxy()
+        .tls_certs_only([reqwest::Certificate::from_pem(&read("ca.pem")).expect("a certificate")])
+        .identity(reqwest::Identity::from_pem(&both).expect("an identity"))
+        .build()
+        .expect("made")
+}
+
+/// An identity of the same name, of another authority, that trusts this cluster's.
+fn stranger(folder: &std::path::Path, ada: &std::path::Path) {
+    let authority =
+        bazooka_rm::pki::Authority::create(&folder.join("pki"), Timestamp::now(), 1).expect("made");
+    let issued = authority.issue(&"ada".parse().expect("valid"), &[], Timestamp::now(), 1).expect("issued");
+    issued.write(&folder.join("ada")).expect("written");
+    // Both authorities: so that it accepts the cluster's daemons, and is not stopped by its own checks.
+    let own = std::fs::read(folder.join("pki/ca.pem")).expect("there");
+    let clusters = std::fs::read(ada.join("ca.pem")).expect("there");
+    std::fs::write(folder.join("ada/ca.pem"), [own, clusters].concat()).expect("written");
+}
+
+/// The coordinator as somebody; none where no connection can even be tried with that.
+fn coordinator(cluster: &Cluster, who: &str, folders: &BTreeMap<&str, PathBuf>) -> Option<EtcdStore> {
+    if matches!(who, "none" | "expired") {
+        return None;
+    }
+    let envs = cluster.client_envs();
+    let config = EtcdConfig::new(vec![cluster.coordinator().to_owned()], envs["BAZOOKA_PREFIX"].clone());
+    Some(EtcdStore::new(EtcdConfig { credentials: Some(held(folders, who)), ..config }))
+}
