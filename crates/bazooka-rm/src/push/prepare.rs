@@ -160,11 +160,8 @@ async fn build_in(
         blocking(move || slug::keep_newest(&layout).map_err(Unprepared::from)).await?;
     }
     rm.metrics.slug_bytes.observe(slug.size_bytes as f64);
-    if slug.size_bytes > slug::WARN_BYTES {
-        let size = slug.size_bytes / 1_000_000;
-        voice
-            .say(format!("the slug is {size} MB large: each host must fetch that before it can start one"))
-            .await;
+    if let Some(warning) = slug::warning(slug.size_bytes) {
+        voice.say(warning).await;
     }
     let by = commit.user.map_or(says.committer, str::to_owned);
     Ok(Rev {
