@@ -333,7 +333,8 @@ fn answer(answer: &Answer) {
     }
 }
 
-fn record(status: WaitStatus, at_us: u64, ran: Duration) -> ExitRecord {
+/// An end as it is written down.
+pub fn record(status: WaitStatus, at_us: u64, ran: Duration) -> ExitRecord {
     let mut exit = ExitRecord {
         at_us,
         ran_ms: u64::try_from(ran.as_millis()).unwrap_or(u64::MAX),

@@ -22,6 +22,7 @@ use visor::{
 use crate::{
     access,
     apps::Apps,
+    build::isolation::{BuildOptions, Builds},
     endpoint, hooks,
     layout::Layout,
     metrics::RmMetrics,
@@ -62,6 +63,9 @@ pub struct RmArgs {
     /// The base of the URL that is pushed to, where that isn't this rm's own: that of bazooka-proxy's --git
     #[arg(long, env = "BAZOOKA_GIT_URL", value_name = "URL")]
     pub git_url: Option<String>,
+    /// How builds are kept apart, and their limits.
+    #[command(flatten)]
+    pub builds: BuildOptions,
 }
 
 /// What bazooka-rm does beside serving.
@@ -104,6 +108,11 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
     let url = args.url.unwrap_or_else(|| format!("{}://{address}", cluster.scheme()));
     let url = url.trim_end_matches('/').to_owned();
+    let mut closed = bazooka_pm::host::resolved(&args.coordinator.coordinator);
+    closed.push(address);
+    // The same daemon, by another way.
+    closed.extend(bazooka_pm::host::resolved(args.git_url.as_slice()));
+    let builds = Builds::find(args.builds, &layout, &program, closed).await.map_err(anyhow::Error::msg)?;
     let git_url = args.git_url.map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
     let process = format!("{:032x}", rand::random::<u128>());
     let own = Own { name, process, url, git_url, shares: storage.is_some() };
@@ -124,6 +133,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         cluster: cluster.clone(),
         in_force,
         apps: apps.clone(),
+        builds,
         pushes: Pushes::default(),
         times: Times::default(),
         metrics,

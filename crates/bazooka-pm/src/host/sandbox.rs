@@ -152,6 +152,9 @@ pub fn resolved(urls: &[String]) -> Vec<SocketAddr> {
     for url in urls {
         let host = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
         let host = host.split('/').next().unwrap_or(host);
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let usual = if url.starts_with("https:") { 443 } else { 80 };
+        let host = if has_port { host.to_owned() } else { format!("{host}:{usual}") };
         match host.to_socket_addrs() {
             Ok(addresses) => found.extend(addresses),
             Err(error) => {
@@ -233,9 +236,10 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_an_address() {
-        let urls = ["http://127.0.0.1:2379".to_owned(), "https://[::1]:2380/".to_owned()];
+        let urls =
+            ["http://127.0.0.1:2379", "https://[::1]:2380/", "https://192.0.2.1/git"].map(str::to_owned);
         let expected: Vec<SocketAddr> =
-            ["127.0.0.1:2379", "[::1]:2380"].map(|at| at.parse().expect("valid")).into();
+            ["127.0.0.1:2379", "192.0.2.1:443", "[::1]:2380"].map(|at| at.parse().expect("valid")).into();
         assert_eq!(resolved(&urls), expected);
     }
 }
