@@ -221,10 +221,6 @@ impl Cluster {
         command.args(["--ports", &format!("{first}-{}", first + share - 1)]);
         command.arg("--state").arg(self.folder(&name));
         command.args(self.options.slots.map(|slots| format!("--slots={slots}")));
-        if !self.options.inside.is_empty() {
-            // A network namespace's /sys has no control groups.
-            command.env("BAZOOKA_WITHOUT", "limits,fence");
-        }
         let log = self.dir.path().join(format!("{name}.log"));
         let part = Part::start(&name, &log, &mut self.inside(command));
         self.hosts.insert(host, part);
@@ -426,6 +422,10 @@ impl Cluster {
     fn daemon(&self, name: &str, listen: &str) -> Command {
         let mut command = Command::new(program(name));
         self.common(&mut command, listen);
+        if !self.options.inside.is_empty() {
+            // A network namespace's /sys has no control groups.
+            command.env("BAZOOKA_WITHOUT", "limits,fence").env("BAZOOKA_BUILD_WITHOUT", "limits,fence");
+        }
         command
     }
 

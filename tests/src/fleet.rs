@@ -435,7 +435,9 @@ impl Fleet {
             }
             Rm => {
                 let mut rm = Command::new(program("bazooka-rm"));
-                rm.args(["--name", &name]);
+                // A network namespace's /sys has no control groups.
+                rm.args(["--name", &name, "--build-without", "limits,fence"]);
+                rm.args(["--build-uids", "260000-265535"]);
                 rm
             }
             Converger(_) => {

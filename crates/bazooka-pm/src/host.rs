@@ -61,7 +61,11 @@ use visor::{
     visor::Visor,
 };
 
+// A build of bazooka-rm is kept apart by the same means.
+pub use limits::Cgroups;
 pub use options::{HostOptions, Isolation, OnExit, Part, Range};
+pub use sandbox::{Parts, Sandboxes, resolved};
+pub use uids::{MARKS, Uids};
 
 use crate::protocol::{boot_clock_ms, boot_id, write_file};
 use runtime::{Answers, Message, Runtime};
@@ -353,8 +357,14 @@ fn kept_apart(
         let cause = "control groups version 2, by which sockets are fenced, aren't mounted (not even beside version 1)";
         return Err(lacking(Part::Fence, cause));
     }
-    let sandboxes = sandbox::Sandboxes::new(options, folders, &closed)?;
-    sandboxes.try_out(shim, folders, cgroups.as_ref(), *options.uids.inclusive().start()).map_err(|cause| {
+    let sandboxes = sandbox::Sandboxes::new(sandbox::Parts {
+        state: folders.root(),
+        stack: options.stack.as_deref(),
+        more_of_etc: &[],
+        tmp_bytes: options.tmp,
+        closed: (!does_without(Part::Fence)).then_some(closed.as_slice()),
+    })?;
+    sandboxes.try_out(shim, folders.root(), cgroups.as_ref(), *options.uids.inclusive().start()).map_err(|cause| {
         format!(
             "isolation sandbox can't be had here: {cause}; it takes Linux 5.12 or later, and root in the machine's own \
              namespaces; go on with the weaker --isolation uid, or, where it is about limits or the fence, with \

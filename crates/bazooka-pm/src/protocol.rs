@@ -75,7 +75,8 @@ pub struct Setting {
 
 /// What an instance sees of the machine, in namespaces of its own.
 ///
-/// Its root holds the folders of `base`, read-only; `/app`, its slug; `/tmp`, `/proc` and `/dev` of its own.
+/// Its root holds the folders of `base`, read-only; `/app`, its slug; `/tmp`, `/proc` and `/dev` of its own; and the
+/// `mounts`. A build of bazooka-rm has the same, around the tree that it builds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
     /// An empty folder on which the root is mounted; nobody else sees that.
@@ -90,12 +91,28 @@ pub struct Sandbox {
     /// Which sockets it may use; any unless given.
     #[serde(default)]
     pub fence: Option<Fence>,
+    /// `/app` can be written, as far as the user's rights to it go.
+    #[serde(default)]
+    pub app_writable: bool,
+    /// What else of the machine is there.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+}
+
+/// A folder or file of the machine that is in a sandbox, too, by the same path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where it is; absolute, and no link.
+    pub path: PathBuf,
+    /// It can be written, as far as the user's rights to it go.
+    #[serde(default)]
+    pub writable: bool,
 }
 
 /// Which sockets an instance may use, on the machine's network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {
-    /// The one port that it may bind; besides, the kernel may pick one for it.
+    /// The one port that it may bind, 0 for none; besides, the kernel may pick one for it.
     pub port: u16,
     /// Where it can't connect to.
     #[serde(default)]

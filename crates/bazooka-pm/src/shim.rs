@@ -41,13 +41,18 @@ use nix::{
     unistd::Pid,
 };
 
+// A build of bazooka-rm is started by the same means.
+pub use family::{kill_children, signal_all};
+pub use groups::{OutOfMemory, out_of_memory, remove as remove_groups};
+pub use launch::{Launched, launch};
+pub use output::Ends;
+pub use sandbox::{Heard, Told};
+
 use crate::protocol::{
     Answer, ExitRecord, PROTOCOL, ProcessId, ShimState, Spec, Start, append, boot_clock_ms, boot_id, now_us,
     read_file,
 };
-use launch::Launched;
 use output::Output;
-use sandbox::Told;
 
 /// While processes are being killed, how often those that appeared meanwhile are looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -122,7 +127,7 @@ fn run(path: &Path) -> Result<(), String> {
     let groups = spec.all_groups();
     let begun = Instant::now();
     state.started_us = now_us();
-    let Launched { child, command, told } = launch::launch(&spec, &groups, ends)?;
+    let Launched { child, command, told } = launch(&spec, &groups, ends)?;
     state.child = ProcessId::of(command.as_raw());
     write(&Start { shim: Some(state.clone()), ..Start::default() })?;
     output.say("started");
@@ -145,12 +150,12 @@ fn run(path: &Path) -> Result<(), String> {
     let mut exit =
         shim.ended.map_or_else(ExitRecord::default, |(status, at_us, ran)| record(status, at_us, ran));
     exit.partitioned = shim.partitioned;
-    if let Some(known) = groups::out_of_memory(&groups) {
+    if let Some(known) = out_of_memory(&groups) {
         exit.out_of_memory = true;
         exit.memory_limit_bytes = known.limit_bytes;
         exit.memory_peak_bytes = known.peak_bytes;
     }
-    groups::remove(&groups);
+    remove_groups(&groups);
     output.say(&in_words(&exit));
     output.finish();
     write(&Start { exit: Some(exit), ..Start::default() })
@@ -224,9 +229,9 @@ impl Shim {
     fn hear(&mut self) {
         let Some(told) = &mut self.told else { return };
         match told.ended(self.command) {
-            Ok(None) => return,
-            Ok(Some(status)) => self.ended = Some((status, now_us(), self.begun.elapsed())),
-            Err(()) => {}
+            Heard::NotYet => return,
+            Heard::Ended(status) => self.ended = Some((status, now_us(), self.begun.elapsed())),
+            Heard::Silence => {}
         }
         self.told = None;
     }
@@ -328,7 +333,8 @@ fn answer(answer: &Answer) {
     }
 }
 
-fn record(status: WaitStatus, at_us: u64, ran: Duration) -> ExitRecord {
+/// An end as it is written down.
+pub fn record(status: WaitStatus, at_us: u64, ran: Duration) -> ExitRecord {
     let mut exit = ExitRecord {
         at_us,
         ran_ms: u64::try_from(ran.as_millis()).unwrap_or(u64::MAX),

@@ -336,16 +336,10 @@ fn handover(text: &mut String, settings: &Settings) {
 /// the same rule once it has gone. A build may print nothing for long: rm itself bounds a push.
 fn git_frontend(text: &mut String, git: SocketAddr, tls: Option<&GitTls>, routes: &Routes) {
     lines!(text, "\nfrontend {GIT} from http");
-    match tls {
-        None => lines!(text, "    bind {git}"),
-        Some(tls) => {
-            lines!(
-                text,
-                "    bind {git} ssl crt {} ssl-min-ver TLSv1.2 alpn http/1.1",
-                quoted(&tls.identity)
-            );
-        }
-    }
+    let secured = tls.map_or_else(String::new, |tls| {
+        format!(" ssl crt {} ssl-min-ver TLSv1.2 alpn http/1.1", quoted(&tls.identity))
+    });
+    lines!(text, "    bind {git}{secured}");
     lines!(text, "    timeout client 30m");
     lines!(
         text,

@@ -1,12 +1,15 @@
 //! From a pushed tree to what its slug holds: detect what it is, and run its own tools.
 //!
-//! Owns the order of a build and its limits. Each kind's steps are in a file of its own; processes run
-//! under a supervisor that leaves none behind. An app's config vars are not given to its build: a slug is
-//! built once and runs with each of its app's envs.
+//! Owns the order of a build. Each kind's steps are in a file of its own; processes run in the build's sandbox, under a
+//! supervisor that leaves none behind. An app's config vars are not given to its build: a slug is built once and runs with
+//! each of its app's envs.
 
 pub mod detect;
 pub mod environment;
+pub mod files;
+pub mod isolation;
 mod node;
+pub mod place;
 mod python;
 pub mod run;
 mod rust;
@@ -15,18 +18,15 @@ pub mod supervisor;
 
 use std::{collections::BTreeMap, io, path::Path, time::Duration};
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use visor::names::ProcName;
 
 use self::{
     detect::{Detected, Kind},
+    place::Place,
     run::Runner,
 };
 use crate::{layout, procfile, tree::Files, voice::Voice};
-
-/// How long a build may take: as long as Heroku lets one.
-pub const BUILD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// A build that failed, in words for the pusher.
 #[derive(Debug, thiserror::Error)]
@@ -50,17 +50,11 @@ pub enum BuildError {
         /// How it ended.
         how: String,
     },
-    /// A step's program isn't on this machine.
-    #[error("`{program}` can't be started here: {source}")]
-    NoProgram {
-        /// The program.
-        program: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// A step can't be started here, whatever it is.
+    #[error("nothing can be built here: {0}")]
+    NotStarted(String),
     /// It took too long.
-    #[error("the build took longer than {} minutes and was ended", .0.as_secs() / 60)]
+    #[error("the build took longer than {} and was ended", in_words(*.0))]
     TimedOut(Duration),
     /// The push has gone.
     #[error("the push was called off")]
@@ -93,12 +87,21 @@ pub struct Work<'a> {
     pub cache: &'a Path,
     /// bazooka-rm's own program, which supervises; other programs of ours stand beside it.
     pub own_program: &'a Path,
-    /// The variables that the build's processes get.
-    pub environment: BTreeMap<String, String>,
+    /// Where the build's processes run.
+    pub place: &'a Place,
+    /// How long they may, in all.
+    pub time: Duration,
     /// Speaks to the pusher.
     pub voice: &'a Voice,
     /// The push has gone.
     pub cancelled: &'a CancellationToken,
+}
+
+fn in_words(time: Duration) -> String {
+    match time.as_secs() {
+        seconds if seconds >= 120 => format!("{} minutes", seconds / 60),
+        seconds => format!("{seconds} seconds"),
+    }
 }
 
 /// What was built.
@@ -129,6 +132,11 @@ pub fn read(dir: &Path, files: &Files) -> Result<(Detected, BTreeMap<ProcName, S
     Ok((detected, procs))
 }
 
+/// Whether no process is needed for it.
+pub fn runs_nothing(detected: &Detected) -> bool {
+    detected.kinds.iter().all(|kind| matches!(kind, Kind::Static | Kind::Procfile))
+}
+
 /// Builds a tree in its place.
 ///
 /// # Errors
@@ -137,21 +145,7 @@ pub async fn build(work: &Work<'_>, detected: &Detected) -> Result<(), BuildErro
     for note in &detected.notes {
         work.voice.say(note).await;
     }
-    let home = work.cache.join("home");
-    std::fs::create_dir_all(&home).map_err(BuildError::disk("making the cache"))?;
-    let scratch = work.cache.join("tmp");
-    layout::remove(&scratch)
-        .and_then(|()| std::fs::create_dir_all(&scratch))
-        .map_err(BuildError::disk("making the build's temporary folder"))?;
-    let runner = Runner {
-        own_program: work.own_program,
-        dir: work.dir,
-        environment: &work.environment,
-        voice: work.voice,
-        cancelled: work.cancelled,
-        deadline: Instant::now() + BUILD_TIMEOUT,
-        limit: BUILD_TIMEOUT,
-    };
+    let runner = Runner::new(work.own_program, work.place, work.voice, work.cancelled, work.time);
     for kind in &detected.kinds {
         match kind {
             Kind::Own => runner.run(Path::new("./bin/build"), &[""; 0]).await?,
@@ -162,5 +156,5 @@ pub async fn build(work: &Work<'_>, detected: &Detected) -> Result<(), BuildErro
             Kind::Procfile => {}
         }
     }
-    layout::remove(&scratch).map_err(BuildError::disk("clearing the build's temporary folder"))
+    layout::remove(&work.cache.join("tmp")).map_err(BuildError::disk("clearing the build's temporary folder"))
 }

@@ -22,6 +22,7 @@ use visor::{
 use crate::{
     access,
     apps::Apps,
+    build::isolation::{BuildOptions, Builds},
     endpoint, hooks,
     layout::Layout,
     metrics::RmMetrics,
@@ -66,6 +67,9 @@ pub struct RmArgs {
     /// SSH.
     #[command(flatten)]
     pub ssh: SshArgs,
+    /// How builds are kept apart, and their limits.
+    #[command(flatten)]
+    pub builds: BuildOptions,
 }
 
 /// What bazooka-rm does beside serving.
@@ -111,6 +115,11 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
     let url = args.url.unwrap_or_else(|| format!("{}://{address}", cluster.scheme()));
     let url = url.trim_end_matches('/').to_owned();
+    let mut closed = bazooka_pm::host::resolved(&args.coordinator.coordinator);
+    closed.push(address);
+    // The same daemon, by another way.
+    closed.extend(bazooka_pm::host::resolved(args.git_url.as_slice()));
+    let builds = Builds::find(args.builds, &layout, &program, closed).await.map_err(anyhow::Error::msg)?;
     let git_url = args.git_url.map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
     let process = format!("{:032x}", rand::random::<u128>());
     let own = Own { name, process, url, git_url, shares: storage.is_some() };
@@ -131,6 +140,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         cluster: cluster.clone(),
         in_force,
         apps: apps.clone(),
+        builds,
         pushes: Pushes::default(),
         times: Times::default(),
         metrics,

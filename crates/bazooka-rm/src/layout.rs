@@ -5,11 +5,16 @@
 //! gone/               repositories to be removed          slugs/.new/     slugs that are being written
 //! builds/A            the tree that is being built        cache/A         an app's dependency caches
 //! packs/              packs on their way to or from a shared file storage
+//! cache/.pip          what all apps' builds have of pip
+//! root/, etc/         what builds' sandboxes are mounted on, and the /etc that they see
 //! hooks.sock          where hooks call
 //! ```
+//!
+//! Builds have users of their own: they get through to their own tree and cache, and to nothing else in here.
 
 use std::{
     io::{self, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -35,8 +40,14 @@ impl Layout {
         {
             std::fs::create_dir_all(folder)?;
         }
-        for folder in ["builds", "cache"] {
+        for folder in ["builds", "cache", "cache/.pip"] {
             std::fs::create_dir_all(layout.root.join(folder))?;
+        }
+        let passage = ["", "builds", "cache", "cache/.pip"].map(|name| (layout.root.join(name), 0o711));
+        let closed =
+            [layout.repos(), layout.gone(), layout.slugs(), layout.packs()].map(|path| (path, 0o700));
+        for (folder, mode) in passage.into_iter().chain(closed) {
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode))?;
         }
         Ok(layout)
     }
@@ -92,6 +103,16 @@ impl Layout {
         self.root.join("cache").join(app.as_str())
     }
 
+    /// The environments of Python that have pip, which all apps' builds use. No app's name begins with a dot.
+    pub fn tools(&self) -> PathBuf {
+        self.root.join("cache/.pip")
+    }
+
+    /// Where it is tried at start whether builds can be kept apart.
+    pub fn trial(&self) -> PathBuf {
+        self.root.join("builds/.trial")
+    }
+
     /// Where hooks call. A hook finds it from its repository, where git starts it.
     pub fn socket(&self) -> PathBuf {
         self.root.join(SOCKET)
@@ -137,5 +158,104 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    if kind.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
+    if kind.is_dir() { remove_folder(path) } else { std::fs::remove_file(path) }
+}
+
+/// Removes a folder from its top: what lies in its folders is moved up first. However deep a build has made it, no more
+/// than two folders are open, and no path is longer than a name.
+fn remove_folder(top: &Path) -> io::Result<()> {
+    // No name that a build could have chosen.
+    let mark = format!(".{:032x}-", rand::random::<u128>());
+    let mut moved = 0_u64;
+    loop {
+        let mut is_empty = true;
+        for entry in std::fs::read_dir(top)? {
+            let entry = entry?;
+            is_empty = false;
+            if !entry.file_type()?.is_dir() {
+                std::fs::remove_file(entry.path())?;
+                continue;
+            }
+            for inner in std::fs::read_dir(entry.path())? {
+                let inner = inner?;
+                if inner.file_type()?.is_dir() {
+                    moved += 1;
+                    std::fs::rename(inner.path(), top.join(format!("{mark}{moved}")))?;
+                } else {
+                    std::fs::remove_file(inner.path())?;
+                }
+            }
+            std::fs::remove_dir(entry.path())?;
+        }
+        if is_empty {
+            return std::fs::remove_dir(top);
+        }
+    }
+}
+
+/// What is in a file of a folder that a build could write to: no link is followed, and no more than `most` bytes are read.
+///
+/// # Errors
+/// If it is no regular file, is larger, or can't be read.
+pub fn read_plain(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    use std::{io::Read, os::unix::fs::OpenOptionsExt};
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = std::fs::File::options().read(true).custom_flags(flags).open(path)?;
+    let known = file.metadata()?;
+    if !known.is_file() || known.len() > most {
+        return Err(io::Error::other(format!("it is no file of {most} bytes at most")));
+    }
+    let mut content = Vec::new();
+    file.take(most).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_deep_for_any_path_is_removed_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (top, kept) = (dir.path().join("top"), dir.path().join("kept"));
+        std::fs::create_dir(&kept).expect("made");
+        std::fs::write(kept.join("file"), "x").expect("written");
+        let script = "import os, sys\n\
+            os.mkdir('top')\n\
+            for n in range(3000):\n \
+                os.chdir('top' if n == 0 else 'd')\n \
+                [os.mkdir(name) for name in 'de']\n \
+                os.symlink(sys.argv[1], 'link')\n \
+                open('f', 'w').close()\n";
+        let mut made = std::process::Command::new("python3");
+        let made = made.args(["-c", script]).arg(&kept).current_dir(dir.path()).status().expect("python3");
+        assert!(made.success());
+        remove(&top).expect("it can be removed");
+        assert!(!top.exists() && kept.join("file").exists());
+        remove(&top).expect("what isn't there is removed already");
+    }
+
+    #[test]
+    fn a_build_gets_no_further_than_its_own_folders() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let layout = Layout::open(&dir.path().join("state")).expect("made");
+        let mode = |path: PathBuf| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        let root = layout.root().to_owned();
+        let modes =
+            ["", "builds", "cache", "repos", "slugs", "gone", "packs"].map(|name| mode(root.join(name)));
+        assert_eq!(modes, [0o711, 0o711, 0o711, 0o700, 0o700, 0o700, 0o700]);
+    }
+
+    #[test]
+    fn only_a_plain_file_is_read_and_no_more_than_was_said() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "12345").expect("written");
+        std::os::unix::fs::symlink("file", path("link")).expect("made");
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+        assert_eq!(read_plain(&path("file"), 5).expect("it is plain"), b"12345");
+        assert!(read_plain(&path("file"), 4).is_err());
+        assert!(read_plain(&path("link"), 5).is_err());
+        assert!(read_plain(&path("pipe"), 5).is_err());
+    }
 }

@@ -1,9 +1,10 @@
-//! bazooka-rm: the daemon, and under other names git's hooks and the supervisor of a build's steps.
+//! bazooka-rm: the daemon; under other names git's hooks and the supervisor of a build's steps; and in builds what is done
+//! with their files.
 
 use std::process::ExitCode;
 
 use bazooka_rm::{
-    build::supervisor,
+    build::{files, supervisor},
     daemon::{RmArgs, RmCommand, run},
     hook, pki,
     ssh::carry,
@@ -11,14 +12,16 @@ use bazooka_rm::{
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os();
+    let mut args = std::env::args_os().peekable();
     let name = args.next().unwrap_or_default().to_string_lossy().into_owned();
     let status = if let Some(hook) = hook::by_name(&name) {
         hook::run(hook)
     } else if name == supervisor::NAME {
-        supervisor::run(args)
-    } else if std::env::args_os().nth(1).is_some_and(|word| word == carry::NAME) {
-        return carry::run(args.skip(1));
+        supervisor::run()
+    } else if args.next_if(|word| word == files::WORD).is_some() {
+        files::run(args)
+    } else if args.next_if(|word| word == carry::NAME).is_some() {
+        return carry::run(args);
     } else {
         return daemon();
     };

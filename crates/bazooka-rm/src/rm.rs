@@ -7,6 +7,7 @@ use visor::{daemon::Cluster, visor::Visor};
 use crate::{
     access::InForce,
     apps::Apps,
+    build::isolation::Builds,
     layout::Layout,
     metrics::RmMetrics,
     push::{Pushes, Times},
@@ -35,6 +36,8 @@ pub struct Rm {
     pub in_force: InForce,
     /// The apps.
     pub apps: Apps,
+    /// What keeps builds apart.
+    pub builds: Builds,
     /// The pushes that are under way.
     pub pushes: Pushes,
     /// How long a push waits for what.

@@ -1,14 +1,17 @@
 //! Slugs: a built tree as one compressed archive, named by the SHA-256 of its bytes.
 //!
 //! Owns their format and their way into the file storage. The same tree makes the same bytes: entries are
-//! sorted, and times and owners are not kept. A slug is written under another name, synced, and renamed:
-//! what has a slug's name is whole, whatever dies when.
+//! sorted, and times, owners and all rights but that to execute are not kept. A slug is written under another name, synced,
+//! and renamed: what has a slug's name is whole, whatever dies when.
+//!
+//! A tree is what a build left, so anything may be in it; no process of the build is there any more to change it. A slug
+//! holds regular files, folders and links that stay inside. A file with several names becomes several files.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Write},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -27,6 +30,15 @@ pub const MAX_BYTES: u64 = 500_000_000;
 /// From this size on a pusher is warned: each host fetches it before the first instance can start.
 pub const WARN_BYTES: u64 = 300_000_000;
 
+/// The most bytes that its files may have: what each host must have room for. It is told before anything is packed.
+const MAX_UNPACKED_BYTES: u64 = 2_000_000_000;
+
+/// The most files, folders and links: no more are unpacked.
+const MAX_ENTRIES: usize = 500_000;
+
+/// The deepest folder; the recursion's bound.
+const MAX_DEPTH: usize = 200;
+
 /// How many slugs are kept beside a storage that has all of them.
 const KEPT: usize = 32;
 
@@ -39,6 +51,20 @@ pub enum SlugError {
     /// It is too large.
     #[error("the slug is larger than {} MB; what needn't run should not be in it", MAX_BYTES / 1_000_000)]
     TooLarge,
+    /// What it would be unpacked is too large.
+    #[error(
+        "the slug's files are larger than {} MB, or more than {MAX_ENTRIES}; what needn't run should not be in it",
+        MAX_UNPACKED_BYTES / 1_000_000
+    )]
+    TooMuch,
+    /// The build left something that a slug can't hold.
+    #[error("{} is a {kind}; an app may have regular files, folders and links", path.display())]
+    Strange {
+        /// Where.
+        path: PathBuf,
+        /// What.
+        kind: &'static str,
+    },
     /// The build left a link that leads out of the tree.
     #[error("{} is a symbolic link that leads out of the app: {}", .path.display(), .target.display())]
     LinkOut {
@@ -80,8 +106,18 @@ enum Kind {
 /// # Errors
 /// [`SlugError`]. Nothing is left in the storage then.
 pub fn store(tree: &Path, layout: &Layout, cancelled: &CancellationToken) -> Result<Slug, SlugError> {
+    store_within(tree, layout, cancelled, MAX_BYTES)
+}
+
+fn store_within(
+    tree: &Path,
+    layout: &Layout,
+    cancelled: &CancellationToken,
+    most: u64,
+) -> Result<Slug, SlugError> {
     let mut entries = BTreeMap::new();
-    list(tree, Path::new(""), &mut entries)?;
+    let mut bytes = 0;
+    list(tree, Path::new(""), &mut entries, &mut bytes, 0)?;
     let found: BTreeMap<PathBuf, PathBuf> = entries
         .iter()
         .filter_map(|(path, kind)| match kind {
@@ -97,7 +133,7 @@ pub fn store(tree: &Path, layout: &Layout, cancelled: &CancellationToken) -> Res
         .tempfile_in(layout.unfinished_slugs())
         .map_err(SlugError::disk("writing the slug"))?;
     let (mut file, unfinished) = unfinished.into_parts();
-    let (sha256, size_bytes) = write(tree, &entries, &mut file, cancelled)?;
+    let (sha256, size_bytes) = write(tree, &entries, &mut file, cancelled, most)?;
     file.sync_all().map_err(SlugError::disk("syncing the slug"))?;
     unfinished
         .persist(layout.slug(&sha256))
@@ -107,6 +143,14 @@ pub fn store(tree: &Path, layout: &Layout, cancelled: &CancellationToken) -> Res
         .and_then(|folder| folder.sync_all())
         .map_err(SlugError::disk("syncing the file storage"))?;
     Ok(Slug { sha256, size_bytes })
+}
+
+/// What a pusher is to know of a slug of this size.
+pub fn warning(size_bytes: u64) -> Option<String> {
+    (size_bytes > WARN_BYTES).then(|| {
+        let (size, most) = (size_bytes / 1_000_000, MAX_BYTES / 1_000_000);
+        format!("the slug is {size} MB large, of {most} MB at most: each host must fetch that before it can start one")
+    })
 }
 
 /// Where a storage is shared, this rm's own folder holds the newest slugs alone: hosts ask for those.
@@ -135,26 +179,48 @@ pub fn is_stored(layout: &Layout, slug: &Slug) -> bool {
     fs::metadata(layout.slug(&slug.sha256)).is_ok_and(|file| file.len() == slug.size_bytes)
 }
 
-fn list(tree: &Path, at: &Path, entries: &mut BTreeMap<PathBuf, Kind>) -> Result<(), SlugError> {
+fn list(
+    tree: &Path,
+    at: &Path,
+    entries: &mut BTreeMap<PathBuf, Kind>,
+    bytes: &mut u64,
+    depth: usize,
+) -> Result<(), SlugError> {
+    if depth > MAX_DEPTH {
+        return Err(SlugError::TooMuch);
+    }
     let reading = |at: &Path| SlugError::disk(format!("reading {}", at.display()));
     for entry in fs::read_dir(tree.join(at)).map_err(reading(at))? {
         let entry = entry.map_err(reading(at))?;
         let path = at.join(entry.file_name());
         let metadata = entry.metadata().map_err(reading(&path))?;
         let kind = if metadata.is_dir() {
-            list(tree, &path, entries)?;
+            list(tree, &path, entries, bytes, depth + 1)?;
             Kind::Folder
         } else if metadata.is_symlink() {
             Kind::Link(fs::read_link(entry.path()).map_err(reading(&path))?)
         } else if metadata.is_file() {
+            *bytes = bytes.saturating_add(metadata.len());
             Kind::File { executable: metadata.permissions().mode() & 0o111 != 0 }
         } else {
-            // Sockets and pipes of a build's processes: those have ended.
-            continue;
+            return Err(SlugError::Strange { path, kind: strange(metadata.file_type()) });
         };
         entries.insert(path, kind);
+        if *bytes > MAX_UNPACKED_BYTES || entries.len() > MAX_ENTRIES {
+            return Err(SlugError::TooMuch);
+        }
     }
     Ok(())
+}
+
+fn strange(kind: fs::FileType) -> &'static str {
+    if kind.is_fifo() {
+        "pipe"
+    } else if kind.is_socket() {
+        "socket"
+    } else {
+        "device"
+    }
 }
 
 fn write(
@@ -162,8 +228,9 @@ fn write(
     entries: &BTreeMap<PathBuf, Kind>,
     file: &mut File,
     cancelled: &CancellationToken,
+    most: u64,
 ) -> Result<(Digest, u64), SlugError> {
-    let hashing = Hashing { out: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
+    let hashing = Hashing { out: BufWriter::new(file), hash: Sha256::new(), bytes: 0, most };
     let writing = |error: io::Error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Full>()) {
         Some(Full) => SlugError::TooLarge,
         None => SlugError::disk("writing the slug")(error),
@@ -217,6 +284,7 @@ struct Hashing<W> {
     out: W,
     hash: Sha256,
     bytes: u64,
+    most: u64,
 }
 
 /// A slug has become too large.
@@ -229,7 +297,7 @@ impl<W: Write> Write for Hashing<W> {
         let written = self.out.write(bytes)?;
         self.hash.update(&bytes[..written]);
         self.bytes += written as u64;
-        if self.bytes > MAX_BYTES {
+        if self.bytes > self.most {
             return Err(io::Error::other(Full));
         }
         Ok(written)
@@ -285,6 +353,54 @@ mod tests {
         assert_eq!((mode("bin/run"), mode("z")), (0o755, 0o644), "no setuid bit is kept");
         assert_eq!(fs::read(into.join("a/b/c")).expect("it is there"), b"a/b/c".repeat(100));
         assert_eq!(fs::read_link(into.join("a.link")).expect("it is a link"), Path::new("a"));
+    }
+
+    #[test]
+    fn what_a_slug_can_not_hold_is_refused_by_its_name_and_nothing_is_left() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let layout = Layout::open(&dir.path().join("state")).expect("made");
+        let app = dir.path().join("app");
+        tree(&app, &["file"]);
+        let refused = |most: u64| {
+            let error = store_within(&app, &layout, &CancellationToken::new(), most).expect_err("refused");
+            let left = fs::read_dir(layout.unfinished_slugs()).expect("it is there").count();
+            assert_eq!((left, fs::read_dir(layout.slugs()).expect("it is there").count()), (0, 1));
+            error.to_string()
+        };
+        let pipe = app.join("a.pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        assert!(refused(MAX_BYTES).starts_with("a.pipe is a pipe;"));
+        fs::remove_file(&pipe).expect("it is there");
+        let socket = std::os::unix::net::UnixListener::bind(app.join("a.sock")).expect("made");
+        assert!(refused(MAX_BYTES).starts_with("a.sock is a socket;"));
+        drop(socket);
+        fs::remove_file(app.join("a.sock")).expect("it is there");
+        let sparse = File::create(app.join("sparse")).expect("made");
+        sparse.set_len(MAX_UNPACKED_BYTES).expect("it holds nothing");
+        let error = refused(MAX_BYTES);
+        assert!(error.contains("larger than 2000 MB"), "{error}");
+        fs::remove_file(app.join("sparse")).expect("it is there");
+        assert!(refused(50).contains("the slug is larger than 500 MB"));
+        let deep = (0..=MAX_DEPTH).fold(app.join("d"), |path, _| path.join("d"));
+        fs::create_dir_all(deep).expect("made");
+        refused(MAX_BYTES);
+    }
+
+    #[test]
+    fn a_file_with_two_names_becomes_two_and_a_large_slug_is_told() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let layout = Layout::open(&dir.path().join("state")).expect("made");
+        let live = CancellationToken::new();
+        tree(&dir.path().join("one"), &["a", "b"]);
+        fs::write(dir.path().join("one/b"), "a".repeat(100)).expect("written");
+        fs::set_permissions(dir.path().join("one/b"), fs::Permissions::from_mode(0o755)).expect("set");
+        tree(&dir.path().join("two"), &["a"]);
+        fs::hard_link(dir.path().join("two/a"), dir.path().join("two/b")).expect("made");
+        let one = store(&dir.path().join("one"), &layout, &live).expect("stored");
+        assert_eq!(one, store(&dir.path().join("two"), &layout, &live).expect("stored"));
+        assert_eq!(warning(WARN_BYTES), None);
+        let told = warning(WARN_BYTES + 1_000_000).expect("it is large");
+        assert!(told.contains("301 MB large, of 500 MB at most"), "{told}");
     }
 
     #[test]

@@ -50,15 +50,16 @@ pub struct Etc {
 }
 
 impl Etc {
-    /// Puts it together out of the folder `machine`. Instances that run see it change file by file. Blocks.
+    /// Puts it together out of the folder `machine`, with `more` of it besides what every program needs. Instances that
+    /// run see it change file by file. Blocks.
     ///
     /// # Errors
     /// The file system's, with the path.
-    pub fn make(machine: &Path, own: &Path) -> Result<Etc, String> {
+    pub fn make(machine: &Path, own: &Path, more: &[&str]) -> Result<Etc, String> {
         let made = || -> io::Result<()> {
             fs::create_dir_all(own)?;
             fs::set_permissions(own, fs::Permissions::from_mode(0o755))?;
-            for name in COPIED.iter().chain(&CHANGING) {
+            for name in COPIED.iter().chain(&CHANGING).chain(more) {
                 copy(&machine.join(name), &own.join(name))?;
             }
             // Debian's Python reads its own start-up file there.
@@ -167,7 +168,7 @@ mod tests {
         symlink("/usr/share/zoneinfo/UTC", machine.join("localtime")).expect("it can be made");
         symlink("a.pem", machine.join("ssl/certs/b.0")).expect("it can be made");
         let own = dir.path().join("own");
-        let etc = Etc::make(&machine, &own).expect("it can be made");
+        let etc = Etc::make(&machine, &own, &[]).expect("it can be made");
         let mut names: Vec<String> = entries(&own).collect();
         names.sort();
         assert_eq!(names, ["group", "hosts", "localtime", "passwd", "ssl"]);
@@ -178,6 +179,8 @@ mod tests {
         write("resolv.conf", 0o644);
         etc.renew();
         assert!(own.join("resolv.conf").exists());
-        Etc::make(&machine, &own).expect("it can be made again");
+        assert!(!own.join("secret").exists());
+        Etc::make(&machine, &own, &["secret"]).expect("it can be made again, with more");
+        assert!(own.join("secret").exists());
     }
 }

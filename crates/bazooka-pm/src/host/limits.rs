@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use visor::{names::InstanceId, schema::Limits};
+use visor::schema::Limits;
 
 use crate::protocol::{Group, Setting};
 
@@ -86,12 +86,12 @@ impl Cgroups {
         self.controllers.unified.is_some()
     }
 
-    /// The groups of one instance. `processes` is how many it may have; `apart` that it has a group of
-    /// version 2 of its own, whatever its limits, where there is one.
-    pub fn of(&self, id: InstanceId, limits: &Limits, processes: u64, apart: bool) -> Vec<Group> {
+    /// The groups of one instance, or of a build, that have this name. `processes` is how many it may have; `apart` that
+    /// it has a group of version 2 of its own, whatever its limits, where there is one.
+    pub fn of(&self, name: &str, limits: &Limits, processes: u64, apart: bool) -> Vec<Group> {
         let Controllers { memory, cpu, unified, is_whole } = &self.controllers;
         let group = |root: &Path, version, settings: Vec<Setting>| Group {
-            folder: root.join(&self.own).join(id.to_string()),
+            folder: root.join(&self.own).join(name),
             version,
             settings,
         };
@@ -196,7 +196,7 @@ mod tests {
 
     /// Group by group: where, and what is written.
     fn shown(cgroups: &Cgroups, limits: &Limits, apart: bool) -> Vec<(String, Vec<String>)> {
-        let groups = cgroups.of(InstanceId(7), limits, 200, apart).into_iter();
+        let groups = cgroups.of("7", limits, 200, apart).into_iter();
         let line = |setting: &Setting| format!("{}={}", setting.file, setting.content);
         groups
             .map(|group| (group.folder.display().to_string(), group.settings.iter().map(line).collect()))

@@ -16,7 +16,7 @@ pub enum Isolation {
     Sandbox,
     /// Each has a user of its own; takes root
     Uid,
-    /// They run as bazooka-pm's own user, and can do to each other what they like
+    /// They run as the daemon's own user, and can do to each other what they like
     None,
 }
 
@@ -36,7 +36,7 @@ impl Isolation {
 pub enum Part {
     /// Limits of memory and processor
     Limits,
-    /// The fence: no port but its own, no connection to the coordinator and bazooka-pm
+    /// The fence: no port but its own, no connection to the coordinator and the daemon
     Fence,
 }
 

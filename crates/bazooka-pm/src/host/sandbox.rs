@@ -11,13 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use visor::{names::InstanceId, schema::Limits};
+use visor::schema::Limits;
 
 use super::{
     etc::Etc,
-    folders::{Folders, private_folder, remove_all},
+    folders::{private_folder, remove_all},
     limits::Cgroups,
-    options::{HostOptions, Part},
     process,
 };
 use crate::protocol::{Closed, Fence, PROTOCOL, Sandbox, Spec};
@@ -25,7 +24,22 @@ use crate::protocol::{Closed, Fence, PROTOCOL, Sandbox, Spec};
 /// What a stack must have beside what the app needs: the command is a line for it.
 const SHELL: &str = "bin/sh";
 
-/// What sandboxes are made of on this host.
+/// What sandboxes are to be made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// A folder for the folders that they need.
+    pub state: &'a Path,
+    /// Another tree than the machine's.
+    pub stack: Option<&'a Path>,
+    /// What `/etc` has besides what every program needs.
+    pub more_of_etc: &'a [&'a str],
+    /// How much `/tmp` holds.
+    pub tmp_bytes: u64,
+    /// Where they can't connect to; none if sockets aren't fenced.
+    pub closed: Option<&'a [SocketAddr]>,
+}
+
+/// What sandboxes are made of on this machine.
 #[derive(Clone, Debug)]
 pub struct Sandboxes {
     root: PathBuf,
@@ -38,22 +52,25 @@ pub struct Sandboxes {
 }
 
 impl Sandboxes {
-    /// What the options ask for. Blocks.
+    /// What is asked for. Blocks.
     ///
     /// # Errors
     /// What is missing, and how to go on.
-    pub fn new(options: &HostOptions, folders: &Folders, closed: &[SocketAddr]) -> Result<Sandboxes, String> {
-        let root = folders.root().join("root");
+    pub fn new(parts: Parts) -> Result<Sandboxes, String> {
+        let root = parts.state.join("root");
         private_folder(&root).map_err(|error| format!("can't use {}: {error}", root.display()))?;
-        let (base, etc) = match &options.stack {
-            None => (PathBuf::from("/"), Some(Etc::make(Path::new("/etc"), &folders.root().join("etc"))?)),
+        let (base, etc) = match parts.stack {
+            None => {
+                let own = parts.state.join("etc");
+                (PathBuf::from("/"), Some(Etc::make(Path::new("/etc"), &own, parts.more_of_etc)?))
+            }
             Some(stack) => (stack_at(stack)?, None),
         };
-        let closed = (!options.without.contains(&Part::Fence)).then(|| with_all_addresses(closed));
-        Ok(Sandboxes { root, base, etc, tmp_bytes: options.tmp, closed })
+        let closed = parts.closed.map(with_all_addresses);
+        Ok(Sandboxes { root, base, etc, tmp_bytes: parts.tmp_bytes, closed })
     }
 
-    /// The sandbox of an instance with this port. Blocks, shortly.
+    /// The sandbox of an instance with this port; 0 for something that has none. Blocks, shortly.
     pub fn of(&self, port: u16) -> Sandbox {
         if let Some(etc) = &self.etc {
             etc.renew();
@@ -64,6 +81,8 @@ impl Sandboxes {
             etc: self.etc.as_ref().map(|etc| etc.folder().to_owned()),
             tmp_bytes: self.tmp_bytes,
             fence: self.closed.as_ref().map(|closed| Fence { port, closed: closed.clone() }),
+            app_writable: false,
+            mounts: Vec::new(),
         }
     }
 
@@ -74,11 +93,11 @@ impl Sandboxes {
     pub fn try_out(
         &self,
         shim: &Path,
-        folders: &Folders,
+        state: &Path,
         cgroups: Option<&Cgroups>,
         uid: u32,
     ) -> Result<(), String> {
-        let place = folders.root().join("trial");
+        let place = state.join("trial");
         let failed = |error: std::io::Error| format!("can't use {}: {error}", place.display());
         let app = place.join("app");
         let made = || {
@@ -90,8 +109,8 @@ impl Sandboxes {
         made().map_err(failed)?;
         let limits =
             Limits { memory_limit_bytes: Some(64 << 20), cpu_limit_millis: Some(1_000), ..Limits::default() };
-        let groups = cgroups
-            .map(|cgroups| cgroups.of(InstanceId(0), &limits, u64::from(Limits::USUAL_PROCESSES), true));
+        let groups =
+            cgroups.map(|cgroups| cgroups.of("0", &limits, u64::from(Limits::USUAL_PROCESSES), true));
         let spec = Spec {
             protocol: PROTOCOL,
             command: "exit 0".to_owned(),
@@ -133,6 +152,9 @@ pub fn resolved(urls: &[String]) -> Vec<SocketAddr> {
     for url in urls {
         let host = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
         let host = host.split('/').next().unwrap_or(host);
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let usual = if url.starts_with("https:") { 443 } else { 80 };
+        let host = if has_port { host.to_owned() } else { format!("{host}:{usual}") };
         match host.to_socket_addrs() {
             Ok(addresses) => found.extend(addresses),
             Err(error) => {
@@ -214,9 +236,10 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_an_address() {
-        let urls = ["http://127.0.0.1:2379".to_owned(), "https://[::1]:2380/".to_owned()];
+        let urls =
+            ["http://127.0.0.1:2379", "https://[::1]:2380/", "https://192.0.2.1/git"].map(str::to_owned);
         let expected: Vec<SocketAddr> =
-            ["127.0.0.1:2379", "[::1]:2380"].map(|at| at.parse().expect("valid")).into();
+            ["127.0.0.1:2379", "192.0.2.1:443", "[::1]:2380"].map(|at| at.parse().expect("valid")).into();
         assert_eq!(resolved(&urls), expected);
     }
 }

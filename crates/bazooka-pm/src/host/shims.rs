@@ -93,7 +93,9 @@ impl Shims {
         let limits = &assignment.run.limits;
         let processes = u64::from(limits.processes_limit.unwrap_or(Limits::USUAL_PROCESSES));
         let port = local.port.unwrap_or(0);
-        let groups = cgroups.as_ref().map(|cgroups| cgroups.of(id, limits, processes, sandboxes.is_some()));
+        let groups = cgroups
+            .as_ref()
+            .map(|cgroups| cgroups.of(&id.to_string(), limits, processes, sandboxes.is_some()));
         let spec = Spec {
             protocol: PROTOCOL,
             command: assignment.command.clone(),

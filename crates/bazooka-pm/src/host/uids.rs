@@ -47,6 +47,24 @@ impl Uids {
         })
     }
 
+    /// Whether a user, chosen earlier, is this state folder's still: its share may have become another's when the machine
+    /// was started anew.
+    pub fn keep(&mut self, uid: u32) -> bool {
+        if self.shares.iter().any(|share| share.contains(&uid)) {
+            return true;
+        }
+        if !self.range.contains(&uid) {
+            return false;
+        }
+        let first = uid - (uid - self.range.start()) % SHARE;
+        let kept = self.mark(first);
+        if kept {
+            let last = first.saturating_add(SHARE - 1).min(*self.range.end());
+            self.shares.push(first..=last);
+        }
+        kept
+    }
+
     fn take_share(&self) -> Option<RangeInclusive<u32>> {
         let mut first = *self.range.start();
         while first <= *self.range.end() {
@@ -106,6 +124,21 @@ mod tests {
         assert_eq!(owner("a").choose(&none), Some(1_000), "a restarted one has its share still");
         fs::remove_dir(dir.path().join("a")).expect("it is empty");
         assert_eq!(owner("c").choose(&none), Some(1_000), "the share of a removed one is free");
+    }
+
+    #[test]
+    fn a_user_is_kept_unless_its_share_is_anothers() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let owner = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(&path).expect("it can be made");
+            Uids::new(1_000..=4_000, &dir.path().join("marks"), &path).expect("marks can be made")
+        };
+        let (mut a, mut b) = (owner("a"), owner("b"));
+        assert!(a.keep(1_000 + SHARE) && a.keep(1_001 + SHARE));
+        assert!(!b.keep(1_001 + SHARE), "it is in a's share");
+        assert_eq!(a.choose(&BTreeSet::from([1_000 + SHARE])), Some(1_001 + SHARE), "the share is a's now");
+        assert!(!a.keep(999) && !a.keep(4_001), "those were never given out");
     }
 
     #[test]

@@ -6,16 +6,21 @@
 //! ```text
 //! /usr /bin /sbin /lib*   of the machine, or all folders of a stack   read-only
 //! /etc                    what bazooka-pm put together, or the stack's with the machine's names   read-only
-//! /app                    the slug                                    read-only
+//! /app                    the slug                                    read-only, unless it is being built
 //! /tmp                    its own, sized; /dev/shm and /var/tmp are the same
 //! /proc                   its own processes; what tells of the machine or changes it is masked or read-only
 //! /dev                    null zero full random urandom tty, and terminals of its own
+//! mounts                  what else was named, by the same path       read-only, unless named as writable
 //! ```
 
 use std::{
     ffi::CString,
-    fs, io,
-    os::unix::fs::{DirBuilderExt, symlink},
+    fs::{self, File},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
+    },
     path::{Path, PathBuf},
 };
 
@@ -27,7 +32,7 @@ use nix::{
     unistd::{chdir, pivot_root},
 };
 
-use crate::protocol::{Sandbox, Spec};
+use crate::protocol::{Mount, Sandbox, Spec};
 
 /// Where an instance has its slug.
 pub const APP: &str = "app";
@@ -65,7 +70,7 @@ pub fn enter(spec: &Spec, sandbox: &Sandbox) -> Result<(), String> {
 
     of_base(sandbox)?;
     folder(APP)?;
-    bind(&spec.folder, APP)?;
+    bind(&spec.folder, APP, sandbox.app_writable)?;
     folder("tmp")?;
     let size = format!("mode=1777,size={},nr_inodes=16384", sandbox.tmp_bytes);
     let private = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -76,8 +81,14 @@ pub fn enter(spec: &Spec, sandbox: &Sandbox) -> Result<(), String> {
     }
     devices()?;
     proc()?;
+    let sources = sources(&sandbox.mounts)?;
 
     pivot_root(".", ".").map_err(at("entering it"))?;
+    // Only from here on do links in here lead to what is in here; the machine's tree is still below this one.
+    for (source, Mount { path, writable }) in sources {
+        mount_point(path, source.metadata().is_ok_and(|known| known.is_dir()))?;
+        bind(Path::new(&format!("/proc/self/fd/{}", source.as_raw_fd())), path, *writable)?;
+    }
     umount2(".", MntFlags::MNT_DETACH).map_err(at("leaving the machine's"))?;
     chdir("/").map_err(at("entering it"))?;
     let closed = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
@@ -101,7 +112,7 @@ fn of_base(sandbox: &Sandbox) -> Result<(), String> {
             fs::read_link(&source).and_then(|target| symlink(target, &name))
         } else if known.is_dir() {
             folder(&name)?;
-            bind(&source, &name)?;
+            bind(&source, &name, false)?;
             Ok(())
         } else {
             Ok(())
@@ -110,7 +121,7 @@ fn of_base(sandbox: &Sandbox) -> Result<(), String> {
     }
     folder("etc")?;
     let etc = etc.clone().unwrap_or_else(|| base.join("etc"));
-    if etc.is_dir() { bind(&etc, "etc") } else { Ok(()) }
+    if etc.is_dir() { bind(&etc, "etc", false) } else { Ok(()) }
 }
 
 /// What is written for each instance.
@@ -142,7 +153,7 @@ fn over_stack() -> Result<(), String> {
     ] {
         let is_file = fs::symlink_metadata(target).is_ok_and(|known| known.is_file());
         if is_file && Path::new(source).exists() {
-            bind(Path::new(source), target)?;
+            bind(Path::new(source), target, false)?;
         }
     }
     Ok(())
@@ -190,12 +201,12 @@ fn proc() -> Result<(), String> {
     for name in MASKED {
         let path = format!("proc/{name}");
         let Ok(known) = fs::metadata(&path) else { continue };
-        bind(Path::new(if known.is_dir() { "run/bazooka/nothing" } else { "dev/null" }), &path)?;
+        bind(Path::new(if known.is_dir() { "run/bazooka/nothing" } else { "dev/null" }), &path, false)?;
     }
     for name in READ_ONLY {
         let path = format!("proc/{name}");
         if Path::new(&path).exists() {
-            bind(Path::new(&path), &path)?;
+            bind(Path::new(&path), &path, false)?;
         }
     }
     Ok(())
@@ -207,24 +218,48 @@ fn folder(name: impl AsRef<Path>) -> Result<(), String> {
     made.map_err(|error| format!("can't make its root: /{}: {error}", name.display()))
 }
 
-/// Shows a folder or file in another place, read-only, with all that is mounted below it.
-fn bind(source: &Path, target: impl AsRef<Path>) -> Result<(), String> {
-    let target = target.as_ref();
-    let failed =
-        |error: Errno| format!("can't make its root: {} as /{}: {error}", source.display(), target.display());
-    let none: Option<&str> = None;
-    mount(Some(source), target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(failed)?;
-    read_only(target).map_err(failed)
+/// Holds what is to be mounted, while it can still be reached by its path. Whoever made it a link is not followed.
+fn sources(mounts: &[Mount]) -> Result<Vec<(File, &Mount)>, String> {
+    let held = |mount: &Mount| {
+        let flags = libc::O_PATH | libc::O_NOFOLLOW;
+        let opened = File::options().read(true).custom_flags(flags).open(&mount.path);
+        opened.map_err(|error| format!("can't make its root: {}: {error}", mount.path.display()))
+    };
+    mounts.iter().map(|mount| Ok((held(mount)?, mount))).collect()
 }
 
-fn read_only(target: &Path) -> nix::Result<()> {
+/// Sees to it that there is something to mount on.
+fn mount_point(path: &Path, is_folder: bool) -> Result<(), String> {
+    if is_folder {
+        return folder(path);
+    }
+    if path.exists() {
+        return Ok(());
+    }
+    path.parent().map_or(Ok(()), folder)?;
+    fs::write(path, "").map_err(|error| format!("can't make its root: {}: {error}", path.display()))
+}
+
+/// Shows a folder or file in another place, with all that is mounted below it.
+fn bind(source: &Path, target: impl AsRef<Path>, writable: bool) -> Result<(), String> {
+    let target = target.as_ref();
+    let failed =
+        |error: Errno| format!("can't make its root: {} as {}: {error}", source.display(), target.display());
+    let none: Option<&str> = None;
+    mount(Some(source), target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(failed)?;
+    without_rights(target, writable).map_err(failed)
+}
+
+/// Takes from what is mounted what nobody in here is to have by it.
+fn without_rights(target: &Path, writable: bool) -> nix::Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let path = CString::new(target.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
     // A device that is bound to mask something is to be readable: nodev would have it refuse.
     let is_device = target.starts_with("proc");
     let nodev = if is_device { 0 } else { libc::MOUNT_ATTR_NODEV };
+    let read_only = if writable { 0 } else { libc::MOUNT_ATTR_RDONLY };
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | nodev,
+        attr_set: read_only | libc::MOUNT_ATTR_NOSUID | nodev,
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,

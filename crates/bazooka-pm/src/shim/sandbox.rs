@@ -128,20 +128,31 @@ fn heard(ours: &mut UnixStream) -> Result<(), String> {
 /// What init says of the command.
 pub struct Told(UnixStream);
 
+/// What was heard of the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing yet.
+    NotYet,
+    /// How it ended.
+    Ended(WaitStatus),
+    /// There is nothing more to hear.
+    Silence,
+}
+
 impl Told {
-    /// How the command ended, once it has; an error once there is nothing more to hear.
-    pub fn ended(&mut self, command: Pid) -> Result<Option<WaitStatus>, ()> {
+    /// How the command ended, once it has.
+    pub fn ended(&mut self, command: Pid) -> Heard {
         let mut words = [0; 3];
         match self.0.read(&mut words) {
             Ok(3) if words[0] == ENDED => {
                 let number = i32::from(words[2]);
-                Ok(Some(match Signal::try_from(number) {
+                Heard::Ended(match Signal::try_from(number) {
                     Ok(signal) if words[1] == 1 => WaitStatus::Signaled(command, signal, false),
                     _ => WaitStatus::Exited(command, number),
-                }))
+                })
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
-            _ => Err(()),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Heard::NotYet,
+            _ => Heard::Silence,
         }
     }
 

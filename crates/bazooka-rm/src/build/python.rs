@@ -6,6 +6,7 @@
 //! for one list of requirements is kept for the next push with the same list.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 
-use super::{BuildError, Work, run::Runner};
+use super::{BuildError, Work, place, run::Runner};
 use crate::layout;
 
 /// The system's own: what a host's processes will find the library of.
@@ -25,6 +26,9 @@ const VENV: &str = ".venv";
 
 /// Says, in an environment of ours, that it is whole.
 const WHOLE: &str = ".bazooka-whole";
+
+/// A longer list is none.
+const MOST_REQUIREMENTS: u64 = 4 << 20;
 
 /// One build makes the environment that pip runs in, the others wait for it.
 static MAKING_PIP: Mutex<()> = Mutex::const_new(());
@@ -45,19 +49,29 @@ pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildErro
             work.voice
                 .say("requirements.txt is as it was: its packages are kept from an earlier build")
                 .await;
-            copy(kept, venv).await?;
+            take(runner, "copying the packages", "copy", &[&kept, &seen(work)]).await?;
         }
         kept => {
             install(work, runner, &python, requirements).await?;
-            relocate(&venv, work.dir).map_err(BuildError::disk("making .venv fit to be moved"))?;
-            compile(work, runner, &venv, &[]).await?;
+            let what = "making .venv fit to be moved";
+            take(runner, what, "move-venv", &[&seen(work), work.place.seen()]).await?;
+            compile(work, runner, &seen(work), &[]).await?;
             if let Some(kept) = kept {
-                keep(venv, kept).await?;
+                take(runner, "keeping the packages", "keep-venv", &[&seen(work), &kept]).await?;
             }
         }
     }
-    layout::remove(&work.dir.join(VENV).join(WHOLE)).map_err(BuildError::disk("finishing .venv"))?;
-    compile(work, runner, work.dir, &["-x", r"/\.venv/"]).await
+    compile(work, runner, work.place.seen(), &["-x", r"/\.venv/"]).await
+}
+
+/// The environment, as the build's steps see it.
+fn seen(work: &Work<'_>) -> PathBuf {
+    work.place.seen().join(VENV)
+}
+
+async fn take(runner: &Runner<'_>, what: &str, word: &str, paths: &[&Path]) -> Result<(), BuildError> {
+    let paths = paths.iter().map(|path| path.as_os_str());
+    runner.files(what, &std::iter::once(OsStr::new(word)).chain(paths).collect::<Vec<_>>()).await
 }
 
 /// Makes the environment and has pip fill it. Pip itself stays outside: it would be the larger part of
@@ -83,11 +97,24 @@ async fn install(
 async fn pip(work: &Work<'_>, runner: &Runner<'_>, python: &str) -> Result<PathBuf, BuildError> {
     // No app's name begins with a dot.
     let tools = work.cache.with_file_name(".pip").join(python);
+    let making = || BuildError::disk("making pip's environment");
     let _making = MAKING_PIP.lock().await;
     if !tools.join(WHOLE).exists() {
-        layout::remove(&tools).map_err(BuildError::disk("clearing pip's environment"))?;
-        step(work, runner, &[PYTHON, "-m", "venv", &tools.display().to_string()]).await?;
-        fs::write(tools.join(WHOLE), "").map_err(BuildError::disk("making pip's environment"))?;
+        layout::remove(&tools).and_then(|()| fs::create_dir_all(&tools)).map_err(making())?;
+        // Every app's user reads it, whatever the mask is.
+        fs::set_permissions(&tools, fs::Permissions::from_mode(0o755)).map_err(making())?;
+        if let Some(uid) = work.place.uid() {
+            place::give_all(&tools, uid).map_err(making())?;
+        }
+        let place = tools.display().to_string();
+        // It is every app's: nothing of this one is in sight, and -I has Python look for nothing in HOME.
+        let words = ["-I", "-m", "venv", &place];
+        work.voice.say(format!("$ {PYTHON} {}", words.join(" "))).await;
+        runner.run_in(&work.place.without_the_app(&tools), Path::new(PYTHON), &words).await?;
+        if work.place.uid().is_some() {
+            place::give_all(&tools, 0).map_err(making())?;
+        }
+        fs::write(tools.join(WHOLE), "").map_err(making())?;
     }
     Ok(tools.join("bin/python3"))
 }
@@ -102,8 +129,9 @@ fn interpreter() -> io::Result<String> {
 
 /// Where an environment for these requirements is kept, if they say it all.
 fn kept_for(work: &Work<'_>, python: &str) -> Result<Option<PathBuf>, BuildError> {
-    let list =
-        fs::read(work.dir.join("requirements.txt")).map_err(BuildError::disk("reading requirements.txt"))?;
+    // An earlier step may have made something else of it.
+    let list = layout::read_plain(&work.dir.join("requirements.txt"), MOST_REQUIREMENTS)
+        .map_err(BuildError::disk("reading requirements.txt"))?;
     if !says_all(&list) {
         return Ok(None);
     }
@@ -128,23 +156,22 @@ fn says_all(list: &[u8]) -> bool {
 }
 
 /// Keeps an environment, and that one alone.
-async fn keep(venv: PathBuf, kept: PathBuf) -> Result<(), BuildError> {
-    let others = kept.with_file_name("");
-    layout::remove(&others).map_err(BuildError::disk("clearing the kept packages"))?;
-    fs::create_dir_all(&others).map_err(BuildError::disk("keeping the packages"))?;
-    copy(venv, kept.clone()).await?;
-    fs::write(kept.join(WHOLE), "").map_err(BuildError::disk("keeping the packages"))
+pub(super) fn keep(venv: &Path, kept: &Path) -> io::Result<()> {
+    let others = kept.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    layout::remove(others)?;
+    fs::create_dir_all(others)?;
+    copy_tree(venv, kept)?;
+    fs::write(kept.join(WHOLE), "")
 }
 
-async fn copy(from: PathBuf, to: PathBuf) -> Result<(), BuildError> {
-    let copied = tokio::task::spawn_blocking(move || copy_tree(&from, &to)).await;
-    copied.map_err(io::Error::other).and_then(|copied| copied).map_err(BuildError::disk("copying packages"))
-}
-
-fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+/// Copies a folder, but for the mark that one is whole.
+pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
+        if entry.file_name() == WHOLE {
+            continue;
+        }
         let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
         if kind.is_dir() {
             copy_tree(&entry.path(), &target)?;
@@ -165,7 +192,7 @@ async fn compile(
     folder: &Path,
     more: &[&str],
 ) -> Result<(), BuildError> {
-    let (here, folder) = (work.dir.display().to_string(), folder.display().to_string());
+    let (here, folder) = (work.place.seen().display().to_string(), folder.display().to_string());
     let words = ["-m", "compileall", "-q", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"];
     let words: Vec<&str> =
         words.into_iter().chain(["-s", &here]).chain(more.iter().copied()).chain([folder.as_str()]).collect();
@@ -181,7 +208,7 @@ async fn step(work: &Work<'_>, runner: &Runner<'_>, words: &[&str]) -> Result<()
 }
 
 /// Takes the place where it was built out of an environment.
-fn relocate(venv: &Path, tree: &Path) -> io::Result<()> {
+pub(super) fn relocate(venv: &Path, tree: &Path) -> io::Result<()> {
     let bin = venv.join("bin");
     for entry in fs::read_dir(&bin)? {
         let path = entry?.path();

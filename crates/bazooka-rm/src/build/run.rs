@@ -3,81 +3,108 @@
 //! Owns the steps' processes: none is left when a run returns, is dropped, or bazooka-rm itself goes.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsStr,
+    io,
     os::fd::OwnedFd,
     path::Path,
-    process::{ExitStatus, Stdio},
+    process::Stdio,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
+use bazooka_pm::{
+    protocol::{ExitRecord, Spec},
+    shim::in_words,
+};
 use nix::fcntl::OFlag;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     net::unix::pipe,
-    process::Command,
+    process::{Child, ChildStdin, Command},
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{BuildError, supervisor};
+use super::{
+    BuildError, files,
+    place::Place,
+    supervisor::{self, Answer},
+};
 use crate::voice::Voice;
 
 /// The longest line that is kept together; longer ones come in pieces.
 const MAX_LINE: usize = 4096;
 
-/// Runs steps in a folder.
+/// How much a build may print; nobody reads more, and each line costs the pusher's network.
+pub const MAX_OUTPUT_BYTES: u64 = 16 << 20;
+
+/// Runs the steps of one build.
 pub struct Runner<'a> {
     /// bazooka-rm's own program, which supervises.
-    pub own_program: &'a Path,
+    own_program: &'a Path,
     /// Where they run.
-    pub dir: &'a Path,
-    /// All their variables.
-    pub environment: &'a BTreeMap<String, String>,
+    place: &'a Place,
     /// Hears their output.
-    pub voice: &'a Voice,
+    voice: &'a Voice,
     /// The push has gone.
-    pub cancelled: &'a CancellationToken,
+    cancelled: &'a CancellationToken,
     /// When they are ended.
-    pub deadline: Instant,
+    deadline: Instant,
     /// How long they had in all, for the words.
-    pub limit: Duration,
+    limit: Duration,
+    output: Output,
 }
 
-impl Runner<'_> {
+/// What is known of a build's output.
+#[derive(Default)]
+struct Output {
+    bytes: AtomicU64,
+    is_told: AtomicBool,
+}
+
+impl<'a> Runner<'a> {
+    /// Runs steps in a place, for so long in all from now on.
+    pub fn new(
+        own_program: &'a Path,
+        place: &'a Place,
+        voice: &'a Voice,
+        cancelled: &'a CancellationToken,
+        limit: Duration,
+    ) -> Runner<'a> {
+        let (deadline, output) = (Instant::now() + limit, Output::default());
+        Runner { own_program, place, voice, cancelled, deadline, limit, output }
+    }
+
     /// Runs a step and waits until nothing of it is left.
     ///
     /// # Errors
     /// [`BuildError::Failed`], [`BuildError::TimedOut`], [`BuildError::Cancelled`],
-    /// [`BuildError::NoProgram`].
+    /// [`BuildError::NotStarted`].
     ///
     /// # Cancel safety
     /// Dropped, the step is ended in the background.
     pub async fn run<S: AsRef<OsStr>>(&self, program: &Path, args: &[S]) -> Result<(), BuildError> {
+        self.run_in(self.place, program, args).await
+    }
+
+    /// The same in another place than the build's own.
+    ///
+    /// # Errors
+    /// Those of [`Runner::run`].
+    pub async fn run_in<S: AsRef<OsStr>>(
+        &self,
+        place: &Place,
+        program: &Path,
+        args: &[S],
+    ) -> Result<(), BuildError> {
         let words = std::iter::once(program.as_os_str()).chain(args.iter().map(AsRef::as_ref));
-        let step = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let cant_start = |source| BuildError::NoProgram { program: program.display().to_string(), source };
-        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| cant_start(error.into()))?;
-        let both = write.try_clone().map_err(cant_start)?;
-        let mut command = Command::new(self.own_program);
-        command
-            .arg0(supervisor::NAME)
-            .arg(program)
-            .args(args)
-            .current_dir(self.dir)
-            .env_clear()
-            .envs(self.environment)
-            .stdin(Stdio::piped())
-            .stdout(write)
-            .stderr(both);
-        let mut supervisor = command.spawn().map_err(cant_start)?;
-        // Its own copies of the pipe's end go with it, so that the output ends with the step.
-        drop(command);
-        let life = supervisor.stdin.take();
-        let output = receiver(read).map_err(cant_start)?;
+        let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        let not_started = |error: io::Error| BuildError::NotStarted(error.to_string());
+        let started = start(self.own_program, &place.spec(&words)).await.map_err(not_started)?;
+        let Started { mut supervisor, life, output } = started;
         let streamed = async {
-            stream(output, self.voice).await;
-            supervisor.wait().await
+            stream(output, self.voice, &self.output).await;
+            answer(&mut supervisor).await
         };
         let ended = tokio::select! {
             ended = timeout_at(self.deadline, streamed) => ended.map_err(|_| BuildError::TimedOut(self.limit)),
@@ -85,7 +112,7 @@ impl Runner<'_> {
         };
         drop(life);
         match ended {
-            Ok(status) => verdict(step, status.map_err(cant_start)?),
+            Ok(answer) => verdict(words.join(" "), answer.map_err(not_started)?),
             Err(error) => {
                 // It kills the step now; there is nothing more to hear.
                 let _ = supervisor.wait().await;
@@ -93,22 +120,85 @@ impl Runner<'_> {
             }
         }
     }
+
+    /// Does something with files that the build has had in its hands, as one of its steps: see [`files`].
+    ///
+    /// # Errors
+    /// Those of [`Runner::run`]; `what` was done, in words.
+    pub async fn files<S: AsRef<OsStr>>(&self, what: &str, words: &[S]) -> Result<(), BuildError> {
+        let words: Vec<&OsStr> =
+            std::iter::once(OsStr::new(files::WORD)).chain(words.iter().map(AsRef::as_ref)).collect();
+        self.run(self.own_program, &words).await.map_err(|error| match error {
+            BuildError::Failed { how, .. } => BuildError::Faulty(format!("{what} {how}")),
+            other => other,
+        })
+    }
 }
 
-fn receiver(read: OwnedFd) -> std::io::Result<pipe::Receiver> {
+/// A step that runs.
+struct Started {
+    supervisor: Child,
+    /// With this it ends.
+    life: ChildStdin,
+    output: pipe::Receiver,
+}
+
+async fn start(own_program: &Path, spec: &Spec) -> io::Result<Started> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let mut command = Command::new(own_program);
+    command.arg0(supervisor::NAME).env_clear().current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(write);
+    let mut supervisor = command.spawn()?;
+    // Its own copy of the pipe's end goes with it, so that the output ends with the step.
+    drop(command);
+    let mut life = supervisor.stdin.take().expect("it is piped");
+    let mut line = serde_json::to_vec(spec)?;
+    line.push(b'\n');
+    life.write_all(&line).await?;
+    Ok(Started { supervisor, life, output: receiver(read)? })
+}
+
+fn receiver(read: OwnedFd) -> io::Result<pipe::Receiver> {
     pipe::Receiver::from_owned_fd(read)
 }
 
-fn verdict(step: String, status: ExitStatus) -> Result<(), BuildError> {
-    if status.success() {
-        return Ok(());
+async fn answer(supervisor: &mut Child) -> io::Result<Answer> {
+    let mut said = Vec::new();
+    supervisor.stdout.as_mut().expect("it is piped").read_to_end(&mut said).await?;
+    let status = supervisor.wait().await?;
+    serde_json::from_slice(&said)
+        .map_err(|_| io::Error::other(format!("its supervisor gave no answer ({status})")))
+}
+
+/// Has something run in a place that prints nothing, and waits for that.
+///
+/// # Errors
+/// Why it can't, in one line.
+pub async fn try_out(own_program: &Path, place: &Place) -> Result<(), String> {
+    let tried = async {
+        let mut started = start(own_program, &place.spec(&["true".to_owned()])).await?;
+        let mut said = String::new();
+        started.output.read_to_string(&mut said).await?;
+        answer(&mut started.supervisor).await
+    };
+    match tried.await.map_err(|error| error.to_string())? {
+        Answer::Ended(ExitRecord { code: Some(0), .. }) => Ok(()),
+        Answer::Ended(exit) => Err(format!("what was tried in it {}", in_words(&exit))),
+        Answer::Failed(cause) => Err(cause),
     }
-    Err(BuildError::Failed { step, how: supervisor::describe(status) })
+}
+
+fn verdict(step: String, answer: Answer) -> Result<(), BuildError> {
+    match answer {
+        Answer::Ended(ExitRecord { code: Some(0), .. }) => Ok(()),
+        Answer::Ended(exit) => Err(BuildError::Failed { step, how: in_words(&exit) }),
+        Answer::Failed(cause) => Err(BuildError::NotStarted(cause)),
+    }
 }
 
 /// Says each line as it comes, until the output ends. A carriage return ends a line too: progress bars
-/// become lines.
-async fn stream(output: impl AsyncRead + Unpin, voice: &Voice) {
+/// become lines. What is too much is read all the same, so that the build doesn't wait for ever.
+async fn stream(output: impl AsyncRead + Unpin, voice: &Voice, known: &Output) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     while let Ok(buffer) = output.fill_buf().await {
@@ -117,14 +207,65 @@ async fn stream(output: impl AsyncRead + Unpin, voice: &Voice) {
         }
         let end = buffer.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
         let taken = end.unwrap_or(buffer.len());
-        line.extend_from_slice(&buffer[..taken]);
-        output.consume(taken + usize::from(end.is_some()));
-        if (end.is_some() && !line.is_empty()) || line.len() > MAX_LINE {
+        let is_kept = !known.is_told.load(Ordering::Relaxed);
+        if is_kept {
+            line.extend_from_slice(&buffer[..taken]);
+        }
+        let taken = taken + usize::from(end.is_some());
+        output.consume(taken);
+        if known.bytes.fetch_add(taken as u64, Ordering::Relaxed) + taken as u64 > MAX_OUTPUT_BYTES {
+            line.clear();
+            if !known.is_told.swap(true, Ordering::Relaxed) {
+                let most = MAX_OUTPUT_BYTES >> 20;
+                voice.say(format!("(the build has printed {most} MiB; the rest is left out)")).await;
+            }
+        } else if (end.is_some() && !line.is_empty()) || line.len() > MAX_LINE {
             voice.say(String::from_utf8_lossy(&line)).await;
             line.clear();
         }
     }
     if !line.is_empty() {
         voice.say(String::from_utf8_lossy(&line)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All lines that are said of an output in pieces.
+    async fn said(pieces: &[&[u8]]) -> Vec<String> {
+        let (voice, mut lines) = Voice::new();
+        let heard = tokio::spawn(async move {
+            let mut all = Vec::new();
+            while let Some(line) = lines.recv().await {
+                all.push(line);
+            }
+            all
+        });
+        let known = Output::default();
+        for piece in pieces {
+            stream(*piece, &voice, &known).await;
+        }
+        drop(voice);
+        heard.await.expect("it runs")
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_cut_once_whichever_step_it_comes_from() {
+        let most = usize::try_from(MAX_OUTPUT_BYTES).expect("it fits");
+        let flood = [b"0123456789abcde\n".repeat(most / 16 - 1), b"a last line\n".to_vec()].concat();
+        let lines = said(&[&flood, b"ok\n", b"more\n", b"still more"]).await;
+        assert_eq!(lines.len(), most / 16 + 2, "{:?}", lines.last());
+        let end: Vec<&str> = lines[lines.len() - 3..].iter().map(String::as_str).collect();
+        assert_eq!(end, ["a last line", "ok", "(the build has printed 16 MiB; the rest is left out)"]);
+    }
+
+    #[tokio::test]
+    async fn a_line_comes_whole_and_a_very_long_one_in_pieces() {
+        let long = b"x".repeat(3 * MAX_LINE);
+        let lines = said(&[b"a\rb\n\n", &long]).await;
+        assert_eq!(lines[..2], ["a", "b"]);
+        assert!(lines.len() > 2 && lines.iter().all(|line| line.len() <= 2 * MAX_LINE));
     }
 }

@@ -1,8 +1,8 @@
 //! Rust: cargo builds in the app's cache, and its programs go to `target/release` in the slug.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{ffi::OsStr, fs, io, os::unix::fs::PermissionsExt, path::Path};
 
-use super::{BuildError, Work, run::Runner};
+use super::{BuildError, Work, place, run::Runner};
 use crate::layout;
 
 /// Builds, and copies the programs alone: the rest of a target folder is many times their size.
@@ -11,9 +11,9 @@ use crate::layout;
 /// [`BuildError`]; also if there is no program.
 pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
     let built = work.cache.join("target/release");
-    // Programs of an earlier commit that this one doesn't have would be taken for its own.
-    for program in programs(&built).map_err(BuildError::disk("reading cargo's cache"))? {
-        layout::remove(&built.join(program)).map_err(BuildError::disk("clearing cargo's cache"))?;
+    if built.exists() {
+        // Programs of an earlier commit that this one doesn't have would be taken for its own.
+        runner.files("clearing cargo's cache", &[OsStr::new("clear-programs"), built.as_os_str()]).await?;
     }
     settings(work).map_err(BuildError::disk("copying cargo's settings"))?;
     let locked = work.files.contains_key(Path::new("Cargo.lock"));
@@ -25,17 +25,29 @@ pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildErro
     }
     work.voice.say(format!("$ cargo {}", args.join(" "))).await;
     runner.run(Path::new("cargo"), &args).await?;
-    let programs = programs(&built).map_err(BuildError::disk("reading what cargo built"))?;
-    if programs.is_empty() {
+    let release = Path::new("target/release");
+    let seen = work.place.seen().join(release);
+    let words = [OsStr::new("take-programs"), built.as_os_str(), seen.as_os_str()];
+    runner.files("copying what cargo built", &words).await?;
+    let mut taken =
+        fs::read_dir(work.dir.join(release)).map_err(BuildError::disk("reading what cargo built"))?;
+    if taken.next().is_none() {
         return Err(BuildError::Faulty("cargo built no program: Cargo.toml has a library alone".into()));
     }
-    let target = work.dir.join("target");
-    layout::remove(&target).map_err(BuildError::disk("removing a committed target folder"))?;
-    let release = target.join("release");
-    fs::create_dir_all(&release).map_err(BuildError::disk("making target/release"))?;
-    for program in programs {
-        fs::copy(built.join(&program), release.join(&program))
-            .map_err(BuildError::disk(format!("copying {program}")))?;
+    Ok(())
+}
+
+/// Removes the programs of an earlier build.
+pub(super) fn clear(built: &Path) -> io::Result<()> {
+    programs(built)?.into_iter().try_for_each(|program| layout::remove(&built.join(program)))
+}
+
+/// Copies the programs into the tree; a committed target folder makes room.
+pub(super) fn take(built: &Path, release: &Path) -> io::Result<()> {
+    release.parent().map_or(Ok(()), layout::remove)?;
+    fs::create_dir_all(release)?;
+    for program in programs(built)? {
+        fs::copy(built.join(&program), release.join(&program))?;
     }
     Ok(())
 }
@@ -64,15 +76,15 @@ fn programs(release: &Path) -> io::Result<Vec<String>> {
 /// The user's own settings of cargo (its registries), where the build's cargo looks for them.
 fn settings(work: &Work<'_>) -> io::Result<()> {
     let home = work.cache.join("cargo");
-    fs::create_dir_all(&home)?;
+    place::folder(&home, work.place.uid())?;
     let own = std::env::var_os("CARGO_HOME")
         .map(std::path::PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
     for name in ["config.toml", "config"] {
         let copy = home.join(name);
-        layout::remove(&copy)?;
-        if let Some(file) = own.as_ref().map(|own| own.join(name)).filter(|file| file.is_file()) {
-            fs::copy(file, copy)?;
+        match own.as_ref().map(|own| own.join(name)).filter(|file| file.is_file()) {
+            Some(file) => place::hand_over(&file, &copy, work.place.uid())?,
+            None => layout::remove(&copy)?,
         }
     }
     Ok(())

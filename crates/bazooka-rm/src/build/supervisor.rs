@@ -1,140 +1,201 @@
 //! The process between bazooka-rm and a build's step: whatever the step starts ends with it.
 //!
-//! Owns the step's descendants: as their subreaper it inherits those whose parents have gone, however they
-//! detach. Its standard input is a pipe from bazooka-rm, whose end says that the step is to end at once, be
-//! it because the push has gone or because bazooka-rm has.
+//! Owns the step from its start to the last of its processes: starts it as bazooka-shim starts an instance, in its
+//! sandbox where it has one, and ends what is left. As their subreaper it inherits those whose parents have gone, however
+//! they detach.
 //!
 //! ```text
-//! running ──step exits──▶ ending (kill what is left) ──nothing left──▶ exit with the step's status
+//! stdin    a line: what to start, as of bazooka_pm::protocol; its end says that the step is to end at once, be it
+//!          because the push has gone or because bazooka-rm has
+//! stderr   what the step prints
+//! stdout   a line, at the end: how it ended, or why it couldn't be started
+//!
+//! running ──step exits──▶ ending (kill what is left) ──nothing left──▶ answer
 //!    └──input ends──────▶ ending
 //! ```
 
 use std::{
-    ffi::OsString,
+    fs::File,
     io::Read,
-    os::unix::process::{CommandExt, ExitStatusExt},
-    process::{Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
 };
 
+use bazooka_pm::{
+    protocol::{ExitRecord, Spec},
+    shim::{
+        Ends, Heard, Launched, Told, kill_children, launch, out_of_memory, record, remove_groups, signal_all,
+    },
+};
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
-        signal::{Signal, kill},
-        wait::{WaitStatus, waitpid},
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Pid, getpid},
+    unistd::{Pid, setsid},
 };
+use serde::{Deserialize, Serialize};
 
 /// The name by which the program is told to be a supervisor.
 pub const NAME: &str = "bazooka-build";
 
-/// The exit status that says that the step could not be started; the cause is on standard error.
-pub const CANT_START: i32 = 127;
-
 /// How often what is left is killed while it goes on to fork.
 const KILL_EVERY: Duration = Duration::from_millis(5);
 
-static ENDING: AtomicBool = AtomicBool::new(false);
+/// After so many rounds of killing, what is left is taken for something that multiplies.
+const STUBBORN_ROUNDS: u32 = 20;
 
-/// Runs the step that the arguments name, and returns its exit status, as a shell would give it.
-pub fn run(mut args: impl Iterator<Item = OsString>) -> i32 {
-    let Some(program) = args.next() else { return 2 };
-    if let Err(error) = prctl::set_child_subreaper(true) {
-        eprintln!("bazooka-build: {error}");
-        return CANT_START;
-    }
-    std::thread::spawn(|| {
-        let mut nothing = [0; 64];
-        // Whatever comes, the end of it is what counts.
-        while std::io::stdin().read(&mut nothing).is_ok_and(|n| n > 0) {}
-        ENDING.store(true, Ordering::SeqCst);
-        kill_for_ever();
+/// What a supervisor says in the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The step has ended, and nothing of it is left.
+    Ended(ExitRecord),
+    /// It couldn't be started: why, in one line.
+    Failed(String),
+}
+
+/// Supervises the step that it is told of, and returns an exit status.
+pub fn run() -> i32 {
+    let (answer, status) = match supervise() {
+        Ok(exit) => (Answer::Ended(exit), 0),
+        Err(cause) => (Answer::Failed(cause), 1),
+    };
+    // Nobody hears it if bazooka-rm has gone.
+    let _ = serde_json::to_writer(std::io::stdout(), &answer);
+    status
+}
+
+fn supervise() -> Result<ExitRecord, String> {
+    let failed = |what: &'static str| move |error: Errno| format!("{what}: {error}");
+    let copy =
+        |fd: std::io::Result<OwnedFd>| fd.map_err(|error| format!("can't use its own streams: {error}"));
+    let mut life = File::from(copy(std::io::stdin().as_fd().try_clone_to_owned())?);
+    let spec = told_by(&mut life)?;
+    // A signal to the terminal's group isn't for us: bazooka-rm says when a build ends.
+    let _ = setsid();
+    prctl::set_child_subreaper(true).map_err(failed("can't become the subreaper"))?;
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.thread_block().map_err(failed("can't block signals"))?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(failed("can't receive signals"))?;
+
+    let groups = spec.all_groups();
+    // What a supervisor that was killed left has counted already.
+    remove_groups(&groups);
+    let output = || copy(std::io::stderr().as_fd().try_clone_to_owned());
+    let begun = Instant::now();
+    let Launched { child, command, told } = launch(&spec, &groups, Ends { out: output()?, err: output()? })?;
+    let mut step = Step { child, command, told, ended: None };
+    step.watch_over(&signals, &mut life)?;
+
+    let mut exit = step.ended.map_or_else(ExitRecord::default, |status| {
+        record(status, bazooka_pm::protocol::now_us(), begun.elapsed())
     });
-    let step = Command::new(&program).args(args).stdin(Stdio::null()).process_group(0).spawn();
-    let step = match step {
-        Ok(step) => Pid::from_raw(i32::try_from(step.id()).expect("the kernel's process ids fit")),
-        Err(error) => {
-            eprintln!("{}: {error}", program.to_string_lossy());
-            return CANT_START;
+    if let Some(known) = out_of_memory(&groups) {
+        exit.out_of_memory = true;
+        exit.memory_limit_bytes = known.limit_bytes;
+        exit.memory_peak_bytes = known.peak_bytes;
+    }
+    remove_groups(&groups);
+    Ok(exit)
+}
+
+/// The first line of the input.
+fn told_by(life: &mut File) -> Result<Spec, String> {
+    let mut line = Vec::new();
+    let mut piece = [0; 4096];
+    while !line.ends_with(b"\n") {
+        match life.read(&mut piece) {
+            Ok(n @ 1..) => line.extend_from_slice(&piece[..n]),
+            _ => return Err("bazooka-rm has gone".to_owned()),
         }
-    };
-    let mut status = 0;
-    loop {
-        match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == step => {
-                status = code;
-                end_the_rest();
+    }
+    serde_json::from_slice(&line).map_err(|error| format!("can't read what to start: {error}"))
+}
+
+struct Step {
+    /// With this one all has ended, where it has a sandbox.
+    child: Pid,
+    /// Its first process; the same, unless it is in a sandbox.
+    command: Pid,
+    told: Option<Told>,
+    /// How its first process ended.
+    ended: Option<WaitStatus>,
+}
+
+impl Step {
+    /// Until no process of it is left.
+    fn watch_over(&mut self, signals: &SignalFd, life: &mut File) -> Result<(), String> {
+        let mut given_up = false;
+        let mut rounds = 0;
+        loop {
+            {
+                let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+                fds.extend(
+                    self.told.iter().map(|told| PollFd::new(told.socket().as_fd(), PollFlags::POLLIN)),
+                );
+                if !given_up {
+                    fds.push(PollFd::new(life.as_fd(), PollFlags::POLLIN));
+                }
+                let wait = u16::try_from(KILL_EVERY.as_millis()).expect("it is a few milliseconds");
+                let wait = if rounds > 0 { PollTimeout::from(wait) } else { PollTimeout::NONE };
+                match poll(&mut fds, wait) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(error) => return Err(format!("can't wait for events: {error}")),
+                }
+                let last = fds.last().and_then(PollFd::revents);
+                // Whatever comes, the end of it is what counts.
+                let said = !given_up && last.is_some_and(|events| !events.is_empty());
+                drop(fds);
+                given_up |= said && !life.read(&mut [0; 64]).is_ok_and(|n| n > 0);
             }
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == step => {
-                status = 128 + signal as i32;
-                end_the_rest();
+            while let Ok(Some(_)) = signals.read_signal() {}
+            self.hear();
+            if self.reap() {
+                return Ok(());
             }
-            Ok(_) | Err(Errno::EINTR) => {}
-            // No child is left.
-            Err(_) => return status,
+            if given_up || self.ended.is_some() {
+                if rounds == 0 {
+                    signal_all(Signal::SIGKILL);
+                } else {
+                    kill_children(rounds > STUBBORN_ROUNDS);
+                }
+                rounds += 1;
+            }
         }
     }
-}
 
-/// Describes how a supervisor ended.
-pub fn describe(status: std::process::ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) if code > 128 => match Signal::try_from(code - 128) {
-            Ok(signal) => format!("was ended by {signal}"),
-            Err(_) => format!("exited with status {code}"),
-        },
-        (Some(code), _) => format!("exited with status {code}"),
-        (None, Some(signal)) => format!("was ended by signal {signal}"),
-        (None, None) => "ended".into(),
-    }
-}
-
-/// The step has ended: what it left behind goes too.
-fn end_the_rest() {
-    if !ENDING.swap(true, Ordering::SeqCst) {
-        std::thread::spawn(kill_for_ever);
-    }
-}
-
-/// Kills all descendants, again and again: the process exits once none is left to wait for.
-fn kill_for_ever() {
-    loop {
-        for pid in descendants(getpid()) {
-            // It may have ended meanwhile. Its id isn't another's: nobody but this process reaps it, or its
-            // own parent, which is a descendant that was killed just before.
-            let _ = kill(pid, Signal::SIGKILL);
+    /// Takes up what is said of the first process.
+    fn hear(&mut self) {
+        let Some(told) = &mut self.told else { return };
+        match told.ended(self.command) {
+            Heard::NotYet => return,
+            Heard::Ended(status) => self.ended = Some(status),
+            Heard::Silence => {}
         }
-        std::thread::sleep(KILL_EVERY);
+        self.told = None;
     }
-}
 
-/// All descendants of a process, parents first.
-fn descendants(of: Pid) -> Vec<Pid> {
-    let mut pairs = Vec::new();
-    let Ok(processes) = std::fs::read_dir("/proc") else {
-        return pairs.into_iter().map(|(pid, _)| pid).collect();
-    };
-    for process in processes.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else { continue };
-        // The name stands in parentheses and may hold anything; the parent is the second field after it.
-        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<i32>().ok());
-        if let Some(parent) = parent {
-            pairs.push((Pid::from_raw(pid), Pid::from_raw(parent)));
+    /// Takes up what has ended; says whether nothing is left.
+    fn reap(&mut self) -> bool {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => return false,
+                Ok(status) if status.pid() == Some(self.child) => {
+                    // What it said last may not have been heard yet.
+                    self.hear();
+                    self.ended.get_or_insert(status);
+                }
+                Ok(_) => {}
+                Err(Errno::ECHILD) => return true,
+                Err(_) => return false,
+            }
         }
     }
-    let mut found = vec![of];
-    let mut at = 0;
-    while at < found.len() {
-        let parent = found[at];
-        found.extend(pairs.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
-        at += 1;
-    }
-    found.remove(0);
-    found
 }

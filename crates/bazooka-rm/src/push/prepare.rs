@@ -17,7 +17,7 @@ use visor::{
 };
 
 use crate::{
-    build::{self, BuildError, Work, environment::environment},
+    build::{self, BuildError, Work, environment::environment, place::Place},
     layout,
     rm::SharedRm,
     slug::{self, SlugError},
@@ -131,12 +131,25 @@ async fn build_in(
     let mut variables = environment(&own, &cache, Path::exists);
     variables.insert("BAZOOKA_APP".into(), commit.app.to_string());
     variables.insert("BAZOOKA_REV".into(), commit.rev.to_string());
+    let placing = {
+        let (rm, app) = (rm.clone(), commit.app.clone());
+        let (runs_nothing, folder) = (build::runs_nothing(&detected), folder.to_owned());
+        move || {
+            if runs_nothing {
+                return Ok(Place::plain(&folder, variables));
+            }
+            let place = rm.builds.place(&rm.layout, &app, &rm.program, variables);
+            place.map_err(|cause| BuildError::NotStarted(cause).into())
+        }
+    };
+    let place: Place = blocking(placing).await?;
     let work = Work {
         dir: folder,
         files: &files,
         cache: &cache,
         own_program: &rm.program,
-        environment: variables,
+        place: &place,
+        time: rm.builds.time(),
         voice,
         cancelled,
     };
@@ -160,11 +173,8 @@ async fn build_in(
         blocking(move || slug::keep_newest(&layout).map_err(Unprepared::from)).await?;
     }
     rm.metrics.slug_bytes.observe(slug.size_bytes as f64);
-    if slug.size_bytes > slug::WARN_BYTES {
-        let size = slug.size_bytes / 1_000_000;
-        voice
-            .say(format!("the slug is {size} MB large: each host must fetch that before it can start one"))
-            .await;
+    if let Some(warning) = slug::warning(slug.size_bytes) {
+        voice.say(warning).await;
     }
     let by = commit.user.map_or(says.committer, str::to_owned);
     Ok(Rev {

@@ -6,23 +6,27 @@ use nix::sys::signal::{Signal, kill};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use visor::testing::until;
 
-use crate::rig::{Rig, SOON, ask, kill_all, releases};
+use crate::rig::{Rig, SOON, WAITS, ask, kill_all, releases};
 
-/// A build that says where its processes are, forks away as far as it can, and goes on for ever.
+/// A build that forks away as far as it can, and goes on for ever.
 const HANGS: &str = r#"#!/bin/sh
-echo "build $$" > "$TMPDIR/../../../pids"
-setsid sh -c 'echo "away $$" >> "$TMPDIR/../../../pids"; sleep 1000' &
-(trap '' TERM INT HUP; sleep 1000) &
+setsid sh -c 'sleep 1000; :' &
+(trap '' TERM INT HUP; sleep 1000; :) &
 echo "it begins"
-sleep 1000
+sleep 1000; :
 "#;
 
-/// The processes that a build named in the state folder's `pids`.
-fn pids(rig: &Rig) -> Vec<nix::unistd::Pid> {
-    let text = std::fs::read_to_string(rig.state().join("pids")).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.split(' ').nth(1)?.parse().ok().map(nix::unistd::Pid::from_raw))
-        .collect()
+/// How many processes that has.
+const HANGING: usize = 6;
+
+/// The processes of a commit's build, wherever they went: each has its variables.
+pub fn pids(commit: &str) -> Vec<nix::unistd::Pid> {
+    let mark = format!("BAZOOKA_REV={commit}");
+    let has_mark = |environ: &[u8]| environ.split(|byte| *byte == 0).any(|var| var == mark.as_bytes());
+    let all = std::fs::read_dir("/proc").expect("it is there").filter_map(Result::ok);
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let of_it = |pid: &i32| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|vars| has_mark(&vars));
+    pids.filter(of_it).map(nix::unistd::Pid::from_raw).collect()
 }
 
 async fn until_none_is_left(pids: &[nix::unistd::Pid]) {
@@ -146,7 +150,7 @@ async fn a_build_sees_its_own_tree_and_none_of_the_operators_variables() {
 async fn a_build_ends_with_its_pusher_and_so_does_all_that_it_started() {
     let rig = Rig::start().await;
     let (app, folder) = rig.app("pages").await;
-    folder.write("Procfile", "web: x\n").write("bin/build", HANGS).commit("hangs");
+    let commit = folder.write("Procfile", "web: x\n").write("bin/build", HANGS).commit("hangs");
     let mut push = folder
         .command(&["push", "bazooka", "master"])
         .stderr(std::process::Stdio::piped())
@@ -160,8 +164,8 @@ async fn a_build_ends_with_its_pusher_and_so_does_all_that_it_started() {
         }
     }
     let all = until("the processes are there", SOON, || async {
-        let pids = pids(&rig);
-        if pids.len() == 2 { Ok(pids) } else { Err(format!("{pids:?}")) }
+        let pids = pids(&commit);
+        if pids.len() == HANGING { Ok(pids) } else { Err(format!("{pids:?}")) }
     })
     .await;
     kill_all(&mut push).await;
@@ -182,15 +186,15 @@ async fn a_build_ends_with_its_pusher_and_so_does_all_that_it_started() {
 async fn a_build_ends_with_its_rm_and_the_next_one_takes_up_its_work() {
     let mut rig = Rig::start().await;
     let (app, folder) = rig.app("pages").await;
-    folder.write("Procfile", "web: x\n").write("bin/build", HANGS).commit("hangs");
+    let commit = folder.write("Procfile", "web: x\n").write("bin/build", HANGS).commit("hangs");
     let mut push = folder
         .command(&["push", "bazooka", "master"])
         .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("git");
     let all = until("the processes are there", SOON, || async {
-        let pids = pids(&rig);
-        if pids.len() == 2 { Ok(pids) } else { Err(format!("{pids:?}")) }
+        let pids = pids(&commit);
+        if pids.len() == HANGING { Ok(pids) } else { Err(format!("{pids:?}")) }
     })
     .await;
     rig.end(Signal::SIGKILL).await;
@@ -218,11 +222,7 @@ async fn of_two_pushes_at_once_the_second_is_told_and_waits() {
     first.push().await.ok();
     let second = rig.folder("second", "pages");
     second.git(&["pull", "-q", "bazooka", "master"]).await.ok();
-    let gate = rig.dir.path().join("gate");
-    first.write(
-        "bin/build",
-        &format!("#!/bin/sh\necho waits\nuntil [ -e {} ]; do sleep 0.02; done\n", gate.display()),
-    );
+    first.write("bin/build", WAITS);
     let commit = first.commit("first");
     second.write("second", "x").commit("second");
 
@@ -245,7 +245,7 @@ async fn of_two_pushes_at_once_the_second_is_told_and_waits() {
             break;
         }
     }
-    std::fs::write(&gate, "").expect("written");
+    rig.open_gate("pages");
     assert!(slow.wait().await.expect("it is ours").success());
     let mut rest = String::new();
     late_lines.into_inner().read_to_string(&mut rest).await.expect("readable");
@@ -328,7 +328,7 @@ async fn a_folder_of_static_files_gets_a_server_and_hides_what_is_not_its_pages(
 #[tokio::test]
 async fn a_step_is_ended_at_its_limit_with_all_that_it_started() {
     use bazooka_rm::{
-        build::{BuildError, run::Runner},
+        build::{BuildError, place::Place, run::Runner},
         voice::Voice,
     };
     let dir = tempfile::tempdir().expect("a folder");
@@ -340,16 +340,10 @@ async fn a_step_is_ended_at_its_limit_with_all_that_it_started() {
     )
     .expect("written");
     let environment = std::collections::BTreeMap::from([("PATH".into(), "/usr/bin:/bin".into())]);
-    let runner = Runner {
-        own_program: env!("CARGO_BIN_EXE_bazooka-rm").as_ref(),
-        dir: dir.path(),
-        environment: &environment,
-        voice: &voice,
-        cancelled: &tokio_util::sync::CancellationToken::new(),
-        deadline: tokio::time::Instant::now() + Duration::from_secs(1),
-        limit: Duration::from_secs(60),
-    };
-    let ended = runner.run("sh".as_ref(), &[&script]).await.expect_err("it hangs");
+    let place = Place::plain(dir.path(), environment);
+    let live = tokio_util::sync::CancellationToken::new();
+    let runner = |limit| Runner::new(env!("CARGO_BIN_EXE_bazooka-rm").as_ref(), &place, &voice, &live, limit);
+    let ended = runner(Duration::from_secs(1)).run("sh".as_ref(), &[&script]).await.expect_err("it hangs");
     assert!(matches!(ended, BuildError::TimedOut(_)), "{ended}");
     let mut pids = Vec::new();
     while let Ok(line) = lines.try_recv() {
@@ -358,7 +352,7 @@ async fn a_step_is_ended_at_its_limit_with_all_that_it_started() {
     assert_eq!(pids.len(), 2, "both had begun");
     assert!(pids.iter().all(|pid| kill(*pid, None).is_err()), "none is left when it returns");
 
-    let runner = Runner { deadline: tokio::time::Instant::now() + SOON, ..runner };
+    let runner = runner(SOON);
     let ended = runner.run("no-such-program".as_ref(), &["x"]).await.expect_err("there is none").to_string();
     assert!(ended.contains("no-such-program x"), "{ended}");
     let killed =

@@ -3,6 +3,7 @@
 mod apps;
 mod builds;
 mod cut;
+mod hostile;
 mod refused;
 mod releases;
 mod rig;

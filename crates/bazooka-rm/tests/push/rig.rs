@@ -29,6 +29,13 @@ use visor::{
 /// How long anything may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// A build that says that it waits, and does so until [`Rig::open_gate`].
+pub const WAITS: &str = r#"#!/bin/sh
+echo waits
+echo > "$TMPDIR/../begun"
+until [ -e "$TMPDIR/../gate" ]; do sleep 0.02; done
+"#;
+
 /// A bazooka-rm with a coordinator.
 pub struct Rig {
     pub dir: TempDir,
@@ -46,11 +53,13 @@ pub struct Setup {
     pub name: &'static str,
     pub args: Vec<String>,
     pub envs: Vec<(&'static str, String)>,
+    /// Its user; the test's own unless given.
+    pub uid: Option<u32>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { name: "rm1", args: Vec::new(), envs: Vec::new() }
+        Setup { name: "rm1", args: Vec::new(), envs: Vec::new(), uid: None }
     }
 }
 
@@ -65,9 +74,19 @@ impl Rig {
         Rig::with(endpoint, fresh_prefix(), Setup::default()).await
     }
 
+    /// Starts one with these arguments, on the run's own etcd.
+    pub async fn told(args: &[&str]) -> Rig {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let setup = Setup { args, ..Setup::default() };
+        Rig::with(Etcd::shared().await.endpoint(), fresh_prefix(), setup).await
+    }
+
     /// Starts one so, on this coordinator.
     pub async fn with(endpoint: &str, prefix: String, setup: Setup) -> Rig {
         let dir = tempfile::Builder::new().prefix("bazooka-rm-test-").tempdir().expect("a folder");
+        if let Some(uid) = setup.uid {
+            std::os::unix::fs::chown(dir.path(), Some(uid), Some(uid)).expect("the test's user is root");
+        }
         let store = observer(endpoint, &prefix);
         let daemon = start_daemon(dir.path(), endpoint, &prefix, &setup);
         let visor = Visor::new(store);
@@ -92,6 +111,23 @@ impl Rig {
         self.dir.path().join("rm")
     }
 
+    /// The folder of an app's builds that they and a test can reach.
+    pub fn cache(&self, app: &str) -> PathBuf {
+        self.state().join("cache").join(app)
+    }
+
+    /// Lets builds of an app go on, those to come too.
+    pub fn open_gate(&self, app: &str) {
+        fs::create_dir_all(self.cache(app)).expect("made");
+        fs::write(self.cache(app).join("gate"), "").expect("written");
+    }
+
+    /// Waits until an app's build has begun.
+    pub async fn until_it_builds(&self, app: &str) {
+        let begun = self.cache(app).join("begun");
+        until("it builds", SOON, || async { if begun.exists() { Ok(()) } else { Err(self.log()) } }).await;
+    }
+
     /// Its process.
     pub fn pid(&self) -> Pid {
         pid_of(&self.daemon)
@@ -107,6 +143,11 @@ impl Rig {
     pub async fn restart(&mut self) {
         self.daemon = start_daemon(self.dir.path(), &self.endpoint, &self.prefix, &self.setup);
         self.ready().await;
+    }
+
+    /// The coordinator.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// What it has logged.
@@ -243,7 +284,11 @@ fn start_daemon(dir: &Path, endpoint: &str, prefix: &str, setup: &Setup) -> Chil
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("rm.log")).expect("a log");
     // setpriv sets the parent-death signal and becomes the daemon: a test that is killed leaves nothing.
     Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_bazooka-rm")])
+        .args(["--pdeathsig", "KILL"])
+        .args(setup.uid.iter().flat_map(|uid| {
+            [format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".to_owned()]
+        }))
+        .args(["--", env!("CARGO_BIN_EXE_bazooka-rm")])
         .args([
             "--name",
             setup.name,
@@ -258,6 +303,7 @@ fn start_daemon(dir: &Path, endpoint: &str, prefix: &str, setup: &Setup) -> Chil
         .envs(setup.envs.iter().cloned())
         .arg("--state")
         .arg(dir.join("rm"))
+        .envs(setup.uid.map(|_| ("HOME", dir.as_os_str())))
         .env("SECRET_OF_THE_OPERATOR", "told-nobody")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

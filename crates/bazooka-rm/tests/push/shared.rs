@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use visor::testing::{Etcd, fresh_prefix, stand_still, until};
 
 use crate::{
-    rig::{Folder, Rig, SOON, Setup, ask, keys_below, releases},
+    rig::{Folder, Rig, SOON, Setup, WAITS, ask, keys_below, releases},
     s3::S3,
 };
 
@@ -114,11 +114,7 @@ async fn of_two_pushes_at_two_rms_the_second_is_told_and_waits() {
     first.git(&["push", "one", "master"]).await.ok();
     let second = rigs.two.folder("second", "pages");
     second.git(&["pull", "-q", "bazooka", "master"]).await.ok();
-    let gate = rigs.one.dir.path().join("gate");
-    first.write(
-        "bin/build",
-        &format!("#!/bin/sh\necho waits\nuntil [ -e {} ]; do sleep 0.02; done\n", gate.display()),
-    );
+    first.write("bin/build", WAITS);
     let commit = first.commit("first");
     let late_commit = second.write("second", "x").commit("second");
 
@@ -138,7 +134,8 @@ async fn of_two_pushes_at_two_rms_the_second_is_told_and_waits() {
             break;
         }
     }
-    fs::write(&gate, "").expect("written");
+    rigs.one.open_gate("pages");
+    rigs.two.open_gate("pages");
     assert!(slow.wait().await.expect("it is ours").success());
     let mut rest = String::new();
     late_lines.into_inner().read_to_string(&mut rest).await.expect("readable");
@@ -162,11 +159,7 @@ async fn an_rm_that_was_paused_past_its_turn_moves_nothing() {
     folder.write("Procfile", "web: x\n").commit("base");
     folder.git(&["push", "one", "master"]).await.ok();
     let base = folder.git_now(&["rev-parse", "HEAD"]);
-    let gate = rigs.one.dir.path().join("gate");
-    folder.write(
-        "bin/build",
-        &format!("#!/bin/sh\necho waits\nuntil [ -e {} ]; do sleep 0.02; done\n", gate.display()),
-    );
+    folder.write("bin/build", WAITS);
     folder.commit("paused");
     let mut paused =
         folder.command(&["push", "one", "master"]).stderr(std::process::Stdio::piped()).spawn().expect("git");
@@ -182,7 +175,7 @@ async fn an_rm_that_was_paused_past_its_turn_moves_nothing() {
     let pushed = other.push().await.ok();
     assert!(pushed.stderr.contains("being built by rm1; waiting"), "{pushed:?}");
 
-    fs::write(&gate, "").expect("written");
+    rigs.one.open_gate("pages");
     kill(rigs.one.pid(), Signal::SIGCONT).expect("it is there");
     let mut rest = String::new();
     lines.into_inner().read_to_string(&mut rest).await.expect("readable");
@@ -207,18 +200,15 @@ async fn a_storage_that_fails_in_the_middle_of_a_push_is_told_and_the_branch_sta
     assert_eq!(good, folder.git_now(&["rev-parse", "HEAD"]).trim());
     assert!(!files(s3.folder("repos/pages")).is_empty() && !files(s3.folder("slugs")).is_empty());
 
-    let gate = one.dir.path().join("gate");
-    folder.write(
-        "bin/build",
-        &format!("#!/bin/sh\necho waits\nuntil [ -e {} ]; do sleep 0.02; done\n", gate.display()),
-    );
+    folder.write("bin/build", WAITS);
     folder.commit("cut");
     let mut push =
         folder.command(&["push", "one", "master"]).stderr(std::process::Stdio::piped()).spawn().expect("git");
     let mut lines = BufReader::new(push.stderr.take().expect("piped")).lines();
     while !lines.next_line().await.expect("readable").expect("it waits").contains("waits") {}
     s3.shut().await;
-    fs::write(&gate, "").expect("written");
+    one.open_gate("pages");
+    two.open_gate("pages");
     let mut rest = String::new();
     lines.into_inner().read_to_string(&mut rest).await.expect("readable");
     assert!(!push.wait().await.expect("it is ours").success(), "{rest}");

@@ -7,7 +7,7 @@ use tokio::{io::AsyncReadExt, process::Child};
 use visor::{names::AppName, schema::ReleaseStatus, testing::until};
 
 use crate::{
-    rig::{Folder, Rig, SOON, keys_below},
+    rig::{Folder, Rig, SOON, WAITS, keys_below},
     s3::S3,
     shared::{both, tip, two},
 };
@@ -101,14 +101,13 @@ impl Takeover {
 #[tokio::test]
 async fn killed_while_it_builds_nothing_has_moved_and_the_other_builds() {
     let mut rigs = Takeover::start().await;
-    let begun = rigs.one.dir.path().join("begun");
-    let build = format!("#!/bin/sh\n[ -e {0} ] && exit 0\necho > {0}\nsleep 1000\n", begun.display());
-    rigs.folder.write("bin/build", &build);
+    rigs.folder.write("bin/build", WAITS);
     let (commit, push) = rigs.push();
-    until("it builds", SOON, || async { if begun.exists() { Ok(()) } else { Err(rigs.one.log()) } }).await;
+    rigs.one.until_it_builds("pages").await;
     let acknowledged = rigs.acknowledged.clone();
     rigs.kill(push, &acknowledged).await;
     assert_eq!(keys_below(&rigs.two.visor, "turns/").await, ["turns/pages"], "until its lease runs out");
+    rigs.two.open_gate("pages");
     rigs.push_again().await;
     rigs.until_head_is(&commit).await;
 }
@@ -205,13 +204,12 @@ async fn killed_once_the_push_is_stored_it_has_gone_through_and_is_released() {
 #[tokio::test]
 async fn an_rm_that_comes_back_takes_over_the_turn_that_it_left() {
     let mut rigs = Takeover::start().await;
-    let begun = rigs.one.dir.path().join("begun");
-    let build = format!("#!/bin/sh\n[ -e {0} ] && exit 0\necho > {0}\nsleep 1000\n", begun.display());
-    rigs.folder.write("bin/build", &build);
+    rigs.folder.write("bin/build", WAITS);
     let (commit, push) = rigs.push();
-    until("it builds", SOON, || async { if begun.exists() { Ok(()) } else { Err(rigs.one.log()) } }).await;
+    rigs.one.until_it_builds("pages").await;
     let acknowledged = rigs.acknowledged.clone();
     rigs.kill(push, &acknowledged).await;
+    rigs.one.open_gate("pages");
     rigs.one.restart().await;
     rigs.folder.git_now(&["remote", "set-url", "one", &format!("{}/pages.git", rigs.one.url)]);
     assert_eq!(keys_below(&rigs.two.visor, "turns/").await, ["turns/pages"], "the lease has not run out");

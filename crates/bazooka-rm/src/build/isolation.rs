@@ -1,0 +1,341 @@
+//! How builds are kept apart on this machine: chosen once, at start, and tried there.
+//!
+//! Owns the choice, the users that builds get, and what holds for each of them. What is asked for and can't be had is an
+//! error at start: a build never gets less than what was said.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::Duration,
+};
+
+use bazooka_pm::{
+    host::{Cgroups, Isolation, MARKS, Part, Parts, Range, Sandboxes, Uids},
+    protocol::{Mount, Spec},
+};
+use sha2::{Digest, Sha256};
+use visor::{names::AppName, schema::Limits};
+
+use super::{place, place::Place, run};
+use crate::layout::{self, Layout};
+
+/// How much `/tmp` of a build holds; it counts to the memory limit. TMPDIR is on the disk.
+const TMP_BYTES: u64 = 256 << 20;
+
+/// What the clients of registries read in `/etc` besides what every program needs.
+const MORE_OF_ETC: [&str; 3] = ["gitconfig", "npmrc", "pip.conf"];
+
+/// What bazooka-rm can be told of builds.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BuildOptions {
+    /// How builds are kept apart; sandbox for root unless given, none (with a warning) for others
+    #[arg(long = "build-isolation", env = "BAZOOKA_BUILD_ISOLATION", value_name = "KIND")]
+    pub isolation: Option<Isolation>,
+    /// Parts of a build's sandbox to do without, where this machine can't give them
+    #[arg(long = "build-without", env = "BAZOOKA_BUILD_WITHOUT", value_name = "PART", value_delimiter = ',')]
+    pub without: Vec<Part>,
+    /// What else of this machine builds see, read-only; they see the folders of PATH and the toolchains of rustup
+    #[arg(long = "build-path", env = "BAZOOKA_BUILD_PATH", value_name = "PATH", value_delimiter = ':')]
+    pub paths: Vec<PathBuf>,
+    /// Where else builds can't connect to, such as the daemons of hosts
+    #[arg(
+        long = "build-closed",
+        env = "BAZOOKA_BUILD_CLOSED",
+        value_name = "ADDR:PORT",
+        value_delimiter = ','
+    )]
+    pub closed: Vec<SocketAddr>,
+    /// How long a build may take, in seconds
+    #[arg(long = "build-time", env = "BAZOOKA_BUILD_TIME", value_name = "SECONDS", default_value_t = 15 * 60)]
+    pub seconds: u64,
+    /// How much memory a build may use, in bytes
+    #[arg(long = "build-memory", env = "BAZOOKA_BUILD_MEMORY", value_name = "BYTES", default_value_t = 2 << 30)]
+    pub memory_bytes: u64,
+    /// How many processes and threads a build may have
+    #[arg(
+        long = "build-processes",
+        env = "BAZOOKA_BUILD_PROCESSES",
+        value_name = "N",
+        default_value_t = 1024
+    )]
+    pub processes: u64,
+    /// The users that builds get
+    #[arg(
+        long = "build-uids",
+        env = "BAZOOKA_BUILD_UIDS",
+        value_name = "FIRST-LAST",
+        default_value = "200000-265535"
+    )]
+    pub uids: Range<u32>,
+}
+
+/// What keeps builds apart on this machine.
+#[derive(Debug)]
+pub struct Builds {
+    options: BuildOptions,
+    /// Begins the names of the control groups of this state folder's builds.
+    mark: String,
+    cgroups: Option<Cgroups>,
+    sandboxes: Option<Sandboxes>,
+    /// None where builds run as bazooka-rm's own user.
+    users: Option<Mutex<Uids>>,
+}
+
+impl Builds {
+    /// What is asked for, tried. `closed` is where builds can't connect to.
+    ///
+    /// # Errors
+    /// What can't be had here, and how to go on.
+    pub async fn find(
+        options: BuildOptions,
+        layout: &Layout,
+        own_program: &Path,
+        mut closed: Vec<SocketAddr>,
+    ) -> Result<Builds, String> {
+        let isolation = chosen(options.isolation, nix::unistd::geteuid().is_root())?;
+        for path in &options.paths {
+            if !path.is_absolute() || layout.root().starts_with(path) {
+                return Err(format!(
+                    "--build-path {}: it must be absolute, and not hold the state folder",
+                    path.display()
+                ));
+            }
+            fs::metadata(path).map_err(|error| format!("--build-path {}: {error}", path.display()))?;
+        }
+        let mark = Sha256::digest(layout.root().as_os_str().as_encoded_bytes());
+        let mark = mark.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        closed.extend(&options.closed);
+        let mut builds = Builds { options, mark, cgroups: None, sandboxes: None, users: None };
+        if isolation == Isolation::None {
+            return Ok(builds);
+        }
+        let uids = Uids::new(builds.options.uids.inclusive(), Path::new(MARKS), layout.root())?;
+        builds.users = Some(Mutex::new(uids));
+        let cgroups = Cgroups::find("builds");
+        if isolation == Isolation::Uid {
+            let complained = cgroups
+                .inspect_err(|error| tracing::warn!(error, "the memory of builds can't be limited here"));
+            builds.cgroups = complained.ok();
+            return Ok(builds);
+        }
+        if !builds.options.without.is_empty() {
+            let parts: Vec<&str> = builds.options.without.iter().map(|part| part.as_str()).collect();
+            tracing::warn!(
+                without = parts.join(","),
+                "builds have a sandbox that is weaker than it could be"
+            );
+        }
+        let without = |part: Part| builds.options.without.contains(&part);
+        builds.cgroups = match cgroups {
+            Ok(cgroups) => Some(cgroups),
+            Err(_) if without(Part::Limits) => None,
+            Err(cause) => return Err(lacking(Part::Limits, &cause)),
+        };
+        let fences = !without(Part::Fence);
+        if fences && !builds.cgroups.as_ref().is_some_and(Cgroups::can_fence) {
+            let cause = "control groups version 2, by which sockets are fenced, aren't mounted (not even beside version 1)";
+            return Err(lacking(Part::Fence, cause));
+        }
+        builds.sandboxes = Some(Sandboxes::new(Parts {
+            state: layout.root(),
+            stack: None,
+            more_of_etc: &MORE_OF_ETC,
+            tmp_bytes: TMP_BYTES,
+            closed: fences.then_some(closed.as_slice()),
+        })?);
+        builds.try_out(layout, own_program).await.map_err(|cause| {
+            format!(
+                "builds can't have a sandbox here: {cause}; it takes Linux 5.12 or later, and root in the machine's own \
+                 namespaces; go on with the weaker --build-isolation uid, or, where it is about limits or the fence, with \
+                 --build-without limits or --build-without fence"
+            )
+        })?;
+        Ok(builds)
+    }
+
+    /// How long a build may take.
+    pub fn time(&self) -> Duration {
+        Duration::from_secs(self.options.seconds)
+    }
+
+    /// Where an app's tree is built with these variables. The tree and the app's cache are there. Blocks.
+    ///
+    /// # Errors
+    /// What can't be done, in one line.
+    pub fn place(
+        &self,
+        layout: &Layout,
+        app: &AppName,
+        own_program: &Path,
+        environment: BTreeMap<String, String>,
+    ) -> Result<Place, String> {
+        let (tree, cache) = (layout.build(app), layout.cache(app));
+        let at_cache = |error: io::Error| format!("can't use {}: {error}", cache.display());
+        fs::create_dir_all(&cache).map_err(at_cache)?;
+        let uid = match &self.users {
+            Some(users) => Some(user_of(&mut users.lock().expect("nobody panics with it"), &cache)?),
+            None => None,
+        };
+        for name in ["tmp", "given"] {
+            layout::remove(&cache.join(name)).map_err(at_cache)?;
+        }
+        for name in ["home", "tmp", "given"] {
+            place::folder(&cache.join(name), uid).map_err(at_cache)?;
+        }
+        let mut environment = environment;
+        let mut mounts = Vec::new();
+        if let Some(uid) = uid {
+            place::give_all(&tree, uid).map_err(|error| format!("can't use {}: {error}", tree.display()))?;
+            fs::set_permissions(&tree, fs::Permissions::from_mode(0o700)).map_err(at_cache)?;
+            let etc = match &self.sandboxes {
+                Some(_) => layout.root().join("etc"),
+                None => PathBuf::from("/etc"),
+            };
+            place::hand_over_files(&mut environment, &cache.join("given"), &etc, uid).map_err(at_cache)?;
+        }
+        if self.sandboxes.is_some() {
+            let shown = place::shown(&environment, layout.root()).into_iter();
+            let shown = shown.chain(self.options.paths.iter().cloned()).chain([layout.tools()]);
+            mounts.extend(shown.map(|path| Mount { path, writable: false }));
+            mounts.push(Mount { path: own_program.to_owned(), writable: false });
+            mounts.push(Mount { path: cache, writable: true });
+        }
+        let place = Place::plain(&tree, environment);
+        Ok(place.apart(|spec| self.keep_apart(spec, app.as_str(), uid, mounts)))
+    }
+
+    fn keep_apart(&self, spec: &mut Spec, name: &str, uid: Option<u32>, mounts: Vec<Mount>) {
+        spec.uid = uid;
+        if uid.is_some() {
+            let limits = Limits { memory_limit_bytes: Some(self.options.memory_bytes), ..Limits::default() };
+            let name = format!("{}-{name}", self.mark);
+            let cgroups = self.cgroups.as_ref();
+            let processes = self.options.processes;
+            spec.processes = Some(processes);
+            spec.groups = cgroups
+                .map(|cgroups| cgroups.of(&name, &limits, processes, self.sandboxes.is_some()))
+                .unwrap_or_default();
+        }
+        spec.sandbox = self.sandboxes.as_ref().map(|sandboxes| {
+            let mut sandbox = sandboxes.of(0);
+            sandbox.app_writable = true;
+            sandbox.mounts = mounts;
+            sandbox
+        });
+    }
+
+    /// Runs something in a build's sandbox.
+    async fn try_out(&self, layout: &Layout, own_program: &Path) -> Result<(), String> {
+        let trial = layout.trial();
+        let failed = |error: io::Error| format!("can't use {}: {error}", trial.display());
+        fs::create_dir_all(&trial).map_err(failed)?;
+        let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+        let mounts = vec![
+            Mount { path: own_program.to_owned(), writable: false },
+            Mount { path: trial.clone(), writable: true },
+        ];
+        let mounts: Vec<Mount> = mounts
+            .into_iter()
+            .chain(self.options.paths.iter().map(|path| Mount { path: path.clone(), writable: false }))
+            .collect();
+        // No app's name begins with a dot.
+        let uid = *self.options.uids.inclusive().start();
+        let place = Place::plain(&trial, environment)
+            .apart(|spec| self.keep_apart(spec, ".trial", Some(uid), mounts));
+        let tried = run::try_out(own_program, &place).await;
+        let _ = fs::remove_dir_all(&trial);
+        tried
+    }
+}
+
+/// How builds are kept apart.
+fn chosen(wanted: Option<Isolation>, is_root: bool) -> Result<Isolation, String> {
+    match wanted {
+        Some(kind @ (Isolation::Sandbox | Isolation::Uid)) if !is_root => {
+            let kind = kind.as_str();
+            Err(format!("build isolation {kind} takes root; run as root or with --build-isolation none"))
+        }
+        Some(kind @ (Isolation::Sandbox | Isolation::Uid)) => Ok(kind),
+        None if is_root => Ok(Isolation::Sandbox),
+        None | Some(Isolation::None) => {
+            tracing::warn!(
+                "BUILDS ARE NOT KEPT APART: they run as the user of bazooka-rm and can read and change all that it can, \
+                 each other's apps among that"
+            );
+            Ok(Isolation::None)
+        }
+    }
+}
+
+fn lacking(part: Part, cause: &str) -> String {
+    format!(
+        "builds can't have a sandbox here: {cause}; go on with --build-without {}, or with the weaker --build-isolation uid",
+        part.as_str()
+    )
+}
+
+/// The user of an app's builds: the one that its cache belongs to, or a new one that no other app's does. The cache is
+/// that user's then.
+fn user_of(uids: &mut Uids, cache: &Path) -> Result<u32, String> {
+    let failed = |error: io::Error| format!("can't use {}: {error}", cache.display());
+    let owner = fs::symlink_metadata(cache).map_err(failed)?.uid();
+    let mut used = BTreeSet::new();
+    let others = fs::read_dir(cache.with_file_name("")).map_err(failed)?;
+    for other in others.filter_map(Result::ok).filter(|other| other.path() != cache) {
+        used.extend(other.metadata().map(|known| known.uid()));
+    }
+    let uid = if !used.contains(&owner) && uids.keep(owner) {
+        owner
+    } else {
+        uids.choose(&used).ok_or("every user for builds is in use; name more with --build-uids")?
+    };
+    place::give(cache, uid).map_err(failed)?;
+    fs::set_permissions(cache, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    Ok(uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_gets_a_sandbox_and_nobody_less_than_was_asked_for() {
+        assert_eq!(chosen(None, true), Ok(Isolation::Sandbox));
+        assert_eq!(chosen(None, false), Ok(Isolation::None));
+        assert_eq!(chosen(Some(Isolation::None), true), Ok(Isolation::None));
+        assert_eq!(chosen(Some(Isolation::Uid), true), Ok(Isolation::Uid));
+        let refused = chosen(Some(Isolation::Sandbox), false).expect_err("it takes root");
+        assert!(refused.contains("takes root") && refused.contains("--build-isolation none"), "{refused}");
+    }
+
+    #[test]
+    fn an_app_keeps_its_user_and_shares_it_with_none() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("not tried: it takes root");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        let marks = dir.path().join("marks");
+        let state = dir.path().join("state");
+        fs::create_dir_all(&state).expect("made");
+        let uids = || Uids::new(700_000..=701_023, &marks, &state).expect("marks can be made");
+        let cache = |name: &str| {
+            let cache = state.join("cache").join(name);
+            fs::create_dir_all(cache.join("a/b")).expect("made");
+            cache
+        };
+        let (one, two) = (cache("one"), cache("two"));
+        let mut first = uids();
+        assert_eq!(user_of(&mut first, &one), Ok(700_000));
+        assert_eq!(user_of(&mut first, &two), Ok(700_001));
+        assert_eq!(user_of(&mut uids(), &two), Ok(700_001), "after a restart, too");
+        assert_eq!(fs::metadata(two.join("a/b")).expect("it is there").uid(), 700_001);
+        fs::remove_dir_all(&one).expect("ours");
+        let three = cache("three");
+        assert_eq!(user_of(&mut uids(), &three), Ok(700_000), "one that has gone gives its user back");
+    }
+}

@@ -1,0 +1,251 @@
+//! Where one build's steps run: its tree and its cache, its user, and what else of the machine it sees.
+//!
+//! Owns what is made of the app's folders before a build: that they belong to the build's user, and what of the
+//! operator's own settings is put there. Nothing of the app runs meanwhile, so that what was looked at stays as it is.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, lchown},
+    path::{Path, PathBuf},
+};
+
+use bazooka_pm::protocol::{Mount, PROTOCOL, Spec};
+
+use crate::layout;
+
+/// Where a build in a sandbox has its tree.
+const SEEN: &str = "/app";
+
+/// What every sandbox has of the machine anyway.
+const ANYWAY: [&str; 10] =
+    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sys", "/dev"];
+
+/// Variables that name folders, one or several, which a build is to see.
+const FOLDERS: [&str; 4] = ["PATH", "RUSTUP_HOME", "PIP_FIND_LINKS", "SSL_CERT_DIR"];
+
+/// A larger file is none of a client's settings or certificates.
+const MOST_BYTES: u64 = 4 << 20;
+
+/// Where a build's steps run.
+#[derive(Clone, Debug)]
+pub struct Place {
+    spec: Spec,
+}
+
+impl Place {
+    /// A folder, with these variables, as bazooka-rm's own user, who sees the whole machine.
+    pub fn plain(dir: &Path, environment: BTreeMap<String, String>) -> Place {
+        Place {
+            spec: Spec {
+                protocol: PROTOCOL,
+                command: String::new(),
+                folder: dir.to_owned(),
+                env: environment,
+                uid: None,
+                memory: None,
+                groups: Vec::new(),
+                processes: None,
+                sandbox: None,
+                log_folder: PathBuf::new(),
+                stop_timeout_ms: 0,
+                lease_file: None,
+            },
+        }
+    }
+
+    /// The same, kept apart: `keep` says how.
+    pub(super) fn apart(mut self, keep: impl FnOnce(&mut Spec)) -> Place {
+        keep(&mut self.spec);
+        self
+    }
+
+    /// The tree, as the steps see it.
+    pub fn seen(&self) -> &Path {
+        if self.spec.sandbox.is_some() { Path::new(SEEN) } else { &self.spec.folder }
+    }
+
+    /// The user that the steps run as, where it isn't bazooka-rm's own.
+    pub fn uid(&self) -> Option<u32> {
+        self.spec.uid
+    }
+
+    /// Another place for the same user: this folder is all that can be written in it, and nothing of the app is there.
+    pub fn without_the_app(&self, folder: &Path) -> Place {
+        let mut spec = self.spec.clone();
+        spec.folder = folder.to_owned();
+        for name in ["HOME", "TMPDIR"] {
+            spec.env.insert(name.to_owned(), "/tmp".to_owned());
+        }
+        if let Some(sandbox) = &mut spec.sandbox {
+            sandbox.mounts.retain(|mount| !mount.writable && !folder.starts_with(&mount.path));
+            sandbox.mounts.push(Mount { path: folder.to_owned(), writable: true });
+        }
+        Place { spec }
+    }
+
+    /// What is to be started for a command of these words.
+    pub(super) fn spec(&self, words: &[String]) -> Spec {
+        Spec { command: line(words), ..self.spec.clone() }
+    }
+}
+
+/// A line for a shell that becomes this command.
+fn line(words: &[String]) -> String {
+    let words = words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''")));
+    std::iter::once("exec".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// Makes a folder the user's own, with all in it. What is in it already belongs to the same one, if itself does.
+///
+/// # Errors
+/// The file system's. It isn't the user's own then, so that this is done again.
+pub(super) fn give(folder: &Path, uid: u32) -> io::Result<()> {
+    let known = fs::symlink_metadata(folder)?;
+    if known.uid() == uid && known.gid() == uid {
+        return Ok(());
+    }
+    give_all(folder, uid)
+}
+
+/// The same, whomever the folder itself belongs to.
+///
+/// # Errors
+/// The file system's.
+pub(super) fn give_all(path: &Path, uid: u32) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give_all(&entry?.path(), uid)?;
+        }
+    }
+    lchown(path, Some(uid), Some(uid))
+}
+
+/// A folder of the cache that is there, and is no link, whatever an earlier build made of it.
+///
+/// # Errors
+/// The file system's.
+pub(super) fn folder(path: &Path, uid: Option<u32>) -> io::Result<()> {
+    if !fs::symlink_metadata(path).is_ok_and(|known| known.is_dir()) {
+        layout::remove(path)?;
+        fs::create_dir_all(path)?;
+    }
+    uid.map_or(Ok(()), |uid| lchown(path, Some(uid), Some(uid)))
+}
+
+/// Copies a file of the operator's into such a folder, for this user alone.
+///
+/// # Errors
+/// The file system's.
+pub(super) fn hand_over(file: &Path, copy: &Path, uid: Option<u32>) -> io::Result<()> {
+    layout::remove(copy)?;
+    let content = fs::read(file)?;
+    let mut made = fs::File::options().write(true).create_new(true).mode(0o600).open(copy)?;
+    io::Write::write_all(&mut made, &content)?;
+    uid.map_or(Ok(()), |uid| lchown(copy, Some(uid), Some(uid)))
+}
+
+/// The folders that the variables name and a sandbox hasn't anyway. `hidden` isn't shown, nor what it is in.
+pub(super) fn shown(environment: &BTreeMap<String, String>, hidden: &Path) -> Vec<PathBuf> {
+    let named = FOLDERS.iter().filter_map(|name| environment.get(*name));
+    let named = named.flat_map(|value| value.split([':', ' '])).map(PathBuf::from);
+    let mut shown: Vec<PathBuf> =
+        named.filter(|path| path.is_absolute() && !is_anyway(path) && !hidden.starts_with(path)).collect();
+    // What is below another comes after it, and is mounted in it.
+    shown.sort();
+    shown.dedup();
+    shown.retain(|path| !path.starts_with("/etc") && path.is_dir());
+    shown
+}
+
+fn is_anyway(path: &Path) -> bool {
+    ANYWAY.iter().any(|known| path.starts_with(known))
+}
+
+/// Has variables that name a file name a copy of it, in the folder `given`, where the build couldn't read the file itself.
+/// `etc` is what the build has of the machine's.
+///
+/// # Errors
+/// The file system's.
+pub(super) fn hand_over_files(
+    environment: &mut BTreeMap<String, String>,
+    given: &Path,
+    etc: &Path,
+    uid: u32,
+) -> io::Result<()> {
+    for (name, value) in environment.iter_mut() {
+        let path = Path::new(value.as_str());
+        let Some(known) = path.is_absolute().then(|| fs::metadata(path).ok()).flatten() else { continue };
+        let in_etc = path.strip_prefix("/etc").is_ok_and(|rest| etc.join(rest).exists());
+        let is_public = known.permissions().mode() & 0o004 != 0;
+        if !known.is_file() || known.len() > MOST_BYTES || (is_public && (is_anyway(path) || in_etc)) {
+            continue;
+        }
+        let copy = given.join(name);
+        hand_over(path, &copy, Some(uid))?;
+        *value = copy.display().to_string();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+    }
+
+    #[test]
+    fn a_command_stays_the_words_that_it_is_made_of() {
+        let words = ["./a b", "it's", "$HOME", ""].map(String::from);
+        let shown = format!("{}; ", line(&words)).replacen("exec", "printf '[%s]'", 1);
+        let said = std::process::Command::new("sh").args(["-c", &shown]).output().expect("sh");
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "[./a b][it's][$HOME][]");
+    }
+
+    #[test]
+    fn what_the_variables_name_is_shown_and_never_the_state_folder() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let place = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(&path).expect("made");
+            path.display().to_string()
+        };
+        let (tools, more, wheels, state) =
+            (place("tools"), place("tools/more"), place("wheels"), place("rm/state"));
+        let path = format!("/usr/bin:{more}:{tools}:/nowhere:{state}:relative:/:/etc");
+        let own = vars(&[("PATH", &path), ("PIP_FIND_LINKS", &wheels), ("OTHER", &place("other"))]);
+        let found: Vec<String> =
+            shown(&own, &dir.path().join("rm/state")).iter().map(|path| path.display().to_string()).collect();
+        assert_eq!(found, [tools, more, wheels]);
+        let above = vars(&[("PATH", &dir.path().display().to_string())]);
+        assert_eq!(shown(&above, &dir.path().join("rm/state")), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_private_file_is_handed_over_as_a_copy_and_no_link_is_followed() {
+        let own = nix::unistd::getuid().as_raw();
+        let dir = tempfile::tempdir().expect("a folder");
+        let (npmrc, target, given) =
+            (dir.path().join("npmrc"), dir.path().join("target"), dir.path().join("given"));
+        fs::write(&npmrc, "token").expect("written");
+        fs::write(&target, "as it was").expect("written");
+        // As an earlier build may have left it.
+        std::os::unix::fs::symlink(dir.path(), &given).expect("made");
+        folder(&given, None).expect("it can be made");
+        assert!(!given.is_symlink());
+        std::os::unix::fs::symlink(&target, given.join("NPM_CONFIG_USERCONFIG")).expect("made");
+        let mut all = vars(&[
+            ("NPM_CONFIG_USERCONFIG", &npmrc.display().to_string()),
+            ("SHELL", "/bin/sh"),
+            ("LANG", "C.UTF-8"),
+        ]);
+        hand_over_files(&mut all, &given, Path::new("/nowhere"), own).expect("it can be copied");
+        let copy = given.join("NPM_CONFIG_USERCONFIG");
+        assert_eq!(all["NPM_CONFIG_USERCONFIG"], copy.display().to_string());
+        assert_eq!((all["SHELL"].as_str(), all["LANG"].as_str()), ("/bin/sh", "C.UTF-8"));
+        assert_eq!(fs::read_to_string(copy).expect("it is there"), "token");
+        assert_eq!(fs::read_to_string(target).expect("it is there"), "as it was");
+    }
+}
