@@ -39,3 +39,56 @@ fn a_developer_goes_from_init_to_rollback_and_is_asked_for_nothing() {
     assert!(whoami.starts_with("ada\ntakes part\napps: goto-rocket\n"), "{whoami}");
     repo.bazooka(&["destroy", "--confirm", "goto-rocket"]).ok();
 }
+
+#[test]
+fn a_push_goes_through_a_proxys_address_to_whichever_rm_serves() {
+    let options = ClusterOptions { identities: true, two_rms: true, ..ClusterOptions::default() };
+    let mut cluster = Cluster::with(options);
+    for who in ["ada", "eve"] {
+        cluster.person(who);
+        cluster.repo_of("operating", OPERATOR).bazooka(&["access", "grant", who]).ok();
+    }
+    let repo = cluster.repo_of("goto-rocket", "ada");
+    repo.copy(&example("goto-rocket"));
+    repo.commit("go to rocket");
+    repo.bazooka(&["init"]).ok();
+    let url = repo.git(&["remote", "get-url", "bazooka"]).ok().stdout;
+    assert!(url.starts_with("https://") && url.contains(":8085/"), "{url}");
+    repo.git(&["push", "bazooka", "master"]).ok();
+    repo.bazooka(&["scale", "-n", "1", "web"]).ok();
+    cluster.answers("goto-rocket");
+    // One of the two goes; the address stays.
+    cluster.part("rm").kill();
+    repo.write("more", "more");
+    repo.commit("once more");
+    repo.git(&["push", "bazooka", "master"]).ok();
+    let eves = cluster.repo_of("goto-rocket", "eve");
+    eves.commit("mine now");
+    eves.git(&["remote", "add", "bazooka", url.trim()]).ok();
+    // Without the helper git has nothing to show; with it, eve has no right.
+    let authority = cluster.folder("id/eve/ca.pem").display().to_string();
+    let asked = eves.git_with(
+        &[("GIT_TERMINAL_PROMPT", "0")],
+        &["-c", &format!("http.sslCAInfo={authority}"), "fetch", "bazooka"],
+    );
+    assert!(asked.code == 128 && asked.stderr.contains("could not read Username"), "{asked:?}");
+    let refused = eves.bazooka(&["init", "goto-rocket"]).exits(4);
+    assert!(refused.stderr.contains("owned by ada"), "{}", refused.stderr);
+    let helper = repo.git(&["config", "--get-regexp", "credential.*helper"]).ok().stdout;
+    let helper = helper.lines().find_map(|line| line.split_once(" !")).expect("init named one").1.to_owned();
+    let eves_helper = format!("!{}", helper.replace("/id/ada", "/id/eve"));
+    let base = url.trim().rsplit_once('/').expect("it has a path").0;
+    let refused = eves.git(&[
+        "-c",
+        &format!("http.sslCAInfo={authority}"),
+        "-c",
+        &format!("credential.{base}.useHttpPath=true"),
+        "-c",
+        &format!("credential.{base}.helper={eves_helper}"),
+        "push",
+        "bazooka",
+        "master",
+    ]);
+    assert!(refused.code != 0 && refused.stderr.contains("403"), "{refused:?}");
+    assert!(refused.stderr.contains("eve may not push"), "{refused:?}");
+}

@@ -77,8 +77,14 @@ fn carry(socket: &std::ffi::OsStr, hello: &Hello) -> io::Result<Option<String>> 
     });
     // Not through the standard library's buffer, which waits for the end of a line that may not come.
     let mut output = std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    io::copy(&mut receiving, &mut output)?;
-    Ok(None)
+    // Piece by piece as it comes: `io::copy` would hand both ends to the kernel, which may wait for more than there is.
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        match receiving.read(&mut chunk)? {
+            0 => return Ok(None),
+            read => output.write_all(&chunk[..read])?,
+        }
+    }
 }
 
 /// A frame: its length (four bytes, the highest first), and what is in it.
