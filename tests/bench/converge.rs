@@ -185,6 +185,7 @@ fn host(n: u32) -> Host {
         capacity: Capacity { memory_bytes: 64 << 30, instances: 1_000, extra: Extra::new() },
         isolation: "uid".into(),
         boot_id: "b".into(),
+        seal_key: None,
         since: Timestamp::UNIX_EPOCH,
         token: format!("token{n}"),
         extra: Extra::new(),

@@ -10,5 +10,6 @@ mod operations;
 mod pages;
 mod releases;
 mod rms;
+mod sealing;
 mod ssh;
 mod transcript;

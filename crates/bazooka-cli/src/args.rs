@@ -295,9 +295,12 @@ pub enum ConfigAction {
     },
     /// Set config vars
     Set {
-        /// NAME=VALUE each
-        #[arg(required = true, value_name = "NAME=VALUE")]
+        /// NAME=VALUE each; other users of this machine can see what stands here while the command runs
+        #[arg(required_unless_present = "stdin", value_name = "NAME=VALUE")]
         pairs: Vec<String>,
+        /// Read them from standard input, which nobody else sees: lines of NAME=VALUE, or JSON as `config --json` prints it
+        #[arg(long, conflicts_with = "pairs")]
+        stdin: bool,
         /// Don't wait
         #[arg(long)]
         no_wait: bool,
@@ -552,11 +555,19 @@ pub fn pair(s: &str) -> Result<(String, String), String> {
         // What stands here may be a secret that lost its name.
         return Err("a config var is set by NAME=VALUE: there is no = in one of the arguments".into());
     };
+    Ok((checked(name, value)?, value.to_owned()))
+}
+
+/// A config var's name, if it may have that value.
+///
+/// # Errors
+/// In words that don't repeat the value.
+pub fn checked(name: &str, value: &str) -> Result<String, String> {
     let name = var_name(name)?;
     if value.len() > MOST_VALUE_BYTES {
         return Err(format!("the value of {name} is longer than {MOST_VALUE_BYTES} bytes"));
     }
-    Ok((name, value.to_owned()))
+    Ok(name)
 }
 
 /// Linux takes no longer string into a process's environment than 128 KiB, name included.

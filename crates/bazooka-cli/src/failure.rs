@@ -217,6 +217,7 @@ impl From<Refusal> for Failure {
             Refusal::NotFrozen => (Kind::Refused, Some("`bazooka hosts` lists them")),
             Refusal::Destroying(_)
             | Refusal::TurnOver(_)
+            | Refusal::EnvMoved(_)
             | Refusal::RepoMoved(_)
             | Refusal::NoPortLeft
             | Refusal::HostTaken(_)

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use visor::{
     identity::{Identity, http_client},
     keys,
-    names::AppName,
+    names::{AppName, EnvRef},
+    seal::Vars,
+    snapshot::Snapshot,
 };
 
 use crate::{
@@ -117,6 +119,53 @@ pub async fn remove_key(context: &Context, fingerprint: &str) -> Result<()> {
     ask::<()>(context, Method::DELETE, &format!("/keys/{}", word.replace('+', "%2B")), None).await.map(drop)
 }
 
+/// The values of an env, opened by an rm that can. `snapshot` has the rms and how they are asked.
+///
+/// # Errors
+/// No bazooka-rm answers that can open them. No value is in any error.
+pub async fn vars(context: &Context, snapshot: &Snapshot, app: &AppName, env: EnvRef) -> Result<Vars> {
+    let mut failure =
+        Failure::new(Kind::PartMissing, format!("no bazooka-rm opens the config vars of app '{app}'"));
+    let mut asked = false;
+    let client = client(context)?;
+    for (name, rm) in &snapshot.rms {
+        if rm.seal_key.is_none() {
+            continue;
+        }
+        asked = true;
+        let url = format!("{}/apps/{app}/envs/{env}", rm.url.trim_end_matches('/'));
+        let request = client.get(url);
+        let request = match snapshot.asks.get(name) {
+            Some(ask) => request.bearer_auth(&ask.word),
+            None => request,
+        };
+        match request.send().await {
+            Ok(answer) if answer.status().is_success() => {
+                let text = answer.bytes().await.unwrap_or_default();
+                match serde_json::from_slice(&text) {
+                    Ok(vars) => return Ok(vars),
+                    Err(_) => failure = failure.because(format!("{name}: its answer can't be read")),
+                }
+            }
+            Ok(answer) => match read(answer).await {
+                Err(no) if no.kind == Kind::Refused => return Err(no),
+                Err(no) => failure = failure.because(format!("{name}: {}", no.what)),
+                Ok(_) => {}
+            },
+            Err(error) => failure = failure.because(format!("{name}: {}", chain(&error))),
+        }
+    }
+    if !asked {
+        failure = failure.because("none is registered that can");
+    }
+    Err(failure.hint("they are sealed, and hosts and bazooka-rm alone have keys; start a bazooka-rm that has been there before"))
+}
+
+fn client(context: &Context) -> Result<reqwest::Client> {
+    let client = http_client(context.credentials.as_ref()).timeout(TIMEOUT).build();
+    client.map_err(|error| Failure::from_error(Kind::Failed, "no HTTP client can be made", &error))
+}
+
 async fn ask<B: Serialize>(
     context: &Context,
     method: Method,
@@ -128,9 +177,7 @@ async fn ask<B: Serialize>(
     if there.rms.is_empty() {
         return Err(missing().because("none is registered").hint("start one: bazooka-rm, or bazooka dev"));
     }
-    let client = http_client(context.credentials.as_ref()).timeout(TIMEOUT).build();
-    let client =
-        client.map_err(|error| Failure::from_error(Kind::Failed, "no HTTP client can be made", &error))?;
+    let client = client(context)?;
     let mut failure = missing();
     for rm in there.rms.values() {
         let mut request = client.request(method.clone(), format!("{}{path}", rm.url.trim_end_matches('/')));

@@ -22,6 +22,7 @@ mod cases;
 #[cfg(test)]
 mod chaos;
 mod drain;
+mod envs;
 mod facts;
 #[cfg(test)]
 mod fixture;

@@ -37,6 +37,7 @@ mod slugs;
 mod status;
 mod uids;
 pub mod unpack;
+pub(crate) mod vault;
 
 use std::{
     collections::BTreeSet,
@@ -57,6 +58,7 @@ use visor::{
     mirror::Mirror,
     names::{Digest, HostName},
     schema::{Capacity, Extra, Host},
+    seal::{Os, file::KeyFile},
     snapshot::Snapshot,
     visor::Visor,
 };
@@ -93,6 +95,8 @@ pub async fn run(
     let folders = folders::Folders::create(&options.state)?;
     let _lock = take(&folders).await?;
     let token = folders.token()?;
+    let file = KeyFile::of(folders.root());
+    let vault = vault::Vault::new(file.load(&mut Os)?, Os, move |ring| file.retire(ring));
     let uids = match isolation {
         Isolation::Sandbox | Isolation::Uid => {
             Some(uids::Uids::new(options.uids.inclusive(), Path::new(uids::MARKS), folders.root())?)
@@ -113,7 +117,7 @@ pub async fn run(
     let found = tokio::task::spawn_blocking(move || (records::recover(&place), known.present()));
     let (recovered, present) =
         found.await.map_err(|error| format!("can't read the state folder: {error}"))?;
-    let locals = taken_over(recovered, present);
+    let locals = taken_over(recovered, present, &vault, &folders);
     if !locals.instances.is_empty() {
         tracing::info!(instances = locals.instances.len(), "taking over");
     }
@@ -132,6 +136,7 @@ pub async fn run(
         },
         isolation: in_force(isolation, &options.without),
         boot_id: boot_id(),
+        seal_key: Some(vault.public()),
         since: Timestamp::now(),
         token,
         extra: Extra::new(),
@@ -171,6 +176,7 @@ pub async fn run(
         name: name.clone(),
         host,
         runtime: Box::new(shims::Shims::new(machine, answers.clone())),
+        vault,
         answers,
         messages,
         ports: ports::Ports::new(range.inclusive(), seed),
@@ -218,11 +224,42 @@ pub fn probe() -> Result<(), String> {
     Ok(())
 }
 
-/// What was found at start, as the engine knows it.
-fn taken_over(recovered: records::Recovered, slugs: impl IntoIterator<Item = Digest>) -> model::Locals {
+/// What was found at start, as the engine knows it. Envs are sealed to the current key, on disk too, if they
+/// weren't. Blocks, where they weren't.
+fn taken_over(
+    recovered: records::Recovered,
+    slugs: impl IntoIterator<Item = Digest>,
+    vault: &vault::Vault,
+    folders: &folders::Folders,
+) -> model::Locals {
     let slugs = slugs.into_iter().map(|digest| (digest, model::SlugState::Ready));
-    let envs = recovered.envs.into_iter().map(|(key, vars)| (key, model::EnvState::Ready(vars)));
-    model::Locals { instances: recovered.instances, slugs: slugs.collect(), envs: envs.collect() }
+    let plain = recovered.plain_envs.into_iter();
+    let kept = plain.map(|((app, env), vars)| {
+        let handed = vault.keep(&app, env, &vars);
+        ((app, env), None, Ok(handed))
+    });
+    let sealed = recovered.envs.into_iter().map(|(key, handed)| {
+        let renewed = vault.renewed(&handed);
+        (key, Some(handed), renewed)
+    });
+    let mut envs = std::collections::BTreeMap::new();
+    for ((app, env), before, now) in kept.chain(sealed) {
+        match now {
+            Ok(handed) => {
+                if before.as_ref() != Some(&handed)
+                    && let Err(error) = records::keep_env(folders, &app, env, &handed)
+                {
+                    tracing::warn!(%app, %env, error = %error, "can't write an env down under the current key");
+                }
+                envs.insert((app, env), model::EnvState::Ready(handed));
+            }
+            // It is read again when an instance needs it.
+            Err(error) => {
+                tracing::warn!(%app, %env, error = %error, "can't open an env that was written down")
+            }
+        }
+    }
+    model::Locals { instances: recovered.instances, slugs: slugs.collect(), envs }
 }
 
 /// The host's work, once it is known what the machine has.
@@ -232,6 +269,8 @@ pub(crate) struct Work {
     /// The row that it registers.
     pub host: Host,
     pub runtime: Box<dyn Runtime>,
+    /// What opens the envs that it is handed.
+    pub vault: vault::Vault,
     /// Where the runtime answers.
     pub answers: Answers,
     pub messages: mpsc::UnboundedReceiver<Message>,
@@ -254,12 +293,14 @@ impl Work {
         let (doubt, again) = mpsc::channel(1);
         let registration = register::run(visor.clone(), name.clone(), host, again, says, self.note_lease);
         let _registration = AbortOnDropHandle::new(tokio::spawn(registration));
-        let mirror = Mirror::new(visor.store().clone(), vec![keys::assigned_to(&name)], Snapshot::default());
+        let scopes = vec![keys::assigned_to(&name), keys::handed_to(&name)];
+        let mirror = Mirror::new(visor.store().clone(), scopes, Snapshot::default());
         let reports = reports::Reports::new(visor.clone(), name.clone(), address, answers.clone());
         let engine = engine::Engine::new(engine::Parts {
             visor,
             host: name,
             runtime: self.runtime,
+            vault: self.vault,
             answers,
             messages: self.messages,
             reports,

@@ -1,12 +1,17 @@
 //! bazooka-pm: runs the instances of this host; with `converge`, places those of the whole cluster.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use bazooka_pm::{
     converge::{self, ConvergeArgs},
     host::{self, HostOptions},
 };
 use clap::{Parser, Subcommand};
-use visor::daemon::{CoordinatorArgs, init_logs, shutdown};
+use visor::{
+    daemon::{CoordinatorArgs, init_logs, shutdown},
+    seal::{Os, file::KeyFile},
+};
 
 #[derive(Parser)]
 #[command(name = "bazooka-pm", version, about = "Runs the instances of this host")]
@@ -26,6 +31,13 @@ enum Command {
     Converge(Box<ConvergeArgs>),
     /// Say whether instances can have a sandbox here, by starting something in one
     Probe,
+    /// Give this host another key for config vars; it counts from the next start of bazooka-pm on, and the one before
+    /// goes by itself once nothing is sealed to it any more
+    RotateKey {
+        /// Where slugs and instances are kept
+        #[arg(long, env = "BAZOOKA_STATE", value_name = "DIR", default_value = "/var/lib/bazooka-pm")]
+        state: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -49,6 +61,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Some(Command::Converge(args)) => Ok(converge::daemon(*args, shutdown).await?),
         Some(Command::Probe) => host::probe().map_err(anyhow::Error::msg),
+        Some(Command::RotateKey { state }) => {
+            let ring = KeyFile::of(&state).rotate(&mut Os).map_err(anyhow::Error::msg)?;
+            eprintln!("the key is {} from the next start of bazooka-pm on", ring.current());
+            Ok(())
+        }
         None => {
             let cluster = args.coordinator.cluster().map_err(anyhow::Error::msg)?;
             host::run(cluster, &args.coordinator.coordinator, args.host, shutdown)

@@ -5,12 +5,13 @@
 //!
 //! ```text
 //! STATE/instances/ID/run.N   0600; held (flock) from before the shim exists until it has gone
-//!   {"spec":…}   pm ──▶ shim   what to run, with the values of its env
+//!   {"spec":…}   pm ──▶ shim   what to run, without the values of its env
 //!   {"shim":…}   shim ──▶ pm   who runs; a line before the instance's process starts, and one after
 //!   {"exit":…}   shim ──▶ pm   how it ended; nothing of it is left then
 //!   any other    shim ──▶ pm   what the shim itself had to complain of
 //! stdin, stderr  that file, by which the lock is inherited
-//! stdout         one line: [`Answer`]
+//! stdout         a socket: pm ──▶ shim, the env as one JSON map, which no disk gets to see; then pm's end of it is
+//!                shut, and shim ──▶ pm, one line: [`Answer`]
 //! SIGTERM       end the instance: SIGTERM, its stop timeout, SIGKILL
 //! SIGUSR1       end it at once
 //! ```
@@ -25,8 +26,9 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// This build's version of the protocol. A shim from [`SANDBOXES`] on knows what a [`Sandbox`] is.
-pub const PROTOCOL: u32 = 2;
+/// This build's version of the protocol. A shim from [`SANDBOXES`] on knows what a [`Sandbox`] is; from version 3 on
+/// it takes [`Spec::env`] from its socket. An older one can't read a spec without it, and says so.
+pub const PROTOCOL: u32 = 3;
 
 /// The first version with sandboxes: an older shim would start an instance without one, and say nothing.
 pub const SANDBOXES: u32 = 2;
@@ -139,8 +141,12 @@ pub struct Spec {
     pub command: String,
     /// Where it runs: the unpacked slug.
     pub folder: PathBuf,
-    /// All of its environment.
+    /// All of its environment, as versions 1 and 2 wrote it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// All of its environment comes by the socket instead.
+    #[serde(default)]
+    pub env_apart: bool,
     /// The user and group that it runs as; the shim's own unless given.
     #[serde(default)]
     pub uid: Option<u32>,

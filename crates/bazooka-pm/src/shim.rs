@@ -22,8 +22,9 @@ mod sandbox;
 mod seccomp;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
-    io::Write,
+    io::{Read, Write},
     os::fd::{AsFd, RawFd},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -87,7 +88,10 @@ pub fn main() -> ExitCode {
 
 fn run(path: &Path) -> Result<(), String> {
     close_others(&[]);
-    let spec = Start::<Spec>::read(path).spec.ok_or("the shim can't read what it is to start")?;
+    let mut spec = Start::<Spec>::read(path).spec.ok_or("the shim can't read what it is to start")?;
+    if spec.env_apart {
+        spec.env = hear_env()?;
+    }
     // It was opened and locked before the shim was there.
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let file = File::from(stdin.map_err(|error| format!("can't use its own stdin: {error}"))?);
@@ -321,7 +325,17 @@ fn close_others(kept: &[RawFd]) {
     }
 }
 
-/// Gives bazooka-pm its answer, and lets go of the pipe by which it goes.
+/// Hears from bazooka-pm what the instance's environment is. One that ends before it has said all of it leaves
+/// nothing behind that runs without a part.
+fn hear_env() -> Result<BTreeMap<String, String>, String> {
+    let socket = std::io::stdout().as_fd().try_clone_to_owned();
+    let mut socket = File::from(socket.map_err(|error| format!("can't use its own stdout: {error}"))?);
+    let mut text = Vec::new();
+    socket.read_to_end(&mut text).map_err(|error| format!("can't hear its environment: {error}"))?;
+    serde_json::from_slice(&text).map_err(|_| "bazooka-pm has not said all of its environment".to_owned())
+}
+
+/// Gives bazooka-pm its answer, and lets go of the socket by which it goes.
 fn answer(answer: &Answer) {
     let line = serde_json::to_string(answer).expect("the protocol's types are always valid JSON");
     let mut stdout = std::io::stdout().lock();

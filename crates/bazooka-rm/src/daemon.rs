@@ -15,8 +15,10 @@ use visor::{
     identity::Kind,
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
-    schema::{Extra, Rm as Row},
+    schema::{Ask, Extra, Rm as Row},
+    seal::{Os, file::KeyFile},
     store::wait_until_ready,
+    wrapping::{SharedRing, Wrapping},
 };
 
 use crate::{
@@ -78,6 +80,13 @@ pub enum RmCommand {
     /// Make the cluster's certificate authority, and identities of it
     #[command(subcommand)]
     Pki(PkiCommand),
+    /// Give this rm another key for config vars; it counts from the next start on, and the one before goes by itself
+    /// once nothing is sealed to it any more
+    RotateKey {
+        /// Where repositories, slugs and caches are kept
+        #[arg(long, env = "BAZOOKA_STATE", default_value = "/var/lib/bazooka-rm", value_name = "DIR")]
+        state: PathBuf,
+    },
 }
 
 /// How soon a failed write of the presence is tried again.
@@ -107,6 +116,8 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     // The lock goes with the process.
     let _alone = alone(&layout)?;
     layout.sweep().context("what an earlier run left can't be removed")?;
+    let file = KeyFile::of(layout.root());
+    let ring = SharedRing::new(file.load(&mut Os).map_err(anyhow::Error::msg)?);
     let disk = Disk::new(layout.clone(), program.clone());
     disk.sweep();
     if args.ssh.ssh_keys.is_some() && cluster.credentials.is_none() {
@@ -143,6 +154,8 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         builds,
         pushes: Pushes::default(),
         times: Times::default(),
+        ring: ring.clone(),
+        ask: Ask::new(format!("{:032x}", rand::random::<u128>())),
         metrics,
     });
     let hooks = hooks::listen(&rm).context("the hooks' socket can't be opened")?;
@@ -196,11 +209,25 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
                 tokio::spawn(async move { mend::mend(&rm, &app).await });
             }
         };
+        let wrapping = Wrapping {
+            visor: visor.clone(),
+            own: own.name.clone(),
+            ring,
+            random: Box::new(Os),
+            store: Box::new(move |left| match file.retire(left) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(error, "can't let go of replaced keys");
+                    false
+                }
+            }),
+        };
         tokio::join!(
             following.run(),
             access::run(cluster.clone(), prefix.clone(), apps.clone(), says),
             repositories.run(settle),
-            be_present(&rm, &keeper, present, args.ssh.ssh_url)
+            be_present(&rm, &keeper, present, args.ssh.ssh_url),
+            wrapping.run()
         );
         anyhow::Ok(())
     };
@@ -215,19 +242,25 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
 
 /// Keeps this rm's row in the coordinator, for ever.
 async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady, ssh_url: Option<String>) {
-    let row = Row {
-        url: rm.own.url.clone(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        ssh_url,
-        extra: Extra::new(),
-    };
     let mut state = keeper.state();
+    let mut ring = rm.ring.changes();
     let mut present = Some(present);
     loop {
         let held = *state.borrow_and_update();
+        let row = {
+            let ring = ring.borrow_and_update();
+            Row {
+                url: rm.own.url.clone(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                ssh_url: ssh_url.clone(),
+                seal_key: Some(ring.current()),
+                retired_seal_keys: ring.retired(),
+                extra: Extra::new(),
+            }
+        };
         let mut again = None;
         if let LeaseState::Held { id } = held {
-            match rm.visor.publish_rm(&rm.own.name, &row, id).await {
+            match rm.visor.publish_rm(&rm.own.name, &row, &rm.ask, id).await {
                 Ok(()) => {
                     if present.take().is_some() {
                         tracing::info!(url = %rm.own.url, "ready");
@@ -241,6 +274,7 @@ async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady, ssh_
         }
         tokio::select! {
             changed = state.changed() => if changed.is_err() { return },
+            _ = ring.changed() => {}
             () = async { match again {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => std::future::pending().await,

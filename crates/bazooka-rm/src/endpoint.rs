@@ -2,6 +2,7 @@
 
 mod access;
 mod apps;
+mod envs;
 mod git;
 mod keys;
 pub(crate) mod process;
@@ -41,6 +42,7 @@ pub fn routes(rm: SharedRm, readiness: Readiness, metrics: Metrics) -> Router {
         .route("/access/revoke", post(access::revoke))
         .route("/keys", post(keys::add))
         .route("/keys/{*fingerprint}", delete(keys::remove))
+        .route("/apps/{app}/envs/{env}", get(envs::show))
         .route("/slugs/{sha256}", get(slugs::serve))
         .merge(git)
         .with_state(rm.clone())

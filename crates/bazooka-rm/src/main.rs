@@ -1,7 +1,7 @@
 //! bazooka-rm: the daemon; under other names git's hooks and the supervisor of a build's steps; and in builds what is done
 //! with their files.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use bazooka_rm::{
     build::{files, supervisor},
@@ -10,6 +10,7 @@ use bazooka_rm::{
     ssh::carry,
 };
 use clap::Parser;
+use visor::seal::{Os, file::KeyFile};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().peekable();
@@ -33,17 +34,21 @@ fn main() -> ExitCode {
 async fn daemon() -> ExitCode {
     visor::daemon::init_logs();
     let args = RmArgs::parse();
-    if let Some(RmCommand::Pki(command)) = args.command {
-        return match pki::run(command) {
-            Ok(words) => {
-                print!("{words}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("bazooka-rm: {error}");
-                ExitCode::FAILURE
-            }
-        };
+    let done = match args.command.clone() {
+        Some(RmCommand::Pki(command)) => Some(pki::run(command)),
+        Some(RmCommand::RotateKey { state }) => Some(rotate_key(&state)),
+        None => None,
+    };
+    match done {
+        Some(Ok(words)) => {
+            print!("{words}");
+            return ExitCode::SUCCESS;
+        }
+        Some(Err(error)) => {
+            eprintln!("bazooka-rm: {error}");
+            return ExitCode::FAILURE;
+        }
+        None => {}
     }
     let ran = match visor::daemon::shutdown() {
         Ok(shutdown) => run(args, shutdown).await,
@@ -56,4 +61,9 @@ async fn daemon() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn rotate_key(state: &Path) -> Result<String, String> {
+    let ring = KeyFile::of(state).rotate(&mut Os)?;
+    Ok(format!("the key is {} from the next start of bazooka-rm on\n", ring.current()))
 }

@@ -304,7 +304,7 @@ mod tests {
         }
 
         fn other_rm(mut self, name: &str, url: &str) -> Case {
-            let rm = Rm { url: url.into(), version: "1".into(), ssh_url: None, extra: Extra::new() };
+            let rm = Rm::at(url);
             self.known.rms.insert(name.parse().expect("valid"), rm);
             self
         }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use visor::{daemon::Cluster, visor::Visor};
+use visor::{daemon::Cluster, schema::Ask, visor::Visor, wrapping::SharedRing};
 
 use crate::{
     access::InForce,
@@ -42,6 +42,10 @@ pub struct Rm {
     pub pushes: Pushes,
     /// How long a push waits for what.
     pub times: Times,
+    /// What config vars are sealed to for it.
+    pub ring: SharedRing,
+    /// What it wants to hear from whoever asks for opened ones.
+    pub ask: Ask,
     /// What is counted.
     pub metrics: RmMetrics,
 }

@@ -107,11 +107,17 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
     let below = |key: &str, write| Permission { key: format!("{prefix}/{key}"), prefix: true, write };
     let mut users = Users::default();
     users.roles.insert(role("reader"), [below("", false)].into());
-    let operator = [below("apps/", true), below("hostmeta/", true), one(&Key::Unfreeze.to_string(), true)];
+    let operator = [
+        below("apps/", true),
+        below("wraps/", true),
+        below("hostmeta/", true),
+        one(&Key::Unfreeze.to_string(), true),
+    ];
     users.roles.insert(role("operator"), operator.into());
     let converger = [
         below("apps/", true),
         below("assigned/", true),
+        below("sealed/", true),
         below("status/", true),
         below("history/", true),
         below("election/", true),
@@ -147,6 +153,7 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
                     one(&format!("hosts/{name}"), true),
                     below(&format!("status/{name}/"), true),
                     below(&format!("assigned/{name}/"), false),
+                    below(&format!("sealed/{name}/"), false),
                     // Where slugs are, and whom to show logs to.
                     below("rms/", false),
                     below("access/", false),
@@ -174,6 +181,7 @@ fn app_permissions(
     let kinds = ["procs", "envs", "releases", "formation"];
     let mut rights: BTreeSet<Permission> =
         kinds.iter().map(|kind| below(&format!("apps/{app}/{kind}/"), true)).collect();
+    rights.insert(below(&format!("wraps/{app}/"), true));
     rights.extend(["head", "trial", "pause"].map(|key| one(&format!("apps/{app}/{key}"), true)));
     rights
 }

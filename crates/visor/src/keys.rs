@@ -10,13 +10,15 @@
 //! apps/A                    rm                             apps/A/formation/P   bazooka
 //! apps/A/revs/R             rm                             apps/A/instances/ID  converger
 //! apps/A/procs/P            rm registers, bazooka sets     apps/A/pending/P     converger
-//! apps/A/envs/E             bazooka                        apps/A/pause         bazooka
+//! apps/A/envs/E             bazooka; rm seals a plain one  apps/A/pause         bazooka
+//! wraps/A/E                 bazooka, rm                    sealed/H/A/E         converger
 //! repos/A domains/D         rm
 //! hosts/H (leased)          pm of H                        proxies/X (leased)   the proxy
 //! hostmeta/H                operator                       rms/X (leased)       the rm
 //! unfreeze                  operator; converger ends it
 //! assigned/H/ID             converger                      election/converger   converger (leased)
 //! status/H/ID               pm of H; converger once lost   history/A/P/ID       converger
+//! asks/X (leased)           the rm; developers read it
 //! turns/A (leased)          rm, while it takes a push      stored/A             rm, within its turn
 //! access/A                  rm                             identities/NAME      rm
 //! keys/USER                 rm
@@ -41,6 +43,7 @@ pub enum Key {
     Rev(AppName, RevId),
     Proc(AppName, ProcName),
     Env(AppName, EnvRef),
+    Wraps(AppName, EnvRef),
     Release(AppName, ReleaseId),
     Head(AppName),
     Trial(AppName),
@@ -56,8 +59,10 @@ pub enum Key {
     HostMeta(HostName),
     Assigned(HostName, InstanceId),
     Status(HostName, InstanceId),
+    Handed(HostName, AppName, EnvRef),
     Proxy(HostName),
     Rm(HostName),
+    Ask(HostName),
     Leader,
     Unfreeze,
     Ended(AppName, ProcName, InstanceId),
@@ -76,6 +81,7 @@ impl fmt::Display for Key {
             Key::Rev(a, r) => write!(f, "apps/{a}/revs/{r}"),
             Key::Proc(a, p) => write!(f, "apps/{a}/procs/{p}"),
             Key::Env(a, e) => write!(f, "apps/{a}/envs/{e}"),
+            Key::Wraps(a, e) => write!(f, "wraps/{a}/{e}"),
             Key::Release(a, n) => write!(f, "apps/{a}/releases/{n}"),
             Key::Head(a) => write!(f, "apps/{a}/head"),
             Key::Trial(a) => write!(f, "apps/{a}/trial"),
@@ -91,8 +97,10 @@ impl fmt::Display for Key {
             Key::HostMeta(h) => write!(f, "hostmeta/{h}"),
             Key::Assigned(h, id) => write!(f, "assigned/{h}/{id}"),
             Key::Status(h, id) => write!(f, "status/{h}/{id}"),
+            Key::Handed(h, a, e) => write!(f, "sealed/{h}/{a}/{e}"),
             Key::Proxy(x) => write!(f, "proxies/{x}"),
             Key::Rm(x) => write!(f, "rms/{x}"),
+            Key::Ask(x) => write!(f, "asks/{x}"),
             Key::Leader => f.write_str("election/converger"),
             Key::Unfreeze => f.write_str("unfreeze"),
             Key::Ended(a, p, id) => write!(f, "history/{a}/{p}/{id}"),
@@ -142,8 +150,11 @@ impl FromStr for Key {
             ["hostmeta", h] => word(h).map(Key::HostMeta),
             ["assigned", h, id] => word(h).zip(word(id)).map(|(h, id)| Key::Assigned(h, id)),
             ["status", h, id] => word(h).zip(word(id)).map(|(h, id)| Key::Status(h, id)),
+            ["wraps", a, e] => word(a).zip(word(e)).map(|(a, e)| Key::Wraps(a, e)),
+            ["sealed", h, a, e] => word(h).zip(word(a)).zip(word(e)).map(|((h, a), e)| Key::Handed(h, a, e)),
             ["proxies", x] => word(x).map(Key::Proxy),
             ["rms", x] => word(x).map(Key::Rm),
+            ["asks", x] => word(x).map(Key::Ask),
             ["election", "converger"] => Some(Key::Leader),
             ["unfreeze"] => Some(Key::Unfreeze),
             ["history", a, p, id] => {
@@ -216,6 +227,21 @@ pub fn assigned_to(host: &HostName) -> Keys {
     Keys::Prefix(format!("assigned/{host}/"))
 }
 
+/// For whom an app's envs are wrapped.
+pub fn wraps_of(app: &AppName) -> Keys {
+    Keys::Prefix(format!("wraps/{app}/"))
+}
+
+/// For whom all envs are wrapped.
+pub fn wraps() -> Keys {
+    Keys::Prefix("wraps/".into())
+}
+
+/// The envs that one host was handed.
+pub fn handed_to(host: &HostName) -> Keys {
+    Keys::Prefix(format!("sealed/{host}/"))
+}
+
 /// What one host has said of its instances.
 pub fn status_of(host: &HostName) -> Keys {
     Keys::Prefix(format!("status/{host}/"))
@@ -266,6 +292,11 @@ pub fn rms() -> Keys {
     Keys::Prefix("rms/".into())
 }
 
+/// How each bazooka-rm is asked for what it has opened.
+pub fn asks() -> Keys {
+    Keys::Prefix("asks/".into())
+}
+
 /// Every proxy that serves.
 pub fn proxies() -> Keys {
     Keys::Prefix("proxies/".into())
@@ -309,6 +340,8 @@ mod tests {
             Key::Rev(a.clone(), r),
             Key::Proc(a.clone(), p.clone()),
             Key::Env(a.clone(), EnvRef(3)),
+            Key::Wraps(a.clone(), EnvRef(3)),
+            Key::Handed(h.clone(), a.clone(), EnvRef(3)),
             Key::Release(a.clone(), ReleaseId(12)),
             Key::Head(a.clone()),
             Key::Trial(a.clone()),
@@ -325,7 +358,8 @@ mod tests {
             Key::Assigned(h.clone(), InstanceId(1)),
             Key::Status(h.clone(), InstanceId(1)),
             Key::Proxy(h.clone()),
-            Key::Rm(h),
+            Key::Rm(h.clone()),
+            Key::Ask(h),
             Key::Leader,
             Key::Unfreeze,
             Key::Ended(a.clone(), p, InstanceId(9)),

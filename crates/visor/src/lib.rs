@@ -29,9 +29,11 @@ pub mod mirror;
 pub mod names;
 pub mod progress;
 pub mod schema;
+pub mod seal;
 pub mod snapshot;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transitions;
 pub mod visor;
+pub mod wrapping;

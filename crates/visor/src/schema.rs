@@ -14,14 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     names::{AppName, Digest, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName, ZoneName},
+    seal::{PublicKey, Sealed, Vars, WrappedKey},
     store::Revision,
 };
 
 /// Fields written by a newer version, kept as they are.
 pub type Extra = serde_json::Map<String, serde_json::Value>;
 
-/// This build's schema version.
-pub const SCHEMA_VERSION: u32 = 1;
+/// This build's schema version. From version 2 on config vars are sealed. Version 1 may write beside it: what it
+/// doesn't know it can't read, and so leaves alone; what it writes in plain text is sealed by a bazooka-rm.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// `schema`: which versions may read and write the cluster's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,15 +206,59 @@ pub struct Proc {
     pub extra: Extra,
 }
 
-/// `apps/A/envs/E`: an app's config vars. Never changes.
+/// `apps/A/envs/E`: an app's config vars, sealed. They never change; what version 1 wrote is sealed once.
+///
+/// A version 1 that meets a sealed one can't read it, and so takes it neither for absent nor for empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Env {
-    /// Name to value.
-    pub vars: BTreeMap<String, String>,
+    /// Names and values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
+    /// Name to value, as version 1 wrote them: in plain text, until a bazooka-rm seals them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vars: Option<Vars>,
     /// Who set it.
     pub by: String,
     /// When.
     pub at: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Env {
+    /// Whether nobody but who has a wrap can read it.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.is_some()
+    }
+}
+
+/// `wraps/A/E`: the data key of an env, wrapped for each who may open it. Besides who sets the env, rms write it.
+///
+/// One takes some 160 bytes, so that a row for a thousand hosts has 160 kB of the 1.5 MiB that etcd takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wraps {
+    /// By an rm's public key.
+    #[serde(default)]
+    pub rms: BTreeMap<PublicKey, WrappedKey>,
+    /// By a host's public key.
+    #[serde(default)]
+    pub hosts: BTreeMap<PublicKey, WrappedKey>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `sealed/H/A/E`: an env as one host gets it: a copy of its row's, with that host's wrap alone. It is there
+/// while instances are assigned to the host that run with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handed {
+    /// Names and values.
+    pub sealed: Sealed,
+    /// The host's public key.
+    pub to: PublicKey,
+    /// The data key, wrapped for that.
+    pub key: WrappedKey,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -390,7 +436,7 @@ pub struct Assignment {
     pub release: ReleaseId,
     /// Its rev.
     pub rev: RevId,
-    /// Its env, to be read from `apps/A/envs/E`.
+    /// Its env, to be read from `sealed/H/A/E`.
     pub env: EnvRef,
     /// Its slug.
     pub slug: Slug,
@@ -602,6 +648,9 @@ pub struct Host {
     pub isolation: String,
     /// The kernel's boot id.
     pub boot_id: String,
+    /// What config vars are sealed to for it; none: its pm is of a version that can't open them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal_key: Option<PublicKey>,
     /// When this registration was made.
     pub since: Timestamp,
     /// Names the pm's state folder, so that a restarted pm takes over its own registration and a second
@@ -660,9 +709,46 @@ pub struct Rm {
     /// The base of the URL that is pushed to over SSH, where that can be done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_url: Option<String>,
+    /// What config vars are sealed to for it; none: it is of a version that can't open them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal_key: Option<PublicKey>,
+    /// The keys that this one replaced. Their wraps go once there is one for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired_seal_keys: Vec<PublicKey>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl Rm {
+    /// One with an endpoint and no more.
+    pub fn at(url: impl Into<String>) -> Rm {
+        let (url, version) = (url.into(), String::new());
+        Rm { url, version, ssh_url: None, seal_key: None, retired_seal_keys: Vec::new(), extra: Extra::new() }
+    }
+}
+
+/// `asks/X`, leased: what an rm wants to hear from whoever asks it to open something. Who can read this row may ask.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// The word. Another with each process.
+    pub word: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Ask {
+    /// With this word.
+    pub fn new(word: impl Into<String>) -> Ask {
+        Ask { word: word.into(), extra: Extra::new() }
+    }
+}
+
+impl std::fmt::Debug for Ask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ask")
+    }
 }
 
 /// `repos/A`: how far an app's repository is set up. Each field is set when that is so.

@@ -62,6 +62,10 @@ pub struct AppView {
     pub procs: BTreeMap<ProcName, Versioned<Proc>>,
     /// `apps/A/envs/E`.
     pub envs: BTreeMap<EnvRef, Versioned<Env>>,
+    /// `wraps/A/E`.
+    pub wraps: BTreeMap<EnvRef, Versioned<Wraps>>,
+    /// `sealed/H/A/E`.
+    pub handed: BTreeMap<(HostName, EnvRef), Versioned<Handed>>,
     /// `apps/A/releases/N`.
     pub releases: BTreeMap<ReleaseId, Versioned<Release>>,
     /// `apps/A/head`.
@@ -168,6 +172,8 @@ pub struct Snapshot {
     pub proxies: BTreeMap<HostName, Versioned<Proxy>>,
     /// `rms/X`.
     pub rms: BTreeMap<HostName, Versioned<Rm>>,
+    /// `asks/X`.
+    pub asks: BTreeMap<HostName, Versioned<Ask>>,
     /// `domains/D`.
     pub domains: BTreeMap<Domain, Versioned<DomainRecord>>,
     /// `election/converger`.
@@ -204,6 +210,8 @@ impl Snapshot {
             Key::Rev(a, k) => set(&mut self.app(a).revs, k, entry)?,
             Key::Proc(a, k) => set(&mut self.app(a).procs, k, entry)?,
             Key::Env(a, k) => set(&mut self.app(a).envs, k, entry)?,
+            Key::Wraps(a, k) => set(&mut self.app(a).wraps, k, entry)?,
+            Key::Handed(h, a, k) => set(&mut self.app(a).handed, (h, k), entry)?,
             Key::Release(a, k) => set(&mut self.app(a).releases, k, entry)?,
             Key::Head(a) => self.app(a).head = Some(Versioned::read(entry)?),
             Key::Trial(a) => self.app(a).trial = Some(Versioned::read(entry)?),
@@ -225,6 +233,7 @@ impl Snapshot {
             Key::Status(h, k) => set(&mut self.host(h).status, k, entry)?,
             Key::Proxy(k) => set(&mut self.proxies, k, entry)?,
             Key::Rm(k) => set(&mut self.rms, k, entry)?,
+            Key::Ask(k) => set(&mut self.asks, k, entry)?,
             Key::Leader => self.leader = Some(Versioned::read(entry)?),
             Key::Unfreeze => self.unfreeze = Some(Versioned::read(entry)?),
         }
@@ -240,6 +249,8 @@ impl Snapshot {
             Key::Rev(a, k) => self.in_app(a, |v| drop(v.revs.remove(&k))),
             Key::Proc(a, k) => self.in_app(a, |v| drop(v.procs.remove(&k))),
             Key::Env(a, k) => self.in_app(a, |v| drop(v.envs.remove(&k))),
+            Key::Wraps(a, k) => self.in_app(a, |v| drop(v.wraps.remove(&k))),
+            Key::Handed(h, a, k) => self.in_app(a, |v| drop(v.handed.remove(&(h, k)))),
             Key::Release(a, k) => self.in_app(a, |v| drop(v.releases.remove(&k))),
             Key::Head(a) => self.in_app(a, |v| v.head = None),
             Key::Trial(a) => self.in_app(a, |v| v.trial = None),
@@ -261,6 +272,7 @@ impl Snapshot {
             Key::Status(h, k) => self.in_host(h, |v| drop(v.status.remove(&k))),
             Key::Proxy(k) => drop(self.proxies.remove(&k)),
             Key::Rm(k) => drop(self.rms.remove(&k)),
+            Key::Ask(k) => drop(self.asks.remove(&k)),
             Key::Leader => self.leader = None,
             Key::Unfreeze => self.unfreeze = None,
         }

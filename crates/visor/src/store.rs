@@ -111,6 +111,16 @@ pub enum Op {
     Get(Keys),
 }
 
+impl Op {
+    /// How many bytes it writes.
+    pub fn value_len(&self) -> usize {
+        match self {
+            Op::Put { value, .. } => value.len(),
+            Op::Delete(_) | Op::Get(_) => 0,
+        }
+    }
+}
+
 /// All of `then` if every condition holds, else all of `otherwise`; either at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {

@@ -2,6 +2,7 @@
 //!
 //! An etcd that was started here ends with the process that started it, however that ends.
 
+mod envs;
 mod etcd;
 mod lossy;
 
@@ -13,6 +14,7 @@ use nix::{
 };
 use tokio::time::{Instant, sleep};
 
+pub use envs::new_env;
 pub use etcd::{Etcd, EtcdCluster, fresh_prefix, observer, observer_as};
 pub use lossy::LossyProxy;
 

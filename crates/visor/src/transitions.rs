@@ -8,6 +8,7 @@
 
 pub mod access;
 pub mod apps;
+pub mod envs;
 pub mod formation;
 pub mod limits;
 pub mod placement;

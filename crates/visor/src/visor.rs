@@ -57,6 +57,8 @@ pub enum Refusal {
     NotInRev(AppName, String, ProcName),
     #[error("app '{0}' has no instance {1}")]
     NoSuchInstance(AppName, InstanceId),
+    #[error("the config vars of app '{0}' were changed by another meanwhile")]
+    EnvMoved(AppName),
     #[error("the push's turn at app '{0}' has ended: its bazooka-rm was cut off for too long")]
     TurnOver(AppName),
     #[error("the repository of app '{0}' has moved meanwhile")]

@@ -19,6 +19,7 @@ use visor::{
         self, Event, Keys, LeaseId, Page, Revision, Store, StoreError, Txn, TxnReply, Watch,
         model::{Fate, ModelStore},
     },
+    testing::new_env,
     transitions::{
         placement::{
             HISTORY_PER_PROC, Outcome, Placed, Placement, Reign, advance, forgetting, losing, pending,
@@ -70,6 +71,7 @@ fn host(token: &str) -> Host {
         capacity: Capacity { memory_bytes: 1 << 40, instances: 1_000, extra: Extra::new() },
         isolation: "none".into(),
         boot_id: "b".into(),
+        seal_key: None,
         since: now(),
         token: token.into(),
         extra: Extra::new(),
@@ -705,7 +707,7 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
         Deed::Begin { app, rev, config, promote } => {
             let mut new = NewRelease { token: format!("deed{n}"), ..Default::default() };
             if *config {
-                new.set.insert("K".into(), n.to_string());
+                new.config = Some(new_env(visor, &app_name(*app), &[("K", &n.to_string())]).await);
             } else {
                 new.rev = Some(rev_id(*rev));
             }
@@ -875,6 +877,12 @@ fn holds(
             prop_assert!(app.revs.contains_key(&release.rev), "{release:?}");
             prop_assert!(release.env.0 == 0 || app.envs.contains_key(&release.env), "{release:?}");
         }
+        let (envs, wraps): (Vec<_>, Vec<_>) = (app.envs.keys().collect(), app.wraps.keys().collect());
+        prop_assert!(
+            app.app.as_ref().is_none_or(|app| app.destroying) || envs == wraps,
+            "{envs:?} {wraps:?}"
+        );
+        prop_assert!(app.envs.values().all(|row| row.is_sealed() && row.vars.is_none()));
         let tokens: Vec<&str> =
             app.releases.values().map(|row| row.token.as_str()).filter(|token| !token.is_empty()).collect();
         prop_assert_eq!(tokens.iter().collect::<BTreeSet<_>>().len(), tokens.len(), "each was begun once");

@@ -1,22 +1,36 @@
 //! `bazooka config`: an app's config vars, which its instances find in their environment.
 //!
-//! Each change makes a new immutable env and a release of it. A value is shown by `list` and `get`
-//! alone: never in an error, a log or a release's reason.
+//! Each change makes a new immutable env and a release of it. It is sealed here, before it goes anywhere
+//! ([`visor::seal`]); what is there already is opened by a bazooka-rm. A value is shown by `list` and `get` alone:
+//! never in an error, a log or a release's reason.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
-use visor::{names::EnvRef, snapshot::AppView, transitions::releases::NewRelease};
+use tokio::io::AsyncReadExt;
+use visor::{
+    keys::{self, Key},
+    names::{AppName, EnvRef},
+    seal::{MOST_BYTES, Os, Vars},
+    snapshot::{AppView, Snapshot},
+    transitions::{
+        envs::{self, NewEnv, base_env},
+        releases::NewRelease,
+    },
+    visor::VisorError,
+};
+use zeroize::Zeroizing;
 
 use crate::{
-    args::{ConfigAction, pair, var_name},
+    args::{ConfigAction, checked, pair, var_name},
     command::release,
     context::Context,
     failure::{Failure, Kind, Result, nearest},
+    rm,
     show::{Sink, Table, clean, escape, put, put_json, put_line, say},
 };
-
-/// etcd takes no larger value than 1.5 MiB; this leaves room, and is more than any process can be given.
-const MOST_BYTES: usize = 1024 * 1024;
 
 /// Shows or changes config vars.
 ///
@@ -26,17 +40,18 @@ pub async fn run(context: &Context, action: ConfigAction) -> Result<()> {
     match action {
         ConfigAction::List => list(context).await,
         ConfigAction::Get { name } => get(context, &name).await,
-        ConfigAction::Set { pairs, no_wait } => {
-            let mut set = BTreeMap::new();
-            for said in &pairs {
-                let (name, value) = pair(said).map_err(usage)?;
-                set.insert(name, value);
-            }
+        ConfigAction::Set { pairs, stdin, no_wait } => {
+            let set = if stdin {
+                from_stdin().await?
+            } else {
+                let pairs: Result<BTreeMap<_, _>, String> = pairs.iter().map(|said| pair(said)).collect();
+                pairs.map(Vars::from).map_err(usage)?
+            };
             change(context, set, BTreeSet::new(), no_wait).await
         }
         ConfigAction::Unset { names, no_wait } => {
             let names: Result<BTreeSet<String>, String> = names.iter().map(|name| var_name(name)).collect();
-            change(context, BTreeMap::new(), names.map_err(usage)?, no_wait).await
+            change(context, Vars::default(), names.map_err(usage)?, no_wait).await
         }
     }
 }
@@ -45,18 +60,40 @@ fn usage(what: String) -> Failure {
     Failure::new(Kind::Usage, what)
 }
 
-/// The env in force: head's, or the newest while there is no head.
-fn current(view: &AppView) -> (EnvRef, BTreeMap<String, String>) {
-    let newest = view.envs.keys().next_back().copied().unwrap_or(EnvRef(0));
-    let env = view.head_release().map_or(newest, |(_, head)| head.env);
-    (env, view.envs.get(&env).map(|env| env.vars.clone()).unwrap_or_default())
+/// What a change is made from: the env in force, and all that sealing the next one takes.
+struct Current {
+    view: AppView,
+    snapshot: Snapshot,
+    env: EnvRef,
+    vars: Vars,
+}
+
+/// Reads it. An env that is sealed is opened by a bazooka-rm.
+async fn current(context: &Context, app: &AppName) -> Result<Current> {
+    let mut scopes = envs::recipients();
+    scopes.extend([keys::asks(), keys::wraps_of(app)]);
+    let (view, snapshot) = context.view_with(app, scopes).await?;
+    let env = base_env(&view);
+    let key = Key::Env(app.clone(), env).to_string();
+    if let Some(detail) = snapshot.unreadable.get(&key) {
+        return Err(VisorError::Unreadable { key, detail: detail.clone() }.into());
+    }
+    let vars = match view.envs.get(&env) {
+        None => Vars::default(),
+        Some(row) => match (&row.sealed, &row.vars) {
+            (None, Some(plain)) => plain.clone(),
+            _ => rm::vars(context, &snapshot, app, env).await?,
+        },
+    };
+    Ok(Current { view, snapshot, env, vars })
 }
 
 async fn list(context: &Context) -> Result<()> {
     let app = context.app().await?;
-    let (env, vars) = current(&context.view(&app).await?);
+    let Current { env, vars, .. } = current(context, &app).await?;
+    let vars = vars.as_map();
     if context.json {
-        put_json(&vars);
+        put_json(vars);
         return Ok(());
     }
     if vars.is_empty() {
@@ -64,7 +101,7 @@ async fn list(context: &Context) -> Result<()> {
     }
     let mut table = Table::new(&["NAME", "VALUE"]);
     for (name, value) in vars {
-        table.row([name, escape(&value)]);
+        table.row([name.clone(), escape(value)]);
     }
     table.put();
     Ok(())
@@ -73,7 +110,8 @@ async fn list(context: &Context) -> Result<()> {
 async fn get(context: &Context, name: &str) -> Result<()> {
     let name = var_name(name).map_err(usage)?;
     let app = context.app().await?;
-    let (_, vars) = current(&context.view(&app).await?);
+    let Current { vars, .. } = current(context, &app).await?;
+    let vars = vars.as_map();
     let Some(value) = vars.get(&name) else {
         let failure = Failure::new(Kind::Unknown, format!("app '{app}' has no config var {name}"));
         return Err(match nearest(&name, vars.keys().map(String::as_str)) {
@@ -92,34 +130,105 @@ async fn get(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn change(
-    context: &Context,
-    set: BTreeMap<String, String>,
-    unset: BTreeSet<String>,
-    no_wait: bool,
-) -> Result<()> {
+async fn change(context: &Context, set: Vars, unset: BTreeSet<String>, no_wait: bool) -> Result<()> {
     let app = context.app().await?;
-    let view = context.view(&app).await?;
-    let (_, vars) = current(&view);
-    let size: usize = vars.iter().chain(&set).map(|(name, value)| name.len() + value.len()).sum();
-    if size > MOST_BYTES {
-        return Err(usage(format!("an app's config vars may hold {MOST_BYTES} bytes together, not {size}")));
-    }
-    for name in unset.iter().filter(|name| !vars.contains_key(*name)) {
-        say(&format!("app '{app}' has no config var {name}"));
-    }
+    let new = release_of(context, &set, &unset);
+    let said = Cell::new(false);
+    // Each time that another's env comes first, it is made anew from that.
+    let made = async || {
+        let now = current(context, &app).await?;
+        if !said.replace(true) {
+            for name in unset.iter().filter(|name| !now.vars.as_map().contains_key(*name)) {
+                say(&format!("app '{app}' has no config var {name}"));
+            }
+        }
+        Ok(NewRelease { config: sealed(context, &app, &now, &set, &unset)?, ..new.clone() })
+    };
+    release::make(context, &app, made, no_wait).await
+}
+
+fn release_of(context: &Context, set: &Vars, unset: &BTreeSet<String>) -> NewRelease {
     let (word, names): (_, Vec<&str>) = if unset.is_empty() {
-        ("set", set.keys().map(String::as_str).collect())
+        ("set", set.as_map().keys().map(String::as_str).collect())
     } else {
         ("unset", unset.iter().map(String::as_str).collect())
     };
-    let new = NewRelease {
+    NewRelease {
         reason: format!("config {word} {}", names.join(" ")),
         by: context.who.clone(),
         token: release::token(),
-        set,
-        unset,
         ..NewRelease::default()
-    };
-    release::make(context, &app, new, no_wait).await
+    }
+}
+
+/// The env that comes of a change, sealed; none if nothing changes.
+fn sealed(
+    context: &Context,
+    app: &AppName,
+    now: &Current,
+    set: &Vars,
+    unset: &BTreeSet<String>,
+) -> Result<Option<NewEnv>> {
+    let mut vars = now.vars.clone();
+    let map = vars.as_map_mut();
+    map.retain(|name, _| !unset.contains(name));
+    map.extend(set.as_map().clone());
+    if vars == now.vars {
+        return Ok(None);
+    }
+    let size = vars.size();
+    if size > MOST_BYTES {
+        return Err(usage(format!("an app's config vars may hold {MOST_BYTES} bytes together, not {size}")));
+    }
+    let by = (context.who.as_str(), context.now());
+    let made = NewEnv::seal(app, &now.view, &vars, &now.snapshot, by, &mut Os);
+    made.map(Some).ok_or_else(|| {
+        Failure::new(Kind::PartMissing, "no bazooka-rm is there to seal config vars to")
+            .because("what no bazooka-rm can open could never be read or changed again")
+            .hint("start one: bazooka-rm, or bazooka dev")
+    })
+}
+
+/// Config vars from standard input: JSON as `config --json` prints it, or lines of NAME=VALUE.
+async fn from_stdin() -> Result<Vars> {
+    let mut text = Zeroizing::new(String::new());
+    // More than that can't be set, with all the quotes that it may be written with.
+    let mut input = tokio::io::stdin().take(8 * MOST_BYTES as u64);
+    let read = input.read_to_string(&mut text).await;
+    read.map_err(|error| usage(format!("standard input can't be read: {error}")))?;
+    pairs_in(&text).map_err(usage)
+}
+
+fn pairs_in(text: &str) -> std::result::Result<Vars, String> {
+    if text.trim_start().starts_with('{') {
+        // The library's own words could have a value in them.
+        let vars: Vars = serde_json::from_str(text)
+            .map_err(|_| "standard input isn't JSON of the kind that `config --json` prints".to_owned())?;
+        for (name, value) in vars.as_map() {
+            checked(name, value)?;
+        }
+        return Ok(vars);
+    }
+    let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
+    lines.map(pair).collect::<std::result::Result<BTreeMap<_, _>, _>>().map(Vars::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_by_standard_input_is_lines_or_json() {
+        let vars = |text| pairs_in(text).map(|vars| vars.as_map().clone());
+        let wanted =
+            BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), " x=y #z".to_owned())]);
+        assert_eq!(vars("A=1\n\n# no\nB= x=y #z\n"), Ok(wanted.clone()));
+        assert_eq!(vars(r#" {"A": "1", "B": " x=y #z"}"#), Ok(wanted));
+        for bad in
+            ["secret", "A=1\nsecret", r#"{"A": "secret"#, r#"{"A": ["secret"]}"#, r#"{"PORT": "secret"}"#]
+        {
+            let said = vars(bad).expect_err(bad);
+            assert!(!said.contains("secret"), "{said}");
+        }
+    }
 }

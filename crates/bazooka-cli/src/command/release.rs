@@ -35,6 +35,9 @@ const ASK_AFTER: Duration = Duration::from_secs(2);
 /// Without a converger or a host, a trial is waited for this long.
 const NOBODY_FOR: Duration = Duration::from_secs(15);
 
+/// How often a release is made anew because another's config vars came first: one gets through each time.
+const MOST_ROUNDS: usize = 50;
+
 /// A token that no other release has.
 pub fn token() -> String {
     format!("{:032x}", rand::random::<u128>())
@@ -42,14 +45,23 @@ pub fn token() -> String {
 
 /// Makes a release and waits until it has been tried and rolled out.
 ///
+/// `new` says what it is, and is asked again when another's config vars came first.
+///
 /// # Errors
 /// If it can't run: head stays where it was. If its rollout stops: head has moved.
-pub async fn make(context: &Context, app: &AppName, new: NewRelease, no_wait: bool) -> Result<()> {
+pub async fn make(
+    context: &Context,
+    app: &AppName,
+    new: impl AsyncFn() -> Result<NewRelease>,
+    no_wait: bool,
+) -> Result<()> {
+    // Where nobody answers, this says so; a watch would wait.
+    let first = new().await?;
     let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;
     let mut arrivals = Arrivals::begin(&watch);
     let failed_before = failing(&watch, context.now());
     let head_before = watch.view().head.as_ref().map(|head| head.release);
-    let release = match begin(context, app, &new, &mut watch).await? {
+    let release = match begin(context, app, first, new, &mut watch).await? {
         Begun::Unchanged(release) => {
             put_line(&format!("nothing changes: {release} is that already"));
             return Ok(());
@@ -83,12 +95,24 @@ pub async fn make(context: &Context, app: &AppName, new: NewRelease, no_wait: bo
     roll_out(context, &mut watch, &mut arrivals, head_before, release, &failed_before).await
 }
 
-async fn begin(context: &Context, app: &AppName, new: &NewRelease, watch: &mut Watch) -> Result<Begun> {
+async fn begin(
+    context: &Context,
+    app: &AppName,
+    mut asked: NewRelease,
+    new: impl AsyncFn() -> Result<NewRelease>,
+    watch: &mut Watch,
+) -> Result<Begun> {
     let until = Instant::now() + TRIAL_BEFORE_FOR;
     let mut said = false;
+    let mut rounds = MOST_ROUNDS;
     loop {
-        let begun = context.visor.begin_release(app, new, Promoter::Converger, None, context.now()).await;
+        let begun = context.visor.begin_release(app, &asked, Promoter::Converger, None, context.now()).await;
         let release = match begun {
+            Err(VisorError::Refused(Refusal::EnvMoved(_))) if rounds > 0 => {
+                rounds -= 1;
+                asked = new().await?;
+                continue;
+            }
             Err(VisorError::Refused(Refusal::BeingTried(_, release))) if Instant::now() < until => release,
             Err(error) => return Err(context.explain(watch.view(), error).await),
             Ok(begun) => return Ok(begun),

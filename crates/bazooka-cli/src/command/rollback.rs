@@ -32,7 +32,7 @@ pub async fn run(context: &Context, to: Option<ReleaseId>, no_wait: bool) -> Res
         token: release::token(),
         ..NewRelease::default()
     };
-    release::make(context, &app, new, no_wait).await
+    release::make(context, &app, async || Ok(new.clone()), no_wait).await
 }
 
 /// The release to go back to: as said, or the newest before head that was head, was not aborted, and differs

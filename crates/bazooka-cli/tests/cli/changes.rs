@@ -12,7 +12,7 @@ use visor::{
     keys::{self, Key},
     names::ReleaseId,
     schema::{Extra, Pending, Promoter, Proxy},
-    testing::until,
+    testing::{new_env, until},
     transitions::releases::NewRelease,
 };
 
@@ -109,6 +109,7 @@ async fn what_scale_said_holds_at_once_at_each_proxy() {
 #[tokio::test]
 async fn a_proxy_that_cannot_serve_what_runs_is_warned_of_in_its_own_words() {
     let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    rig.rm().await;
     let _player = Player::start(&rig.visor).await;
     let proxy = Proxy {
         url: "http://127.0.0.1:9".into(),
@@ -140,6 +141,7 @@ async fn a_proxy_that_cannot_serve_what_runs_is_warned_of_in_its_own_words() {
 #[tokio::test]
 async fn a_proc_that_fails_after_its_release_hides_nothing_of_the_others() {
     let rig = Rig::with_app("goto-rocket", &["fail", "web"]).await;
+    rig.rm().await;
     let tried = std::sync::atomic::AtomicBool::new(false);
     let script = move |proc: &_, release| {
         // The trial goes well, and what comes after it doesn't.
@@ -198,6 +200,7 @@ async fn no_wait_returns_with_the_change_made() {
 #[tokio::test]
 async fn a_config_change_is_tried_released_and_rolled_out() {
     let rig = Rig::with_app("goto-rocket", &["web", "job"]).await;
+    rig.rm().await;
     let _player = Player::start(&rig.visor).await;
     let set = rig.bazooka(&args(&["config", "set", "A=1", "B=two words"])).await.ok();
     assert_eq!(set.stdout, "v2 released (e1)\n", "nothing runs, so nothing is tried");
@@ -227,6 +230,7 @@ async fn a_config_change_is_tried_released_and_rolled_out() {
 #[tokio::test]
 async fn a_release_that_cannot_run_is_exit_1_and_head_stays() {
     let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    rig.rm().await;
     let script = |_: &_, release| {
         if release == ReleaseId(1) { Word::Run } else { Word::Crash("exited with status 7") }
     };
@@ -243,11 +247,13 @@ async fn a_release_that_cannot_run_is_exit_1_and_head_stays() {
 #[tokio::test]
 async fn a_change_waits_for_the_trial_before_it() {
     let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    rig.rm().await;
     let player = Player::start(&rig.visor).await;
     rig.bazooka(&args(&["scale", "-n", "1", "web"])).await.ok();
     drop(player);
     let new = NewRelease { token: "other".into(), reason: "push".into(), ..NewRelease::default() };
-    let new = NewRelease { set: [("X".to_owned(), "1".to_owned())].into(), ..new };
+    let config = new_env(&rig.visor, &app("goto-rocket"), &[("X", "1")]).await;
+    let new = NewRelease { config: Some(config), ..new };
     let now = jiff::Timestamp::now();
     let begun = rig.visor.begin_release(&app("goto-rocket"), &new, Promoter::Converger, None, now).await;
     begun.expect("nothing else is being tried");
@@ -285,6 +291,7 @@ async fn a_restart_returns_when_each_instance_is_another() {
 #[tokio::test]
 async fn before_the_first_push_it_is_told_what_to_do() {
     let rig = Rig::new().await;
+    rig.rm().await;
     rig.register("goto-rocket").await;
     let scale = rig.bazooka(&args(&["scale", "-n", "1", "web"])).await.exits(3);
     assert!(scale.stderr.contains("git push bazooka master"), "{scale:?}");

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use visor::{
     names::AppName,
-    schema::{Extra, Repo, Rm},
+    schema::{Ask, Repo, Rm},
     visor::Visor,
 };
 
@@ -16,8 +16,11 @@ async fn rm(visor: &Visor) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let url = format!("http://{}", listener.local_addr().expect("it has an address"));
     let lease = visor.store().grant(std::time::Duration::from_secs(300)).await.expect("it is granted");
-    let row = Rm { url, version: "0".into(), ssh_url: None, extra: Extra::new() };
-    visor.publish_rm(&"rm1".parse().expect("valid"), &row, lease).await.expect("the coordinator answers");
+    let row = Rm::at(url);
+    visor
+        .publish_rm(&"rm1".parse().expect("valid"), &row, &Ask::new("word"), lease)
+        .await
+        .expect("the coordinator answers");
     let visor = visor.clone();
     let register = move |Json(asked): Json<Value>| {
         let visor = visor.clone();

@@ -56,6 +56,7 @@ impl Live {
 #[tokio::test]
 async fn events_tell_what_happens_to_the_app_as_it_happens() {
     let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    rig.rm().await;
     let _player = Player::start(&rig.visor).await;
     let mut events = Live::start(&rig, &["-a", "goto-rocket", "events"]);
     let mut json = Live::start(&rig, &["-a", "goto-rocket", "events", "--json"]);

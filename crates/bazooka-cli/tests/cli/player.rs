@@ -93,6 +93,7 @@ pub async fn register(visor: &Visor, name: &HostName, lease: LeaseId, url: &str)
         capacity: Capacity { memory_bytes: 1 << 30, instances: 10_000, extra: Extra::new() },
         isolation: "none".into(),
         boot_id: "b".into(),
+        seal_key: None,
         since: Timestamp::now(),
         token: "t".into(),
         extra: Extra::new(),

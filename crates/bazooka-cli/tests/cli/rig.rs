@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::{Json, Router, extract::Path, http::HeaderMap, routing::get};
 use jiff::Timestamp;
 use tempfile::TempDir;
 use tokio::{
@@ -16,9 +17,13 @@ use tokio::{
 use visor::{
     keys::Key,
     names::{AppName, Digest, ProcName, RevId},
-    schema::{Extra, Promoter, Rev, Slug},
+    schema::{Ask, Extra, Promoter, Rev, Rm, Slug},
+    seal::{Keyring, Os, SecretKey},
     testing::{Etcd, fresh_prefix, observer},
-    transitions::releases::{Begun, NewRelease},
+    transitions::{
+        envs::Opened,
+        releases::{Begun, NewRelease},
+    },
     visor::Visor,
 };
 
@@ -81,6 +86,29 @@ impl Rig {
         rig.register(name).await;
         rig.push(name, REV, procs).await;
         rig
+    }
+
+    /// Has an rm serve that opens config vars, and does nothing else.
+    pub async fn rm(&self) {
+        let ring = Keyring::of(SecretKey::fresh(&mut Os));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let url = format!("http://{}", listener.local_addr().expect("it has an address"));
+        let lease = self.visor.store().grant(Duration::from_secs(300)).await.expect("it is granted");
+        let row = Rm { seal_key: Some(ring.current()), ..Rm::at(url) };
+        let name = "rm1".parse().expect("valid");
+        let said = self.visor.publish_rm(&name, &row, &Ask::new("word"), lease).await;
+        said.expect("the coordinator answers");
+        let visor = self.visor.clone();
+        let opened = async move |Path((app, env)): Path<(String, String)>, headers: HeaderMap| {
+            assert_eq!(headers["authorization"], "Bearer word");
+            let (app, env) = (app.parse().expect("valid"), env.parse().expect("valid"));
+            match visor.open_env(&app, env, &ring).await.expect("the coordinator answers") {
+                Opened::Vars(vars) => Json(vars),
+                other => panic!("{other:?}"),
+            }
+        };
+        let routes = Router::new().route("/apps/{app}/envs/{env}", get(opened));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
     }
 
     /// Registers an app.

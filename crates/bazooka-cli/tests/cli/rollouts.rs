@@ -90,6 +90,7 @@ async fn a_rollout_is_told_held_and_called_off_with_the_old_ones_untouched() {
 #[tokio::test]
 async fn who_waits_for_a_rollout_is_told_that_it_was_called_off() {
     let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    rig.rm().await;
     let of_second = AtomicU32::new(0);
     let _player = Player::with(&rig.visor, move |_, release| {
         let later = release == ReleaseId(2) && of_second.fetch_add(1, Ordering::Relaxed) > 0;
@@ -111,6 +112,7 @@ async fn who_waits_for_a_rollout_is_told_that_it_was_called_off() {
 #[tokio::test]
 async fn a_trial_is_called_off_and_what_was_current_stays() {
     let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    rig.rm().await;
     let _player = Player::with(&rig.visor, |_, release| match release {
         ReleaseId(1) => Word::Run,
         _ => Word::Start,

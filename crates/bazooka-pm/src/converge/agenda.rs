@@ -39,6 +39,8 @@ impl Agenda {
                     | Key::Rev(app, _)
                     | Key::Proc(app, _)
                     | Key::Env(app, _)
+                    | Key::Wraps(app, _)
+                    | Key::Handed(_, app, _)
                     | Key::Release(app, _)
                     | Key::Head(app)
                     | Key::Trial(app)
@@ -76,6 +78,7 @@ impl Agenda {
                     | Key::Access(_)
                     | Key::Admission(_)
                     | Key::SshKeys(_)
+                    | Key::Ask(_)
                     | Key::Leader,
                 )
                 | Err(_) => {}

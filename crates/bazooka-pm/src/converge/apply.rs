@@ -13,13 +13,17 @@ use visor::{
     snapshot::Snapshot,
     store::Revision,
     transitions::{
+        envs::{handing, taking_back},
         placement::{Outcome, Placed, Placement, Reign, advance, forgetting, losing, pending, putting_away},
         releases::{failure, verification},
     },
     visor::{Change, Visor, VisorError},
 };
 
-use super::plan::{Act, Hindrance, Plan, Seat, Step};
+use super::{
+    envs,
+    plan::{Act, Hindrance, Plan, Seat, Step},
+};
 
 /// What became of a plan.
 #[derive(Debug, Default)]
@@ -80,6 +84,7 @@ pub fn apply<'a>(
     now: Timestamp,
 ) -> impl Future<Output = Applied> + use<'a> {
     let (mut places, mut placements) = (Vec::new(), Vec::new());
+    let (mut hands, mut handings) = (Vec::new(), Vec::new());
     let (mut others, mut changes) = (Vec::new(), Vec::new());
     for step in &plan.steps {
         if let Act::Place { .. } = step.act {
@@ -88,14 +93,25 @@ pub fn apply<'a>(
                 placements.push(placement);
             }
         } else if let Some(change) = change(snapshot, step, now) {
-            others.push(step);
-            changes.push(change);
+            let hand = matches!(step.act, Act::Hand { .. });
+            let (steps, all) = if hand { (&mut hands, &mut handings) } else { (&mut others, &mut changes) };
+            steps.push(step);
+            all.push(change);
         }
     }
     let counter = snapshot.instance_counter.clone();
     async move {
         let mut applied = Applied::default();
-        // New instances first: people wait for them.
+        // What a new instance runs with is there before it, so that it need not wait.
+        if !handings.is_empty() {
+            match visor.commit_all(reign, handings).await {
+                Ok(outcomes) => {
+                    hands.into_iter().zip(outcomes).for_each(|(step, outcome)| applied.note(step, outcome));
+                }
+                Err(error) => return applied.failed(error),
+            }
+        }
+        // Then new instances: people wait for them.
         if !placements.is_empty() {
             match visor.place(reign, placements, counter.as_ref(), now).await {
                 Ok(placed) => {
@@ -183,6 +199,11 @@ fn change(snapshot: &Snapshot, step: &Step, now: Timestamp) -> Option<Change> {
             verification(app, view, *release, view.releases.get(release)?, view.trial.as_ref()?)
         }
         Act::Fail { release, cause } => failure(app, view, *release, view.releases.get(release)?, cause),
+        Act::Hand { host, env } => {
+            let before = view.handed.get(&(host.clone(), *env));
+            handing(host, app, *env, before, &envs::wanted(snapshot, view, host, *env)?)
+        }
+        Act::TakeBack { host, env } => taking_back(host, app, *env, view.handed.get(&(host.clone(), *env))?),
         Act::Pend { proc, pending: hindrance } => {
             let before = view.pending.get(proc);
             let row = hindrance.as_ref().map(|Hindrance { release, short, reason, refusals }| Pending {
@@ -205,7 +226,9 @@ fn log(step: &Step) {
         Act::Pend { pending: Some(_), .. } => {
             tracing::warn!(%app, action, %what, %reason, "a service isn't as it should be");
         }
-        Act::Forget { .. } => tracing::debug!(%app, action, %what, %reason, "forgot"),
+        Act::Forget { .. } | Act::Hand { .. } | Act::TakeBack { .. } => {
+            tracing::debug!(%app, action, %what, %reason, "done")
+        }
         _ => tracing::info!(%app, action, %what, %reason, "converged a step"),
     }
 }
@@ -222,6 +245,8 @@ impl Act {
             Act::Forget { .. } => "forget",
             Act::Verify { .. } => "verify",
             Act::Fail { .. } => "fail",
+            Act::Hand { .. } => "hand",
+            Act::TakeBack { .. } => "take_back",
             Act::Pend { .. } => "pend",
         }
     }
@@ -238,6 +263,7 @@ impl std::fmt::Display for Told<'_> {
             }
             Act::Advance { id, .. } | Act::Lose { id } | Act::PutAway { id, .. } => write!(f, "{id}"),
             Act::Verify { release } | Act::Fail { release, .. } => write!(f, "{release}"),
+            Act::Hand { host, env } | Act::TakeBack { host, env } => write!(f, "{env} for {host}"),
             Act::Forget { proc, .. } | Act::Pend { proc, .. } => write!(f, "{proc}"),
         }
     }

@@ -334,6 +334,8 @@ impl Day {
             Act::Forget { ids, .. } => {
                 ids.iter().for_each(|id| drop(self.world.view().history.remove(&(web.clone(), *id))));
             }
+            // No env is made here.
+            Act::Hand { .. } | Act::TakeBack { .. } => {}
             Act::Verify { release } => self.world.set_status(*release, ReleaseStatus::Verified),
             Act::Fail { release, .. } => {
                 self.world.set_status(*release, ReleaseStatus::Failed);

@@ -80,6 +80,7 @@ impl World {
             capacity: Capacity { memory_bytes: 8 << 30, instances: 100, extra: Extra::new() },
             isolation: "none".into(),
             boot_id: "b".into(),
+            seal_key: None,
             since: wall(),
             token: "t".into(),
             extra: Extra::new(),
@@ -446,6 +447,8 @@ pub(crate) fn told(act: &Act) -> String {
         Act::Lose { id } => format!("lose {id}"),
         Act::PutAway { id, .. } => format!("put away {id}"),
         Act::Forget { ids, .. } => format!("forget {}", ids.len()),
+        Act::Hand { host, env } => format!("hand {env} to {host}"),
+        Act::TakeBack { host, env } => format!("take {env} from {host}"),
         Act::Verify { release } => format!("verify {release}"),
         Act::Fail { release, cause } => format!("fail {release}: {cause}"),
         Act::Pend { proc, pending: Some(pending) } => {

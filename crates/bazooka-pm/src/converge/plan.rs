@@ -11,13 +11,14 @@ use std::{
 };
 
 use visor::{
-    names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
+    names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId},
     schema::{Desired, Limits, Pending},
     snapshot::{AppView, Snapshot},
     transitions::placement::HISTORY_PER_PROC,
 };
 
 use super::{
+    envs,
     facts::{Facts, Instances, Reader},
     memory::{AppMemory, Memory, Now},
     room::{Place, Room, Seeker},
@@ -98,6 +99,20 @@ pub enum Act {
         release: ReleaseId,
         /// Why, with the last output.
         cause: String,
+    },
+    /// Hand an env to a host, or to its new key.
+    Hand {
+        /// The host.
+        host: HostName,
+        /// The env.
+        env: EnvRef,
+    },
+    /// Take an env back from a host that runs nothing with it.
+    TakeBack {
+        /// The host.
+        host: HostName,
+        /// The env.
+        env: EnvRef,
     },
     /// Say why a service isn't as it should be; or that nothing is in its way any more.
     Pend {
@@ -227,6 +242,7 @@ pub fn plan_apps(
     give_room(snapshot, tally, &mut drafts, &mut plan, now);
     for (name, mut draft) in drafts {
         say_hindrances(&snapshot.apps[name], &mut draft);
+        envs::plan(snapshot, &snapshot.apps[name], &mut draft);
         let steps = draft.acts.into_iter().map(|(act, reason)| Step { app: name.clone(), act, reason });
         plan.steps.extend(steps);
         plan.look_again.extend(draft.look_again.map(|at| (name.clone(), at)));

@@ -19,10 +19,11 @@ use visor::{
     names::{HostName, InstanceId, ProcName, ReleaseId},
     schema::{Desired, Fault, Formation, ReleaseStatus, RunSettings, State},
     snapshot::AppView,
+    transitions::envs::EMPTY_ENV,
 };
 
 use super::{
-    drain,
+    drain, envs,
     facts::Facts,
     memory::{Failure, START_WINDOW},
     plan::{Act, Context, Demand, Draft, Hindrance},
@@ -271,7 +272,12 @@ fn demand(
             refusals: BTreeMap::new(),
         });
     }
-    let refuse = refused(context, &failures, draft);
+    let mut refuse = refused(context, &failures, draft);
+    let mut avoid = avoided(&failures);
+    let env = context.view.releases.get(&release).map_or(EMPTY_ENV, |row| row.env);
+    let (older, without) = envs::hindered(context.snapshot, context.view, env);
+    refuse.extend(older);
+    avoid.extend(without);
     let trial = tried(context.view).contains(&(proc, release));
     let taken: BTreeSet<u32> = fresh.iter().map(|facts| facts.row.index).collect();
     let free = (0..).filter(|index| !taken.contains(index));
@@ -286,7 +292,7 @@ fn demand(
         indexes,
         reason: if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") },
         limits: settings.run.limits.clone(),
-        avoid: avoided(&failures),
+        avoid,
         refuse,
     });
 }

@@ -17,11 +17,12 @@ use visor::{
     daemon::NotReady,
     keys::Key,
     mirror::Mirror,
-    names::{Digest, HostName, InstanceId},
-    schema::{Check, Env, Fault},
+    names::{AppName, Digest, EnvRef, HostName, InstanceId},
+    schema::{Check, Env, Fault, Handed},
+    seal::{OpenError, Vars},
     snapshot::{Snapshot, Versioned},
     store::Revision,
-    visor::Visor,
+    visor::{Visor, VisorError},
 };
 
 use super::{
@@ -34,6 +35,7 @@ use super::{
     register::Registered,
     reports::{Came, Reports},
     runtime::{Answers, Booting, Message, Runtime},
+    vault::Vault,
 };
 
 /// How many messages are taken up before the next plan.
@@ -50,6 +52,8 @@ pub struct Parts {
     pub host: HostName,
     /// The machine.
     pub runtime: Box<dyn Runtime>,
+    /// What opens the envs.
+    pub vault: Vault,
     /// Where effects answer.
     pub answers: Answers,
     /// Where that arrives.
@@ -79,6 +83,7 @@ pub struct Engine {
     visor: Visor,
     host: HostName,
     runtime: Box<dyn Runtime>,
+    vault: Vault,
     answers: Answers,
     messages: mpsc::UnboundedReceiver<Message>,
     reports: Reports,
@@ -112,6 +117,7 @@ impl Engine {
             visor: parts.visor,
             host: parts.host,
             runtime: parts.runtime,
+            vault: parts.vault,
             answers: parts.answers,
             messages: parts.messages,
             reports: parts.reports,
@@ -210,7 +216,63 @@ impl Engine {
             _ => None,
         });
         self.assigned = Some(Assigned { instances, unreadable: unreadable.collect() });
+        self.take_up_envs();
         self.become_ready();
+    }
+
+    /// What was waited for may have been handed to this host now, and what it has may be another app's of the same name.
+    fn take_up_envs(&mut self) {
+        let (image, host) = (self.mirror.image(), &self.host);
+        for ((app, env), state) in &mut self.locals.envs {
+            let handed = image.apps.get(app).and_then(|view| view.handed.get(&(host.clone(), *env)));
+            let again = match (&*state, handed) {
+                (EnvState::Later(_), Some(_)) => true,
+                (EnvState::Ready(own), Some(handed)) => own.sealed != handed.sealed,
+                _ => false,
+            };
+            if again {
+                *state = EnvState::Later(Tick(0));
+            }
+        }
+        let handed = image.apps.values().flat_map(|view| view.handed.values());
+        self.vault.retire(&handed.map(|handed| &handed.to).collect());
+    }
+
+    /// An env as this host was handed it.
+    fn handed(&self, app: &AppName, env: EnvRef) -> Option<&Handed> {
+        let view = self.mirror.image().apps.get(app)?;
+        view.handed.get(&(self.host.clone(), env)).map(|row| &row.value)
+    }
+
+    /// Has an env read: as it was handed to this host, or, where no converger and rm of this version have seen to it, as
+    /// an earlier one left it.
+    fn read_env(&mut self, app: AppName, env: EnvRef) {
+        let host = &self.host;
+        let no_key = format!("{host} has no key to this app's config vars ({env}) yet; a bazooka-rm adds it");
+        if let Some(handed) = self.handed(&app, env) {
+            let opened = self.vault.open(&app, env, handed).and_then(|_| self.vault.renewed(handed));
+            return match opened {
+                Ok(handed) => self.runtime.keep_env(app, env, handed),
+                // For a key that this host had before.
+                Err(OpenError::NotForUs) => self.answers.seen(Event::EnvFailed(app, env, no_key)),
+                Err(error) => {
+                    let cause = format!("can't open its config vars ({env}): {error}");
+                    self.answers.seen(Event::EnvFailed(app, env, cause));
+                }
+            };
+        }
+        let (visor, answers) = (self.visor.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            let read: Result<Option<Versioned<Env>>, _> = visor.get(&Key::Env(app.clone(), env)).await;
+            answers.seen(match read.map(|found| found.map(|row| row.value)) {
+                Ok(Some(Env { sealed: None, vars: Some(vars), .. })) => Event::PlainEnvRead(app, env, vars),
+                // One that may not read that row isn't meant to, either.
+                Ok(Some(_)) => Event::EnvMissing(app, env, no_key),
+                Err(VisorError::Store(error)) if error.is_denied() => Event::EnvMissing(app, env, no_key),
+                Ok(None) => Event::EnvMissing(app, env, format!("its env {env} is not there")),
+                Err(error) => Event::EnvFailed(app, env, format!("can't read its env {env}: {error}")),
+            });
+        });
     }
 
     fn take_up_registration(&mut self, registered: Registered) {
@@ -231,6 +293,17 @@ impl Engine {
 
     fn take_up(&mut self, message: Message) {
         match message {
+            Message::Seen(Event::PlainEnvRead(app, env, vars)) => {
+                let handed = self.vault.keep(&app, env, &vars);
+                self.runtime.keep_env(app, env, handed);
+            }
+            // What is handed over and what is assigned are watched apart: the later write may be seen first.
+            Message::Seen(Event::EnvMissing(app, env, _)) if self.handed(&app, env).is_some() => {
+                self.read_env(app, env);
+            }
+            Message::Seen(Event::EnvMissing(app, env, cause)) => {
+                self.take_up(Message::Seen(Event::EnvFailed(app, env, cause)));
+            }
             Message::Seen(event) => {
                 self.count(&event);
                 log_event(&event);
@@ -312,20 +385,7 @@ impl Engine {
                 self.touched.insert(id);
             }
             Step::Fetch(digest) => self.runtime.fetch(&self.visor, digest),
-            Step::ReadEnv(app, env) => {
-                let (visor, answers) = (self.visor.clone(), self.answers.clone());
-                tokio::spawn(async move {
-                    let read: Result<Option<Versioned<Env>>, _> =
-                        visor.get(&Key::Env(app.clone(), env)).await;
-                    answers.seen(match read {
-                        Ok(Some(found)) => Event::EnvRead(app, env, found.value.vars),
-                        Ok(None) => Event::EnvFailed(app, env, format!("its env {env} is not there")),
-                        Err(error) => {
-                            Event::EnvFailed(app, env, format!("can't read its env {env}: {error}"))
-                        }
-                    });
-                });
-            }
+            Step::ReadEnv(app, env) => self.read_env(app, env),
             Step::Start(id) => {
                 self.touched.insert(id);
                 self.start(id);
@@ -370,14 +430,21 @@ impl Engine {
             }
         }
         let assignment = &local.assignment;
-        let no_vars = BTreeMap::new();
-        let vars = match self.locals.envs.get(&(assignment.app.clone(), assignment.env)) {
-            Some(EnvState::Ready(vars)) => vars,
-            _ => &no_vars,
+        let (app, env) = (&assignment.app, assignment.env);
+        let opened = match self.locals.envs.get(&(app.clone(), env)) {
+            Some(EnvState::Ready(handed)) => self.vault.open(app, env, handed),
+            _ => Ok(Vars::default()),
+        };
+        let vars = match opened {
+            Ok(vars) => vars,
+            Err(error) => {
+                let cause = format!("can't open its config vars ({env}): {error}");
+                return self.answers.seen(refused(Fault::Host, &cause));
+            }
         };
         self.metrics.start();
         tracing::debug!(instance = %id, app = %assignment.app, proc = %assignment.proc, port, "starting");
-        self.runtime.start(id, local, vars);
+        self.runtime.start(id, local, &vars);
     }
 
     /// Ports and users of all instances but one, until they end.
@@ -410,7 +477,11 @@ impl Engine {
             .values()
             .map(|local| (local.assignment.app.clone(), local.assignment.env))
             .collect();
-        self.locals.envs.retain(|key, _| used.contains(key));
+        let unused: Vec<_> = self.locals.envs.keys().filter(|key| !used.contains(*key)).cloned().collect();
+        for key in unused {
+            self.locals.envs.remove(&key);
+            self.runtime.forget_env(&key.0, key.1);
+        }
     }
 
     /// Removes the oldest of the slugs that nothing uses.

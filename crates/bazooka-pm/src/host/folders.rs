@@ -25,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use visor::names::{Digest, InstanceId};
+use visor::names::{AppName, Digest, EnvRef, InstanceId};
 
 use crate::protocol::try_lock;
 
@@ -61,6 +61,7 @@ impl Folders {
             (folders.slugs(), 0o711),
             (folders.instances(), 0o711),
             (folders.ended(), 0o700),
+            (folders.envs(), 0o700),
         ] {
             fs::create_dir_all(&folder).map_err(failed(&folder))?;
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).map_err(failed(&folder))?;
@@ -160,6 +161,16 @@ impl Folders {
     /// An instance's output.
     pub fn log(&self, id: InstanceId) -> PathBuf {
         self.instance(id).join(LOG)
+    }
+
+    /// The envs that instances here run with, sealed.
+    pub fn envs(&self) -> PathBuf {
+        self.root.join("envs")
+    }
+
+    /// One of them.
+    pub fn env(&self, app: &AppName, env: EnvRef) -> PathBuf {
+        self.envs().join(format!("{app}.{env}"))
     }
 
     /// What is kept of instances that have ended.

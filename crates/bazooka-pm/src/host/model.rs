@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use visor::{
     names::{AppName, Digest, EnvRef, InstanceId},
-    schema::{Assignment, Exit, Fault, Moment, State},
+    schema::{Assignment, Exit, Fault, Handed, Moment, State},
 };
 
 /// Milliseconds on the machine's clock that never jumps; it outlives bazooka-pm, but no boot.
@@ -250,15 +250,15 @@ pub enum SlugState {
     Ready,
 }
 
-/// Whether an env's values are here.
+/// Whether an env is here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EnvState {
-    /// They are being read.
+    /// It is being read.
     Reading,
-    /// They couldn't be read; to be tried again.
+    /// It couldn't be read or opened; to be tried again.
     Later(Tick),
-    /// Here they are.
-    Ready(BTreeMap<String, String>),
+    /// Here it is, sealed to this host.
+    Ready(Handed),
 }
 
 /// All that bazooka-pm knows of what it runs.

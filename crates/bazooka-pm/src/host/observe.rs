@@ -4,10 +4,11 @@
 //! answer that comes too late, for a start that is no longer the last, changes nothing.
 
 use jiff::{SignedDuration, Timestamp};
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 use visor::{
     names::{AppName, Digest, EnvRef, InstanceId},
-    schema::{Desired, Exit, Fault},
+    schema::{Desired, Exit, Fault, Handed},
+    seal::Vars,
 };
 
 use super::{
@@ -34,9 +35,13 @@ pub enum Event {
     SlugDelayed(Digest, String),
     /// A slug can't be had.
     SlugFailed(Digest, String),
-    /// An env's values.
-    EnvRead(AppName, EnvRef, BTreeMap<String, String>),
-    /// They couldn't be read; this is why.
+    /// An env is here, sealed to this host.
+    EnvRead(AppName, EnvRef, Handed),
+    /// An env as an earlier version wrote it. It is sealed and kept first, and changes nothing before.
+    PlainEnvRead(AppName, EnvRef, Vars),
+    /// It hasn't been handed over, as far as is known. Whether it has been meanwhile is looked at first.
+    EnvMissing(AppName, EnvRef, String),
+    /// It couldn't be read or opened; this is why.
     EnvFailed(AppName, EnvRef, String),
     /// Its shim has started it, or was found to have.
     Started {
@@ -140,12 +145,13 @@ pub fn observe(locals: &mut Locals, event: Event, now: Now) -> Vec<InstanceId> {
             }
             waiting
         }
-        Event::EnvRead(app, env, vars) => {
+        Event::EnvRead(app, env, handed) => {
             let waiting =
                 waiting_for(locals, |local| local.assignment.app == app && local.assignment.env == env);
-            locals.envs.insert((app, env), EnvState::Ready(vars));
+            locals.envs.insert((app, env), EnvState::Ready(handed));
             waiting
         }
+        Event::PlainEnvRead(..) | Event::EnvMissing(..) => Vec::new(),
         Event::EnvFailed(app, env, cause) => {
             locals.envs.insert((app.clone(), env), EnvState::Later(now.tick.after(READ_AGAIN)));
             say_cause(locals, |local| local.assignment.app == app && local.assignment.env == env, &cause, now)
@@ -392,6 +398,8 @@ fn short(digest: &Digest) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::host::simulation::{assignment, at};
     use visor::schema::State;

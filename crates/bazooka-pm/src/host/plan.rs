@@ -8,6 +8,7 @@ use std::{fmt, time::Duration};
 use visor::{
     names::{AppName, Digest, EnvRef, InstanceId},
     schema::{Assignment, Check, Desired},
+    transitions::envs::EMPTY_ENV,
 };
 
 use super::model::{Assigned, Ending, EnvState, Local, Locals, Phase, SlugState, Tick};
@@ -21,9 +22,6 @@ pub const STARTED_AGAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// How much longer than the stop timeout a shim may take before it is killed itself.
 const SHIM_GRACE: Duration = Duration::from_secs(5);
-
-/// The env without vars, which is never stored.
-pub const EMPTY_ENV: EnvRef = EnvRef(0);
 
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,10 +5,14 @@
 
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, Read, Write},
+    net::Shutdown,
     os::{
         fd::OwnedFd,
-        unix::fs::{DirBuilderExt, OpenOptionsExt, chown},
+        unix::{
+            fs::{DirBuilderExt, OpenOptionsExt, chown},
+            net::UnixStream,
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -18,8 +22,9 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use tokio::{io::unix::AsyncFd, net::unix::pipe};
-use visor::names::InstanceId;
+use tokio::io::unix::AsyncFd;
+use visor::{names::InstanceId, seal::Vars};
+use zeroize::Zeroizing;
 
 use super::folders::{Folders, private_folder};
 use crate::protocol::{
@@ -58,8 +63,10 @@ pub struct FullSpec {
 pub struct PmPart {
     /// The instance as it was started, in case nothing else was written.
     pub local: super::model::Local,
-    /// The values of its env.
-    pub vars: std::collections::BTreeMap<String, String>,
+    /// The values of its env, as versions before 3 of the protocol wrote them. Left out, so that one of those that comes
+    /// back takes it for unreadable and not for an env without vars.
+    #[serde(default, skip_serializing)]
+    pub vars: Option<Vars>,
 }
 
 /// Why an instance can't be started; the host is to blame.
@@ -99,13 +106,14 @@ pub async fn start(
     id: InstanceId,
     run: u32,
     spec: FullSpec,
+    env: Vars,
 ) -> Result<Shim, StartError> {
     let place = folders.clone();
     let uid = spec.spec.uid;
     let groups = spec.spec.all_groups();
     // An older shim would start it without, and say nothing.
     let takes_newer = spec.spec.sandbox.is_some() || !spec.spec.groups.is_empty();
-    let spawned = tokio::task::spawn_blocking(move || spawn(&place, &shim, id, run, &spec)).await;
+    let spawned = tokio::task::spawn_blocking(move || spawn(&place, &shim, id, run, &spec, &env)).await;
     let spawned = spawned.map_err(|error| StartError(error.to_string()))?;
     let (mut child, answers) = spawned.map_err(|error| StartError(error.to_string()))?;
     failpoint("spawned");
@@ -147,7 +155,8 @@ fn spawn(
     id: InstanceId,
     run: u32,
     spec: &FullSpec,
-) -> io::Result<(Child, OwnedFd)> {
+    env: &Vars,
+) -> io::Result<(Child, UnixStream)> {
     let (path, home) = (folders.run(id, run), folders.home(id));
     fs::DirBuilder::new().recursive(true).mode(0o711).create(folders.instance(id))?;
     if !home.is_dir() {
@@ -168,24 +177,30 @@ fn spawn(
     failpoint("locked");
     append(&file, &Start { spec: Some(spec), ..Start::default() })?;
     failpoint("spec");
-    spawn_shim(shim, &path, file)
+    spawn_shim(shim, &path, file, env)
 }
 
-/// Spawns a shim over the file of a start. Blocks.
-fn spawn_shim(shim: &Path, path: &Path, file: fs::File) -> io::Result<(Child, OwnedFd)> {
-    let (answers, answer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    // The lock goes with stdin and stderr, the answer with stdout: nothing else is inherited, not even by
+/// Spawns a shim over the file of a start, and tells it the environment of what it is to run. Blocks.
+fn spawn_shim(shim: &Path, path: &Path, file: fs::File, env: &Vars) -> io::Result<(Child, UnixStream)> {
+    let (mut socket, theirs) = UnixStream::pair()?;
+    // The lock goes with stdin and stderr, the socket with stdout: nothing else is inherited, not even by
     // a neighbour that is spawned in the same moment.
     let child = Command::new(shim)
         .arg(path)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(file.try_clone()?))
-        .stdout(Stdio::from(answer))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
         .stderr(Stdio::from(file))
         .spawn()
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", shim.display())))?;
-    Ok((child, answers))
+    failpoint("silent");
+    socket.set_write_timeout(Some(SLOW_SHIM))?;
+    let text = Zeroizing::new(serde_json::to_vec(env).map_err(io::Error::other)?);
+    // One that doesn't listen, because it has ended or is an older one, says why itself.
+    let _ = socket.write_all(&text);
+    let _ = socket.shutdown(Shutdown::Write);
+    Ok((child, socket))
 }
 
 /// Has a shim start something that ends at once, and waits for that. Blocks.
@@ -193,14 +208,14 @@ fn spawn_shim(shim: &Path, path: &Path, file: fs::File) -> io::Result<(Child, Ow
 /// # Errors
 /// Why it can't, in one line.
 pub fn try_out(shim: &Path, path: &Path, spec: &Spec) -> Result<(), String> {
-    let begin = || -> io::Result<(Child, OwnedFd)> {
+    let begin = || -> io::Result<(Child, UnixStream)> {
         let file = fs::File::options().create_new(true).read(true).append(true).mode(0o600).open(path)?;
         append(&file, &Start { spec: Some(spec), ..Start::default() })?;
-        spawn_shim(shim, path, file)
+        spawn_shim(shim, path, file, &Vars::default())
     };
-    let (mut child, answers) = begin().map_err(|error| error.to_string())?;
+    let (mut child, mut answers) = begin().map_err(|error| error.to_string())?;
     let mut said = String::new();
-    let read = fs::File::from(answers).read_to_string(&mut said);
+    let read = answers.read_to_string(&mut said);
     let _ = child.wait();
     read.map_err(|error| error.to_string())?;
     match serde_json::from_str(&said) {
@@ -217,9 +232,10 @@ pub fn try_out(shim: &Path, path: &Path, spec: &Spec) -> Result<(), String> {
     }
 }
 
-async fn read_answer(answers: OwnedFd) -> io::Result<Answer> {
+async fn read_answer(answers: UnixStream) -> io::Result<Answer> {
     use tokio::io::AsyncReadExt;
-    let mut answers = pipe::Receiver::from_owned_fd(answers)?;
+    answers.set_nonblocking(true)?;
+    let mut answers = tokio::net::UnixStream::from_std(answers)?;
     let mut line = Vec::with_capacity(512);
     while !line.ends_with(b"\n") {
         if answers.read_buf(&mut line).await? == 0 {

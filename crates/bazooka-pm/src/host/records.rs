@@ -11,14 +11,19 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use visor::names::{AppName, EnvRef, InstanceId};
+use visor::{
+    names::{AppName, EnvRef, InstanceId},
+    schema::Handed,
+    seal::Vars,
+    transitions::envs::EMPTY_ENV,
+};
 
 use super::{
     folders::{Folders, LOG, RECORD, entries, remove_all},
     model::{Local, Phase},
     process::FullSpec,
 };
-use crate::protocol::{Start, append, boot_id, lines, try_lock, write_file};
+use crate::protocol::{Start, append, boot_id, lines, read_file, try_lock, write_file};
 
 /// Ended instances whose output is kept.
 const ENDED: usize = 200;
@@ -56,8 +61,10 @@ impl Record {
 pub struct Recovered {
     /// The instances.
     pub instances: BTreeMap<InstanceId, Local>,
-    /// The envs that they were started with.
-    pub envs: BTreeMap<(AppName, EnvRef), BTreeMap<String, String>>,
+    /// The envs that they run with, sealed.
+    pub envs: BTreeMap<(AppName, EnvRef), Handed>,
+    /// Those that an earlier version wrote down as they are.
+    pub plain_envs: BTreeMap<(AppName, EnvRef), Vars>,
 }
 
 /// Reads what an earlier bazooka-pm has written. Blocks.
@@ -71,7 +78,9 @@ pub fn recover(folders: &Folders) -> Recovered {
         let same_boot = record.as_ref().is_some_and(|record| record.boot_id == boot);
         if let Some(spec) = &spec {
             let assignment = &spec.pm.local.assignment;
-            recovered.envs.insert((assignment.app.clone(), assignment.env), spec.pm.vars.clone());
+            let plain = spec.pm.vars.clone().filter(|_| assignment.env != EMPTY_ENV);
+            let key = (assignment.app.clone(), assignment.env);
+            recovered.plain_envs.extend(plain.map(|vars| (key, vars)));
         }
         let is_held = is_held(folders, id, last_run);
         match record.map(|record| record.local).or(spec.map(|spec| spec.pm.local)) {
@@ -84,7 +93,35 @@ pub fn recover(folders: &Folders) -> Recovered {
             None => {}
         }
     }
+    let used = |app: &AppName, env: EnvRef| {
+        let mut all = recovered.instances.values().map(|local| &local.assignment);
+        all.any(|assignment| assignment.app == *app && assignment.env == env)
+    };
+    for name in entries(&folders.envs()) {
+        let path = folders.envs().join(&name);
+        let key = name.rsplit_once('.').and_then(|(app, env)| Some((app.parse().ok()?, env.parse().ok()?)));
+        match (key, read_file(&path)) {
+            (Some((app, env)), Some(handed)) if used(&app, env) => {
+                recovered.envs.insert((app, env), handed);
+            }
+            // Nobody's, or cut short.
+            _ => drop(fs::remove_file(&path)),
+        }
+    }
     recovered
+}
+
+/// Writes an env down as a host was handed it. Blocks.
+///
+/// # Errors
+/// The file system's; what was there before stays.
+pub fn keep_env(folders: &Folders, app: &AppName, env: EnvRef, handed: &Handed) -> io::Result<()> {
+    write_file(&folders.env(app, env), handed)
+}
+
+/// Removes what was written down of an env. Blocks, for as long as one file takes.
+pub fn forget_env(folders: &Folders, app: &AppName, env: EnvRef) {
+    let _ = fs::remove_file(folders.env(app, env));
 }
 
 /// What there is of an instance of an earlier bazooka-pm.

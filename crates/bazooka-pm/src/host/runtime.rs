@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use visor::{
-    names::{Digest, InstanceId},
-    schema::{Check, Status},
+    names::{AppName, Digest, EnvRef, InstanceId},
+    schema::{Check, Handed, Status},
+    seal::Vars,
     visor::{Visor, VisorError},
 };
 
@@ -37,8 +38,14 @@ pub trait Runtime: Send {
     /// Fetches a slug. Answers once it is here or can't be had, and with the cause of each delay.
     fn fetch(&mut self, visor: &Visor, digest: Digest);
 
+    /// Writes an env down, sealed as it is, for a start without the coordinator. Answers that it is here.
+    fn keep_env(&mut self, app: AppName, env: EnvRef, handed: Handed);
+
+    /// Removes what was written down of an env that no instance has any more.
+    fn forget_env(&mut self, app: &AppName, env: EnvRef);
+
     /// Starts an instance with the values of its env. Answers whether it runs, and when it has ended.
-    fn start(&mut self, id: InstanceId, local: &Local, vars: &BTreeMap<String, String>);
+    fn start(&mut self, id: InstanceId, local: &Local, vars: &Vars);
 
     /// Finds out what has become of a start of an earlier bazooka-pm. Answers as [`Runtime::start`] does.
     fn adopt(&mut self, id: InstanceId, run: u32, started_at: Option<Timestamp>);

@@ -116,6 +116,7 @@ impl Sandboxes {
             command: "exit 0".to_owned(),
             folder: app,
             env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+            env_apart: false,
             uid: Some(uid),
             memory: None,
             groups: groups.unwrap_or_default(),

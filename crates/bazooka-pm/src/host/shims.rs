@@ -14,8 +14,9 @@ use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 use visor::{
-    names::{Digest, HostName, InstanceId},
-    schema::{Exit, Extra, Fault, Limits, OnPartition},
+    names::{AppName, Digest, EnvRef, HostName, InstanceId},
+    schema::{Exit, Extra, Fault, Handed, Limits, OnPartition},
+    seal::Vars,
     visor::Visor,
 };
 
@@ -82,7 +83,8 @@ impl Shims {
         Watcher { id, run, folders, held, answers: self.answers.clone() }
     }
 
-    fn spec(&self, id: InstanceId, local: &Local, vars: &BTreeMap<String, String>) -> FullSpec {
+    /// What a shim is given, and the environment apart from that.
+    fn spec(&self, id: InstanceId, local: &Local, vars: &Vars) -> (FullSpec, Vars) {
         let Machine { host, folders, cgroups, sandboxes, .. } = &self.machine;
         let assignment = &local.assignment;
         let (slug, home) = (folders.slug(&assignment.slug.sha256), folders.home(id));
@@ -96,10 +98,12 @@ impl Shims {
         let groups = cgroups
             .as_ref()
             .map(|cgroups| cgroups.of(&id.to_string(), limits, processes, sandboxes.is_some()));
+        let env = environment(host, id, assignment, vars.as_map(), port, &slug, &places);
         let spec = Spec {
             protocol: PROTOCOL,
             command: assignment.command.clone(),
-            env: environment(host, id, assignment, vars, port, &slug, &places),
+            env: BTreeMap::new(),
+            env_apart: true,
             folder: slug,
             uid: local.uid,
             memory: None,
@@ -114,7 +118,7 @@ impl Shims {
                 OnPartition::Stop => Some(folders.lease_file()),
             },
         };
-        FullSpec { spec, pm: PmPart { local: local.clone(), vars: vars.clone() } }
+        (FullSpec { spec, pm: PmPart { local: local.clone(), vars: None } }, env.into())
     }
 }
 
@@ -154,12 +158,26 @@ impl Runtime for Shims {
         });
     }
 
-    fn start(&mut self, id: InstanceId, local: &Local, vars: &BTreeMap<String, String>) {
-        let spec = self.spec(id, local, vars);
+    fn keep_env(&mut self, app: AppName, env: EnvRef, handed: Handed) {
+        let (folders, answers) = (self.machine.folders.clone(), self.answers.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = records::keep_env(&folders, &app, env, &handed) {
+                tracing::warn!(%app, %env, error = %error, "can't write an env down; without the coordinator it can't be had again");
+            }
+            answers.seen(Event::EnvRead(app, env, handed));
+        });
+    }
+
+    fn forget_env(&mut self, app: &AppName, env: EnvRef) {
+        records::forget_env(&self.machine.folders, app, env);
+    }
+
+    fn start(&mut self, id: InstanceId, local: &Local, vars: &Vars) {
+        let (spec, env) = self.spec(id, local, vars);
         let (folders, program) = (self.machine.folders.clone(), self.machine.shim.clone());
         let (run, watcher) = (local.run, self.watcher(id, local.run));
         tokio::spawn(async move {
-            match process::start(folders, program, id, run, spec).await {
+            match process::start(folders, program, id, run, spec, env).await {
                 Ok(shim) => watcher.watch(shim).await,
                 Err(error) => {
                     let cause = error.to_string();

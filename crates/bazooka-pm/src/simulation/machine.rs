@@ -17,7 +17,8 @@ use tokio::{
 };
 use visor::{
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
-    schema::{Exit, Extra, Fault},
+    schema::{Exit, Extra, Fault, Handed},
+    seal::{Keyring, Vars},
     visor::Visor,
 };
 
@@ -49,6 +50,9 @@ pub struct Machine {
     pub processes: BTreeMap<InstanceId, Process>,
     folders: BTreeMap<InstanceId, Folder>,
     slugs: BTreeSet<Digest>,
+    envs: BTreeMap<(AppName, EnvRef), Handed>,
+    /// The key file.
+    pub ring: Keyring,
     next_pid: u32,
 }
 
@@ -81,15 +85,15 @@ struct Folder {
 #[derive(Clone, Default)]
 struct Start {
     boot: u32,
-    spec: Option<(Local, BTreeMap<String, String>)>,
+    spec: Option<Local>,
     /// Its shim has said whom it runs.
     spawned: bool,
     exit: Option<(Exit, String)>,
 }
 
 impl Machine {
-    /// The n-th machine, with an empty disk.
-    pub fn new(n: u8) -> Machine {
+    /// The n-th machine, with an empty disk but for its key.
+    pub fn new(n: u8, ring: Keyring) -> Machine {
         Machine {
             address: Ipv4Addr::new(10, 0, 0, n).into(),
             boot: 1,
@@ -100,6 +104,8 @@ impl Machine {
             processes: BTreeMap::new(),
             folders: BTreeMap::new(),
             slugs: BTreeSet::new(),
+            envs: BTreeMap::new(),
+            ring,
             next_pid: 1_000,
         }
     }
@@ -117,16 +123,15 @@ impl Machine {
         for (id, folder) in &self.folders {
             let (last_run, start) = folder.starts.last_key_value().map_or((0, None), |(n, s)| (*n, Some(s)));
             let spec = start.and_then(|start| start.spec.clone());
-            if let Some((local, vars)) = &spec {
-                let key: (AppName, EnvRef) = (local.assignment.app.clone(), local.assignment.env);
-                locals.envs.insert(key, EnvState::Ready(vars.clone()));
-            }
             let same_boot = folder.record.as_ref().is_some_and(|(boot, _)| *boot == self.boot);
             let record = folder.record.as_ref().map(|(_, local)| local.clone());
-            let Some(known) = record.or(spec.map(|(local, _)| local)) else { continue };
+            let Some(known) = record.or(spec) else { continue };
             let traces = Traces { known, last_run, is_held: self.processes.contains_key(id), same_boot };
             locals.instances.insert(*id, traces.resumed());
         }
+        locals
+            .envs
+            .extend(self.envs.iter().map(|(key, handed)| (key.clone(), EnvState::Ready(handed.clone()))));
         locals.slugs.extend(self.slugs.iter().map(|digest| (digest.clone(), SlugState::Ready)));
         locals
     }
@@ -176,7 +181,7 @@ impl Hold {
     }
 
     /// The steps of a start, of which each may be the last.
-    async fn spawn(self, id: InstanceId, local: Local, vars: BTreeMap<String, String>) {
+    async fn spawn(self, id: InstanceId, local: Local) {
         let run = local.run;
         self.world.wait(0..=10).await;
         let failed =
@@ -192,7 +197,7 @@ impl Hold {
             starts.insert(run, Start { boot, ..Start::default() });
         });
         self.gate.step().await;
-        self.machine(|machine| machine.start_of(id, run).spec = Some((local.clone(), vars)));
+        self.machine(|machine| machine.start_of(id, run).spec = Some(local.clone()));
         self.gate.step().await;
         if !self.world.is_healed() && self.world.chance(0.02) {
             return self.see(failed("its shim ended at once")).await;
@@ -427,14 +432,31 @@ impl Runtime for Hold {
         });
     }
 
-    fn start(&mut self, id: InstanceId, local: &Local, vars: &BTreeMap<String, String>) {
+    fn keep_env(&mut self, app: AppName, env: EnvRef, handed: Handed) {
+        let hold = self.clone();
+        tokio::spawn(async move {
+            hold.gate.step().await;
+            hold.machine(|machine| {
+                if !machine.disk_full {
+                    machine.envs.insert((app.clone(), env), handed.clone());
+                }
+            });
+            hold.see(Event::EnvRead(app, env, handed)).await;
+        });
+    }
+
+    fn forget_env(&mut self, app: &AppName, env: EnvRef) {
+        self.machine(|machine| machine.envs.remove(&(app.clone(), env)));
+    }
+
+    fn start(&mut self, id: InstanceId, local: &Local, vars: &Vars) {
         if !self.machine(|machine| machine.slugs.contains(&local.assignment.slug.sha256)) {
             self.world.breach(format_args!("{id} is started without its slug"));
         }
-        if local.assignment.env != EnvRef(0) && vars.is_empty() {
+        if local.assignment.env != EnvRef(0) && vars.as_map().is_empty() {
             self.world.breach(format_args!("{id} is started without its config vars"));
         }
-        tokio::spawn(self.clone().spawn(id, local.clone(), vars.clone()));
+        tokio::spawn(self.clone().spawn(id, local.clone()));
     }
 
     fn adopt(&mut self, id: InstanceId, run: u32, _: Option<Timestamp>) {

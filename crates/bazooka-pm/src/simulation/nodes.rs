@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bazooka_proxy::{
@@ -15,13 +16,17 @@ use bazooka_proxy::{
 use futures::future::BoxFuture;
 use jiff::SignedDuration;
 use prometheus_client::registry::Registry;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
     daemon::Readiness,
+    lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
-    schema::{Capacity, Extra, Host},
+    schema::{Ask, Capacity, Extra, Host, Rm},
+    seal::{Keyring, SecretKey},
     visor::Visor,
+    wrapping::{SharedRing, Wrapping},
 };
 
 use super::{
@@ -34,11 +39,14 @@ use super::{
 };
 use crate::{
     converge::{self, ConvergeOptions},
-    host::{Work, metrics::Metrics, ports::Ports, runtime::Answers},
+    host::{Work, metrics::Metrics, ports::Ports, runtime::Answers, vault::Vault},
 };
 
 /// How many hosts there are.
 const HOSTS: u8 = 4;
+
+/// The one bazooka-rm.
+pub const RM: &str = "rm1";
 
 /// How many convergers.
 const CONVERGERS: u8 = 2;
@@ -65,7 +73,8 @@ impl Nodes {
         let nodes = Nodes { world: world.clone(), rules: rules.clone(), alive: Arc::default() };
         for n in 1..=HOSTS {
             let name: HostName = format!("host{n}").parse().expect("a valid name");
-            world.add_machine(name.clone(), Machine::new(n));
+            let ring = Keyring::of(SecretKey::fresh(&mut world.random()));
+            world.add_machine(name.clone(), Machine::new(n, ring));
             let own = nodes.clone();
             nodes.keep(name.to_string(), Arc::new(move |gate, stop| own.host(name.clone(), n, gate, stop)));
         }
@@ -73,6 +82,9 @@ impl Nodes {
             let (own, name) = (nodes.clone(), format!("converger{n}"));
             nodes.keep(name.clone(), Arc::new(move |gate, stop| own.converger(name.clone(), gate, stop)));
         }
+        let ring = Keyring::of(SecretKey::fresh(&mut world.random()));
+        let own = nodes.clone();
+        nodes.keep(RM.to_owned(), Arc::new(move |gate, stop| own.rm(ring.clone(), gate, stop)));
         for n in 1..=PROXIES {
             let (own, name) = (nodes.clone(), format!("proxy{n}"));
             world.add_haproxy(name.clone(), Haproxy::new());
@@ -153,13 +165,16 @@ impl Nodes {
         let visor = Visor::new(Link::store(&world, name.as_str(), &gate));
         let (answers, messages) = Answers::channel();
         let hold = Hold::new(&world, &rules, &name, &gate, &answers);
-        let (address, locals) = world.machine(&name, |machine| (machine.address, machine.recovered()));
+        let (address, ring, locals) =
+            world.machine(&name, |machine| (machine.address, machine.ring.clone(), machine.recovered()));
+        let vault = Vault::new(ring, world.random(), |_| Ok(()));
         let seed = u16::try_from(world.between(0..=1_000)).expect("it is small");
         let work = Work {
             visor,
             name: name.clone(),
-            host: row(address, n, &world),
+            host: Host { seal_key: Some(vault.public()), ..row(address, n, &world) },
             runtime: Box::new(hold),
+            vault,
             answers,
             messages,
             ports: Ports::new(PORTS, seed),
@@ -170,6 +185,42 @@ impl Nodes {
             stop_all_at_exit: false,
         };
         Box::pin(work.run(stop))
+    }
+
+    /// Of bazooka-rm only what config vars need: its presence with its key, and the loop that adds wraps.
+    fn rm(&self, ring: Keyring, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
+        let visor = Visor::new(Link::store(&self.world, RM, &gate));
+        let own: HostName = RM.parse().expect("a valid name");
+        let row = Rm { seal_key: Some(ring.current()), ..Rm::at("http://10.0.2.1:8081") };
+        let ask = Ask::new("word");
+        let wrapping = Wrapping {
+            visor: visor.clone(),
+            own: own.clone(),
+            ring: SharedRing::new(ring),
+            random: Box::new(self.world.random()),
+            store: Box::new(|_| true),
+        };
+        Box::pin(async move {
+            let keeper = LeaseKeeper::start(visor.store().clone(), LeaseTiming::default());
+            let present = async {
+                loop {
+                    let lease = keeper.wait_held().await;
+                    let said = visor.publish_rm(&own, &row, &ask, lease).await.is_ok();
+                    let mut state = keeper.state();
+                    tokio::select! {
+                        _ = state.wait_for(|now| *now != LeaseState::Held { id: lease }) => {}
+                        () = sleep(Duration::from_secs(1)), if !said => {}
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = present => {}
+                () = wrapping.run() => {}
+            }
+            keeper.release().await;
+        })
     }
 
     fn proxy(&self, name: String, n: u8, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
@@ -199,6 +250,7 @@ fn row(address: IpAddr, n: u8, world: &World) -> Host {
         capacity: Capacity { memory_bytes: 1 << 30, instances: 10, extra: Extra::new() },
         isolation: "uid".into(),
         boot_id: String::new(),
+        seal_key: None,
         since: world.wall(SignedDuration::ZERO),
         token: format!("token{n}"),
         extra: Extra::new(),

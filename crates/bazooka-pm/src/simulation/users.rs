@@ -11,12 +11,15 @@ use std::{
 use jiff::SignedDuration;
 use tokio::time::{sleep, timeout};
 use visor::{
-    keys::Key,
+    keys::{self, Key},
     lease::{LeaseKeeper, LeaseTiming},
     names::{AppName, HostName, ProcName, ReleaseId, RevId},
     schema::{Extra, Promoter, Release, ReleaseStatus, Rev, Slug},
     snapshot::Versioned,
-    transitions::releases::{Begun, NewRelease},
+    transitions::{
+        envs::{self, NewEnv},
+        releases::{Begun, NewRelease},
+    },
     visor::Visor,
 };
 
@@ -172,9 +175,16 @@ impl User {
 
     async fn configure(&mut self) {
         let token = self.token();
-        let set = BTreeMap::from([("COLOUR".to_owned(), token.clone())]);
-        let new = NewRelease { set, token, ..NewRelease::default() };
+        let vars = BTreeMap::from([("COLOUR".to_owned(), token.clone())]).into();
         let now = self.now();
+        let mut scopes = keys::app(&self.app);
+        scopes.extend(envs::recipients());
+        scopes.push(keys::wraps_of(&self.app));
+        let Ok(snapshot) = self.visor.read(scopes).await else { return };
+        let Some(view) = snapshot.apps.get(&self.app) else { return };
+        let sealed = NewEnv::seal(&self.app, view, &vars, &snapshot, ("me", now), &mut self.world.random());
+        let Some(config) = sealed else { return };
+        let new = NewRelease { config: Some(config), token, ..NewRelease::default() };
         let begun = self.visor.begin_release(&self.app, &new, Promoter::Converger, None, now).await;
         self.world.note(format_args!("{} is configured: {begun:?}", self.app));
     }

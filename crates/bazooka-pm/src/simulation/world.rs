@@ -12,13 +12,14 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
 };
 use visor::{
     names::{HostName, InstanceId},
+    seal::Random,
     store::model::ModelStore,
 };
 
@@ -36,6 +37,15 @@ const MOST_CALLS: u64 = 100_000;
 
 /// How many of the last lines of a trace are kept.
 const LINES: usize = 4_000;
+
+/// A day's chance, as those who seal want it.
+pub struct Chance(Arc<World>);
+
+impl Random for Chance {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        self.0.state().rng.fill_bytes(bytes);
+    }
+}
 
 /// A simulated day.
 pub struct World {
@@ -120,6 +130,11 @@ impl World {
     pub async fn wait(&self, range: RangeInclusive<u64>) {
         let millis = self.between(range);
         sleep(Duration::from_millis(millis)).await;
+    }
+
+    /// Randomness for keys and nonces, out of the day's own.
+    pub fn random(self: &Arc<World>) -> Chance {
+        Chance(self.clone())
     }
 
     /// Adds to the trace.

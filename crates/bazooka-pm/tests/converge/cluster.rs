@@ -499,6 +499,7 @@ impl FakeHost {
             capacity: Capacity { memory_bytes: 64 << 30, instances: self.instances, extra: Extra::new() },
             isolation: "none".into(),
             boot_id: "b".into(),
+            seal_key: None,
             since: "2026-01-01T00:00:00Z".parse().expect("a time"),
             token: self.name.to_string(),
             extra: Extra::new(),

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod coordinator;
+mod envs;
 mod life;
 mod measure;
 mod sandbox;

@@ -29,7 +29,10 @@ use sha2::{Digest as _, Sha256};
 use visor::{
     keys::Key,
     names::{Digest, EnvRef, HostName, InstanceId, ReleaseId},
-    schema::{Assignment, Check, Desired, Env, Extra, Host, Rm, RunSettings, Slug, State, Status},
+    schema::{
+        Ask, Assignment, Check, Desired, Env, Extra, Handed, Host, Rm, RunSettings, Slug, State, Status,
+    },
+    seal::{DataKey, Os, PublicKey, Vars},
     snapshot::Versioned,
     store::SharedStore,
     testing::{Etcd, fresh_prefix, observer, until},
@@ -129,8 +132,11 @@ impl World {
         let routes = Router::new().route("/slugs/{digest}", get(serve)).with_state(shelf.clone());
         tokio::spawn(async move { axum::serve(listener, routes).await });
         let lease = store.grant(Duration::from_secs(600)).await.expect("etcd answers");
-        let rm = Rm { url, version: "test".into(), ssh_url: None, extra: Extra::new() };
-        visor.publish_rm(&"rm1".parse().expect("valid"), &rm, lease).await.expect("etcd answers");
+        let rm = Rm::at(url);
+        visor
+            .publish_rm(&"rm1".parse().expect("valid"), &rm, &Ask::new("word"), lease)
+            .await
+            .expect("etcd answers");
         let (first, lock) = free_range();
         World {
             visor,
@@ -274,8 +280,32 @@ impl World {
     /// Writes an env and returns its ref.
     pub async fn env(&self, number: u32, vars: &[(&str, &str)]) -> EnvRef {
         let env = EnvRef(number);
-        let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let row = Env { vars, by: "test".into(), at: Timestamp::now(), extra: Extra::new() };
+        let host: Versioned<Host> = until("the host is registered", SOON, || async {
+            let row =
+                self.visor.get(&Key::Host(self.host.clone())).await.map_err(|error| error.to_string())?;
+            row.ok_or_else(|| "no row".to_owned())
+        })
+        .await;
+        let to = host.seal_key.clone().expect("it can open envs");
+        self.hand(env, &to, vars).await;
+        env
+    }
+
+    /// Hands an env to this host as the converger would, wrapped for this key.
+    pub async fn hand(&self, env: EnvRef, to: &PublicKey, vars: &[(&str, &str)]) {
+        let app = "rocket".parse().expect("valid");
+        let (key, vars) = (DataKey::fresh(&mut Os), vars_of(vars));
+        let sealed = key.seal(&app, env, &vars, &mut Os);
+        let key = key.wrap(to, &mut Os);
+        let handed = Handed { sealed, to: to.clone(), key, extra: Extra::new() };
+        let row = Key::Handed(self.host.clone(), app, env);
+        self.visor.commit(Change::new().put(&row, &handed)).await.expect("etcd answers");
+    }
+
+    /// Writes an env as version 1 did.
+    pub async fn plain_env(&self, number: u32, vars: &[(&str, &str)]) -> EnvRef {
+        let (env, vars) = (EnvRef(number), Some(vars_of(vars)));
+        let row = Env { sealed: None, vars, by: "test".into(), at: Timestamp::now(), extra: Extra::new() };
         let key = Key::Env("rocket".parse().expect("valid"), env);
         self.visor.commit(Change::new().put(&key, &row)).await.expect("etcd answers");
         env
@@ -497,4 +527,9 @@ fn free_range() -> (u16, std::net::TcpListener) {
         .map(|step| 22_000 + (begin + step) % 40 * 200)
         .find_map(|first| Some((first, std::net::TcpListener::bind(("127.99.99.99", first)).ok()?)))
         .expect("one of the ranges is free")
+}
+
+fn vars_of(vars: &[(&str, &str)]) -> Vars {
+    let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    vars.collect::<BTreeMap<_, _>>().into()
 }

@@ -246,7 +246,7 @@ impl Rig {
     /// Says that an rm serves.
     #[allow(dead_code, reason = "the bench has no use for it")]
     pub async fn rm(&self, name: &str, url: &str) -> Revision {
-        let row = Rm { url: url.into(), version: "1".into(), ssh_url: None, extra: Extra::new() };
+        let row = Rm::at(url);
         self.commit(Change::new().put(&Key::Rm(name.parse().expect("valid")), &row)).await
     }
 

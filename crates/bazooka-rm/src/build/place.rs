@@ -39,6 +39,7 @@ impl Place {
         Place {
             spec: Spec {
                 protocol: PROTOCOL,
+                env_apart: false,
                 command: String::new(),
                 folder: dir.to_owned(),
                 env: environment,

@@ -95,6 +95,6 @@ pub async fn destroy(
     Ok((StatusCode::ACCEPTED, Json(AppBody { name, owner: None })))
 }
 
-fn invalid(error: InvalidName) -> ApiError {
+pub(super) fn invalid(error: InvalidName) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), "choose a name by that rule")
 }

@@ -5,6 +5,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use visor::{
     names::ReleaseId,
     schema::{Promoter, ReleaseStatus},
+    testing::new_env,
     transitions::releases::NewRelease,
 };
 
@@ -165,7 +166,7 @@ async fn a_push_waits_for_the_trial_of_another_and_takes_its_place() {
     let rig = Rig::start().await;
     let (app, folder, two) = running(&rig).await;
     let config = NewRelease {
-        set: [("A".to_owned(), "b".to_owned())].into(),
+        config: Some(new_env(&rig.visor, &app, &[("A", "b")]).await),
         reason: "config set A".into(),
         token: "config".into(),
         ..NewRelease::default()

@@ -100,7 +100,7 @@ impl Visor {
         if !app.destroying || !snapshot.apps[name].instances.is_empty() {
             return Ok(false);
         }
-        for scope in [keys::history_of(name), keys::app_below(name)] {
+        for scope in [keys::history_of(name), keys::wraps_of(name), keys::app_below(name)] {
             let page = self.store().range(scope, None).await?;
             for piece in page.entries.chunks(DELETE_PIECE) {
                 let mut change = Change::new().as_read(&own, Some(&app));

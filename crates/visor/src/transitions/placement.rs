@@ -8,7 +8,7 @@ use crate::{
     names::{AppName, HostName, InstanceId, ProcName},
     schema::{App, Assignment, Desired, Ended, Extra, Instance, Leader, Pending, State, Status},
     snapshot::Versioned,
-    store::{LeaseId, MAX_TXN_OPS, Revision, StoreError},
+    store::{LeaseId, MAX_TXN_OPS, Op, Revision, StoreError},
     visor::{Change, Committed, Result, Visor, VisorError},
 };
 
@@ -66,6 +66,9 @@ pub enum Placed {
 /// How many transactions that place are under way at once: one that etcd carries out, one on its way to it, and one
 /// that is being made.
 const UNDER_WAY: usize = 3;
+
+/// The values of a transaction with several changes have so many bytes at most: etcd takes requests of 1.5 MiB.
+const MOST_BYTES: usize = 1 << 20;
 
 /// The right to use ids that are above the instance counter in a view.
 #[derive(Clone, Copy, Debug)]
@@ -293,14 +296,19 @@ fn batches<T>(
     std::iter::from_fn(move || {
         let mut batch = Vec::new();
         let (mut when, mut writes) = (base.when.clone(), base.then.len());
+        let mut bytes = 0;
         while let Some(item) = items.peek() {
             let own = change(item);
             let fresh: Vec<_> = own.when.iter().filter(|compare| !when.contains(compare)).cloned().collect();
             // Conditions count against etcd's limit too; one is kept for the schema.
-            let fits = writes + own.then.len() <= MAX_TXN_OPS && when.len() + fresh.len() < MAX_TXN_OPS;
+            let own_bytes: usize = own.then.iter().map(Op::value_len).sum();
+            let fits = writes + own.then.len() <= MAX_TXN_OPS
+                && when.len() + fresh.len() < MAX_TXN_OPS
+                && bytes + own_bytes <= MOST_BYTES;
             if !fits && !batch.is_empty() {
                 break;
             }
+            bytes += own_bytes;
             when.extend(fresh);
             writes += own.then.len();
             batch.extend(items.next());

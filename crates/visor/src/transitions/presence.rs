@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::{
     keys::Key,
     names::{HostName, InstanceId},
-    schema::{Extra, Host, HostMeta, Proxy, Rm, Status, Unfreeze},
+    schema::{Ask, Extra, Host, HostMeta, Proxy, Rm, Status, Unfreeze},
     snapshot::Versioned,
     store::{Keys, LeaseId, Revision},
     visor::{Change, Committed, Decision, Refusal, Result, Visor},
@@ -52,12 +52,25 @@ impl Visor {
         self.commit(Change::new().put_leased(&Key::Proxy(name.clone()), proxy, Some(lease))).await.map(drop)
     }
 
-    /// Writes an rm's own row.
+    /// Writes an rm's own rows. What stands already isn't written again: envs that are being made compare it.
     ///
     /// # Errors
     /// The store's; a lease that has ended.
-    pub async fn publish_rm(&self, name: &HostName, rm: &Rm, lease: LeaseId) -> Result<()> {
-        self.commit(Change::new().put_leased(&Key::Rm(name.clone()), rm, Some(lease))).await.map(drop)
+    pub async fn publish_rm(&self, name: &HostName, rm: &Rm, ask: &Ask, lease: LeaseId) -> Result<()> {
+        let (own, asked) = (Key::Rm(name.clone()), Key::Ask(name.clone()));
+        let scopes = [&own, &asked].map(|key| Keys::One(key.to_string())).to_vec();
+        self.decide(scopes, |snapshot| {
+            let (before, word) = (snapshot.rms.get(name), snapshot.asks.get(name));
+            let mut change = Change::new().as_read(&own, before).as_read(&asked, word);
+            if before.is_none_or(|before| before.value != *rm || before.lease != Some(lease)) {
+                change = change.put_leased(&own, rm, Some(lease));
+            }
+            if word.is_none_or(|word| word.value != *ask || word.lease != Some(lease)) {
+                change = change.put_leased(&asked, ask, Some(lease));
+            }
+            Ok(if change.then.is_empty() { Decision::Already(()) } else { Decision::Change(change, ()) })
+        })
+        .await
     }
 
     /// Changes what the operator says of a host.

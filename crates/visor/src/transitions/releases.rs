@@ -1,16 +1,18 @@
 //! Releases: how one is begun, tried, verified or failed, and becomes head.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use jiff::Timestamp;
 
 use crate::{
     keys::{self, Key},
     names::{AppName, EnvRef, ProcName, ReleaseId, RevId},
-    schema::{Env, Extra, Head, Promoter, Release, ReleaseStatus, Trial},
+    schema::{Extra, Head, Promoter, Release, ReleaseStatus, Trial},
     snapshot::{AppView, Versioned},
     store::{Keys, LeaseId},
-    transitions::{apps::registered, formation::next_release},
+    transitions::{
+        apps::registered,
+        envs::{NewEnv, base_env, making, next_env},
+        formation::next_release,
+    },
     visor::{Change, Decision, Refusal, Result, Visor},
 };
 
@@ -21,10 +23,8 @@ pub struct NewRelease {
     pub rev: Option<RevId>,
     /// The env; head's own unless given (a rollback gives it).
     pub env: Option<EnvRef>,
-    /// Config vars to set over that env.
-    pub set: BTreeMap<String, String>,
-    /// Config vars to take out of it.
-    pub unset: BTreeSet<String>,
+    /// An env that is made with it.
+    pub config: Option<NewEnv>,
     /// Who makes it.
     pub by: String,
     /// Why, for people.
@@ -57,7 +57,7 @@ impl Visor {
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoSuchRev`], [`Refusal::BeingTried`],
-    /// [`Refusal::TurnOver`].
+    /// [`Refusal::TurnOver`]; [`Refusal::EnvMoved`] if another env came first: make it anew from what there is then.
     pub async fn begin_release(
         &self,
         name: &AppName,
@@ -69,6 +69,7 @@ impl Visor {
         let turn = Key::Turn(name.clone());
         let mut scopes = keys::app(name);
         scopes.extend(new.turn.as_ref().map(|_| Keys::One(turn.to_string())));
+        scopes.extend(new.config.as_ref().map(|_| keys::rms()));
         self.decide(scopes, |snapshot| {
             let app = registered(snapshot, name)?;
             if app.destroying {
@@ -89,8 +90,18 @@ impl Visor {
                 return Err(Refusal::BeingTried(name.clone(), trial.release).into());
             }
             let head = view.head_release();
-            let (env, stored) = next_env(view, new, now);
-            let env_key = Key::Env(name.clone(), env);
+            let env = new.env.unwrap_or_else(|| base_env(view));
+            let env = match &new.config {
+                None => env,
+                Some(made) if made.is_there(view) => made.env,
+                // What was sealed is bound to its number, and was made from what it was made from.
+                Some(made)
+                    if made.from == env && made.env == next_env(view) && made.is_sealed_to(snapshot) =>
+                {
+                    made.env
+                }
+                Some(_) => return Err(Refusal::EnvMoved(name.clone()).into()),
+            };
             let mut change = Change::new()
                 .as_read(&Key::App(name.clone()), Some(app))
                 .as_read(&Key::Head(name.clone()), view.head.as_ref())
@@ -100,12 +111,13 @@ impl Visor {
                 let held = held.ok_or_else(|| Refusal::TurnOver(name.clone()))?;
                 change = change.as_read(&turn, Some(held));
             }
-            if let Some(stored) = &stored {
-                change = change.absent(&env_key).put(&env_key, stored);
+            let making_one = new.config.as_ref().filter(|made| !made.is_there(view));
+            if let Some(made) = making_one {
+                change = change.and(making(name, made));
             }
             let Some(rev) = new.rev.clone().or_else(|| head.map(|(_, head)| head.rev.clone())) else {
                 let begun = Begun::EnvOnly(env);
-                let changed = stored.is_some();
+                let changed = making_one.is_some();
                 return Ok(if changed { Decision::Change(change, begun) } else { Decision::Already(begun) });
             };
             let row =
@@ -254,24 +266,6 @@ fn promotion(
 fn head_of(view: &AppView, release: ReleaseId) -> Head {
     let extra = view.head.as_ref().map(|head| head.extra.clone()).unwrap_or_default();
     Head { release, extra }
-}
-
-/// The env that a new release gets: the ref, and the row to write if it is a new one.
-fn next_env(view: &AppView, new: &NewRelease, now: Timestamp) -> (EnvRef, Option<Env>) {
-    let newest = view.envs.keys().next_back().copied().unwrap_or(EnvRef(0));
-    let base = new.env.unwrap_or_else(|| match view.head_release() {
-        Some((_, head)) => head.env,
-        // Before the first push there is no release to hold it, so the newest is the one.
-        None => newest,
-    });
-    let before = view.envs.get(&base).map(|env| env.vars.clone()).unwrap_or_default();
-    let mut vars = before.clone();
-    vars.retain(|name, _| !new.unset.contains(name));
-    vars.extend(new.set.clone());
-    if vars == before {
-        return (base, None);
-    }
-    (EnvRef(newest.0 + 1), Some(Env { vars, by: new.by.clone(), at: now, extra: Extra::new() }))
 }
 
 /// The procs of a release that its trial concerns: those of which head's formation wants some.

@@ -1,0 +1,93 @@
+//! Which envs which hosts are handed.
+//!
+//! Owns that a host has each env that an instance there runs with, under the key that it has now, and no other. The
+//! converger can open none of them: it copies what is sealed, with that host's wrap alone. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use visor::{
+    names::{EnvRef, HostName},
+    schema::Handed,
+    snapshot::{AppView, HostView, Snapshot},
+    transitions::envs::{EMPTY_ENV, handed},
+};
+
+use super::plan::{Act, Draft};
+
+/// An env as a host is to get it; none if that can't be, because the host isn't there, the env is an earlier version's, or no rm
+/// has wrapped it for that host yet.
+pub fn wanted(snapshot: &Snapshot, view: &AppView, host: &HostName, env: EnvRef) -> Option<Handed> {
+    let key = snapshot.hosts.get(host)?.host.as_ref()?.seal_key.as_ref()?;
+    handed(view.envs.get(&env)?, view.wraps.get(&env)?, key)
+}
+
+/// Plans it for an app, the instances that are about to be placed included.
+pub(super) fn plan(snapshot: &Snapshot, view: &AppView, draft: &mut Draft) {
+    // Hardly ever is there anything to compare: an app without config vars costs nothing.
+    if view.envs.is_empty() && view.handed.is_empty() {
+        return;
+    }
+    let mut used: BTreeSet<(&HostName, EnvRef)> = BTreeSet::new();
+    for (id, row) in &view.instances {
+        let assigned = snapshot.hosts.get(&row.host).and_then(|host| host.assigned.get(id));
+        let env = assigned.map(|assigned| assigned.env);
+        used.extend(env.or_else(|| Some(view.releases.get(&row.release)?.env)).map(|env| (&row.host, env)));
+    }
+    let places: Vec<(HostName, EnvRef)> = draft
+        .acts
+        .iter()
+        .filter_map(|(act, _)| match act {
+            Act::Place { seat, place } => Some((place.host.clone(), view.releases.get(&seat.release)?.env)),
+            _ => None,
+        })
+        .collect();
+    used.extend(places.iter().map(|(host, env)| (host, *env)));
+    used.retain(|(_, env)| *env != EMPTY_ENV);
+    for (host, env) in &used {
+        let there = view.handed.get(&((*host).clone(), *env)).map(|row| &row.value);
+        if there.is_some_and(|there| is_current(snapshot, view, host, *env, there)) {
+            continue;
+        }
+        if wanted(snapshot, view, host, *env).is_some() {
+            draft.act(Act::Hand { host: (*host).clone(), env: *env }, "instances there run with it");
+        }
+    }
+    for (host, env) in view.handed.keys().filter(|(host, env)| !used.contains(&(host, *env))) {
+        draft.act(Act::TakeBack { host: host.clone(), env: *env }, "nothing there runs with it any more");
+    }
+}
+
+/// Whether what a host has is what it would get. A wrap that was made anew for the same key is as good.
+fn is_current(snapshot: &Snapshot, view: &AppView, host: &HostName, env: EnvRef, there: &Handed) -> bool {
+    let key = snapshot.hosts.get(host).and_then(|host| host.host.as_ref()?.seal_key.as_ref());
+    let sealed = view.envs.get(&env).and_then(|row| row.sealed.as_ref());
+    key == Some(&there.to) && sealed == Some(&there.sealed)
+}
+
+/// Why hosts can't open an env: those that never will as they are, and those that have to wait for an rm first.
+pub(super) fn hindered(
+    snapshot: &Snapshot,
+    view: &AppView,
+    env: EnvRef,
+) -> (BTreeMap<HostName, String>, BTreeMap<HostName, String>) {
+    let (mut older, mut without) = (BTreeMap::new(), BTreeMap::new());
+    if env == EMPTY_ENV || !view.envs.get(&env).is_some_and(|row| row.is_sealed()) {
+        return (older, without);
+    }
+    let wraps = view.wraps.get(&env);
+    let registered = |host: &HostView| host.host.as_ref().map(|row| row.seal_key.clone());
+    for (name, key) in snapshot.hosts.iter().filter_map(|(name, host)| Some((name, registered(host)?))) {
+        match key {
+            None => {
+                let why = "its bazooka-pm is of a version that can't open config vars";
+                older.insert(name.clone(), why.to_owned());
+            }
+            Some(key) if !wraps.is_some_and(|wraps| wraps.hosts.contains_key(&key)) => {
+                let why = "it has no key to this app's config vars yet; a bazooka-rm adds it";
+                without.insert(name.clone(), why.to_owned());
+            }
+            Some(_) => {}
+        }
+    }
+    (older, without)
+}

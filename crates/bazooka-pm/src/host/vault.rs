@@ -1,0 +1,94 @@
+//! The host's own keys: what opens the envs that it was handed, and nothing else does.
+//!
+//! Owns the key pairs while bazooka-pm runs. Vars are in the open only from here to the shim that starts an instance
+//! with them; in the engine and on disk they are sealed.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use visor::{
+    names::{AppName, EnvRef},
+    schema::Handed,
+    seal::{Keyring, OpenError, PublicKey, Random, Vars},
+};
+
+/// A host's keys. Cheap to clone.
+#[derive(Clone)]
+pub struct Vault(Arc<Mutex<Inner>>);
+
+/// What writes keys down.
+type Store = Box<dyn Fn(&Keyring) -> Result<(), String> + Send>;
+
+struct Inner {
+    ring: Keyring,
+    random: Box<dyn Random + Send>,
+    store: Store,
+}
+
+impl Vault {
+    /// Over keys, and what writes them down.
+    pub fn new(
+        ring: Keyring,
+        random: impl Random + Send + 'static,
+        store: impl Fn(&Keyring) -> Result<(), String> + Send + 'static,
+    ) -> Vault {
+        Vault(Arc::new(Mutex::new(Inner { ring, random: Box::new(random), store: Box::new(store) })))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().expect("nobody panics with it")
+    }
+
+    /// What is sealed for this host is sealed to this.
+    pub fn public(&self) -> PublicKey {
+        self.inner().ring.current()
+    }
+
+    /// Opens an env.
+    ///
+    /// # Errors
+    /// [`OpenError`], which tells nothing of what is in it.
+    pub fn open(&self, app: &AppName, env: EnvRef, handed: &Handed) -> Result<Vars, OpenError> {
+        self.inner().ring.open(app, env, handed)
+    }
+
+    /// Seals vars that came in plain text, as an earlier version wrote them.
+    pub fn keep(&self, app: &AppName, env: EnvRef, vars: &Vars) -> Handed {
+        let inner = &mut *self.inner();
+        inner.ring.keep(app, env, vars, inner.random.as_mut())
+    }
+
+    /// The same env under the current key.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn renewed(&self, handed: &Handed) -> Result<Handed, OpenError> {
+        let inner = &mut *self.inner();
+        if handed.to == inner.ring.current() {
+            return Ok(handed.clone());
+        }
+        inner.ring.rewrapped(handed, inner.random.as_mut())
+    }
+
+    /// Lets go of the keys that the current one has replaced, unless `used` has one of them.
+    pub fn retire(&self, used: &BTreeSet<&PublicKey>) {
+        let inner = &mut *self.inner();
+        let retired = inner.ring.retired();
+        if retired.is_empty() || retired.iter().any(|key| used.contains(key)) {
+            return;
+        }
+        let after = inner.ring.without_retired();
+        match (inner.store)(&after) {
+            Ok(()) => {
+                tracing::info!(
+                    keys = retired.len(),
+                    "nothing is sealed to the keys before any more; they are gone"
+                );
+                inner.ring = after;
+            }
+            Err(error) => tracing::warn!(error, "can't let go of replaced keys"),
+        }
+    }
+}

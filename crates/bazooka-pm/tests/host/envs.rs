@@ -1,0 +1,131 @@
+//! Config vars on a host: sealed until the moment of a start, and in the open in the instance's environment alone.
+
+use std::{fs, path::Path, process::Command};
+
+use nix::sys::signal::Signal;
+use visor::{
+    keys::Key,
+    names::EnvRef,
+    schema::{Host, State},
+    seal::{Os, SecretKey},
+    snapshot::Versioned,
+    testing::until,
+};
+
+use crate::world::{SERVER, SOON, World, ask, signal};
+
+const SECRET: &str = "rosebud-7f3a9c";
+
+/// Every file of a folder that has the secret in it.
+fn files_with_secret(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(files_with_secret(&path));
+        } else if fs::read(&path).is_ok_and(|bytes| bytes.windows(14).any(|part| part == SECRET.as_bytes())) {
+            found.push(path.display().to_string());
+        }
+    }
+    found
+}
+
+fn has_it(world: &World, id: visor::names::InstanceId) -> bool {
+    let environ = |pid| fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let var = format!("ANSWER=200 {SECRET}");
+    let is_in = |environ: Vec<u8>| environ.split(|byte| *byte == 0).any(|own| own == var.as_bytes());
+    world.processes(id).into_iter().any(|pid| is_in(environ(pid)))
+}
+
+#[tokio::test]
+async fn what_is_set_reaches_the_instance_and_no_disk_log_or_other_process() {
+    let mut world = World::start().await;
+    let mut web = world.web(SERVER);
+    web.env = world.env(1, &[("ANSWER", &format!("200 {SECRET}"))]).await;
+    let id = world.place(web).await;
+    let status = world.until_state(id, State::Running).await;
+    assert!(has_it(&world, id));
+    signal(status.pid.expect("it runs") as i32, Signal::SIGKILL);
+    world.until_status(id, "runs again", |s| s.state == State::Running && s.restarts == 1).await;
+    assert!(has_it(&world, id));
+    for shim in world.shims() {
+        let shown = fs::read(format!("/proc/{shim}/environ")).expect("it is ours");
+        assert!(shown.is_empty(), "a shim's own environment is empty");
+    }
+    world.kill_pm();
+    assert_eq!(files_with_secret(&world.state()), Vec::<String>::new());
+    assert!(!world.pm_log().contains(SECRET));
+    world.start_pm();
+    world.registered().await;
+}
+
+#[tokio::test]
+async fn an_env_that_is_for_another_key_is_waited_for_and_told() {
+    let world = World::start().await;
+    let to = world.env(2, &[]).await;
+    assert_eq!(to, EnvRef(2));
+    let mut web = world.web(SERVER);
+    web.env = EnvRef(1);
+    world.hand(EnvRef(1), &SecretKey::fresh(&mut Os).public(), &[("ANSWER", "200 no")]).await;
+    let id = world.place(web).await;
+    let status = world
+        .until_status(id, "says why", |status| {
+            status.cause.as_ref().is_some_and(|cause| cause.contains("has no key"))
+        })
+        .await;
+    assert_eq!(status.state, State::Claimed);
+    assert_eq!(
+        status.cause.as_deref(),
+        Some("host1 has no key to this app's config vars (e1) yet; a bazooka-rm adds it")
+    );
+    world.env(1, &[("ANSWER", "204 No Content")]).await;
+    let status = world.until_state(id, State::Running).await;
+    assert_eq!(ask(status.port.expect("it has one")).expect("it answers"), "HTTP/1.1 204 No Content");
+}
+
+#[tokio::test]
+async fn an_env_that_version_1_left_in_plain_text_is_read_and_kept_sealed() {
+    let mut world = World::start().await;
+    let mut web = world.web(SERVER);
+    web.env = world.plain_env(1, &[("ANSWER", &format!("200 {SECRET}"))]).await;
+    let id = world.place(web).await;
+    world.until_state(id, State::Running).await;
+    assert!(has_it(&world, id));
+    world.kill_pm();
+    assert_eq!(files_with_secret(&world.state()), Vec::<String>::new());
+    world.start_pm();
+    world.registered().await;
+}
+
+#[tokio::test]
+async fn a_rotated_key_opens_what_was_there_before_it_and_then_stands_alone() {
+    let mut world = World::start().await;
+    let mut web = world.web(SERVER);
+    web.env = world.env(1, &[("ANSWER", &format!("200 {SECRET}"))]).await;
+    let id = world.place(web).await;
+    let before = world.until_state(id, State::Running).await;
+    let row = world.registered().await;
+    world.kill_pm();
+    let pm = env!("CARGO_BIN_EXE_bazooka-pm");
+    let rotated = Command::new(pm).arg("rotate-key").arg("--state").arg(world.state()).status();
+    assert!(rotated.expect("it can be started").success());
+    world.start_pm();
+    let now: Versioned<Host> = until("it is registered with another key", SOON, || async {
+        let found: Option<Versioned<Host>> =
+            world.visor.get(&Key::Host(world.host.clone())).await.map_err(|error| error.to_string())?;
+        found.filter(|now| now.seal_key != row.seal_key).ok_or_else(|| "not yet".to_owned())
+    })
+    .await;
+    // What it had is its own still, though nothing was handed to it anew.
+    signal(before.pid.expect("it runs") as i32, Signal::SIGKILL);
+    world.until_status(id, "runs again", |s| s.state == State::Running && s.restarts == 1).await;
+    assert!(has_it(&world, id));
+    let keys = || fs::read_to_string(world.state().join("seal.key")).expect("it is there");
+    assert_eq!(keys().matches("\",\"").count(), 1, "two keys, as long as what is handed needs the first");
+    let to = now.seal_key.clone().expect("it has one");
+    world.hand(EnvRef(1), &to, &[("ANSWER", "200 OK")]).await;
+    until("the first is gone", SOON, || async {
+        if keys().matches("\",\"").count() == 0 { Ok(()) } else { Err("two keys".to_owned()) }
+    })
+    .await;
+}

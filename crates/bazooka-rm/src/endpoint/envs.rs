@@ -1,0 +1,84 @@
+//! Config vars, opened for those who may see them. Nothing of them is logged.
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{
+        HeaderMap, HeaderName, StatusCode,
+        header::{AUTHORIZATION, CACHE_CONTROL},
+    },
+};
+use visor::{
+    access::Act,
+    identity::Caller,
+    names::{AppName, EnvRef},
+    seal::Vars,
+    transitions::envs::Opened,
+};
+
+use super::{ApiError, allow, apps::invalid};
+use crate::rm::SharedRm;
+
+/// `GET /apps/A/envs/E`: names and values, as one JSON map.
+pub async fn show(
+    State(rm): State<SharedRm>,
+    Path((app, env)): Path<(String, String)>,
+    caller: Caller,
+    headers: HeaderMap,
+) -> Result<([(HeaderName, &'static str); 1], Json<Vars>), ApiError> {
+    let app: AppName = app.parse().map_err(invalid)?;
+    let env: EnvRef = env.parse().map_err(invalid)?;
+    may_see(&rm, &caller, &headers, &app).await?;
+    match rm.visor.open_env(&app, env, &rm.ring.get()).await? {
+        Opened::Vars(vars) => Ok(([(CACHE_CONTROL, "no-store")], Json(vars))),
+        Opened::Missing => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!("app '{app}' has no env {env}"),
+            "`bazooka releases` shows the env of each release",
+        )),
+        Opened::Closed(error) => {
+            tracing::error!(%app, %env, error = %error, "can't open config vars");
+            Err(ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("this bazooka-rm can't open {env} of app '{app}': {error}"),
+                "another bazooka-rm that can adds a wrap for this one",
+            ))
+        }
+    }
+}
+
+/// Refuses who may not see the config vars of an app: with identities, all but its people; in a cluster that has none,
+/// whoever can't read this rm's word in the coordinator, such as an instance.
+async fn may_see(rm: &SharedRm, caller: &Caller, headers: &HeaderMap, app: &AppName) -> Result<(), ApiError> {
+    if *caller != Caller::Anyone {
+        return allow(rm, caller, Act::App, Some(app)).await;
+    }
+    let said = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let word = said.and_then(|said| said.strip_prefix("Bearer "));
+    if word.is_some_and(|word| is_same(word.as_bytes(), rm.ask.word.as_bytes())) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::FORBIDDEN,
+        "config vars are for those who can read asks/ in the coordinator",
+        "use `bazooka config`",
+    ))
+}
+
+/// Takes the same time wherever they differ.
+fn is_same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_same;
+
+    #[test]
+    fn a_word_is_the_same_from_its_first_byte_to_its_last() {
+        assert!(is_same(b"word", b"word"));
+        for other in ["", "wor", "words", "wOrd", "xord", "worx"] {
+            assert!(!is_same(other.as_bytes(), b"word"), "{other}");
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! How config vars are sealed before they enter the coordinator, and opened by those who may.
+//!
+//! Owns the formats, and no key of the coordinator. It is pure: randomness is passed in ([`Random`]), and only
+//! [`file`] touches a disk.
+//!
+//! ```text
+//! vars ── one JSON map, so that not even names are seen ──▶ XChaCha20-Poly1305 ──▶ apps/A/envs/E
+//!            under a data key (32 random bytes) of this env alone, and a random nonce of 24 bytes;
+//!            app and env ref are its associated data: moved to another row it doesn't open
+//! data key ── a sealed box for each who may open ──▶ wraps/A/E, and a host's own in sealed/H/A/E
+//! ```
+//!
+//! [`Sealed::payload`] is base64 of the nonce, then the ciphertext with its tag: draft-irtf-cfrg-xchacha, as RustCrypto's
+//! `chacha20poly1305` does it. A [`WrappedKey`] is base64 of 80 bytes, the sealed box of libsodium
+//! (`crypto_box_seal`: X25519, XSalsa20-Poly1305, the nonce by BLAKE2b), as RustCrypto's `crypto_box` does it. The associated data
+//! is `bazooka env 1`, a zero byte, and each of app and ref as its length (8 bytes, big-endian) and itself.
+//!
+//! A nonce is random and its key seals one message: neither is ever used again.
+
+pub mod file;
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use chacha20poly1305::{
+    KeyInit, XChaCha20Poly1305, XNonce,
+    aead::{Aead, Payload},
+};
+use crypto_box::aead::rand_core::{self, CryptoRng, RngCore};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::{
+    names::{AppName, EnvRef},
+    schema::{Handed, Wraps},
+};
+
+/// The one cipher that there is so far, as [`Sealed::cipher`] names it.
+pub const CIPHER: &str = "xchacha20poly1305";
+
+/// The nonce's length.
+const NONCE: usize = 24;
+
+/// A key's length, of each kind.
+const KEY: usize = 32;
+
+/// The most that vars may take once they are JSON. Sealed, as base64 and with the row around it, that is 1.4 MB; etcd
+/// takes requests of 1.5 MiB.
+pub const MOST_BYTES: usize = 1024 * 1024;
+
+/// Where randomness comes from: the kernel, or a simulation's seed.
+pub trait Random {
+    /// Fills it with bytes that nobody can guess.
+    fn fill(&mut self, bytes: &mut [u8]);
+}
+
+/// The kernel's randomness.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Os;
+
+impl Random for Os {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        use rand::TryRngCore;
+        rand::rngs::OsRng.try_fill_bytes(bytes).expect("Linux gives random bytes once it has started");
+    }
+}
+
+/// The same, as the libraries below want it.
+struct Source<'a>(&'a mut dyn Random);
+
+impl RngCore for Source<'_> {
+    fn next_u32(&mut self) -> u32 {
+        rand_core::impls::next_u32_via_fill(self)
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        rand_core::impls::next_u64_via_fill(self)
+    }
+
+    fn fill_bytes(&mut self, bytes: &mut [u8]) {
+        self.0.fill(bytes);
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), rand_core::Error> {
+        self.0.fill(bytes);
+        Ok(())
+    }
+}
+
+impl CryptoRng for Source<'_> {}
+
+/// Config vars as they are: never shown by `{:?}`, and wiped once they are let go.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Vars(BTreeMap<String, String>);
+
+impl Vars {
+    /// By name.
+    pub fn as_map(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
+    /// To be changed.
+    pub fn as_map_mut(&mut self) -> &mut BTreeMap<String, String> {
+        &mut self.0
+    }
+
+    /// How many bytes they take as JSON.
+    pub fn size(&self) -> usize {
+        self.json().len()
+    }
+
+    fn json(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(serde_json::to_vec(&self.0).expect("a map of strings is always valid JSON"))
+    }
+}
+
+impl From<BTreeMap<String, String>> for Vars {
+    fn from(vars: BTreeMap<String, String>) -> Vars {
+        Vars(vars)
+    }
+}
+
+impl fmt::Debug for Vars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vars({})", self.0.len())
+    }
+}
+
+impl Drop for Vars {
+    fn drop(&mut self) {
+        self.0.values_mut().for_each(Zeroize::zeroize);
+    }
+}
+
+/// Vars as they are stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// By what: [`CIPHER`].
+    pub cipher: String,
+    /// The nonce and the ciphertext, in base64.
+    pub payload: String,
+}
+
+/// Why something sealed can't be opened. No variant tells what is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum OpenError {
+    #[error("it is sealed for others")]
+    NotForUs,
+    #[error("it is sealed by a later version's cipher")]
+    UnknownCipher,
+    #[error("it is not what was sealed, or belongs elsewhere")]
+    Broken,
+}
+
+/// The key that one env is sealed with.
+pub struct DataKey(Zeroizing<[u8; KEY]>);
+
+impl DataKey {
+    /// A new one.
+    pub fn fresh(random: &mut dyn Random) -> DataKey {
+        let mut key = Zeroizing::new([0; KEY]);
+        random.fill(&mut *key);
+        DataKey(key)
+    }
+
+    /// Seals vars as an env of an app. A key seals once.
+    pub fn seal(&self, app: &AppName, env: EnvRef, vars: &Vars, random: &mut dyn Random) -> Sealed {
+        let mut nonce = [0; NONCE];
+        random.fill(&mut nonce);
+        let (plain, aad) = (vars.json(), associated(app, env));
+        let sealed = self
+            .cipher()
+            .encrypt(XNonce::from_slice(&nonce), Payload { msg: &plain, aad: &aad })
+            .expect("vars are far shorter than the cipher's 256 GiB");
+        let payload = BASE64.encode([&nonce[..], &sealed].concat());
+        Sealed { cipher: CIPHER.to_owned(), payload }
+    }
+
+    /// Opens an env of an app.
+    ///
+    /// # Errors
+    /// [`OpenError`], if this isn't the key, or the row not that env's.
+    pub fn open(&self, app: &AppName, env: EnvRef, sealed: &Sealed) -> Result<Vars, OpenError> {
+        if sealed.cipher != CIPHER {
+            return Err(OpenError::UnknownCipher);
+        }
+        let bytes = BASE64.decode(&sealed.payload).map_err(|_| OpenError::Broken)?;
+        let (nonce, text) = bytes.split_at_checked(NONCE).ok_or(OpenError::Broken)?;
+        let aad = associated(app, env);
+        let plain = self.cipher().decrypt(XNonce::from_slice(nonce), Payload { msg: text, aad: &aad });
+        let plain = Zeroizing::new(plain.map_err(|_| OpenError::Broken)?);
+        serde_json::from_slice(&plain).map(Vars).map_err(|_| OpenError::Broken)
+    }
+
+    /// Wraps it for whoever has the other half of a public key.
+    pub fn wrap(&self, to: &PublicKey, random: &mut dyn Random) -> WrappedKey {
+        let sealed = to.half().seal(&mut Source(random), &*self.0);
+        WrappedKey(BASE64.encode(sealed.expect("a key is as short as can be")))
+    }
+
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        XChaCha20Poly1305::new((&*self.0).into())
+    }
+}
+
+/// What an env's ciphertext is bound to. Lengths stand before names, so that no two pairs look alike.
+fn associated(app: &AppName, env: EnvRef) -> Vec<u8> {
+    let mut bytes = b"bazooka env 1\0".to_vec();
+    for part in [app.to_string(), env.to_string()] {
+        bytes.extend((part.len() as u64).to_be_bytes());
+        bytes.extend(part.as_bytes());
+    }
+    bytes
+}
+
+/// A data key as a sealed box for one public key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WrappedKey(String);
+
+/// The half of a key pair that everyone may know: 32 bytes in base64.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PublicKey(String);
+
+/// What isn't a public key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a public key is 32 bytes in base64, 43 characters")]
+pub struct InvalidKey;
+
+impl PublicKey {
+    fn half(&self) -> crypto_box::PublicKey {
+        let bytes = key_bytes(&self.0).expect("it was checked when it was made");
+        crypto_box::PublicKey::from_bytes(*bytes)
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = InvalidKey;
+
+    fn from_str(s: &str) -> Result<Self, InvalidKey> {
+        key_bytes(s).map(|_| PublicKey(s.to_owned()))
+    }
+}
+
+impl TryFrom<String> for PublicKey {
+    type Error = InvalidKey;
+
+    fn try_from(s: String) -> Result<Self, InvalidKey> {
+        s.parse()
+    }
+}
+
+impl From<PublicKey> for String {
+    fn from(key: PublicKey) -> String {
+        key.0
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn key_bytes(s: &str) -> Result<Zeroizing<[u8; KEY]>, InvalidKey> {
+    let bytes = Zeroizing::new(BASE64.decode(s).map_err(|_| InvalidKey)?);
+    bytes.as_slice().try_into().map(Zeroizing::new).map_err(|_| InvalidKey)
+}
+
+/// The half that its owner alone knows. Wiped when it is let go.
+#[derive(Clone)]
+pub struct SecretKey(crypto_box::SecretKey);
+
+impl SecretKey {
+    /// A new one.
+    pub fn fresh(random: &mut dyn Random) -> SecretKey {
+        SecretKey(crypto_box::SecretKey::generate(&mut Source(random)))
+    }
+
+    /// Its public half.
+    pub fn public(&self) -> PublicKey {
+        PublicKey(BASE64.encode(self.0.public_key().as_bytes()))
+    }
+
+    /// Takes a data key out of its wrap.
+    ///
+    /// # Errors
+    /// [`OpenError::NotForUs`].
+    pub fn unwrap(&self, wrapped: &WrappedKey) -> Result<DataKey, OpenError> {
+        let bytes = BASE64.decode(&wrapped.0).map_err(|_| OpenError::Broken)?;
+        let plain = Zeroizing::new(self.0.unseal(&bytes).map_err(|_| OpenError::NotForUs)?);
+        let key: [u8; KEY] = plain.as_slice().try_into().map_err(|_| OpenError::Broken)?;
+        Ok(DataKey(Zeroizing::new(key)))
+    }
+
+    fn to_text(&self) -> Zeroizing<String> {
+        let bytes = Zeroizing::new(self.0.to_bytes());
+        Zeroizing::new(BASE64.encode(bytes.as_slice()))
+    }
+
+    fn from_text(text: &str) -> Result<SecretKey, InvalidKey> {
+        key_bytes(text).map(|bytes| SecretKey(crypto_box::SecretKey::from_bytes(*bytes)))
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretKey(of {})", self.public())
+    }
+}
+
+/// A daemon's key pairs: the current one, and those that it replaced and still needs.
+#[derive(Clone, Debug)]
+pub struct Keyring {
+    /// Newest first; never empty.
+    keys: Vec<SecretKey>,
+}
+
+impl Keyring {
+    /// With one key.
+    pub fn of(key: SecretKey) -> Keyring {
+        Keyring { keys: vec![key] }
+    }
+
+    /// The public half of the current key: what is sealed from now on is sealed to this.
+    pub fn current(&self) -> PublicKey {
+        self.keys[0].public()
+    }
+
+    /// The public halves of those that it replaced.
+    pub fn retired(&self) -> Vec<PublicKey> {
+        self.keys[1..].iter().map(SecretKey::public).collect()
+    }
+
+    /// The same with another current key.
+    pub fn rotated(&self, key: SecretKey) -> Keyring {
+        let mut keys = vec![key];
+        keys.extend(self.keys.iter().cloned());
+        Keyring { keys }
+    }
+
+    /// The current key alone.
+    pub fn without_retired(&self) -> Keyring {
+        Keyring::of(self.keys[0].clone())
+    }
+
+    fn key(&self, public: &PublicKey) -> Option<&SecretKey> {
+        self.keys.iter().find(|key| key.public() == *public)
+    }
+
+    /// Takes a data key out of the first wrap that is for one of these keys.
+    ///
+    /// # Errors
+    /// [`OpenError::NotForUs`] if none is.
+    pub fn unwrap(&self, wraps: &BTreeMap<PublicKey, WrappedKey>) -> Result<DataKey, OpenError> {
+        let ours = self.keys.iter().find_map(|key| Some((key, wraps.get(&key.public())?)));
+        ours.map_or(Err(OpenError::NotForUs), |(key, wrapped)| key.unwrap(wrapped))
+    }
+
+    /// Opens what was handed to a host.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(&self, app: &AppName, env: EnvRef, handed: &Handed) -> Result<Vars, OpenError> {
+        let key = self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)?;
+        key.open(app, env, &handed.sealed)
+    }
+
+    /// Seals vars so that these keys alone open them.
+    pub fn keep(&self, app: &AppName, env: EnvRef, vars: &Vars, random: &mut dyn Random) -> Handed {
+        let key = DataKey::fresh(random);
+        let sealed = key.seal(app, env, vars, random);
+        let to = self.current();
+        let key = key.wrap(&to, random);
+        Handed { sealed, to, key, extra: Default::default() }
+    }
+
+    /// The same vars under the current key.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn rewrapped(&self, handed: &Handed, random: &mut dyn Random) -> Result<Handed, OpenError> {
+        let key = self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)?;
+        let to = self.current();
+        Ok(Handed { key: key.wrap(&to, random), to, ..handed.clone() })
+    }
+}
+
+/// Wraps a data key for several.
+pub fn wraps<'a>(
+    key: &DataKey,
+    rms: impl IntoIterator<Item = &'a PublicKey>,
+    hosts: impl IntoIterator<Item = &'a PublicKey>,
+    random: &mut dyn Random,
+) -> Wraps {
+    let mut all = |to: &mut dyn Iterator<Item = &'a PublicKey>| {
+        to.map(|public| (public.clone(), key.wrap(public, random))).collect()
+    };
+    let rms = all(&mut rms.into_iter());
+    Wraps { rms, hosts: all(&mut hosts.into_iter()), extra: Default::default() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! Where a daemon keeps its key pairs: one file of its state folder, readable by its owner alone.
+//!
+//! ```text
+//! seal.key   0600   {"keys": ["<current>", "<replaced, still needed>", ...]}
+//! ```
+//!
+//! It is replaced as a whole and synced, so that whatever dies when, it holds the keys from before or after.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{Keyring, Random, SecretKey};
+
+/// Its name in the state folder.
+const NAME: &str = "seal.key";
+
+#[derive(Deserialize)]
+struct Stored {
+    keys: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Storing<'a> {
+    keys: Vec<&'a str>,
+}
+
+/// A daemon's key file.
+#[derive(Clone, Debug)]
+pub struct KeyFile {
+    path: PathBuf,
+}
+
+impl KeyFile {
+    /// That of a state folder.
+    pub fn of(state: &Path) -> KeyFile {
+        KeyFile { path: state.join(NAME) }
+    }
+
+    /// The keys; a first one is made where there is no file.
+    ///
+    /// # Errors
+    /// In words: it can't be read, isn't whole, or others may read it. Then no key is made: what was sealed to the one
+    /// that it held would be lost.
+    pub fn load(&self, random: &mut dyn Random) -> Result<Keyring, String> {
+        if let Some(found) = self.read()? {
+            return Ok(found);
+        }
+        let made = Keyring::of(SecretKey::fresh(random));
+        self.store(&made)?;
+        Ok(made)
+    }
+
+    /// Makes another key the current one, and keeps those before it.
+    ///
+    /// # Errors
+    /// As [`KeyFile::load`]; there is no key yet.
+    pub fn rotate(&self, random: &mut dyn Random) -> Result<Keyring, String> {
+        let Some(before) = self.read()? else {
+            return Err(format!("there is no {} yet; it is made at the first start", self.path.display()));
+        };
+        let after = before.rotated(SecretKey::fresh(random));
+        self.store(&after)?;
+        Ok(after)
+    }
+
+    /// Writes down that these keys alone are left. One that was made meanwhile is not lost by that.
+    ///
+    /// # Errors
+    /// As [`KeyFile::load`]; there is a newer key, which counts from the next start on.
+    pub fn retire(&self, left: &Keyring) -> Result<(), String> {
+        match self.read()? {
+            Some(found) if found.current() == left.current() => self.store(left),
+            _ => Err(format!("{} has another key since the start", self.path.display())),
+        }
+    }
+
+    /// Writes them down.
+    ///
+    /// # Errors
+    /// The file system's, with the path; what was there before stays.
+    fn store(&self, keys: &Keyring) -> Result<(), String> {
+        let failed = |error: io::Error| format!("can't write {}: {error}", self.path.display());
+        let texts: Vec<_> = keys.keys.iter().map(SecretKey::to_text).collect();
+        let storing = Storing { keys: texts.iter().map(|text| text.as_str()).collect() };
+        let bytes = Zeroizing::new(serde_json::to_vec(&storing).expect("strings are always valid JSON"));
+        let draft = self.path.with_extension("key.new");
+        let write = || {
+            let mut file =
+                fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            fs::rename(&draft, &self.path)?;
+            // The name is to last as the bytes do: a key that is lost can't be made again.
+            fs::File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        };
+        write().map_err(failed)
+    }
+
+    fn read(&self) -> Result<Option<Keyring>, String> {
+        let path = self.path.display();
+        let text = match fs::read(&self.path) {
+            Ok(text) => Zeroizing::new(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(format!("can't read {path}: {error}")),
+        };
+        let mode = fs::metadata(&self.path).map_err(|error| format!("can't read {path}: {error}"))?;
+        if mode.permissions().mode() & 0o077 != 0 {
+            return Err(format!(
+                "{path} can be read by others; make it its owner's alone (chmod 600), and rotate it"
+            ));
+        }
+        let broken = || format!("{path} isn't whole; put it back from a copy");
+        let stored: Stored = serde_json::from_slice(&text).map_err(|_| broken())?;
+        let texts = stored.keys.into_iter().map(Zeroizing::new);
+        let keys: Result<Vec<_>, _> = texts.map(|text| SecretKey::from_text(&text)).collect();
+        let keys = keys.map_err(|_| broken())?;
+        if keys.is_empty() { Err(broken()) } else { Ok(Some(Keyring { keys })) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::Os;
+
+    #[test]
+    fn a_key_is_made_once_and_kept_from_others() {
+        let dir = tempfile::tempdir().expect("there is room");
+        let file = KeyFile::of(dir.path());
+        let made = file.load(&mut Os).expect("there is room");
+        assert_eq!(file.load(&mut Os).expect("it is there").current(), made.current());
+        let mode = fs::metadata(&file.path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::set_permissions(&file.path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+        assert!(file.load(&mut Os).expect_err("others could read it").contains("chmod 600"));
+    }
+
+    #[test]
+    fn a_file_that_is_not_whole_is_never_replaced_by_a_new_key() {
+        let dir = tempfile::tempdir().expect("there is room");
+        let file = KeyFile::of(dir.path());
+        file.load(&mut Os).expect("there is room");
+        let text = fs::read(&file.path).expect("it is there");
+        for cut in [0, 1, text.len() / 2, text.len() - 1] {
+            fs::write(&file.path, &text[..cut]).expect("there is room");
+            let said = file.load(&mut Os).expect_err("it isn't whole");
+            assert!(said.contains("isn't whole"), "{said}");
+            assert_eq!(fs::read(&file.path).expect("it is there"), &text[..cut]);
+        }
+    }
+
+    #[test]
+    fn a_rotation_keeps_the_keys_before_until_they_are_taken_out() {
+        let dir = tempfile::tempdir().expect("there is room");
+        let file = KeyFile::of(dir.path());
+        assert!(file.rotate(&mut Os).is_err(), "there is nothing to rotate");
+        let first = file.load(&mut Os).expect("there is room").current();
+        let second = file.rotate(&mut Os).expect("there is room").current();
+        assert_ne!(first, second);
+        let both = file.load(&mut Os).expect("it is there");
+        assert_eq!((both.current(), both.retired()), (second.clone(), vec![first]));
+        file.retire(&both.without_retired()).expect("there is room");
+        let one = file.load(&mut Os).expect("it is there");
+        assert_eq!((one.current(), one.retired()), (second, vec![]));
+        let third = file.rotate(&mut Os).expect("there is room").current();
+        assert!(file.retire(&one).is_err(), "it would lose the newest");
+        assert_eq!(file.load(&mut Os).expect("it is there").current(), third);
+    }
+}

@@ -1,0 +1,36 @@
+//! Sealed config vars for tests that don't open them again.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::{
+    keys,
+    names::AppName,
+    schema::Rm,
+    seal::{Os, SecretKey},
+    snapshot::Versioned,
+    transitions::envs::{NewEnv, recipients},
+    visor::Visor,
+};
+
+/// The next env of an app, sealed to all hosts and rms that are there; where no rm is, to one that nobody knows.
+///
+/// # Panics
+/// If the store fails.
+pub async fn new_env(visor: &Visor, app: &AppName, vars: &[(&str, &str)]) -> NewEnv {
+    let mut scopes = keys::app(app);
+    scopes.extend(recipients());
+    let mut snapshot = visor.read(scopes).await.expect("the store answers");
+    let lonely = snapshot.rms.values().all(|rm| rm.seal_key.is_none());
+    if lonely {
+        let row = Rm { seal_key: Some(SecretKey::fresh(&mut Os).public()), ..Rm::at("http://127.0.0.1:1") };
+        let row = Versioned { value: row, create_revision: 0, mod_revision: 0, lease: None };
+        snapshot.rms.insert("nobody".parse().expect("valid"), row);
+    }
+    let view = snapshot.apps.get(app).cloned().unwrap_or_default();
+    let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let vars = vars.collect::<BTreeMap<_, _>>().into();
+    NewEnv::seal(app, &view, &vars, &snapshot, ("me", Timestamp::UNIX_EPOCH), &mut Os)
+        .expect("an rm is there")
+}

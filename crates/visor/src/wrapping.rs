@@ -1,0 +1,181 @@
+//! The loop by which an rm sees to it that everyone who should can open the envs.
+//!
+//! Owns when that is looked at; what is to be done is decided in [`envs`]. Several rms may do it at once: each write
+//! compares what it was decided from, so one of them gets through and the others find it done. It needs no rm for as
+//! long as no host and no rm joins, is renamed or changes its key.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    keys::{self, Key},
+    mirror::{Changes, Mirror},
+    names::{AppName, EnvRef, HostName},
+    seal::{Keyring, OpenError, PublicKey, Random},
+    snapshot::Snapshot,
+    transitions::envs::{Recipients, mending},
+    visor::{Committed, Visor, VisorError},
+};
+
+/// How soon what the coordinator failed to do is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// An rm's keys, as they change. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SharedRing(Arc<watch::Sender<Keyring>>);
+
+impl SharedRing {
+    /// Over keys.
+    pub fn new(ring: Keyring) -> SharedRing {
+        SharedRing(Arc::new(watch::Sender::new(ring)))
+    }
+
+    /// As they are now.
+    pub fn get(&self) -> Keyring {
+        self.0.borrow().clone()
+    }
+
+    /// Tells of each change.
+    pub fn changes(&self) -> watch::Receiver<Keyring> {
+        self.0.subscribe()
+    }
+}
+
+/// What the loop works with.
+pub struct Wrapping {
+    /// The coordinator.
+    pub visor: Visor,
+    /// The rm whose keys these are.
+    pub own: HostName,
+    /// Its keys.
+    pub ring: SharedRing,
+    /// Where randomness comes from.
+    pub random: Box<dyn Random + Send>,
+    /// Writes the keys down, once some of them are needed no more. Says whether it could.
+    pub store: Box<dyn Fn(&Keyring) -> bool + Send>,
+}
+
+impl Wrapping {
+    /// Does so, for ever.
+    pub async fn run(mut self) {
+        let scopes = vec![keys::apps(), keys::wraps(), keys::hosts(), keys::rms()];
+        let mut mirror = Mirror::new(self.visor.store().clone(), scopes, Snapshot::default());
+        let mut due = Due::default();
+        let mut closed = BTreeMap::new();
+        let mut again: Option<Instant> = None;
+        loop {
+            let wake = async {
+                match again {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                changes = mirror.next() => due.note(&changes),
+                () = wake => again = None,
+            }
+            if !mirror.is_synced() || again.is_some() {
+                continue;
+            }
+            match self.mend(mirror.image(), &mut due, &mut closed).await {
+                Ok(()) => self.retire(mirror.image()),
+                Err(error) => {
+                    tracing::warn!(error = %error, "can't wrap config vars; trying again");
+                    again = Some(Instant::now() + AGAIN);
+                }
+            }
+        }
+    }
+
+    /// Does what is to be done for the apps that are due.
+    async fn mend(
+        &mut self,
+        image: &Snapshot,
+        due: &mut Due,
+        closed: &mut BTreeMap<(AppName, EnvRef), OpenError>,
+    ) -> Result<(), VisorError> {
+        let (to, ring) = (Recipients::of(image), self.ring.get());
+        for app in due.apps(image) {
+            let Some(view) = image.apps.get(&app) else { continue };
+            let mending = mending(&app, view, &to, &ring, self.random.as_mut());
+            for (env, change) in mending.changes {
+                // Where another was first, its word is on its way here and says what is left to do.
+                if let Committed::Done(_) = self.visor.commit(change).await? {
+                    tracing::info!(%app, %env, hosts = to.hosts.len(), rms = to.rms.len(), action = "wrap", "wrapped config vars");
+                }
+            }
+            for (env, error) in mending.closed {
+                if closed.insert((app.clone(), env), error).is_none() {
+                    tracing::error!(%app, %env, error = %error, "can't wrap config vars; another bazooka-rm must, that can open them");
+                }
+            }
+        }
+        due.done();
+        Ok(())
+    }
+
+    /// Lets go of replaced keys once nothing is wrapped for them any more. That others seal to the current one is
+    /// seen in the image, and each new env is guarded by the row that says so.
+    fn retire(&self, image: &Snapshot) {
+        let ring = self.ring.get();
+        let retired: BTreeSet<PublicKey> = ring.retired().into_iter().collect();
+        let said = image.rms.get(&self.own).and_then(|row| row.seal_key.as_ref());
+        if retired.is_empty() || said != Some(&ring.current()) {
+            return;
+        }
+        let mut wraps = image.apps.values().flat_map(|view| view.wraps.values());
+        if wraps.any(|wraps| wraps.rms.keys().any(|key| retired.contains(key))) {
+            return;
+        }
+        let after = ring.without_retired();
+        if (self.store)(&after) {
+            tracing::info!(
+                keys = retired.len(),
+                "nothing is sealed to the keys before any more; they are gone"
+            );
+            self.ring.0.send_replace(after);
+        }
+    }
+}
+
+/// Which apps are to be looked at.
+#[derive(Default)]
+struct Due {
+    all: bool,
+    apps: BTreeSet<AppName>,
+}
+
+impl Due {
+    fn note(&mut self, changes: &Changes) {
+        self.all |= changes.relisted;
+        for key in changes.keys.iter().filter_map(|key| key.parse::<Key>().ok()) {
+            match key {
+                Key::Host(_) | Key::Rm(_) => self.all = true,
+                Key::Env(app, _)
+                | Key::Wraps(app, _)
+                | Key::Release(app, _)
+                | Key::Head(app)
+                | Key::Trial(app)
+                | Key::Formation(app, _) => drop(self.apps.insert(app)),
+                _ => {}
+            }
+        }
+    }
+
+    fn apps(&self, image: &Snapshot) -> Vec<AppName> {
+        if self.all { image.apps.keys().cloned().collect() } else { self.apps.iter().cloned().collect() }
+    }
+
+    fn done(&mut self) {
+        *self = Due::default();
+    }
+}
