@@ -35,6 +35,25 @@ fn a_developer_goes_from_init_to_rollback_and_is_asked_for_nothing() {
     assert!(!fetched.stderr.contains("Username"), "{}", fetched.stderr);
     let releases = repo.bazooka(&["releases", "--json"]).ok().stdout;
     assert!(releases.contains(r#""by":"ada""#) || releases.contains(r#""by": "ada""#), "{releases}");
+    let audit = repo.bazooka(&["audit", "--json"]).ok().stdout;
+    let entries: Vec<serde_json::Value> = serde_json::from_str(&audit).expect("JSON");
+    let has = |who: &str, written_by: &str, what: &str| {
+        let is = |entry: &&serde_json::Value| {
+            entry["who"] == who
+                && entry["written_by"] == written_by
+                && entry["what"].as_str().is_some_and(|said| said.starts_with(what))
+                && entry["from"].as_str().is_some_and(|from| !from.is_empty())
+        };
+        assert!(entries.iter().any(|entry| is(&entry)), "{who} {what}: {audit}");
+    };
+    has(OPERATOR, "rm:rm1", "access grant ada: the cluster");
+    has("ada", "rm:rm1", "init");
+    has("ada", "rm:rm1", "push ");
+    has("ada", "ada", "scale -n 2 web");
+    has("ada", "ada", "config set MOOD");
+    has("ada", "ada", "rollback");
+    assert!(!audit.contains("good"), "a value stands in the audit: {audit}");
+    assert!(!entries.iter().any(|entry| entry["what"] == "ps -l"), "{audit}");
     let whoami = repo.bazooka(&["whoami"]).ok().stdout;
     assert!(whoami.starts_with("ada\ntakes part\napps: goto-rocket\n"), "{whoami}");
     repo.bazooka(&["destroy", "--confirm", "goto-rocket"]).ok();

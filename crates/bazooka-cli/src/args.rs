@@ -83,6 +83,12 @@ pub enum Command {
         #[command(subcommand)]
         action: Option<KeysAction>,
     },
+    /// List who did what, when, and from where
+    Audit {
+        /// How many entries
+        #[arg(short = 'n', long, default_value_t = 100, value_name = "N")]
+        lines: usize,
+    },
     /// Say who asks, and what they may
     Whoami,
     /// Answer git, which asks who pushes
@@ -205,6 +211,7 @@ impl Command {
             | Command::Why { .. }
             | Command::Logs(_)
             | Command::Whoami
+            | Command::Audit { .. }
             | Command::Version => true,
             Command::Keys { action } => matches!(action, None | Some(KeysAction::List)),
             Command::Access { action } => matches!(action, None | Some(AccessAction::List)),
@@ -227,6 +234,41 @@ impl Command {
             | Command::GitCredential { .. }
             | Command::Child { .. } => false,
         }
+    }
+
+    /// What the audit says of it: the words of the command line, without those that every command takes. None where
+    /// nothing is changed, or where bazooka-rm writes it down.
+    pub fn said(&self, words: impl IntoIterator<Item = String>) -> Option<String> {
+        match self {
+            shows if shows.prints_json() => return None,
+            Command::Init { .. }
+            | Command::Destroy { .. }
+            | Command::Access { .. }
+            | Command::Keys { .. }
+            | Command::GitCredential { .. }
+            | Command::Dev(_)
+            | Command::Completions { .. }
+            | Command::ExitCodes
+            | Command::Child { .. } => return None,
+            // Never a value.
+            Command::Config { action: Some(ConfigAction::Set { pairs, .. }) } => {
+                let names: Vec<&str> =
+                    pairs.iter().map(|pair| pair.split('=').next().unwrap_or_default()).collect();
+                return Some(cut(&format!("config set {}", names.join(" "))));
+            }
+            _ => {}
+        }
+        const WITH_VALUE: [&str; 5] = ["-a", "--app", "--coordinator", "--prefix", "--identity"];
+        let mut said = Vec::new();
+        let mut words = words.into_iter();
+        while let Some(word) = words.next() {
+            if WITH_VALUE.contains(&word.as_str()) {
+                words.next();
+            } else if !WITH_VALUE.iter().any(|flag| word.starts_with(&format!("{flag}="))) {
+                said.push(word);
+            }
+        }
+        Some(cut(&said.join(" ")))
     }
 
     /// Whether it goes on until it is interrupted.
@@ -355,6 +397,11 @@ pub enum KeysAction {
         /// Its fingerprint
         fingerprint: String,
     },
+}
+
+/// Words as they are kept: some lines at most, and nothing that steers a terminal.
+fn cut(words: &str) -> String {
+    words.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
 /// `rollout`: what to do with it.

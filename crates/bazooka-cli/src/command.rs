@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod apps;
+pub mod audit;
 pub mod completions;
 pub mod config;
 pub mod credential;

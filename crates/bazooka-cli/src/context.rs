@@ -204,7 +204,7 @@ pub fn app_of(url: &str) -> Option<AppName> {
 }
 
 /// Who runs this: the login name, in printable characters.
-fn who() -> String {
+pub fn who() -> String {
     let name = std::env::var("USER").ok().filter(|name| !name.is_empty()).or_else(|| {
         let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok()??;
         Some(user.name)

@@ -17,7 +17,13 @@ mod watch;
 use std::{io::Write, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
-use visor::daemon::CoordinatorArgs;
+use visor::{
+    daemon::{Cluster, CoordinatorArgs},
+    identity::Credentials,
+    names::AppName,
+    schema::{AuditEntry, Extra},
+    visor::Visor,
+};
 
 use args::{AccessAction, Cli, Command, ConfigAction, EXIT_CODES, KeysAction};
 use context::Context;
@@ -132,6 +138,26 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .map_err(|error| Failure::from_error(Kind::Failed, "the runtime can't be started", &error))
 }
 
+/// The cluster's state, for a command whose changes stand in the audit.
+async fn audited(cluster: &Cluster, what: &Command, said: String, app: Option<AppName>) -> Visor {
+    let app = match app {
+        // Hosts belong to no app.
+        _ if matches!(what, Command::Hosts { .. }) => None,
+        Some(app) => Some(app),
+        None => context::remote_url().await.as_deref().and_then(context::app_of),
+    };
+    let from = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let entry =
+        AuditEntry { what: said, app, by: None, from, at: jiff::Timestamp::now(), extra: Extra::new() };
+    let who = cluster.credentials.as_ref().map(Credentials::identity);
+    // Without identities, as the system says; whoever has a name there that can't be one here isn't told apart.
+    let who = who.or_else(|| context::who().parse().ok());
+    match who.or_else(|| "someone".parse().ok()) {
+        Some(who) => cluster.visor.audited(&who, entry, rand::random()),
+        None => cluster.visor.clone(),
+    }
+}
+
 async fn with_coordinator(
     what: Command,
     coordinator: &CoordinatorArgs,
@@ -139,7 +165,11 @@ async fn with_coordinator(
     json: bool,
 ) -> Result<()> {
     let cluster = coordinator.cluster().map_err(|error| Failure::new(Kind::Usage, error))?;
-    let context = Context::new(cluster.visor, cluster.credentials, app, json);
+    let visor = match what.said(std::env::args().skip(1)) {
+        Some(said) => audited(&cluster, &what, said, app.clone()).await,
+        None => cluster.visor,
+    };
+    let context = Context::new(visor, cluster.credentials, app, json);
     let is_endless = what.is_endless();
     let work = async {
         match what {
@@ -151,6 +181,7 @@ async fn with_coordinator(
             Command::Access { action } => {
                 command::access::run(&context, action.unwrap_or(AccessAction::List)).await
             }
+            Command::Audit { lines } => command::audit::run(&context, lines).await,
             Command::Whoami => command::access::whoami(&context).await,
             Command::Procs { action } => command::procs::run(&context, action).await,
             Command::Scale(args) => command::scale::run(&context, args).await,

@@ -24,6 +24,7 @@ use visor::{
 use crate::{
     access,
     apps::Apps,
+    audit,
     build::isolation::{BuildOptions, Builds},
     endpoint, hooks,
     layout::Layout,
@@ -224,6 +225,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         };
         tokio::join!(
             following.run(),
+            audit::keep(visor.clone()),
             access::run(cluster.clone(), prefix.clone(), apps.clone(), says),
             repositories.run(settle),
             be_present(&rm, &keeper, present, args.ssh.ssh_url),

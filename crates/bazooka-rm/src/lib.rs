@@ -9,6 +9,7 @@
 
 pub mod access;
 pub mod apps;
+pub mod audit;
 pub mod build;
 pub mod daemon;
 pub mod endpoint;

@@ -22,6 +22,7 @@ mod trial;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -82,6 +83,8 @@ pub struct Push {
     pub app: AppName,
     /// Who pushes, if the request says so.
     pub user: Option<String>,
+    /// Where they push from.
+    pub from: Option<SocketAddr>,
     /// The pusher has gone.
     pub gone: CancellationToken,
     held: Mutex<Held>,
@@ -141,11 +144,12 @@ pub struct Pushes {
 
 impl Pushes {
     /// Opens a push.
-    pub fn open(&self, app: AppName, user: Option<String>) -> Arc<Push> {
+    pub fn open(&self, app: AppName, user: Option<String>, from: Option<SocketAddr>) -> Arc<Push> {
         let push = Arc::new(Push {
             id: format!("{:032x}", rand::random::<u128>()),
             app,
             user,
+            from,
             gone: CancellationToken::new(),
             held: Mutex::default(),
         });

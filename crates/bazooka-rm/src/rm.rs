@@ -1,8 +1,16 @@
 //! What all parts of a running bazooka-rm share.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use visor::{daemon::Cluster, schema::Ask, visor::Visor, wrapping::SharedRing};
+use jiff::Timestamp;
+use visor::{
+    daemon::Cluster,
+    identity::{Identity, Kind},
+    names::AppName,
+    schema::{Ask, AuditEntry, Extra},
+    visor::Visor,
+    wrapping::SharedRing,
+};
 
 use crate::{
     access::InForce,
@@ -48,6 +56,28 @@ pub struct Rm {
     pub ask: Ask,
     /// What is counted.
     pub metrics: RmMetrics,
+}
+
+impl Rm {
+    /// The cluster's state, for something that a caller asks for: it stands in the audit.
+    pub fn audited(
+        &self,
+        by: String,
+        from: Option<SocketAddr>,
+        what: String,
+        app: Option<&AppName>,
+    ) -> Visor {
+        let entry = AuditEntry {
+            what,
+            app: app.cloned(),
+            by: Some(by),
+            from: from.map(|from| from.ip().to_string()).unwrap_or_default(),
+            at: Timestamp::now(),
+            extra: Extra::new(),
+        };
+        let own = Identity::Daemon(Kind::Rm, self.own.name.clone());
+        self.visor.audited(&own, entry, rand::random())
+    }
 }
 
 /// A handle on it.

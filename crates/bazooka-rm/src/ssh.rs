@@ -174,7 +174,7 @@ async fn answer(rm: SharedRm, stream: UnixStream) {
             tokio::join!(answering.carry(request, MAX_FETCH, || false), tell(body, output));
         }
         Service::Push => {
-            let push = rm.pushes.open(app, Some(user.to_string()));
+            let push = rm.pushes.open(app, Some(user.to_string()), None);
             let mut command = git(&["receive-pack"], &repository, protocol);
             command.env("BAZOOKA_PUSH", &push.id).env("REMOTE_USER", user.as_str());
             let Ok((answering, body)) = Answering::start(command) else {

@@ -134,7 +134,10 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
         let roles: Vec<String> = match who {
             Identity::User(name) => {
                 let apps = rows.apps.iter().filter(|(_, people)| people.contains(name));
-                let mut roles = vec![role("reader")];
+                // Under their own name alone: so nobody can say that another did it.
+                let own = role(&format!("audit:{name}"));
+                users.roles.insert(own.clone(), [below(&format!("audit/{name}/"), true)].into());
+                let mut roles = vec![role("reader"), own];
                 roles.extend(apps.map(|(app, _)| role(&format!("app:{app}"))));
                 roles.extend(is_operator.then(|| role("operator")));
                 roles

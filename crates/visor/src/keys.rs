@@ -21,14 +21,14 @@
 //! asks/X (leased)           the rm; developers read it
 //! turns/A (leased)          rm, while it takes a push      stored/A             rm, within its turn
 //! access/A                  rm                             identities/NAME      rm
-//! keys/USER                 rm
+//! keys/USER                 rm                             audit/NAME/ID        NAME; rm takes old ones away
 //! ```
 
 use std::{fmt, str::FromStr};
 
 use crate::{
     identity::Identity,
-    names::{AppName, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName},
+    names::{AppName, AuditId, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName},
     store::Keys,
 };
 
@@ -69,6 +69,7 @@ pub enum Key {
     Access(AppName),
     Admission(Identity),
     SshKeys(UserName),
+    Audit(Identity, AuditId),
 }
 
 impl fmt::Display for Key {
@@ -105,6 +106,7 @@ impl fmt::Display for Key {
             Key::Unfreeze => f.write_str("unfreeze"),
             Key::Ended(a, p, id) => write!(f, "history/{a}/{p}/{id}"),
             Key::Access(a) => write!(f, "access/{a}"),
+            Key::Audit(who, id) => write!(f, "audit/{who}/{id}"),
             Key::SshKeys(user) => write!(f, "keys/{user}"),
             Key::Admission(who) => write!(f, "identities/{who}"),
         }
@@ -161,6 +163,7 @@ impl FromStr for Key {
                 word(a).zip(word(p)).zip(word(id)).map(|((a, p), id)| Key::Ended(a, p, id))
             }
             ["access", a] => word(a).map(Key::Access),
+            ["audit", who, id] => word(who).zip(word(id)).map(|(who, id)| Key::Audit(who, id)),
             ["keys", user] => word(user).map(Key::SshKeys),
             ["identities", who] => word(who).map(Key::Admission),
             _ => None,
@@ -287,6 +290,11 @@ pub fn ssh_keys() -> Keys {
     Keys::Prefix("keys/".into())
 }
 
+/// Who did what.
+pub fn audit() -> Keys {
+    Keys::Prefix("audit/".into())
+}
+
 /// Every bazooka-rm that serves.
 pub fn rms() -> Keys {
     Keys::Prefix("rms/".into())
@@ -365,6 +373,7 @@ mod tests {
             Key::Ended(a.clone(), p, InstanceId(9)),
             Key::Access(a),
             Key::SshKeys("ada".parse().expect("valid")),
+            Key::Audit("rm:r1".parse().expect("valid"), "1795660630615-00ff00ff".parse().expect("valid")),
             Key::Admission("ada".parse().expect("valid")),
             Key::Admission("pm:app1.example.org".parse().expect("valid")),
         ] {

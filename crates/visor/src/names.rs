@@ -141,6 +141,17 @@ name!(
     is_user
 );
 name!(
+    /// The name of an entry of the audit: when it was made (milliseconds since 1970, 13 digits), and eight hexadecimal
+    /// digits that tell it from others of that moment. So names sort by time.
+    AuditId,
+    "audit entry",
+    "13 digits, a dash and 8 hexadecimal digits",
+    |s| s.len() == 22
+        && s.as_bytes()[13] == b'-'
+        && s[..13].bytes().all(|b| b.is_ascii_digit())
+        && is_lower_hex(&s[14..], &[8])
+);
+name!(
     /// The name of a zone.
     ZoneName,
     "zone name",

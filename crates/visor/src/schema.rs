@@ -837,6 +837,27 @@ pub struct SshKey {
     pub extra: Extra,
 }
 
+/// `audit/NAME/ID`: what somebody did, written in the transaction that did it. etcd lets nobody write under another's name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// What, as the command says it; never a config var's value.
+    pub what: String,
+    /// The app that it was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// For whom, where the writer is a daemon that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The machine's name, as a person's command says it, or the address that a daemon saw.
+    #[serde(default)]
+    pub from: String,
+    /// When, by the writer's clock.
+    pub at: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
 /// `turns/A`, leased: the push to an app that is under way. There is one at a time, whichever rm takes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turn {

@@ -11,7 +11,7 @@ use crate::{
     identity::Identity,
     keys::Key,
     mirror::Image,
-    names::{AppName, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName},
+    names::{AppName, AuditId, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName},
     schema::*,
     store::{Entry, LeaseId, Revision},
 };
@@ -182,6 +182,8 @@ pub struct Snapshot {
     pub unfreeze: Option<Versioned<Unfreeze>>,
     /// `identities/NAME`.
     pub identities: BTreeMap<Identity, Versioned<Admission>>,
+    /// `audit/NAME/ID`, by ID: in the order of time.
+    pub audit: BTreeMap<(AuditId, Identity), Versioned<AuditEntry>>,
     /// `keys/USER`.
     pub ssh_keys: BTreeMap<UserName, Versioned<SshKeys>>,
     /// Values that can't be read, by key, with the reason. Whatever they are, they are there.
@@ -224,6 +226,7 @@ impl Snapshot {
             Key::Stored(a) => self.app(a).stored = Some(Versioned::read(entry)?),
             Key::Ended(a, p, k) => set(&mut self.app(a).history, (p, k), entry)?,
             Key::Access(a) => self.app(a).access = Some(Versioned::read(entry)?),
+            Key::Audit(who, id) => set(&mut self.audit, (id, who), entry)?,
             Key::SshKeys(k) => set(&mut self.ssh_keys, k, entry)?,
             Key::Admission(k) => set(&mut self.identities, k, entry)?,
             Key::Domain(k) => set(&mut self.domains, k, entry)?,
@@ -263,6 +266,7 @@ impl Snapshot {
             Key::Stored(a) => self.in_app(a, |v| v.stored = None),
             Key::Ended(a, p, k) => self.in_app(a, |v| drop(v.history.remove(&(p, k)))),
             Key::Access(a) => self.in_app(a, |v| v.access = None),
+            Key::Audit(who, id) => drop(self.audit.remove(&(id, who))),
             Key::SshKeys(k) => drop(self.ssh_keys.remove(&k)),
             Key::Admission(k) => drop(self.identities.remove(&k)),
             Key::Domain(k) => drop(self.domains.remove(&k)),

@@ -16,7 +16,7 @@ use crate::{
     keys::Key,
     mirror::Image,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, UserName},
-    schema::{SCHEMA_VERSION, Schema, Status},
+    schema::{AuditEntry, SCHEMA_VERSION, Schema, Status},
     snapshot::{Snapshot, Versioned},
     store::{Compare, Entry, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
 };
@@ -228,6 +228,8 @@ struct SchemaGuard {
 /// A handle on the cluster's state. Cheap to clone.
 #[derive(Clone)]
 pub struct Visor {
+    /// Written with each change, so that no change is without it.
+    record: Option<Arc<(Key, AuditEntry)>>,
     store: SharedStore,
     guard: Arc<Mutex<Option<SchemaGuard>>>,
 }
@@ -235,7 +237,15 @@ pub struct Visor {
 impl Visor {
     /// A handle over a store. Nothing is read or written yet.
     pub fn new(store: SharedStore) -> Self {
-        Visor { store, guard: Arc::default() }
+        Visor { record: None, store, guard: Arc::default() }
+    }
+
+    /// The same, for one thing that somebody does: whatever is changed through it, an entry of the audit is written in the
+    /// same transaction. Several changes share one entry. `random` tells it from others of the same moment.
+    pub fn audited(&self, who: &Identity, entry: AuditEntry, random: u32) -> Visor {
+        let id = format!("{:013}-{random:08x}", entry.at.as_millisecond().clamp(0, 9_999_999_999_999));
+        let id = id.parse().expect("it is put together by the rule");
+        Visor { record: Some(Arc::new((Key::Audit(who.clone(), id), entry))), ..self.clone() }
     }
 
     /// The store below.
@@ -332,7 +342,11 @@ impl Visor {
             let mut when = change.when.clone();
             when.push(Compare::ModRevision(Key::Schema.to_string(), guard.mod_revision));
             let otherwise = vec![Op::Get(Keys::One(Key::Schema.to_string()))];
-            let reply = self.store.txn(Txn { when, then: change.then.clone(), otherwise }).await?;
+            let mut then = change.then.clone();
+            if let Some(record) = &self.record {
+                then.extend(Change::new().put(&record.0, &record.1).then);
+            }
+            let reply = self.store.txn(Txn { when, then, otherwise }).await?;
             if reply.succeeded {
                 return Ok(Committed::Done(reply.revision));
             }

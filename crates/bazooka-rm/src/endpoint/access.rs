@@ -5,8 +5,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use visor::{
     access::{Act, Rows},
-    identity::{Caller, Identity},
+    identity::{Caller, CallsFrom, Identity},
     names::AppName,
+    visor::Visor,
 };
 
 use super::{ApiError, allow};
@@ -37,26 +38,32 @@ enum What {
 }
 
 /// `POST /access/grant`. Safe to repeat.
-pub async fn grant(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Result<Json<Done>, ApiError> {
+pub async fn grant(
+    State(rm): State<SharedRm>,
+    caller: Caller,
+    from: CallsFrom,
+    body: Bytes,
+) -> Result<Json<Done>, ApiError> {
     // Who is in at all, before anything is read of what they send.
     allow(&rm, &caller, Act::Register, None).await?;
     let (who, what) = read(&body)?;
     let by = caller.to_string();
+    let visor = audited(&rm, &caller, from, "grant", &who, &what);
     let now = Timestamp::now();
     match &what {
         What::App(app) => {
             allow(&rm, &caller, Act::App, Some(app)).await?;
             let Identity::User(user) = &who else { return Err(not_a_person(&who)) };
-            rm.visor.grant_app(app, user, &by, now).await?;
+            visor.grant_app(app, user, &by, now).await?;
         }
         What::Operator => {
             allow(&rm, &caller, Act::Admit, None).await?;
             let Identity::User(_) = &who else { return Err(not_a_person(&who)) };
-            rm.visor.admit(&who, true, &by, now).await?;
+            visor.admit(&who, true, &by, now).await?;
         }
         What::Admission => {
             allow(&rm, &caller, Act::Admit, None).await?;
-            rm.visor.admit(&who, false, &by, now).await?;
+            visor.admit(&who, false, &by, now).await?;
         }
     }
     tracing::info!(%who, by, what = %words(&what), "granted");
@@ -64,28 +71,42 @@ pub async fn grant(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> R
 }
 
 /// `POST /access/revoke`.
-pub async fn revoke(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Result<Json<Done>, ApiError> {
+pub async fn revoke(
+    State(rm): State<SharedRm>,
+    caller: Caller,
+    from: CallsFrom,
+    body: Bytes,
+) -> Result<Json<Done>, ApiError> {
     // Who is in at all, before anything is read of what they send.
     allow(&rm, &caller, Act::Register, None).await?;
     let (who, what) = read(&body)?;
     let by = caller.to_string();
+    let visor = audited(&rm, &caller, from, "revoke", &who, &what);
     match &what {
         What::App(app) => {
             allow(&rm, &caller, Act::App, Some(app)).await?;
             let Identity::User(user) = &who else { return Err(not_a_person(&who)) };
-            rm.visor.revoke_app(app, user).await?;
+            visor.revoke_app(app, user).await?;
         }
         What::Operator => {
             allow(&rm, &caller, Act::Admit, None).await?;
-            rm.visor.demote(&who, &by, Timestamp::now()).await?;
+            visor.demote(&who, &by, Timestamp::now()).await?;
         }
         What::Admission => {
             allow(&rm, &caller, Act::Admit, None).await?;
-            rm.visor.expel(&who).await?;
+            visor.expel(&who).await?;
         }
     }
     tracing::info!(%who, by, what = %words(&what), "revoked");
     done(&rm, |rows| !holds(rows, &who, &what)).await
+}
+
+fn audited(rm: &SharedRm, caller: &Caller, from: CallsFrom, how: &str, who: &Identity, what: &What) -> Visor {
+    let app = match what {
+        What::App(app) => Some(app),
+        What::Operator | What::Admission => None,
+    };
+    rm.audited(caller.to_string(), from.0, format!("access {how} {who}: {}", words(what)), app)
 }
 
 async fn done(rm: &SharedRm, is_so: impl FnMut(&Rows) -> bool) -> Result<Json<Done>, ApiError> {

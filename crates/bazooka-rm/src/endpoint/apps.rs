@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use visor::{
     access::{Act, Rows},
-    identity::{Caller, Identity},
+    identity::{Caller, CallsFrom, Identity},
     names::{AppName, InvalidName},
 };
 
@@ -40,6 +40,7 @@ pub struct AppBody {
 pub async fn register(
     State(rm): State<SharedRm>,
     caller: Caller,
+    from: CallsFrom,
     body: Bytes,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
     // Before anything is read of what they send.
@@ -72,7 +73,8 @@ pub async fn register(
         Caller::Known(other) => (other.to_string(), None),
         Caller::Anyone | Caller::Unknown => (asked.owner, None),
     };
-    rm.visor.register_app_of(&name, &owner, user, &asked.token, Timestamp::now()).await?;
+    let visor = rm.audited(caller.to_string(), from.0, "init".into(), Some(&name));
+    visor.register_app_of(&name, &owner, user, &asked.token, Timestamp::now()).await?;
     tracing::info!(app = %name, owner, "app registered");
     if let Some(user) = user {
         // Whoever registered it goes on with it at once.
@@ -86,11 +88,12 @@ pub async fn register(
 pub async fn destroy(
     State(rm): State<SharedRm>,
     caller: Caller,
+    from: CallsFrom,
     Path(app): Path<String>,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
     let name: AppName = app.parse().map_err(invalid)?;
     allow(&rm, &caller, Act::App, Some(&name)).await?;
-    rm.visor.destroy_app(&name).await?;
+    rm.audited(caller.to_string(), from.0, "destroy".into(), Some(&name)).destroy_app(&name).await?;
     tracing::info!(app = %name, "app is being destroyed");
     Ok((StatusCode::ACCEPTED, Json(AppBody { name, owner: None })))
 }

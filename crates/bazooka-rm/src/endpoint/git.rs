@@ -10,7 +10,13 @@ use axum::{
 };
 use serde::Deserialize;
 use tokio::time::timeout;
-use visor::{access::Act, identity::Caller, keys, names::AppName, snapshot::AppView};
+use visor::{
+    access::Act,
+    identity::{Caller, CallsFrom},
+    keys,
+    names::AppName,
+    snapshot::AppView,
+};
 
 use super::process::{Answering, git};
 use crate::{
@@ -109,6 +115,7 @@ pub async fn receive_pack(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
     caller: Caller,
+    from: CallsFrom,
     headers: HeaderMap,
     request: Body,
 ) -> Result<Response, Refused> {
@@ -117,7 +124,7 @@ pub async fn receive_pack(
         Caller::Known(who) => Some(who.to_string()),
         Caller::Anyone | Caller::Unknown => user(&headers),
     };
-    let push = rm.pushes.open(app, user);
+    let push = rm.pushes.open(app, user, from.0);
     let mut command = git(&["receive-pack", "--stateless-rpc"], &repository, protocol(&headers).as_deref());
     command.env("BAZOOKA_PUSH", &push.id);
     if let Some(user) = &push.user {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use ssh_key::{HashAlg, PublicKey};
 use visor::{
     access::Act,
-    identity::{Caller, Identity},
+    identity::{Caller, CallsFrom, Identity},
     names::UserName,
     schema::SshKey,
 };
@@ -32,7 +32,12 @@ pub struct Done {
 }
 
 /// `POST /keys`: one more key of the caller's. Safe to repeat.
-pub async fn add(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Result<Json<Done>, ApiError> {
+pub async fn add(
+    State(rm): State<SharedRm>,
+    caller: Caller,
+    from: CallsFrom,
+    body: Bytes,
+) -> Result<Json<Done>, ApiError> {
     let user = person(&rm, &caller).await?;
     let bad = |error: String| {
         ApiError::new(
@@ -59,7 +64,8 @@ pub async fn add(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Res
         at: Timestamp::now(),
         extra: visor::schema::Extra::new(),
     };
-    rm.visor.add_key(&user, &fingerprint, &row).await?;
+    let visor = rm.audited(caller.to_string(), from.0, format!("keys add {fingerprint}"), None);
+    visor.add_key(&user, &fingerprint, &row).await?;
     tracing::info!(%user, fingerprint, "SSH key added");
     Ok(Json(Done { fingerprint }))
 }
@@ -68,10 +74,13 @@ pub async fn add(State(rm): State<SharedRm>, caller: Caller, body: Bytes) -> Res
 pub async fn remove(
     State(rm): State<SharedRm>,
     caller: Caller,
+    from: CallsFrom,
     Path(fingerprint): Path<String>,
 ) -> Result<Json<Done>, ApiError> {
     let user = person(&rm, &caller).await?;
-    rm.visor.remove_key(&user, &fingerprint).await?;
+    let shown: String = fingerprint.chars().filter(|c| !c.is_control()).take(100).collect();
+    let visor = rm.audited(caller.to_string(), from.0, format!("keys remove {shown}"), None);
+    visor.remove_key(&user, &fingerprint).await?;
     tracing::info!(%user, fingerprint, "SSH key removed");
     Ok(Json(Done { fingerprint }))
 }

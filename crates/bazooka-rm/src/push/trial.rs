@@ -169,12 +169,19 @@ async fn begin(
 ) -> Result<Begun, Rejected> {
     let deadline = Instant::now() + rm.times.other_trial;
     let mut told = false;
+    let by = push.user.clone().unwrap_or_else(|| "someone".to_owned());
+    let visor = rm.audited(
+        by,
+        push.from,
+        format!("push {}", new.rev.as_ref().map_or("", |rev| rev.short())),
+        Some(&push.app),
+    );
     loop {
         let mut changes = rm.apps.changes();
         let lease = push.held().lease.as_ref().and_then(|keeper| keeper.held());
         let lease = lease.ok_or(Rejected::NoCoordinator)?;
         let begun =
-            rm.visor.begin_release(&push.app, new, Promoter::Pusher, Some(lease), Timestamp::now()).await;
+            visor.begin_release(&push.app, new, Promoter::Pusher, Some(lease), Timestamp::now()).await;
         let error = match begun {
             Ok(begun) => return Ok(begun),
             Err(error) => error,

@@ -137,6 +137,8 @@ fn each_key_is_written_by_whom_the_schema_names() {
         ("/p/proxies/p2", &[]),
         ("/p/hostmeta/h1", &["ops"]),
         ("/p/unfreeze", &["ops", "converger:c1"]),
+        ("/p/audit/ada/1", &["ada"]),
+        ("/p/audit/rm:r1/1", &[]),
         ("/p/access/a", &[]),
         ("/p/identities/eve", &[]),
         ("/p/rms/r1", &[]),

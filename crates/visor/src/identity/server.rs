@@ -158,7 +158,7 @@ impl Callers {
             (caller, _) => caller,
         };
         if let Some(peer) = peer {
-            request.extensions_mut().insert(From(peer.address));
+            request.extensions_mut().insert(From(Some(peer.address)));
         }
         request.extensions_mut().insert(caller);
         next.run(request).await
@@ -167,7 +167,7 @@ impl Callers {
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct From(pub SocketAddr);
+pub struct From(pub Option<SocketAddr>);
 
 fn by_token(credentials: &Credentials, request: &Request) -> Caller {
     let Some(token) = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok())
@@ -181,6 +181,14 @@ fn by_token(credentials: &Credentials, request: &Request) -> Caller {
             tracing::info!(error = %error, "a token that doesn't hold");
             Caller::Unknown
         }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for From {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        Ok(parts.extensions.get::<From>().copied().unwrap_or(From(None)))
     }
 }
 

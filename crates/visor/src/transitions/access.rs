@@ -5,12 +5,15 @@ use jiff::Timestamp;
 use super::apps::registered;
 use crate::{
     identity::Identity,
-    keys::Key,
+    keys::{self, Key},
     names::{AppName, UserName},
     schema::{Admission, Extra, Granted, SshKey},
     store::Keys,
     visor::{Change, Decision, Refusal, Result, Visor},
 };
+
+/// How many entries of the audit go in one transaction.
+const AUDIT_PIECE: usize = 100;
 
 /// The most SSH keys that one person has: sshd reads them all.
 const MAX_KEYS: usize = 50;
@@ -61,6 +64,24 @@ impl Visor {
             }
         })
         .await
+    }
+
+    /// Takes the oldest entries of the audit away, so that so many stay. Returns how many went.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn trim_audit(&self, keep: usize) -> Result<usize> {
+        let mut entries = self.store().range(keys::audit(), None).await?.entries;
+        let over = entries.len().saturating_sub(keep);
+        entries.sort_by_key(|entry| entry.create_revision);
+        for piece in entries[..over].chunks(AUDIT_PIECE) {
+            let mut change = Change::new();
+            for entry in piece {
+                change = change.delete_all(Keys::One(entry.key.clone()));
+            }
+            self.commit(change).await?;
+        }
+        Ok(over)
     }
 
     /// Adds an SSH key of somebody's, or says its comment anew.
