@@ -56,6 +56,18 @@ fn a_developer_goes_from_init_to_rollback_and_is_asked_for_nothing() {
     assert!(!entries.iter().any(|entry| entry["what"] == "ps -l"), "{audit}");
     let whoami = repo.bazooka(&["whoami"]).ok().stdout;
     assert!(whoami.starts_with("ada\ntakes part\napps: goto-rocket\n"), "{whoami}");
+    // What is taken away is gone at once, and what is given back is there at once.
+    let operator = cluster.repo_of("operating", OPERATOR);
+    operator.bazooka(&["access", "revoke", "ada", "goto-rocket"]).ok();
+    let refused = repo.bazooka(&["scale", "-n", "1", "web"]).exits(4);
+    assert!(refused.stderr.contains("doesn't let you"), "{}", refused.stderr);
+    let refused = repo.git(&["fetch", "bazooka"]).exits(128);
+    assert!(refused.stderr.contains("ada may not push to or fetch 'goto-rocket'"), "{}", refused.stderr);
+    let refused = repo.bazooka(&["logs"]).exits(4);
+    assert!(refused.stderr.contains("access grant"), "{}", refused.stderr);
+    repo.bazooka(&["config"]).exits(4);
+    operator.bazooka(&["access", "grant", "ada", "goto-rocket"]).ok();
+    repo.bazooka(&["scale", "-n", "1", "web"]).ok();
     repo.bazooka(&["destroy", "--confirm", "goto-rocket"]).ok();
 }
 

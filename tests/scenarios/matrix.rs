@@ -82,7 +82,7 @@ const WRITES: [Row; 24] = [
 
 /// Endpoints: a part, a request, and who is let through. What comes then (such as 400, to a body that makes no sense) is not
 /// the matter here.
-const REQUESTS: [(&str, &str, Row); 14] = [
+const REQUESTS: [(&str, &str, Row); 15] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("rm", "GET", ("/healthz", "y--yyyyyyyy")),
     ("rm", "GET", ("/metrics", "----yyyyyyy")),
@@ -93,6 +93,7 @@ const REQUESTS: [(&str, &str, Row); 14] = [
     ("rm", "GET", ("/goto-rocket.git/info/refs?service=git-upload-pack", "-----yy---y")),
     ("rm", "GET", ("/goto-rocket.git/info/refs?service=git-receive-pack", "-----yy---y")),
     ("rm", "POST", ("/goto-rocket.git/git-receive-pack", "-----yy---y")),
+    ("rm", "GET", ("/apps/goto-rocket/envs/e1", "-----yy---y")),
     ("rm", "GET", ("/slugs/SLUG", "--------y-y")),
     ("pm", "GET", ("/logs?app=goto-rocket", "-----yy---y")),
     ("pm", "GET", ("/metrics", "----yyyyyyy")),

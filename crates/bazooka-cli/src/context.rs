@@ -8,9 +8,11 @@ use std::{cell::Cell, process::Stdio};
 use jiff::Timestamp;
 use tokio::process::Command;
 use visor::{
-    identity::Credentials,
+    access::{Act, may},
+    identity::{Caller, Credentials, Identity},
     keys,
     names::{AppName, ProcName, ReleaseId, RevId},
+    schema::{Access, Admission},
     snapshot::{AppView, Snapshot},
     store::Keys,
     visor::{Refusal, Visor, VisorError},
@@ -122,6 +124,27 @@ impl Context {
         let all = self.visor.read(vec![keys::apps()]).await.unwrap_or_default();
         let names = all.apps.iter().filter(|(_, view)| view.app.is_some()).map(|(name, _)| name.as_str());
         unknown(format!("there is no app '{app}'"), app.as_str(), names, "apps")
+    }
+
+    /// Makes sure that an app is one of the caller's, where the cluster tells them apart. Each daemon asks that again; here
+    /// it is told once, instead of by every host.
+    ///
+    /// # Errors
+    /// It isn't, with how it could be; the store's.
+    pub async fn theirs(&self, app: &AppName) -> Result<()> {
+        let Some(Identity::User(user)) = self.credentials.as_ref().map(Credentials::identity) else {
+            return Ok(());
+        };
+        let who = Identity::User(user.clone());
+        let admission = self.visor.get::<Admission>(&keys::Key::Admission(who.clone())).await?;
+        let access = self.visor.get::<Access>(&keys::Key::Access(app.clone())).await?;
+        let caller = Caller::Known(who);
+        if may(&caller, Act::App, admission.as_deref(), access.as_deref()) {
+            return Ok(());
+        }
+        Err(Failure::new(Kind::Refused, format!("app '{app}' isn't one of yours, {user}")).hint(format!(
+            "one of its people or an operator can grant it: bazooka access grant {user} {app}"
+        )))
     }
 
     /// Makes a failed change's words better where this knows more: nearest names.

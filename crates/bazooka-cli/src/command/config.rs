@@ -90,6 +90,7 @@ async fn current(context: &Context, app: &AppName) -> Result<Current> {
 
 async fn list(context: &Context) -> Result<()> {
     let app = context.app().await?;
+    context.theirs(&app).await?;
     let Current { env, vars, .. } = current(context, &app).await?;
     let vars = vars.as_map();
     if context.json {
@@ -110,6 +111,7 @@ async fn list(context: &Context) -> Result<()> {
 async fn get(context: &Context, name: &str) -> Result<()> {
     let name = var_name(name).map_err(usage)?;
     let app = context.app().await?;
+    context.theirs(&app).await?;
     let Current { vars, .. } = current(context, &app).await?;
     let vars = vars.as_map();
     let Some(value) = vars.get(&name) else {

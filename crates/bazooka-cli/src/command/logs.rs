@@ -83,6 +83,7 @@ pub async fn run(context: &Context, args: LogsArgs) -> Result<()> {
     let app = context.app().await?;
     let more = vec![keys::hosts(), keys::history_of(&app)];
     let (view, around) = context.view_with(&app, more).await?;
+    context.theirs(&app).await?;
     if let Some(proc) = &args.proc {
         known_proc(&app, &view, proc)?;
     }
