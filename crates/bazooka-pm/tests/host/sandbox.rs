@@ -275,8 +275,7 @@ async fn what_cant_be_had_is_refused_at_start_and_named() {
         (vec![], without("sys_admin"), "go on with the weaker --isolation uid"),
     ] {
         let mut world = World::without_pm().await;
-        let wanted = ["--isolation", "sandbox"].into_iter().chain(arguments);
-        world.pm_args = wanted.map(str::to_owned).collect();
+        world.pm_args = arguments.into_iter().map(str::to_owned).collect();
         world.setpriv_args = rights;
         world.start_pm();
         world.pm_died().await;
