@@ -5,6 +5,7 @@
 //! the same run. The row `hosts` is a table of its own, with many machines as network namespaces: it takes root, and a
 //! quarter of an hour.
 
+mod abuse;
 mod converge;
 mod floor;
 mod hosts;
@@ -24,7 +25,7 @@ struct Arguments {
     /// Requests a second in the rollouts of `hosts`.
     #[arg(long, default_value_t = 2000)]
     rate: u32,
-    /// Only these rows: push, scale10, scale100, sleep100, kill, ps, memory, isolation, converge; hosts, which is all of rollouts,
+    /// Only these rows: push, scale10, scale100, sleep100, kill, ps, memory, isolation, abuse, converge; hosts, which is all of rollouts,
     /// killed, host, pm, leader, quorum, member, crash, workers and rollback.
     rows: Vec<String>,
 }
@@ -75,6 +76,9 @@ fn main() {
     }
     if is_wanted("isolation") {
         rows.extend(isolation::isolation(runs));
+    }
+    if is_wanted("abuse") {
+        rows.extend(abuse::abuse(runs));
     }
     if is_wanted("converge") {
         rows.extend(converge::converge());

@@ -204,7 +204,7 @@ fn each_identity_may_what_it_should_and_nothing_else() {
             check(format!("read all of {prefix:?}"), who, if all { b'y' } else { b'-' }, may);
         }
     }
-    println!("{cells} cells");
+    eprintln!("{cells} cells");
     assert!(wrong.is_empty(), "{} of {cells} cells:\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -425,6 +425,8 @@ impl Fleet {
                 pm.args(["--host", &name, "--address", &address, "--on-exit", on_exit]);
                 pm.args(["--zone", if n == 3 { "b" } else { "a" }]);
                 pm.args(["--uids", &format!("{first}-{}", first + 9_999)]);
+                // A network namespace's /sys has no control groups.
+                pm.args(["--without", "limits,fence"]);
                 pm
             }
             Proxy(_) => {
@@ -435,7 +437,6 @@ impl Fleet {
             }
             Rm => {
                 let mut rm = Command::new(program("bazooka-rm"));
-                // A network namespace's /sys has no control groups.
                 rm.args(["--name", &name, "--build-without", "limits,fence"]);
                 rm.args(["--build-uids", "260000-265535"]);
                 rm

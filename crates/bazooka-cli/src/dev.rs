@@ -11,6 +11,7 @@
 //! The converger goes first, so that it doesn't replace what is being stopped.
 
 pub mod child;
+mod isolation;
 mod orphans;
 mod parts;
 mod ports;
@@ -38,6 +39,7 @@ use crate::{
     failure::{Failure, Kind, Result},
     show::{put_line, say},
 };
+use isolation::Apart;
 use parts::{Kind as PartKind, Part, Programs};
 use state::State;
 use supervise::{Notice, Running};
@@ -65,10 +67,14 @@ pub async fn run(args: &DevArgs) -> Result<()> {
     let programs = Programs::find()?;
     ports::check(args, state.dir()).await?;
     let is_root = nix::unistd::geteuid().is_root();
-    if !is_root {
-        say("warning: without root, instances run as your own user with no isolation and no memory limit");
+    let (apart, cause) = match is_root {
+        true => Apart::tried(programs.pm()).await?,
+        false => (Apart::No, String::new()),
+    };
+    if let Some(warning) = apart.warning(&cause) {
+        say(&warning);
     }
-    let parts = parts::of(args, state.dir(), &programs);
+    let parts = parts::of(args, state.dir(), &programs, apart);
     orphans::adopt()?;
     let shutdown = visor::daemon::shutdown()
         .map_err(|error| Failure::from_error(Kind::Failed, "signals can't be taken", &error))?;

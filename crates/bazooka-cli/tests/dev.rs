@@ -36,23 +36,29 @@ struct Dev {
     dir: TempDir,
     ports: [u16; 3],
     runs: u32,
+    before: &'static [&'static str],
 }
 
 impl Dev {
     fn start() -> Dev {
+        Dev::under(&[])
+    }
+
+    /// Started by these words.
+    fn under(before: &'static [&'static str]) -> Dev {
         let dir = tempfile::Builder::new().prefix("bazooka-dev.").tempdir().expect("a temporary folder");
         // Instances have users of their own, and their slugs lie below.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(dir.path(), open).expect("the mode can be set");
         let ports = free_ports();
-        let child = spawn(dir.path(), ports, 0);
-        let dev = Dev { child, dir, ports, runs: 1 };
+        let child = spawn(before, dir.path(), ports, 0);
+        let dev = Dev { child, dir, ports, runs: 1, before };
         dev.ready();
         dev
     }
 
     fn again(&mut self) {
-        self.child = spawn(self.dir.path(), self.ports, self.runs);
+        self.child = spawn(self.before, self.dir.path(), self.ports, self.runs);
         self.runs += 1;
         self.ready();
     }
@@ -193,11 +199,11 @@ fn free_ports() -> [u16; 3] {
     held.map(|listener| listener.local_addr().expect("it has an address").port())
 }
 
-fn spawn(dir: &Path, ports: [u16; 3], run: u32) -> Child {
+fn spawn(before: &[&str], dir: &Path, ports: [u16; 3], run: u32) -> Child {
     let log = File::create(dir.join(format!("dev.{run}.log"))).expect("the log can be written");
     // Some keep all they make from others: instances must reach their slugs all the same.
     let mut command = Command::new("sh");
-    command.args(["-c", "umask 077; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_bazooka")]);
+    command.args(["-c", "umask 077; exec \"$@\"", "sh"]).args(before).arg(env!("CARGO_BIN_EXE_bazooka"));
     command.arg("dev").arg("--state").arg(state_in(dir)).args(["--hosts", "2"]);
     command.args(["--coordinator-port", &ports[0].to_string(), "--public-port", &ports[1].to_string()]);
     command.args(["--rm-port", &ports[2].to_string()]);
@@ -259,6 +265,24 @@ fn a_cluster_comes_up_runs_an_app_mends_itself_and_leaves_nothing_behind() {
     // Its state is still there, and what should run runs again.
     dev.again();
     until("it answers again", || dev.page());
+}
+
+#[test]
+fn on_a_machine_without_control_groups_it_says_so_and_goes_on() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not tried: it takes root");
+        return;
+    }
+    let dev = Dev::under(&["unshare", "-m", "sh", "-c", "umount -R /sys/fs/cgroup && exec \"$@\"", "sh"]);
+    let said = dev.said();
+    let warned = "warning: instances and builds run without limits and fence: isolation sandbox can't be had here: \
+        the control groups' controllers for memory and cpu aren't mounted\n";
+    assert!(said.contains(warned), "{said}");
+    dev.deploy();
+    dev.bazooka(&["scale", "web=1"]);
+    until("it answers", || dev.page());
+    let hosts = dev.bazooka(&["hosts"]);
+    assert!(hosts.contains("sandbox without limits and fence"), "{hosts}");
 }
 
 #[test]

@@ -118,6 +118,10 @@ pub async fn run(
     let (recovered, present) =
         found.await.map_err(|error| format!("can't read the state folder: {error}"))?;
     let locals = taken_over(recovered, present, &vault, &folders);
+    if let Some(groups) = &cgroups {
+        let wanted: BTreeSet<String> = locals.instances.keys().map(ToString::to_string).collect();
+        groups.sweep(|name| wanted.contains(name));
+    }
     if !locals.instances.is_empty() {
         tracing::info!(instances = locals.instances.len(), "taking over");
     }
@@ -194,6 +198,9 @@ pub async fn run(
     });
     work.run(shutdown).await;
     if let Some(groups) = own_groups {
+        if options.on_exit == OnExit::Stop {
+            groups.sweep(|_| false);
+        }
         groups.leave();
     }
     endpoint_end.cancel();
@@ -332,7 +339,7 @@ fn isolation(wanted: Option<Isolation>) -> Result<Isolation, String> {
             Err(format!("isolation {kind} takes root; run as root or with --isolation none"))
         }
         Some(kind @ (Isolation::Sandbox | Isolation::Uid)) => Ok(kind),
-        None if root => Ok(Isolation::Uid),
+        None if root => Ok(Isolation::Sandbox),
         None | Some(Isolation::None) => {
             tracing::warn!(
                 "INSTANCES ARE NOT KEPT APART: they run as the user of bazooka-pm and can read and end each other"
@@ -396,23 +403,47 @@ fn kept_apart(
     };
     if !does_without(Part::Fence) && !cgroups.as_ref().is_some_and(limits::Cgroups::can_fence) {
         let cause = "control groups version 2, by which sockets are fenced, aren't mounted (not even beside version 1)";
+        if let Some(groups) = cgroups {
+            groups.leave();
+        }
         return Err(lacking(Part::Fence, cause));
     }
+    let closed = (!does_without(Part::Fence)).then_some(closed.as_slice());
+    match sandboxes(options, folders, shim, cgroups.as_ref(), closed) {
+        Ok(sandboxes) => Ok(Kept { cgroups, sandboxes: Some(sandboxes) }),
+        Err(cause) => {
+            if let Some(groups) = cgroups {
+                groups.leave();
+            }
+            Err(cause)
+        }
+    }
+}
+
+/// What sandboxes are made of, tried.
+fn sandboxes(
+    options: &HostOptions,
+    folders: &folders::Folders,
+    shim: &Path,
+    cgroups: Option<&limits::Cgroups>,
+    closed: Option<&[SocketAddr]>,
+) -> Result<sandbox::Sandboxes, String> {
     let sandboxes = sandbox::Sandboxes::new(sandbox::Parts {
         state: folders.root(),
         stack: options.stack.as_deref(),
         more_of_etc: &[],
         tmp_bytes: options.tmp,
-        closed: (!does_without(Part::Fence)).then_some(closed.as_slice()),
+        closed,
     })?;
-    sandboxes.try_out(shim, folders.root(), cgroups.as_ref(), *options.uids.inclusive().start()).map_err(|cause| {
+    let tried = sandboxes.try_out(shim, folders.root(), cgroups, *options.uids.inclusive().start());
+    tried.map_err(|cause| {
         format!(
             "isolation sandbox can't be had here: {cause}; it takes Linux 5.12 or later, and root in the machine's own \
              namespaces; go on with the weaker --isolation uid, or, where it is about limits or the fence, with \
              --without limits or --without fence"
         )
     })?;
-    Ok(Kept { cgroups, sandboxes: Some(sandboxes) })
+    Ok(sandboxes)
 }
 
 fn shim_program(given: Option<PathBuf>) -> Result<PathBuf, String> {

@@ -239,6 +239,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     }
     keeper.release().await;
     serving.await.context("the endpoint failed")?;
+    rm.builds.leave();
     Ok(())
 }
 

@@ -4,6 +4,10 @@ use std::{path::Path, process::Stdio};
 
 use tokio::process::Command;
 
+/// The most memory that git may ask for at once: a file that its clients store as a difference from another is 512 MiB at most
+/// (their `core.bigFileThreshold`), and is held whole to be unpacked. Without it a pack of some kilobytes could unpack to any size.
+const MOST_AT_ONCE: &str = "513m";
+
 /// A command of git's in a repository; its arguments are still to come.
 pub fn git(repository: &Path) -> Command {
     let mut command = Command::new("git");
@@ -13,6 +17,7 @@ pub fn git(repository: &Path) -> Command {
         // Whose machine this is must not matter.
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_ALLOC_LIMIT", MOST_AT_ONCE)
         .env("LC_ALL", "C.UTF-8")
         .current_dir(repository);
     command

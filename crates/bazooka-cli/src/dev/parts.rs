@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use super::isolation::Apart;
 use crate::{
     args::DevArgs,
     failure::{Failure, Kind as FailureKind, Result},
@@ -81,6 +82,11 @@ impl Programs {
         }
         Ok(programs)
     }
+
+    /// Where bazooka-pm is.
+    pub fn pm(&self) -> &Path {
+        &self.pm
+    }
 }
 
 fn is_executable(file: &Path) -> bool {
@@ -133,7 +139,7 @@ pub struct Part {
 }
 
 /// The parts, in the order in which they start.
-pub fn of(args: &DevArgs, state: &Path, programs: &Programs) -> Vec<Part> {
+pub fn of(args: &DevArgs, state: &Path, programs: &Programs, apart: Apart) -> Vec<Part> {
     let coordinator = format!("http://127.0.0.1:{}", args.coordinator_port);
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let ours = |name: &str, kind, program: &Path, endpoint, words: Vec<OsString>| Part {
@@ -149,6 +155,7 @@ pub fn of(args: &DevArgs, state: &Path, programs: &Programs) -> Vec<Part> {
     let rm_at = SocketAddr::new(localhost, args.rm_port);
     let mut rm: Vec<OsString> = vec!["--name".into(), "rm1".into(), "--state".into(), folder("rm")];
     rm.extend(["--listen".into(), rm_at.to_string().into()]);
+    rm.extend(apart.words("--build-"));
     let converger: Vec<OsString> = vec!["converge".into(), "--name".into(), "converger1".into()];
     let mut proxy: Vec<OsString> = vec!["--name".into(), "proxy1".into(), "--state".into(), folder("proxy")];
     proxy.extend(["--run-haproxy".into(), "--on-exit".into(), "stop".into()]);
@@ -169,6 +176,8 @@ pub fn of(args: &DevArgs, state: &Path, programs: &Programs) -> Vec<Part> {
         host.extend(["--address".into(), address.to_string().into()]);
         host.extend(["--ports".into(), format!("{first}-{}", first + PORTS_PER_HOST - 1).into()]);
         host.extend(["--state".into(), folder(&name), "--on-exit".into(), "stop".into()]);
+        host.extend(["--closed".into(), rm_at.to_string().into()]);
+        host.extend(apart.words("--"));
         parts.push(ours(&name, Kind::Host, &programs.pm, Endpoint::On(address.into()), host));
     }
     parts.push(ours("proxy", Kind::Proxy, &programs.proxy, Endpoint::On(localhost), proxy));
@@ -224,7 +233,7 @@ mod tests {
             pm: "/x/bazooka-pm".into(),
             proxy: "/x/bazooka-proxy".into(),
         };
-        of(&args, Path::new("/state"), &programs)
+        of(&args, Path::new("/state"), &programs, Apart::Without("fence"))
     }
 
     fn words(part: &Part) -> String {
@@ -240,7 +249,7 @@ mod tests {
         assert_eq!(
             words(&parts[5]),
             "--host host3 --address 127.0.0.4 --ports 23000-23999 --state /state/host3 --on-exit stop \
-             --coordinator http://127.0.0.1:2379"
+             --closed 127.0.0.1:8081 --without fence --coordinator http://127.0.0.1:2379"
         );
         assert_eq!(parts[5].endpoint, Endpoint::On("127.0.0.4".parse().expect("an address")));
     }
@@ -259,6 +268,7 @@ mod tests {
     fn the_coordinator_forgets_its_history_and_all_lies_in_the_state_folder() {
         let parts = parts(1);
         assert!(words(&parts[0]).contains("--auto-compaction-mode=periodic"));
+        assert!(words(&parts[1]).contains("--build-without fence"));
         for part in &parts {
             assert!(part.kind == Kind::Converger || words(part).contains("/state/"), "{part:?}");
         }

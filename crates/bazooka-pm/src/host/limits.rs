@@ -54,30 +54,49 @@ impl Cgroups {
         let controllers = controllers(&mounts, |path| {
             fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default()
         });
-        let own = Path::new("bazooka").join(own);
-        let Controllers { memory, cpu, unified, is_whole } = &controllers;
+        let Controllers { memory, cpu, is_whole, .. } = &controllers;
         if !is_whole && (memory.is_none() || cpu.is_none()) {
             return Err("the control groups' controllers for memory and cpu aren't mounted".to_owned());
         }
-        for root in memory.iter().chain(cpu).chain(unified) {
-            let folder = root.join(&own);
+        let found = Cgroups { controllers, own: Path::new("bazooka").join(own) };
+        found.make().inspect_err(|_| found.leave())?;
+        Ok(found)
+    }
+
+    fn make(&self) -> Result<(), String> {
+        for folder in self.folders() {
             fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         }
-        if let (Some(root), true) = (unified, is_whole) {
-            for parent in [root.clone(), root.join("bazooka"), root.join(&own)] {
+        if let (Some(root), true) = (&self.controllers.unified, self.controllers.is_whole) {
+            for parent in [root.clone(), root.join("bazooka"), root.join(&self.own)] {
                 let file = parent.join("cgroup.subtree_control");
                 fs::write(&file, "+memory +cpu +pids")
                     .map_err(|error| format!("{}: {error}", file.display()))?;
             }
         }
-        Ok(Cgroups { controllers, own })
+        Ok(())
     }
 
-    /// Removes the folders again, unless an instance still has its group there.
-    pub fn leave(&self) {
+    /// The folder below each hierarchy.
+    fn folders(&self) -> impl Iterator<Item = PathBuf> {
         let Controllers { memory, cpu, unified, .. } = &self.controllers;
-        for root in memory.iter().chain(cpu).chain(unified) {
-            let _ = fs::remove_dir(root.join(&self.own));
+        memory.iter().chain(cpu).chain(unified).map(|root| root.join(&self.own))
+    }
+
+    /// Removes the groups in which nothing runs, but those of names that are still `wanted`: who was killed has left them.
+    pub fn sweep(&self, wanted: impl Fn(&str) -> bool) {
+        for entry in self.folders().flat_map(fs::read_dir).flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(|name| !wanted(name)) {
+                // Its own files can't be removed, nor a group in which something runs.
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
+
+    /// Removes the folders again, unless something still has its group there.
+    pub fn leave(&self) {
+        for folder in self.folders() {
+            let _ = fs::remove_dir(folder);
         }
     }
 
@@ -201,6 +220,28 @@ mod tests {
         groups
             .map(|group| (group.folder.display().to_string(), group.settings.iter().map(line).collect()))
             .collect()
+    }
+
+    #[test]
+    fn what_was_left_is_swept_and_what_is_wanted_stays() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        let own = PathBuf::from("bazooka/own");
+        let controllers = Controllers {
+            memory: Some(at("memory")),
+            unified: Some(at("unified")),
+            ..Controllers::default()
+        };
+        let cgroups = Cgroups { controllers, own: own.clone() };
+        cgroups.make().expect("there is room");
+        let below = |name: &str| dir.path().join("memory").join(&own).join(name);
+        for name in ["7", "8", "9/busy"] {
+            fs::create_dir_all(below(name)).expect("there is room");
+        }
+        cgroups.sweep(|name| name == "7");
+        assert_eq!(["7", "8", "9"].map(|name| below(name).exists()), [true, false, true]);
+        cgroups.leave();
+        assert!(below("7").exists() && !at("unified").join(&own).exists());
     }
 
     #[test]

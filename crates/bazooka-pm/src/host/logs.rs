@@ -45,6 +45,15 @@ const USUAL_LINES: usize = 100;
 /// The most lines from the past.
 const MOST_LINES: usize = 10_000;
 
+/// How much of the past is held for a reader at most, in bytes, however many instances there are: half of what one of them keeps.
+const MOST_BYTES: usize = 4 << 20;
+
+/// How many lines are written out at a time.
+const LINES_PER_PIECE: usize = 256;
+
+/// How much of an instance's output is read at a look: twice of what it may print until the next, so that none stays behind.
+const BYTES_PER_LOOK: u64 = 256 << 10;
+
 /// How often files that are followed are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -158,13 +167,16 @@ async fn tell(folders: Folders, query: LogQuery, send: mpsc::Sender<io::Result<B
     let (place, asked) = (folders.clone(), query.clone());
     let begun = tokio::task::spawn_blocking(move || {
         let mut sources = scan(&place, &asked);
-        let text = last_lines(&mut sources, lines);
-        (sources, text)
+        let lines = last_lines(&mut sources, lines);
+        (sources, lines)
     });
-    let Ok((mut sources, text)) = begun.await else { return };
-    if !text.is_empty() && send.send(Ok(text)).await.is_err() {
-        return;
+    let Ok((mut sources, lines)) = begun.await else { return };
+    for piece in lines.chunks(LINES_PER_PIECE) {
+        if send.send(Ok(render(&sources, piece))).await.is_err() {
+            return;
+        }
     }
+    drop(lines);
     if !query.follow {
         return;
     }
@@ -186,13 +198,15 @@ async fn tell(folders: Folders, query: LogQuery, send: mpsc::Sender<io::Result<B
                     }
                 }
             }
-            let text = new_lines(&mut sources);
-            (sources, text)
+            let lines = new_lines(&mut sources);
+            (sources, lines)
         });
-        let Ok((looked, text)) = looked.await else { return };
+        let Ok((looked, lines)) = looked.await else { return };
         sources = looked;
-        if !text.is_empty() && send.send(Ok(text)).await.is_err() {
-            return;
+        for piece in lines.chunks(LINES_PER_PIECE) {
+            if send.send(Ok(render(&sources, piece))).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -217,8 +231,8 @@ fn scan(folders: &Folders, query: &LogQuery) -> Sources {
 }
 
 /// The last lines of all, in order; each source is read up to its end after that.
-fn last_lines(sources: &mut Sources, lines: usize) -> Bytes {
-    let mut all = Vec::new();
+fn last_lines(sources: &mut Sources, lines: usize) -> Vec<(InstanceId, Kept)> {
+    let mut all: Vec<(InstanceId, Kept)> = Vec::new();
     for (id, source) in sources.iter_mut() {
         let current = source.folder.join(LOG_CURRENT);
         let (mut kept, read) = tail(&current, lines);
@@ -228,14 +242,20 @@ fn last_lines(sources: &mut Sources, lines: usize) -> Bytes {
             kept.splice(0..0, before);
         }
         all.extend(kept.into_iter().map(|line| (*id, line)));
+        all.sort_by_key(|(_, line)| line.at_us);
+        let mut bytes = 0;
+        let enough = all.iter().rev().take(lines).take_while(|(_, kept)| {
+            bytes += kept.line.len();
+            bytes <= MOST_BYTES
+        });
+        let surplus = all.len() - enough.count();
+        all.drain(..surplus);
     }
-    all.sort_by_key(|(_, line)| line.at_us);
-    let surplus = all.len().saturating_sub(lines);
-    render(sources, &all[surplus..])
+    all
 }
 
 /// What has been written since the last look, in order.
-fn new_lines(sources: &mut Sources) -> Bytes {
+fn new_lines(sources: &mut Sources) -> Vec<(InstanceId, Kept)> {
     let mut all = Vec::new();
     for (id, source) in sources.iter_mut() {
         let Ok(mut file) = fs::File::open(source.folder.join(LOG_CURRENT)) else { continue };
@@ -244,19 +264,24 @@ fn new_lines(sources: &mut Sources) -> Bytes {
         if meta.ino() != inode {
             // The one that was being read is the previous one now.
             if let Ok(mut before) = fs::File::open(source.folder.join(LOG_PREVIOUS)) {
-                if before.metadata().is_ok_and(|meta| meta.ino() == inode) {
-                    let (lines, _) = read_from(&mut before, read);
+                if let Some(meta) = before.metadata().ok().filter(|meta| meta.ino() == inode) {
+                    let (lines, read) = read_from(&mut before, read, BYTES_PER_LOOK);
+                    let has_more = !lines.is_empty() && read < meta.len();
                     all.extend(lines.into_iter().map(|line| (*id, line)));
+                    if has_more {
+                        source.read.1 = read;
+                        continue;
+                    }
                 }
             }
             source.read = (meta.ino(), 0);
         }
-        let (lines, read) = read_from(&mut file, source.read.1);
+        let (lines, read) = read_from(&mut file, source.read.1, BYTES_PER_LOOK);
         source.read.1 = read;
         all.extend(lines.into_iter().map(|line| (*id, line)));
     }
     all.sort_by_key(|(_, line)| line.at_us);
-    render(sources, &all)
+    all
 }
 
 /// The last lines of a file, with its inode and the end of its last whole line.
@@ -264,25 +289,33 @@ fn tail(path: &Path, lines: usize) -> (Vec<Kept>, (u64, u64)) {
     let Ok(mut file) = fs::File::open(path) else { return (Vec::new(), (0, 0)) };
     let Ok(meta) = file.metadata() else { return (Vec::new(), (0, 0)) };
     let mut begin = meta.len();
-    loop {
-        begin = begin.saturating_sub(PIECE * 4);
-        let (mut kept, end) = read_from(&mut file, begin);
-        if begin > 0 && !kept.is_empty() {
-            // The first one may be half a line.
-            kept.remove(0);
+    let mut seen = 0;
+    let mut piece = Vec::new();
+    // One more, since the first one may be half a line.
+    while begin > 0 && seen <= lines {
+        let end = begin;
+        begin = begin.saturating_sub(PIECE);
+        piece.clear();
+        let read = file.seek(SeekFrom::Start(begin));
+        if read.and_then(|_| file.by_ref().take(end - begin).read_to_end(&mut piece)).is_err() {
+            return (Vec::new(), (meta.ino(), begin));
         }
-        if kept.len() >= lines || begin == 0 {
-            let surplus = kept.len().saturating_sub(lines);
-            kept.drain(..surplus);
-            return (kept, (meta.ino(), end));
-        }
+        seen += piece.iter().filter(|byte| **byte == b'\n').count();
     }
+    let (mut kept, end) = read_from(&mut file, begin, meta.len() - begin);
+    if begin > 0 && !kept.is_empty() {
+        kept.remove(0);
+    }
+    let surplus = kept.len().saturating_sub(lines);
+    kept.drain(..surplus);
+    (kept, (meta.ino(), end))
 }
 
-/// The whole lines from a place on, and the end of the last of them.
-fn read_from(file: &mut fs::File, begin: u64) -> (Vec<Kept>, u64) {
-    let mut bytes = Vec::new();
-    if file.seek(SeekFrom::Start(begin)).is_err() || file.read_to_end(&mut bytes).is_err() {
+/// The whole lines from a place on, of so many bytes, and the end of the last of them.
+fn read_from(file: &mut fs::File, begin: u64, most: u64) -> (Vec<Kept>, u64) {
+    let mut bytes = Vec::with_capacity(usize::try_from(most).unwrap_or(0));
+    let sought = file.seek(SeekFrom::Start(begin));
+    if sought.and_then(|_| file.by_ref().take(most).read_to_end(&mut bytes)).is_err() {
         return (Vec::new(), begin);
     }
     let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -331,13 +364,46 @@ mod tests {
         Sources::from([(InstanceId(1), source)])
     }
 
-    fn lines(text: &Bytes) -> Vec<String> {
-        let text = std::str::from_utf8(text).expect("JSON is UTF-8");
-        let line = |line: &str| {
-            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
-            line["line"].as_str().expect("text").to_owned()
-        };
-        text.lines().map(line).collect()
+    fn lines(kept: &[(InstanceId, Kept)]) -> Vec<String> {
+        kept.iter().map(|(_, kept)| kept.line.clone()).collect()
+    }
+
+    #[test]
+    fn a_reader_is_held_no_more_than_a_fixed_amount_however_many_print() {
+        let text: String = (0..4_000).map(|n| format!("{n} o {n:01000}\n")).collect();
+        let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().expect("a folder")).collect();
+        let mut sources = Sources::new();
+        for (id, folder) in (1..).map(InstanceId).zip(&folders) {
+            fs::write(folder.path().join(LOG_CURRENT), &text).expect("it can be written");
+            sources.insert(id, source(folder.path()).remove(&InstanceId(1)).expect("it is there"));
+        }
+        let found = last_lines(&mut sources, MOST_LINES);
+        assert_eq!(found.len(), MOST_BYTES / 1_000);
+        assert_eq!(found.last().map(|(id, kept)| (*id, kept.at_us)), Some((InstanceId(4), 3_999)));
+    }
+
+    #[test]
+    fn who_reads_slowly_is_told_all_of_it_in_pieces() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (current, previous) = (folder.path().join(LOG_CURRENT), folder.path().join(LOG_PREVIOUS));
+        fs::write(&current, "").expect("it can be written");
+        let mut sources = source(folder.path());
+        assert!(last_lines(&mut sources, 10).is_empty());
+        let text = |from: u32| (from..from + 600).map(|n| format!("{n} o {n:01000}\n")).collect::<String>();
+        fs::write(&current, text(0)).expect("it can be written");
+        fs::rename(&current, &previous).expect("it can be moved");
+        fs::write(&current, text(600)).expect("it can be written");
+        let mut found = Vec::new();
+        loop {
+            let piece = new_lines(&mut sources);
+            let bytes: usize = piece.iter().map(|(_, kept)| kept.line.len()).sum();
+            assert!(bytes as u64 <= 2 * BYTES_PER_LOOK, "{bytes}");
+            if piece.is_empty() {
+                break;
+            }
+            found.extend(piece.into_iter().map(|(_, kept)| kept.at_us));
+        }
+        assert_eq!(found, (0..1_200).collect::<Vec<i64>>());
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub struct HostOptions {
     /// Where to listen for questions about logs and metrics; port 0: any
     #[arg(long, env = "BAZOOKA_LISTEN", value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
-    /// How instances are kept apart; uid for root unless given, none (with a warning) for others
+    /// How instances are kept apart; sandbox for root unless given, none (with a warning) for others
     #[arg(long, env = "BAZOOKA_ISOLATION", value_name = "KIND")]
     pub isolation: Option<Isolation>,
     /// Parts of the sandbox to do without, where this machine can't give them

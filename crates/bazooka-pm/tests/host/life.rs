@@ -8,7 +8,10 @@ use visor::{
     testing::until,
 };
 
-use crate::world::{SERVER, SOON, World, ask, http_check, is_alive, signal};
+use crate::{
+    neighbour::Neighbour,
+    world::{SERVER, SOON, World, ask, http_check, is_alive, signal},
+};
 
 #[tokio::test]
 async fn an_instance_is_started_answers_and_ends_when_told() {
@@ -214,14 +217,14 @@ async fn one_that_takes_too_much_memory_dies_alone_and_is_told_so() {
     let mut greedy = world.job(hog);
     greedy.run.limits = Limits { memory_limit_bytes: Some(64 << 20), ..Limits::default() };
     greedy.trial = true;
-    let ids = world.place_all(vec![greedy, world.job("exec sleep 1000")]).await;
-    let status = world.until_state(ids[0], State::Failed).await;
+    let neighbour = Neighbour::of(&world).await;
+    let id = world.place(greedy).await;
+    let status = world.until_state(id, State::Failed).await;
     assert_eq!(status.fault, Some(Fault::OutOfMemory));
     assert!(status.exits.iter().all(|exit| exit.out_of_memory), "{:?}", status.exits);
     let cause = status.cause.expect("it is said");
     assert!(cause.contains("out of memory: limit 64 MiB, peak 64 MiB"), "{cause}");
-    let neighbour = world.until_state(ids[1], State::Running).await;
-    assert_eq!(neighbour.restarts, 0);
+    neighbour.stays_well(&world).await;
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! One host: a real bazooka-pm with real processes over a real etcd. The test plays the converger.
 
+mod abuse;
 mod adopt;
 mod coordinator;
 mod envs;
 mod life;
 mod measure;
+mod neighbour;
 mod sandbox;
 mod slugs;
 mod world;

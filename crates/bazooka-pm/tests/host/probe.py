@@ -1,6 +1,9 @@
 """An instance that tries what it shouldn't be able to do, and says what came of it, as one line of JSON."""
 import ctypes, errno, json, os, pwd, resource, socket, subprocess, time
 
+# Outside of a sandbox it would do harm.
+assert os.getuid() != 0
+
 libc = ctypes.CDLL(None, use_errno=True)
 said = {}
 
@@ -73,7 +76,7 @@ said["sockets"] = {
     "tcp6": outcome(lambda: socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()),
     "unix": outcome(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).close()),
 }
-own, coordinator, pm, other = (int(os.environ[name]) for name in ("PORT", "COORDINATOR_PORT", "PM_PORT", "OTHER_PORT"))
+own, coordinator, pm, rm, other = (int(os.environ[name]) for name in ("PORT", "COORDINATOR_PORT", "PM_PORT", "RM_PORT", "OTHER_PORT"))
 said["binds"] = {
     "own": outcome(lambda: bind(socket.SOCK_STREAM, own)),
     "own6": outcome(lambda: bind(socket.SOCK_STREAM, own, socket.AF_INET6)),
@@ -89,6 +92,7 @@ said["connects"] = {
     "mapped": outcome(lambda: connect("::ffff:127.0.0.1", coordinator, socket.AF_INET6)),
     "ipv6": outcome(lambda: connect("::1", coordinator, socket.AF_INET6)),
     "bazooka_pm": outcome(lambda: connect("127.0.0.1", pm)),
+    "bazooka_rm": outcome(lambda: connect("127.0.0.1", rm)),
     "another": outcome(lambda: connect("127.0.0.1", other)),
 }
 

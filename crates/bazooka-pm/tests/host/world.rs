@@ -77,6 +77,8 @@ pub struct World {
     pub dir: tempfile::TempDir,
     pub shelf: SharedShelf,
     pub slug: Slug,
+    /// Where slugs are served.
+    pub rm_url: String,
     pub on_exit: &'static str,
     pub pm_args: Vec<String>,
     /// Who bazooka-pm is to be, where not root.
@@ -132,7 +134,7 @@ impl World {
         let routes = Router::new().route("/slugs/{digest}", get(serve)).with_state(shelf.clone());
         tokio::spawn(async move { axum::serve(listener, routes).await });
         let lease = store.grant(Duration::from_secs(600)).await.expect("etcd answers");
-        let rm = Rm::at(url);
+        let rm = Rm::at(url.clone());
         visor
             .publish_rm(&"rm1".parse().expect("valid"), &rm, &Ask::new("word"), lease)
             .await
@@ -145,6 +147,7 @@ impl World {
             dir,
             shelf,
             slug,
+            rm_url: url,
             on_exit: "stop",
             pm_args: Vec::new(),
             setpriv_args: Vec::new(),
@@ -178,9 +181,8 @@ impl World {
         let log = fs::File::options().create(true).append(true).open(self.dir.path().join("pm.log"));
         let log = log.expect("it can be written");
         let mut setpriv = Command::new("setpriv");
-        if self.setpriv_args.is_empty() && has_sandboxes() {
-            // Root is given less unless it asks.
-            setpriv.env("BAZOOKA_ISOLATION", "sandbox");
+        if self.setpriv_args.is_empty() && !has_sandboxes() && nix::unistd::geteuid().is_root() {
+            setpriv.env("BAZOOKA_ISOLATION", "uid");
         }
         // It ends with this test, however that ends.
         let child = setpriv

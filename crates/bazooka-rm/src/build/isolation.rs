@@ -77,8 +77,6 @@ pub struct BuildOptions {
 #[derive(Debug)]
 pub struct Builds {
     options: BuildOptions,
-    /// Begins the names of the control groups of this state folder's builds.
-    mark: String,
     cgroups: Option<Cgroups>,
     sandboxes: Option<Sandboxes>,
     /// None where builds run as bazooka-rm's own user.
@@ -107,15 +105,16 @@ impl Builds {
             fs::metadata(path).map_err(|error| format!("--build-path {}: {error}", path.display()))?;
         }
         let mark = Sha256::digest(layout.root().as_os_str().as_encoded_bytes());
-        let mark = mark.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let mark: String = mark.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         closed.extend(&options.closed);
-        let mut builds = Builds { options, mark, cgroups: None, sandboxes: None, users: None };
+        let mut builds = Builds { options, cgroups: None, sandboxes: None, users: None };
         if isolation == Isolation::None {
             return Ok(builds);
         }
         let uids = Uids::new(builds.options.uids.inclusive(), Path::new(MARKS), layout.root())?;
         builds.users = Some(Mutex::new(uids));
-        let cgroups = Cgroups::find("builds");
+        // Another rm's of the machine are its own.
+        let cgroups = Cgroups::find(&format!("builds-{mark}")).inspect(|found| found.sweep(|_| false));
         if isolation == Isolation::Uid {
             let complained = cgroups
                 .inspect_err(|error| tracing::warn!(error, "the memory of builds can't be limited here"));
@@ -129,32 +128,53 @@ impl Builds {
                 "builds have a sandbox that is weaker than it could be"
             );
         }
-        let without = |part: Part| builds.options.without.contains(&part);
         builds.cgroups = match cgroups {
             Ok(cgroups) => Some(cgroups),
-            Err(_) if without(Part::Limits) => None,
+            Err(_) if builds.options.without.contains(&Part::Limits) => None,
             Err(cause) => return Err(lacking(Part::Limits, &cause)),
         };
-        let fences = !without(Part::Fence);
-        if fences && !builds.cgroups.as_ref().is_some_and(Cgroups::can_fence) {
+        match builds.find_sandboxes(layout, own_program, &closed).await {
+            Ok(()) => Ok(builds),
+            Err(cause) => {
+                builds.leave();
+                Err(cause)
+            }
+        }
+    }
+
+    async fn find_sandboxes(
+        &mut self,
+        layout: &Layout,
+        own_program: &Path,
+        closed: &[SocketAddr],
+    ) -> Result<(), String> {
+        let fences = !self.options.without.contains(&Part::Fence);
+        if fences && !self.cgroups.as_ref().is_some_and(Cgroups::can_fence) {
             let cause = "control groups version 2, by which sockets are fenced, aren't mounted (not even beside version 1)";
             return Err(lacking(Part::Fence, cause));
         }
-        builds.sandboxes = Some(Sandboxes::new(Parts {
+        self.sandboxes = Some(Sandboxes::new(Parts {
             state: layout.root(),
             stack: None,
             more_of_etc: &MORE_OF_ETC,
             tmp_bytes: TMP_BYTES,
-            closed: fences.then_some(closed.as_slice()),
+            closed: fences.then_some(closed),
         })?);
-        builds.try_out(layout, own_program).await.map_err(|cause| {
+        self.try_out(layout, own_program).await.map_err(|cause| {
             format!(
                 "builds can't have a sandbox here: {cause}; it takes Linux 5.12 or later, and root in the machine's own \
                  namespaces; go on with the weaker --build-isolation uid, or, where it is about limits or the fence, with \
                  --build-without limits or --build-without fence"
             )
-        })?;
-        Ok(builds)
+        })
+    }
+
+    /// Removes the control groups, once nothing is built any more.
+    pub fn leave(&self) {
+        if let Some(groups) = &self.cgroups {
+            groups.sweep(|_| false);
+            groups.leave();
+        }
     }
 
     /// How long a build may take.
@@ -212,12 +232,11 @@ impl Builds {
         spec.uid = uid;
         if uid.is_some() {
             let limits = Limits { memory_limit_bytes: Some(self.options.memory_bytes), ..Limits::default() };
-            let name = format!("{}-{name}", self.mark);
             let cgroups = self.cgroups.as_ref();
             let processes = self.options.processes;
             spec.processes = Some(processes);
             spec.groups = cgroups
-                .map(|cgroups| cgroups.of(&name, &limits, processes, self.sandboxes.is_some()))
+                .map(|cgroups| cgroups.of(name, &limits, processes, self.sandboxes.is_some()))
                 .unwrap_or_default();
         }
         spec.sandbox = self.sandboxes.as_ref().map(|sandboxes| {
