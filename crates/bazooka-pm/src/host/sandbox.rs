@@ -115,8 +115,9 @@ impl Sandboxes {
             protocol: PROTOCOL,
             command: "exit 0".to_owned(),
             folder: app,
-            env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
-            env_apart: false,
+            env: BTreeMap::new(),
+            // As each start's: what isn't heard would be a broken answer.
+            env_apart: true,
             uid: Some(uid),
             memory: None,
             groups: groups.unwrap_or_default(),
