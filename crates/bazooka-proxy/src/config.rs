@@ -20,7 +20,7 @@ use std::{
 
 use visor::names::{HostName, InstanceId};
 
-use crate::routes::{Mode, Routes, Service, ServiceId};
+use crate::routes::{Mode, RmPlace, Routes, Service, ServiceId};
 
 /// What doesn't come from the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -358,7 +358,9 @@ fn git_frontend(text: &mut String, git: SocketAddr, tls: Option<&GitTls>, routes
         "    http-error status 503 content-type \"text/plain; charset=utf-8\" \
          string \"No bazooka-rm answers now; try again in a moment.\\n\" hdr retry-after 1"
     );
-    for (name, address) in &routes.rms {
+    // In the clear to none that speaks TLS, and with TLS to none that doesn't.
+    let fitting = routes.rms.iter().filter(|(_, place)| place.secured == tls.is_some());
+    for (name, RmPlace { address, .. }) in fitting {
         // It must be that rm by its certificate's name, at whatever address: any other of the authority's won't do.
         let secured = tls.map_or_else(String::new, |tls| {
             format!(" ssl verify required ca-file {} verifyhost rm:{name}", quoted(&tls.authority))

@@ -88,8 +88,8 @@ pub struct Routes {
     pub services: BTreeMap<ServiceId, Service>,
     /// Each custom domain with its app.
     pub domains: BTreeMap<Domain, AppName>,
-    /// Each bazooka-rm that serves, with its `address:port`.
-    pub rms: BTreeMap<HostName, String>,
+    /// Each bazooka-rm that serves.
+    pub rms: BTreeMap<HostName, RmPlace>,
 }
 
 impl Routes {
@@ -171,19 +171,32 @@ pub fn routes(snapshot: &Snapshot) -> Routes {
     routes.domains =
         snapshot.domains.iter().map(|(domain, record)| (domain.clone(), record.app.clone())).collect();
     routes.rms =
-        snapshot.rms.iter().filter_map(|(name, rm)| Some((name.clone(), rm_address(&rm.url)?))).collect();
+        snapshot.rms.iter().filter_map(|(name, rm)| Some((name.clone(), rm_place(&rm.url)?))).collect();
     routes
 }
 
-/// Where an rm is, as one word of the configuration. One below a path isn't led to.
-fn rm_address(url: &str) -> Option<String> {
-    let place = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?.trim_end_matches('/');
+/// Where an rm is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RmPlace {
+    /// Its `address:port`, as one word of the configuration.
+    pub address: String,
+    /// Whether it speaks TLS.
+    pub secured: bool,
+}
+
+/// Where an rm is reached, by its URL. One below a path isn't led to.
+fn rm_place(url: &str) -> Option<RmPlace> {
+    let (place, secured) = match url.strip_prefix("https://") {
+        Some(place) => (place, true),
+        None => (url.strip_prefix("http://")?, false),
+    };
+    let place = place.trim_end_matches('/');
     if let Ok(address) = place.parse::<SocketAddr>() {
-        return Some(address.to_string());
+        return Some(RmPlace { address: address.to_string(), secured });
     }
     let (host, port) = place.rsplit_once(':')?;
     let (host, port): (HostName, u16) = (host.parse().ok()?, port.parse().ok()?);
-    Some(format!("{host}:{port}"))
+    Some(RmPlace { address: format!("{host}:{port}"), secured })
 }
 
 /// The services whose traffic is shared out, and how. Of a release that doesn't run beside head any more nothing

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use bazooka_proxy::{
-    config::{RunAs, hosts, render, render_map, shape},
+    config::{GitTls, RunAs, hosts, render, render_map, shape},
     routes::routes,
 };
 use proptest::prelude::*;
@@ -64,7 +64,12 @@ fn git_is_led_to_each_rm_that_can_be_reached_so() {
         .put("rms/rm2", &rm("http://rm2.example.org:8081/"))
         .put("rms/rm3", &rm("https://10.0.0.5:8081"))
         .put("rms/rm4", &rm("http://10.0.0.6:8081 check\n    bind *:1"));
-    golden("git.cfg", &render(&routes(&rows.0), &settings));
+    let routes = routes(&rows.0);
+    golden("git.cfg", &render(&routes, &settings));
+    // With an identity: the others, and each by its own name.
+    settings.git_tls =
+        Some(GitTls { identity: "/state/git.pem".into(), authority: "/etc/bazooka/ca.pem".into() });
+    golden("git-tls.cfg", &render(&routes, &settings));
 }
 
 #[test]

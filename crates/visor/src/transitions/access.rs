@@ -169,3 +169,135 @@ impl Visor {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        schema::AuditEntry,
+        store::model::ModelStore,
+        visor::{Refusal, VisorError},
+    };
+
+    fn now() -> Timestamp {
+        Timestamp::UNIX_EPOCH
+    }
+
+    fn app() -> AppName {
+        "shop".parse().expect("valid")
+    }
+
+    fn user(name: &str) -> UserName {
+        name.parse().expect("valid")
+    }
+
+    fn who(name: &str) -> Identity {
+        Identity::User(user(name))
+    }
+
+    async fn visor() -> Visor {
+        let visor = Visor::new(ModelStore::new().shared());
+        visor.set_up().await.expect("the model answers");
+        visor.register_app_of(&app(), "ada", Some(&user("ada")), "t", now()).await.expect("it is new");
+        visor
+    }
+
+    fn refused<T: std::fmt::Debug>(done: Result<T>) -> Refusal {
+        match done {
+            Err(VisorError::Refused(refusal)) => refusal,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_app_is_its_registrars_and_whom_they_grant_it() {
+        let visor = visor().await;
+        let people = async || {
+            let snapshot = visor.read(vec![keys::access()]).await.expect("the model answers");
+            let access = snapshot.apps[&app()].access.clone().expect("it has people");
+            access.value.users.into_keys().map(String::from).collect::<Vec<_>>()
+        };
+        assert_eq!(people().await, ["ada"]);
+        let eve = user("eve");
+        assert_eq!(
+            refused(visor.grant_app(&app(), &eve, "ada", now()).await),
+            Refusal::NotAdmitted(who("eve")),
+            "who takes no part is given nothing"
+        );
+        visor.admit(&who("eve"), false, "ops", now()).await.expect("the model answers");
+        for _ in 0..2 {
+            visor.grant_app(&app(), &eve, "ada", now()).await.expect("she takes part");
+        }
+        assert_eq!(people().await, ["ada", "eve"]);
+        visor.revoke_app(&app(), &eve).await.expect("it is one of hers");
+        assert_eq!(people().await, ["ada"]);
+        assert_eq!(refused(visor.revoke_app(&app(), &eve).await), Refusal::NotTheirs(app(), eve));
+        let other: AppName = "other".parse().expect("valid");
+        let none = refused(visor.grant_app(&other, &user("ada"), "ops", now()).await);
+        assert_eq!(none, Refusal::NoSuchApp(other));
+    }
+
+    #[tokio::test]
+    async fn an_operator_stays_one_until_it_is_taken_back() {
+        let visor = visor().await;
+        let operator = async || {
+            let snapshot = visor.read(vec![keys::identities()]).await.expect("the model answers");
+            snapshot.identities.get(&who("ops")).map(|row| row.operator)
+        };
+        visor.admit(&who("ops"), true, "rm:r1", now()).await.expect("the model answers");
+        visor.admit(&who("ops"), false, "rm:r1", now()).await.expect("the model answers");
+        assert_eq!(operator().await, Some(true), "to let in who is in takes nothing away");
+        visor.demote(&who("ops"), "rm:r1", now()).await.expect("they are in");
+        assert_eq!(operator().await, Some(false));
+        visor.expel(&who("ops")).await.expect("they are in");
+        assert_eq!(operator().await, None);
+        assert_eq!(refused(visor.expel(&who("ops")).await), Refusal::NotAdmitted(who("ops")));
+        assert_eq!(refused(visor.demote(&who("ops"), "x", now()).await), Refusal::NotAdmitted(who("ops")));
+    }
+
+    #[tokio::test]
+    async fn a_change_stands_in_the_audit_and_the_oldest_entries_go() {
+        let visor = visor().await;
+        let entry = |n: u32| AuditEntry {
+            what: format!("thing {n}"),
+            app: None,
+            by: None,
+            from: "laptop".into(),
+            // Clocks may say what they like: revisions tell which is older.
+            at: Timestamp::from_second(i64::from(1000 - n)).expect("in range"),
+            extra: Extra::new(),
+        };
+        for n in 0..250 {
+            let audited = visor.audited(&who("ada"), entry(n), n);
+            audited.admit(&who(&format!("p{n}")), false, "ada", now()).await.expect("the model answers");
+            // Nothing changes, and nothing is written down.
+            let again = visor.audited(&who("ada"), entry(n), n + 1000);
+            again.admit(&who(&format!("p{n}")), false, "ada", now()).await.expect("the model answers");
+        }
+        let said = async || {
+            let snapshot = visor.read(vec![keys::audit()]).await.expect("the model answers");
+            let mut said: Vec<String> = snapshot.audit.into_values().map(|row| row.value.what).collect();
+            said.sort();
+            said
+        };
+        assert_eq!(said().await.len(), 250);
+        assert_eq!(visor.trim_audit(3).await.expect("the model answers"), 247);
+        assert_eq!(said().await, ["thing 247", "thing 248", "thing 249"]);
+        assert_eq!(visor.trim_audit(3).await.expect("the model answers"), 0);
+    }
+
+    #[tokio::test]
+    async fn keys_are_bounded_and_known_by_their_fingerprints() {
+        let visor = visor().await;
+        let key = SshKey { key: "ssh-ed25519 A".into(), comment: "c".into(), at: now(), extra: Extra::new() };
+        for n in 0..MAX_KEYS {
+            visor.add_key(&user("ada"), &format!("SHA256:{n}"), &key).await.expect("there is room");
+        }
+        let one_more = visor.add_key(&user("ada"), "SHA256:x", &key).await;
+        assert_eq!(refused(one_more), Refusal::TooManyKeys(user("ada")));
+        visor.add_key(&user("ada"), "SHA256:0", &key).await.expect("it is there already");
+        visor.remove_key(&user("ada"), "SHA256:0").await.expect("it is there");
+        let again = visor.remove_key(&user("ada"), "SHA256:0").await;
+        assert_eq!(refused(again), Refusal::NoSuchKey(user("ada"), "SHA256:0".into()));
+    }
+}
