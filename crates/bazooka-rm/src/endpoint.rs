@@ -79,7 +79,7 @@ async fn allow(rm: &SharedRm, caller: &Caller, act: Act, app: Option<&AppName>) 
     })
 }
 
-pub(crate) use git::{carry_push, is_protocol};
+pub(crate) use git::{MAX_FETCH, carry_push, is_protocol};
 
 /// An app's repository, ready to be used, if the caller may; otherwise why not, in words.
 pub(crate) async fn repository(

@@ -48,10 +48,6 @@ const MAX_HELLO: usize = 16 * 1024;
 /// How long the forced command may take to say what it wants.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
-/// The most that a push may bring, and a fetch may ask: as over HTTP.
-const MAX_PUSH: u64 = 2 * 1024 * 1024 * 1024 + 1024 * 1024;
-const MAX_FETCH: u64 = 64 * 1024 * 1024;
-
 /// How SSH keys are used.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SshArgs {
@@ -171,7 +167,7 @@ async fn answer(rm: SharedRm, stream: UnixStream) {
         Service::Fetch => {
             let started = Answering::start(git(&["upload-pack"], &repository, protocol));
             let Ok((answering, body)) = started else { return tracing::error!("git can't be started") };
-            tokio::join!(answering.carry(request, MAX_FETCH, || false), tell(body, output));
+            tokio::join!(answering.carry(request, crate::endpoint::MAX_FETCH, || false), tell(body, output));
         }
         Service::Push => {
             let push = rm.pushes.open(app, Some(user.to_string()), None);
@@ -181,7 +177,7 @@ async fn answer(rm: SharedRm, stream: UnixStream) {
                 push::close(&rm, &push).await;
                 return tracing::error!("git can't be started");
             };
-            let carrying = crate::endpoint::carry_push(rm.clone(), push, answering, request, MAX_PUSH);
+            let carrying = crate::endpoint::carry_push(rm.clone(), push, answering, request);
             tokio::join!(carrying, tell(body, output));
         }
     }

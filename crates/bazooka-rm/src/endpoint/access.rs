@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use visor::{
     access::{Act, Rows},
     identity::{Caller, CallsFrom, Identity},
-    names::AppName,
+    names::{AppName, UserName},
     visor::Visor,
 };
 
@@ -44,27 +44,15 @@ pub async fn grant(
     from: CallsFrom,
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {
-    // Who is in at all, before anything is read of what they send.
-    allow(&rm, &caller, Act::Register, None).await?;
-    let (who, what) = read(&body)?;
-    let by = caller.to_string();
-    let visor = audited(&rm, &caller, from, "grant", &who, &what);
+    let Order { who, what, by, visor } = order(&rm, &caller, from, "grant", &body).await?;
     let now = Timestamp::now();
     match &what {
-        What::App(app) => {
-            allow(&rm, &caller, Act::App, Some(app)).await?;
-            let Identity::User(user) = &who else { return Err(not_a_person(&who)) };
-            visor.grant_app(app, user, &by, now).await?;
-        }
+        What::App(app) => visor.grant_app(app, person(&who)?, &by, now).await?,
         What::Operator => {
-            allow(&rm, &caller, Act::Admit, None).await?;
-            let Identity::User(_) = &who else { return Err(not_a_person(&who)) };
+            person(&who)?;
             visor.admit(&who, true, &by, now).await?;
         }
-        What::Admission => {
-            allow(&rm, &caller, Act::Admit, None).await?;
-            visor.admit(&who, false, &by, now).await?;
-        }
+        What::Admission => visor.admit(&who, false, &by, now).await?,
     }
     tracing::info!(%who, by, what = %words(&what), "granted");
     done(&rm, |rows| holds(rows, &who, &what)).await
@@ -77,36 +65,44 @@ pub async fn revoke(
     from: CallsFrom,
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {
-    // Who is in at all, before anything is read of what they send.
-    allow(&rm, &caller, Act::Register, None).await?;
-    let (who, what) = read(&body)?;
-    let by = caller.to_string();
-    let visor = audited(&rm, &caller, from, "revoke", &who, &what);
+    let Order { who, what, by, visor } = order(&rm, &caller, from, "revoke", &body).await?;
     match &what {
-        What::App(app) => {
-            allow(&rm, &caller, Act::App, Some(app)).await?;
-            let Identity::User(user) = &who else { return Err(not_a_person(&who)) };
-            visor.revoke_app(app, user).await?;
-        }
-        What::Operator => {
-            allow(&rm, &caller, Act::Admit, None).await?;
-            visor.demote(&who, &by, Timestamp::now()).await?;
-        }
-        What::Admission => {
-            allow(&rm, &caller, Act::Admit, None).await?;
-            visor.expel(&who).await?;
-        }
+        What::App(app) => visor.revoke_app(app, person(&who)?).await?,
+        What::Operator => visor.demote(&who, &by, Timestamp::now()).await?,
+        What::Admission => visor.expel(&who).await?,
     }
     tracing::info!(%who, by, what = %words(&what), "revoked");
     done(&rm, |rows| !holds(rows, &who, &what)).await
 }
 
-fn audited(rm: &SharedRm, caller: &Caller, from: CallsFrom, how: &str, who: &Identity, what: &What) -> Visor {
-    let app = match what {
-        What::App(app) => Some(app),
-        What::Operator | What::Admission => None,
+/// What is asked for, by somebody who may.
+struct Order {
+    who: Identity,
+    what: What,
+    by: String,
+    /// The cluster's state, with the order in its audit.
+    visor: Visor,
+}
+
+/// Reads an order of who may give it: an app is granted by its people, all else by operators.
+async fn order(
+    rm: &SharedRm,
+    caller: &Caller,
+    from: CallsFrom,
+    how: &str,
+    body: &[u8],
+) -> Result<Order, ApiError> {
+    // Who is in at all, before anything is read of what they send.
+    allow(rm, caller, Act::Register, None).await?;
+    let (who, what) = read(body)?;
+    let (act, app) = match &what {
+        What::App(app) => (Act::App, Some(app)),
+        What::Operator | What::Admission => (Act::Admit, None),
     };
-    rm.audited(caller.to_string(), from.0, format!("access {how} {who}: {}", words(what)), app)
+    allow(rm, caller, act, app).await?;
+    let by = caller.to_string();
+    let visor = rm.audited(by.clone(), from.0, format!("access {how} {who}: {}", words(&what)), app);
+    Ok(Order { who, what, by, visor })
 }
 
 async fn done(rm: &SharedRm, is_so: impl FnMut(&Rows) -> bool) -> Result<Json<Done>, ApiError> {
@@ -153,10 +149,13 @@ fn read(body: &[u8]) -> Result<(Identity, What), ApiError> {
     Ok((who, what))
 }
 
-fn not_a_person(who: &Identity) -> ApiError {
-    ApiError::new(
-        StatusCode::BAD_REQUEST,
-        format!("{who} is a daemon, and this is for people"),
-        format!("let it take part: bazooka access grant {who}"),
-    )
+fn person(who: &Identity) -> Result<&UserName, ApiError> {
+    match who {
+        Identity::User(user) => Ok(user),
+        Identity::Daemon(..) => Err(ApiError::new(
+            StatusCode::BAD_REQUEST,
+            format!("{who} is a daemon, and this is for people"),
+            format!("let it take part: bazooka access grant {who}"),
+        )),
+    }
 }

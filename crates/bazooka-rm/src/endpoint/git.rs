@@ -29,7 +29,7 @@ use crate::{
 const MAX_PUSH: u64 = 2 * 1024 * 1024 * 1024 + 1024 * 1024;
 
 /// The most that a fetch may ask.
-const MAX_FETCH: u64 = 64 * 1024 * 1024;
+pub const MAX_FETCH: u64 = 64 * 1024 * 1024;
 
 /// How long a push waits for a repository that is being made: it takes some milliseconds.
 const REPOSITORY_IN: Duration = Duration::from_secs(5);
@@ -138,15 +138,15 @@ pub async fn receive_pack(
             return Err(no_git(&error));
         }
     };
-    tokio::spawn(carry_push(rm, push, answering, request, MAX_PUSH));
+    tokio::spawn(carry_push(rm, push, answering, request));
     Ok((answer_headers("application/x-git-receive-pack-result"), body).into_response())
 }
 
 /// Carries a push to its end, whoever still listens.
-pub async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request: Body, limit: u64) {
+pub async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request: Body) {
     rm.metrics.pushes_under_way.inc();
     answering
-        .carry(request, limit, || {
+        .carry(request, MAX_PUSH, || {
             push.gone.cancel();
             // Git is moving the branch: it must be let, so that head moves with it.
             push.is_accepted()
