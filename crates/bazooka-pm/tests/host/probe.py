@@ -1,5 +1,5 @@
 """An instance that tries what it shouldn't be able to do, and says what came of it, as one line of JSON."""
-import ctypes, errno, json, os, pwd, resource, socket, subprocess, time
+import ctypes, errno, json, os, pwd, resource, socket, struct, subprocess, time
 
 # Outside of a sandbox it would do harm.
 assert os.getuid() != 0
@@ -38,6 +38,16 @@ def connect(host, port, family=socket.AF_INET):
         own.connect((host, port))
 
 
+def attributes(turn_ns=0):
+    """What sched_setattr(2) takes, and sched_getattr(2) fills."""
+    return ctypes.create_string_buffer(struct.pack("=IIQiIQQQ", 48, 0, 0, 0, 0, turn_ns, 0, 0), 48)
+
+
+def own_turn_ns():
+    found = attributes()
+    return struct.unpack("=IIQiIQQQ", found.raw)[5] if call(315, 0, found, 48, 0) == "done" else None
+
+
 status = dict(line.rstrip("\n").split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)
 said["rights"] = [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")]
 said["no_new_rights"] = [status["NoNewPrivs"], status["Seccomp"], status["Groups"].strip()]
@@ -66,8 +76,10 @@ said["calls"] = {
     "io_uring": call(425, 1, 0),
     "perf": call(298, 0, 0, 0, 0, 0),
     "chroot": call(161, b"/tmp"),
+    "longer_turn": call(314, 0, attributes(100_000_000), 0),
     "unknown": call(999),
 }
+said["turn"] = own_turn_ns()
 said["sockets"] = {
     "raw": outcome(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close()),
     "packet": outcome(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()),

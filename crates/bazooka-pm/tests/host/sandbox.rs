@@ -31,6 +31,13 @@ async fn lines(world: &World, id: InstanceId) -> Vec<String> {
     said.filter_map(|line| Some(line["line"].as_str()?.to_owned())).collect()
 }
 
+/// Whether the kernel has turns of a process's own: Linux from 6.12 on.
+fn turns_can_be_set() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux says its version");
+    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(12))
+}
+
 fn port_of(url: &str) -> String {
     url.rsplit(':').next().expect("a URL of ours has a port").to_owned()
 }
@@ -96,7 +103,7 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
             "calls",
             json!({"mount": refused, "keyctl": refused, "ptrace": refused, "unshare": refused, "setns": refused,
                 "clone_user": refused, "clone3": refused, "bpf": refused, "io_uring": refused, "perf": refused,
-                "chroot": refused, "unknown": refused}),
+                "chroot": refused, "longer_turn": refused, "unknown": refused}),
         ),
         (
             "sockets",
@@ -124,6 +131,9 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
     }
     if report["masked"].as_array().is_none_or(|lengths| lengths.iter().any(|length| *length != 0)) {
         wrong.push(format!("masked: {}", report["masked"]));
+    }
+    if turns_can_be_set() && report["turn"] != 500_000 {
+        wrong.push(format!("turn: {} ns", report["turn"]));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(host.isolation, "sandbox");
