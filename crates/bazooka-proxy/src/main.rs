@@ -19,7 +19,7 @@ use clap::{Parser, ValueEnum};
 use visor::{
     daemon::{self, CoordinatorArgs, Readiness},
     identity::{Credentials, Kind},
-    names::HostName,
+    names::{HostName, ZoneName},
     store::wait_until_ready,
 };
 
@@ -32,6 +32,9 @@ struct Args {
     /// This proxy's name in the cluster; the machine's unless given
     #[arg(long, env = "BAZOOKA_NAME", value_name = "NAME")]
     name: Option<HostName>,
+    /// Where this proxy stands
+    #[arg(long, env = "BAZOOKA_ZONE", value_name = "ZONE", default_value = "default")]
+    zone: ZoneName,
     /// The folder of HAProxy's files and sockets
     #[arg(long, env = "BAZOOKA_STATE", default_value = "/var/lib/bazooka-proxy", value_name = "DIR")]
     state: PathBuf,
@@ -148,6 +151,7 @@ async fn main() -> anyhow::Result<()> {
     let identity = Identity {
         name,
         url: format!("{}://{address}", cluster.scheme()),
+        zone: args.zone,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let parts = Parts { visor: cluster.visor, balancer, settings, identity, metrics, not_ready };

@@ -16,7 +16,7 @@ use visor::{
     daemon::NotReady,
     keys,
     mirror::{Changes, Mirror},
-    names::HostName,
+    names::{HostName, ZoneName},
     schema::{Extra, Proxy as Row},
     snapshot::Snapshot,
     store::Revision,
@@ -49,6 +49,8 @@ pub struct Identity {
     pub name: HostName,
     /// The base of its endpoint.
     pub url: String,
+    /// Where it stands.
+    pub zone: ZoneName,
     /// Its version.
     pub version: String,
 }
@@ -340,6 +342,7 @@ impl Proxy {
             url: self.identity.url.clone(),
             public: public.to_string(),
             domain: self.settings.domain.to_string(),
+            zone: Some(self.identity.zone.clone()),
             version: self.identity.version.clone(),
             applied,
             busy: self.drains.busy().clone(),

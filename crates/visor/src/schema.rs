@@ -684,6 +684,9 @@ pub struct Proxy {
     pub public: String,
     /// The domain below which each app has its name.
     pub domain: String,
+    /// Where it stands; none: it is of a version that didn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<ZoneName>,
     /// Its version.
     pub version: String,
     /// Everything up to this revision is in force in HAProxy, old workers included in `busy`.

@@ -126,6 +126,7 @@ async fn a_proxy_that_hangs_holds_nobody_up_for_long() {
         url: "http://x".into(),
         public: "0.0.0.0:8080".into(),
         domain: "localhost".into(),
+        zone: None,
         version: "0".into(),
         applied: 1,
         busy: BTreeSet::new(),

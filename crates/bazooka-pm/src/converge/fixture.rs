@@ -405,6 +405,7 @@ impl World {
             url: "http://127.0.0.1:1".into(),
             public: "0.0.0.0:8080".into(),
             domain: "localhost".into(),
+            zone: None,
             version: "0".into(),
             applied,
             busy: busy.iter().map(|id| InstanceId(*id)).collect(),

@@ -232,6 +232,7 @@ impl Nodes {
             identity: Identity {
                 name: name.parse().expect("a valid name"),
                 url: format!("http://10.0.1.{n}:81"),
+                zone: if n % 2 == 0 { "north" } else { "south" }.parse().expect("a valid name"),
                 version: "1".into(),
             },
             metrics: ProxyMetrics::register(&Arc::default()),

@@ -523,6 +523,7 @@ async fn proxy(visor: Visor, name: HostName, timing: LeaseTiming, stop: Cancella
                     url: "http://127.0.0.1:1".into(),
                     public: "127.0.0.1:1".into(),
                     domain: "localhost".into(),
+                    zone: None,
                     version: "0".into(),
                     applied: mirror.revision(),
                     busy: BTreeSet::new(),
