@@ -124,6 +124,7 @@ impl Storage {
         if std::env::var("AWS_ENDPOINT_URL").is_ok_and(|url| url.starts_with("http://")) {
             s3 = s3.with_allow_http(true);
         }
+        visor::identity::share_tls_primitives();
         let s3 = s3.build().map_err(|error| error.to_string())?;
         let prefix = Path::parse(prefix.trim_matches('/')).map_err(|error| error.to_string())?;
         Ok(Storage { store: Arc::new(PrefixStore::new(s3, prefix)) })

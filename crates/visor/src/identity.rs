@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{HostName, InvalidName, UserName};
 
-pub use credentials::{Credentials, IdentityArgs, http_client};
+pub use credentials::{Credentials, IdentityArgs, http_client, share_tls_primitives};
 pub use server::{Callers, From as CallsFrom, Peer, TlsListener};
 pub use token::{TOKEN_LIFETIME, TokenError};
 

@@ -104,6 +104,12 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+/// Has libraries that take the process's own implementation of TLS's primitives, and aren't told one, take that as well.
+pub fn share_tls_primitives() {
+    // Another call of this has done it already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 impl Credentials {
     /// Reads and checks a folder's identity.
     ///
