@@ -22,3 +22,4 @@ pub mod proxy;
 pub mod publisher;
 pub mod routes;
 pub mod shares;
+pub mod zones;

@@ -31,6 +31,7 @@ use crate::{
     ports::{self, Refusals},
     publisher::Publisher,
     routes::{Routes, concerns_routing, keeping_unreadable, leaving, routes},
+    zones::Locality,
 };
 use apply::Come;
 use memory::{Attempts, Crowd, Drains, Retired};
@@ -90,6 +91,8 @@ struct Proxy {
     metrics: ProxyMetrics,
     not_ready: Option<NotReady>,
     publisher: Publisher,
+    /// None where it prefers no zone.
+    locality: Option<Locality>,
     /// None until the first complete list.
     desired: Option<Desired>,
     /// None while HAProxy can't be asked.
@@ -123,6 +126,7 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
         metrics,
         not_ready: Some(not_ready),
         publisher,
+        locality: None,
         desired: None,
         in_force: None,
         good: None,
@@ -179,10 +183,16 @@ impl Proxy {
     /// Takes a change of the cluster in. Returns whether it concerns this proxy.
     fn see(&mut self, changes: &Changes, snapshot: &Snapshot, synced: bool) -> bool {
         // Only a complete image says anything; while out of touch, the last one stays as it is.
-        if !synced || !(changes.relisted || concerns_routing(&changes.keys)) {
+        if !synced {
             return false;
         }
-        let mut wanted = routes(snapshot);
+        let locality = Locality::of(&self.identity.zone, snapshot);
+        // Proxies say often how far they are, which changes nothing here.
+        let moved = std::mem::replace(&mut self.locality, locality) != self.locality;
+        if !(moved || changes.relisted || concerns_routing(&changes.keys)) {
+            return false;
+        }
+        let mut wanted = routes(snapshot, self.locality.as_ref());
         if let Some(before) = &self.desired {
             wanted = keeping_unreadable(wanted, &before.routes, snapshot);
         }

@@ -10,12 +10,15 @@ use std::{
 
 use visor::{
     keys::Key,
-    names::{AppName, Domain, HostName, InstanceId, ProcName, ReleaseId},
+    names::{AppName, Domain, HostName, InstanceId, ProcName, ReleaseId, ZoneName},
     schema::{Desired, State},
     snapshot::Snapshot,
 };
 
-use crate::shares::{EVEN, weights};
+use crate::{
+    shares::{EVEN, evenly, weights},
+    zones::Locality,
+};
 
 /// An app's proc: what has a port of its own and a set of instances.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,7 +73,7 @@ pub struct Service {
     pub mode: Mode,
     /// Where each routed instance is reached.
     pub servers: BTreeMap<InstanceId, SocketAddr>,
-    /// HAProxy's weight of each, where the traffic is shared out by release.
+    /// HAProxy's weight of each, where the traffic is shared out by release or by zone.
     pub weights: Option<BTreeMap<InstanceId, u16>>,
 }
 
@@ -127,8 +130,8 @@ impl Routes {
 /// What is to be routed.
 ///
 /// Each registered proc is a service, with instances or without. An instance is routed while it is
-/// assigned to run and its host says that it runs.
-pub fn routes(snapshot: &Snapshot) -> Routes {
+/// assigned to run and its host says that it runs. A proxy with a `locality` prefers its own zone.
+pub fn routes(snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
     let mut routes = Routes::default();
     for (app, view) in &snapshot.apps {
         for (proc, row) in &view.procs {
@@ -142,8 +145,14 @@ pub fn routes(snapshot: &Snapshot) -> Routes {
             routes.services.insert(id, service);
         }
     }
-    let mut by_release: BTreeMap<&ServiceId, BTreeMap<ReleaseId, Vec<InstanceId>>> = BTreeMap::new();
-    let shares = shares(snapshot);
+    let mut by_release: BTreeMap<ServiceId, BTreeMap<ReleaseId, Vec<InstanceId>>> = BTreeMap::new();
+    let mut zones: BTreeMap<InstanceId, Option<&ZoneName>> = BTreeMap::new();
+    let mut shares = shares(snapshot);
+    if locality.is_some() {
+        for id in routes.services.keys() {
+            shares.entry(id.clone()).or_default();
+        }
+    }
     for view in snapshot.hosts.values() {
         for (instance, assigned) in &view.assigned {
             if assigned.desired != Desired::Run {
@@ -158,14 +167,19 @@ pub fn routes(snapshot: &Snapshot) -> Routes {
             if let Some(service) = routes.services.get_mut(&id) {
                 service.servers.insert(*instance, SocketAddr::new(ip, port));
             }
-            if let Some((id, _)) = shares.get_key_value(&id) {
+            if shares.contains_key(&id) {
+                zones.insert(*instance, view.host.as_ref().map(|host| &host.zone));
                 by_release.entry(id).or_default().entry(assigned.release).or_default().push(*instance);
             }
         }
     }
+    let parts = |ids: &[InstanceId]| match locality {
+        Some(locality) => locality.parts(&ids.iter().map(|id| zones[id]).collect::<Vec<_>>()),
+        None => evenly(ids),
+    };
     for (id, shares) in &shares {
         if let Some(service) = routes.services.get_mut(id) {
-            service.weights = Some(weights(shares, &by_release.remove(id).unwrap_or_default()));
+            service.weights = Some(weights(shares, &by_release.remove(id).unwrap_or_default(), parts));
         }
     }
     routes.domains =
@@ -274,7 +288,7 @@ pub fn leaving(snapshot: &Snapshot) -> BTreeMap<InstanceId, ServiceId> {
 
 /// Whether a change of these keys can change what is routed.
 pub fn concerns_routing<'a>(keys: impl IntoIterator<Item = &'a String>) -> bool {
-    let kinds = BTreeSet::from(["assigned", "status", "domains", "rms"]);
+    let kinds = BTreeSet::from(["assigned", "status", "domains", "rms", "hosts"]);
     keys.into_iter().any(|key| {
         let mut parts = key.split('/');
         match parts.next() {

@@ -15,31 +15,40 @@ const MOST: f64 = 256.0;
 /// The weight of each instance of a service, by release.
 ///
 /// A release with a share gets it, in percent, whatever the number of its instances; all the others, head among them,
-/// get the rest, each instance as much as the next. A release of which nothing runs leaves its share to the others. A
-/// share of none means no requests, but never that nobody serves: then all are even again. HAProxy's weights are whole
-/// numbers up to 256, so that an instance gets no less than a 256th of what the next one gets.
+/// get the rest. What some get together is parted among them as `parts` says, by parts that add up to 1. A release of
+/// which nothing runs leaves its share to the others. A share of none means no requests, but never that nobody serves:
+/// then all are even again. HAProxy's weights are whole numbers up to 256, so that an instance gets no less than a 256th
+/// of what the next one gets.
 pub fn weights(
     shares: &BTreeMap<ReleaseId, u32>,
     instances: &BTreeMap<ReleaseId, Vec<InstanceId>>,
+    parts: impl Fn(&[InstanceId]) -> Vec<f64>,
 ) -> BTreeMap<InstanceId, u16> {
     let given: u32 = instances.keys().filter_map(|release| shares.get(release)).sum();
-    let others: usize =
-        instances.iter().filter(|(release, _)| !shares.contains_key(release)).map(|(_, ids)| ids.len()).sum();
-    let rest = 100_u32.saturating_sub(given);
-    let mut parts: BTreeMap<InstanceId, f64> = BTreeMap::new();
+    let mut groups: Vec<(u32, Vec<InstanceId>)> = Vec::new();
+    let mut others = Vec::new();
     for (release, ids) in instances {
-        let (percent, among) = match shares.get(release) {
-            Some(share) => (*share, ids.len()),
-            None => (rest, others),
-        };
-        parts.extend(ids.iter().map(|id| (*id, f64::from(percent) / among as f64)));
+        match shares.get(release) {
+            Some(share) => groups.push((*share, ids.clone())),
+            None => others.extend(ids),
+        }
     }
-    let highest = parts.values().copied().fold(0.0, f64::max);
+    groups.push((100_u32.saturating_sub(given), others));
+    let mut all: BTreeMap<InstanceId, f64> = BTreeMap::new();
+    for (percent, ids) in groups.iter().filter(|(_, ids)| !ids.is_empty()) {
+        all.extend(ids.iter().zip(parts(ids)).map(|(id, part)| (*id, f64::from(*percent) * part)));
+    }
+    let highest = all.values().copied().fold(0.0, f64::max);
     if highest == 0.0 {
-        return parts.into_keys().map(|id| (id, EVEN)).collect();
+        return all.into_keys().map(|id| (id, EVEN)).collect();
     }
     let weight = |part: f64| if part == 0.0 { 0 } else { (part / highest * MOST).round().max(1.0) as u16 };
-    parts.into_iter().map(|(id, part)| (id, weight(part))).collect()
+    all.into_iter().map(|(id, part)| (id, weight(part))).collect()
+}
+
+/// Each gets as much as the next.
+pub fn evenly(ids: &[InstanceId]) -> Vec<f64> {
+    vec![1.0 / ids.len() as f64; ids.len()]
 }
 
 #[cfg(test)]
@@ -70,7 +79,7 @@ mod tests {
                 .iter()
                 .map(|(release, n)| (ReleaseId(*release), ids.by_ref().take(*n).collect()))
                 .collect();
-            let got: Vec<u16> = weights(&shares, &instances).into_values().collect();
+            let got: Vec<u16> = weights(&shares, &instances, evenly).into_values().collect();
             assert_eq!(got, wanted, "{what}");
         }
     }

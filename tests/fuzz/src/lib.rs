@@ -188,7 +188,7 @@ pub fn schema(data: &[u8]) {
     for (key, why) in &snapshot.unreadable {
         assert!(!format!("{key}: {why}").is_empty());
     }
-    let wanted = Wanted { routes: routes(&snapshot), settings: settings() };
+    let wanted = Wanted { routes: routes(&snapshot, None), settings: settings() };
     let _ = leaving(&snapshot);
     let mut in_force = InForce::of(&Wanted { routes: Default::default(), settings: settings() }, 1, 2);
     for step in plan(&in_force, &wanted).steps {
@@ -203,7 +203,7 @@ pub fn schema(data: &[u8]) {
 pub fn host(data: &[u8]) {
     let at = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
     let snapshot = rows(data.get(at + 1..).unwrap_or_default());
-    let hosts = hosts(&routes(&snapshot), &settings());
+    let hosts = hosts(&routes(&snapshot, None), &settings());
     let map = render_map(&hosts);
     assert_eq!(map.lines().count(), hosts.len(), "a line each");
     for line in map.lines() {
@@ -257,7 +257,7 @@ const WORDS: [&str; 27] = [
 /// Whatever stands in the coordinator, the configuration has the lines that it is to have, and no other.
 pub fn haproxy(data: &[u8]) {
     let snapshot = rows(data);
-    let routes = routes(&snapshot);
+    let routes = routes(&snapshot, None);
     let text = render(&routes, &settings());
     let count = |word: &str| text.lines().filter(|line| line.split(' ').next() == Some(word)).count();
     for line in text.lines().filter(|line| !line.is_empty()) {

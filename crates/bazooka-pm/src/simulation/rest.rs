@@ -10,6 +10,7 @@ use std::{
 use bazooka_proxy::{
     plan::{InForce, Wanted},
     routes::routes,
+    zones::Locality,
 };
 use tokio::time::{Instant, sleep};
 use visor::{
@@ -95,7 +96,9 @@ fn proxy_amiss(world: &World, image: &Snapshot, name: &str) -> Option<String> {
         return Some(format!("HAProxy of {name} doesn't run"));
     };
     let n = name.trim_start_matches("proxy").parse().expect("a number");
-    let wanted = Wanted { routes: routes(image), settings: Hold::settings(n) };
+    let row = image.proxies.get(&name.parse().expect("a valid name"));
+    let locality = row.and_then(|row| Locality::of(row.zone.as_ref()?, image));
+    let wanted = Wanted { routes: routes(image, locality.as_ref()), settings: Hold::settings(n) };
     let meant = InForce::of(&wanted, in_force.master, in_force.worker);
     let (meant_servers, servers) = (enabled(&meant), enabled(&in_force));
     if meant_servers != servers {
@@ -106,7 +109,6 @@ fn proxy_amiss(world: &World, image: &Snapshot, name: &str) -> Option<String> {
     if frame(&meant) != frame(&in_force) {
         return Some(format!("{name} is to have {:?}, and has {:?}", frame(&meant), frame(&in_force)));
     }
-    let row = image.proxies.get(&name.parse().expect("a valid name"));
     match row {
         None => Some(format!("{name} says nothing")),
         Some(row) if !row.refused.is_empty() => Some(format!("{name} refuses {:?}", row.refused)),

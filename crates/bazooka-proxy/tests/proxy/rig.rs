@@ -130,7 +130,6 @@ impl Rig {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bazooka-proxy"));
         command.args(["--coordinator", &self.endpoint, "--prefix", &self.prefix, "--name", "proxy1"]);
         command.args(["--public", &self.public.to_string(), "--bind", "127.0.0.1", "--domain", "localhost"]);
-        command.args(["--zone", "north"]);
         if let Some(git) = self.git {
             command.arg("--git").arg(git.to_string());
         }

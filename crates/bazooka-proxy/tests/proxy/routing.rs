@@ -24,7 +24,7 @@ async fn a_request_reaches_its_instance_by_host_and_by_port() {
     let revision = rig.running(("rocket", "web"), &[(1, one.address)]).await;
     rig.applied(revision).await;
     let row = rig.row().await.expect("it has said how far it is");
-    assert_eq!(row.zone, Some("north".parse().expect("valid")), "where it stands");
+    assert_eq!(row.zone, Some("default".parse().expect("valid")), "where it stands");
     for host in ["rocket.localhost", "ROCKET.localhost:8080", "rocket.localhost."] {
         let answer = rig.ask(host).await.expect("it answers");
         assert_eq!((answer.status, answer.body.as_str()), (200, "one\n"), "{host}");

@@ -44,12 +44,12 @@ fn cluster() -> Rows {
 
 #[test]
 fn a_proxy_without_services_says_so_to_everyone() {
-    golden("empty.cfg", &render(&routes(&Rows::default().0), &settings()));
+    golden("empty.cfg", &render(&routes(&Rows::default().0, None), &settings()));
 }
 
 #[test]
 fn a_cluster_is_rendered_whole() {
-    let routes = routes(&cluster().0);
+    let routes = routes(&cluster().0, None);
     golden("cluster.cfg", &render(&routes, &settings()));
     golden("cluster.map", &render_map(&hosts(&routes, &settings())));
 }
@@ -64,7 +64,7 @@ fn git_is_led_to_each_rm_that_can_be_reached_so() {
         .put("rms/rm2", &rm("http://rm2.example.org:8081/"))
         .put("rms/rm3", &rm("https://10.0.0.5:8081"))
         .put("rms/rm4", &rm("http://10.0.0.6:8081 check\n    bind *:1"));
-    let routes = routes(&rows.0);
+    let routes = routes(&rows.0, None);
     golden("git.cfg", &render(&routes, &settings));
     // With an identity: the others, and each by its own name.
     settings.git_tls =
@@ -79,22 +79,22 @@ fn ports_that_cannot_be_opened_and_another_user_are_rendered() {
     settings.bind = "::1".parse().expect("an address");
     settings.run_as = Some(RunAs { user: "haproxy".into(), group: "haproxy".into() });
     let refused = [service("goto-rocket/web"), service("goto-rocket/fail")];
-    let routes = routes(&cluster().0).without_ports(&refused);
+    let routes = routes(&cluster().0, None).without_ports(&refused);
     golden("refused.cfg", &render(&routes, &settings));
 }
 
 #[test]
 fn the_shape_changes_with_services_and_ports_alone() {
     let settings = settings();
-    let of = |rows: Rows| shape(&routes(&rows.0), &settings);
+    let of = |rows: Rows| shape(&routes(&rows.0, None), &settings);
     let before = of(cluster());
     assert_eq!(of(cluster().running(9, "shop/web", "10.0.0.9:1")), before, "an instance");
     assert_eq!(of(cluster().domain("shop.example.org", "shop")), before, "a domain");
     assert_ne!(of(cluster().proc("shop/job", 8514)), before, "a service");
     assert_ne!(of(cluster().proc("shop/web", 8599)), before, "a port");
-    let refused = routes(&cluster().0).without_ports(&[service("shop/web")]);
+    let refused = routes(&cluster().0, None).without_ports(&[service("shop/web")]);
     assert_ne!(shape(&refused, &settings), before, "a refused port");
-    let text = render(&routes(&cluster().0), &settings);
+    let text = render(&routes(&cluster().0, None), &settings);
     assert!(text.contains(&format!("\n    description shape={before}\n")));
 }
 
@@ -102,7 +102,7 @@ fn the_shape_changes_with_services_and_ports_alone() {
 fn an_apps_own_name_is_not_another_ones_domain() {
     let rows = Rows::default().proc("a/web", 1).proc("b/web", 2).proc("b/job", 3);
     let rows = rows.domain("a.localhost", "b").domain("www.b.org", "b").domain("www.a.org", "c");
-    let hosts = hosts(&routes(&rows.0), &settings());
+    let hosts = hosts(&routes(&rows.0, None), &settings());
     let expected = [("a.localhost", "a.web"), ("b.localhost", "b.web"), ("www.b.org", "b.web")];
     assert_eq!(hosts, expected.map(|(host, to)| (host.to_owned(), to.to_owned())).into());
 }
@@ -221,7 +221,7 @@ proptest! {
     fn nothing_that_is_stored_can_inject_a_line(rows in hostile_rows()) {
         use visor::mirror::Image;
         let mut snapshot = cluster().0;
-        let lines_of = |snapshot: &_| render(&routes(snapshot), &settings());
+        let lines_of = |snapshot: &_| render(&routes(snapshot, None), &settings());
         for (key, value) in &rows {
             snapshot.put(&entry(key, value));
         }
@@ -235,7 +235,7 @@ proptest! {
             prop_assert!(!line.contains("evil") && !line.contains("lua"), "{line:?}");
         }
         // Each line is one that the routes account for.
-        let routes = routes(&snapshot);
+        let routes = routes(&snapshot, None);
         let count = |word: &str| text.lines().filter(|line| line.split_whitespace().next() == Some(word)).count();
         prop_assert_eq!(count("backend"), routes.services.len() + 1);
         prop_assert_eq!(count("server"), routes.servers() + 1);

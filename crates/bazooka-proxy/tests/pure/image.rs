@@ -69,6 +69,37 @@ impl Rows {
         self.assigned(id, service, "run").status(id, "running", address)
     }
 
+    /// A host that is there, in a zone.
+    pub fn host(self, name: &str, zone: &str) -> Self {
+        let value = json!({
+            "address": "10.0.0.1", "url": "http://10.0.0.1:9000", "zone": zone, "version": "0.1.0",
+            "capacity": { "instances": 100, "memory_bytes": 1 << 30, "cpu_millis": 1000 }, "isolation": "none",
+            "boot_id": "b", "since": "2026-01-01T00:00:00Z", "token": "t",
+        });
+        self.put(&format!("hosts/{name}"), &value.to_string())
+    }
+
+    /// The same instance on another host.
+    pub fn moved(mut self, id: u64, to: &str) -> Self {
+        let id = InstanceId(id);
+        let host =
+            self.0.hosts.values_mut().find(|host| host.assigned.contains_key(&id)).expect("it is there");
+        let (assigned, status) = (host.assigned.remove(&id), host.status.remove(&id));
+        let host = self.0.hosts.entry(to.parse().expect("a valid name")).or_default();
+        host.assigned.extend(assigned.map(|row| (id, row)));
+        host.status.extend(status.map(|row| (id, row)));
+        self
+    }
+
+    /// A proxy in a zone.
+    pub fn proxy(self, name: &str, zone: &str) -> Self {
+        let value = json!({
+            "url": "http://10.0.0.9:1", "public": "10.0.0.9:8080", "domain": "localhost", "version": "0.1.0",
+            "zone": zone, "applied": 1,
+        });
+        self.put(&format!("proxies/{name}"), &value.to_string())
+    }
+
     pub fn domain(self, domain: &str, app: &str) -> Self {
         self.put(&format!("domains/{domain}"), &json!({ "app": app }).to_string())
     }

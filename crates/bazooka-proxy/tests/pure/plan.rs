@@ -13,7 +13,7 @@ use visor::names::InstanceId;
 use crate::image::{Rows, service, settings};
 
 fn wanted(rows: Rows) -> Wanted {
-    Wanted { routes: routes(&rows.0), settings: settings() }
+    Wanted { routes: routes(&rows.0, None), settings: settings() }
 }
 
 /// A HAProxy that runs just what is wanted.

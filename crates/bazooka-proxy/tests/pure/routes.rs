@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use bazooka_proxy::routes::{Mode, Routes, concerns_routing, keeping_unreadable, leaving, routes};
+use bazooka_proxy::{
+    routes::{Mode, Routes, concerns_routing, keeping_unreadable, leaving, routes},
+    zones::Locality,
+};
 use visor::names::InstanceId;
 
 use crate::image::{Rows, service};
@@ -10,7 +13,7 @@ use crate::image::{Rows, service};
 const AT: &str = "10.0.0.1:21000";
 
 fn servers(rows: Rows, of: &str) -> Vec<u64> {
-    routes(&rows.0).services[&service(of)].servers.keys().map(|id| id.0).collect()
+    routes(&rows.0, None).services[&service(of)].servers.keys().map(|id| id.0).collect()
 }
 
 #[test]
@@ -38,13 +41,13 @@ fn an_instance_on_trial_is_routed_like_any_other() {
     for host in snapshot.hosts.values_mut() {
         host.assigned.values_mut().for_each(|assigned| assigned.value.trial = true);
     }
-    assert_eq!(routes(&snapshot).servers(), 1);
+    assert_eq!(routes(&snapshot, None).servers(), 1);
 }
 
 #[test]
 fn each_registered_proc_is_a_service_with_or_without_instances() {
     let rows = Rows::default().proc("a/web", 8501).proc("a/job", 8502).proc("a/web-admin", 8503);
-    let routes = routes(&rows.0);
+    let routes = routes(&rows.0, None);
     let modes: Vec<_> =
         routes.services.iter().map(|(id, service)| (id.to_string(), service.mode, service.port)).collect();
     assert_eq!(
@@ -60,7 +63,7 @@ fn each_registered_proc_is_a_service_with_or_without_instances() {
 #[test]
 fn an_instance_of_no_registered_proc_is_not_routed() {
     let rows = Rows::default().running(1, "a/web", AT);
-    assert!(routes(&rows.0).services.is_empty());
+    assert!(routes(&rows.0, None).services.is_empty());
 }
 
 #[test]
@@ -76,12 +79,42 @@ fn a_share_counts_while_its_release_is_wanted_beside_and_stays_while_it_cannot_b
         let weights = routes.services[&service("a/web")].weights.clone();
         weights.map(|weights| weights.into_values().collect::<Vec<_>>())
     };
-    let shared = routes(&rows(r#"{"count":1,"beside":{"v2":1},"weights":{"v2":50,"v7":50}}"#).0);
+    let shared = routes(&rows(r#"{"count":1,"beside":{"v2":1},"weights":{"v2":50,"v7":50}}"#).0, None);
     assert_eq!(weights(&shared), Some(vec![256, 256]));
-    assert_eq!(weights(&routes(&rows(r#"{"count":1,"weights":{"v2":50}}"#).0)), None);
+    assert_eq!(weights(&routes(&rows(r#"{"count":1,"weights":{"v2":50}}"#).0, None)), None);
     let garbled = rows("{").0;
-    assert_eq!(weights(&keeping_unreadable(routes(&garbled), &shared, &garbled)), weights(&shared));
+    assert_eq!(weights(&keeping_unreadable(routes(&garbled, None), &shared, &garbled)), weights(&shared));
     assert!(concerns_routing([&"apps/a/formation/web".to_owned()]));
+}
+
+#[test]
+fn a_proxy_prefers_the_instances_of_its_zone_by_weight_and_within_each_share() {
+    // Two in the north, two in the south, of which the last is of a canary.
+    let two_zones = |formation: &str| {
+        let rows = Rows::default().host("host1", "north").host("host2", "south").proc("a/web", 8501);
+        let rows = rows.proxy("p1", "north").proxy("p2", "south").put("apps/a/formation/web", formation);
+        let rows = rows.running(1, "a/web", AT).running(2, "a/web", AT).running(3, "a/web", AT);
+        rows.running_of(4, "a/web", "v2", AT).moved(3, "host2").moved(4, "host2")
+    };
+    let weights = |rows: &Rows, own: &str| {
+        let locality = Locality::of(&own.parse().expect("valid"), &rows.0);
+        let weights = routes(&rows.0, locality.as_ref()).services[&service("a/web")].weights.clone();
+        weights.map(|weights| weights.into_values().collect::<Vec<_>>())
+    };
+    let plain = two_zones(r#"{"count":4}"#);
+    assert_eq!(weights(&plain, "north"), Some(vec![256, 256, 1, 1]));
+    assert_eq!(weights(&plain, "south"), Some(vec![1, 1, 256, 256]));
+    assert_eq!(weights(&plain, "west"), Some(vec![256; 4]), "nothing is there");
+    assert_eq!(weights(&plain, "default"), None, "it hasn't been told a zone");
+    // The canary keeps its share in the zone where it isn't.
+    let shared = two_zones(r#"{"count":3,"beside":{"v2":1},"weights":{"v2":50}}"#);
+    assert_eq!(weights(&shared, "north"), Some(vec![128, 128, 1, 256]));
+    assert_eq!(weights(&shared, "south"), Some(vec![26, 26, 205, 256]), "one of three is too few for half");
+    // A host that has gone is no place to prefer.
+    let mut gone = two_zones(r#"{"count":4}"#);
+    gone.0.hosts.get_mut(&"host1".parse().expect("valid")).expect("it was there").host = None;
+    assert_eq!(weights(&gone, "north"), Some(vec![1, 1, 256, 256]));
+    assert!(concerns_routing([&"hosts/host1".to_owned()]));
 }
 
 #[test]
@@ -95,29 +128,36 @@ fn who_is_being_taken_out_is_known_until_its_row_goes() {
 #[test]
 fn what_cannot_be_read_stays_as_it_was() {
     let rows = Rows::default().proc("a/web", 8501).running(1, "a/web", AT).running(2, "a/web", AT);
-    let before = routes(&rows.domain("a.example.org", "a").0);
+    let before = routes(&rows.domain("a.example.org", "a").0, None);
     let garbled = Rows::default()
         .put("apps/a/procs/web", "{")
         .assigned(1, "a/web", "run")
         .put("status/host1/1", "?")
         .put("assigned/host1/2", "{\"desired\":\"dance\"}")
         .put("domains/a.example.org", "[]");
-    let bare = routes(&garbled.0);
+    let bare = routes(&garbled.0, None);
     assert!(bare.services.is_empty());
     assert_eq!(keeping_unreadable(bare, &before, &garbled.0), before);
     // Gone is another thing than unreadable.
     let gone = Rows::default().proc("a/web", 8501);
-    assert_eq!(keeping_unreadable(routes(&gone.0), &before, &gone.0).servers(), 0);
+    assert_eq!(keeping_unreadable(routes(&gone.0, None), &before, &gone.0).servers(), 0);
 }
 
 #[test]
 fn only_some_keys_can_change_what_is_routed() {
-    for key in ["apps/a/procs/web", "assigned/h/1", "status/h/1", "domains/a.b"] {
+    for key in ["apps/a/procs/web", "assigned/h/1", "status/h/1", "hosts/h", "domains/a.b"] {
         assert!(concerns_routing(&[key.to_owned()]), "{key}");
     }
-    for key in
-        ["apps/a", "apps/a/head", "apps/a/envs/e1", "proxies/x", "hosts/h", "history/a/web/1", "schema", ""]
-    {
+    for key in [
+        "apps/a",
+        "apps/a/head",
+        "apps/a/envs/e1",
+        "proxies/x",
+        "hostmeta/h",
+        "history/a/web/1",
+        "schema",
+        "",
+    ] {
         assert!(!concerns_routing(&[key.to_owned()]), "{key}");
     }
 }
