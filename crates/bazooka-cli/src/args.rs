@@ -11,13 +11,13 @@ use clap::{Args, Parser, Subcommand};
 use visor::{
     daemon::CoordinatorArgs,
     identity::Identity,
-    names::{AppName, HostName, InstanceId, InvalidName, ProcName, ReleaseId},
+    names::{AppName, HostName, InstanceId, InvalidName, ProcName, ReleaseId, ZoneName},
 };
 
 pub use limits::Limit;
 
 /// The most instances that one service may be scaled to: a slip of the finger should not fill a cluster.
-const MOST_INSTANCES: i64 = 10_000;
+const MOST_INSTANCES: i64 = visor::transitions::formation::MOST_INSTANCES as i64;
 
 /// What each exit status means.
 pub const EXIT_CODES: &str = "\
@@ -287,6 +287,9 @@ pub struct ScaleArgs {
     /// Of this rev, beside the current release
     #[arg(short, long, value_name = "REV")]
     pub rev: Option<RevPrefix>,
+    /// In this zone; the others stand wherever there is room
+    #[arg(short, long, value_name = "ZONE", conflicts_with = "rev")]
+    pub zone: Option<ZoneName>,
     /// A proc with -n, or PROC=N each
     #[arg(value_name = "PROC[=N]")]
     pub targets: Vec<Target>,
@@ -298,7 +301,7 @@ pub struct ScaleArgs {
 impl ScaleArgs {
     /// Whether nothing is to be changed.
     pub fn only_shows(&self) -> bool {
-        self.targets.is_empty() && self.count.is_none() && self.rev.is_none()
+        self.targets.is_empty() && self.count.is_none() && self.rev.is_none() && self.zone.is_none()
     }
 }
 

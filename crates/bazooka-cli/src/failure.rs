@@ -198,6 +198,11 @@ impl From<Refusal> for Failure {
                 ),
             ),
             Refusal::TooMuchTraffic(..) => (Kind::Refused, Some("`bazooka traffic PROC` shows the shares")),
+            Refusal::InZones(..) => (
+                Kind::Refused,
+                Some("fewer of a zone's: bazooka scale -n N --zone ZONE PROC; with -n 0 alone all go"),
+            ),
+            Refusal::TooMany(..) => (Kind::Refused, Some("a service has 10,000 at most")),
             Refusal::NoRollout(_) => {
                 (Kind::Refused, Some("`bazooka rollback` goes back to an earlier release"))
             }

@@ -36,6 +36,7 @@ mod service;
 mod tally;
 mod trial;
 mod wanted;
+mod zones;
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -372,6 +372,9 @@ pub struct Formation {
     /// The share of the traffic of releases beside head, in percent, where it is set. The others have the rest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weights: BTreeMap<ReleaseId, u32>,
+    /// How many of `count` are to stand in a zone, where that was said; the others stand anywhere.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub zones: BTreeMap<ZoneName, u32>,
     /// Instances with a lower id are to be replaced: `restart` of the whole proc.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replace_before: Option<InstanceId>,

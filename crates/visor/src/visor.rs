@@ -15,7 +15,7 @@ use crate::{
     identity::Identity,
     keys::Key,
     mirror::Image,
-    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, UserName},
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, UserName, ZoneName},
     schema::{AuditEntry, SCHEMA_VERSION, Schema, Status},
     snapshot::{Snapshot, Versioned},
     store::{Compare, Entry, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
@@ -53,6 +53,10 @@ pub enum Refusal {
     NotBeside(AppName, String, ProcName),
     #[error("{0} would share out {1} % of its traffic")]
     TooMuchTraffic(ProcName, u32),
+    #[error("{1} instances of {0} are to stand in zones: {words}", words = zone_words(.2))]
+    InZones(ProcName, u32, BTreeMap<ZoneName, u32>),
+    #[error("{0} would have {1} instances")]
+    TooMany(ProcName, u32),
     #[error("rev {1} of app '{0}' has no proc '{2}'")]
     NotInRev(AppName, String, ProcName),
     #[error("app '{0}' has no instance {1}")]
@@ -79,6 +83,10 @@ pub enum Refusal {
     NoSuchKey(UserName, String),
     #[error("app '{0}' isn't one of {1}'s")]
     NotTheirs(AppName, UserName),
+}
+
+fn zone_words(zones: &BTreeMap<ZoneName, u32>) -> String {
+    zones.iter().map(|(zone, n)| format!("{n} in {zone}")).collect::<Vec<_>>().join(", ")
 }
 
 /// A failed read or change of the cluster's state.

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use proptest::{prelude::*, test_runner::TestCaseError};
 use visor::{
     keys::{self, Key},
-    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId},
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
     schema::*,
     snapshot::Snapshot,
     store::{
@@ -553,6 +553,38 @@ mod users {
         assert_eq!(written.iter().collect::<BTreeSet<_>>().len(), 100);
         let view = everything(&visor).await;
         assert_eq!(view.apps[&name("a")].count(&proc("web")), written[99]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_zone_is_scaled_apart_from_the_rest_and_stays_within_the_whole() {
+        let (_store, visor) = cluster().await;
+        released(&visor).await;
+        let zone = |name: &str| name.parse::<ZoneName>().expect("valid");
+        let in_zone = async |of: &str, count: u32| {
+            let scaled = visor.scale_in_zone(&name("a"), &proc("web"), &zone(of), count, "me").await;
+            scaled.map(|scaled| (scaled.from, scaled.to, scaled.in_zone.expect("one was named")))
+        };
+        let formation = async || {
+            let snapshot = everything(&visor).await;
+            let row =
+                snapshot.apps[&name("a")].formation.get(&proc("web")).expect("it was scaled").value.clone();
+            (row.count, row.zones.iter().map(|(zone, n)| format!("{zone}={n}")).collect::<Vec<_>>().join(" "))
+        };
+        scale(&visor, 1).await.expect("it is released");
+        assert_eq!(in_zone("north", 2).await.expect("it can"), (1, 3, (0, 2)));
+        assert_eq!(in_zone("south", 1).await.expect("it can"), (3, 4, (0, 1)));
+        assert_eq!(in_zone("north", 1).await.expect("it can"), (4, 3, (2, 1)));
+        assert_eq!(formation().await, (3, "north=1 south=1".to_owned()));
+        let too_few = scale(&visor, 1).await.expect_err("two are in zones");
+        assert!(
+            too_few.to_string().contains("2 instances of web are to stand in zones: 1 in north, 1 in south")
+        );
+        let too_many = in_zone("north", 9_999).await.expect_err("a service has 10,000 at most");
+        assert!(too_many.to_string().contains("web would have 10001 instances"), "{too_many}");
+        assert_eq!(in_zone("north", 0).await.expect("it can"), (3, 2, (1, 0)));
+        assert_eq!(formation().await, (2, "south=1".to_owned()));
+        scale(&visor, 0).await.expect("none is none, wherever it stood");
+        assert_eq!(formation().await, (0, String::new()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use visor::{
     keys::{self, Key},
-    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId},
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
     schema::{Instance, State, Status},
     snapshot::Snapshot,
     store::Keys,
@@ -46,6 +46,7 @@ struct Row {
     next_start_at: Option<Timestamp>,
     cause: Option<String>,
     isolation: Option<String>,
+    zone: Option<ZoneName>,
 }
 
 impl Row {
@@ -68,13 +69,15 @@ impl Row {
             next_start_at: status.and_then(|status| status.next_start_at),
             cause: status.and_then(|status| status.cause.clone()),
             isolation: None,
+            zone: None,
         }
     }
 
-    /// With the isolation of its host, where that is known.
+    /// With the isolation and the zone of its host, where that is known.
     fn on(mut self, snapshot: &Snapshot) -> Row {
         let host = snapshot.hosts.get(&self.host).and_then(|view| view.host.as_ref());
         self.isolation = host.map(|host| host.isolation.clone());
+        self.zone = host.map(|host| host.zone.clone());
         self
     }
 
@@ -184,7 +187,7 @@ fn table(rows: &[Row], long: bool, now: Timestamp) -> Table {
     let mut head = vec!["ID", "APP", "PROC", "REV", "IP", "PORT"];
     let with_state = !long && rows.iter().any(|row| !row.runs());
     if long {
-        head.extend(["STATE", "HOST", "UP", "RESTARTS", "RELEASE", "ISOLATION", "CAUSE"]);
+        head.extend(["STATE", "HOST", "ZONE", "UP", "RESTARTS", "RELEASE", "ISOLATION", "CAUSE"]);
     } else if with_state {
         head.push("STATE");
     }
@@ -203,6 +206,7 @@ fn table(rows: &[Row], long: bool, now: Timestamp) -> Table {
             cells.extend([
                 row.state_word().to_owned(),
                 row.host.to_string(),
+                row.zone.as_ref().map(ZoneName::to_string).unwrap_or_default(),
                 up.unwrap_or_default(),
                 row.restarts.to_string(),
                 row.release.to_string(),
@@ -311,11 +315,23 @@ mod tests {
             .lines()
             .map(|line| line.split("  ").filter(|w| !w.is_empty()).map(str::trim).collect())
             .collect();
-        assert_eq!(lines[0][6..], ["STATE", "HOST", "UP", "RESTARTS", "RELEASE", "ISOLATION", "CAUSE"]);
-        assert_eq!(lines[1][6..], ["running", "host1", "3m", "0", "v3", "-", "-"]);
+        assert_eq!(
+            lines[0][6..],
+            ["STATE", "HOST", "ZONE", "UP", "RESTARTS", "RELEASE", "ISOLATION", "CAUSE"]
+        );
+        assert_eq!(lines[1][6..], ["running", "host1", "-", "3m", "0", "v3", "-", "-"]);
         assert_eq!(
             lines[2][6..],
-            ["backoff", "host1", "-", "3", "v3", "-", "exited with status 1, 4 times; next start in 20s"]
+            [
+                "backoff",
+                "host1",
+                "-",
+                "-",
+                "3",
+                "v3",
+                "-",
+                "exited with status 1, 4 times; next start in 20s"
+            ]
         );
     }
 }

@@ -3,12 +3,12 @@
 //! It writes the formation, then waits until what was written is so, with a dot for each instance as
 //! it starts or stops. What it says holds when it returns: a request sent after it is answered.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use visor::{
-    keys::Key,
-    names::{AppName, InstanceId, ProcName, ReleaseId, RevId},
+    keys::{self, Key},
+    names::{AppName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
     schema::{Formation, State},
     snapshot::AppView,
     transitions::formation::Scaled,
@@ -17,7 +17,7 @@ use visor::{
 use crate::{
     args::ScaleArgs,
     context::{Context, find_rev, known_proc},
-    failure::{Failure, Kind, Result},
+    failure::{Failure, Kind, Result, unknown},
     settle::{Arrivals, Line, settle},
     show::{Table, put_json, put_line, say},
     watch::Watch,
@@ -37,12 +37,16 @@ pub async fn run(context: &Context, args: ScaleArgs) -> Result<()> {
     for (proc, _) in &requests {
         known_proc(&app, &view, proc)?;
     }
+    if let Some(zone) = &args.zone {
+        known_zone(context, zone).await?;
+    }
     let rev = args.rev.as_ref().map(|prefix| find_rev(&app, &view, prefix)).transpose()?;
+    let which = Which { rev: rev.as_ref(), zone: args.zone.as_ref() };
     if args.no_wait {
         for (proc, count) in requests {
-            let scaled = scale(context, &app, &view, &proc, count, rev.as_ref()).await?;
+            let scaled = scale(context, &app, &view, &proc, count, which).await?;
             let view = context.view(&app).await?;
-            put_line(&words(&view, &proc, scaled));
+            put_line(&words(&view, &proc, scaled, which.zone));
         }
         return Ok(());
     }
@@ -53,7 +57,7 @@ pub async fn run(context: &Context, args: ScaleArgs) -> Result<()> {
     for (proc, count) in requests {
         let before = Before::of(&watch, &proc);
         let by = watch.view().formation.get(&proc).map(|row| row.by.clone()).unwrap_or_default();
-        let scaled = scale(context, &app, &view, &proc, count, rev.as_ref()).await?;
+        let scaled = scale(context, &app, &view, &proc, count, which).await?;
         // Nothing has been looked at since: this is still how it was before.
         let overtaken = overtakes(&watch, &proc, scaled, &before, &by);
         changes.push((proc, scaled, before, overtaken));
@@ -70,7 +74,7 @@ pub async fn run(context: &Context, args: ScaleArgs) -> Result<()> {
     let mut failures = Vec::new();
     for (proc, scaled, before, overtaken) in changes {
         overtaken.iter().for_each(|words| say(words));
-        let mut line = Line::begin(&words(watch.view(), &proc, scaled));
+        let mut line = Line::begin(&words(watch.view(), &proc, scaled, which.zone));
         let beside = watch.view().head.as_ref().is_none_or(|head| head.release != scaled.release);
         let mut dots = Dots { proc: proc.clone(), scaled, before, counted: BTreeSet::new(), beside };
         let settled = settle(context, &mut watch, &[proc], &mut arrivals, |watch| {
@@ -106,15 +110,38 @@ fn requests(args: &ScaleArgs) -> Result<Vec<(ProcName, u32)>> {
     Ok(requests)
 }
 
+/// Which of a proc's instances are scaled; with neither, all of head's.
+#[derive(Clone, Copy)]
+struct Which<'a> {
+    rev: Option<&'a RevId>,
+    zone: Option<&'a ZoneName>,
+}
+
+/// Refuses a zone in which no host is.
+async fn known_zone(context: &Context, zone: &ZoneName) -> Result<()> {
+    let snapshot = context.visor.read(vec![keys::hosts()]).await?;
+    let zones: BTreeSet<&ZoneName> =
+        snapshot.hosts.values().filter_map(|view| view.host.as_ref()).map(|host| &host.zone).collect();
+    if zones.contains(zone) {
+        return Ok(());
+    }
+    let what = format!("no host is in a zone '{zone}'");
+    Err(unknown(what, zone.as_str(), zones.into_iter().map(ZoneName::as_str), "hosts"))
+}
+
 async fn scale(
     context: &Context,
     app: &AppName,
     view: &AppView,
     proc: &ProcName,
     count: u32,
-    rev: Option<&RevId>,
+    which: Which<'_>,
 ) -> Result<Scaled> {
-    match context.visor.scale(app, proc, count, rev, &context.who, context.now()).await {
+    let scaled = match which.zone {
+        Some(zone) => context.visor.scale_in_zone(app, proc, zone, count, &context.who).await,
+        None => context.visor.scale(app, proc, count, which.rev, &context.who, context.now()).await,
+    };
+    match scaled {
         Ok(scaled) => {
             if scaled.from != scaled.to {
                 context.note_change();
@@ -149,12 +176,14 @@ fn stands(watch: &Watch, dots: &Dots) -> Result<()> {
 }
 
 /// `web@16f7cbf 0 -> 1`, or that it is so already.
-fn words(view: &AppView, proc: &ProcName, scaled: Scaled) -> String {
+fn words(view: &AppView, proc: &ProcName, scaled: Scaled, zone: Option<&ZoneName>) -> String {
     let rev = view.releases.get(&scaled.release).map_or("?", |release| release.rev.short());
-    if scaled.from == scaled.to {
-        format!("{proc}@{rev} is at {} already", scaled.to)
+    let (from, to) = scaled.in_zone.unwrap_or((scaled.from, scaled.to));
+    let place = zone.map(|zone| format!(" in {zone}")).unwrap_or_default();
+    if from == to {
+        format!("{proc}@{rev} is at {to}{place} already")
     } else {
-        format!("{proc}@{rev} {} -> {}", scaled.from, scaled.to)
+        format!("{proc}@{rev} {from} -> {to}{place}")
     }
 }
 
@@ -222,6 +251,8 @@ struct Row {
     rev: Option<RevId>,
     count: u32,
     instances: usize,
+    /// How many of them are to stand in a zone, where that was said.
+    zones: BTreeMap<ZoneName, u32>,
 }
 
 /// Shows the formation.
@@ -232,15 +263,22 @@ async fn show(context: &Context) -> Result<()> {
         put_json(&rows);
         return Ok(());
     }
-    let mut table = Table::new(&["PROC", "RELEASE", "REV", "COUNT", "INSTANCES"]);
+    let in_zones = rows.iter().any(|row| !row.zones.is_empty());
+    let head = &["PROC", "RELEASE", "REV", "COUNT", "INSTANCES", "ZONES"][..if in_zones { 6 } else { 5 }];
+    let mut table = Table::new(head);
     for row in rows {
-        table.row([
+        let zones: Vec<String> = row.zones.iter().map(|(zone, n)| format!("{zone}={n}")).collect();
+        let mut cells = vec![
             row.proc.to_string(),
             row.release.map(|release| release.to_string()).unwrap_or_default(),
             row.rev.map(|rev| rev.short().to_owned()).unwrap_or_default(),
             row.count.to_string(),
             row.instances.to_string(),
-        ]);
+        ];
+        if in_zones {
+            cells.push(zones.join(" "));
+        }
+        table.row(cells);
     }
     table.put();
     Ok(())
@@ -262,6 +300,10 @@ fn formation(view: &AppView) -> Vec<Row> {
                 rev: release.and_then(|id| view.releases.get(&id)).map(|release| release.rev.clone()),
                 count,
                 instances: view.instances.values().filter(of).count(),
+                zones: formation
+                    .filter(|_| release == head)
+                    .map(|formation| formation.zones.clone())
+                    .unwrap_or_default(),
             });
         }
     }
@@ -299,6 +341,10 @@ mod tests {
             (&["-n", "10001", "web"], usage.clone()),
             (&["-n", "x", "web"], usage.clone()),
             (&["-n", "1", "-r", "zzzz", "web"], usage.clone()),
+            (&["-n", "1", "--zone", "north", "web"], Ok(vec![("web".to_owned(), 1)])),
+            (&["-n", "1", "--zone", "North!", "web"], usage.clone()),
+            (&["-n", "1", "--zone", "north", "-r", "16f7cbf", "web"], usage.clone()),
+            (&["--zone", "north", "web"], usage.clone()),
         ] {
             assert_eq!(asked(words), wanted, "{words:?}");
         }

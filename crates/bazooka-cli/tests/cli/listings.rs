@@ -30,8 +30,8 @@ async fn procs_and_ps_are_the_originals() {
     assert_eq!(rig.bazooka(&["ps", "--all"]).await.ok().stdout, ps);
     let long = rig.bazooka(&["-a", "goto-rocket", "ps", "-l"]).await.ok().stdout;
     let lines = words(&long);
-    assert_eq!(lines[0], "ID APP PROC REV IP PORT STATE HOST UP RESTARTS RELEASE ISOLATION CAUSE");
-    assert_eq!(lines[1], "1 goto-rocket web 16f7cbf 1.2.3.4 21880 running host1 0s 0 v1 none -");
+    assert_eq!(lines[0], "ID APP PROC REV IP PORT STATE HOST ZONE UP RESTARTS RELEASE ISOLATION CAUSE");
+    assert_eq!(lines[1], "1 goto-rocket web 16f7cbf 1.2.3.4 21880 running host1 default 0s 0 v1 none -");
 }
 
 #[tokio::test]

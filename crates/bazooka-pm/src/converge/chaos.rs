@@ -25,15 +25,20 @@ use super::{
     memory::Memory,
     plan::{Act, Plan, Step, plan, plan_apps},
     tally::Tally,
+    zones::Places,
 };
 
 const APPS: [&str; 2] = ["a", "b"];
 const HOSTS: u32 = 4;
 
+/// The first half of the hosts stands in the first.
+const ZONES: [&str; 2] = ["north", "south"];
+
 /// Something that happens.
 #[derive(Clone, Debug)]
 enum Event {
     Scale { app: usize, count: u32 },
+    ScaleZone { app: usize, zone: usize, count: u32 },
     Push { app: usize },
     Promote { app: usize },
     PushEnds { app: usize },
@@ -56,6 +61,8 @@ fn event() -> impl Strategy<Value = Event> {
     let fault = prop_oneof![Just(Fault::App), Just(Fault::Host), Just(Fault::OutOfMemory)];
     prop_oneof![
         3 => (app.clone(), 0_u32..6).prop_map(|(app, count)| Event::Scale { app, count }),
+        1 => (app.clone(), 0..ZONES.len(), 0_u32..4)
+            .prop_map(|(app, zone, count)| Event::ScaleZone { app, zone, count }),
         3 => app.clone().prop_map(|app| Event::Push { app }),
         4 => app.clone().prop_map(|app| Event::Promote { app }),
         1 => app.clone().prop_map(|app| Event::PushEnds { app }),
@@ -72,6 +79,12 @@ fn event() -> impl Strategy<Value = Event> {
         4 => Just(Event::ProxyCatchesUp),
         8 => (0_u64..4_000).prop_map(|millis| Event::Time { millis }),
     ]
+}
+
+/// Has a host stand in its zone.
+fn stand(world: &mut World, host: u32) {
+    let zone = ZONES[usize::from(host > HOSTS / 2)].parse().expect("valid");
+    world.edit_host(&format!("host{host}"), |host| host.zone = zone);
 }
 
 /// A cluster under observation.
@@ -91,6 +104,7 @@ impl Day {
         for app in APPS {
             world = world.app(app).released("web").scaled("web", 1);
         }
+        (1..=HOSTS).for_each(|host| stand(&mut world, host));
         let mut agenda = Agenda::default();
         agenda.look_at_all();
         let before = world.snapshot.clone();
@@ -106,6 +120,13 @@ impl Day {
             Event::Scale { app, count } => {
                 self.turn_to(*app);
                 self.world.formation("web", |formation| formation.count = *count);
+            }
+            Event::ScaleZone { app, zone, count } => {
+                self.turn_to(*app);
+                self.world.formation("web", |formation| {
+                    let before = formation.zones.insert(ZONES[*zone].parse().expect("valid"), *count);
+                    formation.count = formation.count.saturating_sub(before.unwrap_or(0)) + count;
+                });
             }
             Event::Push { app } => {
                 self.turn_to(*app);
@@ -143,6 +164,7 @@ impl Day {
                 let name = format!("host{host}");
                 if self.world.snapshot.hosts[&self.world.host(&name)].host.is_none() {
                     self.world.register(&name);
+                    stand(&mut self.world, *host);
                     self.report_anew(&name);
                 }
             }
@@ -290,8 +312,17 @@ impl Day {
             let wanted = super::wanted::Wanted::of(view).of_proc(&self.world.proc("web"));
             let formation = view.formation.values().next().expect("it was scaled");
             let mut there: BTreeMap<ReleaseId, u32> = BTreeMap::new();
-            for facts in Reader::of(&self.world.snapshot).instances(name) {
-                let replaced = formation.replace_before.is_some_and(|b| facts.id < b) || facts.host_drains;
+            let all = Reader::of(&self.world.snapshot).instances(name);
+            let is_to_go = |facts: &Facts<'_>| {
+                formation.replace_before.is_some_and(|b| facts.id < b) || facts.host_drains
+            };
+            let head = view.head.as_ref().map(|head| head.release);
+            let misplaced = Places::of(formation.count, &formation.zones).seat(all.iter().filter(|facts| {
+                let meant = facts.desired() == Desired::Run && !facts.is_over();
+                meant && Some(facts.row.release) == head && !is_to_go(facts)
+            }));
+            for facts in all {
+                let replaced = is_to_go(&facts) || misplaced.contains(&facts.id);
                 if facts.desired() == Desired::Run && !facts.is_over() && !replaced {
                     *there.entry(facts.row.release).or_default() += 1;
                 }
@@ -401,6 +432,12 @@ impl Day {
                 *there.entry(facts.row.release).or_default() += 1;
             }
             prop_assert_eq!(&there, &wanted, "{}", name);
+            let formation = view.formation.values().next().expect("it was scaled");
+            let all = Reader::of(&self.world.snapshot).instances(name);
+            let head = view.head.as_ref().map(|head| head.release);
+            let of_head = all.iter().filter(|facts| Some(facts.row.release) == head);
+            let misplaced = Places::of(formation.count, &formation.zones).seat(of_head);
+            prop_assert!(misplaced.is_empty(), "{name}: {misplaced:?} stand in the wrong zone");
             prop_assert!(view.pending.is_empty() && view.trial.is_none(), "{:?}", view.pending);
             prop_assert!(view.history.len() <= 20, "{}", view.history.len());
         }

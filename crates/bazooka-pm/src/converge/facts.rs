@@ -9,7 +9,7 @@ use std::{
 
 use visor::{
     keys::Key,
-    names::{AppName, HostName, InstanceId},
+    names::{AppName, HostName, InstanceId, ZoneName},
     schema::{Assignment, Desired, Instance, State, Status},
     snapshot::{HostView, Snapshot, Versioned},
 };
@@ -32,6 +32,8 @@ pub struct Facts<'a> {
     pub status: Option<&'a Versioned<Status>>,
     /// Whether its host is registered.
     pub host_here: bool,
+    /// Where its host stands; none while that isn't registered.
+    pub zone: Option<&'a ZoneName>,
     /// Whether its host is being drained.
     pub host_drains: bool,
     /// Whether one of its rows can't be read: whatever it does, it is left alone and counted.
@@ -79,6 +81,7 @@ impl<'a> Reader<'a> {
             status: host.and_then(|host| host.status.get(&id)),
             host_here: host.is_some_and(|host| host.host.is_some())
                 || (doubtful && lost_to_us(Key::Host(name.clone()))),
+            zone: host.and_then(|host| host.host.as_ref()).map(|host| &host.zone),
             host_drains: host.and_then(|host| host.meta.as_ref()).is_some_and(|meta| meta.draining),
             unreadable: doubtful
                 && (lost_to_us(Key::Assigned(name.clone(), id)) || lost_to_us(Key::Status(name.clone(), id))),

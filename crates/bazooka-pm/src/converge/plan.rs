@@ -11,7 +11,7 @@ use std::{
 };
 
 use visor::{
-    names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId},
+    names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId, ZoneName},
     schema::{Desired, Limits, Pending},
     snapshot::{AppView, Snapshot},
     transitions::placement::HISTORY_PER_PROC,
@@ -168,6 +168,8 @@ pub(super) struct Demand {
     pub limits: Limits,
     pub avoid: BTreeMap<HostName, String>,
     pub refuse: BTreeMap<HostName, String>,
+    /// The zone that they are to stand in, where that matters.
+    pub zone: Option<ZoneName>,
 }
 
 /// Everything that an app's plan is made from.
@@ -312,7 +314,10 @@ fn give_room<'a>(
             continue;
         }
         let known = hopeless.get(&(*name, &demand.proc));
-        if known.is_some_and(|known| known.limits == demand.limits && known.refuse == demand.refuse) {
+        let is_alike = |known: &&Demand| {
+            known.limits == demand.limits && known.refuse == demand.refuse && known.zone == demand.zone
+        };
+        if known.is_some_and(|known| is_alike(known)) {
             if let Some(hindrance) = draft.hindrances.get_mut(&demand.proc) {
                 hindrance.short += 1;
             }
@@ -324,6 +329,7 @@ fn give_room<'a>(
             limits: &demand.limits,
             avoid: &demand.avoid,
             refuse: &demand.refuse,
+            zone: demand.zone.as_ref(),
         };
         match room.take_place(&seeker) {
             Ok(place) => {

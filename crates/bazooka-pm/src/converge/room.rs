@@ -26,7 +26,7 @@ pub struct Room<'a> {
     left: Vec<Left>,
     /// The same hosts.
     hosts: Vec<HostRoom<'a>>,
-    zones: usize,
+    zones: BTreeMap<&'a ZoneName, u32>,
     services: BTreeMap<&'a AppName, BTreeMap<ProcName, Spread>>,
 }
 
@@ -78,6 +78,8 @@ pub struct Seeker<'a, 'd> {
     pub avoid: &'d BTreeMap<HostName, String>,
     /// Hosts where it failed so lately that they aren't tried again yet.
     pub refuse: &'d BTreeMap<HostName, String>,
+    /// The zone that it is to stand in; none: any.
+    pub zone: Option<&'d ZoneName>,
 }
 
 impl<'a> Room<'a> {
@@ -113,12 +115,12 @@ impl<'a> Room<'a> {
             });
             hosts.push(HostRoom { name, host: view.host.as_ref(), closed, used });
         }
-        Room { left, hosts, zones: zones.len(), services: BTreeMap::new() }
+        Room { left, hosts, zones, services: BTreeMap::new() }
     }
 
     /// Says where instances of a service are that will stay: the places of their hosts in the image.
     pub fn spread(&mut self, app: &'a AppName, proc: &ProcName, at: &[usize]) {
-        let mut spread = Spread::nowhere(self.hosts.len(), self.zones);
+        let mut spread = Spread::nowhere(self.hosts.len(), self.zones.len());
         for at in at.iter().filter(|at| self.hosts[**at].host.is_some()) {
             spread.add(*at, self.left[*at].zone);
         }
@@ -132,7 +134,7 @@ impl<'a> Room<'a> {
     pub fn take_place(&mut self, seeker: &Seeker<'a, '_>) -> Result<Place, BTreeMap<HostName, String>> {
         let services = self.services.entry(seeker.app).or_default();
         if !services.contains_key(seeker.proc) {
-            services.insert(seeker.proc.clone(), Spread::nowhere(self.hosts.len(), self.zones));
+            services.insert(seeker.proc.clone(), Spread::nowhere(self.hosts.len(), self.zones.len()));
         }
         let spread = services.get_mut(seeker.proc).expect("it was put there");
         let need = reckoned(seeker.limits);
@@ -140,7 +142,10 @@ impl<'a> Room<'a> {
         let among = |names: &BTreeMap<HostName, String>, at: usize| {
             !names.is_empty() && names.contains_key(hosts[at].name)
         };
-        let open = |at: usize| !among(seeker.refuse, at);
+        // A zone without a host is none of those that there are.
+        let zone = seeker.zone.map(|zone| self.zones.get(zone).copied().unwrap_or(u32::MAX));
+        let left = &self.left;
+        let open = |at: usize| zone.is_none_or(|zone| left[at].zone == zone) && !among(seeker.refuse, at);
         let liked = spread.best(&self.left, need, |at| open(at) && !among(seeker.avoid, at));
         let best = liked.or_else(|| spread.best(&self.left, need, open));
         let taken = best.and_then(|at| Some((at, self.hosts[at].host?)));
@@ -155,8 +160,12 @@ impl<'a> Room<'a> {
 
     fn refusals(&self, seeker: &Seeker<'_, '_>, need: u64) -> BTreeMap<HostName, String> {
         let refusals = self.hosts.iter().filter_map(|room| {
-            room.host?;
-            let why = room.refusal(need).or_else(|| seeker.refuse.get(room.name).cloned())?;
+            let zone = &room.host?.zone;
+            let elsewhere = seeker.zone.filter(|wanted| *wanted != zone);
+            let why = elsewhere
+                .map(|wanted| format!("is in zone {zone}, not in {wanted}"))
+                .or_else(|| room.refusal(need))
+                .or_else(|| seeker.refuse.get(room.name).cloned())?;
             Some((room.name.clone(), why))
         });
         refusals.collect()
@@ -223,12 +232,16 @@ mod tests {
 
     /// Places `n` instances of a/web and says where they went.
     fn places(world: &World, n: usize) -> Vec<String> {
+        places_in(world, n, None)
+    }
+
+    fn places_in(world: &World, n: usize, zone: Option<&ZoneName>) -> Vec<String> {
         let tally = Tally::of(&world.snapshot);
         let mut room = Room::of(&world.snapshot, &tally);
         let (app, proc) = (world.name("a"), world.proc("web"));
         let none = BTreeMap::new();
         let limits = Limits::default();
-        let seeker = Seeker { app: &app, proc: &proc, limits: &limits, avoid: &none, refuse: &none };
+        let seeker = Seeker { app: &app, proc: &proc, limits: &limits, avoid: &none, refuse: &none, zone };
         (0..n)
             .map(|_| match room.take_place(&seeker) {
                 Ok(place) => place.host.to_string(),
@@ -245,6 +258,18 @@ mod tests {
         world.edit_host("host3", |host| host.zone = "south".parse().expect("valid"));
         world.edit_host("host2", |host| host.capacity.memory_bytes *= 2);
         assert_eq!(places(&world, 5), ["host2", "host3", "host1", "host3", "host2"]);
+    }
+
+    #[test]
+    fn what_is_to_stand_in_a_zone_stands_there_or_nowhere() {
+        let mut world = World::new().hosts(3);
+        world.edit_host("host2", |host| host.zone = "north".parse().expect("valid"));
+        world.edit_host("host2", |host| host.capacity.instances = 1);
+        let zone = |name: &str| name.parse::<ZoneName>().expect("valid");
+        let placed = places_in(&world, 2, Some(&zone("north")));
+        assert_eq!(placed[0], "host2");
+        assert!(placed[1].contains("is in zone default, not in north") && placed[1].contains("is full"));
+        assert!(places_in(&world, 1, Some(&zone("west")))[0].contains("is in zone north, not in west"));
     }
 
     #[test]

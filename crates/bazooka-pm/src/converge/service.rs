@@ -16,7 +16,7 @@ use std::{
 };
 
 use visor::{
-    names::{HostName, InstanceId, ProcName, ReleaseId},
+    names::{HostName, InstanceId, ProcName, ReleaseId, ZoneName},
     schema::{Desired, Fault, Formation, ReleaseStatus, RunSettings, State},
     snapshot::AppView,
     transitions::envs::EMPTY_ENV,
@@ -29,6 +29,7 @@ use super::{
     plan::{Act, Context, Demand, Draft, Hindrance},
     trial,
     wanted::tried,
+    zones::Places,
 };
 
 /// How long an instance must be healthy unless its proc says otherwise.
@@ -77,11 +78,14 @@ struct Group<'a> {
     old: Vec<Facts<'a>>,
     /// Old ones that keep their places while rollouts are paused; `count` is without them.
     held: Vec<Facts<'a>>,
+    /// The zones that its instances are to stand in.
+    zones: BTreeMap<ZoneName, u32>,
 }
 
 impl Group<'_> {
     fn new(release: Option<ReleaseId>, count: u32) -> Self {
-        Group { release, count, fresh: Vec::new(), old: Vec::new(), held: Vec::new() }
+        let zones = BTreeMap::new();
+        Group { release, count, fresh: Vec::new(), old: Vec::new(), held: Vec::new(), zones }
     }
 
     /// Lets the old ones of another release keep the places that no new one has.
@@ -119,6 +123,10 @@ pub(super) fn plan(
     let mut groups: BTreeMap<Option<ReleaseId>, Group<'_>> = BTreeMap::new();
     for (release, count) in wanted.iter().map(|(r, n)| (Some(*r), *n)).chain([(head, 0)]) {
         groups.entry(release).or_insert_with(|| Group::new(release, count));
+    }
+    let formation = context.view.formation.get(proc);
+    if let (Some(formation), Some(group)) = (formation, groups.get_mut(&head)) {
+        group.zones.clone_from(&formation.zones);
     }
     for facts in instances.iter().filter(|facts| facts.desired() == Desired::Run && !facts.is_over()) {
         let release = facts.row.release;
@@ -171,9 +179,17 @@ fn plan_group(
     draft: &mut Draft,
 ) {
     let count = usize::try_from(group.count).unwrap_or(usize::MAX);
-    for facts in surplus(&mut group.fresh, count) {
+    let held = u32::try_from(group.held.len()).unwrap_or(u32::MAX);
+    let mut places = Places::of(group.count.saturating_add(held), &group.zones);
+    // They stay in any case.
+    places.seat(&group.held);
+    for facts in surplus(&mut group.fresh, count, &places) {
         drain::remove(context, &facts, "scaled down", draft);
     }
+    let misplaced = places.seat(&group.fresh);
+    let (moved, fresh) = group.fresh.into_iter().partition(|facts| misplaced.contains(&facts.id));
+    group.fresh = fresh;
+    group.old.extend::<Vec<_>>(moved);
     let is_ready = |facts: &Facts<'_>| context.memory.is_ready(facts.id, proof(settings, facts), context.now);
     let ready = group.fresh.iter().filter(|facts| facts.runs() && is_ready(facts)).count();
     let judged = put_ended_away(context, proc, &group, instances, draft);
@@ -186,7 +202,7 @@ fn plan_group(
     }
     if let Some(release) = group.release.filter(|_| missing > 0) {
         let start = if rolling { batch(settings, &group, ready, instances) } else { missing };
-        demand(context, proc, settings, release, &group.fresh, start.min(missing), missing, draft);
+        demand(context, proc, settings, release, &group, &places, start.min(missing), missing, draft);
     }
     let ailing = group.fresh.iter().find(|facts| facts.ails());
     if let (true, Some(facts), Some(release)) = (rolling, ailing, group.release) {
@@ -213,12 +229,18 @@ fn proof(settings: &Settings, facts: &Facts<'_>) -> Duration {
 }
 
 /// Takes the instances that are too many out of `fresh`: failing ones first, then those that don't run yet,
-/// then those with the highest index, the youngest first.
-fn surplus<'a>(fresh: &mut Vec<Facts<'a>>, count: usize) -> Vec<Facts<'a>> {
+/// then those in the wrong zone, then those with the highest index, the youngest first.
+fn surplus<'a>(fresh: &mut Vec<Facts<'a>>, count: usize, places: &Places) -> Vec<Facts<'a>> {
     fresh.sort_by_key(|facts| {
         // What can't be read can't be stopped.
         (!facts.unreadable, !facts.runs(), facts.ails(), facts.row.index, facts.id)
     });
+    if fresh.len() > count && places.are_in_zones() {
+        let misplaced = places.clone().seat(fresh.iter());
+        fresh.sort_by_key(|facts| {
+            (!facts.unreadable, !facts.runs(), facts.ails(), misplaced.contains(&facts.id))
+        });
+    }
     let keep = fresh.iter().filter(|facts| facts.unreadable).count().max(count);
     let surplus = fresh.split_off(keep.min(fresh.len()));
     fresh.sort_by_key(|facts| facts.id);
@@ -250,7 +272,8 @@ fn demand(
     proc: &ProcName,
     settings: &Settings,
     release: ReleaseId,
-    fresh: &[Facts<'_>],
+    group: &Group<'_>,
+    places: &Places,
     start: usize,
     missing: usize,
     draft: &mut Draft,
@@ -279,22 +302,30 @@ fn demand(
     refuse.extend(older);
     avoid.extend(without);
     let trial = tried(context.view).contains(&(proc, release));
-    let taken: BTreeSet<u32> = fresh.iter().map(|facts| facts.row.index).collect();
+    let taken: BTreeSet<u32> = group.fresh.iter().map(|facts| facts.row.index).collect();
     let free = (0..).filter(|index| !taken.contains(index));
-    let indexes: Vec<u32> = free.take(start.min(allowed)).collect();
-    if indexes.is_empty() {
-        return;
+    let mut indexes = free.take(start.min(allowed));
+    let mut next = places.next(start.min(allowed));
+    if trial && group.zones.is_empty() {
+        // It is none of those that have their places, but may need what is there.
+        let formation = context.view.formation.get(proc);
+        let usual = formation.and_then(|row| Places::of(row.count, &row.zones).usual().cloned());
+        next = next.into_iter().map(|(zone, n)| (zone.or(usual.clone()), n)).collect();
     }
-    draft.demands.push(Demand {
-        proc: proc.clone(),
-        release,
-        trial,
-        indexes,
-        reason: if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") },
-        limits: settings.run.limits.clone(),
-        avoid,
-        refuse,
-    });
+    for (zone, n) in next {
+        let indexes: Vec<u32> = indexes.by_ref().take(n).collect();
+        draft.demands.push(Demand {
+            proc: proc.clone(),
+            release,
+            trial,
+            indexes,
+            reason: if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") },
+            limits: settings.run.limits.clone(),
+            avoid: avoid.clone(),
+            refuse: refuse.clone(),
+            zone,
+        });
+    }
 }
 
 /// How many instances of a release may start now, given how it failed lately. It says when more may.
@@ -403,8 +434,10 @@ fn why_old(view: &AppView, group: &Group<'_>, facts: &Facts<'_>) -> String {
         Some(release) if release == facts.row.release && group.count > 0 => {
             if is_to_restart(formation, facts.id) {
                 "restarted".into()
-            } else {
+            } else if facts.host_drains {
                 format!("host {} is being drained", facts.row.host)
+            } else {
+                "it is to stand in another zone".into()
             }
         }
         Some(release) if group.count > 0 => format!("{release} has taken over"),

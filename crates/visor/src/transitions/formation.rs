@@ -6,13 +6,16 @@ use jiff::Timestamp;
 
 use crate::{
     keys::{self, Key},
-    names::{AppName, InstanceId, ProcName, ReleaseId, RevId},
+    names::{AppName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
     schema::{Extra, Formation, Release, ReleaseStatus},
     snapshot::{AppView, Snapshot},
     store::Keys,
     transitions::apps::registered,
     visor::{Change, Decision, Refusal, Result, Visor},
 };
+
+/// How many instances a service may have: far more than one should need, and few enough for the coordinator.
+pub const MOST_INSTANCES: u32 = 10_000;
 
 /// What a scale changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Scaled {
     pub from: u32,
     /// How many are wanted now.
     pub to: u32,
+    /// How many of these were to stand in the zone that was named, and are now.
+    pub in_zone: Option<(u32, u32)>,
 }
 
 impl Visor {
@@ -33,7 +38,7 @@ impl Visor {
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::NoSuchRev`],
-    /// [`Refusal::NotInRev`], [`Refusal::Destroying`].
+    /// [`Refusal::NotInRev`], [`Refusal::Destroying`], [`Refusal::InZones`].
     pub async fn scale(
         &self,
         name: &AppName,
@@ -65,7 +70,12 @@ impl Visor {
                     let release = match made {
                         Some((id, _)) => *id,
                         None if count == 0 => {
-                            return Ok(Decision::Already(Scaled { release: head, from: 0, to: 0 }));
+                            return Ok(Decision::Already(Scaled {
+                                release: head,
+                                from: 0,
+                                to: 0,
+                                in_zone: None,
+                            }));
                         }
                         None => {
                             let id = next_release(view);
@@ -96,13 +106,64 @@ impl Visor {
                     (release, before.unwrap_or(0))
                 }
             };
-            let scaled = Scaled { release, from: before, to: count };
+            if release == head {
+                let pinned: u32 = formation.zones.values().sum();
+                match count {
+                    0 => formation.zones.clear(),
+                    _ if count < pinned => {
+                        return Err(Refusal::InZones(proc.clone(), pinned, formation.zones.clone()).into());
+                    }
+                    _ => {}
+                }
+            }
+            let scaled = Scaled { release, from: before, to: count, in_zone: None };
             let key = Key::Formation(name.clone(), proc.clone());
             let row = view.formation.get(proc);
             if row.map(|f| &f.value).unwrap_or(&Formation::default()) == &formation {
                 return Ok(Decision::Already(scaled));
             }
             formation.by = by.into();
+            Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), scaled))
+        })
+        .await
+    }
+
+    /// Sets how many instances of head a proc should have in a zone, by as many more or fewer in all. Where the others stand
+    /// is left to the converger.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::NotInRev`],
+    /// [`Refusal::Destroying`], [`Refusal::TooMany`].
+    pub async fn scale_in_zone(
+        &self,
+        name: &AppName,
+        proc: &ProcName,
+        zone: &ZoneName,
+        count: u32,
+        by: &str,
+    ) -> Result<Scaled> {
+        self.decide(keys::services_of(name), |snapshot| {
+            let (change, view) = on_service(snapshot, name, proc)?;
+            let (head, release) = view.head_release().ok_or_else(|| Refusal::NotReleased(name.clone()))?;
+            let change = change.as_read(&Key::Head(name.clone()), view.head.as_ref());
+            runs(view, name, &release.rev, proc, count)?;
+            let row = view.formation.get(proc);
+            let mut formation = row.map(|row| row.value.clone()).unwrap_or_default();
+            let before = formation.zones.remove(zone).unwrap_or(0);
+            if count > 0 {
+                formation.zones.insert(zone.clone(), count);
+            }
+            let from = formation.count;
+            formation.count = (from - before.min(from)).saturating_add(count);
+            if formation.count > MOST_INSTANCES {
+                return Err(Refusal::TooMany(proc.clone(), formation.count).into());
+            }
+            let scaled = Scaled { release: head, from, to: formation.count, in_zone: Some((before, count)) };
+            if row.map(|f| &f.value).unwrap_or(&Formation::default()) == &formation {
+                return Ok(Decision::Already(scaled));
+            }
+            formation.by = by.into();
+            let key = Key::Formation(name.clone(), proc.clone());
             Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), scaled))
         })
         .await

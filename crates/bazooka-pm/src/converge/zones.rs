@@ -1,0 +1,108 @@
+//! Which instances stand where their formation wants them, and which zone the next one is for.
+//!
+//! Owns the reckoning of a service's zones; pure. Of head's instances some are to stand in a zone, the others
+//! anywhere. One that stands where no place is left for it is replaced by another in the right zone, like one on a
+//! host that is being drained: so it stays until that one is healthy.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use visor::names::{InstanceId, ZoneName};
+
+use super::facts::Facts;
+
+/// The places of a release's instances: so many in each zone, and so many anywhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Places {
+    zones: BTreeMap<ZoneName, u32>,
+    anywhere: u32,
+}
+
+impl Places {
+    /// The places of `count` instances. A client that knows of no zones may have scaled below what they ask for: the
+    /// first ones then have what there is.
+    pub fn of(count: u32, wanted: &BTreeMap<ZoneName, u32>) -> Places {
+        let mut places = Places { zones: BTreeMap::new(), anywhere: count };
+        for (zone, wanted) in wanted {
+            let there = (*wanted).min(places.anywhere);
+            places.zones.insert(zone.clone(), there);
+            places.anywhere -= there;
+        }
+        places
+    }
+
+    /// Whether any of them is in a zone.
+    pub fn are_in_zones(&self) -> bool {
+        !self.zones.is_empty()
+    }
+
+    /// Gives instances their places, the first ones first. Returns those for which none is left where they stand.
+    pub fn seat<'a>(&mut self, instances: impl IntoIterator<Item = &'a Facts<'a>>) -> BTreeSet<InstanceId> {
+        let mut left_over = BTreeSet::new();
+        for facts in instances {
+            match facts.zone.and_then(|zone| self.zones.get_mut(zone)).filter(|left| **left > 0) {
+                Some(left) => *left -= 1,
+                None if self.anywhere > 0 => self.anywhere -= 1,
+                // What stands nobody knows where isn't moved.
+                None if facts.zone.is_none() => {}
+                None => drop(left_over.insert(facts.id)),
+            }
+        }
+        left_over
+    }
+
+    /// The zone of each of the next `n` instances: first those that a zone is short of.
+    pub fn next(&self, n: usize) -> BTreeMap<Option<ZoneName>, usize> {
+        let (mut next, mut rest) = (BTreeMap::new(), n);
+        for (zone, left) in &self.zones {
+            let there = usize::try_from(*left).unwrap_or(usize::MAX).min(rest);
+            if there > 0 {
+                next.insert(Some(zone.clone()), there);
+                rest -= there;
+            }
+        }
+        if rest > 0 {
+            next.insert(None, rest);
+        }
+        next
+    }
+
+    /// The only places there are, if they are all in zones: where an instance is tried that is none of these.
+    pub fn usual(&self) -> Option<&ZoneName> {
+        let most = self.zones.iter().rev().max_by_key(|(_, left)| **left);
+        most.filter(|(_, left)| self.anywhere == 0 && **left > 0).map(|(zone, _)| zone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zones(of: &[(&str, u32)]) -> BTreeMap<ZoneName, u32> {
+        of.iter().map(|(name, n)| (name.parse().expect("valid"), *n)).collect()
+    }
+
+    #[test]
+    fn the_next_ones_go_where_a_zone_is_short_of_them() {
+        let next = |count, wanted: &[(&str, u32)], n| {
+            let next = Places::of(count, &zones(wanted)).next(n).into_iter();
+            next.map(|(zone, n)| format!("{}:{n}", zone.map_or("any".into(), |zone| zone.to_string())))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(next(3, &[], 3), "any:3");
+        assert_eq!(next(5, &[("a", 2), ("b", 1)], 5), "any:2 a:2 b:1");
+        assert_eq!(next(5, &[("a", 2), ("b", 1)], 1), "a:1");
+        assert_eq!(next(2, &[("a", 5), ("b", 1)], 2), "a:2", "there are no more");
+        assert_eq!(next(0, &[("a", 5)], 0), "");
+    }
+
+    #[test]
+    fn what_is_tried_goes_where_all_are() {
+        let usual = |count, wanted: &[(&str, u32)]| {
+            Places::of(count, &zones(wanted)).usual().map(ZoneName::to_string)
+        };
+        assert_eq!(usual(3, &[("a", 1), ("b", 2)]), Some("b".to_owned()));
+        assert_eq!(usual(4, &[("a", 1), ("b", 2)]), None, "one of them stands anywhere");
+        assert_eq!(usual(0, &[("a", 1)]), None);
+    }
+}
