@@ -7,6 +7,7 @@ mod commands;
 mod identities;
 mod matrix;
 mod operations;
+mod page;
 mod pages;
 mod releases;
 mod rms;

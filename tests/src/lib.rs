@@ -4,6 +4,7 @@
 //! prefix of its own in the run's etcd, and a temporary folder. Only processes that were started here
 //! are ever ended.
 
+mod browser;
 mod cluster;
 mod fleet;
 mod http;
@@ -13,6 +14,7 @@ mod part;
 mod repo;
 pub mod shop;
 
+pub use browser::Browser;
 pub use cluster::{Cluster, ClusterOptions, OPERATOR, example};
 pub use fleet::{Fleet, Machine, PATIENT, Setting, etcdctl};
 pub use http::{Answer, get, try_get};

@@ -25,7 +25,7 @@ use visor::{
     visor::{Refusal, VisorError},
 };
 
-use crate::rm::SharedRm;
+use crate::{page, rm::SharedRm};
 
 /// All routes.
 pub fn routes(rm: SharedRm, readiness: Readiness, metrics: Metrics) -> Router {
@@ -46,11 +46,17 @@ pub fn routes(rm: SharedRm, readiness: Readiness, metrics: Metrics) -> Router {
         .route("/slugs/{sha256}", get(slugs::serve))
         .merge(git)
         .with_state(rm.clone())
+        .merge(page::routes(rm.clone()))
         .merge(common_routes(readiness, metrics, &rm.cluster))
 }
 
 /// Refuses who may not.
-async fn allow(rm: &SharedRm, caller: &Caller, act: Act, app: Option<&AppName>) -> Result<(), ApiError> {
+pub(crate) async fn allow(
+    rm: &SharedRm,
+    caller: &Caller,
+    act: Act,
+    app: Option<&AppName>,
+) -> Result<(), ApiError> {
     if rm.cluster.may(caller, act, app).await? {
         return Ok(());
     }

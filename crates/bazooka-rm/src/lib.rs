@@ -18,6 +18,7 @@ pub mod hook;
 pub mod hooks;
 pub mod layout;
 pub mod metrics;
+mod page;
 pub mod pki;
 pub mod procfile;
 pub mod push;

@@ -26,6 +26,8 @@ pub enum Act {
     Admit,
     /// Read metrics.
     Metrics,
+    /// Read what runs where, of all apps.
+    Directory,
 }
 
 /// Whether a caller may: by its own admission, and the access to the app that it is about.
@@ -42,6 +44,8 @@ pub fn may(caller: &Caller, act: Act, admission: Option<&Admission>, access: Opt
     let Some(admission) = admission else { return false };
     match (who, act) {
         (_, Act::Metrics) => true,
+        // A host is told of what it runs itself, by the coordinator as well.
+        (who, Act::Directory) => !matches!(who, Identity::Daemon(Kind::Pm | Kind::Etcd, _)),
         (Identity::User(_), Act::Register) => true,
         (Identity::User(name), Act::App) => {
             admission.operator || access.is_some_and(|access| access.users.contains_key(name))

@@ -52,21 +52,21 @@ fn cluster() -> Snapshot {
 fn each_caller_may_what_is_its_own() {
     let there = cluster();
     let access = there.apps[&"a".parse().expect("valid")].access.as_ref().map(|access| &access.value);
-    let acts = [Act::Register, Act::App, Act::Slug, Act::Admit, Act::Metrics];
+    let acts = [Act::Register, Act::App, Act::Slug, Act::Admit, Act::Metrics, Act::Directory];
     for (who, wanted) in [
-        (Caller::Anyone, [true; 5]),
-        (Caller::Unknown, [false; 5]),
-        (caller("nobody"), [false; 5]),
-        (caller("pm:h9"), [false; 5]),
-        (caller("ada"), [true, true, false, false, true]),
-        (caller("eve"), [true, false, false, false, true]),
-        (caller("ops"), [true, true, false, true, true]),
-        (caller("pm:h1"), [false, false, true, false, true]),
-        (caller("proxy:p1"), [false, false, false, false, true]),
-        (caller("converger:c1"), [false, false, false, false, true]),
-        (caller("monitor:m1"), [false, false, false, false, true]),
-        (caller("etcd:e1"), [false; 5]),
-        (caller("rm:r1"), [true; 5]),
+        (Caller::Anyone, [true; 6]),
+        (Caller::Unknown, [false; 6]),
+        (caller("nobody"), [false; 6]),
+        (caller("pm:h9"), [false; 6]),
+        (caller("ada"), [true, true, false, false, true, true]),
+        (caller("eve"), [true, false, false, false, true, true]),
+        (caller("ops"), [true, true, false, true, true, true]),
+        (caller("pm:h1"), [false, false, true, false, true, false]),
+        (caller("proxy:p1"), [false, false, false, false, true, true]),
+        (caller("converger:c1"), [false, false, false, false, true, true]),
+        (caller("monitor:m1"), [false, false, false, false, true, true]),
+        (caller("etcd:e1"), [false; 6]),
+        (caller("rm:r1"), [true; 6]),
     ] {
         let admission = match &who {
             Caller::Known(name) => there.identities.get(name).map(|admission| &admission.value),
