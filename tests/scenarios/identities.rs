@@ -1,6 +1,9 @@
 //! A cluster whose parts and people have identities: who is let in does everything as before, and nobody else anything.
 
-use bazooka_tests::{Cluster, ClusterOptions, OPERATOR, example};
+use std::{fs, time::Duration};
+
+use bazooka_tests::{Cluster, ClusterOptions, OPERATOR, SOON, example, until};
+use jiff::{SignedDuration, Timestamp};
 
 fn guarded() -> Cluster {
     Cluster::with(ClusterOptions { identities: true, ..ClusterOptions::default() })
@@ -69,6 +72,84 @@ fn a_developer_goes_from_init_to_rollback_and_is_asked_for_nothing() {
     operator.bazooka(&["access", "grant", "ada", "goto-rocket"]).ok();
     repo.bazooka(&["scale", "-n", "1", "web"]).ok();
     repo.bazooka(&["destroy", "--confirm", "goto-rocket"]).ok();
+}
+
+/// How long a certificate lives that is to run out: long enough for a busy machine to start its part with it.
+const LIFE: Duration = Duration::from_secs(20);
+
+/// Puts a certificate with so much life left in the place of a part's own.
+fn renew(cluster: &Cluster, who: &str, last: u16, left: Duration) -> Timestamp {
+    let (folder, made) = (cluster.folder("id").join(who), cluster.folder(&format!("renewed-{who}")));
+    let end = Timestamp::now() + SignedDuration::try_from(left).expect("it is short");
+    let begin = end - SignedDuration::from_hours(24);
+    cluster.issue(who, &[cluster.ip(last)], &made, begin, 1);
+    for file in ["ca.pem", "key.pem", "cert.pem"] {
+        fs::rename(made.join(file), folder.join(file)).expect("both are there");
+    }
+    end
+}
+
+#[test]
+fn a_certificate_that_runs_out_under_open_streams_leaves_no_part_deaf() {
+    let mut cluster =
+        Cluster::with(ClusterOptions { identities: true, hosts: 1, ..ClusterOptions::default() });
+    cluster.person("ada");
+    cluster.repo_of("operating", OPERATOR).bazooka(&["access", "grant", "ada"]).ok();
+    let repo = cluster.repo_of("goto-rocket", "ada");
+    repo.copy(&example("goto-rocket"));
+    repo.commit("go to rocket");
+    repo.bazooka(&["init"]).ok();
+    repo.git(&["push", "bazooka", "master"]).ok();
+    repo.bazooka(&["scale", "-n", "1", "web"]).ok();
+    cluster.answers("goto-rocket");
+    let first = cluster.snapshot().apps.values().flat_map(|view| view.instances.keys().copied()).next();
+
+    // Each part starts with a certificate that hasn't long to live, and opens its streams with it.
+    let parts = [("pm:host1", 11), ("converger:converger1", 1), ("proxy:proxy1", 1)];
+    let ends = parts.map(|(who, last)| renew(&cluster, who, last, LIFE));
+    cluster.host(1).kill();
+    cluster.part("converger").kill();
+    cluster.start_converger();
+    cluster.start_host(1);
+    cluster.part("proxy").stop();
+    cluster.start_proxy();
+    cluster.ready("pm", &cluster.address(11, 8100));
+    cluster.ready("converger", &cluster.address(1, 8082));
+    cluster.ready("proxy", &cluster.address(1, 8083));
+    repo.bazooka(&["scale", "-n", "2", "web"]).ok();
+
+    // It runs out, and the streams go on.
+    until("the certificates have run out", LIFE * 2, || {
+        let left = ends.iter().max().expect("there are three").duration_since(Timestamp::now());
+        if left.is_negative() { Ok(()) } else { Err(format!("{left:#} are left")) }
+    });
+    repo.bazooka(&["scale", "-n", "3", "web"]).ok();
+    // They break, and can't be opened again: nothing of what runs is stopped.
+    cluster.own_etcd().kill();
+    let (_, runtime) = cluster.visor();
+    let handle = runtime.handle().clone();
+    handle.block_on(cluster.own_etcd().restart());
+    repo.bazooka(&["scale", "-n", "4", "--no-wait", "web"]).ok();
+    cluster.answers("goto-rocket");
+
+    // They are renewed under the running parts, which find their way back.
+    for (who, last) in parts {
+        renew(&cluster, who, last, Duration::from_secs(3600));
+    }
+    let view = |cluster: &Cluster| cluster.snapshot().apps.values().next().expect("there is one").clone();
+    until("what was asked for meanwhile runs", SOON, || {
+        let snapshot = cluster.snapshot();
+        let running = snapshot.hosts.values().flat_map(|host| host.status.values());
+        match running.filter(|status| status.state == visor::schema::State::Running).count() {
+            4 => Ok(()),
+            n => Err(format!("{n} run")),
+        }
+    });
+    assert!(view(&cluster).instances.contains_key(&first.expect("one ran")), "the first one is there still");
+    cluster.answers("goto-rocket");
+    repo.write("web.txt", "new");
+    repo.commit("another");
+    repo.git(&["push", "bazooka", "master"]).ok();
 }
 
 #[test]
