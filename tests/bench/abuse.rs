@@ -20,13 +20,40 @@ const HARMLESS: &str = "import os, time\nassert os.getuid() != 0 and os.getcwd()
 
 const BOMB: &str = "while True:\n    try: os.fork()\n    except OSError: pass\n";
 
+const HOG: &str = "import time\nkept = []\nwhile True: kept.append(bytearray(1 << 20))\n";
+
+const FILES: &str = "import os, time\ntry:\n    while True: os.open('/dev/null', os.O_RDONLY)\nexcept OSError: pass\n\
+    while True:\n    try: os.open('/dev/null', os.O_RDONLY)\n    except OSError: time.sleep(0.001)\n";
+
+const DISK: &str = "import os\nwhile True:\n    try:\n        with open('/tmp/x', 'wb') as file:\n            \
+    while True: file.write(bytes(1 << 16))\n    except OSError: pass\n";
+
+const ZOMBIES: &str = "import os, time\nwhile True:\n    try:\n        if os.fork() == 0: os._exit(0)\n    \
+    except OSError: time.sleep(0.001)\n";
+
+const DAEMONS: &str = "import os, time\nwhile True:\n    if os.fork() == 0:\n        os.setsid()\n        \
+    if os.fork() == 0:\n            time.sleep(0.05)\n        os._exit(0)\n    os.wait()\n    time.sleep(0.001)\n";
+
+const WALK: &str = "import os\nwhile True:\n    for folder, _, names in os.walk('/proc'):\n        for name in names:\n            \
+    try: open(os.path.join(folder, name), 'rb').read(4096)\n            except OSError: pass\n";
+
+const KNOCK: &str = "import socket\nwhile True:\n    for port in range(1, 65536):\n        with socket.socket() as own:\n            \
+    own.setblocking(False)\n            own.connect_ex(('127.0.0.1', port))\n";
+
 const FLOOD: &str = "text = (b'x' * 999 + b'\\n') * 64\nwhile True: os.write(1, text)\n";
 
 /// What they are: the proc, its settings, and in words.
-const KINDS: [(&str, &[&str], &str); 3] = [
-    ("bomb", &["--pids", "200", "--cpu", "0.5"], "a fork bomb with `--pids 200 --cpu 0.5`"),
-    ("wild", &["--pids", "200"], "a fork bomb with `--pids 200` and all of the processor"),
-    ("flood", &[], "a flood of output"),
+const KINDS: [(&str, &str, &[&str], &str); 10] = [
+    ("bomb", BOMB, &["--pids", "200", "--cpu", "0.5"], "a fork bomb with `--pids 200 --cpu 0.5`"),
+    ("wild", BOMB, &["--pids", "200"], "a fork bomb with `--pids 200` and all of the processor"),
+    ("flood", FLOOD, &[], "a flood of output"),
+    ("hog", HOG, &["--memory", "64M"], "one that takes all memory, with `--memory 64M`"),
+    ("files", FILES, &[], "one that opens all files that it may"),
+    ("disk", DISK, &[], "one that fills its disk, again and again"),
+    ("zombies", ZOMBIES, &["--pids", "200"], "a maker of zombies with `--pids 200`"),
+    ("daemons", DAEMONS, &["--pids", "200"], "one that forks itself away, with `--pids 200`"),
+    ("walk", WALK, &["--cpu", "0.5"], "one that reads all of /proc, with `--cpu 0.5`"),
+    ("knock", KNOCK, &["--cpu", "0.5"], "one that knocks at every port, with `--cpu 0.5`"),
 ];
 
 fn p99(cluster: &Cluster) -> (f64, u64) {
@@ -45,7 +72,8 @@ fn p99(cluster: &Cluster) -> (f64, u64) {
 }
 
 fn beside(cluster: &Cluster, hostile: &Repo, proc: &str) -> (f64, u64) {
-    hostile.bazooka(&["scale", "-n", "1", proc]).ok();
+    // What is killed for what it does isn't waited for.
+    hostile.bazooka(&["scale", "-n", "1", "--no-wait", proc]).ok();
     let seen = p99(cluster);
     hostile.bazooka(&["scale", "-n", "0", proc]).ok();
     seen
@@ -65,9 +93,12 @@ pub fn abuse(runs: usize) -> Vec<Row> {
     neighbour.write("Procfile", "web: node server.js\n").write("server.js", server);
     neighbour.commit("v0");
     let hostile = cluster.repo("hostile");
-    hostile.write("bomb.py", &format!("{HARMLESS}{BOMB}")).write("flood.py", &format!("{HARMLESS}{FLOOD}"));
-    let procs = "idle: sleep 1000000\nbomb: python3 -S -E bomb.py\nwild: python3 -S -E bomb.py\nflood: python3 -S -E flood.py\n";
-    hostile.write("Procfile", procs);
+    let mut procs = "idle: sleep 1000000\n".to_owned();
+    for (proc, script, ..) in KINDS {
+        hostile.write(&format!("{proc}.py"), &format!("{HARMLESS}{script}"));
+        procs += &format!("{proc}: python3 -S -E {proc}.py\n");
+    }
+    hostile.write("Procfile", &procs);
     hostile.commit("v0");
     for repo in [&neighbour, &hostile] {
         repo.bazooka(&["init"]).ok();
@@ -75,12 +106,12 @@ pub fn abuse(runs: usize) -> Vec<Row> {
     }
     neighbour.bazooka(&["scale", "-n", "1", "web"]).ok();
     cluster.answers("neighbour");
-    for (proc, settings, _) in KINDS {
+    for (proc, _, settings, _) in KINDS {
         if !settings.is_empty() {
             hostile.bazooka(&[&["procs", "set", proc], settings].concat()).ok();
         }
     }
-    let rows = KINDS.into_iter().map(|(proc, _, words)| {
+    let rows = KINDS.into_iter().map(|(proc, _, _, words)| {
         let (mut alone, mut with, mut lost) = (Vec::new(), Vec::new(), 0);
         for _ in 0..runs {
             alone.push(beside(&cluster, &hostile, "idle").0);

@@ -21,7 +21,7 @@ function app({ name, owner, head, procs, rollout }) {
   const rows = procs.map((proc) =>
     put("tr", {},
       put("td", {}, proc.name),
-      put("td", { class: `n ${proc.verdict}` }, `${proc.running} of ${proc.wanted}`),
+      put("td", { class: `n ${proc.wanted + proc.running ? proc.verdict : "none"}` }, `${proc.running} of ${proc.wanted}`),
       put("td", { class: "n" }, `:${proc.port}`),
       put("td", { class: "cause" }, proc.cause ?? "")));
   return put("article", { class: "card" },
@@ -52,7 +52,7 @@ function zone({ name, hosts }) {
 function when(time) {
   const then = new Date(time);
   const today = then.toDateString() === new Date().toDateString();
-  const clock = then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const clock = then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
   return today ? clock : `${then.toLocaleDateString([], { month: "short", day: "numeric" })} ${clock}`;
 }
 
