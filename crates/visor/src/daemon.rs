@@ -14,7 +14,12 @@ use std::{
 };
 
 use axum::{
-    Router, extract::State, http::StatusCode, middleware::from_fn, response::IntoResponse, routing::get,
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    middleware::from_fn,
+    response::IntoResponse,
+    routing::get,
 };
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -22,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{self, Act},
+    exposition::{Format, expose},
     identity::{Caller, Callers, Credentials, Identity, IdentityArgs, Kind, Peer, TlsListener},
     keys::Key,
     names::{AppName, HostName},
@@ -235,8 +241,7 @@ impl Drop for NotReady {
 /// The metrics of a process, to be filled at start and read by `/metrics`.
 pub type Metrics = Arc<Mutex<Registry>>;
 
-/// `/healthz` (the process answers), `/readyz` (503 until every part is ready) and, for who is admitted, `/metrics`
-/// (OpenMetrics).
+/// `/healthz` (the process answers), `/readyz` (503 until every part is ready) and, for who is admitted, `/metrics`.
 pub fn common_routes(readiness: Readiness, metrics: Metrics, cluster: &Cluster) -> Router {
     let ready = move || async move {
         if readiness.is_ready() {
@@ -245,19 +250,16 @@ pub fn common_routes(readiness: Readiness, metrics: Metrics, cluster: &Cluster) 
             (StatusCode::SERVICE_UNAVAILABLE, "starting\n")
         }
     };
-    let metrics = move |State(cluster): State<Cluster>, caller: Caller| async move {
+    let metrics = move |State(cluster): State<Cluster>, caller: Caller, headers: HeaderMap| async move {
         match cluster.may(&caller, Act::Metrics, None).await {
             Ok(true) => {}
             Ok(false) => return refused(&caller).into_response(),
             Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
         }
-        let mut text = String::new();
+        let format = Format::accepted(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
         let registry = metrics.lock().expect("no holder of this lock panics");
-        match prometheus_client::encoding::text::encode(&mut text, &registry) {
-            Ok(()) => {
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                ([("content-type", kind)], text).into_response()
-            }
+        match expose(&registry, format) {
+            Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
         }
     };

@@ -22,6 +22,7 @@ pub mod access;
 pub mod capacity;
 pub mod clock;
 pub mod daemon;
+pub mod exposition;
 pub mod identity;
 pub mod keys;
 pub mod lease;
