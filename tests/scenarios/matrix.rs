@@ -82,7 +82,7 @@ const WRITES: [Row; 24] = [
 
 /// Endpoints: a part, a request, and who is let through. What comes then (such as 400, to a body that makes no sense) is not
 /// the matter here.
-const REQUESTS: [(&str, &str, Row); 15] = [
+const REQUESTS: [(&str, &str, Row); 17] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("rm", "GET", ("/healthz", "y--yyyyyyyy")),
     ("rm", "GET", ("/metrics", "----yyyyyyy")),
@@ -98,6 +98,8 @@ const REQUESTS: [(&str, &str, Row); 15] = [
     ("pm", "GET", ("/logs?app=goto-rocket", "-----yy---y")),
     ("pm", "GET", ("/metrics", "----yyyyyyy")),
     ("proxy", "GET", ("/metrics", "----yyyyyyy")),
+    ("proxy", "GET", ("/sd", "----yyy--yy")),
+    ("proxy", "GET", ("/haproxy/metrics", "----yyy--yy")),
     ("converger", "GET", ("/metrics", "----yyyyyyy")),
 ];
 

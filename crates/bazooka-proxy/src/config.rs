@@ -39,6 +39,8 @@ pub struct Settings {
     pub folder: PathBuf,
     /// Whom the workers run as, where that is another than who starts them.
     pub run_as: Option<RunAs>,
+    /// Whether this HAProxy can tell its own metrics.
+    pub exporter: bool,
 }
 
 /// The files of TLS on git's address.
@@ -68,6 +70,11 @@ impl Settings {
     /// The master's command socket.
     pub fn master_socket(&self) -> PathBuf {
         self.folder.join("master.sock")
+    }
+
+    /// Where HAProxy tells its own metrics.
+    pub fn exporter_socket(&self) -> PathBuf {
+        self.folder.join("exporter.sock")
     }
 
     fn worker_socket(&self) -> PathBuf {
@@ -197,6 +204,9 @@ fn render_shaped(routes: &Routes, settings: &Settings, shape: &str) -> String {
         public_frontend(&mut text, settings, public);
     }
     handover(&mut text, settings);
+    if settings.exporter {
+        exporter(&mut text, settings);
+    }
     if let Some(git) = settings.git {
         git_frontend(&mut text, git, settings.git_tls.as_ref(), routes);
     }
@@ -314,9 +324,8 @@ fn handover(text: &mut String, settings: &Settings) {
     let map = quoted_map(settings);
     let socket = settings.handover_socket();
     let socket = socket.to_string_lossy();
-    let owner = settings.run_as.as_ref().map(|run_as| format!(" user {}", run_as.user)).unwrap_or_default();
     lines!(text, "\nfrontend handover from http");
-    lines!(text, "    bind \"unix@{socket}\" mode 600{owner}");
+    lines!(text, "    bind \"unix@{socket}\" mode 600{}", owner(settings));
     lines!(text, "    http-request set-var(txn.backend) req.hdr({SERVICE_HEADER})");
     lines!(
         text,
@@ -328,6 +337,21 @@ fn handover(text: &mut String, settings: &Settings) {
     lines!(text, "\nbackend successor from http");
     lines!(text, "    retry-on conn-failure");
     lines!(text, "    server next \"unix@{socket}\"");
+}
+
+/// Whom a socket in the folder belongs to: the workers.
+fn owner(settings: &Settings) -> String {
+    settings.run_as.as_ref().map(|run_as| format!(" user {}", run_as.user)).unwrap_or_default()
+}
+
+/// HAProxy's own metrics, on a socket that bazooka-proxy alone can open: who may read them is asked at its endpoint, and no
+/// visitor of an app gets near.
+fn exporter(text: &mut String, settings: &Settings) {
+    let socket = settings.exporter_socket();
+    lines!(text, "\nfrontend exporter from http");
+    lines!(text, "    bind \"unix@{}\" mode 600{}", socket.display(), owner(settings));
+    lines!(text, "    http-request use-service prometheus-exporter if {{ path /metrics }}");
+    lines!(text, "    http-request return status 404");
 }
 
 /// The way to the rms, for git alone: what else they answer is for the cluster's own parts.

@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context, bail};
 use bazooka_proxy::{
     config::{GitTls, RunAs, Settings},
+    directory::Board,
     driver::Driver,
+    endpoint::{self, Endpoint},
     files::Place,
     haproxy::{Cli, process::Process},
     metrics::ProxyMetrics,
@@ -112,6 +114,7 @@ async fn main() -> anyhow::Result<()> {
         domain: args.domain,
         folder: folder.clone(),
         run_as,
+        exporter: has_exporter(&program).await?,
     };
 
     let registry = Arc::new(Mutex::new(prometheus_client::registry::Registry::default()));
@@ -119,7 +122,10 @@ async fn main() -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let not_ready = readiness.hold();
     let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
-    let routes = daemon::common_routes(readiness, registry, &cluster);
+    let directory = Board::default();
+    let exporter = settings.exporter.then(|| settings.exporter_socket());
+    let asked = Endpoint { cluster: cluster.clone(), directory: directory.shown(), exporter };
+    let routes = daemon::common_routes(readiness, registry, &cluster).merge(endpoint::routes(asked));
     let endpoint = tokio::spawn({
         let (cluster, shutdown) = (cluster.clone(), shutdown.clone());
         async move { daemon::serve(listener, routes, &cluster, shutdown).await }
@@ -154,7 +160,7 @@ async fn main() -> anyhow::Result<()> {
         zone: args.zone,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let parts = Parts { visor: cluster.visor, balancer, settings, identity, metrics, not_ready };
+    let parts = Parts { visor: cluster.visor, balancer, settings, identity, directory, metrics, not_ready };
     proxy::run(parts, args.on_exit == OnExit::Stop, shutdown).await;
     endpoint.await.context("the endpoint failed")
 }
@@ -248,6 +254,17 @@ fn find_program(program: &Path) -> anyhow::Result<PathBuf> {
         .with_context(|| {
             format!("there is no {} in $PATH; install it: apt install haproxy", program.display())
         })
+}
+
+/// Whether this HAProxy was built with its exporter, as Debian's is. One that wasn't refuses a configuration that names it.
+async fn has_exporter(program: &Path) -> anyhow::Result<bool> {
+    let says = tokio::process::Command::new(program).arg("-vv").output().await;
+    let says = says.with_context(|| format!("can't run {}", program.display()))?;
+    let has = String::from_utf8_lossy(&says.stdout).contains("prometheus-exporter");
+    if !has {
+        tracing::warn!(haproxy = %program.display(), "this HAProxy has no exporter: there are no metrics of it");
+    }
+    Ok(has)
 }
 
 /// Whom the workers run as: nobody else unless this is root.

@@ -8,7 +8,7 @@ mod apply;
 mod memory;
 mod upkeep;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,7 @@ use visor::{
 use crate::{
     balancer::Balancer,
     config::Settings,
+    directory::Board,
     metrics::ProxyMetrics,
     plan::{InForce, Wanted},
     ports::{self, Refusals},
@@ -66,6 +67,8 @@ pub struct Parts {
     pub settings: Settings,
     /// Who this is.
     pub identity: Identity,
+    /// Where it is shown who is where.
+    pub directory: Board,
     /// What is counted.
     pub metrics: ProxyMetrics,
     /// Dropped once the first configuration is in force.
@@ -114,7 +117,7 @@ struct Proxy {
 
 /// Runs until `shutdown`. With `stop_haproxy`, HAProxy ends too; else it goes on and is found again.
 pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) {
-    let Parts { visor, balancer, settings, identity, metrics, not_ready } = parts;
+    let Parts { visor, balancer, settings, identity, directory, metrics, not_ready } = parts;
     let mut mirror = Mirror::new(visor.store().clone(), keys::everything(), Snapshot::default());
     let publisher = Publisher::start(visor, identity.name.clone());
     let mut masters = balancer.masters();
@@ -139,12 +142,14 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
         retired: Retired::default(),
         look_at: Some(Instant::now()),
     };
-    loop {
+    // What came while HAProxy was at work.
+    let mut meanwhile = Changes::default();
+    'running: loop {
         let look_at = proxy.look_at;
         // In this order, so that the same things at the same time have the same outcome.
         tokio::select! {
             biased;
-            () = shutdown.cancelled() => break,
+            () = shutdown.cancelled() => break 'running,
             changed = masters.changed() => {
                 if changed.is_err() {
                     break;
@@ -152,7 +157,10 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
                 // Another master, or the same one started again: what it runs is asked anew.
                 proxy.in_force = None;
             }
-            changes = mirror.next() => {
+            changes = async {
+                if meanwhile == Changes::default() { mirror.next().await } else { std::mem::take(&mut meanwhile) }
+            } => {
+                directory.see(&changes, &mirror);
                 let concerns = proxy.see(&changes, mirror.image(), mirror.is_synced());
                 // What is due isn't put off by what doesn't concern it.
                 if !concerns && look_at.is_none_or(|at| Instant::now() < at) {
@@ -166,10 +174,18 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
                 }
             } => {}
         }
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            () = proxy.settle() => {}
+        let mut settling = pin!(proxy.settle());
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break 'running,
+                () = &mut settling => break,
+                // A reload takes its time: who asks what runs where is told meanwhile.
+                changes = mirror.next() => {
+                    directory.see(&changes, &mirror);
+                    meanwhile.add(changes);
+                }
+            }
         }
     }
     // First the word, so that nobody waits for a proxy that is about to go.

@@ -11,7 +11,7 @@ use std::{
 use visor::{
     keys::Key,
     names::{AppName, Domain, HostName, InstanceId, ProcName, ReleaseId, ZoneName},
-    schema::{Desired, State},
+    schema::{Assignment, Desired, State, Status},
     snapshot::Snapshot,
 };
 
@@ -127,6 +127,16 @@ impl Routes {
     }
 }
 
+/// Whether an instance takes requests: it is meant to run, and its host says that it does.
+pub fn is_routed(assigned: &Assignment, status: &Status) -> bool {
+    assigned.desired == Desired::Run && status.state == State::Running
+}
+
+/// Where its host says that an instance is reached.
+pub fn address(status: &Status) -> Option<SocketAddr> {
+    Some(SocketAddr::new(status.ip?, status.port?))
+}
+
 /// What is to be routed.
 ///
 /// Each registered proc is a service, with instances or without. An instance is routed while it is
@@ -155,17 +165,11 @@ pub fn routes(snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
     }
     for view in snapshot.hosts.values() {
         for (instance, assigned) in &view.assigned {
-            if assigned.desired != Desired::Run {
-                continue;
-            }
-            let Some(status) = view.status.get(instance).filter(|status| status.state == State::Running)
-            else {
-                continue;
-            };
-            let (Some(ip), Some(port)) = (status.ip, status.port) else { continue };
+            let status = view.status.get(instance).filter(|status| is_routed(assigned, status));
+            let Some(address) = status.and_then(|status| address(status)) else { continue };
             let id = ServiceId { app: assigned.app.clone(), proc: assigned.proc.clone() };
             if let Some(service) = routes.services.get_mut(&id) {
-                service.servers.insert(*instance, SocketAddr::new(ip, port));
+                service.servers.insert(*instance, address);
             }
             if shares.contains_key(&id) {
                 zones.insert(*instance, view.host.as_ref().map(|host| &host.zone));

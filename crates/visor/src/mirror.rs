@@ -65,6 +65,20 @@ pub struct Changes {
     pub relisted: bool,
 }
 
+impl Changes {
+    /// Takes in those of a later look.
+    pub fn add(&mut self, later: Changes) {
+        self.relisted |= later.relisted;
+        if self.keys.is_empty() {
+            self.keys = later.keys;
+        } else {
+            self.keys.extend(later.keys);
+            self.keys.sort();
+            self.keys.dedup();
+        }
+    }
+}
+
 /// An image and what keeps it true. Its owner's loop drives it by [`Mirror::next`].
 pub struct Mirror<I> {
     store: SharedStore,

@@ -179,6 +179,7 @@ fn settings() -> Settings {
         domain: "localhost".parse().expect("a valid name"),
         folder: PathBuf::from("/var/lib/bazooka-proxy"),
         run_as: None,
+        exporter: true,
     }
 }
 

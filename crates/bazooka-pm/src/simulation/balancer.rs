@@ -269,6 +269,7 @@ impl Hold {
             domain: "localhost".parse().expect("a valid name"),
             folder: PathBuf::from("/"),
             run_as: None,
+            exporter: false,
         }
     }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bazooka_proxy::{
+    directory::Board,
     metrics::ProxyMetrics,
     proxy::{self, Identity, Parts},
 };
@@ -235,6 +236,7 @@ impl Nodes {
                 zone: if n % 2 == 0 { "north" } else { "south" }.parse().expect("a valid name"),
                 version: "1".into(),
             },
+            directory: Board::default(),
             metrics: ProxyMetrics::register(&Arc::default()),
             not_ready: Readiness::default().hold(),
         };

@@ -2,7 +2,9 @@
 
 #![allow(missing_docs, reason = "tests are named for what they show")]
 
+mod directory;
 mod drains;
+mod exporter;
 mod faults;
 mod git;
 mod http;

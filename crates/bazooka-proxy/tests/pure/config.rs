@@ -239,7 +239,7 @@ proptest! {
         let count = |word: &str| text.lines().filter(|line| line.split_whitespace().next() == Some(word)).count();
         prop_assert_eq!(count("backend"), routes.services.len() + 1);
         prop_assert_eq!(count("server"), routes.servers() + 1);
-        prop_assert_eq!(count("frontend"), routes.services.len() + 2);
+        prop_assert_eq!(count("frontend"), routes.services.len() + 3);
         prop_assert_eq!(count("global"), 1);
         for line in render_map(&hosts(&routes, &settings())).lines() {
             prop_assert_eq!(line.split(' ').count(), 2, "{:?}", line);

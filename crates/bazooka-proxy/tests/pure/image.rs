@@ -119,5 +119,6 @@ pub fn settings() -> Settings {
         domain: "localhost".parse().expect("a valid name"),
         folder: "/var/lib/bazooka-proxy".into(),
         run_as: None,
+        exporter: true,
     }
 }

@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "tests are named for what they show")]
 
 mod config;
+mod directory;
 mod image;
 mod plan;
 mod routes;
