@@ -13,4 +13,5 @@ mod releases;
 mod rms;
 mod sealing;
 mod ssh;
+mod telemetry;
 mod transcript;
