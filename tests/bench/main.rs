@@ -7,6 +7,7 @@
 
 mod abuse;
 mod converge;
+mod discovery;
 mod floor;
 mod hosts;
 mod isolation;
@@ -25,8 +26,8 @@ struct Arguments {
     /// Requests a second in the rollouts of `hosts`.
     #[arg(long, default_value_t = 2000)]
     rate: u32,
-    /// Only these rows: push, scale10, scale100, sleep100, kill, ps, memory, isolation, abuse, converge; hosts, which is all of rollouts,
-    /// killed, host, pm, leader, quorum, member, crash, workers and rollback.
+    /// Only these rows: push, scale10, scale100, sleep100, kill, ps, memory, isolation, abuse, discovery, converge; hosts,
+    /// which is all of rollouts, killed, host, pm, leader, quorum, member, crash, workers and rollback.
     rows: Vec<String>,
 }
 
@@ -79,6 +80,9 @@ fn main() {
     }
     if is_wanted("abuse") {
         rows.extend(abuse::abuse(runs));
+    }
+    if is_wanted("discovery") {
+        rows.extend(discovery::discovery(runs));
     }
     if is_wanted("converge") {
         rows.extend(converge::converge());

@@ -82,7 +82,7 @@ const WRITES: [Row; 24] = [
 
 /// Endpoints: a part, a request, and who is let through. What comes then (such as 400, to a body that makes no sense) is not
 /// the matter here.
-const REQUESTS: [(&str, &str, Row); 17] = [
+const REQUESTS: [(&str, &str, Row); 18] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("rm", "GET", ("/healthz", "y--yyyyyyyy")),
     ("rm", "GET", ("/metrics", "----yyyyyyy")),
@@ -99,6 +99,7 @@ const REQUESTS: [(&str, &str, Row); 17] = [
     ("pm", "GET", ("/metrics", "----yyyyyyy")),
     ("proxy", "GET", ("/metrics", "----yyyyyyy")),
     ("proxy", "GET", ("/sd", "----yyy--yy")),
+    ("proxy", "GET", ("/services/goto-rocket/web", "----yyy--yy")),
     ("proxy", "GET", ("/haproxy/metrics", "----yyy--yy")),
     ("converger", "GET", ("/metrics", "----yyyyyyy")),
 ];

@@ -203,6 +203,7 @@ impl Cluster {
         self.as_identity(&mut command, "proxy:proxy1", 1);
         command.args(["--name", "proxy1", "--run-haproxy", "--on-exit", "stop", "--domain", "localhost"]);
         command.args(["--public", &self.address(1, 8080)]).args(["--bind", &self.ip(1)]);
+        command.args(["--dns", &self.address(1, 8053)]);
         command.arg("--state").arg(self.folder("proxy"));
         if self.options.two_rms {
             command.args(["--git", &self.address(1, 8085)]);

@@ -17,7 +17,7 @@ use visor::{
     identity::Kind,
     keys::Key,
     mirror::{Changes, Mirror},
-    names::{HostName, InstanceId, ReleaseId, RevId, ZoneName},
+    names::{AppName, HostName, InstanceId, ReleaseId, RevId, ZoneName},
     schema::State,
     snapshot::Snapshot,
 };
@@ -54,8 +54,11 @@ pub struct Daemon {
     pub zone: Option<ZoneName>,
 }
 
+/// The instances of a service.
+pub type Places = BTreeMap<InstanceId, Place>;
+
 /// The services, each with its instances.
-pub type Services = BTreeMap<ServiceId, BTreeMap<InstanceId, Place>>;
+pub type Services = BTreeMap<ServiceId, Places>;
 
 /// Who is where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,14 +67,19 @@ pub struct Directory {
     pub services: Arc<Services>,
     /// Each daemon that is there; of the convergers the elected one.
     pub daemons: BTreeSet<Daemon>,
+    /// The apps that the services are of.
+    pub apps: BTreeSet<AppName>,
+    /// The zones in which there is anything.
+    pub zones: BTreeSet<ZoneName>,
 }
 
 impl Directory {
-    /// The zones in which there is anything.
-    pub fn zones(&self) -> BTreeSet<&ZoneName> {
-        let places = self.services.values().flat_map(|places| places.values());
-        let places = places.filter_map(|place| place.zone.as_ref());
-        places.chain(self.daemons.iter().filter_map(|daemon| daemon.zone.as_ref())).collect()
+    /// Of services and daemons.
+    pub fn of(services: Arc<Services>, daemons: BTreeSet<Daemon>) -> Self {
+        let apps = services.keys().map(|id| id.app.clone()).collect();
+        let places = services.values().flat_map(BTreeMap::values).filter_map(|place| place.zone.as_ref());
+        let zones = places.chain(daemons.iter().filter_map(|daemon| daemon.zone.as_ref())).cloned().collect();
+        Directory { services, daemons, apps, zones }
     }
 }
 
@@ -108,13 +116,15 @@ impl Board {
             return;
         }
         let before = self.0.borrow().clone().unwrap_or_default();
-        let mut now = Directory::clone(&before);
-        if services {
-            now.services = Arc::new(self::services(mirror.image(), &before.services));
-        }
-        if daemons {
-            now.daemons = self::daemons(mirror.image(), &before.daemons);
-        }
+        let services = match services {
+            true => Arc::new(self::services(mirror.image(), &before.services)),
+            false => before.services.clone(),
+        };
+        let daemons = match daemons {
+            true => self::daemons(mirror.image(), &before.daemons),
+            false => before.daemons.clone(),
+        };
+        let now = Directory::of(services, daemons);
         self.0.send_if_modified(|shown| {
             let news = shown.as_deref() != Some(&now);
             if news {
@@ -141,7 +151,7 @@ pub fn services(snapshot: &Snapshot, before: &Services) -> Services {
     let mut services = Services::new();
     for (app, view) in &snapshot.apps {
         for proc in view.procs.keys() {
-            services.insert(ServiceId { app: app.clone(), proc: proc.clone() }, BTreeMap::new());
+            services.insert(ServiceId { app: app.clone(), proc: proc.clone() }, Places::new());
         }
     }
     for (host, view) in &snapshot.hosts {

@@ -5,29 +5,35 @@
 //!
 //! ```text
 //! GET /sd                  targets, for Prometheus
+//! GET /services/APP/PROC   where a service is, as by DNS
 //! GET /haproxy/metrics     HAProxy's own exporter
 //! ```
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use axum::{
     Json, Router,
     body::Body,
-    extract::{RawQuery, State},
+    extract::{Path, RawQuery, State},
     http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use tokio::{net::UnixStream, time::timeout};
 use visor::{
     access::Act,
     daemon::{Cluster, refused},
     identity::Caller,
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
 };
 
-use crate::directory::{Shown, targets::targets};
+use crate::{
+    directory::{Shown, targets::targets},
+    routes::ServiceId,
+};
 
 /// Where HAProxy's own metrics are.
 pub const HAPROXY_METRICS: &str = "/haproxy/metrics";
@@ -42,13 +48,19 @@ pub struct Endpoint {
     pub cluster: Cluster,
     /// Who is where.
     pub directory: Shown,
+    /// Where this proxy stands.
+    pub zone: ZoneName,
     /// Where HAProxy tells its own metrics; none: it can't.
     pub exporter: Option<PathBuf>,
 }
 
 /// The routes that are bazooka-proxy's own.
 pub fn routes(endpoint: Endpoint) -> Router {
-    Router::new().route("/sd", get(sd)).route(HAPROXY_METRICS, get(haproxy)).with_state(endpoint)
+    Router::new()
+        .route("/sd", get(sd))
+        .route("/services/{app}/{proc}", get(service))
+        .route(HAPROXY_METRICS, get(haproxy))
+        .with_state(endpoint)
 }
 
 impl Endpoint {
@@ -76,6 +88,56 @@ async fn sd(State(endpoint): State<Endpoint>, caller: Caller) -> Result<Response
         }
         None => Err(not_yet()),
     }
+}
+
+/// A service and the instances that take its requests, those of the proxy's own zone first.
+#[derive(Debug, Serialize)]
+struct Found {
+    service: String,
+    instances: Vec<FoundInstance>,
+}
+
+#[derive(Debug, Serialize)]
+struct FoundInstance {
+    instance: InstanceId,
+    address: IpAddr,
+    port: u16,
+    host: HostName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<ZoneName>,
+    release: ReleaseId,
+    rev: RevId,
+}
+
+/// `GET /services/APP/PROC`.
+///
+/// # Errors
+/// 404 where there is no such service: one of which nothing runs has no instances. 503 until there is a first list.
+async fn service(
+    State(endpoint): State<Endpoint>,
+    caller: Caller,
+    Path((app, proc)): Path<(String, String)>,
+) -> Result<Response, Response> {
+    endpoint.allow(&caller, Act::Directory).await?;
+    let Some(directory) = endpoint.directory.borrow().clone() else { return Err(not_yet()) };
+    let id = app.parse::<AppName>().ok().zip(proc.parse::<ProcName>().ok());
+    let id = id.map(|(app, proc)| ServiceId { app, proc });
+    let Some((id, places)) = id.and_then(|id| directory.services.get_key_value(&id)) else {
+        return Err((StatusCode::NOT_FOUND, "there is no such service\n").into_response());
+    };
+    let mut routed: Vec<_> = places.iter().filter(|(_, place)| place.routed).collect();
+    routed.sort_by_key(|(_, place)| place.zone.as_ref() != Some(&endpoint.zone));
+    let instances = routed.into_iter().map(|(instance, place)| FoundInstance {
+        instance: *instance,
+        address: place.address.ip(),
+        port: place.address.port(),
+        host: place.host.clone(),
+        zone: place.zone.clone(),
+        release: place.release,
+        rev: place.rev.clone(),
+    });
+    let found = Found { service: id.to_string(), instances: instances.collect() };
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(found)).into_response())
 }
 
 /// `GET /haproxy/metrics`: what HAProxy's exporter answers, as it comes. What is asked goes through: `?scope=server`,

@@ -8,12 +8,13 @@
 //!                      ▲                     └──file, reload──▶ HAProxy
 //!                      └── what is in force, as HAProxy says
 //! proxy (the loop) ─▶ publisher ─▶ proxies/X in the coordinator
-//! mirror ─▶ directory ─▶ endpoint ─▶ who asks what runs where
+//! mirror ─▶ directory ─▶ endpoint, dns ─▶ who asks what runs where
 //! ```
 
 pub mod balancer;
 pub mod config;
 pub mod directory;
+pub mod dns;
 pub mod driver;
 pub mod endpoint;
 pub mod files;

@@ -10,6 +10,10 @@ use anyhow::{Context, bail};
 use bazooka_proxy::{
     config::{GitTls, RunAs, Settings},
     directory::Board,
+    dns::{
+        self,
+        server::{Answers, Sockets},
+    },
     driver::Driver,
     endpoint::{self, Endpoint},
     files::Place,
@@ -52,6 +56,12 @@ struct Args {
     /// The domain below which each app has its name
     #[arg(long, env = "BAZOOKA_DOMAIN", default_value = "localhost", value_name = "DOMAIN")]
     domain: HostName,
+    /// Where services are found by name, by DNS: <proc>.<app>.<domain> and <proc>.<app>.<zone>.<domain>
+    #[arg(long, env = "BAZOOKA_DNS", value_name = "ADDR:PORT")]
+    dns: Option<SocketAddr>,
+    /// The domain below which services have their names by DNS; that of apps unless given
+    #[arg(long, env = "BAZOOKA_DNS_DOMAIN", value_name = "DOMAIN", requires = "dns")]
+    dns_domain: Option<HostName>,
     /// Where metrics and health are served
     #[arg(long, env = "BAZOOKA_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDR:PORT")]
     listen: SocketAddr,
@@ -106,6 +116,7 @@ async fn main() -> anyhow::Result<()> {
         }),
         _ => None,
     };
+    let names = dns::Zone::new(args.dns_domain.as_ref().unwrap_or(&args.domain), args.zone.clone());
     let settings = Settings {
         public: Some(args.public),
         git: args.git,
@@ -124,7 +135,18 @@ async fn main() -> anyhow::Result<()> {
     let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
     let directory = Board::default();
     let exporter = settings.exporter.then(|| settings.exporter_socket());
-    let asked = Endpoint { cluster: cluster.clone(), directory: directory.shown(), exporter };
+    let asked = Endpoint {
+        cluster: cluster.clone(),
+        directory: directory.shown(),
+        zone: args.zone.clone(),
+        exporter,
+    };
+    if let Some(address) = args.dns {
+        let sockets =
+            Sockets::open(address).with_context(|| format!("can't answer about names on {address}"))?;
+        let answers = Answers { directory: directory.shown(), zone: names, metrics: metrics.clone() };
+        sockets.serve(answers, shutdown.clone()).context("can't answer about names")?;
+    }
     let routes = daemon::common_routes(readiness, registry, &cluster).merge(endpoint::routes(asked));
     let endpoint = tokio::spawn({
         let (cluster, shutdown) = (cluster.clone(), shutdown.clone());

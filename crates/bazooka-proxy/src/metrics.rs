@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use hickory_proto::op::ResponseCode;
 use prometheus_client::{
     metrics::{
         counter::Counter,
@@ -43,6 +44,8 @@ pub struct ProxyMetrics {
     pub workers: Gauge,
     /// The revision in force.
     pub applied: Gauge,
+    /// Answers about names, by what became of them.
+    pub dns_answers: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 impl ProxyMetrics {
@@ -65,6 +68,7 @@ impl ProxyMetrics {
             busy: Gauge::default(),
             workers: Gauge::default(),
             applied: Gauge::default(),
+            dns_answers: Family::default(),
         };
         let mut registry = registry.lock().expect("no holder of this lock panics");
         let registry = registry.sub_registry_with_prefix("bazooka_proxy");
@@ -94,6 +98,19 @@ impl ProxyMetrics {
         registry.register("busy", "Instances taken out that have sessions", metrics.busy.clone());
         registry.register("workers", "HAProxy's workers, old ones included", metrics.workers.clone());
         registry.register("applied_revision", "The revision in force", metrics.applied.clone());
+        registry.register("dns_answers", "Questions about names, by answer", metrics.dns_answers.clone());
         metrics
+    }
+
+    /// A question about a name was answered.
+    pub fn dns_answered(&self, code: ResponseCode) {
+        let code = match code {
+            ResponseCode::NoError => "noerror",
+            ResponseCode::NXDomain => "nxdomain",
+            ResponseCode::Refused => "refused",
+            ResponseCode::ServFail => "servfail",
+            _ => "other",
+        };
+        self.dns_answers.get_or_create(&[("code", code)]).inc();
     }
 }

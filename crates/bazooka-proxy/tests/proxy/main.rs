@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "tests are named for what they show")]
 
 mod directory;
+mod dns;
 mod drains;
 mod exporter;
 mod faults;

@@ -50,6 +50,7 @@ pub struct Rig {
     on_exit: &'static str,
     unit: bool,
     git: Option<SocketAddr>,
+    dns: Option<SocketAddr>,
     proxy: Option<Child>,
     guard: Child,
 }
@@ -63,11 +64,20 @@ pub struct Options {
     pub unit: bool,
     /// Where git is led to the rms.
     pub git: Option<SocketAddr>,
+    /// Where services are found by name.
+    pub dns: Option<SocketAddr>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { endpoint: None, haproxy: "haproxy".into(), on_exit: "keep", unit: false, git: None }
+        Options {
+            endpoint: None,
+            haproxy: "haproxy".into(),
+            on_exit: "keep",
+            unit: false,
+            git: None,
+            dns: None,
+        }
     }
 }
 
@@ -120,6 +130,7 @@ impl Rig {
             on_exit: options.on_exit,
             unit: options.unit,
             git: options.git,
+            dns: options.dns,
             proxy: None,
             guard,
         }
@@ -132,6 +143,9 @@ impl Rig {
         command.args(["--public", &self.public.to_string(), "--bind", "127.0.0.1", "--domain", "localhost"]);
         if let Some(git) = self.git {
             command.arg("--git").arg(git.to_string());
+        }
+        if let Some(dns) = self.dns {
+            command.arg("--dns").arg(dns.to_string());
         }
         if self.unit {
             command.arg("--haproxy-socket").arg(self.folder.join("master.sock"));

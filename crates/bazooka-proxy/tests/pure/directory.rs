@@ -11,10 +11,7 @@ use crate::image::{Rows, service};
 const AT: &str = "10.0.0.1:21000";
 
 fn directory(rows: &Rows, before: &Directory) -> Directory {
-    Directory {
-        services: services(&rows.0, &before.services).into(),
-        daemons: daemons(&rows.0, &before.daemons),
-    }
+    Directory::of(services(&rows.0, &before.services).into(), daemons(&rows.0, &before.daemons))
 }
 
 fn host(zone: &str) -> String {

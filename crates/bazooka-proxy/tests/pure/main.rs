@@ -4,6 +4,7 @@
 
 mod config;
 mod directory;
+mod dns;
 mod image;
 mod plan;
 mod routes;

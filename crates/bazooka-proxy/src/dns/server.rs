@@ -1,0 +1,145 @@
+//! The sockets of discovery by name: UDP and TCP on one address.
+//!
+//! Owns a thread of its own, so that neither a plan nor a reload keeps a question waiting, and the limits: connections,
+//! and how long one may be silent.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Zone,
+    wire::{Transport, respond},
+};
+use crate::{directory::Shown, metrics::ProxyMetrics};
+
+/// How many connections there may be at once; more wait in the kernel.
+const CONNECTIONS: usize = 256;
+
+/// How long a connection may say nothing.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// How soon accepting is tried again where the machine has no descriptor left.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// The sockets, opened and not served yet.
+#[derive(Debug)]
+pub struct Sockets {
+    udp: UdpSocket,
+    tcp: TcpListener,
+}
+
+/// What questions are answered with.
+#[derive(Clone)]
+pub struct Answers {
+    /// Who is where.
+    pub directory: Shown,
+    /// What is answered for.
+    pub zone: Zone,
+    /// Where answers are counted.
+    pub metrics: ProxyMetrics,
+}
+
+impl Sockets {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// If one can't be.
+    pub fn open(address: SocketAddr) -> io::Result<Self> {
+        let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
+        udp.set_nonblocking(true)?;
+        tcp.set_nonblocking(true)?;
+        Ok(Sockets { udp, tcp })
+    }
+
+    /// Answers until `shutdown`, on a thread of its own.
+    ///
+    /// # Errors
+    /// If there can't be another thread, or the sockets can't be watched.
+    pub fn serve(self, answers: Answers, shutdown: CancellationToken) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (udp, tcp) = {
+            let _inside = runtime.enter();
+            (tokio::net::UdpSocket::from_std(self.udp)?, tokio::net::TcpListener::from_std(self.tcp)?)
+        };
+        let serving = async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = packets(&udp, &answers) => {}
+                () = connections(&tcp, &answers) => {}
+            }
+        };
+        std::thread::Builder::new().name("dns".into()).spawn(move || runtime.block_on(serving)).map(drop)
+    }
+}
+
+impl Answers {
+    fn respond(&self, packet: &[u8], transport: Transport, turn: usize) -> Option<Vec<u8>> {
+        let directory = self.directory.borrow().clone();
+        let (code, bytes) = respond(directory.as_deref(), &self.zone, packet, transport, turn)?;
+        self.metrics.dns_answered(code);
+        Some(bytes)
+    }
+}
+
+async fn packets(socket: &tokio::net::UdpSocket, answers: &Answers) {
+    // As long as a packet can be: one that is cut couldn't be read.
+    let mut packet = vec![0; 65_535];
+    let mut turn: usize = 0;
+    loop {
+        // What a lost client's machine says of an earlier answer comes as an error here.
+        let Ok((length, client)) = socket.recv_from(&mut packet).await else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        turn = turn.wrapping_add(1);
+        if let Some(answer) = answers.respond(&packet[..length], Transport::Udp, turn) {
+            // A lost packet is asked for again.
+            let _ = socket.send_to(&answer, client).await;
+        }
+    }
+}
+
+async fn connections(listener: &tokio::net::TcpListener, answers: &Answers) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut turn: usize = 0;
+    loop {
+        let permit = room.clone().acquire_owned().await.expect("it is never closed");
+        let mut stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(error = %error, "can't accept a connection");
+                sleep(AGAIN).await;
+                continue;
+            }
+        };
+        turn = turn.wrapping_add(1);
+        let answers = answers.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            // However it ends, the client knows as much.
+            while let Ok(Ok(true)) = timeout(SILENCE, exchange(&mut stream, &answers, turn)).await {}
+        });
+    }
+}
+
+/// One question and its answer. Returns whether there may be another.
+async fn exchange(stream: &mut tokio::net::TcpStream, answers: &Answers, turn: usize) -> io::Result<bool> {
+    let length = stream.read_u16().await?;
+    let mut packet = vec![0; usize::from(length)];
+    stream.read_exact(&mut packet).await?;
+    let Some(answer) = answers.respond(&packet, Transport::Tcp, turn) else { return Ok(false) };
+    let Ok(length) = u16::try_from(answer.len()) else { return Ok(false) };
+    stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await?;
+    Ok(true)
+}
