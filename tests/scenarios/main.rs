@@ -4,6 +4,7 @@ mod adoption;
 mod apps;
 mod bad_input;
 mod commands;
+mod disaster;
 mod identities;
 mod matrix;
 mod operations;

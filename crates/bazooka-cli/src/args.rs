@@ -175,6 +175,46 @@ pub enum Command {
         #[command(subcommand)]
         action: Option<HostsAction>,
     },
+    /// Show what is reserved, used and free in each zone, how many more of a service fit, and what would be lost with a
+    /// zone or the largest host
+    Capacity {
+        /// How many more of this proc fit
+        #[arg(conflicts_with = "of")]
+        proc: Option<ProcName>,
+        /// The same, of any app's
+        #[arg(long, value_name = "APP/PROC")]
+        of: Option<Service>,
+    },
+    /// Show how many apps, procs, revs and instances there are, and what each day brought
+    Stats {
+        /// How many days, the last one last
+        #[arg(short = 'n', long, default_value_t = 30, value_name = "N")]
+        days: usize,
+    },
+    /// Take up in a restored coordinator what hosts run; `deploy/restore` does so before anyone else reaches it
+    Recover {
+        /// Ask this bazooka-pm, too: the base of its endpoint
+        #[arg(long = "host", value_name = "URL")]
+        hosts: Vec<String>,
+        /// The coordinator is in use again: take up only what hosts hold because it never knew of it
+        #[arg(long)]
+        late: bool,
+        /// End what can't be taken up, because its app isn't known
+        #[arg(long, requires = "late")]
+        end_unknown: bool,
+        /// Nobody else reaches this coordinator
+        #[arg(long, conflicts_with = "late")]
+        alone: bool,
+        /// Only tell
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Look for rows of the coordinator that don't fit together
+    Check {
+        /// Mend what can be mended without ending or losing anything
+        #[arg(long)]
+        repair: bool,
+    },
     /// Run a whole cluster on this machine, in the foreground
     Dev(DevArgs),
     /// Print the version
@@ -212,11 +252,15 @@ impl Command {
             | Command::Logs(_)
             | Command::Whoami
             | Command::Audit { .. }
+            | Command::Capacity { .. }
+            | Command::Stats { .. }
             | Command::Version => true,
             Command::Keys { action } => matches!(action, None | Some(KeysAction::List)),
             Command::Access { action } => matches!(action, None | Some(AccessAction::List)),
             Command::Scale(args) => args.only_shows(),
             Command::Hosts { action } => action.is_none(),
+            Command::Check { repair } => !repair,
+            Command::Recover { dry_run, .. } => *dry_run,
             Command::Procs { action } => action.is_none(),
             Command::Traffic { shares, .. } => shares.is_empty(),
             Command::Rollout { action } => matches!(action, RolloutAction::Status),
@@ -274,6 +318,26 @@ impl Command {
     /// Whether it goes on until it is interrupted.
     pub fn is_endless(&self) -> bool {
         matches!(self, Command::Events) || matches!(self, Command::Logs(args) if args.follow)
+    }
+}
+
+/// A service: `APP/PROC`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The app.
+    pub app: AppName,
+    /// The proc.
+    pub proc: ProcName,
+}
+
+impl FromStr for Service {
+    type Err = String;
+
+    fn from_str(said: &str) -> Result<Self, String> {
+        let (app, proc) = said.split_once('/').ok_or("a service is APP/PROC, for example goto-rocket/web")?;
+        let app = app.parse().map_err(|error: InvalidName| error.to_string())?;
+        let proc = proc.parse().map_err(|error: InvalidName| error.to_string())?;
+        Ok(Service { app, proc })
     }
 }
 

@@ -141,8 +141,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 /// The cluster's state, for a command whose changes stand in the audit.
 async fn audited(cluster: &Cluster, what: &Command, said: String, app: Option<AppName>) -> Visor {
     let app = match app {
-        // Hosts belong to no app.
-        _ if matches!(what, Command::Hosts { .. }) => None,
+        // Hosts belong to no app, nor does the whole.
+        _ if matches!(what, Command::Hosts { .. } | Command::Check { .. } | Command::Recover { .. }) => None,
         Some(app) => Some(app),
         None => context::remote_url().await.as_deref().and_then(context::app_of),
     };
@@ -199,6 +199,13 @@ async fn with_coordinator(
             Command::Why { target } => command::why::run(&context, target).await,
             Command::Logs(args) => command::logs::run(&context, args).await,
             Command::Hosts { action } => command::hosts::run(&context, action).await,
+            Command::Capacity { proc, of } => command::capacity::run(&context, proc, of).await,
+            Command::Check { repair } => command::check::run(&context, repair).await,
+            Command::Recover { hosts, late, end_unknown, alone, dry_run } => {
+                let how = command::recover::How { late, end_unknown, alone, dry_run };
+                command::recover::run(&context, hosts, how).await
+            }
+            Command::Stats { days } => command::stats::run(&context, days).await,
             Command::Config { action } => {
                 command::config::run(&context, action.unwrap_or(ConfigAction::List)).await
             }

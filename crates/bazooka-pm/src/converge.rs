@@ -28,6 +28,8 @@ mod facts;
 mod fixture;
 mod hosts;
 mod lead;
+#[cfg(test)]
+mod left_cases;
 pub mod memory;
 mod metrics;
 pub mod plan;

@@ -14,6 +14,7 @@ mod engine;
 mod environment;
 mod etc;
 mod folders;
+mod found;
 mod limits;
 mod listeners;
 mod logs;
@@ -151,11 +152,10 @@ pub async fn run(
     let registry = Arc::new(Mutex::new(Registry::default()));
     let metrics = metrics::Metrics::register(&mut registry.lock().expect("nobody else has it yet"));
     let endpoint_end = CancellationToken::new();
-    let routes = common_routes(readiness.clone(), registry, &cluster).merge(logs::routes(
-        folders.clone(),
-        cluster.clone(),
-        endpoint_end.clone(),
-    ));
+    let (answers, messages) = Answers::channel();
+    let routes = common_routes(readiness.clone(), registry, &cluster)
+        .merge(logs::routes(folders.clone(), cluster.clone(), endpoint_end.clone()))
+        .merge(found::routes(answers.clone()));
     let endpoint = tokio::spawn({
         let (cluster, end) = (cluster.clone(), endpoint_end.clone());
         async move { serve(listener, routes, &cluster, end).await }
@@ -168,7 +168,6 @@ pub async fn run(
             tracing::warn!(error = %error, "can't write down until when the lease is held");
         }
     };
-    let (answers, messages) = Answers::channel();
     let own_groups = cgroups.clone();
     let machine =
         shims::Machine { host: name.clone(), address, folders, shim, slugs, uids, cgroups, sandboxes };
@@ -298,14 +297,16 @@ impl Work {
         let address = host.address;
         let (says, registered) = mpsc::unbounded_channel();
         let (doubt, again) = mpsc::channel(1);
+        let row = host.clone();
         let registration = register::run(visor.clone(), name.clone(), host, again, says, self.note_lease);
         let _registration = AbortOnDropHandle::new(tokio::spawn(registration));
-        let scopes = vec![keys::assigned_to(&name), keys::handed_to(&name)];
+        let scopes = vec![keys::assigned_to(&name), keys::handed_to(&name), keys::schema(), keys::rms()];
         let mirror = Mirror::new(visor.store().clone(), scopes, Snapshot::default());
         let reports = reports::Reports::new(visor.clone(), name.clone(), address, answers.clone());
         let engine = engine::Engine::new(engine::Parts {
             visor,
             host: name,
+            row,
             runtime: self.runtime,
             vault: self.vault,
             answers,

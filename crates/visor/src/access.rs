@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    check,
     identity::{Caller, Identity, Kind},
     keys::Key,
     names::{AppName, UserName},
@@ -111,13 +112,13 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
     let below = |key: &str, write| Permission { key: format!("{prefix}/{key}"), prefix: true, write };
     let mut users = Users::default();
     users.roles.insert(role("reader"), [below("", false)].into());
-    let operator = [
-        below("apps/", true),
-        below("wraps/", true),
-        below("hostmeta/", true),
-        one(&Key::Unfreeze.to_string(), true),
-    ];
-    users.roles.insert(role("operator"), operator.into());
+    // Their own words, and whatever `bazooka check --repair` mends. Not who may do what, nor the audit.
+    let mut operator: BTreeSet<Permission> =
+        [below("hostmeta/", true), one(&Key::Unfreeze.to_string(), true)].into();
+    let (prefixes, keys) = check::mended();
+    operator.extend(prefixes.iter().map(|prefix| below(prefix, true)));
+    operator.extend(keys.iter().map(|key| one(&key.to_string(), true)));
+    users.roles.insert(role("operator"), operator);
     let converger = [
         below("apps/", true),
         below("assigned/", true),
@@ -125,6 +126,7 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
         below("status/", true),
         below("history/", true),
         below("election/", true),
+        below("stats/", true),
         one(&Key::InstanceCounter.to_string(), true),
         one(&Key::Unfreeze.to_string(), true),
     ];

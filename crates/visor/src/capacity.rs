@@ -1,10 +1,15 @@
 //! What the instances of a host take of its capacity.
 //!
-//! Owns the reckoning alone, shared by whoever places and whoever shows. Pure.
+//! Owns the reckoning alone, shared by whoever places and whoever shows. Pure. `left` says what is left of a cluster
+//! and what would be lost with a part of it.
+
+pub mod left;
 
 use crate::{
+    keys::Key,
+    names::HostName,
     schema::{Assignment, Limits, State, Status},
-    snapshot::HostView,
+    snapshot::{HostView, Snapshot},
 };
 
 /// What an instance without a memory limit is reckoned at. It is a guess for packing alone, and small, so
@@ -22,6 +27,28 @@ pub fn reckoned(limits: &Limits) -> u64 {
 pub fn taken(assigned: &Assignment, status: Option<&Status>) -> Option<u64> {
     let ended = status.is_some_and(|status| matches!(status.state, State::Exited | State::Failed));
     (!ended).then(|| reckoned(&assigned.run.limits))
+}
+
+/// Why nothing at all is placed on a host, if an operator has said so.
+pub fn closed(snapshot: &Snapshot, name: &HostName, view: &HostView) -> Option<&'static str> {
+    let unreadable = !snapshot.unreadable.is_empty()
+        && snapshot.unreadable.contains_key(&Key::HostMeta(name.clone()).to_string());
+    let meta = view.meta.as_ref();
+    if unreadable {
+        Some("what the operator says of it can't be read")
+    } else if meta.is_some_and(|meta| meta.draining) {
+        Some("is being drained")
+    } else if meta.is_some_and(|meta| meta.cordoned) {
+        Some("is cordoned")
+    } else {
+        None
+    }
+}
+
+/// The order among hosts that can take one more of a service: the zone with the fewest of it, the host with the
+/// fewest, the most memory free. The lowest comes first.
+pub fn rank(in_zone: u32, there: u32, free_bytes: u64) -> u128 {
+    u128::from(in_zone) << 96 | u128::from(there) << 64 | u128::from(u64::MAX - free_bytes)
 }
 
 /// What is taken of a host's capacity.

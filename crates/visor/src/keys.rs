@@ -22,13 +22,16 @@
 //! turns/A (leased)          rm, while it takes a push      stored/A             rm, within its turn
 //! access/A                  rm                             identities/NAME      rm
 //! keys/USER                 rm                             audit/NAME/ID        NAME; rm takes old ones away
+//! stats/DAY                 converger
 //! ```
 
 use std::{fmt, str::FromStr};
 
 use crate::{
     identity::Identity,
-    names::{AppName, AuditId, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName},
+    names::{
+        AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName,
+    },
     store::Keys,
 };
 
@@ -70,6 +73,7 @@ pub enum Key {
     Admission(Identity),
     SshKeys(UserName),
     Audit(Identity, AuditId),
+    Day(Day),
 }
 
 impl fmt::Display for Key {
@@ -107,6 +111,7 @@ impl fmt::Display for Key {
             Key::Ended(a, p, id) => write!(f, "history/{a}/{p}/{id}"),
             Key::Access(a) => write!(f, "access/{a}"),
             Key::Audit(who, id) => write!(f, "audit/{who}/{id}"),
+            Key::Day(day) => write!(f, "stats/{day}"),
             Key::SshKeys(user) => write!(f, "keys/{user}"),
             Key::Admission(who) => write!(f, "identities/{who}"),
         }
@@ -165,6 +170,7 @@ impl FromStr for Key {
             ["access", a] => word(a).map(Key::Access),
             ["audit", who, id] => word(who).zip(word(id)).map(|(who, id)| Key::Audit(who, id)),
             ["keys", user] => word(user).map(Key::SshKeys),
+            ["stats", day] => word(day).map(Key::Day),
             ["identities", who] => word(who).map(Key::Admission),
             _ => None,
         };
@@ -175,6 +181,11 @@ impl FromStr for Key {
 /// The whole cluster, for the converger and the proxies.
 pub fn everything() -> Vec<Keys> {
     vec![Keys::Prefix(String::new())]
+}
+
+/// What names the cluster.
+pub fn schema() -> Keys {
+    Keys::One(Key::Schema.to_string())
 }
 
 /// One app and all that belongs to it, bar what its hosts say of its instances.
@@ -295,6 +306,11 @@ pub fn audit() -> Keys {
     Keys::Prefix("audit/".into())
 }
 
+/// What each day brought.
+pub fn days() -> Keys {
+    Keys::Prefix("stats/".into())
+}
+
 /// Every bazooka-rm that serves.
 pub fn rms() -> Keys {
     Keys::Prefix("rms/".into())
@@ -373,6 +389,7 @@ mod tests {
             Key::Ended(a.clone(), p, InstanceId(9)),
             Key::Access(a),
             Key::SshKeys("ada".parse().expect("valid")),
+            Key::Day("2026-11-26".parse().expect("valid")),
             Key::Audit("rm:r1".parse().expect("valid"), "1795660630615-00ff00ff".parse().expect("valid")),
             Key::Admission("ada".parse().expect("valid")),
             Key::Admission("pm:app1.example.org".parse().expect("valid")),

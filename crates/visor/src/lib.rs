@@ -15,11 +15,15 @@
 //! visor        a handle: typed reads, guarded commits
 //! transitions  each change of state, as one guarded transaction
 //! progress     how far a service is from what is wanted
-//! capacity     what is taken of a host
+//! capacity     what is taken of a host, and left of a cluster
+//! recover      from a backup to what runs
+//! check        whether the rows fit together
+//! stats        what each day brought
 //! ```
 
 pub mod access;
 pub mod capacity;
+pub mod check;
 pub mod clock;
 pub mod daemon;
 pub mod exposition;
@@ -29,9 +33,11 @@ pub mod lease;
 pub mod mirror;
 pub mod names;
 pub mod progress;
+pub mod recover;
 pub mod schema;
 pub mod seal;
 pub mod snapshot;
+pub mod stats;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;

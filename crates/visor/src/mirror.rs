@@ -169,6 +169,11 @@ impl<I: Image> Mirror<I> {
         self.revisions.get(scope).copied().unwrap_or(0)
     }
 
+    /// The newest revision of which anything is in the image.
+    pub fn newest_revision(&self) -> Revision {
+        self.revisions.iter().copied().max().unwrap_or(0)
+    }
+
     /// Waits for a change and applies it, with all others that are there already.
     ///
     /// It also returns, without keys, when the mirror falls out of touch. It never returns while it

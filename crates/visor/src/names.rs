@@ -249,9 +249,50 @@ number!(
     EnvRef(u32), "e", "env ref", "e and a whole number, for example e3"
 );
 
+/// A day in UTC: `2026-11-26`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Day(pub jiff::civil::Date);
+
+impl FromStr for Day {
+    type Err = InvalidName;
+    fn from_str(s: &str) -> Result<Self, InvalidName> {
+        // A day has one spelling, so that a key has too.
+        let day = s.parse::<jiff::civil::Date>().ok().filter(|day| day.to_string() == s);
+        day.map(Day).ok_or_else(|| InvalidName::new("day", s, "a day, for example 2026-11-26"))
+    }
+}
+
+impl TryFrom<String> for Day {
+    type Error = InvalidName;
+    fn try_from(s: String) -> Result<Self, InvalidName> {
+        s.parse()
+    }
+}
+
+impl From<Day> for String {
+    fn from(day: Day) -> String {
+        day.to_string()
+    }
+}
+
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_day_has_one_spelling() {
+        assert_eq!("2026-11-26".parse::<Day>().map(|day| day.to_string()), Ok("2026-11-26".to_owned()));
+        for bad in ["", "20261126", "2026-13-01", "2026-11-26T00:00", " 2026-11-26", "today"] {
+            assert!(bad.parse::<Day>().is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn names_that_could_be_read_as_something_else_are_refused() {

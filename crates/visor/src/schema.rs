@@ -34,6 +34,12 @@ pub struct Schema {
     pub min_reader: u32,
     /// The lowest version that may change it.
     pub min_writer: u32,
+    /// Names the cluster, whatever store it lies in; none: it was set up by an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// When it was last restored from a backup, if it ever was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Timestamp>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -41,8 +47,33 @@ pub struct Schema {
 
 impl Default for Schema {
     fn default() -> Self {
-        Schema { version: SCHEMA_VERSION, min_reader: 1, min_writer: 1, extra: Extra::new() }
+        Schema {
+            version: SCHEMA_VERSION,
+            min_reader: 1,
+            min_writer: 1,
+            cluster: None,
+            restored: None,
+            extra: Extra::new(),
+        }
     }
+}
+
+impl Schema {
+    /// Which cluster this is, and since which restoration.
+    pub fn era(&self) -> Era {
+        Era { cluster: self.cluster.clone(), restored: self.restored }
+    }
+}
+
+/// Which cluster a word is of, and since which restoration: another one's says nothing of what was before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Era {
+    /// [`Schema::cluster`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// [`Schema::restored`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Timestamp>,
 }
 
 /// `apps/A`: a versioned codebase.
@@ -985,4 +1016,61 @@ pub struct Ended {
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// `stats/DAY`: what a day brought, counted by the elected converger. `stats` has how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DayStats {
+    /// Revs that were registered on that day.
+    #[serde(default)]
+    pub pushed: u64,
+    /// Releases that were made.
+    #[serde(default)]
+    pub released: u64,
+    /// Instances that were placed: ids that were taken.
+    #[serde(default)]
+    pub started: u64,
+    /// What there was when it was last counted on that very day; none if nobody counted then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub totals: Option<DayTotals>,
+    /// The instance counter then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_instance: Option<u64>,
+    /// By the registration of an app ([`App::token`]), while the day is open.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_app: BTreeMap<String, AppDay>,
+    /// It is counted no more.
+    #[serde(default)]
+    pub closed: bool,
+    /// When it was counted last.
+    pub counted_at: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// What a day brought to an app.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppDay {
+    /// Revs.
+    #[serde(default)]
+    pub revs: u64,
+    /// Releases.
+    #[serde(default)]
+    pub releases: u64,
+}
+
+/// How many there are of everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DayTotals {
+    /// Apps.
+    pub apps: u64,
+    /// Proc types: services.
+    pub procs: u64,
+    /// Revs.
+    pub revs: u64,
+    /// Releases.
+    pub releases: u64,
+    /// Instances that have a place.
+    pub instances: u64,
 }

@@ -378,6 +378,20 @@ impl Keyring {
         Handed { sealed, to, key, extra: Default::default() }
     }
 
+    /// The key of what was handed to a host, wrapped for others.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn wrapped_for<'a>(
+        &self,
+        handed: &Handed,
+        others: impl IntoIterator<Item = &'a PublicKey>,
+        random: &mut dyn Random,
+    ) -> Result<BTreeMap<PublicKey, WrappedKey>, OpenError> {
+        let key = self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)?;
+        Ok(others.into_iter().map(|other| (other.clone(), key.wrap(other, random))).collect())
+    }
+
     /// The same vars under the current key.
     ///
     /// # Errors

@@ -11,7 +11,9 @@ use crate::{
     identity::Identity,
     keys::Key,
     mirror::Image,
-    names::{AppName, AuditId, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName},
+    names::{
+        AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName,
+    },
     schema::*,
     store::{Entry, LeaseId, Revision},
 };
@@ -186,6 +188,8 @@ pub struct Snapshot {
     pub audit: BTreeMap<(AuditId, Identity), Versioned<AuditEntry>>,
     /// `keys/USER`.
     pub ssh_keys: BTreeMap<UserName, Versioned<SshKeys>>,
+    /// `stats/DAY`.
+    pub days: BTreeMap<Day, Versioned<DayStats>>,
     /// Values that can't be read, by key, with the reason. Whatever they are, they are there.
     pub unreadable: BTreeMap<String, String>,
 }
@@ -228,6 +232,7 @@ impl Snapshot {
             Key::Access(a) => self.app(a).access = Some(Versioned::read(entry)?),
             Key::Audit(who, id) => set(&mut self.audit, (id, who), entry)?,
             Key::SshKeys(k) => set(&mut self.ssh_keys, k, entry)?,
+            Key::Day(k) => set(&mut self.days, k, entry)?,
             Key::Admission(k) => set(&mut self.identities, k, entry)?,
             Key::Domain(k) => set(&mut self.domains, k, entry)?,
             Key::Host(h) => self.host(h).host = Some(Versioned::read(entry)?),
@@ -268,6 +273,7 @@ impl Snapshot {
             Key::Access(a) => self.in_app(a, |v| v.access = None),
             Key::Audit(who, id) => drop(self.audit.remove(&(id, who))),
             Key::SshKeys(k) => drop(self.ssh_keys.remove(&k)),
+            Key::Day(k) => drop(self.days.remove(&k)),
             Key::Admission(k) => drop(self.identities.remove(&k)),
             Key::Domain(k) => drop(self.domains.remove(&k)),
             Key::Host(h) => self.in_host(h, |v| v.host = None),

@@ -17,6 +17,7 @@ use crate::{
     mirror::Image,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, UserName, ZoneName},
     schema::{AuditEntry, SCHEMA_VERSION, Schema, Status},
+    seal::{Os, Random},
     snapshot::{Snapshot, Versioned},
     store::{Compare, Entry, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
 };
@@ -271,7 +272,11 @@ impl Visor {
             Err(VisorError::NotSetUp) => {}
             other => return other.map(drop),
         }
-        let change = Change::new().absent(&Key::Schema).put(&Key::Schema, &Schema::default());
+        let mut name = [0; 8];
+        Os.fill(&mut name);
+        let cluster = name.iter().map(|byte| format!("{byte:02x}")).collect();
+        let schema = Schema { cluster: Some(cluster), ..Schema::default() };
+        let change = Change::new().absent(&Key::Schema).put(&Key::Schema, &schema);
         let txn = Txn { when: change.when, then: change.then, otherwise: Vec::new() };
         match self.store.txn(txn).await {
             Ok(_) | Err(StoreError::OutcomeUnknown { .. }) => {}

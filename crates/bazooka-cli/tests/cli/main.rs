@@ -10,6 +10,7 @@ mod hosts;
 mod init;
 mod listings;
 mod live;
+mod operators;
 mod player;
 mod rig;
 mod rollouts;

@@ -78,6 +78,7 @@ impl Agenda {
                     | Key::Access(_)
                     | Key::Admission(_)
                     | Key::SshKeys(_)
+                    | Key::Day(_)
                     | Key::Audit(..)
                     | Key::Ask(_)
                     | Key::Leader,

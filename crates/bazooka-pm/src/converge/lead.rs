@@ -25,12 +25,13 @@ use visor::{
     names::AppName,
     schema::{Extra, Frozen, Leader},
     snapshot::Snapshot,
+    stats::{count, next_day},
     store::Revision,
     transitions::{
-        placement::{Outcome, Reign},
+        placement::{Outcome, Reign, counting},
         presence::unfrozen,
     },
-    visor::{Visor, VisorError},
+    visor::{Change, Visor, VisorError},
 };
 
 use super::{
@@ -48,6 +49,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How often the days are counted at most, as long as no app is being destroyed.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+
+/// What tells how many instances were placed.
+const COUNTER: &str = "counters/instance";
 
 /// How long leaving may take; the lease ends by itself otherwise.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -71,6 +78,12 @@ pub(super) struct Lead {
     failures: u32,
     retry_at: Option<Instant>,
     blocked: BTreeMap<AppName, String>,
+    /// Something may have changed that is counted by day.
+    uncounted: bool,
+    /// The days aren't counted again before.
+    count_at: Option<Instant>,
+    /// When a day's count begins anew.
+    day_ends: Option<Instant>,
 }
 
 impl Lead {
@@ -99,6 +112,9 @@ impl Lead {
             failures: 0,
             retry_at: None,
             blocked: BTreeMap::new(),
+            uncounted: true,
+            count_at: None,
+            day_ends: None,
         }
     }
 
@@ -133,10 +149,13 @@ impl Lead {
     fn note(&mut self, changes: &Changes) {
         self.agenda.note(changes, self.mirror.image(), &self.memory);
         self.tally.note(changes, self.mirror.image());
+        let is_counted = |key: &String| key.starts_with("apps/") || key == COUNTER;
+        self.uncounted |= changes.relisted || changes.keys.iter().any(is_counted);
     }
 
     fn wakes_at(&self) -> Option<Instant> {
-        let timers = self.agenda.next_look();
+        let count_at = self.count_at.filter(|_| self.uncounted);
+        let timers = self.agenda.next_look().into_iter().chain(count_at).chain(self.day_ends).min();
         // What is due can't be done before the view is fresh, which is an event; a timer would only spin.
         let in_touch = self.mirror.is_synced();
         let able = self.reign.is_some()
@@ -217,7 +236,28 @@ impl Lead {
         if self.doubtful {
             return Ok(());
         }
+        self.count_days(reign, now).await?;
         self.converge(reign, now).await
+    }
+
+    /// Counts what the days brought, now and then: from what stands, so that nothing depends on when.
+    async fn count_days(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
+        let image = self.mirror.image();
+        // Of an app that is about to go, what it had is counted before.
+        let goes = || image.apps.values().any(|view| view.app.as_ref().is_some_and(|app| app.destroying));
+        let has_come = |at: Option<Instant>| at.is_none_or(|at| at <= now.clock);
+        let due = has_come(self.day_ends) || (self.uncounted && (has_come(self.count_at) || goes()));
+        if !due {
+            return Ok(());
+        }
+        let changes: Vec<Change> = count(image, now.wall).iter().map(counting).collect();
+        let outcomes = self.visor.commit_all(reign, changes).await?;
+        // What wasn't carried out, or perhaps, is counted again from what stands then.
+        self.uncounted = outcomes.iter().any(|outcome| !matches!(outcome, Outcome::Done(_)));
+        self.count_at = Some(now.clock + COUNT_EVERY);
+        let day = next_day(now.wall).and_then(|at| Duration::try_from(at.duration_since(now.wall)).ok());
+        self.day_ends = Some(now.clock + day.unwrap_or(COUNT_EVERY));
+        Ok(())
     }
 
     /// Takes the election if nobody holds it.

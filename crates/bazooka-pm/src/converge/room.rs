@@ -6,8 +6,7 @@
 use std::collections::BTreeMap;
 
 use visor::{
-    capacity::{Used, reckoned},
-    keys::Key,
+    capacity::{Used, closed, rank, reckoned},
     names::{AppName, HostName, ProcName, ZoneName},
     schema::{Host, Limits},
     snapshot::{Snapshot, Versioned},
@@ -88,18 +87,7 @@ impl<'a> Room<'a> {
         let (mut left, mut hosts) = (Vec::new(), Vec::new());
         let mut zones: BTreeMap<&ZoneName, u32> = BTreeMap::new();
         for (name, view) in &snapshot.hosts {
-            let meta_unreadable = !snapshot.unreadable.is_empty()
-                && snapshot.unreadable.contains_key(&Key::HostMeta(name.clone()).to_string());
-            let meta = view.meta.as_ref();
-            let closed = if meta_unreadable {
-                Some("what the operator says of it can't be read")
-            } else if meta.is_some_and(|meta| meta.draining) {
-                Some("is being drained")
-            } else if meta.is_some_and(|meta| meta.cordoned) {
-                Some("is cordoned")
-            } else {
-                None
-            };
+            let closed = closed(snapshot, name, view);
             let used = tally.used(name);
             left.push(match &view.host {
                 Some(host) => {
@@ -187,8 +175,7 @@ impl Spread {
             if left.slots == 0 || left.memory_bytes < need || !open(at) {
                 continue;
             }
-            let crowd = u128::from(self.in_zone[left.zone as usize]) << 96 | u128::from(*there) << 64;
-            let rank = crowd | u128::from(u64::MAX - left.memory_bytes);
+            let rank = rank(self.in_zone[left.zone as usize], *there, left.memory_bytes);
             if rank < best || (rank == best && left.slots > slots) {
                 (best, slots, best_at) = (rank, left.slots, Some(at));
             }

@@ -18,7 +18,8 @@ use visor::{
     keys::Key,
     mirror::Mirror,
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
-    schema::{Check, Env, Fault, Handed},
+    recover::{Found, FoundEnv, FoundInstance},
+    schema::{Assignment, Check, Env, Era, Fault, Handed, Host},
     seal::{OpenError, Vars},
     snapshot::{Snapshot, Versioned},
     store::Revision,
@@ -35,6 +36,7 @@ use super::{
     register::Registered,
     reports::{Came, Reports},
     runtime::{Answers, Booting, Message, Runtime},
+    status::status,
     vault::Vault,
 };
 
@@ -50,6 +52,8 @@ pub struct Parts {
     pub visor: Visor,
     /// This host's name.
     pub host: HostName,
+    /// What it registers.
+    pub row: Host,
     /// The machine.
     pub runtime: Box<dyn Runtime>,
     /// What opens the envs.
@@ -82,6 +86,7 @@ pub struct Parts {
 pub struct Engine {
     visor: Visor,
     host: HostName,
+    row: Host,
     runtime: Box<dyn Runtime>,
     vault: Vault,
     answers: Answers,
@@ -98,6 +103,8 @@ pub struct Engine {
 
     /// What is assigned; none before the first complete list.
     assigned: Option<Assigned>,
+    /// Which cluster says so.
+    era: Option<Era>,
     /// The highest revision of a list so far: a coordinator that went back is not believed.
     seen_revision: Revision,
     /// Instances that may have changed since the last report and note.
@@ -116,6 +123,7 @@ impl Engine {
         Engine {
             visor: parts.visor,
             host: parts.host,
+            row: parts.row,
             runtime: parts.runtime,
             vault: parts.vault,
             answers: parts.answers,
@@ -130,6 +138,7 @@ impl Engine {
             not_ready: Some(parts.not_ready),
             stop_all_at_exit: parts.stop_all_at_exit,
             assigned: None,
+            era: None,
             seen_revision: 0,
             touched,
             notes: Vec::new(),
@@ -210,14 +219,67 @@ impl Engine {
         self.seen_revision = image.revision;
         let view = image.hosts.get(&self.host);
         let instances = view.into_iter().flat_map(|view| &view.assigned);
-        let instances = instances.map(|(id, assigned)| (*id, assigned.value.clone())).collect();
+        let instances: BTreeMap<InstanceId, _> =
+            instances.map(|(id, assigned)| (*id, assigned.value.clone())).collect();
         let unreadable = image.unreadable.keys().filter_map(|key| match key.parse() {
             Ok(Key::Assigned(_, id)) => Some(id),
             _ => None,
         });
-        self.assigned = Some(Assigned { instances, unreadable: unreadable.collect() });
+        let unreadable = unreadable.collect();
+        self.era = image.schema.as_ref().map(|schema| schema.era());
+        let held = self.held(&instances);
+        self.assigned = Some(Assigned { instances, unreadable, held });
         self.take_up_envs();
         self.become_ready();
+    }
+
+    /// What was last assigned by another cluster, or before this one was restored, and isn't now: that it isn't says
+    /// nothing. Takes note of who assigns the others.
+    fn held(&mut self, assigned: &BTreeMap<InstanceId, Assignment>) -> BTreeSet<InstanceId> {
+        let mut held = BTreeSet::new();
+        for (id, local) in &mut self.locals.instances {
+            if assigned.contains_key(id) {
+                if self.era.is_some() && local.era != self.era {
+                    local.era = self.era.clone();
+                    self.touched.insert(*id);
+                }
+            } else if local.era.is_some() && local.era != self.era && !local.has_ended() {
+                held.insert(*id);
+            }
+        }
+        let before = self.assigned.as_ref().map(|assigned| &assigned.held);
+        if !held.is_empty() && before != Some(&held) {
+            let ids: Vec<String> = held.iter().map(ToString::to_string).collect();
+            tracing::error!(
+                instances = ids.join(" "),
+                "the coordinator has never known these instances: it was restored, or is another; they run on"
+            );
+        }
+        held
+    }
+
+    /// What this host has, for who recovers the coordinator.
+    fn found(&self) -> Found {
+        let image = self.mirror.image();
+        let rms = || image.rms.values().filter_map(|rm| rm.seal_key.as_ref());
+        let instances = self.locals.instances.iter().map(|(id, local)| {
+            let (assignment, status) = (local.assignment.clone(), status(local, self.row.address));
+            let held = self.assigned.as_ref().is_some_and(|assigned| assigned.held.contains(id));
+            (*id, FoundInstance { assignment, status, held })
+        });
+        let envs = self.locals.envs.iter().filter_map(|((app, env), state)| {
+            let EnvState::Ready(handed) = state else { return None };
+            let rms = self.vault.wrapped_for(handed, rms()).unwrap_or_default();
+            Some(FoundEnv { app: app.clone(), env: *env, handed: handed.clone(), rms })
+        });
+        Found {
+            name: self.host.clone(),
+            host: self.row.clone(),
+            seen: self.mirror.newest_revision().max(self.seen_revision),
+            era: self.era.clone(),
+            instances: instances.collect(),
+            envs: envs.collect(),
+        }
     }
 
     /// What was waited for may have been handed to this host now, and what it has may be another app's of the same name.
@@ -324,6 +386,8 @@ impl Engine {
                 }
             }
             Message::Written => self.writing = false,
+            // Who asked may have gone.
+            Message::Asked(answer) => drop(answer.send(self.found())),
         }
     }
 
@@ -502,7 +566,10 @@ impl Engine {
     /// Takes each change to be said and noted.
     fn note_changes(&mut self) {
         for id in std::mem::take(&mut self.touched) {
-            let Some(local) = self.locals.instances.get(&id) else { continue };
+            let Some(local) = self.locals.instances.get_mut(&id) else { continue };
+            if local.era.is_none() {
+                local.era = self.era.clone();
+            }
             self.reports.note(id, local);
             if local.run > 0 || local.has_ended() {
                 self.notes.push(Note::Keep(id, Box::new(local.clone())));

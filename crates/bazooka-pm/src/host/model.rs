@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use visor::{
     names::{AppName, Digest, EnvRef, InstanceId},
-    schema::{Assignment, Exit, Fault, Handed, Moment, State},
+    schema::{Assignment, Era, Exit, Fault, Handed, Moment, State},
 };
 
 /// Milliseconds on the machine's clock that never jumps; it outlives bazooka-pm, but no boot.
@@ -147,6 +147,9 @@ pub struct Local {
     /// What happened to it.
     #[serde(default)]
     pub story: Vec<Moment>,
+    /// The cluster, and its restoration, in which it was last seen assigned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub era: Option<Era>,
 }
 
 /// How many exits are kept.
@@ -176,6 +179,7 @@ impl Local {
             last_output: Vec::new(),
             exits: Vec::new(),
             story: Vec::new(),
+            era: None,
         };
         local.tell(at, "claimed".to_owned());
         local
@@ -279,4 +283,7 @@ pub struct Assigned {
     pub instances: BTreeMap<InstanceId, Assignment>,
     /// Assignments that can't be read. They are there, whatever they say.
     pub unreadable: BTreeSet<InstanceId>,
+    /// Instances here of which this coordinator has never known: it was restored from a backup, or is another. They
+    /// are kept as they are until somebody takes them up.
+    pub held: BTreeSet<InstanceId>,
 }

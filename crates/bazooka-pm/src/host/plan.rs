@@ -162,9 +162,10 @@ pub fn plan(assigned: Option<&Assigned>, locals: &Locals, may_claim: bool, now: 
     let mut plan = Plan::default();
     for (id, local) in &locals.instances {
         let said = assigned.map(|assigned| assigned.instances.get(id));
-        let unreadable = assigned.is_some_and(|assigned| assigned.unreadable.contains(id));
+        let unsaid =
+            assigned.is_some_and(|assigned| assigned.unreadable.contains(id) || assigned.held.contains(id));
         let wanted = match said {
-            Some(None) if !unreadable => Wanted::End(Reason::NoLongerAssigned),
+            Some(None) if !unsaid => Wanted::End(Reason::NoLongerAssigned),
             Some(None) | None => wanted_by(local.assignment.desired),
             Some(Some(assignment)) => {
                 if *assignment != local.assignment {
@@ -359,6 +360,22 @@ mod tests {
         locals.instances.insert(ID, local);
         let assigned = Assigned { unreadable: [ID].into(), ..Assigned::default() };
         assert_eq!(plan(Some(&assigned), &locals, true, Tick(0)), Plan::default());
+    }
+
+    #[test]
+    fn what_a_restored_coordinator_never_knew_runs_on_and_is_started_again() {
+        let mut locals = Locals::default();
+        let mut local = Local::claimed(assignment("web"), at(0).at);
+        local.phase = Phase::Running;
+        locals.instances.insert(ID, local);
+        let assigned = Assigned { held: [ID].into(), ..Assigned::default() };
+        assert_eq!(plan(Some(&assigned), &locals, true, Tick(0)), Plan::default());
+        let crashed = Phase::Backoff { until: Tick(500), next_start_at: at(500).at };
+        locals.instances.get_mut(&ID).expect("it is there").phase = crashed;
+        assert_eq!(
+            plan(Some(&assigned), &locals, true, Tick(500)).steps,
+            [(Step::Retry(ID), Reason::WaitIsOver)]
+        );
     }
 
     #[test]

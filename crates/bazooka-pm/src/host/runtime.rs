@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use visor::{
     names::{AppName, Digest, EnvRef, InstanceId},
+    recover::Found,
     schema::{Check, Handed, Status},
     seal::Vars,
     visor::{Visor, VisorError},
@@ -87,6 +88,8 @@ pub enum Message {
     Seen(Event),
     /// The notes have been written.
     Written,
+    /// Somebody asks what this host has.
+    Asked(oneshot::Sender<Found>),
     /// What was said of instances, and for each whether it stands.
     Reported(Vec<(InstanceId, Status)>, Result<Written, VisorError>),
 }

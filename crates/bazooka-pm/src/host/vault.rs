@@ -4,14 +4,14 @@
 //! with them; in the engine and on disk they are sealed.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use visor::{
     names::{AppName, EnvRef},
     schema::Handed,
-    seal::{Keyring, OpenError, PublicKey, Random, Vars},
+    seal::{Keyring, OpenError, PublicKey, Random, Vars, WrappedKey},
 };
 
 /// A host's keys. Cheap to clone.
@@ -70,6 +70,19 @@ impl Vault {
             return Ok(handed.clone());
         }
         inner.ring.rewrapped(handed, inner.random.as_mut())
+    }
+
+    /// The key of an env, wrapped for those who may read each: the rms.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn wrapped_for<'a>(
+        &self,
+        handed: &Handed,
+        rms: impl IntoIterator<Item = &'a PublicKey>,
+    ) -> Result<BTreeMap<PublicKey, WrappedKey>, OpenError> {
+        let inner = &mut *self.inner();
+        inner.ring.wrapped_for(handed, rms, inner.random.as_mut())
     }
 
     /// Lets go of the keys that the current one has replaced, unless `used` has one of them.

@@ -14,6 +14,7 @@ use bazooka_proxy::{
 };
 use tokio::time::{Instant, sleep};
 use visor::{
+    check::findings,
     names::{HostName, InstanceId},
     progress::is_to_be_replaced,
     schema::{Desired, ReleaseStatus, State},
@@ -81,6 +82,9 @@ fn image_amiss(world: &World, image: &Snapshot) -> Option<String> {
     }
     if let Some(amiss) = Nodes::proxies().iter().find_map(|name| proxy_amiss(world, image, name)) {
         return Some(amiss);
+    }
+    if let Some(finding) = findings(image).first() {
+        return Some(format!("{} ({}): {}", finding.key, finding.rule, finding.what));
     }
     let frozen = image.leader.as_ref().and_then(|leader| leader.frozen.as_ref());
     match (&image.leader, frozen) {

@@ -11,6 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 use visor::{
+    check::findings,
     keys::Key,
     mirror::Image,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId},
@@ -225,7 +226,9 @@ impl Book {
         self.before = before;
         apply(&mut self.before, &message);
         self.judge_ends(message.revision, &mut broken);
-        broken.extend(self.image.unreadable.iter().map(|(key, why)| format!("{key} can't be read: {why}")));
+        // Rows always fit together, what a converger clears up in a moment left out.
+        let amiss = findings(&self.image).into_iter().filter(|finding| !finding.passing);
+        broken.extend(amiss.map(|finding| format!("{} ({}): {}", finding.key, finding.rule, finding.what)));
         broken
     }
 

@@ -163,6 +163,18 @@ impl Etcd {
         self.own_mut().kill();
     }
 
+    /// Kills it, and destroys its data.
+    pub fn lose(&mut self) {
+        self.kill();
+        // What can't be removed shows when it is started again.
+        let _ = fs::remove_dir_all(self.data_dir());
+    }
+
+    /// Where its data is.
+    pub fn data_dir(&self) -> PathBuf {
+        self.own().dir.join("data")
+    }
+
     /// Starts it again, with its data and at its old endpoint.
     ///
     /// # Panics

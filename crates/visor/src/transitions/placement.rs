@@ -8,6 +8,7 @@ use crate::{
     names::{AppName, HostName, InstanceId, ProcName},
     schema::{App, Assignment, Desired, Ended, Extra, Instance, Leader, Pending, State, Status},
     snapshot::Versioned,
+    stats::Counted,
     store::{LeaseId, MAX_TXN_OPS, Op, Revision, StoreError},
     visor::{Change, Committed, Result, Visor, VisorError},
 };
@@ -405,6 +406,16 @@ pub fn putting_away(
 /// Forgets the stories of ended instances.
 pub fn forgetting(app: &AppName, proc: &ProcName, ids: &[InstanceId]) -> Change {
     ids.iter().fold(Change::new(), |change, id| change.delete(&Key::Ended(app.clone(), proc.clone(), *id)))
+}
+
+/// Writes a day's count, or forgets it.
+pub fn counting(counted: &Counted) -> Change {
+    let key = Key::Day(counted.day);
+    let change = Change::new().as_read(&key, counted.before.as_ref());
+    match &counted.after {
+        Some(after) => change.put(&key, after),
+        None => change.delete(&key),
+    }
 }
 
 /// Says that instances of a service have no place, and why; or that all have one. Only while the app's row is as

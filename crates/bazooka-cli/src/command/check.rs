@@ -1,0 +1,111 @@
+//! `bazooka check`: whether the coordinator's rows fit together; with `--repair`, mends those that can be.
+//!
+//! What is wrong is a failure, so that a timer can tell: exit 1 while a finding is left. `visor::check` has the rules.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use visor::{
+    check::{Finding, Stock, findings, lasting},
+    store::Revision,
+    visor::Committed,
+};
+
+use crate::{
+    context::Context,
+    failure::{Failure, Kind, Result},
+    show::{Table, put_json, put_line, say},
+};
+
+/// What a converger clears up is looked at again after this time: it has had it long done.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+
+#[derive(Serialize)]
+struct Answer {
+    revision: Revision,
+    findings: Vec<Finding>,
+    /// Keys that this version doesn't know; no finding, since they may be a newer version's.
+    unknown_keys: Vec<String>,
+}
+
+/// Looks, and mends if it is asked to.
+///
+/// # Errors
+/// Findings that are left; the store's.
+pub async fn run(context: &Context, repair: bool) -> Result<()> {
+    let mut answer = look(context).await?;
+    if repair {
+        mend(context, &answer.findings).await?;
+        answer = look(context).await?;
+    }
+    let left = answer.findings.len();
+    let mendable = answer.findings.iter().any(|finding| finding.mendable);
+    if context.json {
+        put_json(&answer);
+    } else {
+        show(&answer, repair);
+    }
+    if left == 0 {
+        return Ok(());
+    }
+    let things = if left == 1 { "thing isn't" } else { "things aren't" };
+    let failure = Failure::new(Kind::Failed, format!("{left} {things} as it should be"));
+    Err(match mendable && !repair {
+        true => failure.hint("`bazooka check --repair` mends what it can; the rest says what to do"),
+        false => failure.hint("each line says what to do"),
+    })
+}
+
+async fn look(context: &Context) -> Result<Answer> {
+    let stock = context.visor.stock().await?;
+    let found = findings(&stock.snapshot);
+    let (stock, findings): (Stock, Vec<Finding>) = match found.iter().any(|finding| finding.passing) {
+        false => (stock, found),
+        true => {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let again = context.visor.stock().await?;
+            let left = lasting(&found, findings(&again.snapshot));
+            (again, left)
+        }
+    };
+    Ok(Answer { revision: stock.snapshot.revision, findings, unknown_keys: stock.unknown })
+}
+
+/// Carries out what can be mended, one transaction each, and says of each what came of it.
+async fn mend(context: &Context, findings: &[Finding]) -> Result<()> {
+    for finding in findings {
+        let Some(change) = &finding.mend else { continue };
+        context.note_change();
+        match context.visor.commit(change.clone()).await? {
+            Committed::Done(_) => put_line(&format!("{}: {}: done", finding.key, finding.remedy)),
+            Committed::Conflict => {
+                put_line(&format!("{}: it was changed meanwhile: nothing was done", finding.key));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn show(answer: &Answer, repaired: bool) {
+    if !answer.findings.is_empty() {
+        let mut table = Table::new(&["KEY", "RULE", "WHAT", "REMEDY", "BY"]);
+        for finding in &answer.findings {
+            let by = if finding.mendable { "--repair" } else { "a person" };
+            let cells = [&finding.key, finding.rule, &finding.what, &finding.remedy, by];
+            table.row(cells.map(str::to_owned));
+        }
+        table.put();
+    } else if repaired {
+        say("all is as it should be now");
+    } else {
+        say(&format!("all is as it should be, at revision {}", answer.revision));
+    }
+    if !answer.unknown_keys.is_empty() {
+        let some: Vec<&str> = answer.unknown_keys.iter().take(5).map(String::as_str).collect();
+        say(&format!(
+            "{} keys are not of this version ({}): a newer one's, or by another hand",
+            answer.unknown_keys.len(),
+            some.join(", ")
+        ));
+    }
+}

@@ -1,0 +1,135 @@
+//! `bazooka recover`: takes up in a restored coordinator what hosts have gone on running.
+//!
+//! `visor::recover` has the rules; this asks the hosts, carries the plan out and prints what is newer than the
+//! backup. It ends leases and raises counters, so it takes somebody's word that nobody else reaches the coordinator.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use visor::{
+    identity::{Credentials, http_client},
+    keys,
+    recover::{Found, Moment, plan},
+    schema::Schema,
+    snapshot::Snapshot,
+};
+
+use crate::{
+    context::Context,
+    failure::{Failure, Kind, Result},
+    show::{put_json, put_line, say},
+};
+
+/// How long a host may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How it is done.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// The coordinator is in use again.
+    pub late: bool,
+    /// End what can't be taken up.
+    pub end_unknown: bool,
+    /// Nobody else reaches the coordinator.
+    pub alone: bool,
+    /// Only tell.
+    pub dry_run: bool,
+}
+
+/// Asks the hosts and carries it out.
+///
+/// # Errors
+/// No cluster there; a host of another cluster; the store's.
+pub async fn run(context: &Context, more: Vec<String>, how: How) -> Result<()> {
+    if !how.late && !how.alone && !how.dry_run {
+        let what =
+            "this ends everyone's lease and raises counters: nobody else may reach the coordinator meanwhile";
+        return Err(Failure::new(Kind::Usage, what).hint(
+            "deploy/restore does all of it; or say --alone, or --late where the cluster is in use again",
+        ));
+    }
+    let snapshot = context.visor.read(keys::everything()).await?;
+    let Some(schema) = &snapshot.schema else {
+        return Err(Failure::new(Kind::Refused, "there is no cluster below this prefix")
+            .hint("name the one that the backup was made of with --prefix"));
+    };
+    let found = ask(context, &snapshot, more).await?;
+    refuse_others(schema, &found)?;
+    let moment = match how {
+        How { late: true, end_unknown, .. } => Moment::Late { end_unknown },
+        // It isn't used then.
+        How { dry_run: true, .. } => Moment::Restored(0),
+        _ => Moment::Restored(context.visor.presence_lease().await?),
+    };
+    let recovery = plan(&snapshot, &found, moment, context.now());
+    if !how.dry_run {
+        context.note_change();
+        context.visor.carry_out(&recovery).await?;
+    }
+    if context.json {
+        put_json(&recovery);
+        return Ok(());
+    }
+    recovery.report.iter().for_each(|line| put_line(line));
+    if !recovery.by_hand.is_empty() {
+        put_line("");
+        put_line("to be seen to:");
+        recovery.by_hand.iter().for_each(|line| put_line(&format!("  {line}")));
+    }
+    if recovery.report.is_empty() && recovery.by_hand.is_empty() {
+        say("nothing that runs is newer than the coordinator");
+    }
+    Ok(())
+}
+
+/// What each host tells that answers, the coordinator's and those that were named.
+async fn ask(context: &Context, snapshot: &Snapshot, more: Vec<String>) -> Result<Vec<Found>> {
+    let client = http_client(context.credentials.as_ref().map(Credentials::clone).as_ref())
+        .timeout(TIMEOUT)
+        .build()
+        .map_err(|error| Failure::from_error(Kind::Failed, "no client can be made", &error))?;
+    let known = snapshot.hosts.values().filter_map(|view| Some(view.host.as_ref()?.url.clone()));
+    let mut urls: Vec<String> = known.chain(more).map(|url| url.trim_end_matches('/').to_owned()).collect();
+    urls.sort();
+    urls.dedup();
+    let answers = join_all(urls.iter().map(|url| {
+        let asked = client.get(format!("{url}/found")).send();
+        async move {
+            let answer = asked.await.and_then(reqwest::Response::error_for_status);
+            match answer {
+                Ok(answer) => answer.json::<Found>().await,
+                Err(error) => Err(error),
+            }
+        }
+    }));
+    let mut found: Vec<Found> = Vec::new();
+    for (url, answer) in urls.iter().zip(answers.await) {
+        match answer {
+            // A host that was started again may be known by two addresses.
+            Ok(host) if found.iter().any(|other| other.name == host.name) => {}
+            Ok(host) => found.push(host),
+            Err(error) => say(&format!(
+                "no answer from {url}: {}",
+                Failure::from_error(Kind::Failed, "asked", &error).causes.join(": ")
+            )),
+        }
+    }
+    Ok(found)
+}
+
+/// A host of another cluster would be given this one's work.
+fn refuse_others(schema: &Schema, found: &[Found]) -> Result<()> {
+    let Some(own) = &schema.cluster else { return Ok(()) };
+    let other = found.iter().find_map(|host| {
+        let cluster = host.era.as_ref()?.cluster.as_ref()?;
+        (cluster != own).then_some((&host.name, cluster))
+    });
+    match other {
+        None => Ok(()),
+        Some((host, cluster)) => {
+            let what = format!("host {host} is of cluster {cluster}, and this backup is of {own}");
+            Err(Failure::new(Kind::Refused, what)
+                .hint("restore a backup of that cluster; nothing was changed"))
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Whether the coordinator's rows fit together, and how those that don't are mended.
+//!
+//! Owns the invariants, as a pure function over a whole image; each holds at every revision, since a transition is one
+//! transaction. What broke one is a person's hand, a fault, or a backup of another time. Three kinds of finding:
+//!
+//! - one that can be mended without ending or losing anything carries the guarded change that does so;
+//! - one that takes a decision says what a person should do;
+//! - one that a converger clears up by itself is `passing`: it counts only if it is still there a while later.
+//!
+//! What each file looks at: `apps` an app's own rows, `instances` where instances are, `presence` who is there.
+
+mod apps;
+mod instances;
+mod presence;
+#[cfg(test)]
+mod tests;
+
+use serde::Serialize;
+
+use crate::{
+    keys::{self, Key},
+    mirror::Image,
+    snapshot::Snapshot,
+    store::{Entry, Revision},
+    visor::{Change, Result, Visor},
+};
+
+/// Something that isn't as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The key that it is about.
+    pub key: String,
+    /// Which invariant is broken, in a word that stays.
+    pub rule: &'static str,
+    /// What is wrong.
+    pub what: String,
+    /// What is to be done: by [`Finding::mend`], if there is one, else by a person.
+    pub remedy: String,
+    /// Whether it can be mended here.
+    pub mendable: bool,
+    /// Whether a converger that is at work clears it up by itself.
+    #[serde(skip)]
+    pub passing: bool,
+    /// The change that mends it, guarded on what it was found in.
+    #[serde(skip)]
+    pub mend: Option<Change>,
+}
+
+/// What was looked at.
+#[derive(Clone, Debug, Default)]
+pub struct Stock {
+    /// The image.
+    pub snapshot: Snapshot,
+    /// Keys that this version doesn't know. They may be a newer version's.
+    pub unknown: Vec<String>,
+}
+
+impl Stock {
+    /// Of all rows at one revision.
+    pub fn of(entries: &[Entry], revision: Revision) -> Stock {
+        let mut stock = Stock::default();
+        entries.iter().for_each(|entry| stock.snapshot.put(entry));
+        stock.snapshot.set_revision(revision);
+        for entry in entries {
+            if entry.key.parse::<Key>().is_err() {
+                stock.unknown.push(entry.key.clone());
+            }
+        }
+        stock
+    }
+}
+
+impl Visor {
+    /// Reads everything there is.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn stock(&self) -> Result<Stock> {
+        let (entries, revision) = self.entries(keys::everything()).await?;
+        Ok(Stock::of(&entries, revision))
+    }
+}
+
+/// Everything that isn't as it should be, by key.
+pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
+    let mut found = Findings(Vec::new());
+    unreadable(snapshot, &mut found);
+    let empty = Snapshot { revision: snapshot.revision, ..Snapshot::default() };
+    if snapshot.schema.is_none() && !is_unreadable(snapshot, &Key::Schema) && *snapshot != empty {
+        found.tell(
+            &Key::Schema,
+            "schema-missing",
+            "there are rows, and no schema: nothing can be written",
+            "start bazooka-rm: a daemon writes it",
+        );
+    }
+    counters(snapshot, &mut found);
+    apps::look(snapshot, &mut found);
+    instances::look(snapshot, &mut found);
+    presence::look(snapshot, &mut found);
+    let mut all = found.0;
+    all.sort_by(|a, b| (&a.key, a.rule).cmp(&(&b.key, b.rule)));
+    all
+}
+
+/// Those of `later` that `earlier` had too, or that never pass by themselves.
+pub fn lasting(earlier: &[Finding], later: Vec<Finding>) -> Vec<Finding> {
+    let was = |one: &Finding| earlier.iter().any(|other| (&other.key, other.rule) == (&one.key, one.rule));
+    later.into_iter().filter(|one| !one.passing || was(one)).collect()
+}
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// One that takes a person.
+    fn tell(&mut self, key: &Key, rule: &'static str, what: impl Into<String>, remedy: impl Into<String>) {
+        self.add(key.to_string(), rule, what.into(), remedy.into(), None);
+    }
+
+    /// One that can be mended.
+    fn mend(
+        &mut self,
+        key: &Key,
+        rule: &'static str,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+        change: Change,
+    ) {
+        self.add(key.to_string(), rule, what.into(), remedy.into(), Some(change));
+    }
+
+    /// The last one passes by itself while a converger is at work.
+    fn passes(&mut self) {
+        if let Some(last) = self.0.last_mut() {
+            last.passing = true;
+        }
+    }
+
+    fn add(&mut self, key: String, rule: &'static str, what: String, remedy: String, mend: Option<Change>) {
+        let mendable = mend.is_some();
+        self.0.push(Finding { key, rule, what, remedy, mendable, passing: false, mend });
+    }
+}
+
+fn is_unreadable(snapshot: &Snapshot, key: &Key) -> bool {
+    !snapshot.unreadable.is_empty() && snapshot.unreadable.contains_key(&key.to_string())
+}
+
+fn unreadable(snapshot: &Snapshot, found: &mut Findings) {
+    for (name, why) in &snapshot.unreadable {
+        let Ok(key) = name.parse::<Key>() else { continue };
+        let what = format!("it can't be read: {why}");
+        match &key {
+            // What is only told, and told anew.
+            Key::Pending(..) | Key::Ended(..) | Key::Day(_) => {
+                // What can't be read is of no use to whoever overwrote it meanwhile, either.
+                let change = Change::new().exists(&key).delete(&key);
+                found.mend(&key, "unreadable", what, "delete it: nothing depends on it", change);
+            }
+            Key::Host(_) | Key::Proxy(_) | Key::Rm(_) | Key::Ask(_) | Key::Leader | Key::Turn(_) => {
+                found.tell(&key, "unreadable", what, "restart the daemon whose row it is: it writes it anew");
+            }
+            _ => found.tell(
+                &key,
+                "unreadable",
+                what,
+                "write it as it was in the last backup, with etcdctl; meanwhile what it is about is left alone",
+            ),
+        }
+    }
+}
+
+fn counters(snapshot: &Snapshot, found: &mut Findings) {
+    let of_hosts = snapshot.hosts.values().flat_map(|view| view.assigned.keys().chain(view.status.keys()));
+    let of_apps = snapshot
+        .apps
+        .values()
+        .flat_map(|view| view.instances.keys().chain(view.history.keys().map(|(_, id)| id)));
+    let last_id = of_hosts.chain(of_apps).map(|id| id.0).max();
+    let ports = snapshot.apps.values().flat_map(|view| view.procs.values());
+    let last_port = ports.map(|proc| u64::from(proc.port)).max();
+    for (key, counter, last, rule, what) in [
+        (Key::InstanceCounter, &snapshot.instance_counter, last_id, "counter-behind", "instance"),
+        (Key::PortCounter, &snapshot.port_counter, last_port, "port-counter-behind", "service's port"),
+    ] {
+        let Some(last) = last.filter(|_| !is_unreadable(snapshot, &key)) else { continue };
+        let value = counter.as_ref().map_or(0, |counter| counter.value);
+        if value < last {
+            let change = Change::new().as_read(&key, counter.as_ref()).put(&key, &last);
+            let told =
+                format!("it is at {value}, and there is a {what} {last}: the next would be given twice");
+            found.mend(&key, rule, told, format!("raise it to {last}"), change);
+        }
+    }
+}
+
+/// Every key that [`Finding::mend`] may write: what an operator's role in etcd allows.
+pub(crate) fn mended() -> (Vec<String>, Vec<Key>) {
+    let below = ["apps", "wraps", "assigned", "status", "sealed", "history", "stats", "hosts", "proxies"]
+        .into_iter()
+        .chain(["rms", "asks", "turns", "stored", "repos", "domains"]);
+    let prefixes = below.map(|kind| format!("{kind}/")).collect();
+    (prefixes, vec![Key::InstanceCounter, Key::PortCounter, Key::Leader])
+}

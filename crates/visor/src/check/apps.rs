@@ -1,0 +1,232 @@
+//! An app's own rows: what head, releases, formation and the rest name is there.
+
+use std::collections::BTreeMap;
+
+use super::{Findings, is_unreadable};
+use crate::{
+    keys::Key,
+    names::{AppName, ProcName},
+    schema::{Formation, Promoter, Release, ReleaseStatus},
+    snapshot::{AppView, Snapshot},
+    transitions::{envs::EMPTY_ENV, releases::failure},
+    visor::Change,
+};
+
+pub(super) fn look(snapshot: &Snapshot, found: &mut Findings) {
+    for (name, view) in &snapshot.apps {
+        if view.app.is_some() {
+            releases(snapshot, name, view, found);
+            trial(snapshot, name, view, found);
+            formation(snapshot, name, view, found);
+            repository(name, view, found);
+        } else if !is_unreadable(snapshot, &Key::App(name.clone())) {
+            orphans(snapshot, name, view, found);
+        }
+        wraps(snapshot, name, view, found);
+    }
+    ports(snapshot, found);
+    for (domain, record) in &snapshot.domains {
+        let app = Key::App(record.app.clone());
+        if !is_there(snapshot, &record.app) && !is_unreadable(snapshot, &app) {
+            let key = Key::Domain(domain.clone());
+            let change = Change::new().absent(&app).as_read(&key, Some(record)).delete(&key);
+            let what = format!("it leads to app '{}', which isn't there", record.app);
+            found.mend(&key, "domain-without-app", what, "delete it", change);
+        }
+    }
+}
+
+fn is_there(snapshot: &Snapshot, app: &AppName) -> bool {
+    snapshot.apps.get(app).is_some_and(|view| view.app.is_some())
+}
+
+/// Rows of an app that isn't there. Its own row is made first and goes last.
+fn orphans(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findings) {
+    let own = Key::App(name.clone());
+    let has_substance = !view.revs.is_empty()
+        || !view.procs.is_empty()
+        || !view.envs.is_empty()
+        || !view.releases.is_empty()
+        || !view.instances.is_empty()
+        || view.head.is_some()
+        || snapshot.hosts.values().any(|host| host.assigned.values().any(|a| a.app == *name));
+    if has_substance {
+        let what = "rows of this app are there, and its own isn't: nothing of it is started or stopped";
+        let remedy = format!(
+            "`bazooka init {name}` registers it again with what there is; `bazooka destroy -a {name}` then takes it down"
+        );
+        found.tell(&own, "app-missing", what, remedy);
+        return;
+    }
+    let mut rows: Vec<(Key, i64)> = Vec::new();
+    let app = || name.clone();
+    rows.extend(view.pause.iter().map(|row| (Key::Pause(app()), row.mod_revision)));
+    rows.extend(view.trial.iter().map(|row| (Key::Trial(app()), row.mod_revision)));
+    rows.extend(
+        view.formation.iter().map(|(proc, row)| (Key::Formation(app(), proc.clone()), row.mod_revision)),
+    );
+    rows.extend(view.pending.iter().map(|(proc, row)| (Key::Pending(app(), proc.clone()), row.mod_revision)));
+    rows.extend(view.repo.iter().map(|row| (Key::Repo(app()), row.mod_revision)));
+    rows.extend(view.stored.iter().map(|row| (Key::Stored(app()), row.mod_revision)));
+    rows.extend(
+        view.history.iter().map(|((proc, id), row)| (Key::Ended(app(), proc.clone(), *id), row.mod_revision)),
+    );
+    for (key, revision) in rows {
+        let change = Change::new().absent(&own).unchanged(&key, revision).delete(&key);
+        found.mend(&key, "row-of-no-app", format!("there is no app '{name}'"), "delete it", change);
+    }
+    if view.access.is_some() {
+        let key = Key::Access(name.clone());
+        let remedy = format!("`bazooka init {name}` and `bazooka destroy -a {name}` take it away");
+        found.tell(&key, "row-of-no-app", format!("there is no app '{name}'"), remedy);
+    }
+}
+
+fn releases(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findings) {
+    for (id, row) in &view.releases {
+        let key = Key::Release(name.clone(), *id);
+        let rev = Key::Rev(name.clone(), row.rev.clone());
+        if !view.revs.contains_key(&row.rev) && !is_unreadable(snapshot, &rev) {
+            let what = format!("its rev {} isn't registered", row.rev.short());
+            found.tell(&key, "release-without-rev", what, "push that commit again: that registers it");
+        }
+        let env = Key::Env(name.clone(), row.env);
+        if row.env != EMPTY_ENV && !view.envs.contains_key(&row.env) && !is_unreadable(snapshot, &env) {
+            let what = format!("its config vars {} aren't there", row.env);
+            let remedy =
+                format!("`bazooka rollback -a {name}` to a release whose vars are there, and set them anew");
+            found.tell(&key, "release-without-env", what, remedy);
+        }
+    }
+    let Some(head) = &view.head else { return };
+    let (key, release) = (Key::Head(name.clone()), Key::Release(name.clone(), head.release));
+    match view.releases.get(&head.release) {
+        None if is_unreadable(snapshot, &release) => {}
+        None => {
+            let what = format!("{} isn't there: the app is left alone", head.release);
+            let remedy =
+                format!("write {release} as it was in the last backup, with etcdctl, or destroy the app");
+            found.tell(&key, "head-without-release", what, remedy);
+        }
+        Some(row) if row.status != ReleaseStatus::Released => {
+            let after = Release { status: ReleaseStatus::Released, cause: None, ..row.value.clone() };
+            let change =
+                Change::new().as_read(&key, Some(head)).as_read(&release, Some(row)).put(&release, &after);
+            let what = format!("{} is head, and isn't said to be released", head.release);
+            found.mend(&release, "head-not-released", what, "say that it is", change);
+        }
+        Some(_) => {}
+    }
+}
+
+fn trial(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findings) {
+    let Some(trial) = &view.trial else { return };
+    let (key, release) = (Key::Trial(name.clone()), Key::Release(name.clone(), trial.release));
+    let end = || Change::new().as_read(&key, Some(trial)).delete(&key);
+    match view.releases.get(&trial.release) {
+        None if is_unreadable(snapshot, &release) => {}
+        None => {
+            let what = format!("{} isn't there: the app is left alone", trial.release);
+            found.mend(&key, "trial-without-release", what, "end the trial", end().absent(&release));
+        }
+        Some(row) if !matches!(row.status, ReleaseStatus::Trying | ReleaseStatus::Verified) => {
+            let what = format!("{} isn't being tried any more", trial.release);
+            found.mend(&key, "trial-over", what, "end the trial", end().as_read(&release, Some(row)));
+        }
+        Some(row) if trial.promote == Promoter::Pusher && trial.lease.is_none() => {
+            let change = failure(name, view, trial.release, row, "the push that tried it has ended");
+            let what = "it is a push's, and has no lease: it would never end";
+            found.mend(&key, "trial-without-lease", what, "fail the release", change);
+        }
+        Some(_) => {}
+    }
+}
+
+fn formation(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findings) {
+    for (proc, row) in &view.formation {
+        let (key, service) =
+            (Key::Formation(name.clone(), proc.clone()), Key::Proc(name.clone(), proc.clone()));
+        if !view.procs.contains_key(proc) && !is_unreadable(snapshot, &service) {
+            let what = format!("the app has no proc '{proc}'");
+            let runs = view.instances.values().any(|instance| instance.proc == *proc);
+            if runs || !view.wanted(proc).is_empty() {
+                found.tell(&key, "formation-without-proc", what, "push again: that registers the proc");
+            } else {
+                let change = Change::new().absent(&service).as_read(&key, Some(row)).delete(&key);
+                found.mend(
+                    &key,
+                    "formation-without-proc",
+                    what,
+                    "delete it: nothing of it is wanted",
+                    change,
+                );
+            }
+        }
+        let missing = |id| {
+            !view.releases.contains_key(id) && !is_unreadable(snapshot, &Key::Release(name.clone(), *id))
+        };
+        let gone: Vec<_> = row.beside.keys().filter(|id| missing(id)).copied().collect();
+        if !gone.is_empty() {
+            let mut after: Formation = row.value.clone();
+            let told: Vec<String> = gone.iter().map(ToString::to_string).collect();
+            let mut change = Change::new().as_read(&key, Some(row));
+            for id in gone {
+                after.beside.remove(&id);
+                after.weights.remove(&id);
+                change = change.absent(&Key::Release(name.clone(), id));
+            }
+            let what = format!("it wants {} beside head, and there is no such release", told.join(", "));
+            let remedy = "take that out: nothing could be started of it";
+            found.mend(&key, "beside-without-release", what, remedy, change.put(&key, &after));
+        }
+    }
+    for (proc, row) in &view.pending {
+        if !view.formation.contains_key(proc)
+            && !is_unreadable(snapshot, &Key::Formation(name.clone(), proc.clone()))
+        {
+            let key = Key::Pending(name.clone(), proc.clone());
+            let change = Change::new().as_read(&key, Some(row)).delete(&key);
+            found.mend(&key, "pending-of-nothing", "nothing of that proc is wanted", "delete it", change);
+            found.passes();
+        }
+    }
+}
+
+fn repository(name: &AppName, view: &AppView, found: &mut Findings) {
+    let Some(app) = &view.app else { return };
+    let repo = view.repo.as_ref().map(|repo| (Key::Repo(name.clone()), &repo.token));
+    let stored = view.stored.as_ref().map(|stored| (Key::Stored(name.clone()), &stored.token));
+    for (key, token) in repo.into_iter().chain(stored) {
+        if !token.is_empty() && *token != app.token {
+            let what = "it belongs to an earlier app of this name";
+            found.tell(&key, "repository-of-another", what, format!("`bazooka init {name}` sets it up anew"));
+        }
+    }
+}
+
+fn wraps(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findings) {
+    for (env, row) in &view.wraps {
+        let of = Key::Env(name.clone(), *env);
+        if !view.envs.contains_key(env) && !is_unreadable(snapshot, &of) {
+            let key = Key::Wraps(name.clone(), *env);
+            let change = Change::new().absent(&of).as_read(&key, Some(row)).delete(&key);
+            found.mend(&key, "wraps-of-nothing", "there are no such config vars", "delete it", change);
+        }
+    }
+}
+
+fn ports(snapshot: &Snapshot, found: &mut Findings) {
+    let mut first: BTreeMap<u16, (&AppName, &ProcName)> = BTreeMap::new();
+    for (name, view) in &snapshot.apps {
+        for (proc, row) in &view.procs {
+            let Some((app, other)) = first.get(&row.port) else {
+                first.insert(row.port, (name, proc));
+                continue;
+            };
+            let what = format!("its port {} is {app}/{other}'s too: a proxy can serve one alone", row.port);
+            let remedy =
+                format!("destroy one of the two apps and push it again: `bazooka destroy -a {name}`");
+            found.tell(&Key::Proc(name.clone(), proc.clone()), "port-shared", what, remedy);
+        }
+    }
+}

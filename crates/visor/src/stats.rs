@@ -1,0 +1,277 @@
+//! What each day brought: apps, proc types, revs, releases, instances.
+//!
+//! Owns how a day is counted. Pure. The elected converger writes the rows, one a day, [`DAYS_KEPT`] of them, and counts
+//! from what stands in the coordinator, not from what it saw happen: revs and releases by their own times, instances by the
+//! ids that were taken. So one that died has neither lost anything nor does the next count it twice.
+//!
+//! ```text
+//! open ──the day after is over──▶ closed: sums alone, never written again
+//! ```
+//!
+//! While a day is open its row says for each registration of an app how many it had, so that an app which is
+//! destroyed meanwhile isn't taken off again. Days are UTC's.
+
+use std::collections::BTreeMap;
+
+use jiff::{Timestamp, civil::Date, tz::TimeZone};
+
+use crate::{
+    names::Day,
+    schema::{AppDay, DayStats, DayTotals, Extra},
+    snapshot::{Snapshot, Versioned},
+};
+
+/// How many days are kept: a year and a month to compare with.
+pub const DAYS_KEPT: usize = 400;
+
+/// A day's row as it is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The day.
+    pub day: Day,
+    /// Its row as it stands.
+    pub before: Option<Versioned<DayStats>>,
+    /// As it is to be; none if it is older than the days that are kept.
+    pub after: Option<DayStats>,
+}
+
+/// The day of a moment.
+pub fn day_of(at: Timestamp) -> Day {
+    Day(at.to_zoned(TimeZone::UTC).date())
+}
+
+/// When the day after that of `now` begins.
+pub fn next_day(now: Timestamp) -> Option<Timestamp> {
+    let tomorrow = day_of(now).0.tomorrow().ok()?;
+    Some(tomorrow.to_zoned(TimeZone::UTC).ok()?.timestamp())
+}
+
+/// What there is now.
+pub fn totals(snapshot: &Snapshot) -> DayTotals {
+    let views = || snapshot.apps.values().filter(|view| view.app.is_some());
+    let sum = |count: fn(&crate::snapshot::AppView) -> usize| views().map(|view| count(view) as u64).sum();
+    DayTotals {
+        apps: views().count() as u64,
+        procs: sum(|view| view.procs.len()),
+        revs: sum(|view| view.revs.len()),
+        releases: sum(|view| view.releases.len()),
+        instances: sum(|view| view.instances.len()),
+    }
+}
+
+/// The rows that are to be written, so that all days are counted up to `now`.
+pub fn count(snapshot: &Snapshot, now: Timestamp) -> Vec<Counted> {
+    let today = day_of(now);
+    let first = oldest_kept(today);
+    let mut days = facts(snapshot);
+    days.retain(|day, _| (first..=today).contains(day));
+    days.entry(today).or_default();
+    // Days that are open still, of which all that was counted may be gone since.
+    let open = snapshot.days.iter().filter(|(_, row)| !row.closed && row.value.counted_at <= now);
+    for (day, _) in open {
+        days.entry(*day).or_default();
+    }
+    let last_id = snapshot.days.values().filter_map(|row| row.last_instance).max();
+    let counter = snapshot.instance_counter.as_ref().map_or(0, |counter| counter.value);
+    let mut counted = Vec::new();
+    for (day, apps) in days.into_iter().filter(|(day, _)| *day >= first && *day <= today) {
+        let before = snapshot.days.get(&day);
+        if before.is_some_and(|row| row.closed) {
+            continue;
+        }
+        let mut after = before.map(|row| row.value.clone()).unwrap_or_default();
+        merge(&mut after.by_app, apps);
+        after.pushed = after.by_app.values().map(|app| app.revs).sum();
+        after.released = after.by_app.values().map(|app| app.releases).sum();
+        if day == today {
+            after.totals = Some(totals(snapshot));
+            after.started += counter.saturating_sub(last_id.unwrap_or(counter));
+            after.last_instance = Some(counter);
+        } else if day.0.tomorrow().is_ok_and(|next| Day(next) < today) {
+            after.by_app.clear();
+            after.closed = true;
+        }
+        if before.is_none_or(|row| row.value != after) {
+            after.counted_at = now;
+            counted.push(Counted { day, before: before.cloned(), after: Some(after) });
+        }
+    }
+    let old = snapshot.days.iter().filter(|(day, _)| **day < first);
+    counted.extend(old.map(|(day, row)| Counted { day: *day, before: Some(row.clone()), after: None }));
+    counted
+}
+
+/// How many revs and releases each registration of an app had, by day.
+fn facts(snapshot: &Snapshot) -> BTreeMap<Day, BTreeMap<String, AppDay>> {
+    let mut days: BTreeMap<Day, BTreeMap<String, AppDay>> = BTreeMap::new();
+    for view in snapshot.apps.values() {
+        let Some(app) = &view.app else { continue };
+        let mut of = |at: Timestamp, add: fn(&mut AppDay)| {
+            add(days.entry(day_of(at)).or_default().entry(app.token.clone()).or_default());
+        };
+        view.revs.values().for_each(|rev| of(rev.at, |app| app.revs += 1));
+        view.releases.values().for_each(|release| of(release.at, |app| app.releases += 1));
+    }
+    days
+}
+
+/// What was counted once stays counted, though its app may be gone.
+fn merge(known: &mut BTreeMap<String, AppDay>, found: BTreeMap<String, AppDay>) {
+    for (token, found) in found {
+        let known = known.entry(token).or_default();
+        known.revs = known.revs.max(found.revs);
+        known.releases = known.releases.max(found.releases);
+    }
+}
+
+fn oldest_kept(today: Day) -> Day {
+    let back = jiff::Span::new().days(i64::try_from(DAYS_KEPT).unwrap_or(i64::MAX) - 1);
+    Day(today.0.checked_sub(back).unwrap_or(Date::MIN))
+}
+
+/// A row before anything was counted.
+impl Default for DayStats {
+    fn default() -> Self {
+        DayStats {
+            pushed: 0,
+            released: 0,
+            started: 0,
+            totals: None,
+            last_instance: None,
+            by_app: BTreeMap::new(),
+            closed: false,
+            counted_at: Timestamp::UNIX_EPOCH,
+            extra: Extra::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{keys::Key, mirror::Image, store::Entry};
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    fn day(text: &str) -> Day {
+        text.parse().expect("a day")
+    }
+
+    fn put(snapshot: &mut Snapshot, key: &str, json: serde_json::Value) {
+        let revision = snapshot.revision + 1;
+        snapshot.put(&Entry {
+            key: key.into(),
+            value: json.to_string().into(),
+            create_revision: revision,
+            mod_revision: revision,
+            lease: None,
+        });
+        snapshot.set_revision(revision);
+    }
+
+    fn app(snapshot: &mut Snapshot, name: &str, token: &str) {
+        let row =
+            serde_json::json!({"owner": "me", "created_at": at("2026-01-01T00:00:00Z"), "token": token});
+        put(snapshot, &format!("apps/{name}"), row);
+    }
+
+    fn release(snapshot: &mut Snapshot, app: &str, n: u32, when: &str) {
+        let row = serde_json::json!({"rev": "a".repeat(40), "env": "e0", "by": "me", "at": at(when), "reason": "push",
+            "status": "released", "token": ""});
+        put(snapshot, &format!("apps/{app}/releases/v{n}"), row);
+    }
+
+    fn ids(snapshot: &mut Snapshot, last: u64) {
+        put(snapshot, "counters/instance", last.into());
+    }
+
+    /// Counts, and writes what comes of it. Returns the days that were written.
+    fn counted(snapshot: &mut Snapshot, now: &str) -> Vec<String> {
+        let rows = count(snapshot, at(now));
+        for row in &rows {
+            let key = Key::Day(row.day).to_string();
+            match &row.after {
+                Some(after) => put(snapshot, &key, serde_json::to_value(after).expect("valid")),
+                None => snapshot.delete(&key, 0),
+            }
+        }
+        rows.iter().map(|row| row.day.to_string()).collect()
+    }
+
+    #[test]
+    fn a_day_is_counted_from_what_stands_however_often_and_by_whomever() {
+        let mut snapshot = Snapshot::default();
+        assert_eq!(counted(&mut snapshot, "2026-03-01T08:00:00Z"), ["2026-03-01"]);
+        app(&mut snapshot, "a", "t1");
+        release(&mut snapshot, "a", 1, "2026-03-01T09:00:00Z");
+        release(&mut snapshot, "a", 2, "2026-03-01T10:00:00Z");
+        ids(&mut snapshot, 7);
+        for now in ["2026-03-01T10:00:01Z", "2026-03-01T11:00:00Z", "2026-03-01T11:00:00Z"] {
+            counted(&mut snapshot, now);
+            let row = &snapshot.days[&day("2026-03-01")];
+            assert_eq!((row.released, row.started), (2, 7), "{now}");
+        }
+        assert!(counted(&mut snapshot, "2026-03-01T12:00:00Z").is_empty(), "nothing is written twice");
+        // Whoever counts next finds what was placed while nobody counted.
+        ids(&mut snapshot, 10);
+        counted(&mut snapshot, "2026-03-02T00:00:00Z");
+        assert_eq!(snapshot.days[&day("2026-03-02")].started, 3);
+        assert_eq!(snapshot.days[&day("2026-03-01")].started, 7);
+    }
+
+    #[test]
+    fn what_an_app_had_stays_counted_when_it_is_destroyed_and_made_anew() {
+        let mut snapshot = Snapshot::default();
+        app(&mut snapshot, "a", "t1");
+        release(&mut snapshot, "a", 1, "2026-03-01T09:00:00Z");
+        release(&mut snapshot, "a", 2, "2026-03-01T09:00:00Z");
+        counted(&mut snapshot, "2026-03-01T10:00:00Z");
+        for key in ["apps/a", "apps/a/releases/v1", "apps/a/releases/v2"] {
+            snapshot.delete(key, 0);
+        }
+        app(&mut snapshot, "a", "t2");
+        release(&mut snapshot, "a", 1, "2026-03-01T11:00:00Z");
+        counted(&mut snapshot, "2026-03-01T12:00:00Z");
+        assert_eq!(snapshot.days[&day("2026-03-01")].released, 3);
+    }
+
+    #[test]
+    fn days_without_a_converger_are_made_up_for_and_closed_ones_stay() {
+        let mut snapshot = Snapshot::default();
+        counted(&mut snapshot, "2026-03-01T10:00:00Z");
+        app(&mut snapshot, "a", "t1");
+        release(&mut snapshot, "a", 1, "2026-03-01T23:59:59Z");
+        release(&mut snapshot, "a", 2, "2026-03-02T12:00:00Z");
+        let days = counted(&mut snapshot, "2026-03-05T10:00:00Z");
+        assert_eq!(days, ["2026-03-01", "2026-03-02", "2026-03-05"]);
+        for (of, released, closed) in
+            [("2026-03-01", 1, true), ("2026-03-02", 1, true), ("2026-03-05", 0, false)]
+        {
+            let row = &snapshot.days[&day(of)];
+            assert_eq!((row.released, row.closed), (released, closed), "{of}");
+            assert!(!row.closed || row.by_app.is_empty(), "{of}");
+        }
+        // What comes to light of a closed day is too late.
+        release(&mut snapshot, "a", 3, "2026-03-02T13:00:00Z");
+        assert!(counted(&mut snapshot, "2026-03-05T10:00:01Z") == ["2026-03-05"], "its totals alone");
+        assert_eq!(snapshot.days[&day("2026-03-02")].released, 1);
+    }
+
+    #[test]
+    fn no_more_days_are_kept_than_four_hundred() {
+        let mut snapshot = Snapshot::default();
+        let mut now = at("2026-01-01T12:00:00Z");
+        for _ in 0..450 {
+            counted(&mut snapshot, &now.to_string());
+            now += jiff::SignedDuration::from_hours(24);
+        }
+        assert_eq!(snapshot.days.len(), DAYS_KEPT);
+    }
+
+    #[test]
+    fn the_day_after_begins_at_midnight_utc() {
+        assert_eq!(next_day(at("2026-02-28T23:59:59.9Z")), Some(at("2026-03-01T00:00:00Z")));
+    }
+}
