@@ -8,7 +8,7 @@ use std::{
 };
 
 use bazooka_tests::{
-    Cluster, ClusterOptions, Kind, Load, LoadOptions, Ran, SOON, program,
+    Cluster, ClusterOptions, Kind, Load, LoadOptions, OPERATOR, Ran, SOON, program,
     shop::{self, alive},
     until,
 };
@@ -46,21 +46,44 @@ fn running(snapshot: &Snapshot, app: &str) -> BTreeMap<InstanceId, u32> {
 
 #[test]
 fn a_cluster_whose_coordinator_was_destroyed_and_restored_goes_on_as_it_ran() {
+    drill(false);
+}
+
+#[test]
+fn so_does_one_that_tells_its_parts_and_people_apart() {
+    drill(true);
+}
+
+/// The coordinator of a cluster with identities is the cluster's, else the test's.
+fn coordinator<'a>(cluster: &'a mut Cluster, own: &'a mut Option<Etcd>) -> &'a mut Etcd {
+    own.as_mut().unwrap_or_else(|| cluster.own_etcd())
+}
+
+fn drill(identities: bool) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
-    let mut etcd = runtime.block_on(Etcd::start());
+    let mut own = (!identities).then(|| runtime.block_on(Etcd::start()));
     let mut cluster = Cluster::with(ClusterOptions {
         hosts: 2,
-        coordinator: Some(etcd.endpoint().to_owned()),
+        identities,
+        coordinator: own.as_ref().map(|etcd| etcd.endpoint().to_owned()),
         ..ClusterOptions::default()
     });
-    let repo = cluster.repo("shop");
+    let repo_as =
+        |name: &str, who: &str| if identities { cluster.repo_of(name, who) } else { cluster.repo(name) };
+    let (repo, late) = (repo_as("shop", OPERATOR), repo_as("late", OPERATOR));
+    let recovering = repo_as("recovering", "rm:rm1");
     shop::version(&repo, "v1");
     repo.bazooka(&["init"]).ok();
     repo.git(&["push", "bazooka", "master"]).ok();
     repo.bazooka(&["scale", "-n", "2", "web"]).ok();
     repo.bazooka(&["config", "set", "WHEN=before"]).ok();
 
-    let envs = cluster.client_envs();
+    let mut envs = cluster.client_envs();
+    let id = |who: &str| cluster.folder("id").join(who).display().to_string();
+    if identities {
+        envs.insert("BAZOOKA_IDENTITY".into(), id("rm:rm1"));
+    }
+    let etcd_identity = id("etcd:e1");
     let backup = cluster.folder("backup").display().to_string();
     let rm_state = cluster.folder("rm").display().to_string();
     let backed_up = deploy("backup", &envs, &[&backup, "--rm-state", &rm_state]).ok();
@@ -72,7 +95,6 @@ fn a_cluster_whose_coordinator_was_destroyed_and_restored_goes_on_as_it_ran() {
     repo.git(&["push", "bazooka", "master"]).ok();
     repo.bazooka(&["config", "set", "WHEN=after"]).ok();
     repo.bazooka(&["scale", "-n", "4", "web"]).ok();
-    let late = cluster.repo("late");
     shop::version(&late, "late");
     late.bazooka(&["init"]).ok();
     late.git(&["push", "bazooka", "master"]).ok();
@@ -98,15 +120,16 @@ fn a_cluster_whose_coordinator_was_destroyed_and_restored_goes_on_as_it_ran() {
     });
     load.answers("v2");
 
-    etcd.lose();
+    coordinator(&mut cluster, &mut own).lose();
     // Until each lease has long run out, by everyone's own clock.
     let lost_at = load.seconds();
     until("leases run out", SOON, || {
         let gone_for = load.seconds() - lost_at;
         if gone_for > 13.0 { Ok(()) } else { Err(format!("{gone_for} s")) }
     });
-    let data = etcd.data_dir().display().to_string();
-    let args = [&*backup, "--data-dir", &data, "--peer-url", "http://127.0.0.2:0"];
+    let data = coordinator(&mut cluster, &mut own).data_dir().display().to_string();
+    let mut args = vec![&*backup, "--data-dir", &data, "--peer-url", "http://127.0.0.2:0"];
+    args.extend(if identities { vec!["--etcd-identity", &etcd_identity] } else { Vec::new() });
     let restored = deploy("restore", &envs, &args).ok();
     eprintln!("restored in {:?}:\n{}", restored.took, restored.stdout);
     for said in [
@@ -117,7 +140,7 @@ fn a_cluster_whose_coordinator_was_destroyed_and_restored_goes_on_as_it_ran() {
     ] {
         assert!(restored.stdout.contains(said), "{said:?} in {}", restored.stdout);
     }
-    runtime.block_on(etcd.restart());
+    runtime.block_on(coordinator(&mut cluster, &mut own).restart());
 
     let back_at = load.seconds();
     let after = until("all are back", SOON, || {
@@ -134,6 +157,12 @@ fn a_cluster_whose_coordinator_was_destroyed_and_restored_goes_on_as_it_ran() {
     });
     eprintln!("all were back {:.1} s after etcd was", load.seconds() - back_at);
     assert_eq!(after, before, "the same instances, in the same processes");
+    // Nor do they notice a bazooka-pm that begins anew with what its folder says.
+    cluster.host(1).kill();
+    cluster.start_host(1);
+    cluster.ready("pm", &cluster.address(11, 8100));
+    assert_eq!(running(&cluster.snapshot(), "shop"), before);
+    assert!(before.values().chain(unknown.values()).all(|pid| alive(*pid)), "nothing was ended");
     repo.bazooka(&["check"]).exits(0);
     assert_eq!(repo.bazooka(&["config", "get", "WHEN"]).ok().stdout, "after\n");
 
@@ -151,9 +180,9 @@ fn a_cluster_whose_coordinator_was_destroyed_and_restored_goes_on_as_it_ran() {
 
     // What nobody knows runs on, until somebody says otherwise.
     assert!(unknown.values().all(|pid| alive(*pid)));
-    let told = repo.bazooka(&["recover", "--late", "--dry-run"]).ok().stdout;
-    assert!(told.contains("late"), "{told}");
-    repo.bazooka(&["recover", "--late", "--end-unknown"]).exits(0);
+    let told = recovering.bazooka(&["recover", "--late", "--dry-run"]).ok().stdout;
+    assert!(told.contains("of app 'late' runs"), "{told}");
+    recovering.bazooka(&["recover", "--late", "--end-unknown"]).exits(0);
     until("it has ended", SOON, || {
         if unknown.values().any(|pid| alive(*pid)) { Err("it runs".into()) } else { Ok(()) }
     });

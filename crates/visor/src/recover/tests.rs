@@ -71,6 +71,7 @@ async fn backup() -> (Visor, Arc<ModelStore>) {
         ("status/host2/2".into(), status(2)),
         ("counters/instance".into(), json!(2)),
         ("counters/port".into(), json!(8501)),
+        ("stats/2026-01-01".into(), json!({"started": 2, "last_instance": 2, "counted_at": AT})),
     ];
     let lease = visor.store().grant(Duration::from_secs(10)).await.expect("it is in memory");
     let leased = [
@@ -153,6 +154,11 @@ async fn what_runs_is_taken_up_and_nothing_else_is_left() {
     assert!(after.proxies.values().all(|proxy| proxy.applied == 0));
     let last = after.instance_counter.as_ref().map_or(0, |row| row.value);
     assert!(last >= 1_000 + 7, "{last}");
+    let counted = crate::stats::count(&after, now());
+    assert!(
+        counted.iter().all(|day| day.after.as_ref().is_none_or(|row| row.started <= 2)),
+        "none was started"
+    );
     assert!(after.revision > 50_000, "{}", after.revision);
     assert_eq!(after.schema.as_ref().and_then(|schema| schema.restored), Some(now()));
     let told = recovery.report.join("\n");
