@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use visor::{
-    identity::{Credentials, http_client},
+    identity::http_client,
     keys,
     recover::{Found, Moment, plan},
     schema::Schema,
@@ -84,7 +84,7 @@ pub async fn run(context: &Context, more: Vec<String>, how: How) -> Result<()> {
 
 /// What each host tells that answers, the coordinator's and those that were named.
 async fn ask(context: &Context, snapshot: &Snapshot, more: Vec<String>) -> Result<Vec<Found>> {
-    let client = http_client(context.credentials.as_ref().map(Credentials::clone).as_ref())
+    let client = http_client(context.credentials.as_ref())
         .timeout(TIMEOUT)
         .build()
         .map_err(|error| Failure::from_error(Kind::Failed, "no client can be made", &error))?;

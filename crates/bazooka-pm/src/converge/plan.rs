@@ -317,7 +317,7 @@ fn give_room<'a>(
         let is_alike = |known: &&Demand| {
             known.limits == demand.limits && known.refuse == demand.refuse && known.zone == demand.zone
         };
-        if known.is_some_and(|known| is_alike(known)) {
+        if known.is_some_and(is_alike) {
             if let Some(hindrance) = draft.hindrances.get_mut(&demand.proc) {
                 hindrance.short += 1;
             }

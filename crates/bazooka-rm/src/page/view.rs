@@ -418,18 +418,19 @@ mod tests {
     #[test]
     fn hosts_stand_in_their_zones_and_those_that_went_in_none() {
         let view = view(&snapshot(&rows()), Timestamp::UNIX_EPOCH);
-        let told: Vec<(Option<String>, Vec<(String, &str, usize)>)> = view
+        let told: Vec<String> = view
             .zones
             .iter()
-            .map(|zone| {
-                let hosts =
-                    zone.hosts.iter().map(|host| (host.name.to_string(), host.state, host.instances.len()));
-                (zone.name.as_ref().map(ZoneName::to_string), hosts.collect())
-            })
+            .flat_map(|zone| zone.hosts.iter().map(move |host| (zone.name.as_ref(), host)))
+            .map(|(zone, host)| format!("{zone:?} {} {} {}", host.name, host.state, host.instances.len()))
             .collect();
-        let gone = (None, vec![("host3".to_owned(), "gone", 1)]);
-        let north = (Some("north".to_owned()), vec![("host1".to_owned(), "up", 1)]);
-        assert_eq!(told, [gone, north], "a host of which only a word is left isn't told");
+        let north: ZoneName = "north".parse().expect("valid");
+        let host1 = format!("{:?} host1 up 1", Some(&north));
+        assert_eq!(
+            told,
+            ["None host3 gone 1".to_owned(), host1],
+            "a host of which only a word is left isn't told"
+        );
     }
 
     #[test]

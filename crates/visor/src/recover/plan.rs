@@ -431,7 +431,7 @@ fn counters(snapshot: &Snapshot, found: &[Found], last_port: u64, recovery: &mut
     let key = Key::InstanceCounter;
     recovery.changes.push(Change::new().as_read(&key, counter).put(&key, &last));
     // What is skipped was never started.
-    let day = snapshot.days.iter().filter(|(_, row)| row.last_instance.is_some()).next_back();
+    let day = snapshot.days.iter().rfind(|(_, row)| row.last_instance.is_some());
     if let Some((day, row)) = day {
         let (key, after) = (Key::Day(*day), DayStats { last_instance: Some(last), ..row.value.clone() });
         recovery.changes.push(Change::new().as_read(&key, Some(row)).put(&key, &after));
