@@ -157,6 +157,7 @@ fn drill(identities: bool) {
     });
     eprintln!("all were back {:.1} s after etcd was", load.seconds() - back_at);
     assert_eq!(after, before, "the same instances, in the same processes");
+    assert_eq!(cluster.snapshot().days.len(), 1, "whoever led first has counted the day");
     // Nor do they notice a bazooka-pm that begins anew with what its folder says.
     cluster.host(1).kill();
     cluster.start_host(1);

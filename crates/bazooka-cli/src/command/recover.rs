@@ -76,8 +76,8 @@ pub async fn run(context: &Context, more: Vec<String>, how: How) -> Result<()> {
         put_line("to be seen to:");
         recovery.by_hand.iter().for_each(|line| put_line(&format!("  {line}")));
     }
-    if recovery.report.is_empty() && recovery.by_hand.is_empty() {
-        say("nothing that runs is newer than the coordinator");
+    if how.late && recovery.report.is_empty() && recovery.by_hand.is_empty() {
+        say("no host holds anything that the coordinator doesn't know");
     }
     Ok(())
 }
