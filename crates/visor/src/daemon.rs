@@ -3,13 +3,15 @@
 //! Owns nothing of what a daemon does. Each daemon's `main` reads: logs, arguments, listen, wait for the
 //! coordinator, run until [`shutdown`].
 
+pub mod documents;
+mod journal;
+pub mod settings;
+pub mod supervisor;
+
 use std::{
     io::IsTerminal,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -22,8 +24,11 @@ use axum::{
     routing::get,
 };
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+use settings::Wrong;
 
 use crate::{
     access::{self, Act},
@@ -84,31 +89,64 @@ impl CoordinatorArgs {
     }
 
     fn config(&self, credentials: Option<Credentials>) -> Result<EtcdConfig, String> {
-        if !self.prefix.starts_with('/') || self.prefix.ends_with('/') || self.prefix.contains("//") {
-            return Err(format!("prefix {:?} must begin with a slash and not end with one", self.prefix));
-        }
-        for endpoint in &self.coordinator {
-            let url: Result<axum::http::Uri, _> = endpoint.parse();
-            if !url.is_ok_and(|url| url.scheme().is_some() && url.host().is_some()) {
-                return Err(format!("coordinator {endpoint:?} must be a URL such as http://127.0.0.1:2379"));
-            }
-            // In the clear it would show nobody who asks, and be told everything.
-            match (endpoint.starts_with("https://"), credentials.is_some()) {
-                (false, true) => {
-                    return Err(format!(
-                        "coordinator {endpoint:?} must begin with https:// where there is an identity"
-                    ));
-                }
-                (true, false) => {
-                    return Err(format!(
-                        "coordinator {endpoint:?} takes an identity: name its folder with --identity or BAZOOKA_IDENTITY"
-                    ));
-                }
-                _ => {}
-            }
+        if let Some(Wrong { option, what }) = self.addresses_wrong(credentials.is_some()).into_iter().next() {
+            return Err(format!("{option} {what}"));
         }
         let config = EtcdConfig::new(self.coordinator.clone(), self.prefix.clone());
         Ok(EtcdConfig { credentials, ..config })
+    }
+
+    /// What is wrong with these, for a part of this kind that was said to have this name. Nothing is connected.
+    pub fn wrong(&self, kind: Kind, said: Option<&HostName>) -> Vec<Wrong> {
+        let mut wrong = self.addresses_wrong(self.identity.identity.is_some());
+        let whose = self.identity.open().and_then(|own| own_name(own.as_ref(), kind, said.cloned()));
+        wrong.extend(whose.err().map(|what| Wrong::new("identity", what)));
+        wrong
+    }
+
+    fn addresses_wrong(&self, has_identity: bool) -> Vec<Wrong> {
+        let mut wrong = Vec::new();
+        if !self.prefix.starts_with('/') || self.prefix.ends_with('/') || self.prefix.contains("//") {
+            let what = format!("{:?} must begin with a slash and not end with one", self.prefix);
+            wrong.push(Wrong::new("prefix", what));
+        }
+        for endpoint in &self.coordinator {
+            let url: Result<axum::http::Uri, _> = endpoint.parse();
+            let what = if !url.is_ok_and(|url| url.scheme().is_some() && url.host().is_some()) {
+                "must be a URL such as http://127.0.0.1:2379"
+            } else {
+                // In the clear it would show nobody who asks, and be told everything.
+                match (endpoint.starts_with("https://"), has_identity) {
+                    (false, true) => "must begin with https:// where there is an identity",
+                    (true, false) => {
+                        "takes an identity: name its folder with --identity or BAZOOKA_IDENTITY, or in the daemon's file"
+                    }
+                    _ => continue,
+                }
+            };
+            wrong.push(Wrong::new("coordinator", format!("{endpoint:?} {what}")));
+        }
+        wrong
+    }
+}
+
+/// The name that a part goes by: as its identity says, or as it was said, or none.
+fn own_name(
+    own: Option<&Credentials>,
+    kind: Kind,
+    said: Option<HostName>,
+) -> Result<Option<HostName>, String> {
+    match own.map(Credentials::identity) {
+        None => Ok(said),
+        Some(Identity::Daemon(own, name))
+            if own == kind && said.as_ref().is_none_or(|said| *said == name) =>
+        {
+            Ok(Some(name))
+        }
+        Some(other) => {
+            let wanted = said.map_or_else(|| "NAME".to_owned(), |said| said.to_string());
+            Err(format!("the identity is that of {other}; this takes one of {}:{wanted}", kind.as_str()))
+        }
     }
 }
 
@@ -141,18 +179,7 @@ impl Cluster {
     /// # Errors
     /// If the identity is of another kind of part, or of another name.
     pub fn own_name(&self, kind: Kind, said: Option<HostName>) -> Result<Option<HostName>, String> {
-        match self.credentials.as_ref().map(Credentials::identity) {
-            None => Ok(said),
-            Some(Identity::Daemon(own, name))
-                if own == kind && said.as_ref().is_none_or(|said| *said == name) =>
-            {
-                Ok(Some(name))
-            }
-            Some(other) => {
-                let wanted = said.map_or_else(|| "NAME".to_owned(), |said| said.to_string());
-                Err(format!("the identity is that of {other}; this takes one of {}:{wanted}", kind.as_str()))
-            }
-        }
+        own_name(self.credentials.as_ref(), kind, said)
     }
 
     /// Whether a caller may, by what the coordinator says now.
@@ -174,18 +201,23 @@ impl Cluster {
     }
 }
 
-/// Writes log lines to stderr: for people on a terminal, as JSON where `BAZOOKA_LOG_FORMAT=json`.
+/// Writes log lines to stderr: for people on a terminal, as JSON where `BAZOOKA_LOG_FORMAT=json`, as entries with fields where
+/// stderr is systemd's journal.
 ///
 /// What is logged is set by `BAZOOKA_LOG` (`info` unless set).
 pub fn init_logs() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BAZOOKA_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("BAZOOKA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let json = std::env::var("BAZOOKA_LOG_FORMAT").is_ok_and(|format| format == "json");
+    if let Some(journal) = journal::Journal::find().filter(|_| !json) {
+        tracing_subscriber::registry().with(filter).with(journal).init();
+        return;
+    }
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
-    if std::env::var("BAZOOKA_LOG_FORMAT").is_ok_and(|format| format == "json") {
+    if json {
         lines.json().flatten_event(true).init();
     } else {
         lines.init();
@@ -212,29 +244,41 @@ pub fn shutdown() -> std::io::Result<CancellationToken> {
 }
 
 /// Readiness as a latch: ready once each part that asked for time has dropped its [`NotReady`].
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicUsize>);
+#[derive(Clone, Debug)]
+pub struct Readiness(watch::Sender<usize>);
 
 /// Holds readiness back until it is dropped.
 #[derive(Debug)]
-pub struct NotReady(Arc<AtomicUsize>);
+pub struct NotReady(watch::Sender<usize>);
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Readiness(watch::Sender::new(0))
+    }
+}
 
 impl Readiness {
     /// Holds readiness back for one more part.
     pub fn hold(&self) -> NotReady {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.0.send_modify(|held| *held += 1);
         NotReady(self.0.clone())
     }
 
     /// Whether every part is ready.
     pub fn is_ready(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == 0
+        *self.0.borrow() == 0
+    }
+
+    /// Waits until every part is ready.
+    pub async fn reached(&self) {
+        // It can't be closed while this holds a sender.
+        let _ = self.0.subscribe().wait_for(|held| *held == 0).await;
     }
 }
 
 impl Drop for NotReady {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.send_modify(|held| *held -= 1);
     }
 }
 
