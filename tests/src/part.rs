@@ -42,6 +42,8 @@ impl Part {
         // setpriv sets the parent-death signal and becomes the program: a test that is killed leaves nothing.
         let mut with_death = Command::new("setpriv");
         with_death.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program()).args(command.get_args());
+        // What this machine's own daemons are told is none of the test's.
+        with_death.env("BAZOOKA_CONFIG", "/dev/null");
         for (key, value) in command.get_envs() {
             match value {
                 Some(value) => with_death.env(key, value),

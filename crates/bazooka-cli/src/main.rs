@@ -18,7 +18,7 @@ use std::{io::Write, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
 use visor::{
-    daemon::{Cluster, CoordinatorArgs},
+    daemon::{Cluster, CoordinatorArgs, documents},
     identity::Credentials,
     names::AppName,
     schema::{AuditEntry, Extra},
@@ -33,6 +33,10 @@ fn main() -> ExitCode {
     let mut command = Cli::command();
     for arg in ["coordinator", "prefix"] {
         command = command.mut_arg(arg, |arg| arg.global(true).help_heading("Coordinator"));
+    }
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    if words.first().is_some_and(|word| word == documents::WORD) {
+        return ExitCode::from(documents::run(command, &words[1..]));
     }
     let (cli, matches) = match command.try_get_matches().and_then(|matches| {
         let cli = Cli::from_arg_matches(&matches)?;

@@ -46,7 +46,10 @@ use axum::Router;
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
-    daemon::{Cluster, CoordinatorArgs, Metrics, Readiness, common_routes, listen, serve},
+    daemon::{
+        Cluster, CoordinatorArgs, Metrics, Readiness, common_routes, listen, serve,
+        supervisor::{Pulse, announce},
+    },
     identity::Kind,
     lease::{LeaseKeeper, LeaseTiming},
     schema::{Extra, Leader},
@@ -86,6 +89,8 @@ pub struct ConvergeOptions {
     pub metrics: Metrics,
     /// What time it writes down.
     pub wall: WallClock,
+    /// The loop's life sign.
+    pub pulse: Pulse,
 }
 
 impl ConvergeOptions {
@@ -98,6 +103,7 @@ impl ConvergeOptions {
             readiness: Readiness::default(),
             metrics: Metrics::default(),
             wall: WallClock::default(),
+            pulse: Pulse::default(),
         }
     }
 }
@@ -129,8 +135,9 @@ pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(
     let (listener, address) = listen(args.listen).await.map_err(ConvergeError::Listen)?;
     let name =
         args.name.or_else(|| own.map(String::from)).or_else(machine).unwrap_or_else(|| "converger".into());
-    let options =
-        ConvergeOptions { url: format!("{}://{address}", cluster.scheme()), ..ConvergeOptions::named(name) };
+    let url = format!("{}://{address}", cluster.scheme());
+    let options = ConvergeOptions { url, pulse: Pulse::asked_for(), ..ConvergeOptions::named(name) };
+    announce(options.readiness.clone(), shutdown.clone());
     let routes = routes(&options, &cluster);
     let serving = tokio::spawn({
         let (cluster, shutdown) = (cluster.clone(), shutdown.clone());
@@ -179,7 +186,7 @@ pub async fn run(
     };
     let keeper = LeaseKeeper::start(visor.store().clone(), options.timing);
     tracing::info!(name = %options.name, url = %options.url, "ready");
-    Lead::new(visor, keeper, metrics, leader, options.wall, not_ready).run(shutdown).await;
+    Lead::new(visor, keeper, metrics, leader, options.wall, not_ready, options.pulse).run(shutdown).await;
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod checks;
 mod engine;
 mod environment;
 mod etc;
+mod faults;
 mod folders;
 mod found;
 mod limits;
@@ -53,7 +54,10 @@ use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use visor::{
-    daemon::{Cluster, NotReady, Readiness, common_routes, listen, serve},
+    daemon::{
+        Cluster, NotReady, Readiness, common_routes, listen, serve,
+        supervisor::{Pulse, announce},
+    },
     identity::Kind,
     keys,
     mirror::Mirror,
@@ -64,6 +68,7 @@ use visor::{
     visor::Visor,
 };
 
+pub use faults::faults;
 // A build of bazooka-rm is kept apart by the same means.
 pub use limits::Cgroups;
 pub use options::{HostOptions, Isolation, OnExit, Part, Range};
@@ -186,13 +191,13 @@ pub async fn run(
         locals,
         metrics,
         not_ready,
+        pulse: Pulse::asked_for(),
         note_lease: Box::new(note_lease),
         stop_all_at_exit: options.on_exit == OnExit::Stop,
     };
+    announce(readiness.clone(), shutdown.clone());
     tokio::spawn(async move {
-        while !readiness.is_ready() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        readiness.reached().await;
         tracing::info!(host = %name, url, "ready");
     });
     work.run(shutdown).await;
@@ -285,6 +290,8 @@ pub(crate) struct Work {
     pub locals: model::Locals,
     pub metrics: metrics::Metrics,
     pub not_ready: NotReady,
+    /// The loop's life sign.
+    pub pulse: Pulse,
     /// Told for how long the lease is surely held.
     pub note_lease: Box<dyn Fn(Duration) + Send + Sync>,
     pub stop_all_at_exit: bool,
@@ -319,6 +326,7 @@ impl Work {
             registered,
             doubt,
             not_ready: self.not_ready,
+            pulse: self.pulse,
             stop_all_at_exit: self.stop_all_at_exit,
         });
         engine.run(shutdown).await;

@@ -9,7 +9,12 @@ use bazooka_pm::{
 };
 use clap::{Parser, Subcommand};
 use visor::{
-    daemon::{CoordinatorArgs, init_logs, shutdown},
+    daemon::{
+        CoordinatorArgs, init_logs,
+        settings::{self, Settings, Told, Wrong},
+        shutdown,
+    },
+    identity::Kind,
     seal::{Os, file::KeyFile},
 };
 
@@ -40,8 +45,24 @@ enum Command {
     },
 }
 
+impl Settings for Args {
+    const TOLD: &'static [Told] = &[
+        Told { subcommand: None, file: "pm", borrows: false },
+        Told { subcommand: Some("converge"), file: "converge", borrows: false },
+        Told { subcommand: Some("rotate-key"), file: "pm", borrows: true },
+    ];
+
+    fn wrong(&self) -> Vec<Wrong> {
+        match &self.command {
+            None => host::faults(&self.coordinator, &self.host),
+            Some(Command::Converge(args)) => args.coordinator.wrong(Kind::Converger, None),
+            Some(Command::Probe | Command::RotateKey { .. }) => Vec::new(),
+        }
+    }
+}
+
 fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+    let args: Args = settings::read();
     init_logs();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,5 +1,7 @@
 //! Reads the arguments and runs bazooka-proxy.
 
+mod faults;
+
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -23,7 +25,10 @@ use bazooka_proxy::{
 };
 use clap::{Parser, ValueEnum};
 use visor::{
-    daemon::{self, CoordinatorArgs, Readiness},
+    daemon::{
+        self, CoordinatorArgs, Readiness,
+        supervisor::{Pulse, announce},
+    },
     identity::{Credentials, Kind},
     names::{HostName, ZoneName},
     store::wait_until_ready,
@@ -97,7 +102,7 @@ enum OnExit {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+    let args: Args = daemon::settings::read();
     daemon::init_logs();
     let shutdown = daemon::shutdown().context("can't take signals")?;
     let cluster = args.coordinator.cluster().map_err(anyhow::Error::msg)?;
@@ -132,6 +137,7 @@ async fn main() -> anyhow::Result<()> {
     let metrics = ProxyMetrics::register(&registry);
     let readiness = Readiness::default();
     let not_ready = readiness.hold();
+    announce(readiness.clone(), shutdown.clone());
     let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
     let directory = Board::default();
     let exporter = settings.exporter.then(|| settings.exporter_socket());
@@ -182,7 +188,16 @@ async fn main() -> anyhow::Result<()> {
         zone: args.zone,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let parts = Parts { visor: cluster.visor, balancer, settings, identity, directory, metrics, not_ready };
+    let parts = Parts {
+        visor: cluster.visor,
+        balancer,
+        settings,
+        identity,
+        directory,
+        metrics,
+        not_ready,
+        pulse: Pulse::asked_for(),
+    };
     proxy::run(parts, args.on_exit == OnExit::Stop, shutdown).await;
     endpoint.await.context("the endpoint failed")
 }
@@ -226,6 +241,12 @@ fn is_plain(path: &Path) -> bool {
 fn state_folder(folder: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
     let folder = folder.canonicalize().with_context(|| format!("can't find {}", folder.display()))?;
+    checked_folder(&folder)?;
+    Ok(folder)
+}
+
+/// Sees to it that HAProxy's configuration and sockets can name a folder.
+fn checked_folder(folder: &Path) -> anyhow::Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
     let text = folder.to_str().unwrap_or_default();
     if text.is_empty() || !text.chars().all(plain) {
@@ -238,7 +259,7 @@ fn state_folder(folder: &Path) -> anyhow::Result<PathBuf> {
             folder.display()
         );
     }
-    Ok(folder)
+    Ok(())
 }
 
 /// Keeps a second bazooka-proxy out of the folder, for as long as the answer is held. One that is

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, pin::pin, time::Duration};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use visor::{
-    daemon::NotReady,
+    daemon::{NotReady, supervisor::Pulse},
     keys,
     mirror::{Changes, Mirror},
     names::{HostName, ZoneName},
@@ -73,6 +73,8 @@ pub struct Parts {
     pub metrics: ProxyMetrics,
     /// Dropped once the first configuration is in force.
     pub not_ready: NotReady,
+    /// The loop's life sign.
+    pub pulse: Pulse,
 }
 
 /// What is wanted of HAProxy, as the cluster says it.
@@ -117,7 +119,7 @@ struct Proxy {
 
 /// Runs until `shutdown`. With `stop_haproxy`, HAProxy ends too; else it goes on and is found again.
 pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) {
-    let Parts { visor, balancer, settings, identity, directory, metrics, not_ready } = parts;
+    let Parts { visor, balancer, settings, identity, directory, metrics, not_ready, mut pulse } = parts;
     let mut mirror = Mirror::new(visor.store().clone(), keys::everything(), Snapshot::default());
     let publisher = Publisher::start(visor, identity.name.clone());
     let mut masters = balancer.masters();
@@ -145,6 +147,8 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
     // What came while HAProxy was at work.
     let mut meanwhile = Changes::default();
     'running: loop {
+        pulse.beat();
+        pulse.status(|| proxy.status());
         let look_at = proxy.look_at;
         // In this order, so that the same things at the same time have the same outcome.
         tokio::select! {
@@ -168,7 +172,7 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
                 }
             }
             () = async {
-                match look_at {
+                match look_at.into_iter().chain(pulse.due()).min() {
                     Some(at) => sleep_until(at).await,
                     None => std::future::pending().await,
                 }
@@ -196,6 +200,15 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
 }
 
 impl Proxy {
+    /// What `systemctl status` shows.
+    fn status(&self) -> String {
+        let haproxy = if self.in_force.is_some() { "HAProxy answers" } else { "HAProxy is not there" };
+        match &self.desired {
+            None => format!("waiting for the coordinator; {haproxy}"),
+            Some(desired) => format!("services: {}; {haproxy}", desired.routes.services.len()),
+        }
+    }
+
     /// Takes a change of the cluster in. Returns whether it concerns this proxy.
     fn see(&mut self, changes: &Changes, snapshot: &Snapshot, synced: bool) -> bool {
         // Only a complete image says anything; while out of touch, the last one stays as it is.

@@ -11,7 +11,10 @@ use anyhow::Context;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use visor::{
-    daemon::{self, CoordinatorArgs, NotReady, Readiness},
+    daemon::{
+        self, CoordinatorArgs, NotReady, Readiness,
+        supervisor::{Pulse, announce},
+    },
     identity::Kind,
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
@@ -138,6 +141,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
 
     let readiness = Readiness::default();
     let (present, settled) = (readiness.hold(), readiness.hold());
+    announce(readiness.clone(), shutdown.clone());
     let mut registry = Registry::default();
     let metrics = RmMetrics::register(&mut registry);
     let (apps, following) = Apps::new(visor.store().clone());
@@ -177,10 +181,13 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         let say = |error: &visor::store::StoreError| {
             tracing::warn!(error = %error, "waiting for the coordinator");
         };
+        let mut pulse = Pulse::asked_for();
+        pulse.status(|| "waiting for the coordinator".to_owned());
         wait_until_ready(&**visor.store(), say).await?;
         access::prepare(&cluster, &prefix).await?;
         visor.set_up().await?;
         access::admit_itself(&cluster).await?;
+        pulse.status(|| format!("serving at {}", own.url));
         cluster.warn_of_old_coordinator().await;
         let repositories = Repositories {
             apps: apps.clone(),
@@ -229,7 +236,8 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
             access::run(cluster.clone(), prefix.clone(), apps.clone(), says),
             repositories.run(settle),
             be_present(&rm, &keeper, present, args.ssh.ssh_url),
-            wrapping.run()
+            wrapping.run(),
+            pulse.keep()
         );
         anyhow::Ok(())
     };
@@ -286,7 +294,7 @@ async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady, ssh_
     }
 }
 
-fn own_name() -> anyhow::Result<HostName> {
+pub(crate) fn own_name() -> anyhow::Result<HostName> {
     let name = nix::unistd::gethostname().context("this machine's name can't be read")?;
     let name = name.to_string_lossy().to_lowercase();
     name.parse().with_context(|| "this machine's name can't be the rm's; give it one by --name")

@@ -13,6 +13,7 @@ pub mod audit;
 pub mod build;
 pub mod daemon;
 pub mod endpoint;
+mod faults;
 pub mod git;
 pub mod hook;
 pub mod hooks;

@@ -9,7 +9,6 @@ use bazooka_rm::{
     hook, pki,
     ssh::carry,
 };
-use clap::Parser;
 use visor::seal::{Os, file::KeyFile};
 
 fn main() -> ExitCode {
@@ -33,7 +32,7 @@ fn main() -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn daemon() -> ExitCode {
     visor::daemon::init_logs();
-    let args = RmArgs::parse();
+    let args: RmArgs = visor::daemon::settings::read();
     let done = match args.command.clone() {
         Some(RmCommand::Pki(command)) => Some(pki::run(command)),
         Some(RmCommand::RotateKey { state }) => Some(rotate_key(&state)),

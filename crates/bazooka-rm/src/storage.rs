@@ -91,28 +91,37 @@ pub struct Storage {
 }
 
 impl Storage {
+    /// What is wrong with a URL, before anything is made or asked.
+    pub fn refused(url: &str) -> Option<String> {
+        match (url.strip_prefix("file://"), url.strip_prefix("s3://")) {
+            (Some(folder), _) if !folder.starts_with('/') => {
+                Some(format!("{url:?} must name a whole path: file:///FOLDER"))
+            }
+            (None, None) => Some(format!("{url:?} must begin with s3:// or file://")),
+            (None, Some(place)) if place.is_empty() || place.starts_with('/') => {
+                Some(format!("{url:?} names no bucket: s3://BUCKET/PREFIX"))
+            }
+            _ => None,
+        }
+    }
+
     /// The storage of a URL: `s3://BUCKET/PREFIX`, with credentials, region and endpoint from the `AWS_*` variables
     /// that other tools take too, or `file:///FOLDER`.
     ///
     /// # Errors
     /// In words for the operator.
     pub fn open(url: &str) -> std::result::Result<Storage, String> {
+        if let Some(why) = Storage::refused(url) {
+            return Err(why);
+        }
         if let Some(folder) = url.strip_prefix("file://") {
-            if !folder.starts_with('/') {
-                return Err(format!("{url:?} must name a whole path: file:///FOLDER"));
-            }
             std::fs::create_dir_all(folder).map_err(|error| format!("{folder} can't be made: {error}"))?;
             let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| error.to_string())?;
             // What a pusher is told is stored must be there after a loss of power.
             return Ok(Storage { store: Arc::new(store.with_fsync(true)) });
         }
-        let Some(place) = url.strip_prefix("s3://") else {
-            return Err(format!("{url:?} must begin with s3:// or file://"));
-        };
+        let place = url.strip_prefix("s3://").unwrap_or_default();
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-        if bucket.is_empty() {
-            return Err(format!("{url:?} names no bucket: s3://BUCKET/PREFIX"));
-        }
         let client = AmazonS3ConfigKey::Client;
         let retry = RetryConfig { max_retries: 3, retry_timeout: TRY_FOR, ..RetryConfig::default() };
         let mut s3 = AmazonS3Builder::from_env()

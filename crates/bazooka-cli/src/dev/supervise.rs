@@ -249,6 +249,8 @@ impl Keeping {
                 command.env_remove(name.as_ref());
             }
         }
+        // Nor a file of this machine's.
+        command.env("BAZOOKA_CONFIG", "/dev/null");
         if self.part.kind == Kind::Etcd && cfg!(target_arch = "aarch64") {
             // etcd 3.4 wants to be told that it is known to be less tested there.
             command.env("ETCD_UNSUPPORTED_ARCH", "arm64");

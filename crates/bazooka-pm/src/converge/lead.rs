@@ -18,7 +18,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
-    daemon::NotReady,
+    daemon::{NotReady, supervisor::Pulse},
     keys,
     lease::LeaseKeeper,
     mirror::{Changes, Mirror},
@@ -68,6 +68,7 @@ pub(super) struct Lead {
     leader: Leader,
     wall: WallClock,
     not_ready: Option<NotReady>,
+    pulse: Pulse,
     memory: Memory,
     reign: Option<Reign>,
     /// The view must be at least this new before it is acted on.
@@ -94,6 +95,7 @@ impl Lead {
         leader: Leader,
         wall: WallClock,
         not_ready: NotReady,
+        pulse: Pulse,
     ) -> Self {
         Lead {
             mirror: Mirror::new(visor.store().clone(), keys::everything(), Snapshot::default()),
@@ -103,6 +105,7 @@ impl Lead {
             leader,
             wall,
             not_ready: Some(not_ready),
+            pulse,
             memory: Memory::default(),
             reign: None,
             needs: 0,
@@ -122,6 +125,9 @@ impl Lead {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut lease = self.keeper.state();
         loop {
+            self.pulse.beat();
+            let elected = self.reign.is_some();
+            self.pulse.status(|| if elected { "elected" } else { "standing by" }.to_owned());
             let wake = self.wakes_at();
             tokio::select! {
                 biased;
@@ -163,7 +169,8 @@ impl Lead {
             && in_touch
             && self.mirror.image().revision >= self.needs;
         let timers = timers.filter(|_| able);
-        timers.into_iter().chain(self.retry_at.filter(|_| in_touch)).min()
+        let sign = self.pulse.due().map(tokio::time::Instant::into_std);
+        timers.into_iter().chain(self.retry_at.filter(|_| in_touch)).chain(sign).min()
     }
 
     async fn round(&mut self) {

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use visor::{
-    daemon::NotReady,
+    daemon::{NotReady, supervisor::Pulse},
     keys::Key,
     mirror::Mirror,
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
@@ -78,6 +78,8 @@ pub struct Parts {
     pub doubt: mpsc::Sender<()>,
     /// Dropped once the host is registered and knows what it is to run.
     pub not_ready: NotReady,
+    /// The loop's life sign.
+    pub pulse: Pulse,
     /// Whether instances are ended before bazooka-pm ends.
     pub stop_all_at_exit: bool,
 }
@@ -99,6 +101,7 @@ pub struct Engine {
     registered_says: mpsc::UnboundedReceiver<Registered>,
     doubt: mpsc::Sender<()>,
     not_ready: Option<NotReady>,
+    pulse: Pulse,
     stop_all_at_exit: bool,
 
     /// What is assigned; none before the first complete list.
@@ -136,6 +139,7 @@ impl Engine {
             registered_says: parts.registered,
             doubt: parts.doubt,
             not_ready: Some(parts.not_ready),
+            pulse: parts.pulse,
             stop_all_at_exit: parts.stop_all_at_exit,
             assigned: None,
             era: None,
@@ -153,6 +157,7 @@ impl Engine {
         self.converge();
         let mut last_reports = None;
         loop {
+            self.pulse.beat();
             if self.stopping && self.locals.instances.values().all(|local| local.has_ended()) {
                 let deadline = *last_reports.get_or_insert_with(|| Instant::now() + LAST_REPORTS);
                 if (self.reports.is_done() && !self.writing) || Instant::now() >= deadline {
@@ -198,7 +203,7 @@ impl Engine {
             let wait = tick.0.saturating_sub(self.runtime.now().tick.0);
             at = at.min(Instant::now() + Duration::from_millis(wait));
         }
-        self.reports.due_at().into_iter().chain(also).fold(at, Instant::min)
+        self.reports.due_at().into_iter().chain(also).chain(self.pulse.due()).fold(at, Instant::min)
     }
 
     /// Reads what is assigned from the mirror, if that can be believed.
@@ -424,6 +429,19 @@ impl Engine {
         self.reports.report(&self.locals.instances);
         self.write_notes();
         self.metrics.converged(begun.elapsed(), &self.locals);
+        self.say_status();
+    }
+
+    /// What `systemctl status` shows.
+    fn say_status(&mut self) {
+        let (host, stands) = (&self.host, self.reports.registered().is_some());
+        let running = self.locals.instances.values().filter(|local| !local.has_ended()).count();
+        self.pulse.status(|| match stands {
+            true => format!("{host} is registered; instances: {running}"),
+            false => {
+                format!("{host} is not registered: the coordinator does not answer; instances: {running}")
+            }
+        });
     }
 
     fn plan(&self) -> Plan {

@@ -21,7 +21,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
-    daemon::Readiness,
+    daemon::{Readiness, supervisor::Pulse},
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
     schema::{Ask, Capacity, Extra, Host, Rm},
@@ -182,6 +182,7 @@ impl Nodes {
             locals,
             metrics: Metrics::register(&mut Registry::default()),
             not_ready: Readiness::default().hold(),
+            pulse: Pulse::default(),
             note_lease: Box::new(|_| {}),
             stop_all_at_exit: false,
         };
@@ -239,6 +240,7 @@ impl Nodes {
             directory: Board::default(),
             metrics: ProxyMetrics::register(&Arc::default()),
             not_ready: Readiness::default().hold(),
+            pulse: Pulse::default(),
         };
         Box::pin(proxy::run(parts, false, stop))
     }

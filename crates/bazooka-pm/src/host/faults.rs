@@ -1,0 +1,36 @@
+//! What is wrong with what a host is told, as far as that can be seen before anything is done.
+
+use nix::unistd::geteuid;
+use visor::{
+    daemon::{CoordinatorArgs, settings::Wrong},
+    identity::Kind,
+};
+
+use super::{HostOptions, Isolation, isolation, machine_name, shim_program};
+
+/// All that is wrong. Nothing is bound, made or asked.
+pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<Wrong> {
+    let mut wrong = coordinator.wrong(Kind::Pm, options.host.as_ref());
+    let mut say = |option, what: Option<String>| wrong.extend(what.map(|what| Wrong::new(option, what)));
+    if options.host.is_none() && coordinator.identity.identity.is_none() {
+        say("host", machine_name().err());
+    }
+    // Without root there is a warning where nothing was asked for; that is for the start.
+    if matches!(options.isolation, Some(Isolation::Sandbox | Isolation::Uid)) {
+        say("isolation", isolation(options.isolation).err());
+    }
+    say("shim", shim_program(options.shim.clone()).err());
+    if let Some(stack) = options.stack.as_deref().filter(|stack| !stack.join("usr").is_dir()) {
+        say("stack", Some(format!("{} is no tree with programs in it: there is no usr", stack.display())));
+    }
+    if options.state.exists() && !options.state.is_dir() {
+        say("state", Some(format!("{} is no folder", options.state.display())));
+    }
+    if geteuid().is_root() && *options.uids.inclusive().start() == 0 {
+        say("uids", Some("instances can't have root's own user, 0".to_owned()));
+    }
+    if *options.ports.inclusive().start() == 0 {
+        say("ports", Some("0 is no port; begin with 1024 or above".to_owned()));
+    }
+    wrong
+}

@@ -1,0 +1,69 @@
+//! What is wrong with what an rm is told, as far as that can be seen before anything is done.
+
+use bazooka_pm::host::Isolation;
+use nix::unistd::{User, geteuid};
+use visor::{
+    daemon::settings::{Settings, Told, Wrong},
+    identity::Kind,
+};
+
+use crate::{
+    daemon::{RmArgs, RmCommand, own_name},
+    storage::Storage,
+};
+
+impl Settings for RmArgs {
+    const TOLD: &'static [Told] = &[
+        Told { subcommand: None, file: "rm", borrows: false },
+        Told { subcommand: Some("rotate-key"), file: "rm", borrows: true },
+    ];
+
+    fn wrong(&self) -> Vec<Wrong> {
+        match self.command {
+            None => faults(self),
+            Some(RmCommand::Pki(_) | RmCommand::RotateKey { .. }) => Vec::new(),
+        }
+    }
+}
+
+/// All that is wrong. Nothing is bound, made or asked.
+fn faults(args: &RmArgs) -> Vec<Wrong> {
+    let has_identity = args.coordinator.identity.identity.is_some();
+    let mut wrong = args.coordinator.wrong(Kind::Rm, args.name.as_ref());
+    let mut say = |option, what: Option<String>| wrong.extend(what.map(|what| Wrong::new(option, what)));
+    if args.name.is_none() && !has_identity {
+        say("name", own_name().err().map(|error| format!("{error:#}")));
+    }
+    if args.state.exists() && !args.state.is_dir() {
+        say("state", Some(format!("{} is no folder", args.state.display())));
+    }
+    for (option, url) in [("url", &args.url), ("git-url", &args.git_url)] {
+        let bad = url.as_ref().filter(|url| !(url.starts_with("http://") || url.starts_with("https://")));
+        say(option, bad.map(|url| format!("{url:?} must begin with http:// or https://")));
+    }
+    say("storage", args.storage.as_deref().and_then(Storage::refused));
+    if args.ssh.ssh_keys.is_some() && !has_identity {
+        let what = "it takes a cluster with identities (identity): a key says who pushes";
+        say("ssh-keys", Some(what.to_owned()));
+    }
+    if let Some(user) = &args.ssh.ssh_user
+        && !matches!(User::from_name(user), Ok(Some(_)))
+    {
+        say("ssh-user", Some(format!("there is no user {user:?} on this machine")));
+    }
+    if let Some(kind @ (Isolation::Sandbox | Isolation::Uid)) = args.builds.isolation
+        && !geteuid().is_root()
+    {
+        let what = format!("{} takes root; run as root, or take none", kind.as_str());
+        say("build-isolation", Some(what));
+    }
+    for path in &args.builds.paths {
+        let what = if !path.is_absolute() {
+            Some(format!("{} must be a whole path", path.display()))
+        } else {
+            std::fs::metadata(path).err().map(|error| format!("{}: {error}", path.display()))
+        };
+        say("build-path", what);
+    }
+    wrong
+}
