@@ -13,6 +13,7 @@ mod nets;
 mod part;
 mod repo;
 pub mod shop;
+mod systemd;
 
 pub use browser::Browser;
 pub use cluster::{Cluster, ClusterOptions, OPERATOR, example};
@@ -22,6 +23,7 @@ pub use load::{Count, Kind, Load, LoadOptions, Report};
 pub use nets::Nets;
 pub use part::{Part, program};
 pub use repo::{Ran, Repo};
+pub use systemd::Systemd;
 
 use std::time::{Duration, Instant};
 
