@@ -26,6 +26,6 @@ fn no_unit_is_more_exposed_than_its_work_takes() {
         let said = String::from_utf8_lossy(&output.stdout);
         let level = said.lines().last().unwrap_or_default();
         assert!(output.status.success(), "{level}\n{said}{}", String::from_utf8_lossy(&output.stderr));
-        println!("{level}");
+        eprintln!("{level}");
     }
 }

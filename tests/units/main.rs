@@ -3,3 +3,4 @@
 mod booted;
 mod exposure;
 mod files;
+mod packages;
