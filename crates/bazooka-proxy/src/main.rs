@@ -139,6 +139,9 @@ async fn main() -> anyhow::Result<()> {
     let not_ready = readiness.hold();
     announce(readiness.clone(), shutdown.clone());
     let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
+    if address.ip().is_unspecified() {
+        tracing::warn!(%address, "others are told this address, and can't reach it: name this machine's own with --listen");
+    }
     let directory = Board::default();
     let exporter = settings.exporter.then(|| settings.exporter_socket());
     let asked = Endpoint {
