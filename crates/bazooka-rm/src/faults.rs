@@ -8,6 +8,7 @@ use visor::{
 };
 
 use crate::{
+    build::isolation::chosen,
     daemon::{RmArgs, RmCommand, own_name},
     storage::Storage,
 };
@@ -51,11 +52,9 @@ fn faults(args: &RmArgs) -> Vec<Wrong> {
     {
         say("ssh-user", Some(format!("there is no user {user:?} on this machine")));
     }
-    if let Some(kind @ (Isolation::Sandbox | Isolation::Uid)) = args.builds.isolation
-        && !geteuid().is_root()
-    {
-        let what = format!("{} takes root; run as root, or take none", kind.as_str());
-        say("build-isolation", Some(what));
+    // Without root there is a warning where nothing was asked for; that is for the start.
+    if matches!(args.builds.isolation, Some(Isolation::Sandbox | Isolation::Uid)) {
+        say("build-isolation", chosen(args.builds.isolation, geteuid().is_root()).err());
     }
     for path in &args.builds.paths {
         let what = if !path.is_absolute() {

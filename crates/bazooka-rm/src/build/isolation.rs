@@ -272,7 +272,8 @@ impl Builds {
 }
 
 /// How builds are kept apart.
-fn chosen(wanted: Option<Isolation>, is_root: bool) -> Result<Isolation, String> {
+/// What builds get, for who runs bazooka-rm.
+pub(crate) fn chosen(wanted: Option<Isolation>, is_root: bool) -> Result<Isolation, String> {
     match wanted {
         Some(kind @ (Isolation::Sandbox | Isolation::Uid)) if !is_root => {
             let kind = kind.as_str();
