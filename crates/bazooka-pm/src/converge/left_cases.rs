@@ -32,15 +32,16 @@ struct Machine {
 #[derive(Clone, Debug)]
 struct Cluster {
     machines: Vec<Machine>,
-    /// Each app's memory limit and count.
-    apps: Vec<(Option<u64>, u32)>,
+    /// Each app's memory limit and count, and how many of these are to stand in the first zone.
+    apps: Vec<(Option<u64>, u32, u32)>,
 }
 
 fn cluster() -> impl Strategy<Value = Cluster> {
     let word = prop_oneof![6 => Just(0_u8), 1 => Just(1_u8), 1 => Just(2_u8)];
     let machine = (0..ZONES.len(), 0_u32..6, 0_u64..400, word)
         .prop_map(|(zone, slots, memory_mib, word)| Machine { zone, slots, memory_mib, word });
-    let app = (prop::option::of(0_u64..200), 0_u32..8);
+    let in_zone = prop_oneof![3 => Just(0_u32), 1 => 1_u32..4];
+    let app = (prop::option::of(0_u64..200), 0_u32..8, in_zone);
     (prop::collection::vec(machine, 1..6), prop::collection::vec(app, APPS.len()))
         .prop_map(|(machines, apps)| Cluster { machines, apps })
 }
@@ -56,9 +57,14 @@ fn world(cluster: &Cluster) -> World {
             host.capacity.memory_bytes = machine.memory_mib << 20;
         });
     }
-    for (app, (limit, count)) in APPS.iter().zip(&cluster.apps) {
+    for (app, (limit, count, in_zone)) in APPS.iter().zip(&cluster.apps) {
         world = world.app(app).released("web").scaled("web", *count).settings("web", |proc| {
             proc.run.limits.memory_limit_bytes = limit.map(|mib| mib << 20);
+        });
+        let in_zone = (*in_zone).min(*count);
+        world.formation("web", |formation| {
+            let zone = ZONES[0].parse().expect("a zone");
+            formation.zones.extend((in_zone > 0).then_some((zone, in_zone)));
         });
     }
     carry_out(&mut world, 1);

@@ -166,11 +166,21 @@ pub fn loss(snapshot: &Snapshot, part: Part) -> Loss {
         .collect();
     // As the converger gives room out: index 0 of every service first, of equals what is on trial.
     homeless.sort_by_key(|a| (a.index, !a.trial, &a.app, &a.proc, a.release));
+    let zone = match &part {
+        Part::Zone(zone) => Some(zone),
+        Part::Host(gone) => {
+            registered(snapshot).find(|(name, ..)| *name == gone).map(|(.., host)| &host.zone)
+        }
+    };
     let mut crowds: BTreeMap<(&AppName, &ProcName), Crowd<'_>> = BTreeMap::new();
     let mut loss = Loss { part: part.clone(), instances: 0, without_place: BTreeMap::new() };
+    let all_gone = homeless.clone();
     for one in homeless {
         loss.instances = loss.instances.saturating_add(1);
-        let crowd = crowds.entry((&one.app, &one.proc)).or_insert_with(|| Crowd::of(&rest, one));
+        let crowd = crowds.entry((&one.app, &one.proc)).or_insert_with(|| {
+            let owed = zone.map_or(0, |zone| owed(snapshot, zone, &rest, &all_gone, one));
+            Crowd { zone, owed, ..Crowd::of(&rest, one) }
+        });
         if !crowd.place(&mut rest, snapshot, one) {
             let of_app = loss.without_place.entry(one.app.clone()).or_default();
             *of_app.entry(one.proc.clone()).or_default() += 1;
@@ -216,11 +226,34 @@ struct Place<'a> {
 struct Crowd<'a> {
     at: Vec<u32>,
     in_zone: BTreeMap<&'a ZoneName, u32>,
+    /// The zone in which something has gone.
+    zone: Option<&'a ZoneName>,
+    /// How many of those that have gone are to stand in that zone again, and nowhere else.
+    owed: u32,
+}
+
+/// How many more of a service a zone is short of, now that these have gone, of those that are to stand there.
+fn owed(
+    snapshot: &Snapshot,
+    zone: &ZoneName,
+    rest: &[Place<'_>],
+    gone: &[&Assignment],
+    of: &Assignment,
+) -> u32 {
+    let view = snapshot.apps.get(&of.app);
+    let wanted = view.and_then(|view| view.formation.get(&of.proc)?.zones.get(zone)).copied().unwrap_or(0);
+    let head = view.and_then(|view| Some(view.head.as_ref()?.release));
+    let same = |a: &&Assignment| a.app == of.app && a.proc == of.proc && Some(a.release) == head && !a.trial;
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let there = rest.iter().filter(|place| place.host.zone == *zone);
+    let stay = count(there.flat_map(|place| meant_to_run(place.view)).filter(same).count());
+    let lost = count(gone.iter().copied().filter(same).count());
+    wanted.saturating_sub(stay) - wanted.saturating_sub(stay.saturating_add(lost))
 }
 
 impl<'a> Crowd<'a> {
     fn of(rest: &[Place<'a>], of: &Assignment) -> Self {
-        let mut crowd = Crowd { at: vec![0; rest.len()], in_zone: BTreeMap::new() };
+        let mut crowd = Crowd { at: vec![0; rest.len()], in_zone: BTreeMap::new(), zone: None, owed: 0 };
         for (at, place) in rest.iter().enumerate() {
             let same = meant_to_run(place.view).filter(|a| a.app == of.app && a.proc == of.proc);
             same.for_each(|_| crowd.add(at, &place.host.zone));
@@ -237,8 +270,12 @@ impl<'a> Crowd<'a> {
     fn place(&mut self, rest: &mut [Place<'a>], snapshot: &Snapshot, one: &Assignment) -> bool {
         let need = reckoned(&one.run.limits);
         let view = snapshot.apps.get(&one.app);
+        let only = self.zone.filter(|_| self.owed > 0);
+        self.owed = self.owed.saturating_sub(1);
         let can = |place: &Place<'_>| {
-            place.left.holds(need) > 0 && view.is_none_or(|view| opens(view, one.env, place.host))
+            only.is_none_or(|zone| place.host.zone == *zone)
+                && place.left.holds(need) > 0
+                && view.is_none_or(|view| opens(view, one.env, place.host))
         };
         let able = rest.iter().enumerate().filter(|(_, place)| can(place));
         let best = able.min_by_key(|(at, place)| {
