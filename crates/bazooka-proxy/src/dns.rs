@@ -13,7 +13,7 @@
 pub mod server;
 pub mod wire;
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use hickory_proto::{
     op::ResponseCode,
@@ -172,7 +172,10 @@ fn records(
         RecordType::A | RecordType::AAAA | RecordType::ANY => {
             let near = instances.iter().filter(|(.., place)| is_near(zone, place)).count();
             let named = if near > 0 { &instances[..near] } else { instances };
-            let records = named.iter().map(|(.., place)| address(name.clone(), place));
+            // Two instances of one host have one address.
+            let mut addresses = BTreeSet::new();
+            let distinct = named.iter().filter(|(.., place)| addresses.insert(place.address.ip()));
+            let records = distinct.map(|(.., place)| address(name.clone(), place));
             let fits = |record: &Record| kind == RecordType::ANY || record.record_type() == kind;
             answer.answers.extend(records.filter(fits).take(MOST));
         }

@@ -111,7 +111,8 @@ async fn an_answer_that_is_too_long_for_a_packet_is_asked_for_again_by_tcp() {
 async fn nothing_that_left_routing_is_named_a_second_later_whatever_haproxy_does() {
     let (rig, dns) = rig().await;
     rig.service("rocket", "web").await;
-    rig.running(("rocket", "web"), &[(1, at(1, 21000))]).await;
+    // The reload is over: HAProxy's master takes no questions while it starts again.
+    rig.applied(rig.running(("rocket", "web"), &[(1, at(1, 21000))]).await).await;
     until_named(dns, "web.rocket.localhost", &["127.0.9.1"]).await;
     // HAProxy hangs: whatever is asked of it takes as long as that.
     let processes = rig.processes().await;

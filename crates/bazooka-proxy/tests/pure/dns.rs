@@ -53,6 +53,8 @@ fn cluster() -> Directory {
         (3, "v2/web", place("10.0.0.3:21002", "north", false)),
         (4, "v2/web", place("[fd00::4]:21003", "south", true)),
         (5, "v2/job", place("10.0.0.5:21004", "south", true)),
+        // Beside the first one, on the same host.
+        (7, "v2/web", place("10.0.0.1:21006", "north", true)),
         (6, "v2/job", place("10.0.0.6:21005", "", true)),
     ])
 }
@@ -81,10 +83,10 @@ fn a_name_is_answered_with_what_is_routed_and_the_own_zone_first() {
     use ResponseCode::{NXDomain, NoError, Refused};
     let target = |id: &str, of: &str| format!("{id}.{of}.v2.cluster.example.org.");
     let (one, two, four) = (target("1", "web"), target("2", "web"), target("4", "web"));
-    let (five, six) = (target("5", "job"), target("6", "job"));
+    let (five, six, seven) = (target("5", "job"), target("6", "job"), target("7", "web"));
     let south = format!("1 21001 {two}, 1 21003 {four}");
     let jobs = format!("1 21004 {five}, 1 21005 {six}");
-    let all = format!("0 21000 {one}, {south}");
+    let all = format!("0 21000 {one}, 0 21006 {seven}, {south}");
     let a = RecordType::A;
     let table: &[(&str, RecordType, ResponseCode, &str)] = &[
         ("web.v2.cluster.example.org.", a, NoError, "10.0.0.1"),
@@ -112,7 +114,7 @@ fn a_name_is_answered_with_what_is_routed_and_the_own_zone_first() {
         // It drains, it is another service's, it never was, it isn't spelled so.
         ("3.web.v2.cluster.example.org.", a, NXDomain, ""),
         ("5.web.v2.cluster.example.org.", a, NXDomain, ""),
-        ("7.web.v2.cluster.example.org.", a, NXDomain, ""),
+        ("8.web.v2.cluster.example.org.", a, NXDomain, ""),
         ("01.web.v2.cluster.example.org.", a, NXDomain, ""),
         // Names that have others below them.
         ("v2.cluster.example.org.", a, NoError, ""),
@@ -143,7 +145,7 @@ fn an_srv_answer_has_the_addresses_of_what_it_names() {
     let answer = answer(&cluster(), &zone(), &name("web.v2.cluster.example.org."), RecordType::SRV, 0);
     let addresses: Vec<(String, String)> =
         answer.additionals.iter().map(|record| (record.name().to_string(), told(record))).collect();
-    let wanted = [("1", "10.0.0.1"), ("2", "10.0.0.2"), ("4", "fd00::4")];
+    let wanted = [("1", "10.0.0.1"), ("7", "10.0.0.1"), ("2", "10.0.0.2"), ("4", "fd00::4")];
     let wanted = wanted.map(|(id, at)| (format!("{id}.web.v2.cluster.example.org."), at.to_owned()));
     assert_eq!(addresses, wanted);
 }
