@@ -50,18 +50,19 @@ impl Places {
         left_over
     }
 
-    /// The zone of each of the next `n` instances: first those that a zone is short of.
-    pub fn next(&self, n: usize) -> BTreeMap<Option<ZoneName>, usize> {
-        let (mut next, mut rest) = (BTreeMap::new(), n);
+    /// How many of the next `n` instances are for which zone: first those that a zone is short of, so that none of the others
+    /// takes their room.
+    pub fn next(&self, n: usize) -> Vec<(Option<ZoneName>, usize)> {
+        let (mut next, mut rest) = (Vec::new(), n);
         for (zone, left) in &self.zones {
             let there = usize::try_from(*left).unwrap_or(usize::MAX).min(rest);
             if there > 0 {
-                next.insert(Some(zone.clone()), there);
+                next.push((Some(zone.clone()), there));
                 rest -= there;
             }
         }
         if rest > 0 {
-            next.insert(None, rest);
+            next.push((None, rest));
         }
         next
     }
@@ -90,7 +91,7 @@ mod tests {
                 .join(" ")
         };
         assert_eq!(next(3, &[], 3), "any:3");
-        assert_eq!(next(5, &[("a", 2), ("b", 1)], 5), "any:2 a:2 b:1");
+        assert_eq!(next(5, &[("a", 2), ("b", 1)], 5), "a:2 b:1 any:2");
         assert_eq!(next(5, &[("a", 2), ("b", 1)], 1), "a:1");
         assert_eq!(next(2, &[("a", 5), ("b", 1)], 2), "a:2", "there are no more");
         assert_eq!(next(0, &[("a", 5)], 0), "");
