@@ -55,8 +55,8 @@ const READS: [Row; 12] = [
 const WRITES: [Row; 24] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("schema", "----------y"),
-    ("counters/instance", "----------y"),
-    ("counters/port", "----------y"),
+    ("counters/instance", "------y---y"),
+    ("counters/port", "------y---y"),
     ("apps/goto-rocket", "------y---y"),
     ("apps/goto-rocket/formation/web", "-----yy---y"),
     ("apps/goto-rocket/procs/web", "-----yy---y"),
@@ -68,16 +68,16 @@ const WRITES: [Row; 24] = [
     ("apps/goto-rocket/revs/0123456789012345678901234567890123456789", "------y---y"),
     ("apps/goto-rocket/instances/1", "------y---y"),
     ("apps/other/formation/web", "----y-y---y"),
-    ("assigned/host1/1", "----------y"),
-    ("status/host1/1", "--------y-y"),
-    ("status/host2/1", "-------y--y"),
-    ("hosts/host1", "--------y-y"),
-    ("hosts/host2", "-------y--y"),
+    ("assigned/host1/1", "------y---y"),
+    ("status/host1/1", "------y-y-y"),
+    ("status/host2/1", "------yy--y"),
+    ("hosts/host1", "------y-y-y"),
+    ("hosts/host2", "------yy--y"),
     ("hostmeta/host1", "------y---y"),
     ("unfreeze", "------y---y"),
-    ("proxies/proxy1", "---------yy"),
+    ("proxies/proxy1", "------y--yy"),
     ("access/goto-rocket", "----------y"),
-    ("election/converger", "----------y"),
+    ("election/converger", "------y---y"),
 ];
 
 /// Endpoints: a part, a request, and who is let through. What comes then (such as 400, to a body that makes no sense) is not

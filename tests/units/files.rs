@@ -34,7 +34,7 @@ fn each_daemon_says_all_that_is_wrong_with_its_file_and_where() {
                 "FILE:2: identity: /nowhere/ca.pem can't be read",
                 "FILE:3: zones: there is no such option; zone is one",
                 "FILE:4: slots: it takes a number, not a string",
-                "FILE:5: stack: /proc is no tree with programs in it",
+                "FILE:5: stack: /proc is no stack: it must be a root tree",
                 "FILE:6: shim: there is no /nowhere/shim",
                 "FILE:7: isolation: \"jail\" is none of sandbox, uid, none",
                 "FILE:8: ports: \"9-1\": two numbers with a dash between",

@@ -6,7 +6,7 @@ use visor::{
     identity::Kind,
 };
 
-use super::{HostOptions, Isolation, isolation, machine_name, shim_program};
+use super::{HostOptions, Isolation, isolation, machine_name, sandbox::stack_at, shim_program};
 
 /// All that is wrong. Nothing is bound, made or asked.
 pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<Wrong> {
@@ -20,9 +20,7 @@ pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<Wrong
         say("isolation", isolation(options.isolation).err());
     }
     say("shim", shim_program(options.shim.clone()).err());
-    if let Some(stack) = options.stack.as_deref().filter(|stack| !stack.join("usr").is_dir()) {
-        say("stack", Some(format!("{} is no tree with programs in it: there is no usr", stack.display())));
-    }
+    say("stack", options.stack.as_deref().and_then(|stack| stack_at(stack).err()));
     if options.state.exists() && !options.state.is_dir() {
         say("state", Some(format!("{} is no folder", options.state.display())));
     }

@@ -134,7 +134,10 @@ impl Sandboxes {
 }
 
 /// A stack, if it is one.
-fn stack_at(stack: &Path) -> Result<PathBuf, String> {
+///
+/// # Errors
+/// What it lacks, in words.
+pub fn stack_at(stack: &Path) -> Result<PathBuf, String> {
     let base =
         stack.canonicalize().map_err(|error| format!("can't use the stack {}: {error}", stack.display()))?;
     // Its links are its own: /bin is one to usr/bin.
