@@ -517,6 +517,19 @@ pub enum State {
 }
 
 impl State {
+    /// Its word for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Claimed => "starting",
+            State::Running => "running",
+            State::Backoff => "backoff",
+            State::Stopping => "stopping",
+            State::Exited => "exited",
+            State::Failed => "failed",
+            State::Lost => "lost",
+        }
+    }
+
     /// Nothing of the instance runs any more, and nothing will.
     pub fn is_final(self) -> bool {
         matches!(self, State::Exited | State::Failed | State::Lost)

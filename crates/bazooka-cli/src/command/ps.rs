@@ -90,20 +90,7 @@ impl Row {
     }
 
     fn state_word(&self) -> &'static str {
-        self.state.map_or("placed", state_word)
-    }
-}
-
-/// A state, as it is told.
-pub fn state_word(state: State) -> &'static str {
-    match state {
-        State::Claimed => "starting",
-        State::Running => "running",
-        State::Backoff => "backoff",
-        State::Stopping => "stopping",
-        State::Exited => "exited",
-        State::Failed => "failed",
-        State::Lost => "lost",
+        self.state.map_or("placed", State::word)
     }
 }
 

@@ -18,7 +18,7 @@ use visor::{
 
 use crate::{
     args::Which,
-    command::{ps::state_word, releases::word},
+    command::releases::word,
     context::{Context, known_proc},
     failure::Result,
     settle::{instances, unserved},
@@ -202,7 +202,7 @@ fn of_instance(story: &Story<'_>, view: &AppView, now: Timestamp) -> String {
 fn of_status(page: &mut Page, status: &Status, now: Timestamp) {
     let said = status.cause.as_ref().map(|said| cause(said, status.next_start_at, now));
     let cause = said.map(|said| format!(": {said}")).unwrap_or_default();
-    page.field("state", &format!("{}, for {}{cause}", state_word(status.state), ago(status.since, now)));
+    page.field("state", &format!("{}, for {}{cause}", status.state.word(), ago(status.since, now)));
     if let (Some(ip), Some(port)) = (status.ip, status.port) {
         page.field("address", &format!("{ip}:{port}"));
     }

@@ -182,25 +182,11 @@ fn instances(view: &HostView) -> Vec<Instance> {
             app: assigned.app.clone(),
             proc: assigned.proc.clone(),
             release: assigned.release,
-            state: state_word(view.status.get(id).map(|status| status.state)),
+            state: view.status.get(id).map_or("placed", |status| status.state.word()),
         })
         .collect();
     all.sort_by(|a, b| (&a.app, &a.proc, a.id).cmp(&(&b.app, &b.proc, b.id)));
     all
-}
-
-/// A state as the command line tells it.
-fn state_word(state: Option<State>) -> &'static str {
-    match state {
-        None => "placed",
-        Some(State::Claimed) => "starting",
-        Some(State::Running) => "running",
-        Some(State::Backoff) => "backoff",
-        Some(State::Stopping) => "stopping",
-        Some(State::Exited) => "exited",
-        Some(State::Failed) => "failed",
-        Some(State::Lost) => "lost",
-    }
 }
 
 fn app(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<App> {
