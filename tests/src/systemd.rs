@@ -1,6 +1,6 @@
-//! A machine with a systemd of its own, in namespaces, on a copy of this machine's files.
+//! Machines with a systemd of their own, in namespaces, each on a copy of this machine's files.
 //!
-//! Owns its start and its end, and the way in. What it writes is in memory and goes with it; nothing of the real machine is written.
+//! Owns their start and their end, and the way in. What it writes is in memory and goes with it; nothing of the real machine is written.
 
 use std::{
     fs,
@@ -8,12 +8,13 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use tempfile::TempDir;
 
-use crate::{program, until};
+use crate::{Nets, program, until};
 
 /// What starts it.
 const BOOT: &str = include_str!("systemd/boot.sh");
@@ -37,23 +38,52 @@ impl Systemd {
     /// # Panics
     /// If it doesn't, with what it said; without root, or where no control groups can be made.
     pub fn boot() -> Systemd {
+        Systemd::begin("machine1", None).up()
+    }
+
+    /// Boots some by these names at once, joined by a network: the first at [`Nets::address`] 1, and so on. They know each
+    /// other by name.
+    ///
+    /// # Panics
+    /// As [`Systemd::boot`].
+    pub fn boot_all(nets: &Nets, names: &[&str]) -> Vec<Systemd> {
+        let begun: Vec<Systemd> =
+            (1..).zip(names).map(|(host, name)| Systemd::begin(name, Some((nets, host)))).collect();
+        let machines: Vec<Systemd> = begun.into_iter().map(Systemd::up).collect();
+        let known = (1..).zip(names).fold("127.0.0.1 localhost\n".to_owned(), |known, (host, name)| {
+            known + &format!("{} {name}\n", Nets::address(host))
+        });
+        machines.iter().for_each(|machine| machine.write("/etc/hosts", &known));
+        machines
+    }
+
+    fn begin(name: &str, link: Option<(&Nets, u8)>) -> Systemd {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::Builder::new().prefix("bazooka-systemd.").tempdir();
         let dir = dir.expect("a temporary folder can be made");
-        let group = format!("bazooka-tests-{}", std::process::id());
+        let group = format!("bazooka-tests-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = fs::File::create(dir.path().join("boot.log")).expect("the log can be written");
         let root = dir.path().join("machine");
         fs::create_dir(&root).expect("the folder can be made");
+        let on = link.map(|(nets, host)| nets.on(host)).unwrap_or_default();
         let unshare = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", "bash", "-c", BOOT, "boot"])
+            .args(["--pdeathsig", "KILL", "--"])
+            .args(on)
+            .args(["bash", "-c", BOOT, "boot"])
             .arg(&root)
             .arg(&group)
             .arg(program("bazooka-pm").parent().expect("a program has a folder"))
+            .args([name, if link.is_some() { "" } else { "--net" }])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be duplicated"))
             .stderr(log)
             .spawn()
             .expect("setpriv is installed");
-        let mut machine = Systemd { unshare, group, init: 0, dir };
+        Systemd { unshare, group, init: 0, dir }
+    }
+
+    fn up(mut self) -> Systemd {
+        let machine = &mut self;
         machine.init = until("a systemd boots in namespaces", PATIENCE, || {
             let said = fs::read_to_string(machine.dir.path().join("boot.log")).unwrap_or_default();
             if let Ok(Some(status)) = machine.unshare.try_wait() {
@@ -74,7 +104,7 @@ impl Systemd {
             let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
             if ["running", "degraded"].contains(&state.as_str()) { Ok(()) } else { Err(state) }
         });
-        machine
+        self
     }
 
     /// A command on the machine, as its root.

@@ -1,8 +1,9 @@
 # Boots a systemd as process 1 of namespaces of its own, on a copy of this machine's files that is kept in memory: what it
 # writes is gone with it. FOLDER is empty and on a real file system; GROUP names its control groups; BUILT is a folder with
-# programs, which the machine sees read-only in /opt/built.
+# programs, which the machine sees read-only in /opt/built; NAME is its own; NET says whether it gets a network of its own
+# (--net) or stays in the one where this is started.
 set -eu
-folder=$1 group=$2 built=$3
+folder=$1 group=$2 built=$3 machine=$4 net=$5
 say() { echo "boot: $*" >&2; exit 90; }
 
 [ "$(id -u)" -eq 0 ] || say "this takes root"
@@ -18,8 +19,8 @@ for hierarchy in $hierarchies; do
   echo $$ >"$hierarchy/$group/cgroup.procs"
 done
 
-export folder hierarchies built
-exec unshare --cgroup --mount --pid --fork --kill-child --uts --ipc --net --propagation private bash -eu -c '
+export folder hierarchies built machine
+exec unshare --cgroup --mount --pid --fork --kill-child --uts --ipc $net --propagation private bash -eu -c '
 mount -t tmpfs tmpfs "$folder"
 mkdir "$folder/upper" "$folder/work" "$folder/root"
 mount -t overlay -o "lowerdir=/,upperdir=$folder/upper,workdir=$folder/work" overlay "$folder/root"
@@ -47,11 +48,11 @@ mkdir opt/built; mount --bind "$built" opt/built; mount -o remount,ro,bind opt/b
 # The settings of the kernel stay as they are.
 mount --bind proc/sys proc/sys; mount -o remount,ro,bind proc/sys
 # None of what this machine runs, and of what it wrote, is there.
-rm -rf etc/fstab etc/systemd/system etc/bazooka var/lib/bazooka* var/log/journal usr/sbin/policy-rc.d
+rm -rf etc/fstab etc/systemd/system etc/bazooka root/.ssh root/.config root/.gitconfig var/lib/bazooka* var/lib/etcd/* var/log/journal usr/sbin/policy-rc.d
 mkdir -p etc/systemd/system etc/systemd/journald.conf.d
 printf "[Journal]\nStorage=volatile\nForwardToConsole=no\n" >etc/systemd/journald.conf.d/volatile.conf
 for unit in systemd-modules-load systemd-udevd systemd-udev-trigger systemd-resolved systemd-timesyncd systemd-networkd getty@tty1 serial-getty@ttyS0 console-getty; do
   ln -s /dev/null etc/systemd/system/$unit.service
 done
-mkdir .old; pivot_root . .old; umount -l /.old; rmdir /.old; hostname machine1; echo machine1 >etc/hostname
+mkdir .old; pivot_root . .old; umount -l /.old; rmdir /.old; hostname "$machine"; echo "$machine" >etc/hostname
 exec env -i container=bazooka PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --unit=multi-user.target --log-target=journal --show-status=0 --log-level=notice'
