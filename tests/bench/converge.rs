@@ -177,6 +177,7 @@ impl Rows {
 
 fn host(n: u32) -> Host {
     Host {
+        schema: None,
         address: [10, 0, u8::try_from(n / 250).expect("it fits"), u8::try_from(n % 250).expect("it fits")]
             .into(),
         url: "http://127.0.0.1:9".into(),

@@ -215,6 +215,17 @@ pub enum Command {
         #[arg(long)]
         repair: bool,
     },
+    /// After an upgrade: bring what the release before wrote into today's form, and shut that release out
+    #[command(
+        long_about = "After an upgrade of all parts: bring what the release before wrote into today's form, and shut that \
+                            release out. It may be stopped at any time and run again. Where parts are told apart, it takes an \
+                            rm's identity"
+    )]
+    Migrate {
+        /// Only tell
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Run a whole cluster on this machine, in the foreground
     Dev(DevArgs),
     /// Print the version
@@ -260,7 +271,7 @@ impl Command {
             Command::Scale(args) => args.only_shows(),
             Command::Hosts { action } => action.is_none(),
             Command::Check { repair } => !repair,
-            Command::Recover { dry_run, .. } => *dry_run,
+            Command::Recover { dry_run, .. } | Command::Migrate { dry_run } => *dry_run,
             Command::Procs { action } => action.is_none(),
             Command::Traffic { shares, .. } => shares.is_empty(),
             Command::Rollout { action } => matches!(action, RolloutAction::Status),
@@ -536,6 +547,11 @@ pub enum HostsAction {
         /// Don't wait
         #[arg(long)]
         no_wait: bool,
+    },
+    /// Remove a host that has gone from the list, with what was said of it; waits until its lease has ended
+    Forget {
+        /// The host
+        host: HostName,
     },
     /// Give up the hosts that went all at once: they won't come back, and their instances are replaced
     Unfreeze,

@@ -14,6 +14,7 @@ pub mod hosts;
 pub mod init;
 pub mod keys;
 pub mod logs;
+pub mod migrate;
 pub mod procs;
 pub mod ps;
 pub mod recover;

@@ -124,8 +124,7 @@ impl From<VisorError> for Failure {
         match error {
             VisorError::Store(error) => error.into(),
             VisorError::Refused(refusal) => refusal.into(),
-            VisorError::SchemaTooNew { .. } => Failure::new(Kind::Refused, error.to_string())
-                .hint("use a bazooka of the cluster's version; `bazooka version` tells this one's"),
+            VisorError::SchemaTooNew { .. } => too_new(&error),
             VisorError::NotSetUp => Failure::new(Kind::Coordinator, error.to_string()).hint(
                 "is this the right coordinator and --prefix? Each daemon of a cluster sets it up; \
                  `bazooka dev` runs a local one",
@@ -137,9 +136,15 @@ impl From<VisorError> for Failure {
     }
 }
 
+fn too_new(error: &dyn fmt::Display) -> Failure {
+    Failure::new(Kind::Refused, error.to_string())
+        .hint("use a bazooka of the cluster's version; `bazooka version` tells this one's")
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
+            StoreError::SchemaTooNew { .. } => too_new(&error),
             StoreError::Unreachable { endpoints, detail } => {
                 let mut failure = Failure::new(
                     Kind::Coordinator,
@@ -219,6 +224,15 @@ impl From<Refusal> for Failure {
             }
             Refusal::NoSuchKey(..) => (Kind::Unknown, Some("`bazooka keys` lists them")),
             Refusal::NotTheirs(..) => (Kind::Unknown, Some("`bazooka access` lists whose each app is")),
+            Refusal::HostThere(_) => (
+                Kind::Refused,
+                Some(
+                    "`bazooka hosts drain HOST` first; then stop its bazooka-pm: it has gone ten seconds later",
+                ),
+            ),
+            Refusal::HostInUse(_) => {
+                (Kind::Refused, Some("`bazooka capacity` tells whether others have room for them"))
+            }
             Refusal::NotFrozen => (Kind::Refused, Some("`bazooka hosts` lists them")),
             Refusal::Destroying(_)
             | Refusal::TurnOver(_)
@@ -226,6 +240,7 @@ impl From<Refusal> for Failure {
             | Refusal::RepoMoved(_)
             | Refusal::NoPortLeft
             | Refusal::HostTaken(_)
+            | Refusal::NameTaken { .. }
             | Refusal::HostGone(_) => (Kind::Refused, None),
         };
         let failure = Failure::new(kind, refusal.to_string());

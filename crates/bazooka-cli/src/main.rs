@@ -146,7 +146,13 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 async fn audited(cluster: &Cluster, what: &Command, said: String, app: Option<AppName>) -> Visor {
     let app = match app {
         // Hosts belong to no app, nor does the whole.
-        _ if matches!(what, Command::Hosts { .. } | Command::Check { .. } | Command::Recover { .. }) => None,
+        _ if matches!(
+            what,
+            Command::Hosts { .. } | Command::Check { .. } | Command::Recover { .. } | Command::Migrate { .. }
+        ) =>
+        {
+            None
+        }
         Some(app) => Some(app),
         None => context::remote_url().await.as_deref().and_then(context::app_of),
     };
@@ -205,6 +211,7 @@ async fn with_coordinator(
             Command::Hosts { action } => command::hosts::run(&context, action).await,
             Command::Capacity { proc, of } => command::capacity::run(&context, proc, of).await,
             Command::Check { repair } => command::check::run(&context, repair).await,
+            Command::Migrate { dry_run } => command::migrate::run(&context, dry_run).await,
             Command::Recover { hosts, late, end_unknown, alone, dry_run } => {
                 let how = command::recover::How { late, end_unknown, alone, dry_run };
                 command::recover::run(&context, hosts, how).await

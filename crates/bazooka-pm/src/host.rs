@@ -139,6 +139,7 @@ pub async fn run(
         url: url.clone(),
         zone: options.zone,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        schema: Some(visor::schema::SCHEMA_VERSION),
         capacity: Capacity {
             memory_bytes: options.memory.unwrap_or_else(limits::memory_for_instances),
             instances: options.slots.unwrap_or_else(|| u32::from(range.1 - range.0) + 1),

@@ -26,7 +26,7 @@ use bazooka_proxy::{
 use clap::{Parser, ValueEnum};
 use visor::{
     daemon::{
-        self, CoordinatorArgs, Readiness,
+        self, CoordinatorArgs, Readiness, folder_token,
         supervisor::{Pulse, announce},
     },
     identity::{Credentials, Kind},
@@ -111,6 +111,7 @@ async fn main() -> anyhow::Result<()> {
         None => machine_name()?,
     };
     let folder = state_folder(&args.state)?;
+    let token = folder_token(&folder).map_err(anyhow::Error::msg)?;
     let _only_one = lock(&folder).await?;
     let program = find_program(&args.haproxy)?;
     let run_as = run_as(args.haproxy_user.as_deref(), &folder)?;
@@ -190,6 +191,7 @@ async fn main() -> anyhow::Result<()> {
         url: format!("{}://{address}", cluster.scheme()),
         zone: args.zone,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        token,
     };
     let parts = Parts {
         visor: cluster.visor,

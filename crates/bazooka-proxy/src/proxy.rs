@@ -55,6 +55,8 @@ pub struct Identity {
     pub zone: ZoneName,
     /// Its version.
     pub version: String,
+    /// Names its state folder.
+    pub token: String,
 }
 
 /// What the loop works with.
@@ -71,7 +73,7 @@ pub struct Parts {
     pub directory: Board,
     /// What is counted.
     pub metrics: ProxyMetrics,
-    /// Dropped once the first configuration is in force.
+    /// Dropped once the first configuration is in force and the coordinator has this proxy's word.
     pub not_ready: NotReady,
     /// The loop's life sign.
     pub pulse: Pulse,
@@ -265,8 +267,13 @@ impl Proxy {
         self.say(revision);
         self.show(&wanted, revision, since);
         let serves = self.in_force.as_ref().is_some_and(|in_force| in_force.public);
-        if serves && self.not_ready.take().is_some() {
-            tracing::info!(url = self.identity.url, revision, "ready");
+        if serves && let Some(not_ready) = self.not_ready.take() {
+            let (heard, url) = (self.publisher.heard(), self.identity.url.clone());
+            tokio::spawn(async move {
+                heard.await;
+                tracing::info!(url, revision, "ready");
+                drop(not_ready);
+            });
         }
     }
 
@@ -383,8 +390,10 @@ impl Proxy {
             domain: self.settings.domain.to_string(),
             zone: Some(self.identity.zone.clone()),
             version: self.identity.version.clone(),
+            schema: Some(visor::schema::SCHEMA_VERSION),
             applied,
             busy: self.drains.busy().clone(),
+            token: Some(self.identity.token.clone()),
             refused,
             extra: Extra::new(),
         });

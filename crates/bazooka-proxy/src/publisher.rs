@@ -10,15 +10,19 @@ use visor::{
     lease::{LeaseKeeper, LeaseTiming},
     names::HostName,
     schema::Proxy,
-    visor::{Visor, VisorError},
+    visor::{Refusal, Visor, VisorError},
 };
 
 /// The pause after a failed write; the store's own deadline comes on top.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// The pause while another proxy has this one's name.
+const LONG_PAUSE: Duration = Duration::from_secs(2);
+
 /// Publishes rows in the background.
 pub struct Publisher {
     row: watch::Sender<Option<Proxy>>,
+    heard: watch::Receiver<bool>,
     task: tokio::task::JoinHandle<LeaseKeeper>,
     stop: tokio_util::sync::CancellationToken,
 }
@@ -27,10 +31,11 @@ impl Publisher {
     /// Starts to keep a lease; nothing is written before the first row.
     pub fn start(visor: Visor, name: HostName) -> Self {
         let (row, rows) = watch::channel(None);
+        let (hears, heard) = watch::channel(false);
         let stop = tokio_util::sync::CancellationToken::new();
         let keeper = LeaseKeeper::start(visor.store().clone(), LeaseTiming::default());
-        let task = tokio::spawn(keep(visor, name, keeper, rows, stop.clone()));
-        Publisher { row, task, stop }
+        let task = tokio::spawn(keep(visor, name, keeper, (rows, hears), stop.clone()));
+        Publisher { row, heard, task, stop }
     }
 
     /// Has a row written, if it says anything new. Returns whether it does.
@@ -42,6 +47,15 @@ impl Publisher {
             }
             news
         })
+    }
+
+    /// Waits until a row has stood in the coordinator.
+    pub fn heard(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut heard = self.heard.clone();
+        async move {
+            // Whoever ends is not heard any more.
+            let _ = heard.wait_for(|heard| *heard).await;
+        }
     }
 
     /// Ends. With `leave`, the row goes at once; else it stays until its lease runs out, so that a
@@ -62,29 +76,42 @@ async fn keep(
     visor: Visor,
     name: HostName,
     keeper: LeaseKeeper,
-    mut rows: watch::Receiver<Option<Proxy>>,
+    (mut rows, hears): (watch::Receiver<Option<Proxy>>, watch::Sender<bool>),
     stop: tokio_util::sync::CancellationToken,
 ) -> LeaseKeeper {
     let work = async {
         let mut lease_state = keeper.state();
-        let mut warned = false;
+        let mut warned = None;
+        // The lease under which the row is this one's.
+        let mut own = None;
         loop {
             // Before the lease is asked for, so that no change of it is missed.
             lease_state.mark_unchanged();
             let lease = keeper.wait_held().await;
             let row = rows.borrow_and_update().clone();
             if let Some(row) = row {
-                match write(&visor, &name, &row, lease).await {
-                    Ok(()) => warned = false,
+                match write(&visor, &name, &row, lease, own == Some(lease)).await {
+                    Ok(()) => {
+                        (own, warned) = (Some(lease), None);
+                        hears.send_replace(true);
+                    }
                     Err(error) => {
-                        if !warned {
-                            tracing::warn!(
-                                error = &error as &dyn std::error::Error,
-                                "the coordinator doesn't take this proxy's word; will say it again"
-                            );
+                        let words = error.to_string();
+                        let taken = matches!(error, VisorError::Refused(Refusal::NameTaken { .. }));
+                        if warned.as_ref() != Some(&words) {
+                            match taken {
+                                true => tracing::error!(
+                                    error = %words,
+                                    "nobody hears of this proxy until the other one has gone; give one of them another name"
+                                ),
+                                false => tracing::warn!(
+                                    error = &error as &dyn std::error::Error,
+                                    "the coordinator doesn't take this proxy's word; will say it again"
+                                ),
+                            }
+                            warned = Some(words);
                         }
-                        warned = true;
-                        sleep(PAUSE).await;
+                        sleep(if taken { LONG_PAUSE } else { PAUSE }).await;
                         continue;
                     }
                 }
@@ -104,11 +131,20 @@ async fn keep(
     keeper
 }
 
-async fn write(visor: &Visor, name: &HostName, row: &Proxy, lease: i64) -> Result<(), VisorError> {
-    match visor.publish_proxy(name, row, lease).await {
+async fn write(
+    visor: &Visor,
+    name: &HostName,
+    row: &Proxy,
+    lease: i64,
+    is_own: bool,
+) -> Result<(), VisorError> {
+    if is_own {
+        return visor.publish_proxy(name, row, lease).await;
+    }
+    match visor.register_proxy(name, row, lease).await {
         Err(VisorError::NotSetUp) => {
             visor.set_up().await?;
-            visor.publish_proxy(name, row, lease).await
+            visor.register_proxy(name, row, lease).await
         }
         other => other,
     }

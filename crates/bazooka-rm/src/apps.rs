@@ -47,6 +47,7 @@ impl Apps {
         let (says, changed) = watch::channel(0);
         let known = Arc::new(Mutex::new(Known::default()));
         let scopes = vec![
+            keys::schema(),
             keys::apps(),
             keys::repos(),
             keys::rms(),

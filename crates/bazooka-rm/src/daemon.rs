@@ -263,6 +263,7 @@ async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady, ssh_
             Row {
                 url: rm.own.url.clone(),
                 version: env!("CARGO_PKG_VERSION").into(),
+                schema: Some(visor::schema::SCHEMA_VERSION),
                 ssh_url: ssh_url.clone(),
                 seal_key: Some(ring.current()),
                 retired_seal_keys: ring.retired(),

@@ -7,6 +7,7 @@ pub mod documents;
 mod journal;
 pub mod settings;
 pub mod supervisor;
+mod token;
 
 use std::{
     io::IsTerminal,
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use settings::Wrong;
+pub use token::folder_token;
 
 use crate::{
     access::{self, Act},

@@ -30,6 +30,7 @@ pub mod exposition;
 pub mod identity;
 pub mod keys;
 pub mod lease;
+pub mod migrate;
 pub mod mirror;
 pub mod names;
 pub mod progress;

@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::store::{
     Entry, Event, Keys, Op, Result, Revision, SharedStore, StoreError, Txn, Watch, WatchMessage,
 };
+use crate::{keys, migrate};
 
 /// After this silence a watch is asked for a sign of life, and each time again.
 const ASK_AFTER: Duration = Duration::from_secs(5);
@@ -234,7 +235,11 @@ impl<I: Image> Mirror<I> {
         let mut next = Some((scope, message));
         let mut applied = 0;
         while let Some((scope, message)) = next.take() {
-            match message.unwrap_or_else(|| Err(ended())) {
+            let readable = message.unwrap_or_else(|| Err(ended())).and_then(|message| {
+                migrate::may_read(message.events.iter().filter_map(Event::entry))?;
+                Ok(message)
+            });
+            match readable {
                 Ok(message) => self.apply(scope, message, &mut keys),
                 Err(error) => {
                     self.fall_back(&error);
@@ -303,8 +308,9 @@ impl<I: Image> Mirror<I> {
 
 /// Lists every scope at one revision, and watches each from the next one on.
 async fn open(store: SharedStore, scopes: Vec<Keys>) -> Result<Opened> {
-    let list = Txn { then: scopes.iter().cloned().map(Op::Get).collect(), ..Txn::default() };
-    let reply = store.txn(list).await?;
+    let then = scopes.iter().cloned().chain([keys::schema()]).map(Op::Get).collect();
+    let mut reply = store.txn(Txn { then, ..Txn::default() }).await?;
+    migrate::may_read(reply.found.pop().iter().flatten())?;
     let mut watches = Vec::with_capacity(scopes.len());
     for scope in scopes {
         watches.push(store.watch(scope, reply.revision + 1).await?);

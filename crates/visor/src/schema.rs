@@ -695,6 +695,9 @@ pub struct Host {
     pub isolation: String,
     /// The kernel's boot id.
     pub boot_id: String,
+    /// The schema's version that its build writes; none: an early one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<u32>,
     /// What config vars are sealed to for it; none: its pm is of a version that can't open them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal_key: Option<PublicKey>,
@@ -736,11 +739,18 @@ pub struct Proxy {
     pub zone: Option<ZoneName>,
     /// Its version.
     pub version: String,
+    /// The schema's version that its build writes; none: an early one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<u32>,
     /// Everything up to this revision is in force in HAProxy, old workers included in `busy`.
     pub applied: Revision,
     /// Instances that were taken out and still have a session on some worker.
     #[serde(default)]
     pub busy: BTreeSet<InstanceId>,
+    /// Names its state folder, so that one which is started again takes over its own row and another of its name is
+    /// refused; none: it is of a version that didn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
     /// Services that it can't serve, and why (`goto-rocket/web`: `port 8511 is taken`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, String>,
@@ -756,6 +766,9 @@ pub struct Rm {
     pub url: String,
     /// Its version.
     pub version: String,
+    /// The schema's version that its build writes; none: an early one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<u32>,
     /// The base of the URL that is pushed to over SSH, where that can be done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_url: Option<String>,
@@ -774,7 +787,15 @@ impl Rm {
     /// One with an endpoint and no more.
     pub fn at(url: impl Into<String>) -> Rm {
         let (url, version) = (url.into(), String::new());
-        Rm { url, version, ssh_url: None, seal_key: None, retired_seal_keys: Vec::new(), extra: Extra::new() }
+        Rm {
+            url,
+            version,
+            schema: None,
+            ssh_url: None,
+            seal_key: None,
+            retired_seal_keys: Vec::new(),
+            extra: Extra::new(),
+        }
     }
 }
 

@@ -174,6 +174,14 @@ impl Event {
         }
     }
 
+    /// What was written; none: it was deleted.
+    pub fn entry(&self) -> Option<&Entry> {
+        match self {
+            Event::Put(entry) => Some(entry),
+            Event::Delete { .. } => None,
+        }
+    }
+
     /// The revision that changed it.
     pub fn revision(&self) -> Revision {
         match self {
@@ -243,6 +251,18 @@ pub enum StoreError {
     WatchEnded {
         /// Why, in the server's words where it said so.
         detail: String,
+    },
+    /// What is there is of a later schema than this build can read.
+    #[error(
+        "the cluster's schema is version {version}, which takes version {min_reader} to read; this is {ours}"
+    )]
+    SchemaTooNew {
+        /// The schema's version.
+        version: u32,
+        /// The lowest version that understands it.
+        min_reader: u32,
+        /// What this build is.
+        ours: u32,
     },
     /// The lease has ended or never was.
     #[error("lease {0} has ended")]

@@ -13,7 +13,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     identity::Identity,
-    keys::Key,
+    keys::{self, Key},
+    migrate,
     mirror::Image,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, UserName, ZoneName},
     schema::{AuditEntry, SCHEMA_VERSION, Schema, Status},
@@ -72,8 +73,14 @@ pub enum Refusal {
     NoPortLeft,
     #[error("host '{0}' is registered by another pm")]
     HostTaken(HostName),
+    #[error("another {kind} of the name '{name}' is there, at {url}")]
+    NameTaken { kind: &'static str, name: HostName, url: String },
     #[error("host '{0}' has lost its lease")]
     HostGone(HostName),
+    #[error("host '{0}' is there: its bazooka-pm holds its registration")]
+    HostThere(HostName),
+    #[error("host '{0}' has instances that aren't replaced yet")]
+    HostInUse(HostName),
     #[error("nothing is frozen: hosts that go are given up")]
     NotFrozen,
     #[error("{0} isn't admitted to this cluster")]
@@ -299,12 +306,14 @@ impl Visor {
 
     /// The same, as it is stored.
     pub(crate) async fn entries(&self, scopes: Vec<Keys>) -> Result<(Vec<Entry>, Revision)> {
-        let txn = Txn { then: scopes.into_iter().map(Op::Get).collect(), ..Txn::default() };
-        let reply = match self.store.txn(txn.clone()).await {
+        let then = scopes.into_iter().chain([keys::schema()]).map(Op::Get).collect();
+        let txn = Txn { then, ..Txn::default() };
+        let mut reply = match self.store.txn(txn.clone()).await {
             // It only reads, so it is safe to repeat.
             Err(StoreError::OutcomeUnknown { .. }) => self.store.txn(txn).await?,
             other => other?,
         };
+        migrate::may_read(reply.found.pop().iter().flatten())?;
         Ok((reply.found.into_iter().flatten().collect(), reply.revision))
     }
 

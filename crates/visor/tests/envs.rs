@@ -62,6 +62,7 @@ impl Cluster {
 
     async fn host(&self, name: &str, ring: Option<&Keyring>) {
         let row = Host {
+            schema: None,
             address: "127.0.0.1".parse().expect("valid"),
             url: String::new(),
             zone: "a".parse().expect("valid"),

@@ -14,6 +14,7 @@ use visor::{
     keys::{self, Key},
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
     schema::*,
+    seal::{Os, SecretKey},
     snapshot::Snapshot,
     store::{
         self, Event, Keys, LeaseId, Page, Revision, Store, StoreError, Txn, TxnReply, Watch,
@@ -64,6 +65,7 @@ fn rev(procs: &[&str]) -> Rev {
 
 fn host(token: &str) -> Host {
     Host {
+        schema: None,
         address: "127.0.0.2".parse().expect("an address"),
         url: "http://127.0.0.2:1".into(),
         zone: "default".parse().expect("a zone"),
@@ -981,4 +983,47 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime can be made").block_on(days_work(deeds))?;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_one_proxys_and_one_rms() {
+    let (_, visor) = cluster().await;
+    let proxy = |token: &str, url: &str| Proxy {
+        url: url.into(),
+        public: "10.0.0.1:80".into(),
+        domain: "localhost".into(),
+        zone: None,
+        version: String::new(),
+        schema: None,
+        applied: 1,
+        busy: BTreeSet::new(),
+        token: Some(token.into()),
+        refused: BTreeMap::new(),
+        extra: Extra::new(),
+    };
+    let (first, second) = (lease(&visor).await, lease(&visor).await);
+    let (p1, r1) = (host_name(1), host_name(2));
+    visor.register_proxy(&p1, &proxy("t", "http://a"), first).await.expect("it is free");
+    visor.register_proxy(&p1, &proxy("t", "http://b"), second).await.expect("it was started again");
+    visor.store().revoke(first).await.expect("it is held");
+    let refused = visor.register_proxy(&p1, &proxy("u", "http://c"), lease(&visor).await).await;
+    let said = refused.expect_err("another machine has the name").to_string();
+    assert_eq!(said, "another bazooka-proxy of the name 'host1' is there, at http://b");
+
+    let keys: Vec<_> = (0..3).map(|_| SecretKey::fresh(&mut Os).public()).collect();
+    let rm = |url: &str, key: usize, retired: &[usize]| Rm {
+        seal_key: Some(keys[key].clone()),
+        retired_seal_keys: retired.iter().map(|key| keys[*key].clone()).collect(),
+        ..Rm::at(url)
+    };
+    let ask = Ask::new("word");
+    visor.publish_rm(&r1, &rm("http://a", 0, &[]), &ask, second).await.expect("it is free");
+    let third = lease(&visor).await;
+    visor.publish_rm(&r1, &rm("http://b", 1, &[0]), &ask, third).await.expect("it has another key now");
+    let fourth = lease(&visor).await;
+    let refused = visor.publish_rm(&r1, &rm("http://c", 2, &[]), &ask, fourth).await;
+    let said = refused.expect_err("another machine has the name").to_string();
+    assert_eq!(said, "another bazooka-rm of the name 'host2' is there, at http://b");
+    visor.store().revoke(third).await.expect("it is held");
+    visor.publish_rm(&r1, &rm("http://c", 2, &[]), &ask, fourth).await.expect("the other one has gone");
 }

@@ -5,7 +5,10 @@
 
 mod drain;
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use serde::Serialize;
 use visor::{
@@ -16,6 +19,7 @@ use visor::{
     schema::HostMeta,
     snapshot::{HostView, Snapshot},
     store::Keys,
+    visor::{Refusal, VisorError},
 };
 
 use crate::{
@@ -33,6 +37,10 @@ pub async fn run(context: &Context, action: Option<HostsAction>) -> Result<()> {
     let (host, words, mark): (HostName, &str, fn(&mut HostMeta)) = match action {
         None => return list(context).await,
         Some(HostsAction::Unfreeze) => return unfreeze(context).await,
+        Some(HostsAction::Forget { host }) => {
+            known(context, &host).await?;
+            return forget(context, &host).await;
+        }
         Some(HostsAction::Drain { host, no_wait }) => {
             known(context, &host).await?;
             return drain::run(context, &host, no_wait).await;
@@ -61,6 +69,40 @@ async fn known(context: &Context, host: &HostName) -> Result<()> {
     let all = context.visor.read(vec![keys::hosts(), keys::host_metas()]).await?;
     let names = all.hosts.keys().map(HostName::as_str);
     Err(unknown(format!("there is no host '{host}'"), host.as_str(), names, "hosts"))
+}
+
+/// How long a host that was just stopped may take to go: its lease, and somewhat more.
+const GOING: Duration = Duration::from_secs(15);
+
+async fn forget(context: &Context, host: &HostName) -> Result<()> {
+    let deadline = Instant::now() + GOING;
+    let mut told = false;
+    loop {
+        match context.visor.forget_host(host).await {
+            Ok(()) => break,
+            // A host on which instances run hasn't been stopped to be taken away.
+            Err(VisorError::Refused(Refusal::HostThere(_)))
+                if Instant::now() < deadline && is_empty(context, host).await? =>
+            {
+                if !told {
+                    say(&format!("waiting until {host} has gone"));
+                }
+                told = true;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    put_line(&format!("{host} is forgotten"));
+    Ok(())
+}
+
+/// Whether a host is drained and nothing is left there.
+async fn is_empty(context: &Context, host: &HostName) -> Result<bool> {
+    let snapshot = context.visor.read(keys::host(host)).await?;
+    Ok(snapshot.hosts.get(host).is_none_or(|view| {
+        view.assigned.is_empty() && view.meta.as_ref().is_some_and(|meta| meta.draining || meta.cordoned)
+    }))
 }
 
 async fn unfreeze(context: &Context) -> Result<()> {

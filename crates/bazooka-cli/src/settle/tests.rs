@@ -123,6 +123,8 @@ async fn without_any_progress_it_gives_up_after_what_an_instance_may_take() {
 async fn a_proxy_that_hangs_holds_nobody_up_for_long() {
     let rig = Rig::new().await;
     let proxy = Proxy {
+        token: None,
+        schema: None,
         url: "http://x".into(),
         public: "0.0.0.0:8080".into(),
         domain: "localhost".into(),

@@ -107,6 +107,16 @@ async fn a_later_schema_is_read_but_not_written() {
 }
 
 #[tokio::test]
+async fn a_schema_that_takes_a_later_build_to_read_isnt_read() {
+    let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    rig.write(&Key::Schema, &Schema { version: 9, min_reader: 9, ..Schema::default() }).await;
+    for command in [&["procs"][..], &["scale", "-n", "1", "web"], &["ps"], &["migrate"]] {
+        let ran = rig.bazooka(&[&["-a", "goto-rocket"], command].concat()).await.exits(4);
+        assert!(ran.stderr.contains("takes version 9 to read"), "{ran:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_value_of_a_config_var_is_in_no_error() {
     let rig = Rig::with_app("goto-rocket", &["web"]).await;
     for bad in ["PORT=secret", "BAZOOKA_APP=secret", "1A=secret", "=secret", "secret", "A B=secret"] {

@@ -81,6 +81,8 @@ async fn what_scale_said_holds_at_once_at_each_proxy() {
     let _player = Player::start(&rig.visor).await;
     let key = Key::Proxy("proxy1".parse().expect("valid"));
     let mut proxy = Proxy {
+        token: None,
+        schema: None,
         url: "http://127.0.0.1:9".into(),
         public: "0.0.0.0:8080".into(),
         domain: "localhost".into(),
@@ -113,6 +115,8 @@ async fn a_proxy_that_cannot_serve_what_runs_is_warned_of_in_its_own_words() {
     rig.rm().await;
     let _player = Player::start(&rig.visor).await;
     let proxy = Proxy {
+        token: None,
+        schema: None,
         url: "http://127.0.0.1:9".into(),
         public: "0.0.0.0:8080".into(),
         domain: "localhost".into(),

@@ -206,3 +206,20 @@ async fn frozen_hosts_are_given_up_when_an_operator_says_so() {
     let word = rig.visor.get::<visor::schema::Unfreeze>(&Key::Unfreeze).await.expect("readable");
     assert_eq!(word.map(|word| (word.hosts.len(), word.by.clone())), Some((2, "tester".to_owned())));
 }
+
+#[tokio::test]
+async fn a_host_that_has_gone_is_forgotten_and_one_that_is_in_use_isnt() {
+    let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    registered(&rig, &["host1"]).await;
+    runs(&rig, 1, "host2", None).await;
+    let ran = rig.bazooka(&["hosts", "forget", "host1"]).await.exits(4);
+    assert!(ran.took < std::time::Duration::from_secs(10) && ran.stderr.contains("hosts drain"), "{ran:?}");
+    let ran = rig.bazooka(&["hosts", "forget", "host2"]).await.exits(4);
+    assert!(ran.stderr.contains("aren't replaced yet"), "{ran:?}");
+    let ran = rig.bazooka(&["hosts", "forget", "host9"]).await.exits(3);
+    assert!(ran.stderr.contains("there is no host 'host9'"), "{ran:?}");
+    rig.write(&Key::HostMeta(host("host3")), &serde_json::json!({"draining": true})).await;
+    assert!(rig.bazooka(&["hosts"]).await.ok().stdout.contains("host3"));
+    assert_eq!(rig.bazooka(&["hosts", "forget", "host3"]).await.ok().stdout, "host3 is forgotten\n");
+    assert!(!rig.bazooka(&["hosts"]).await.ok().stdout.contains("host3"));
+}

@@ -112,3 +112,29 @@ async fn check_changes_nothing_of_a_newer_schema_and_recover_takes_a_word() {
     rig.write(&Key::Schema, &later).await;
     rig.bazooka(&["check", "--repair"]).await.exits(4);
 }
+
+#[tokio::test]
+async fn migrate_shuts_out_nobody_who_is_there_and_is_done_once() {
+    let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    let schema = async || rig.visor.read(vec![visor::keys::schema()]).await.expect("it answers").schema;
+    let mins =
+        async || schema().await.map(|row| (row.value.version, row.value.min_reader, row.value.min_writer));
+    let proxy = json!({"url": "http://x", "public": "x:80", "domain": "x", "version": "0.0.9", "applied": 1});
+    let proxy_key = Key::Proxy("p9".parse().expect("a name"));
+    rig.write(&proxy_key, &proxy).await;
+    for words in [&["migrate"][..], &["migrate", "--dry-run"]] {
+        let ran = rig.bazooka(words).await.exits(4);
+        assert!(ran.stderr.contains("proxy p9 (0.0.9) would be shut out"), "{ran:?}");
+    }
+    assert_eq!(mins().await, Some((2, 1, 1)));
+    rig.visor.commit(visor::visor::Change::new().delete(&proxy_key)).await.expect("it answers");
+    let ran = rig.bazooka(&["migrate", "--dry-run"]).await.ok();
+    assert!(ran.stdout.starts_with("to come: "), "{ran:?}");
+    assert_eq!(mins().await, Some((2, 1, 1)));
+    assert_eq!(rig.bazooka(&["migrate"]).await.ok().stdout.lines().count(), 3);
+    let once = schema().await;
+    assert_eq!(mins().await, Some((2, 2, 2)));
+    let ran = rig.bazooka(&["migrate"]).await.ok();
+    assert!(ran.stdout.starts_with("the cluster is of version 2"), "{ran:?}");
+    assert_eq!(schema().await, once, "nothing was written");
+}

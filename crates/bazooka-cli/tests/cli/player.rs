@@ -86,6 +86,7 @@ impl Player {
 /// Registers a host.
 pub async fn register(visor: &Visor, name: &HostName, lease: LeaseId, url: &str) -> Revision {
     let host = Host {
+        schema: None,
         address: "1.2.3.4".parse().expect("valid"),
         url: url.into(),
         zone: "default".parse().expect("valid"),

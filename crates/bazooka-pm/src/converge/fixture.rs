@@ -73,6 +73,7 @@ impl World {
 
     pub fn register(&mut self, name: &str) {
         let host = self.row(Host {
+            schema: None,
             address: "127.0.0.2".parse().expect("an address"),
             url: "http://127.0.0.2:1".into(),
             zone: "default".parse().expect("a zone"),
@@ -402,6 +403,8 @@ impl World {
 
     pub fn proxy(mut self, name: &str, applied: Revision, busy: &[u64]) -> Self {
         let row = self.row(Proxy {
+            token: None,
+            schema: None,
             url: "http://127.0.0.1:1".into(),
             public: "0.0.0.0:8080".into(),
             domain: "localhost".into(),

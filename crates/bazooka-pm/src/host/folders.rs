@@ -92,25 +92,7 @@ impl Folders {
     /// # Errors
     /// The file system's, with the path.
     pub fn token(&self) -> Result<String, String> {
-        let path = self.root.join("token");
-        let failed = |error: io::Error| format!("can't use {}: {error}", path.display());
-        match fs::read_to_string(&path) {
-            Ok(token) if token.len() == 32 => return Ok(token),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let token = format!("{:032x}", rand::random::<u128>());
-        let draft = self.root.join("token.new");
-        let write = || -> io::Result<()> {
-            use io::Write;
-            let mut file = fs::File::create(&draft)?;
-            file.write_all(token.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)
-        };
-        write().map_err(failed)?;
-        Ok(token)
+        visor::daemon::folder_token(&self.root)
     }
 
     /// The folder itself.

@@ -232,6 +232,7 @@ impl Nodes {
             balancer: Box::new(balancer::Hold::new(&world, &name, &gate)),
             settings: balancer::Hold::settings(n),
             identity: Identity {
+                token: name.clone(),
                 name: name.parse().expect("a valid name"),
                 url: format!("http://10.0.1.{n}:81"),
                 zone: if n % 2 == 0 { "north" } else { "south" }.parse().expect("a valid name"),
@@ -248,6 +249,7 @@ impl Nodes {
 
 fn row(address: IpAddr, n: u8, world: &World) -> Host {
     Host {
+        schema: None,
         address,
         url: format!("http://{address}"),
         zone: if n % 2 == 0 { "north" } else { "south" }.parse().expect("a valid name"),

@@ -492,6 +492,7 @@ impl FakeHost {
 
     fn row(&self) -> Host {
         Host {
+            schema: None,
             address: "127.0.0.2".parse().expect("an address"),
             url: "http://127.0.0.2:1".into(),
             zone: "default".parse().expect("a zone"),
@@ -520,6 +521,8 @@ async fn proxy(visor: Visor, name: HostName, timing: LeaseTiming, stop: Cancella
                     continue;
                 }
                 let row = Proxy {
+                    token: None,
+                    schema: None,
                     url: "http://127.0.0.1:1".into(),
                     public: "127.0.0.1:1".into(),
                     domain: "localhost".into(),

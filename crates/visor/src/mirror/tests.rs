@@ -139,6 +139,30 @@ async fn a_watch_that_lost_events_to_compaction_leads_to_a_new_list() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_takes_a_later_build_to_read_is_not_taken_in_and_the_image_stays() {
+    let store = ModelStore::new();
+    let schema = |min_reader: u32| {
+        let row = crate::schema::Schema { version: 9, min_reader, ..crate::schema::Schema::default() };
+        let value = Bytes::from(serde_json::to_vec(&row).expect("JSON"));
+        Op::Put { key: "schema".into(), value, lease: None }
+    };
+    write(&store, vec![schema(1)]).await;
+    put(&store, "a").await;
+    let mut mirror = mirror(&store, all());
+    mirror.next().await;
+    assert!(mirror.is_synced());
+    // With it comes what this build can't understand.
+    write(&store, vec![schema(9), Op::Delete(Keys::One("a".into()))]).await;
+    assert_eq!(mirror.next().await, Changes::default());
+    assert!(!mirror.is_synced());
+    assert_eq!(keys(&mirror), ["a", "schema"], "nothing that was known is given up");
+    assert!(timeout(Duration::from_secs(60), mirror.next()).await.is_err(), "nor taken in by a new list");
+    write(&store, vec![schema(1)]).await;
+    mirror.next().await;
+    assert_eq!(keys(&mirror), ["schema"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_watch_is_given_up_after_fifteen_seconds() {
     let store = ModelStore::new();
     let mut mirror = mirror(&store, all());

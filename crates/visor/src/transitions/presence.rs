@@ -10,8 +10,19 @@ use crate::{
     schema::{Ask, Extra, Host, HostMeta, Proxy, Rm, Status, Unfreeze},
     snapshot::Versioned,
     store::{Keys, LeaseId, Revision},
-    visor::{Change, Committed, Decision, Refusal, Result, Visor},
+    visor::{Change, Committed, Decision, Refusal, Result, Visor, VisorError},
 };
+
+fn taken(kind: &'static str, name: &HostName, url: &str) -> VisorError {
+    Refusal::NameTaken { kind, name: name.clone(), url: url.to_owned() }.into()
+}
+
+/// Whether one is of another state folder than the other: neither has the other's key, nor had it.
+fn has_other_keys(before: &Rm, now: &Rm) -> bool {
+    let [before, now] = [before, now].map(|rm| rm.seal_key.iter().chain(&rm.retired_seal_keys));
+    let has_none = before.clone().next().is_none() || now.clone().next().is_none();
+    !has_none && !before.clone().any(|key| now.clone().any(|other| other == key))
+}
 
 impl Visor {
     /// Registers a host under its pm's lease, or renews its registration, and returns the revision that
@@ -44,7 +55,30 @@ impl Visor {
             .ok_or_else(|| Refusal::HostGone(name.clone()).into())
     }
 
-    /// Writes a proxy's own row.
+    /// Writes a proxy's own row for the first time under a lease. One with the same token is taken over.
+    ///
+    /// # Errors
+    /// [`Refusal::NameTaken`] if a proxy with another state folder is there by this name.
+    pub async fn register_proxy(&self, name: &HostName, proxy: &Proxy, lease: LeaseId) -> Result<()> {
+        let key = Key::Proxy(name.clone());
+        self.decide(vec![Keys::One(key.to_string())], |snapshot| {
+            let before = snapshot.proxies.get(name);
+            if let Some(before) = before {
+                let another = before.token.is_some() && before.token != proxy.token;
+                if another && before.lease != Some(lease) {
+                    return Err(taken("bazooka-proxy", name, &before.url));
+                }
+                if before.value == *proxy && before.lease == Some(lease) {
+                    return Ok(Decision::Already(()));
+                }
+            }
+            let change = Change::new().as_read(&key, before).put_leased(&key, proxy, Some(lease));
+            Ok(Decision::Change(change, ()))
+        })
+        .await
+    }
+
+    /// Writes a proxy's own row again.
     ///
     /// # Errors
     /// The store's; a lease that has ended.
@@ -55,12 +89,18 @@ impl Visor {
     /// Writes an rm's own rows. What stands already isn't written again: envs that are being made compare it.
     ///
     /// # Errors
-    /// The store's; a lease that has ended.
+    /// [`Refusal::NameTaken`] if an rm with other keys is there by this name; the store's; a lease that has ended.
     pub async fn publish_rm(&self, name: &HostName, rm: &Rm, ask: &Ask, lease: LeaseId) -> Result<()> {
         let (own, asked) = (Key::Rm(name.clone()), Key::Ask(name.clone()));
         let scopes = [&own, &asked].map(|key| Keys::One(key.to_string())).to_vec();
         self.decide(scopes, |snapshot| {
             let (before, word) = (snapshot.rms.get(name), snapshot.asks.get(name));
+            if let Some(before) = before
+                && before.lease != Some(lease)
+                && has_other_keys(before, rm)
+            {
+                return Err(taken("bazooka-rm", name, &before.url));
+            }
             let mut change = Change::new().as_read(&own, before).as_read(&asked, word);
             if before.is_none_or(|before| before.value != *rm || before.lease != Some(lease)) {
                 change = change.put_leased(&own, rm, Some(lease));
@@ -87,6 +127,27 @@ impl Visor {
                 return Ok(Decision::Already(()));
             }
             Ok(Decision::Change(Change::new().as_read(&key, before).put(&key, &after), ()))
+        })
+        .await
+    }
+
+    /// Forgets what the operator said of a host that has gone, so that nothing is left of it.
+    ///
+    /// # Errors
+    /// [`Refusal::HostThere`], [`Refusal::HostInUse`].
+    pub async fn forget_host(&self, name: &HostName) -> Result<()> {
+        let (own, said) = (Key::Host(name.clone()), Key::HostMeta(name.clone()));
+        self.decide(crate::keys::host(name), |snapshot| {
+            let Some(view) = snapshot.hosts.get(name) else { return Ok(Decision::Already(())) };
+            if view.host.is_some() {
+                return Err(Refusal::HostThere(name.clone()).into());
+            }
+            if !view.assigned.is_empty() {
+                return Err(Refusal::HostInUse(name.clone()).into());
+            }
+            let Some(meta) = &view.meta else { return Ok(Decision::Already(())) };
+            let change = Change::new().absent(&own).as_read(&said, Some(meta)).delete(&said);
+            Ok(Decision::Change(change, ()))
         })
         .await
     }

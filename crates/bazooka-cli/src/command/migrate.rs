@@ -1,0 +1,98 @@
+//! `bazooka migrate`: after an upgrade, brings what the release before wrote into today's form, and shuts that release out.
+//!
+//! `visor::migrate` has the order; this takes its steps and waits for those that others take. Stopped anywhere, it goes on
+//! when it is run again.
+
+use std::time::Duration;
+
+use visor::{
+    keys,
+    migrate::{Next, Older, next},
+    schema::SCHEMA_VERSION,
+    visor::{Committed, VisorError},
+};
+
+use crate::{
+    context::Context,
+    failure::{Failure, Kind, Result},
+    show::{put_line, say},
+};
+
+/// How often it looks whether others have done their part.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long they may take: an rm looks for what to seal at each change.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Takes the steps that are left, or tells the first of them.
+///
+/// # Errors
+/// No cluster; a later one; parts of an older release; rows that nobody rewrites; the store's.
+pub async fn run(context: &Context, dry_run: bool) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut waits_for: Option<usize> = None;
+    loop {
+        let snapshot = context.visor.read(keys::everything()).await?;
+        let (raise, words) = match next(&snapshot).ok_or(VisorError::NotSetUp)? {
+            Next::Done => {
+                put_line(&format!(
+                    "the cluster is of version {SCHEMA_VERSION}, and takes no older one any more"
+                ));
+                return Ok(());
+            }
+            Next::Later { version } => {
+                let what =
+                    format!("the cluster is of version {version}; this bazooka is of {SCHEMA_VERSION}");
+                return Err(Failure::new(Kind::Refused, what).hint("migrate with a bazooka of that version"));
+            }
+            Next::Older(parts) => return Err(older(&parts)),
+            Next::Rewriting(keys) if dry_run => {
+                keys.iter().for_each(|key| put_line(&format!("{key} is to be sealed by an rm")));
+                return Ok(());
+            }
+            Next::Rewriting(keys) if tokio::time::Instant::now() > deadline => {
+                let what = format!("{} rows are still of the old form, {} among them", keys.len(), keys[0]);
+                return Err(Failure::new(Kind::Failed, what)
+                    .hint("a bazooka-rm seals them once each host and rm that is there has a key: see its log; then run this again"));
+            }
+            Next::Rewriting(keys) => {
+                if waits_for.replace(keys.len()).is_none_or(|before| keys.len() < before) {
+                    say(&format!("{} rows of the old form are being rewritten", keys.len()));
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+            Next::ShutOut(raise) => (raise, "older releases may write nothing any more"),
+            Next::Finish(raise) => {
+                (raise, "all is in today's form; older releases may read nothing any more")
+            }
+        };
+        if dry_run {
+            put_line(&format!("to come: {words}"));
+            return Ok(());
+        }
+        context.note_change();
+        match context.visor.commit(raise.change()).await {
+            Ok(Committed::Done(_)) => put_line(words),
+            // Decided anew, from what is there now.
+            Ok(Committed::Conflict) => {}
+            Err(VisorError::Store(error)) if error.is_denied() => {
+                return Err(Failure::new(Kind::Refused, "only an rm may change the cluster's schema")
+                    .hint("run it as one: bazooka --identity /etc/bazooka/rm migrate"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn older(parts: &[Older]) -> Failure {
+    let words: Vec<String> = parts
+        .iter()
+        .map(|older| match older.version.as_str() {
+            "" => older.part.clone(),
+            version => format!("{} ({version})", older.part),
+        })
+        .collect();
+    let what = format!("{} would be shut out: of an older release", words.join(", "));
+    Failure::new(Kind::Refused, what).hint("upgrade them, or stop them, and run this again")
+}

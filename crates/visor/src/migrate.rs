@@ -1,0 +1,198 @@
+//! From one version of the schema to the next: when a cluster may go over, what it waits for, and who is shut out then.
+//!
+//! Owns the order, as a pure function of what is in the coordinator. It goes in steps that each leave a cluster which works, so that it may be
+//! stopped anywhere and run again; what is done isn't done twice. The old form's rows are rewritten by who owns them: an
+//! rm seals what version 1 left in plain text.
+//!
+//! ```text
+//! upgraded ──min_writer raised──▶ shut to older writers ──no row of the old form is left──▶ version, min_reader raised
+//! ```
+
+use serde::Serialize;
+
+use crate::{
+    keys::Key,
+    schema::{SCHEMA_VERSION, Schema},
+    snapshot::{Snapshot, Versioned},
+    store::{Entry, Result, StoreError},
+    visor::Change,
+};
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// All is done.
+    Done,
+    /// The cluster is of a later version than this build: a later build migrates it.
+    Later {
+        /// Its version.
+        version: u32,
+    },
+    /// These parts run builds of an older version; they would be shut out.
+    Older(Vec<Older>),
+    /// Older writers are to be shut out.
+    ShutOut(Raise),
+    /// Rows of the old form are left, by key; their owners rewrite them.
+    Rewriting(Vec<String>),
+    /// Nothing of the old form is left: the version is to be raised, and older readers shut out.
+    Finish(Raise),
+}
+
+/// A part that runs a build of an older version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Older {
+    /// The part: `host app1`, `proxy p1`, `rm r1`.
+    pub part: String,
+    /// Its build's version.
+    pub version: String,
+}
+
+/// The schema's row, as it is to become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raise {
+    before: Versioned<Schema>,
+    after: Schema,
+}
+
+impl Raise {
+    /// The write, guarded on what it was decided from.
+    pub fn change(&self) -> Change {
+        Change::new().as_read(&Key::Schema, Some(&self.before)).put(&Key::Schema, &self.after)
+    }
+}
+
+/// What comes next in a cluster with this schema, of which this is everything; None if it has no schema.
+pub fn next(snapshot: &Snapshot) -> Option<Next> {
+    let before = snapshot.schema.clone()?;
+    let schema = &before.value;
+    if schema.version > SCHEMA_VERSION {
+        return Some(Next::Later { version: schema.version });
+    }
+    let is_shut = schema.min_writer >= SCHEMA_VERSION;
+    if is_shut && schema.version == SCHEMA_VERSION && schema.min_reader >= SCHEMA_VERSION {
+        return Some(Next::Done);
+    }
+    let older = older(snapshot);
+    if !older.is_empty() {
+        return Some(Next::Older(older));
+    }
+    if !is_shut {
+        let after = Schema { min_writer: SCHEMA_VERSION, ..schema.clone() };
+        return Some(Next::ShutOut(Raise { before, after }));
+    }
+    let left = of_old_form(snapshot);
+    if !left.is_empty() {
+        return Some(Next::Rewriting(left));
+    }
+    let after = Schema { version: SCHEMA_VERSION, min_reader: SCHEMA_VERSION, ..schema.clone() };
+    Some(Next::Finish(Raise { before, after }))
+}
+
+/// The parts of older builds. A converger isn't known before it leads; an older one can't lead any more then.
+fn older(snapshot: &Snapshot) -> Vec<Older> {
+    // Builds of version 2 had no word for it at first; who has a key to open config vars is one.
+    let is_older = |says: Option<u32>, has_key: bool| says.unwrap_or(1 + u32::from(has_key)) < SCHEMA_VERSION;
+    let hosts = snapshot.hosts.iter().filter_map(|(name, view)| {
+        let host = view.host.as_ref()?;
+        let older = is_older(host.schema, host.seal_key.is_some());
+        older.then(|| Older { part: format!("host {name}"), version: host.version.clone() })
+    });
+    let proxies = snapshot.proxies.iter().filter_map(|(name, row)| {
+        let older = is_older(row.schema, row.zone.is_some());
+        older.then(|| Older { part: format!("proxy {name}"), version: row.version.clone() })
+    });
+    let rms = snapshot.rms.iter().filter_map(|(name, row)| {
+        let older = is_older(row.schema, row.seal_key.is_some());
+        older.then(|| Older { part: format!("rm {name}"), version: row.version.clone() })
+    });
+    hosts.chain(proxies).chain(rms).collect()
+}
+
+/// The keys of rows that this version would write otherwise: config vars in plain text.
+fn of_old_form(snapshot: &Snapshot) -> Vec<String> {
+    let plain = snapshot.apps.iter().flat_map(|(app, view)| {
+        let plain = view.envs.iter().filter(|(_, row)| row.sealed.is_none() && row.vars.is_some());
+        plain.map(|(env, _)| Key::Env(app.clone(), *env).to_string())
+    });
+    plain.collect()
+}
+
+/// Whether this build may read what is among these entries.
+///
+/// # Errors
+/// [`StoreError::SchemaTooNew`].
+pub(crate) fn may_read<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<()> {
+    let key = Key::Schema.to_string();
+    let Some(entry) = entries.into_iter().find(|entry| entry.key == key) else { return Ok(()) };
+    // One that can't be read is told by those who need it.
+    let Ok(schema) = Versioned::<Schema>::read(entry) else { return Ok(()) };
+    let (min_reader, version) = (schema.value.min_reader, schema.value.version);
+    if min_reader > SCHEMA_VERSION {
+        return Err(StoreError::SchemaTooNew { version, min_reader, ours: SCHEMA_VERSION });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        schema::{Env, Extra, Rm},
+        snapshot::AppView,
+    };
+
+    fn row<T>(value: T) -> Versioned<T> {
+        Versioned { value, create_revision: 1, mod_revision: 7, lease: None }
+    }
+
+    fn cluster(version: u32, min_reader: u32, min_writer: u32) -> Snapshot {
+        let value = Schema { version, min_reader, min_writer, ..Schema::default() };
+        Snapshot { schema: Some(row(value)), ..Snapshot::default() }
+    }
+
+    fn with_rm(mut snapshot: Snapshot, schema: Option<u32>) -> Snapshot {
+        snapshot.rms.insert("r1".parse().expect("a name"), row(Rm { schema, ..Rm::at("http://r1") }));
+        snapshot
+    }
+
+    fn with_plain(mut snapshot: Snapshot) -> Snapshot {
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let vars = Some(crate::seal::Vars::default());
+        let env = row(Env { sealed: None, vars, by: "ada".into(), at, extra: Extra::new() });
+        let view = AppView { envs: [("e1".parse().expect("a ref"), env)].into(), ..AppView::default() };
+        snapshot.apps.insert("a".parse().expect("a name"), view);
+        snapshot
+    }
+
+    fn mins(next: Option<Next>) -> (u32, u32, u32) {
+        match next {
+            Some(Next::ShutOut(raise) | Next::Finish(raise)) => {
+                assert_eq!(raise.before.mod_revision, 7, "it is guarded on what was read");
+                (raise.after.version, raise.after.min_reader, raise.after.min_writer)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn it_goes_from_step_to_step_and_is_done_once() {
+        assert_eq!(next(&Snapshot::default()), None);
+        assert_eq!(mins(next(&with_plain(cluster(1, 1, 1)))), (1, 1, 2), "writers first");
+        let rewriting = next(&with_plain(cluster(1, 1, 2)));
+        assert_eq!(rewriting, Some(Next::Rewriting(vec!["apps/a/envs/e1".into()])));
+        assert_eq!(mins(next(&cluster(1, 1, 2))), (2, 2, 2));
+        assert_eq!(next(&cluster(2, 2, 2)), Some(Next::Done));
+        assert_eq!(mins(next(&cluster(2, 1, 1))), (2, 1, 2), "one that was new, or half migrated");
+        assert_eq!(next(&cluster(9, 1, 9)), Some(Next::Later { version: 9 }));
+    }
+
+    #[test]
+    fn nobody_is_shut_out_who_is_there() {
+        for step in [cluster(1, 1, 1), cluster(1, 1, 2)] {
+            let next = next(&with_rm(step, None));
+            let older = Older { part: "rm r1".into(), version: String::new() };
+            assert_eq!(next, Some(Next::Older(vec![older])));
+        }
+        assert_eq!(mins(next(&with_rm(cluster(1, 1, 1), Some(2)))), (1, 1, 2));
+    }
+}
