@@ -59,7 +59,12 @@ fn machine() -> Systemd {
 
 /// The processes of the app, by id and start.
 pub fn instances(machine: &Systemd) -> BTreeSet<String> {
-    let found = machine.run(&["pgrep", "--full", "^python3 answer.py"]);
+    processes(machine, "^python3 answer.py")
+}
+
+/// The processes whose command line is like this, by id and start.
+pub fn processes(machine: &Systemd, pattern: &str) -> BTreeSet<String> {
+    let found = machine.run(&["pgrep", "--full", pattern]);
     let found = String::from_utf8(found.stdout).expect("it speaks in text");
     let told = |pid: &str| {
         let stat = machine.run(&["cat", &format!("/proc/{pid}/stat")]);

@@ -14,7 +14,7 @@ const PACKAGES: [&str; 4] = ["bazooka", "bazooka-pm", "bazooka-rm", "bazooka-pro
 const UNITS: [&str; 5] = ["bazooka-rm", "bazooka-converge", "bazooka-pm", "bazooka-haproxy", "bazooka-proxy"];
 
 /// Makes the packages, and returns where they are.
-fn packages(dir: &Path) -> Vec<PathBuf> {
+pub fn make(dir: &Path) -> Vec<PathBuf> {
     let built = program("bazooka");
     let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/debs"))
         .args(["--fast", "--built"])
@@ -31,7 +31,7 @@ fn packages(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Packs a package again under a later version, in another folder.
-fn later(package: &Path, dir: &Path) {
+pub fn later(package: &Path, dir: &Path) {
     std::fs::create_dir_all(dir).expect("the folder can be made");
     let tree = dir.join("tree");
     let packer = |words: &[&str], from: &Path, to: &Path| {
@@ -53,7 +53,7 @@ fn later(package: &Path, dir: &Path) {
 fn packages_are_found_without_fault_and_come_and_go_without_an_instance_noticing_an_upgrade() {
     let dir = tempfile::tempdir().expect("a folder");
     let (first, second) = (dir.path().join("first"), dir.path().join("second"));
-    let made = packages(&first);
+    let made = make(&first);
     made.iter().for_each(|package| later(package, &second));
 
     let output = Command::new("lintian")
