@@ -59,7 +59,7 @@ const KINDS: [(&str, &str, &[&str], &str); 10] = [
 fn p99(cluster: &Cluster) -> (f64, u64) {
     let load = Load::start(LoadOptions {
         addresses: vec![cluster.address(1, 8080).parse().expect("an address")],
-        host: "neighbour.localhost:8080".into(),
+        hosts: vec!["neighbour.localhost:8080".into()],
         rate: RATE,
         connections: 8,
         kinds: vec![Kind { post: false, new: false }],

@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
     let one = Kind { post: arguments.post, new: arguments.new_connections };
     let load = Load::start(LoadOptions {
         addresses: arguments.addresses,
-        host: arguments.host,
+        hosts: vec![arguments.host],
         rate: arguments.rate,
         connections: arguments.connections,
         kinds: if arguments.all { Kind::ALL.to_vec() } else { vec![one] },

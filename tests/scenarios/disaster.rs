@@ -112,7 +112,7 @@ fn drill(identities: bool) {
     assert!(before.keys().all(|id| !known.contains_key(id)), "the backup knows none of them");
     let load = Load::start(LoadOptions {
         addresses: vec![cluster.address(1, 8080).parse().expect("an address")],
-        host: "shop.localhost:8080".into(),
+        hosts: vec!["shop.localhost:8080".into()],
         rate: 100,
         connections: 4,
         kinds: Kind::ALL.to_vec(),

@@ -1,5 +1,5 @@
-//! A cluster of twelve machines: three etcd members, three hosts in two zones, two proxies with HAProxy, an rm,
-//! two convergers and an operator, each in a network namespace with its own address.
+//! A cluster of machines in two zones: three etcd members, hosts, two proxies with HAProxy, an rm, two convergers, an
+//! operator and each zone's clients, each in a network namespace with its own address.
 //!
 //! Owns starting, breaking and ending them. The thread that starts a fleet stands on the operator's machine from
 //! then on: what it asks and starts goes out from there.
@@ -35,51 +35,53 @@ const PREFIX: &str = "/bazooka";
 /// When an answer counts as lost: scenarios run unoptimized programs on a busy machine. The benchmarks allow a second.
 pub const PATIENT: Duration = Duration::from_secs(3);
 
-/// One of the machines.
+/// One of the machines. Of those that are numbered, the last is in zone b, bar the hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Machine {
     /// A member of the coordinator: 1 to 3.
     Etcd(u8),
-    /// A host: 1 and 2 in zone a, 3 in zone b.
+    /// A host, from 1 on: first those in zone a, then those in zone b.
     Host(u8),
     /// A proxy with HAProxy: 1 and 2.
     Proxy(u8),
-    /// The rm.
+    /// The rm, in zone a.
     Rm,
     /// A converger: 1 and 2.
     Converger(u8),
-    /// Where the test stands.
+    /// Where the test stands, in zone a.
     Operator,
+    /// Where a zone's clients stand: 1 and 2. Nothing runs there.
+    Clients(u8),
 }
 
-use Machine::{Converger, Etcd, Host, Operator, Proxy, Rm};
+use Machine::{Clients, Converger, Etcd, Host, Operator, Proxy, Rm};
 
 impl Machine {
-    /// All of them, in the order in which they start.
-    pub const ALL: [Machine; 12] = [
+    /// All but the hosts. Those that others need come first.
+    const BESIDE_HOSTS: [Machine; 11] = [
         Etcd(1),
         Etcd(2),
         Etcd(3),
-        Host(1),
-        Host(2),
-        Host(3),
         Proxy(1),
         Proxy(2),
         Rm,
         Converger(1),
         Converger(2),
         Operator,
+        Clients(1),
+        Clients(2),
     ];
 
     /// Its number in the network.
     pub fn number(self) -> u8 {
         match self {
             Etcd(n) => n,
-            Host(n) => 3 + n,
-            Proxy(n) => 6 + n,
-            Rm => 9,
-            Converger(n) => 9 + n,
-            Operator => 12,
+            Proxy(n) => 3 + n,
+            Rm => 6,
+            Converger(n) => 6 + n,
+            Operator => 9,
+            Clients(n) => 9 + n,
+            Host(n) => 11 + n,
         }
     }
 
@@ -92,6 +94,7 @@ impl Machine {
             Rm => "rm1".into(),
             Converger(n) => format!("converger{n}"),
             Operator => "operator".into(),
+            Clients(n) => format!("clients{n}"),
         }
     }
 
@@ -115,11 +118,35 @@ pub struct Setting {
     pub lasting: bool,
     /// How much each member of the coordinator takes.
     pub quota_bytes: u64,
+    /// How many hosts are in zone a, and in zone b.
+    pub hosts: (u8, u8),
+    /// Whether the proxies are told their zones, and so prefer them.
+    pub zoned_proxies: bool,
 }
 
 impl Default for Setting {
     fn default() -> Self {
-        Setting { lasting: false, quota_bytes: 2 << 30 }
+        Setting { lasting: false, quota_bytes: 2 << 30, hosts: (2, 1), zoned_proxies: false }
+    }
+}
+
+impl Setting {
+    /// All machines, in the order in which they start.
+    fn machines(&self) -> impl Iterator<Item = Machine> + use<> {
+        Machine::BESIDE_HOSTS.into_iter().chain((1..=self.hosts.0 + self.hosts.1).map(Host))
+    }
+
+    /// Whether a machine is in zone b.
+    fn beyond(&self, machine: Machine) -> bool {
+        match machine {
+            Host(n) => n > self.hosts.0,
+            Etcd(3) | Proxy(2) | Converger(2) | Clients(2) => true,
+            Etcd(_) | Proxy(_) | Converger(_) | Clients(_) | Rm | Operator => false,
+        }
+    }
+
+    fn zone(&self, machine: Machine) -> &'static str {
+        if self.beyond(machine) { "b" } else { "a" }
     }
 }
 
@@ -176,7 +203,10 @@ impl Fleet {
         // Two at once would starve each other on a small machine. nextest has its own word for that.
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let nets = Nets::new(Operator.number());
+        let numbers = |machines: &mut dyn Iterator<Item = Machine>| machines.map(Machine::number).collect();
+        let all: BTreeSet<u8> = numbers(&mut setting.machines());
+        let beyond = numbers(&mut setting.machines().filter(|machine| setting.beyond(*machine)));
+        let nets = Nets::new(all.last().copied().expect("there are some"), beyond);
         nets.enter(Operator.number());
         // After that, so that its threads stand there too.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -204,10 +234,10 @@ impl Fleet {
             dir,
             _alone: alone,
         };
-        for machine in Machine::ALL {
+        for machine in setting.machines() {
             fleet.begin(machine);
         }
-        for machine in Machine::ALL {
+        for machine in setting.machines() {
             fleet.ready(machine);
         }
         fleet
@@ -254,7 +284,7 @@ impl Fleet {
     /// Waits until a machine's part is ready.
     pub fn ready(&self, machine: Machine) {
         let path = match machine {
-            Operator => return,
+            Operator | Clients(_) => return,
             Etcd(_) => "health",
             _ => "readyz",
         };
@@ -315,6 +345,30 @@ impl Fleet {
         self.nets.heal(machine.number());
     }
 
+    /// Takes the link between the zones down: each still reaches its own.
+    pub fn part_zones(&self) {
+        self.nets.part_zones();
+    }
+
+    /// Brings it up.
+    pub fn join_zones(&self) {
+        self.nets.join_zones();
+    }
+
+    /// Does something on a machine: what it starts stands there.
+    ///
+    /// # Panics
+    /// If it does.
+    pub fn on<T: Send>(&self, machine: Machine, act: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let there = || {
+                self.nets.enter(machine.number());
+                act()
+            };
+            scope.spawn(there).join().unwrap_or_else(|cause| std::panic::resume_unwind(cause))
+        })
+    }
+
     /// The processes of this name on a machine.
     pub fn processes(&self, machine: Machine, name: &str) -> Vec<i32> {
         let named = |pid: &i32| {
@@ -340,7 +394,7 @@ impl Fleet {
     pub fn elected(&self) -> Machine {
         until("a converger is elected", SOON, || {
             let leader = self.snapshot().leader.map(|leader| leader.name.clone());
-            let elected = Machine::ALL.into_iter().find(|machine| Some(machine.name()) == leader);
+            let elected = self.setting.machines().find(|machine| Some(machine.name()) == leader);
             elected.ok_or_else(|| format!("{leader:?}"))
         })
     }
@@ -401,7 +455,7 @@ impl Fleet {
         }
         Load::start(LoadOptions {
             addresses,
-            host: format!("{app}.localhost:8080"),
+            hosts: vec![format!("{app}.localhost:8080")],
             rate,
             connections,
             kinds: kinds.to_vec(),
@@ -416,15 +470,15 @@ impl Fleet {
         let program = |name: &str| build.map_or_else(|| program(name), |build| build.join(name));
         let on_exit = if self.setting.lasting { "keep" } else { "stop" };
         let mut command = match machine {
-            Operator => return None,
+            Operator | Clients(_) => return None,
             Etcd(_) => return Some(self.etcd(machine)),
             Host(n) => {
                 let mut pm = Command::new(program("bazooka-pm"));
                 // The machines share one list of users.
-                let first = 200_000 + u32::from(n) * 10_000;
+                let first = 200_000 + u32::from(n) * 4_000;
                 pm.args(["--host", &name, "--address", &address, "--on-exit", on_exit]);
-                pm.args(["--zone", if n == 3 { "b" } else { "a" }]);
-                pm.args(["--uids", &format!("{first}-{}", first + 9_999)]);
+                pm.args(["--zone", self.setting.zone(machine)]);
+                pm.args(["--uids", &format!("{first}-{}", first + 3_999)]);
                 // A network namespace's /sys has no control groups.
                 pm.args(["--without", "limits,fence"]);
                 pm
@@ -433,6 +487,9 @@ impl Fleet {
                 let mut proxy = Command::new(program("bazooka-proxy"));
                 proxy.args(["--name", &name, "--run-haproxy", "--on-exit", on_exit, "--domain", "localhost"]);
                 proxy.args(["--public", &machine.at(8080), "--bind", &address]);
+                if self.setting.zoned_proxies {
+                    proxy.args(["--zone", self.setting.zone(machine)]);
+                }
                 proxy
             }
             Rm => {
@@ -477,8 +534,12 @@ impl Drop for Fleet {
             self.resume(machine);
         }
         // Hosts first, and all at once, so that instances are gone before what they talk to.
-        let mut hosts: Vec<Part> =
-            [Host(1), Host(2), Host(3)].iter().filter_map(|host| self.parts.remove(host)).collect();
+        let mut hosts: Vec<Part> = self
+            .setting
+            .machines()
+            .filter(|machine| matches!(machine, Host(_)))
+            .filter_map(|host| self.parts.remove(&host))
+            .collect();
         hosts.iter().for_each(|host| host.signal(Signal::SIGTERM));
         let begin = Instant::now();
         while hosts.iter_mut().any(Part::is_running) && begin.elapsed() < Duration::from_secs(5) {
@@ -486,7 +547,7 @@ impl Drop for Fleet {
         }
         // What is left there is ours, and nobody else will end it: orphans of what was killed, too.
         let own = i32::try_from(std::process::id()).expect("a process id fits");
-        for machine in Machine::ALL.into_iter().filter(|machine| *machine != Operator) {
+        for machine in self.setting.machines().filter(|machine| *machine != Operator) {
             for pid in self.nets.processes(machine.number()).into_iter().filter(|pid| *pid != own) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }

@@ -67,8 +67,8 @@ impl From<Kind> for String {
 pub struct LoadOptions {
     /// Where to ask: each gets its share.
     pub addresses: Vec<SocketAddr>,
-    /// The Host header.
-    pub host: String,
+    /// The Host headers: each connection asks for one after the other.
+    pub hosts: Vec<String>,
     /// Requests a second, over all addresses and kinds.
     pub rate: u32,
     /// Connections at a time for each address and kind.
@@ -256,6 +256,8 @@ struct Worker {
     address: SocketAddr,
     kind: Kind,
     kept: Option<SendRequest<Full<Bytes>>>,
+    /// Which of the hosts is next.
+    next: usize,
 }
 
 impl Shared {
@@ -272,7 +274,7 @@ impl Shared {
         let mut running = Vec::new();
         for nth in 0..workers {
             let (address, kind) = groups[nth as usize % groups.len()];
-            let worker = Worker { shared: self.clone(), address, kind, kept: None };
+            let worker = Worker { shared: self.clone(), address, kind, kept: None, next: nth as usize };
             running.push(tokio::spawn(worker.work(begin, every * nth / workers, every)));
         }
         for worker in running {
@@ -351,10 +353,13 @@ impl Worker {
             none => none.insert(connect(self.address).await.map_err(|error| format!("connect: {error}"))?),
         };
         let (method, body) = if self.kind.post { (Method::POST, "a=1") } else { (Method::GET, "") };
+        let hosts = &self.shared.options.hosts;
+        let host = &hosts[self.next % hosts.len()];
+        self.next += 1;
         let request = Request::builder()
             .method(method)
             .uri("/")
-            .header("host", &self.shared.options.host)
+            .header("host", host)
             .body(Full::new(Bytes::from_static(body.as_bytes())))
             .map_err(|error| error.to_string())?;
         let response = sender.send_request(request).await.map_err(|error| format!("send: {error}"))?;

@@ -1,10 +1,11 @@
-//! Several hosts on one machine: network namespaces joined by a bridge, each with an address.
+//! Several hosts on one machine: network namespaces in two zones, each with an address. A zone's hosts are joined by a
+//! bridge of its own, and the bridges by one link.
 //!
 //! Owns the links, and what is done to them: cut, made one-way, slowed. Nothing outside these namespaces is
 //! touched. Needs root and iproute2.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::Write as _,
     path::Path,
@@ -23,33 +24,43 @@ const SLOW_LINK: &str = include_str!("slow_link.py");
 /// A MAC address that nobody has.
 const NOBODY: &str = "02:00:00:00:00:fe";
 
+/// The first zone's end of the link between the zones.
+const BETWEEN: &str = "between";
+
 /// Hosts 1 to n at 10.77.0.1 to 10.77.0.n, each in a namespace of its own; gone when dropped.
 pub struct Nets {
     prefix: String,
     hosts: u8,
+    /// Those in the second zone.
+    beyond: BTreeSet<u8>,
     slow: BTreeMap<u8, Child>,
 }
 
 impl Nets {
-    /// Makes the namespaces.
+    /// Makes the namespaces; these hosts are in the second zone.
     ///
     /// # Panics
     /// If `ip` refuses: not root, or no iproute2.
-    pub fn new(hosts: u8) -> Nets {
+    pub fn new(hosts: u8, beyond: BTreeSet<u8>) -> Nets {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         remove_leftovers();
         let own = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let nets = Nets { prefix: format!("bz{}-{}", own.0, own.1), hosts, slow: BTreeMap::new() };
+        let nets = Nets { prefix: format!("bz{}-{}", own.0, own.1), hosts, beyond, slow: BTreeMap::new() };
         let switch = nets.switch();
         ip(&["netns", "add", &switch]);
-        let mut inside_switch = "link add br0 type bridge\nlink set br0 up\n".to_owned();
+        let mut inside_switch = format!(
+            "link add br0 type bridge\nlink set br0 up\nlink add br1 type bridge\nlink set br1 up\n\
+             link add {BETWEEN} type veth peer name beyond\n\
+             link set {BETWEEN} master br0 up\nlink set beyond master br1 up\n"
+        );
         for host in 1..=hosts {
             let name = nets.name(host);
             ip(&["netns", "add", &name]);
             inside_switch += &format!(
                 "link add p{host} type veth peer name eth0 address {} netns {name}\n\
-                 link set p{host} master br0 up\n",
-                mac(host)
+                 link set p{host} master {} up\n",
+                mac(host),
+                nets.bridge(host)
             );
         }
         batch(&switch, &inside_switch);
@@ -90,6 +101,16 @@ impl Nets {
     pub fn heal(&self, host: u8) {
         ip(&["-n", &self.switch(), "link", "set", &format!("p{host}"), "up"]);
         self.unmute(host, 1..=self.hosts);
+    }
+
+    /// Takes the link between the zones down: each still reaches its own.
+    pub fn part_zones(&self) {
+        ip(&["-n", &self.switch(), "link", "set", BETWEEN, "down"]);
+    }
+
+    /// Brings it up again.
+    pub fn join_zones(&self) {
+        ip(&["-n", &self.switch(), "link", "set", BETWEEN, "up"]);
     }
 
     /// Drops what a host sends; what is sent to it still arrives.
@@ -147,8 +168,11 @@ impl Nets {
         });
         let name = self.name(host);
         batch(&name, "link set eth0 down\nlink set eth0 name was0\naddr flush dev was0\n");
-        let moved =
-            format!("link set {outer} master br0 up\nlink set {inner} address {} netns {name}\n", mac(host));
+        let moved = format!(
+            "link set {outer} master {} up\nlink set {inner} address {} netns {name}\n",
+            self.bridge(host),
+            mac(host)
+        );
         batch(&switch, &moved);
         let named = format!(
             "link set {inner} name eth0\naddr add {}/24 dev eth0\nlink set eth0 up\n",
@@ -179,6 +203,11 @@ impl Nets {
 
     fn name(&self, host: u8) -> String {
         format!("{}-h{host}", self.prefix)
+    }
+
+    /// The bridge of its zone.
+    fn bridge(&self, host: u8) -> &'static str {
+        if self.beyond.contains(&host) { "br1" } else { "br0" }
     }
 
     fn path(&self, host: u8) -> String {

@@ -21,7 +21,7 @@ fn a_killed_haproxy_is_back_within_a_second_and_the_other_proxy_serves() {
     let (first, second) = (Proxy(1), Proxy(2));
     let load = bazooka_tests::Load::start(bazooka_tests::LoadOptions {
         addresses: vec![second.at(8080).parse().expect("an address")],
-        host: format!("{SHOP}.localhost:8080"),
+        hosts: vec![format!("{SHOP}.localhost:8080")],
         rate: 80,
         connections: 3,
         kinds: bazooka_tests::Kind::ALL.to_vec(),
