@@ -31,7 +31,7 @@ use crate::{
     plan::{InForce, Wanted},
     ports::{self, Refusals},
     publisher::Publisher,
-    routes::{Routes, concerns_routing, keeping_unreadable, leaving, routes},
+    routes::{Routes, concerns_routing, keeping_lost, keeping_unreadable, leaving, routes},
     zones::Locality,
 };
 use apply::Come;
@@ -226,6 +226,7 @@ impl Proxy {
         let mut wanted = routes(snapshot, self.locality.as_ref());
         if let Some(before) = &self.desired {
             wanted = keeping_unreadable(wanted, &before.routes, snapshot);
+            wanted = keeping_lost(wanted, &before.routes, snapshot);
         }
         let leaving = leaving(snapshot);
         let same =

@@ -1,6 +1,6 @@
 //! What is to be routed where, read from a snapshot of the cluster.
 //!
-//! Owns the rule for who is routed: assigned to run, and running. It decides nothing about HAProxy.
+//! Owns the rule for who is routed: assigned to run, and running, or lost since. It decides nothing about HAProxy.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -271,6 +271,30 @@ pub fn keeping_unreadable(mut routes: Routes, before: &Routes, snapshot: &Snapsh
                 }
             }
             _ => {}
+        }
+    }
+    routes
+}
+
+/// The weight of who is lost: the lowest there is.
+const LAST: u16 = 1;
+
+/// The same routes, with those that are lost and not replaced yet where they were before.
+///
+/// Lost means that the converger doesn't hear their host. Whether they can be reached from here HAProxy finds out by itself, and
+/// a proxy that was cut off with them may have nothing else: when it hears of that, the others are still down to it.
+pub fn keeping_lost(mut routes: Routes, before: &Routes, snapshot: &Snapshot) -> Routes {
+    for view in snapshot.hosts.values() {
+        for (instance, assigned) in view.assigned.iter().filter(|(_, row)| row.desired == Desired::Run) {
+            let is_lost = view.status.get(instance).is_some_and(|status| status.state == State::Lost);
+            let id = ServiceId { app: assigned.app.clone(), proc: assigned.proc.clone() };
+            let before = before.services.get(&id).and_then(|service| service.servers.get(instance));
+            if let (true, Some(address), Some(service)) = (is_lost, before, routes.services.get_mut(&id)) {
+                service.servers.insert(*instance, *address);
+                if let Some(weights) = &mut service.weights {
+                    weights.insert(*instance, LAST);
+                }
+            }
         }
     }
     routes

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bazooka_proxy::{
-    routes::{Mode, Routes, concerns_routing, keeping_unreadable, leaving, routes},
+    routes::{Mode, Routes, concerns_routing, keeping_lost, keeping_unreadable, leaving, routes},
     zones::Locality,
 };
 use visor::names::InstanceId;
@@ -141,6 +141,26 @@ fn what_cannot_be_read_stays_as_it_was() {
     // Gone is another thing than unreadable.
     let gone = Rows::default().proc("a/web", 8501);
     assert_eq!(keeping_unreadable(routes(&gone.0, None), &before, &gone.0).servers(), 0);
+}
+
+#[test]
+fn who_is_lost_stays_where_it_was_as_the_last_choice_until_it_is_replaced() {
+    let rows = || {
+        let rows = Rows::default().host("host1", "north").host("host2", "north").proxy("p1", "north");
+        rows.proc("a/web", 8501).running(1, "a/web", AT).running(2, "a/web", AT).moved(2, "host2")
+    };
+    let locality = Locality::of(&"north".parse().expect("valid"), &rows().0);
+    let before = routes(&rows().0, locality.as_ref());
+    let kept = |rows: Rows, before: &Routes| {
+        let kept = keeping_lost(routes(&rows.0, locality.as_ref()), before, &rows.0);
+        let service = &kept.services[&service("a/web")];
+        service.servers.keys().map(|id| (id.0, service.weight(*id))).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(rows(), &before), [(1, 256), (2, 256)]);
+    assert_eq!(kept(rows().status(1, "lost", AT), &before), [(1, 1), (2, 256)]);
+    assert_eq!(kept(rows().status(1, "lost", AT), &Routes::default()), [(2, 256)], "it was never routed");
+    assert_eq!(kept(rows().status(1, "claimed", AT), &before), [(2, 256)], "its host says otherwise");
+    assert_eq!(kept(rows().status(1, "lost", AT).assigned(1, "a/web", "stop"), &before), [(2, 256)]);
 }
 
 #[test]
