@@ -37,6 +37,7 @@ mod shims;
 mod simulation;
 mod slugs;
 mod status;
+mod touch;
 mod uids;
 pub mod unpack;
 pub(crate) mod vault;

@@ -37,6 +37,7 @@ use super::{
     reports::{Came, Reports},
     runtime::{Answers, Booting, Message, Runtime},
     status::status,
+    touch::Touch,
     vault::Vault,
 };
 
@@ -108,6 +109,7 @@ pub struct Engine {
     assigned: Option<Assigned>,
     /// Which cluster says so.
     era: Option<Era>,
+    touch: Touch,
     /// The highest revision of a list so far: a coordinator that went back is not believed.
     seen_revision: Revision,
     /// Instances that may have changed since the last report and note.
@@ -143,6 +145,7 @@ impl Engine {
             stop_all_at_exit: parts.stop_all_at_exit,
             assigned: None,
             era: None,
+            touch: Touch::default(),
             seen_revision: 0,
             touched,
             notes: Vec::new(),
@@ -348,6 +351,7 @@ impl Engine {
         } else if registered != self.reports.registered() {
             tracing::info!(host = %self.host, "registered");
         }
+        self.touch.note(registered.is_some(), self.runtime.now().tick);
         self.reports.register(registered, self.locals.instances.keys().copied());
         self.become_ready();
     }
@@ -445,10 +449,11 @@ impl Engine {
     }
 
     fn plan(&self) -> Plan {
-        let nothing = Assigned::default();
+        let (nothing, now) = (Assigned::default(), self.runtime.now().tick);
         let assigned = if self.stopping { Some(&nothing) } else { self.assigned.as_ref() };
+        let serve_until = if self.stopping { now } else { self.touch.serve_until(now) };
         let may_claim = self.reports.registered().is_some() && !self.stopping;
-        let mut plan = plan(assigned, &self.locals, may_claim, self.runtime.now().tick);
+        let mut plan = plan(assigned, &self.locals, may_claim, serve_until, now);
         if self.stopping {
             // They are still assigned, and the next bazooka-pm must know that they have ended.
             plan.steps.retain(|(step, _)| !matches!(step, Step::Forget(_)));

@@ -157,15 +157,32 @@ enum Wanted {
 ///
 /// `assigned` is none until a complete list has been seen: then what was last heard of each instance
 /// stands, and nothing is ended for not being assigned. `may_claim` says that this host is registered,
-/// so that no other bazooka-pm speaks for it.
-pub fn plan(assigned: Option<&Assigned>, locals: &Locals, may_claim: bool, now: Tick) -> Plan {
+/// so that no other bazooka-pm speaks for it. Until `serve_until`, what isn't assigned any more goes on if it answers
+/// requests.
+pub fn plan(
+    assigned: Option<&Assigned>,
+    locals: &Locals,
+    may_claim: bool,
+    serve_until: Tick,
+    now: Tick,
+) -> Plan {
     let mut plan = Plan::default();
     for (id, local) in &locals.instances {
         let said = assigned.map(|assigned| assigned.instances.get(id));
         let unsaid =
             assigned.is_some_and(|assigned| assigned.unreadable.contains(id) || assigned.held.contains(id));
         let wanted = match said {
-            Some(None) if !unsaid => Wanted::End(Reason::NoLongerAssigned),
+            Some(None) if !unsaid => {
+                // Proxies that were cut off with this host may still send it requests.
+                if local.phase == Phase::Running
+                    && answers(&local.assignment)
+                    && !plan.is_due(serve_until, now)
+                {
+                    Wanted::Drain
+                } else {
+                    Wanted::End(Reason::NoLongerAssigned)
+                }
+            }
             Some(None) | None => wanted_by(local.assignment.desired),
             Some(Some(assignment)) => {
                 if *assignment != local.assignment {
@@ -188,6 +205,11 @@ pub fn plan(assigned: Option<&Assigned>, locals: &Locals, may_claim: bool, now: 
         }
     }
     plan
+}
+
+/// Whether it is asked over the network.
+fn answers(assignment: &Assignment) -> bool {
+    assignment.run.check_for(&assignment.proc) != Check::Started
 }
 
 fn wanted_by(desired: Desired) -> Wanted {
@@ -223,7 +245,7 @@ fn plan_one(plan: &mut Plan, id: InstanceId, local: &Local, wanted: Wanted, loca
         }
         (Phase::Booting { since }, Wanted::Run | Wanted::Drain) => {
             let run = &local.assignment.run;
-            if run.check_for(&local.assignment.proc) == Check::Started {
+            if !answers(&local.assignment) {
                 let grace = if local.crashes == 0 { STARTED_GRACE } else { STARTED_AGAIN_GRACE };
                 if plan.is_due(since.after(grace), now) {
                     plan.add(Step::Pass(id), Reason::HasNotExited);
@@ -301,7 +323,7 @@ mod tests {
             local.phase = phase;
             locals.instances.insert(ID, local);
         }
-        let plan = plan(Some(&assigned), &locals, true, Tick(now));
+        let plan = plan(Some(&assigned), &locals, true, Tick(0), Tick(now));
         (plan.steps.iter().map(|(step, _)| step.name()).collect(), plan.look_again_at.map(|tick| tick.0))
     }
 
@@ -349,7 +371,7 @@ mod tests {
         let mut local = Local::claimed(assignment("web"), at(0).at);
         local.phase = Phase::Running;
         locals.instances.insert(ID, local);
-        assert_eq!(plan(None, &locals, true, Tick(0)), Plan::default());
+        assert_eq!(plan(None, &locals, true, Tick(0), Tick(0)), Plan::default());
     }
 
     #[test]
@@ -359,7 +381,7 @@ mod tests {
         local.phase = Phase::Running;
         locals.instances.insert(ID, local);
         let assigned = Assigned { unreadable: [ID].into(), ..Assigned::default() };
-        assert_eq!(plan(Some(&assigned), &locals, true, Tick(0)), Plan::default());
+        assert_eq!(plan(Some(&assigned), &locals, true, Tick(0), Tick(0)), Plan::default());
     }
 
     #[test]
@@ -369,20 +391,39 @@ mod tests {
         local.phase = Phase::Running;
         locals.instances.insert(ID, local);
         let assigned = Assigned { held: [ID].into(), ..Assigned::default() };
-        assert_eq!(plan(Some(&assigned), &locals, true, Tick(0)), Plan::default());
+        assert_eq!(plan(Some(&assigned), &locals, true, Tick(0), Tick(0)), Plan::default());
         let crashed = Phase::Backoff { until: Tick(500), next_start_at: at(500).at };
         locals.instances.get_mut(&ID).expect("it is there").phase = crashed;
         assert_eq!(
-            plan(Some(&assigned), &locals, true, Tick(500)).steps,
+            plan(Some(&assigned), &locals, true, Tick(0), Tick(500)).steps,
             [(Step::Retry(ID), Reason::WaitIsOver)]
         );
+    }
+
+    #[test]
+    fn what_was_replaced_while_its_host_was_cut_off_answers_for_a_moment_longer() {
+        for (what, proc, phase, now, steps, wake) in [
+            ("it is asked still", "web", Phase::Running, 4_999, vec![], Some(Tick(5_000))),
+            ("and then no more", "web", Phase::Running, 5_000, vec!["stop"], None),
+            ("nobody asks it", "job", Phase::Running, 4_999, vec!["stop"], None),
+            ("it can't answer", "web", Phase::Booting { since: Tick(0) }, 4_999, vec!["stop"], None),
+            ("it isn't there", "web", Phase::Waiting, 4_999, vec!["finish"], None),
+        ] {
+            let mut locals = Locals::default();
+            let mut local = Local::claimed(assignment(proc), at(0).at);
+            local.phase = phase;
+            locals.instances.insert(ID, local);
+            let plan = plan(Some(&Assigned::default()), &locals, true, Tick(5_000), Tick(now));
+            let planned: Vec<&str> = plan.steps.iter().map(|(step, _)| step.name()).collect();
+            assert_eq!((planned, plan.look_again_at), (steps, wake), "{what}");
+        }
     }
 
     #[test]
     fn nothing_is_claimed_while_the_host_is_not_registered() {
         let assigned =
             Assigned { instances: BTreeMap::from([(ID, assignment("web"))]), ..Assigned::default() };
-        assert_eq!(plan(Some(&assigned), &Locals::default(), false, Tick(0)), Plan::default());
+        assert_eq!(plan(Some(&assigned), &Locals::default(), false, Tick(0), Tick(0)), Plan::default());
     }
 
     #[test]
@@ -392,7 +433,7 @@ mod tests {
             let assignment = Assignment { env: EnvRef(3), ..assignment("web") };
             locals.instances.insert(InstanceId(id), Local::claimed(assignment, at(0).at));
         }
-        let plan = plan(None, &locals, true, Tick(0));
+        let plan = plan(None, &locals, true, Tick(0), Tick(0));
         let steps: Vec<&str> = plan.steps.iter().map(|(step, _)| step.name()).collect();
         assert_eq!(steps, ["fetch", "read-env"]);
     }
@@ -403,8 +444,8 @@ mod tests {
         let mut local = Local::claimed(assignment("job"), at(0).at);
         local.phase = Phase::Booting { since: Tick(1_000) };
         locals.instances.insert(ID, local);
-        assert_eq!(plan(None, &locals, true, Tick(1_099)).look_again_at, Some(Tick(1_100)));
-        let steps = plan(None, &locals, true, Tick(1_100)).steps;
+        assert_eq!(plan(None, &locals, true, Tick(0), Tick(1_099)).look_again_at, Some(Tick(1_100)));
+        let steps = plan(None, &locals, true, Tick(0), Tick(1_100)).steps;
         assert_eq!(steps, [(Step::Pass(ID), Reason::HasNotExited)]);
     }
 
@@ -414,9 +455,9 @@ mod tests {
         let mut local = Local::claimed(assignment("job"), at(0).at);
         (local.phase, local.crashes) = (Phase::Booting { since: Tick(1_000) }, 1);
         locals.instances.insert(ID, local);
-        let early = plan(None, &locals, true, Tick(1_999));
+        let early = plan(None, &locals, true, Tick(0), Tick(1_999));
         assert_eq!((early.steps, early.look_again_at), (vec![], Some(Tick(2_000))));
-        let steps = plan(None, &locals, true, Tick(2_000)).steps;
+        let steps = plan(None, &locals, true, Tick(0), Tick(2_000)).steps;
         assert_eq!(steps, [(Step::Pass(ID), Reason::HasNotExited)]);
     }
 }

@@ -179,7 +179,7 @@ impl Machine {
     fn converge(&mut self) {
         for round in 0.. {
             assert!(round < 20, "it never comes to rest: {:#?}", self.locals);
-            let plan = plan(Some(&self.assigned), &self.locals, true, Tick(self.now));
+            let plan = plan(Some(&self.assigned), &self.locals, true, Tick(0), Tick(self.now));
             if plan.steps.is_empty() {
                 return;
             }
