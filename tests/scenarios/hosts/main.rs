@@ -6,3 +6,4 @@ mod pm;
 mod proxies;
 mod rollouts;
 mod upgrades;
+mod zones;
