@@ -2,6 +2,7 @@
 
 mod coordinator;
 mod rollouts;
+mod seed;
 
 use std::{
     collections::BTreeSet,
@@ -25,6 +26,7 @@ use crate::{Row, median, seconds};
 
 pub use coordinator::{leader_killed, member_paused, quorum_gone};
 pub use rollouts::{crash_loop, instance_killed, rollback, rollouts};
+pub use seed::seed;
 
 /// What an answer may take.
 const DEADLINE: Duration = Duration::from_secs(1);

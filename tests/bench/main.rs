@@ -3,7 +3,7 @@
 //! `cargo run --release -p bazooka-tests --bin bench` (build the workspace in release first), or with the
 //! names of single rows. Each figure is the median of `--runs`; what it is compared with is measured in
 //! the same run. The row `hosts` is a table of its own, with many machines as network namespaces: it takes root, and a
-//! quarter of an hour.
+//! quarter of an hour. So is `seed`, which is as big as a company was.
 
 mod abuse;
 mod converge;
@@ -15,6 +15,7 @@ mod measure;
 
 use std::{collections::BTreeSet, time::Duration};
 
+use bazooka_tests::Kind;
 use clap::Parser;
 
 /// The benchmarks of Bazooka.
@@ -23,11 +24,14 @@ struct Arguments {
     /// How often each is measured; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Requests a second in the rollouts of `hosts`.
-    #[arg(long, default_value_t = 2000)]
-    rate: u32,
+    /// Requests a second in the rollouts of `hosts` (2000 unless told), and in `seed` (5000).
+    #[arg(long)]
+    rate: Option<u32>,
+    /// In `seed` over kept connections only, as from a proxy or an app; else half of them over new ones.
+    #[arg(long)]
+    kept: bool,
     /// Only these rows: push, scale10, scale100, sleep100, kill, ps, memory, isolation, abuse, discovery, converge; hosts,
-    /// which is all of rollouts, killed, host, pm, leader, quorum, member, crash, workers and rollback.
+    /// which is all of rollouts, killed, host, pm, leader, quorum, member, crash, workers and rollback; seed.
     rows: Vec<String>,
 }
 
@@ -94,8 +98,9 @@ fn main() {
 /// The rows of many machines: only where they are asked for.
 fn with_many_hosts(arguments: &Arguments, wanted: &BTreeSet<&str>) -> Vec<Row> {
     let (runs, rate) = (arguments.runs, arguments.rate);
-    let all: [(&str, &dyn Fn() -> Row); 10] = [
-        ("rollouts", &|| hosts::rollouts(10, rate)),
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| !(arguments.kept && kind.new)).collect();
+    let all: [(&str, &dyn Fn() -> Row); 11] = [
+        ("rollouts", &|| hosts::rollouts(10, rate.unwrap_or(2000))),
         ("killed", &|| hosts::instance_killed(9)),
         ("host", &|| hosts::host_lost(runs)),
         ("pm", &|| hosts::pm_killed(runs)),
@@ -105,8 +110,10 @@ fn with_many_hosts(arguments: &Arguments, wanted: &BTreeSet<&str>) -> Vec<Row> {
         ("crash", &|| hosts::crash_loop(Duration::from_secs(60))),
         ("workers", &|| hosts::routing_changes(1000)),
         ("rollback", &|| hosts::rollback(runs)),
+        ("seed", &|| hosts::seed(rate.unwrap_or(5000), &kinds)),
     ];
-    let asked = all.iter().filter(|(name, _)| wanted.contains("hosts") || wanted.contains(name));
+    let of_hosts = |name: &str| wanted.contains("hosts") && name != "seed";
+    let asked = all.iter().filter(|(name, _)| wanted.contains(name) || of_hosts(name));
     asked
         .map(|(name, measure)| {
             let row = measure();
