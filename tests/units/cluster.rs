@@ -1,7 +1,7 @@
 //! docs/cluster.md, followed word for word: machines that each have a systemd and an address, and what the page has them run.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -136,7 +136,7 @@ struct Site {
 
 impl Site {
     fn new() -> Site {
-        let nets = Nets::new(u8::try_from(MACHINES.len()).expect("a handful"));
+        let nets = Nets::new(u8::try_from(MACHINES.len()).expect("a handful"), BTreeSet::new());
         let booted = Systemd::boot_all(&nets, &MACHINES);
         let site = Site { machines: MACHINES.into_iter().zip(booted).collect(), _nets: nets };
         site.ops().shell(
@@ -270,7 +270,7 @@ fn follow_the_page(make: impl FnOnce(&Path, &Path)) {
     assert_eq!(sections.len(), 12, "{sections:?}");
 
     let serving = serving.expect("the section is there");
-    assert_eq!(serving.iter().map(std::collections::BTreeSet::len).sum::<usize>(), 6, "{serving:?}");
+    assert_eq!(serving.iter().map(BTreeSet::len).sum::<usize>(), 6, "{serving:?}");
     assert_eq!(instances(), serving, "a dead member, new certificates and another release reach no instance");
     ops.shell("touch enough");
     assert!(asking.expect("the section is there").wait().is_ok_and(|status| status.success()));
