@@ -187,6 +187,7 @@ fn host(n: u32) -> Host {
         isolation: "uid".into(),
         boot_id: "b".into(),
         seal_key: None,
+        services: None,
         since: Timestamp::UNIX_EPOCH,
         token: format!("token{n}"),
         extra: Extra::new(),

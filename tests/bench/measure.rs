@@ -293,6 +293,7 @@ pub fn ps(runs: usize) -> Row {
                 command: "sleep".into(),
                 index,
                 run: Default::default(),
+                links: Default::default(),
                 trial: false,
                 extra: Extra::new(),
             };

@@ -6,6 +6,7 @@ mod bad_input;
 mod commands;
 mod disaster;
 mod identities;
+mod links;
 mod matrix;
 mod operations;
 mod page;

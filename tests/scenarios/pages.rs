@@ -62,15 +62,20 @@ pub struct Visitors {
 impl Visitors {
     /// So many of them come.
     pub fn come(cluster: &Cluster, n: usize) -> Self {
+        Visitors::come_to(cluster, "pages", n)
+    }
+
+    /// So many of them come to an app.
+    pub fn come_to(cluster: &Cluster, app: &str, n: usize) -> Self {
         let leave = Arc::new(AtomicBool::new(false));
         let url = format!("http://{}/", cluster.address(1, 8080));
         let visit = || {
-            let (leave, url) = (leave.clone(), url.clone());
+            let (leave, url, host) = (leave.clone(), url.clone(), format!("{app}.localhost:8080"));
             spawn(move || {
                 let (mut asked, mut lost) = (0, Vec::new());
                 while !leave.load(Ordering::Relaxed) {
                     asked += 1;
-                    match try_get(&url, Some("pages.localhost:8080")) {
+                    match try_get(&url, Some(&host)) {
                         Ok(answer) if answer.status == 200 => {}
                         Ok(answer) => lost.push(format!("{answer:?}")),
                         Err(error) => lost.push(error),

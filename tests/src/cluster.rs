@@ -220,6 +220,7 @@ impl Cluster {
         self.as_identity(&mut command, &format!("pm:{name}"), 10 + host);
         command.args(["--host", &name, "--address", &self.ip(10 + host), "--on-exit", "stop"]);
         command.args(["--ports", &format!("{first}-{}", first + share - 1)]);
+        command.args(["--services", &self.ip(1)]);
         command.arg("--state").arg(self.folder(&name));
         command.args(self.options.slots.map(|slots| format!("--slots={slots}")));
         let log = self.dir.path().join(format!("{name}.log"));

@@ -28,7 +28,8 @@ fn each_daemon_says_all_that_is_wrong_with_its_file_and_where() {
             "bazooka-pm",
             &["--check"],
             "coordinator = ['https://10.0.0.1:2379', 'here']\nidentity = '/nowhere'\nzones = 'a'\nslots = 'many'\n\
-             stack = '/proc'\nshim = '/nowhere/shim'\nisolation = 'jail'\nports = '9-1'\n",
+             stack = '/proc'\nshim = '/nowhere/shim'\nisolation = 'jail'\nports = '9-1'\n\
+             services = '10.0.0.7:8501'\n",
             &[
                 "FILE:1: coordinator: \"here\" must be a URL",
                 "FILE:2: identity: /nowhere/ca.pem can't be read",
@@ -38,6 +39,7 @@ fn each_daemon_says_all_that_is_wrong_with_its_file_and_where() {
                 "FILE:6: shim: there is no /nowhere/shim",
                 "FILE:7: isolation: \"jail\" is none of sandbox, uid, none",
                 "FILE:8: ports: \"9-1\": two numbers with a dash between",
+                "FILE:9: services: \"10.0.0.7:8501\": the address or the name of a proxy, without a port",
             ],
         ),
         (
@@ -99,7 +101,11 @@ fn a_file_with_nothing_wrong_is_found_to_be_so_without_a_coordinator() {
     // Nobody listens there.
     let file = "coordinator = ['http://127.0.0.1:9']\nlisten = '127.0.0.1:0'\n";
     for (daemon, words, more) in [
-        ("bazooka-pm", &["--check"][..], "zone = 'a'\nmemory = 1_000_000_000\nclosed = ['10.0.0.5:8081']\n"),
+        (
+            "bazooka-pm",
+            &["--check"][..],
+            "zone = 'a'\nmemory = 1_000_000_000\nclosed = ['10.0.0.5:8081']\nservices = 'proxy.a.example.org'\n",
+        ),
         ("bazooka-pm", &["converge", "--check"], "name = 'c1'\n"),
         ("bazooka-rm", &["--check"], "name = 'r1'\nbuild-time = 60\n"),
         ("bazooka-proxy", &["--check"], "name = 'p1'\nrun-haproxy = true\n"),

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use visor::{
     daemon::CoordinatorArgs,
     identity::Identity,
+    links::Link,
     names::{AppName, HostName, InstanceId, InvalidName, ProcName, ReleaseId, ZoneName},
 };
 
@@ -169,6 +170,12 @@ pub enum Command {
         #[command(subcommand)]
         action: Option<ConfigAction>,
     },
+    /// Show or change the services whose address the app's instances are given; a change is a new release
+    Link {
+        /// Show [default: list]
+        #[command(subcommand)]
+        action: Option<LinkAction>,
+    },
     /// List the hosts with what they have to give; take one out of service, and back
     Hosts {
         /// What to do [default: list]
@@ -279,6 +286,7 @@ impl Command {
                 None | Some(ConfigAction::List | ConfigAction::Get { .. }) => true,
                 Some(ConfigAction::Set { .. } | ConfigAction::Unset { .. }) => false,
             },
+            Command::Link { action } => matches!(action, None | Some(LinkAction::List)),
             Command::Init { .. }
             | Command::Restart { .. }
             | Command::Rollback { .. }
@@ -430,6 +438,31 @@ pub enum ConfigAction {
         /// Their names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+        /// Don't wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+/// `link`: what to do with links.
+#[derive(Debug, Subcommand)]
+pub enum LinkAction {
+    /// List them, each with the service's port and the variable that instances get
+    List,
+    /// Give instances a service's address, as BAZOOKA_SERVICE_<APP>_<PROC>=ADDRESS:PORT
+    Add {
+        /// The services: an app and its proc each
+        #[arg(required = true, value_name = "APP:PROC")]
+        links: Vec<Link>,
+        /// Don't wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Take it from them
+    Remove {
+        /// The services
+        #[arg(required = true, value_name = "APP:PROC")]
+        links: Vec<Link>,
         /// Don't wait
         #[arg(long)]
         no_wait: bool,

@@ -234,6 +234,7 @@ impl From<Refusal> for Failure {
                 (Kind::Refused, Some("`bazooka capacity` tells whether others have room for them"))
             }
             Refusal::NotFrozen => (Kind::Refused, Some("`bazooka hosts` lists them")),
+            Refusal::Unlinkable(_) => (Kind::Unknown, Some("`bazooka procs -a APP` lists an app's services")),
             Refusal::Destroying(_)
             | Refusal::TurnOver(_)
             | Refusal::EnvMoved(_)

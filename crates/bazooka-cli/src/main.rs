@@ -25,7 +25,7 @@ use visor::{
     visor::Visor,
 };
 
-use args::{AccessAction, Cli, Command, ConfigAction, EXIT_CODES, KeysAction};
+use args::{AccessAction, Cli, Command, ConfigAction, EXIT_CODES, KeysAction, LinkAction};
 use context::Context;
 use failure::{Failure, Kind, Result};
 
@@ -219,6 +219,9 @@ async fn with_coordinator(
             Command::Stats { days } => command::stats::run(&context, days).await,
             Command::Config { action } => {
                 command::config::run(&context, action.unwrap_or(ConfigAction::List)).await
+            }
+            Command::Link { action } => {
+                command::link::run(&context, action.unwrap_or(LinkAction::List)).await
             }
             Command::Dev(_)
             | Command::Version

@@ -30,6 +30,8 @@ mod hosts;
 mod lead;
 #[cfg(test)]
 mod left_cases;
+#[cfg(test)]
+mod link_cases;
 pub mod memory;
 mod metrics;
 pub mod plan;

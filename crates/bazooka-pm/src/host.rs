@@ -149,6 +149,7 @@ pub async fn run(
         isolation: in_force(isolation, &options.without),
         boot_id: boot_id(),
         seal_key: Some(vault.public()),
+        services: options.services,
         since: Timestamp::now(),
         token,
         extra: Extra::new(),

@@ -9,6 +9,7 @@
 //! access       who may do what, and etcd's roles
 //! names        words that can't be wrong             AppName, RevId, InstanceId, ...
 //! schema       what each key holds
+//! links        which services an app's instances are told of
 //! keys         where each key is
 //! mirror       list + watch, kept true for ever
 //! snapshot     the typed image that planners read
@@ -30,6 +31,7 @@ pub mod exposition;
 pub mod identity;
 pub mod keys;
 pub mod lease;
+pub mod links;
 pub mod migrate;
 pub mod mirror;
 pub mod names;

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    links::{Link, ServicesAddress},
     names::{AppName, Digest, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName, ZoneName},
     seal::{PublicKey, Sealed, Vars, WrappedKey},
     store::Revision,
@@ -237,7 +238,7 @@ pub struct Proc {
     pub extra: Extra,
 }
 
-/// `apps/A/envs/E`: an app's config vars, sealed. They never change; what version 1 wrote is sealed once.
+/// `apps/A/envs/E`: an app's config vars, sealed, and its links. They never change; what version 1 wrote is sealed once.
 ///
 /// A version 1 that meets a sealed one can't read it, and so takes it neither for absent nor for empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,6 +249,9 @@ pub struct Env {
     /// Name to value, as version 1 wrote them: in plain text, until a bazooka-rm seals them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vars: Option<Vars>,
+    /// The services that its instances are told the address of, which is no secret.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub links: BTreeSet<Link>,
     /// Who set it.
     pub by: String,
     /// When.
@@ -290,6 +294,9 @@ pub struct Handed {
     pub to: PublicKey,
     /// The data key, wrapped for that.
     pub key: WrappedKey,
+    /// Its links; so a host knows which ports an instance must have been placed with.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub links: BTreeSet<Link>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -481,6 +488,9 @@ pub struct Assignment {
     /// How it is run.
     #[serde(default)]
     pub run: RunSettings,
+    /// The port of each service that its env links, as it was when this was placed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<Link, u16>,
     /// Placed as part of a trial: no backoff, it fails for good once the quick restarts are spent.
     #[serde(default)]
     pub trial: bool,
@@ -701,6 +711,10 @@ pub struct Host {
     /// What config vars are sealed to for it; none: its pm is of a version that can't open them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal_key: Option<PublicKey>,
+    /// Where its instances reach the services that they link; none: it wasn't told, or its pm is of a version that
+    /// knows no links.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<ServicesAddress>,
     /// When this registration was made.
     pub since: Timestamp,
     /// Names the pm's state folder, so that a restarted pm takes over its own registration and a second

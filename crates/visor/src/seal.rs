@@ -375,7 +375,7 @@ impl Keyring {
         let sealed = key.seal(app, env, vars, random);
         let to = self.current();
         let key = key.wrap(&to, random);
-        Handed { sealed, to, key, extra: Default::default() }
+        Handed { sealed, to, key, links: Default::default(), extra: Default::default() }
     }
 
     /// The key of what was handed to a host, wrapped for others.

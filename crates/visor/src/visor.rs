@@ -14,6 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     identity::Identity,
     keys::{self, Key},
+    links::LeadsNowhere,
     migrate,
     mirror::Image,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, UserName, ZoneName},
@@ -65,6 +66,8 @@ pub enum Refusal {
     NoSuchInstance(AppName, InstanceId),
     #[error("the config vars of app '{0}' were changed by another meanwhile")]
     EnvMoved(AppName),
+    #[error("{link} can't be linked: {why}", link = .0.link, why = .0.why)]
+    Unlinkable(LeadsNowhere),
     #[error("the push's turn at app '{0}' has ended: its bazooka-rm was cut off for too long")]
     TurnOver(AppName),
     #[error("the repository of app '{0}' has moved meanwhile")]

@@ -1,6 +1,6 @@
 //! Config vars: who can open what, as hosts and rms come, go and change their keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use visor::{
@@ -71,6 +71,7 @@ impl Cluster {
             isolation: String::new(),
             boot_id: String::new(),
             seal_key: ring.map(Keyring::current),
+            services: None,
             since: Timestamp::UNIX_EPOCH,
             token: String::new(),
             extra: Extra::new(),
@@ -90,7 +91,7 @@ impl Cluster {
     async fn sealed(&self, value: &str) -> Option<NewEnv> {
         let all = self.all().await;
         let now = ("me", Timestamp::UNIX_EPOCH);
-        NewEnv::seal(&app(), &all.apps[&app()], &vars(value), &all, now, &mut Os)
+        NewEnv::seal(&app(), &all.apps[&app()], (&vars(value), &BTreeSet::new()), &all, now, &mut Os)
     }
 
     async fn begin(&self, config: NewEnv, token: &str) -> Result<Begun, VisorError> {
@@ -260,7 +261,7 @@ fn version_1_takes_a_sealed_env_neither_for_an_empty_one_nor_for_an_absent_one()
     let key = visor::seal::DataKey::fresh(&mut Os);
     let sealed = Some(key.seal(&app(), E1, &vars("secret"), &mut Os));
     let at = Timestamp::UNIX_EPOCH;
-    let row = Env { sealed, vars: None, by: "me".into(), at, extra: Extra::new() };
+    let row = Env { sealed, vars: None, links: BTreeSet::new(), by: "me".into(), at, extra: Extra::new() };
     let text = serde_json::to_string(&row).expect("JSON");
     assert!(serde_json::from_str::<Before>(&text).is_err());
 }

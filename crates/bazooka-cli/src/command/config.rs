@@ -11,24 +11,19 @@ use std::{
 
 use tokio::io::AsyncReadExt;
 use visor::{
-    keys::{self, Key},
-    names::{AppName, EnvRef},
-    seal::{MOST_BYTES, Os, Vars},
-    snapshot::{AppView, Snapshot},
-    transitions::{
-        envs::{self, NewEnv, base_env},
-        releases::NewRelease,
-    },
-    visor::VisorError,
+    seal::{MOST_BYTES, Vars},
+    transitions::releases::NewRelease,
 };
 use zeroize::Zeroizing;
 
 use crate::{
     args::{ConfigAction, checked, pair, var_name},
-    command::release,
+    command::{
+        env::{Current, current},
+        release,
+    },
     context::Context,
     failure::{Failure, Kind, Result, nearest},
-    rm,
     show::{Sink, Table, clean, escape, put, put_json, put_line, say},
 };
 
@@ -58,34 +53,6 @@ pub async fn run(context: &Context, action: ConfigAction) -> Result<()> {
 
 fn usage(what: String) -> Failure {
     Failure::new(Kind::Usage, what)
-}
-
-/// What a change is made from: the env in force, and all that sealing the next one takes.
-struct Current {
-    view: AppView,
-    snapshot: Snapshot,
-    env: EnvRef,
-    vars: Vars,
-}
-
-/// Reads it. An env that is sealed is opened by a bazooka-rm.
-async fn current(context: &Context, app: &AppName) -> Result<Current> {
-    let mut scopes = envs::recipients();
-    scopes.extend([keys::asks(), keys::wraps_of(app)]);
-    let (view, snapshot) = context.view_with(app, scopes).await?;
-    let env = base_env(&view);
-    let key = Key::Env(app.clone(), env).to_string();
-    if let Some(detail) = snapshot.unreadable.get(&key) {
-        return Err(VisorError::Unreadable { key, detail: detail.clone() }.into());
-    }
-    let vars = match view.envs.get(&env) {
-        None => Vars::default(),
-        Some(row) => match (&row.sealed, &row.vars) {
-            (None, Some(plain)) => plain.clone(),
-            _ => rm::vars(context, &snapshot, app, env).await?,
-        },
-    };
-    Ok(Current { view, snapshot, env, vars })
 }
 
 async fn list(context: &Context) -> Result<()> {
@@ -144,7 +111,8 @@ async fn change(context: &Context, set: Vars, unset: BTreeSet<String>, no_wait: 
                 say(&format!("app '{app}' has no config var {name}"));
             }
         }
-        Ok(NewRelease { config: sealed(context, &app, &now, &set, &unset)?, ..new.clone() })
+        let vars = changed(&now.vars, &set, &unset);
+        Ok(NewRelease { config: now.next(context, &app, &vars, &now.links)?, ..new.clone() })
     };
     release::make(context, &app, made, no_wait).await
 }
@@ -163,32 +131,13 @@ fn release_of(context: &Context, set: &Vars, unset: &BTreeSet<String>) -> NewRel
     }
 }
 
-/// The env that comes of a change, sealed; none if nothing changes.
-fn sealed(
-    context: &Context,
-    app: &AppName,
-    now: &Current,
-    set: &Vars,
-    unset: &BTreeSet<String>,
-) -> Result<Option<NewEnv>> {
-    let mut vars = now.vars.clone();
+/// The vars that come of a change.
+fn changed(before: &Vars, set: &Vars, unset: &BTreeSet<String>) -> Vars {
+    let mut vars = before.clone();
     let map = vars.as_map_mut();
     map.retain(|name, _| !unset.contains(name));
     map.extend(set.as_map().clone());
-    if vars == now.vars {
-        return Ok(None);
-    }
-    let size = vars.size();
-    if size > MOST_BYTES {
-        return Err(usage(format!("an app's config vars may hold {MOST_BYTES} bytes together, not {size}")));
-    }
-    let by = (context.who.as_str(), context.now());
-    let made = NewEnv::seal(app, &now.view, &vars, &now.snapshot, by, &mut Os);
-    made.map(Some).ok_or_else(|| {
-        Failure::new(Kind::PartMissing, "no bazooka-rm is there to seal config vars to")
-            .because("what no bazooka-rm can open could never be read or changed again")
-            .hint("start one: bazooka-rm, or bazooka dev")
-    })
+    vars
 }
 
 /// Config vars from standard input: JSON as `config --json` prints it, or lines of NAME=VALUE.

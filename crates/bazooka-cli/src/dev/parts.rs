@@ -177,6 +177,8 @@ pub fn of(args: &DevArgs, state: &Path, programs: &Programs, apart: Apart) -> Ve
         host.extend(["--ports".into(), format!("{first}-{}", first + PORTS_PER_HOST - 1).into()]);
         host.extend(["--state".into(), folder(&name), "--on-exit".into(), "stop".into()]);
         host.extend(["--closed".into(), rm_at.to_string().into()]);
+        // The proxy opens services' ports on every address.
+        host.extend(["--services".into(), localhost.to_string().into()]);
         host.extend(apart.words("--"));
         parts.push(ours(&name, Kind::Host, &programs.pm, Endpoint::On(address.into()), host));
     }
@@ -249,7 +251,7 @@ mod tests {
         assert_eq!(
             words(&parts[5]),
             "--host host3 --address 127.0.0.4 --ports 23000-23999 --state /state/host3 --on-exit stop \
-             --closed 127.0.0.1:8081 --without fence --coordinator http://127.0.0.1:2379"
+             --closed 127.0.0.1:8081 --services 127.0.0.1 --without fence --coordinator http://127.0.0.1:2379"
         );
         assert_eq!(parts[5].endpoint, Endpoint::On("127.0.0.4".parse().expect("an address")));
     }

@@ -45,6 +45,7 @@ async fn runs(rig: &Rig, id: u64, on: &str, memory_limit_bytes: Option<u64>) {
         command: "run".into(),
         index: 0,
         run,
+        links: Default::default(),
         trial: false,
         extra: Extra::new(),
     };

@@ -8,6 +8,7 @@ mod bad_input;
 mod changes;
 mod hosts;
 mod init;
+mod links;
 mod listings;
 mod live;
 mod operators;

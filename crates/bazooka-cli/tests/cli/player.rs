@@ -95,6 +95,7 @@ pub async fn register(visor: &Visor, name: &HostName, lease: LeaseId, url: &str)
         isolation: "none".into(),
         boot_id: "b".into(),
         seal_key: None,
+        services: None,
         since: Timestamp::now(),
         token: "t".into(),
         extra: Extra::new(),
@@ -217,6 +218,7 @@ impl Stage {
             command: view.command(release, proc).expect("it is wanted").to_owned(),
             index: u32::try_from(index).expect("it fits"),
             run: Default::default(),
+            links: Default::default(),
             trial: false,
             extra: Extra::new(),
         };

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use visor::{
     keys::Key,
+    links,
     names::AppName,
     schema::{Assignment, Desired, Extra, Pending},
     snapshot::Snapshot,
@@ -135,7 +136,8 @@ pub fn apply<'a>(
     }
 }
 
-fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {
+/// What a step places; none if it places nothing, or the image isn't the one that it was planned on.
+pub(super) fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {
     let Act::Place { seat, place } = &step.act else { return None };
     let Seat { proc, release, index, trial } = seat;
     let view = snapshot.apps.get(&step.app)?;
@@ -153,6 +155,8 @@ fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {
         command: rev.procs.get(proc)?.clone(),
         index: *index,
         run: view.procs.get(proc).map(|row| row.run.clone()).unwrap_or_default(),
+        // Planned on this very image, which has them all.
+        links: links::ports(snapshot, links::of(view, row.env).into_iter().flatten()).ok()?,
         trial: *trial,
         extra: Extra::new(),
     };

@@ -11,6 +11,7 @@ use std::{
 use proptest::prelude::*;
 use visor::{
     keys::Key,
+    links,
     mirror::Changes,
     names::{AppName, HostName, InstanceId, ReleaseId},
     schema::{Desired, Ended, Fault, Pending, ReleaseStatus, State},
@@ -31,29 +32,83 @@ use super::{
 const APPS: [&str; 2] = ["a", "b"];
 const HOSTS: u32 = 4;
 
+/// The app whose web the others link.
+const LINKED: &str = "linked";
+
 /// The first half of the hosts stands in the first.
 const ZONES: [&str; 2] = ["north", "south"];
 
 /// Something that happens.
 #[derive(Clone, Debug)]
 enum Event {
-    Scale { app: usize, count: u32 },
-    ScaleZone { app: usize, zone: usize, count: u32 },
-    Push { app: usize },
-    Promote { app: usize },
-    PushEnds { app: usize },
-    Canary { app: usize, count: u32 },
-    Restart { app: usize },
-    Pause { app: usize, holds: bool },
-    Abort { app: usize },
-    HostDies { host: u32 },
-    HostReturns { host: u32 },
-    HostDrains { host: u32, drains: bool },
-    Crash { nth: usize },
-    Fail { nth: usize, fault: Fault },
+    Scale {
+        app: usize,
+        count: u32,
+    },
+    ScaleZone {
+        app: usize,
+        zone: usize,
+        count: u32,
+    },
+    Push {
+        app: usize,
+    },
+    Promote {
+        app: usize,
+    },
+    PushEnds {
+        app: usize,
+    },
+    Canary {
+        app: usize,
+        count: u32,
+    },
+    Restart {
+        app: usize,
+    },
+    Pause {
+        app: usize,
+        holds: bool,
+    },
+    Abort {
+        app: usize,
+    },
+    /// From its next release on.
+    Link {
+        app: usize,
+        links: bool,
+    },
+    /// The service that apps link is registered, or not.
+    Service {
+        is_there: bool,
+    },
+    /// A host's pm is told where services are, or not.
+    HostTold {
+        host: u32,
+        is_told: bool,
+    },
+    HostDies {
+        host: u32,
+    },
+    HostReturns {
+        host: u32,
+    },
+    HostDrains {
+        host: u32,
+        drains: bool,
+    },
+    Crash {
+        nth: usize,
+    },
+    Fail {
+        nth: usize,
+        fault: Fault,
+    },
     Recover,
     ProxyCatchesUp,
-    Time { millis: u64 },
+    Time {
+        millis: u64,
+    },
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -69,7 +124,10 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (app.clone(), 0_u32..3).prop_map(|(app, count)| Event::Canary { app, count }),
         1 => app.clone().prop_map(|app| Event::Restart { app }),
         2 => (app.clone(), any::<bool>()).prop_map(|(app, holds)| Event::Pause { app, holds }),
-        1 => app.prop_map(|app| Event::Abort { app }),
+        1 => app.clone().prop_map(|app| Event::Abort { app }),
+        2 => (app, any::<bool>()).prop_map(|(app, links)| Event::Link { app, links }),
+        1 => any::<bool>().prop_map(|is_there| Event::Service { is_there }),
+        1 => (1..=HOSTS, any::<bool>()).prop_map(|(host, is_told)| Event::HostTold { host, is_told }),
         1 => (1..=HOSTS).prop_map(|host| Event::HostDies { host }),
         2 => (1..=HOSTS).prop_map(|host| Event::HostReturns { host }),
         1 => (1..=HOSTS, any::<bool>()).prop_map(|(host, drains)| Event::HostDrains { host, drains }),
@@ -104,6 +162,8 @@ impl Day {
         for app in APPS {
             world = world.app(app).released("web").scaled("web", 1);
         }
+        // Of which nothing is wanted, so that only its row is there.
+        world = world.app(LINKED).released("web").scaled("web", 0);
         (1..=HOSTS).for_each(|host| stand(&mut world, host));
         let mut agenda = Agenda::default();
         agenda.look_at_all();
@@ -158,6 +218,19 @@ impl Day {
             Event::Abort { app } => {
                 self.turn_to(*app);
                 self.world.abort();
+            }
+            Event::Link { app, links } => {
+                self.turn_to(*app);
+                self.world.link(if *links { &["linked:web"] } else { &[] });
+            }
+            Event::Service { is_there: false } => self.world.unregister(LINKED, "web"),
+            Event::Service { is_there: true } => self.world.reregister(LINKED, "web"),
+            Event::HostTold { host, is_told } => {
+                let name = format!("host{host}");
+                if self.world.snapshot.hosts[&self.world.host(&name)].host.is_some() {
+                    let address = is_told.then(|| "127.0.0.1".parse().expect("an address"));
+                    self.world.change_host(&name, |host| host.services = address);
+                }
             }
             Event::HostDies { host } => self.world.lose(&format!("host{host}")),
             Event::HostReturns { host } => {
@@ -269,11 +342,25 @@ impl Day {
 
         let before = self.serving();
         for step in &all.steps {
+            self.leads_somewhere(step)?;
             self.write(step);
         }
         self.nothing_is_lost(&before)?;
         self.nothing_is_there_twice()?;
         Ok(all)
+    }
+
+    /// What links a service is placed only while that is there, on a host that was told where it is.
+    fn leads_somewhere(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        let Act::Place { seat, place } = &step.act else { return Ok(()) };
+        let view = &self.world.snapshot.apps[&step.app];
+        if links::of(view, view.releases[&seat.release].env).is_some() {
+            let service = &self.world.snapshot.apps[&self.world.name(LINKED)].procs;
+            prop_assert!(!service.is_empty(), "{} is placed, and what it links isn't there", step.app);
+            let host = self.world.snapshot.hosts[&place.host].host.as_ref().expect("it is registered");
+            prop_assert!(host.services.is_some(), "{} wasn't told where services are", place.host);
+        }
+        Ok(())
     }
 
     /// How many instances serve on behalf of each app's head.
@@ -397,7 +484,9 @@ impl Day {
         for host in (1..=HOSTS).filter(|host| Some(*host) != gone_for_good) {
             self.happens(&Event::HostReturns { host });
             self.happens(&Event::HostDrains { host, drains: false });
+            self.happens(&Event::HostTold { host, is_told: true });
         }
+        self.happens(&Event::Service { is_there: true });
         for _ in 0..1_000 {
             self.hosts_work();
             self.happens(&Event::ProxyCatchesUp);
@@ -459,6 +548,12 @@ fn changed(before: &Snapshot, after: &Snapshot) -> Vec<String> {
         note(b.head != a.head, Key::Head(app.clone()));
         note(b.trial != a.trial, Key::Trial(app.clone()));
         note(b.pause != a.pause, Key::Pause(app.clone()));
+        for proc in differing(&b.procs, &a.procs) {
+            note(true, Key::Proc(app.clone(), proc));
+        }
+        for env in differing(&b.envs, &a.envs) {
+            note(true, Key::Env(app.clone(), env));
+        }
         for id in differing(&b.releases, &a.releases) {
             note(true, Key::Release(app.clone(), id));
         }

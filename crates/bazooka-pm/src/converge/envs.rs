@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use visor::{
+    links,
     names::{EnvRef, HostName},
-    schema::Handed,
-    snapshot::{AppView, HostView, Snapshot},
+    schema::{Env, Handed},
+    snapshot::{AppView, Snapshot},
     transitions::envs::{EMPTY_ENV, handed},
 };
 
@@ -60,29 +61,34 @@ pub(super) fn plan(snapshot: &Snapshot, view: &AppView, draft: &mut Draft) {
 /// Whether what a host has is what it would get. A wrap that was made anew for the same key is as good.
 fn is_current(snapshot: &Snapshot, view: &AppView, host: &HostName, env: EnvRef, there: &Handed) -> bool {
     let key = snapshot.hosts.get(host).and_then(|host| host.host.as_ref()?.seal_key.as_ref());
-    let sealed = view.envs.get(&env).and_then(|row| row.sealed.as_ref());
-    key == Some(&there.to) && sealed == Some(&there.sealed)
+    let is_its_own = |row: &Env| row.sealed.as_ref() == Some(&there.sealed) && row.links == there.links;
+    key == Some(&there.to) && view.envs.get(&env).is_some_and(|row| is_its_own(row))
 }
 
-/// Why hosts can't open an env: those that never will as they are, and those that have to wait for an rm first.
+/// Why hosts can't take what runs with an env: those that never will as they are, and those that have to wait for an rm
+/// first.
 pub(super) fn hindered(
     snapshot: &Snapshot,
     view: &AppView,
     env: EnvRef,
 ) -> (BTreeMap<HostName, String>, BTreeMap<HostName, String>) {
     let (mut older, mut without) = (BTreeMap::new(), BTreeMap::new());
-    if env == EMPTY_ENV || !view.envs.get(&env).is_some_and(|row| row.is_sealed()) {
+    let Some(row) = view.envs.get(&env).filter(|row| row.is_sealed() || !row.links.is_empty()) else {
         return (older, without);
-    }
+    };
     let wraps = view.wraps.get(&env);
-    let registered = |host: &HostView| host.host.as_ref().map(|row| row.seal_key.clone());
-    for (name, key) in snapshot.hosts.iter().filter_map(|(name, host)| Some((name, registered(host)?))) {
-        match key {
+    for (name, host) in snapshot.hosts.iter().filter_map(|(name, view)| Some((name, view.host.as_ref()?))) {
+        if let Some(why) = links::refusal(view, env, host) {
+            older.insert(name.clone(), why.to_owned());
+            continue;
+        }
+        match &host.seal_key {
+            _ if !row.is_sealed() => {}
             None => {
                 let why = "its bazooka-pm is of a version that can't open config vars";
                 older.insert(name.clone(), why.to_owned());
             }
-            Some(key) if !wraps.is_some_and(|wraps| wraps.hosts.contains_key(&key)) => {
+            Some(key) if !wraps.is_some_and(|wraps| wraps.hosts.contains_key(key)) => {
                 let why = "it has no key to this app's config vars yet; a bazooka-rm adds it";
                 without.insert(name.clone(), why.to_owned());
             }

@@ -7,6 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 use visor::{
+    links,
     names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId},
     schema::*,
     snapshot::{AppView, Snapshot, Versioned},
@@ -82,6 +83,7 @@ impl World {
             isolation: "none".into(),
             boot_id: "b".into(),
             seal_key: None,
+            services: Some("127.0.0.1".parse().expect("an address")),
             since: wall(),
             token: "t".into(),
             extra: Extra::new(),
@@ -107,6 +109,15 @@ impl World {
         let name = self.host(name);
         let host = self.snapshot.hosts.get_mut(&name).and_then(|view| view.host.as_mut());
         edit(&mut host.expect("it is registered").value);
+    }
+
+    /// As [`World::edit_host`], as another write of it.
+    pub fn change_host(&mut self, name: &str, edit: impl FnOnce(&mut Host)) {
+        self.edit_host(name, edit);
+        let revision = self.next();
+        let name = self.host(name);
+        let host = self.snapshot.hosts.get_mut(&name).and_then(|view| view.host.as_mut());
+        host.expect("it is registered").mod_revision = revision;
     }
 
     pub fn mark(&mut self, name: &str, mark: impl FnOnce(&mut HostMeta)) {
@@ -151,14 +162,7 @@ impl World {
             .map(|proc| (proc.parse().expect("a proc name"), format!("run {proc}")))
             .collect();
         for (port, proc) in (8500..).zip(commands.keys()) {
-            let row = self.row(Proc {
-                port,
-                run: RunSettings::default(),
-                min_ready_ms: None,
-                max_unavailable: 0,
-                batch: None,
-                extra: Extra::new(),
-            });
+            let row = self.row(service_at(port));
             self.view().procs.entry(proc.clone()).or_insert(row);
         }
         let row = self.row(Rev {
@@ -171,9 +175,10 @@ impl World {
             extra: Extra::new(),
         });
         self.view().revs.insert(rev.clone(), row);
+        let env = self.newest_env();
         let row = self.row(Release {
             rev,
-            env: EnvRef(0),
+            env,
             by: "me".into(),
             at: wall(),
             reason: "push".into(),
@@ -184,6 +189,39 @@ impl World {
         });
         self.view().releases.insert(id, row);
         id
+    }
+
+    fn newest_env(&mut self) -> EnvRef {
+        self.view().envs.keys().next_back().copied().unwrap_or(EnvRef(0))
+    }
+
+    /// Another env with these links and no vars, which the next releases have.
+    pub fn link(&mut self, links: &[&str]) {
+        let links = links.iter().map(|link| link.parse().expect("a link")).collect();
+        let env = EnvRef(self.newest_env().0 + 1);
+        let row = Env { sealed: None, vars: None, links, by: "me".into(), at: wall(), extra: Extra::new() };
+        let row = self.row(row);
+        self.view().envs.insert(env, row);
+    }
+
+    /// An app that links these, from its next release on.
+    pub fn linking(mut self, links: &[&str]) -> Self {
+        self.link(links);
+        self
+    }
+
+    /// A service's row, as if it had never been registered.
+    pub fn unregister(&mut self, app: &str, proc: &str) {
+        let (app, proc) = (self.name(app), self.proc(proc));
+        self.snapshot.apps.get_mut(&app).expect("it is there").procs.remove(&proc);
+        self.next();
+    }
+
+    /// A service's row again, if it isn't there.
+    pub fn reregister(&mut self, app: &str, proc: &str) {
+        let (app, proc) = (self.name(app), self.proc(proc));
+        let row = self.row(service_at(8500));
+        self.snapshot.apps.get_mut(&app).expect("it is there").procs.entry(proc).or_insert(row);
     }
 
     /// A new release that is head.
@@ -337,6 +375,10 @@ impl World {
         });
         self.view().instances.insert(id, row);
         let run = self.view().procs[&proc].run.clone();
+        let env = self.view().releases[&release].env;
+        let linked = links::of(self.view(), env).cloned().unwrap_or_default();
+        let ports =
+            links::ports(&self.snapshot, &linked).expect("nothing is placed that links what isn't there");
         let row = self.row(Assignment {
             desired: Desired::Run,
             reason: None,
@@ -344,11 +386,12 @@ impl World {
             proc,
             release,
             rev,
-            env: EnvRef(0),
+            env,
             slug,
             command: "run".into(),
             index,
             run,
+            links: ports,
             trial: false,
             extra: Extra::new(),
         });
@@ -436,6 +479,17 @@ impl World {
     /// The plan, a line for each step.
     pub fn steps(&mut self) -> Vec<String> {
         self.plan().steps.iter().map(|step| told(&step.act)).collect()
+    }
+}
+
+fn service_at(port: u16) -> Proc {
+    Proc {
+        port,
+        run: RunSettings::default(),
+        min_ready_ms: None,
+        max_unavailable: 0,
+        batch: None,
+        extra: Extra::new(),
     }
 }
 

@@ -27,6 +27,8 @@ struct Machine {
     memory_mib: u64,
     /// 0: open, 1: cordoned, 2: draining.
     word: u8,
+    /// It was told where services are.
+    is_told: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -34,16 +36,29 @@ struct Cluster {
     machines: Vec<Machine>,
     /// Each app's memory limit and count, and how many of these are to stand in the first zone.
     apps: Vec<(Option<u64>, u32, u32)>,
+    /// What the first app links.
+    linked: Linked,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Linked {
+    Nothing,
+    Service,
+    /// It has gone since the app's instances were placed.
+    Gone,
 }
 
 fn cluster() -> impl Strategy<Value = Cluster> {
     let word = prop_oneof![6 => Just(0_u8), 1 => Just(1_u8), 1 => Just(2_u8)];
-    let machine = (0..ZONES.len(), 0_u32..6, 0_u64..400, word)
-        .prop_map(|(zone, slots, memory_mib, word)| Machine { zone, slots, memory_mib, word });
+    let is_told = prop_oneof![4 => Just(true), 1 => Just(false)];
+    let machine = (0..ZONES.len(), 0_u32..6, 0_u64..400, word, is_told).prop_map(
+        |(zone, slots, memory_mib, word, is_told)| Machine { zone, slots, memory_mib, word, is_told },
+    );
+    let linked = prop_oneof![3 => Just(Linked::Nothing), 3 => Just(Linked::Service), 1 => Just(Linked::Gone)];
     let in_zone = prop_oneof![3 => Just(0_u32), 1 => 1_u32..4];
     let app = (prop::option::of(0_u64..200), 0_u32..8, in_zone);
-    (prop::collection::vec(machine, 1..6), prop::collection::vec(app, APPS.len()))
-        .prop_map(|(machines, apps)| Cluster { machines, apps })
+    (prop::collection::vec(machine, 1..6), prop::collection::vec(app, APPS.len()), linked)
+        .prop_map(|(machines, apps, linked)| Cluster { machines, apps, linked })
 }
 
 fn world(cluster: &Cluster) -> World {
@@ -55,10 +70,14 @@ fn world(cluster: &Cluster) -> World {
             host.zone = ZONES[machine.zone].parse().expect("a zone");
             host.capacity.instances = machine.slots;
             host.capacity.memory_bytes = machine.memory_mib << 20;
+            host.services = host.services.take().filter(|_| machine.is_told);
         });
     }
+    world = world.app("linked").released("web");
     for (app, (limit, count, in_zone)) in APPS.iter().zip(&cluster.apps) {
-        world = world.app(app).released("web").scaled("web", *count).settings("web", |proc| {
+        let links: &[&str] =
+            if *app == APPS[0] && cluster.linked != Linked::Nothing { &["linked:web"] } else { &[] };
+        world = world.app(app).linking(links).released("web").scaled("web", *count).settings("web", |proc| {
             proc.run.limits.memory_limit_bytes = limit.map(|mib| mib << 20);
         });
         let in_zone = (*in_zone).min(*count);
@@ -68,6 +87,9 @@ fn world(cluster: &Cluster) -> World {
         });
     }
     carry_out(&mut world, 1);
+    if cluster.linked == Linked::Gone {
+        world.unregister("linked", "web");
+    }
     for (n, machine) in cluster.machines.iter().enumerate().filter(|(_, machine)| machine.word > 0) {
         let mark =
             |meta: &mut HostMeta| (meta.cordoned, meta.draining) = (machine.word == 1, machine.word == 2);
@@ -118,7 +140,8 @@ proptest! {
         // Another app that is exactly like it takes the room, so that drains and shortages of its own don't count.
         let limit = cluster.apps[0].0;
         let count = u32::try_from(fit).expect("hosts are small") + 1;
-        world = world.app("more").released("web").scaled("web", count).settings("web", |proc| {
+        let links: &[&str] = if cluster.linked == Linked::Nothing { &[] } else { &["linked:web"] };
+        world = world.app("more").linking(links).released("web").scaled("web", count).settings("web", |proc| {
             proc.run.limits.memory_limit_bytes = limit.map(|mib| mib << 20);
         });
         let only = [world.name("more")];

@@ -166,6 +166,8 @@ pub(super) struct Demand {
     pub indexes: Vec<u32>,
     pub reason: String,
     pub limits: Limits,
+    /// Why none of them has a place anywhere, if that is so.
+    pub hopeless: Option<String>,
     pub avoid: BTreeMap<HostName, String>,
     pub refuse: BTreeMap<HostName, String>,
     /// The zone that they are to stand in, where that matters.
@@ -309,6 +311,12 @@ fn give_room<'a>(
     for (index, _, nth) in queue {
         let (name, demand) = &demands[nth];
         let draft = drafts.get_mut(name).expect("the demand came from it");
+        if let Some(why) = &demand.hopeless {
+            // What it lacks may come with any change, as room may.
+            plan.hungry.insert((*name).clone());
+            lack(draft, demand, || (why.clone(), BTreeMap::new()));
+            continue;
+        }
         if placed == PLACED_AT_ONCE {
             draft.look_again_at(now.clock);
             continue;
@@ -341,16 +349,19 @@ fn give_room<'a>(
             Err(refusals) => {
                 hopeless.insert((name, &demand.proc), demand);
                 plan.hungry.insert((*name).clone());
-                let hindrance = draft.hindrances.entry(demand.proc.clone()).or_insert_with(|| Hindrance {
-                    release: demand.release,
-                    short: 0,
-                    reason: no_room(&refusals),
-                    refusals,
-                });
-                hindrance.short += 1;
+                lack(draft, demand, || (no_room(&refusals), refusals));
             }
         }
     }
+}
+
+/// One more of a service has no place, for this reason unless there is one already.
+fn lack(draft: &mut Draft, demand: &Demand, why: impl FnOnce() -> (String, BTreeMap<HostName, String>)) {
+    let hindrance = draft.hindrances.entry(demand.proc.clone()).or_insert_with(|| {
+        let (reason, refusals) = why();
+        Hindrance { release: demand.release, short: 0, reason, refusals }
+    });
+    hindrance.short += 1;
 }
 
 fn no_room(refusals: &BTreeMap<HostName, String>) -> String {

@@ -16,6 +16,7 @@ use std::{
 };
 
 use visor::{
+    links,
     names::{HostName, InstanceId, ProcName, ReleaseId, ZoneName},
     schema::{Desired, Fault, Formation, ReleaseStatus, RunSettings, State},
     snapshot::AppView,
@@ -300,6 +301,7 @@ fn demand(
     let env = context.view.releases.get(&release).map_or(EMPTY_ENV, |row| row.env);
     let (older, without) = envs::hindered(context.snapshot, context.view, env);
     refuse.extend(older);
+    let broken = links::broken(context.snapshot, context.view, env);
     avoid.extend(without);
     let trial = tried(context.view).contains(&(proc, release));
     let taken: BTreeSet<u32> = group.fresh.iter().map(|facts| facts.row.index).collect();
@@ -321,6 +323,7 @@ fn demand(
             indexes,
             reason: if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") },
             limits: settings.run.limits.clone(),
+            hopeless: broken.as_ref().map(|lead| format!("{release} {lead}")),
             avoid: avoid.clone(),
             refuse: refuse.clone(),
             zone,

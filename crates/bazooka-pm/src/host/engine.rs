@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use visor::{
     daemon::{NotReady, supervisor::Pulse},
     keys::Key,
+    links,
     mirror::Mirror,
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
     recover::{Found, FoundEnv, FoundInstance},
@@ -35,7 +36,7 @@ use super::{
     records::Note,
     register::Registered,
     reports::{Came, Reports},
-    runtime::{Answers, Booting, Message, Runtime},
+    runtime::{Answers, Booting, Given, Message, Runtime},
     status::status,
     touch::Touch,
     vault::Vault,
@@ -297,7 +298,9 @@ impl Engine {
             let handed = image.apps.get(app).and_then(|view| view.handed.get(&(host.clone(), *env)));
             let again = match (&*state, handed) {
                 (EnvState::Later(_), Some(_)) => true,
-                (EnvState::Ready(own), Some(handed)) => own.sealed != handed.sealed,
+                (EnvState::Ready(own), Some(handed)) => {
+                    own.sealed != handed.sealed || own.links != handed.links
+                }
                 _ => false,
             };
             if again {
@@ -518,9 +521,10 @@ impl Engine {
         }
         let assignment = &local.assignment;
         let (app, env) = (&assignment.app, assignment.env);
-        let opened = match self.locals.envs.get(&(app.clone(), env)) {
-            Some(EnvState::Ready(handed)) => self.vault.open(app, env, handed),
-            _ => Ok(Vars::default()),
+        let nothing = BTreeSet::new();
+        let (opened, links) = match self.locals.envs.get(&(app.clone(), env)) {
+            Some(EnvState::Ready(handed)) => (self.vault.open(app, env, handed), &handed.links),
+            _ => (Ok(Vars::default()), &nothing),
         };
         let vars = match opened {
             Ok(vars) => vars,
@@ -529,9 +533,13 @@ impl Engine {
                 return self.answers.seen(refused(Fault::Host, &cause));
             }
         };
+        let services = match links::variables(links, &assignment.links, self.row.services.as_ref()) {
+            Ok(services) => services,
+            Err(cause) => return self.answers.seen(refused(Fault::Host, &cause)),
+        };
         self.metrics.start();
         tracing::debug!(instance = %id, app = %assignment.app, proc = %assignment.proc, port, "starting");
-        self.runtime.start(id, local, &vars);
+        self.runtime.start(id, local, Given { vars: &vars, services: &services });
     }
 
     /// Ports and users of all instances but one, until they end.

@@ -7,6 +7,8 @@ use visor::{
     schema::Assignment,
 };
 
+use super::runtime::Given;
+
 /// Folders of a slug that hold programs; those that exist come first in PATH.
 const PROGRAMS: [&str; 3] = [".venv/bin", "node_modules/.bin", "bin"];
 
@@ -28,7 +30,7 @@ pub fn environment(
     host: &HostName,
     id: InstanceId,
     assignment: &Assignment,
-    vars: &BTreeMap<String, String>,
+    given: Given<'_>,
     port: u16,
     slug: &Path,
     places: &Places<'_>,
@@ -57,7 +59,9 @@ pub fn environment(
     let passable = |(name, value): &(&String, &String)| {
         !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
     };
-    all.extend(vars.iter().filter(passable).map(|(name, value)| (name.clone(), value.clone())));
+    let vars = given.vars.as_map().iter().filter(passable);
+    all.extend(vars.map(|(name, value)| (name.clone(), value.clone())));
+    all.extend(given.services.clone());
     all.extend(fixed.map(|(name, value)| (name.to_owned(), value)));
     all
 }

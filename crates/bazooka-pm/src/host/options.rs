@@ -7,7 +7,10 @@ use std::{
     str::FromStr,
 };
 
-use visor::names::{HostName, ZoneName};
+use visor::{
+    links::ServicesAddress,
+    names::{HostName, ZoneName},
+};
 
 /// How instances are kept apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -119,6 +122,10 @@ pub struct HostOptions {
     /// Where else sandboxed instances can't connect to, such as a bazooka-rm
     #[arg(long, env = "BAZOOKA_CLOSED", value_name = "ADDR:PORT", value_delimiter = ',')]
     pub closed: Vec<SocketAddr>,
+    /// Where instances reach the services that their app links: the address or the name of this zone's proxy, or of one
+    /// that zones share; without it no instance of an app with links runs here
+    #[arg(long, env = "BAZOOKA_SERVICES", value_name = "ADDR")]
+    pub services: Option<ServicesAddress>,
     /// The users that instances get
     #[arg(long, env = "BAZOOKA_UIDS", value_name = "FIRST-LAST", default_value = "200000-265535")]
     pub uids: Range<u32>,

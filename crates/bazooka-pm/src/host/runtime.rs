@@ -45,8 +45,8 @@ pub trait Runtime: Send {
     /// Removes what was written down of an env that no instance has any more.
     fn forget_env(&mut self, app: &AppName, env: EnvRef);
 
-    /// Starts an instance with the values of its env. Answers whether it runs, and when it has ended.
-    fn start(&mut self, id: InstanceId, local: &Local, vars: &Vars);
+    /// Starts an instance with what it is given. Answers whether it runs, and when it has ended.
+    fn start(&mut self, id: InstanceId, local: &Local, given: Given<'_>);
 
     /// Finds out what has become of a start of an earlier bazooka-pm. Answers as [`Runtime::start`] does.
     fn adopt(&mut self, id: InstanceId, run: u32, started_at: Option<Timestamp>);
@@ -65,6 +65,15 @@ pub trait Runtime: Send {
 
     /// Removes the oldest of the slugs that nothing uses, if they are many. Returns which.
     fn discard(&mut self, unused: Vec<Digest>) -> Vec<Digest>;
+}
+
+/// What an instance finds in its environment of its env.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// The app's own vars.
+    pub vars: &'a Vars,
+    /// Each service that the app links, by the variable that has its address.
+    pub services: &'a BTreeMap<String, String>,
 }
 
 /// An instance that boots.

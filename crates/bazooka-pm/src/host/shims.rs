@@ -31,7 +31,7 @@ use super::{
     ports,
     process::{self, Ended, Found, FullSpec, PmPart, Shim},
     records::{self, Note},
-    runtime::{Answers, Booting, Message, Runtime},
+    runtime::{Answers, Booting, Given, Message, Runtime},
     sandbox::Sandboxes,
     slugs::{KEPT_UNUSED, Slugs},
     uids::Uids,
@@ -84,7 +84,7 @@ impl Shims {
     }
 
     /// What a shim is given, and the environment apart from that.
-    fn spec(&self, id: InstanceId, local: &Local, vars: &Vars) -> (FullSpec, Vars) {
+    fn spec(&self, id: InstanceId, local: &Local, given: Given<'_>) -> (FullSpec, Vars) {
         let Machine { host, folders, cgroups, sandboxes, .. } = &self.machine;
         let assignment = &local.assignment;
         let (slug, home) = (folders.slug(&assignment.slug.sha256), folders.home(id));
@@ -98,7 +98,7 @@ impl Shims {
         let groups = cgroups
             .as_ref()
             .map(|cgroups| cgroups.of(&id.to_string(), limits, processes, sandboxes.is_some()));
-        let env = environment(host, id, assignment, vars.as_map(), port, &slug, &places);
+        let env = environment(host, id, assignment, given, port, &slug, &places);
         let spec = Spec {
             protocol: PROTOCOL,
             command: assignment.command.clone(),
@@ -172,8 +172,8 @@ impl Runtime for Shims {
         records::forget_env(&self.machine.folders, app, env);
     }
 
-    fn start(&mut self, id: InstanceId, local: &Local, vars: &Vars) {
-        let (spec, env) = self.spec(id, local, vars);
+    fn start(&mut self, id: InstanceId, local: &Local, given: Given<'_>) {
+        let (spec, env) = self.spec(id, local, given);
         let (folders, program) = (self.machine.folders.clone(), self.machine.shim.clone());
         let (run, watcher) = (local.run, self.watcher(id, local.run));
         tokio::spawn(async move {

@@ -29,6 +29,7 @@ pub fn assignment(proc: &str) -> Assignment {
         command: "run".into(),
         index: 0,
         run: RunSettings::default(),
+        links: Default::default(),
         trial: false,
         extra: Extra::new(),
     }

@@ -18,7 +18,7 @@ use tokio::{
 use visor::{
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
     schema::{Exit, Extra, Fault, Handed},
-    seal::{Keyring, Vars},
+    seal::Keyring,
     visor::Visor,
 };
 
@@ -27,7 +27,7 @@ use crate::host::{
     model::{Ending, EnvState, Local, Locals, Now, SlugState, Tick},
     observe::Event,
     records::{Note, Traces},
-    runtime::{Answers, Booting, Message, Runtime},
+    runtime::{Answers, Booting, Given, Message, Runtime},
 };
 
 /// Slugs that nothing uses and that are kept.
@@ -449,12 +449,19 @@ impl Runtime for Hold {
         self.machine(|machine| machine.envs.remove(&(app.clone(), env)));
     }
 
-    fn start(&mut self, id: InstanceId, local: &Local, vars: &Vars) {
+    fn start(&mut self, id: InstanceId, local: &Local, given: Given<'_>) {
         if !self.machine(|machine| machine.slugs.contains(&local.assignment.slug.sha256)) {
             self.world.breach(format_args!("{id} is started without its slug"));
         }
-        if local.assignment.env != EnvRef(0) && vars.as_map().is_empty() {
+        if local.assignment.env != EnvRef(0) && given.vars.as_map().is_empty() {
             self.world.breach(format_args!("{id} is started without its config vars"));
+        }
+        let key = (local.assignment.app.clone(), local.assignment.env);
+        let linked = self.machine(|machine| machine.envs.get(&key).map(|handed| handed.links.clone()));
+        for link in linked.into_iter().flatten() {
+            if !given.services.contains_key(&link.variable()) {
+                self.world.breach(format_args!("{id} is started without the address of {link}"));
+            }
         }
         tokio::spawn(self.clone().spawn(id, local.clone()));
     }

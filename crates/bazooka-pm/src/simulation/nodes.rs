@@ -258,6 +258,7 @@ fn row(address: IpAddr, n: u8, world: &World) -> Host {
         isolation: "uid".into(),
         boot_id: String::new(),
         seal_key: None,
+        services: Some("10.0.1.1".parse().expect("an address")),
         since: world.wall(SignedDuration::ZERO),
         token: format!("token{n}"),
         extra: Extra::new(),

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use visor::{
     check::findings,
     keys::Key,
+    links,
     mirror::Image,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId},
     schema::{Desired, ReleaseStatus, State, Status},
@@ -332,6 +333,11 @@ impl Book {
             }
             if self.closed.get(host).is_some_and(|since| since.elapsed() > LAG) {
                 broken.push(format!("{id} is placed on {host}, which is closed"));
+            }
+            let placed = &self.image.hosts[host].assigned[&id];
+            let linked = self.image.apps.get(&placed.app).and_then(|view| links::of(view, placed.env));
+            if links::ports(&self.image, linked.into_iter().flatten()).as_ref() != Ok(&placed.links) {
+                broken.push(format!("{id} is placed with {:?}, and links {linked:?}", placed.links));
             }
         }
         let Some(was) = was else { return };

@@ -182,7 +182,15 @@ impl User {
         scopes.push(keys::wraps_of(&self.app));
         let Ok(snapshot) = self.visor.read(scopes).await else { return };
         let Some(view) = snapshot.apps.get(&self.app) else { return };
-        let sealed = NewEnv::seal(&self.app, view, &vars, &snapshot, ("me", now), &mut self.world.random());
+        // Both apps are there from the first to the last. By turns, so that no day depends on it.
+        let linked: &[&str] = match self.asked % 3 {
+            0 => &["pages:web"],
+            1 => &["pages:web", "rocket:worker"],
+            _ => &[],
+        };
+        let links = linked.iter().map(|link| link.parse().expect("a link")).collect();
+        let new = (&vars, &links);
+        let sealed = NewEnv::seal(&self.app, view, new, &snapshot, ("me", now), &mut self.world.random());
         let Some(config) = sealed else { return };
         let new = NewRelease { config: Some(config), token, ..NewRelease::default() };
         let begun = self.visor.begin_release(&self.app, &new, Promoter::Converger, None, now).await;

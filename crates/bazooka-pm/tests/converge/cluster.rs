@@ -501,6 +501,7 @@ impl FakeHost {
             isolation: "none".into(),
             boot_id: "b".into(),
             seal_key: None,
+            services: None,
             since: "2026-01-01T00:00:00Z".parse().expect("a time"),
             token: self.name.to_string(),
             extra: Extra::new(),

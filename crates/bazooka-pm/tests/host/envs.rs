@@ -5,8 +5,9 @@ use std::{fs, path::Path, process::Command};
 use nix::sys::signal::Signal;
 use visor::{
     keys::Key,
+    links::Link,
     names::EnvRef,
-    schema::{Host, State},
+    schema::{Fault, Host, State},
     seal::{Os, SecretKey},
     snapshot::Versioned,
     testing::until,
@@ -128,4 +129,47 @@ async fn a_rotated_key_opens_what_was_there_before_it_and_then_stands_alone() {
         if keys().matches("\",\"").count() == 0 { Ok(()) } else { Err("two keys".to_owned()) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_linked_reaches_the_instance_and_no_config_var_stands_above_it() {
+    let mut world = World::without_pm().await;
+    world.pm_args = ["--services", "10.0.0.7"].map(str::to_owned).to_vec();
+    world.start_pm();
+    let link: Link = "api:web".parse().expect("a link");
+    world.links.insert(link.clone());
+    let mut web = world.web(SERVER);
+    web.env = world.env(1, &[("BAZOOKA_SERVICE_API_WEB", "elsewhere:1")]).await;
+    web.links = [(link, 8501)].into();
+    let id = world.place(web.clone()).await;
+    let status = world.until_state(id, State::Running).await;
+    let said = |pid| {
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let vars = String::from_utf8_lossy(&environ).into_owned();
+        vars.split('\0')
+            .filter_map(|var| var.strip_prefix("BAZOOKA_SERVICE_"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(said(status.pid.expect("it runs")), ["API_WEB=10.0.0.7:8501"]);
+
+    // Placed by a converger that knows no links: it isn't started without what it calls.
+    let unplaced = world.place(visor::schema::Assignment { links: Default::default(), ..web }).await;
+    let status = world.until_state(unplaced, State::Failed).await;
+    assert_eq!(status.fault, Some(Fault::Host));
+    assert!(
+        status.cause.as_ref().is_some_and(|cause| cause.contains("without that service's port")),
+        "{status:?}"
+    );
+
+    // It runs on under a bazooka-pm that wasn't told; once it crashes it goes where it can be told.
+    world.kill_pm();
+    world.pm_args.clear();
+    world.start_pm();
+    let pid = world.until_state(id, State::Running).await.pid.expect("it runs");
+    assert_eq!(said(pid), ["API_WEB=10.0.0.7:8501"]);
+    signal(pid as i32, Signal::SIGKILL);
+    let status = world.until_state(id, State::Failed).await;
+    assert_eq!(status.fault, Some(Fault::Host));
+    assert!(status.cause.as_ref().is_some_and(|cause| cause.contains("wasn't told where")), "{status:?}");
 }

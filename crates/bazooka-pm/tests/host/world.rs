@@ -1,7 +1,7 @@
 //! What the tests of a host stand on: a real etcd, a real bazooka-pm, a server of slugs, and a converger's hand.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read, Write},
     os::unix::fs::PermissionsExt,
@@ -28,6 +28,7 @@ use nix::{
 use sha2::{Digest as _, Sha256};
 use visor::{
     keys::Key,
+    links::Link,
     names::{Digest, EnvRef, HostName, InstanceId, ReleaseId},
     schema::{
         Ask, Assignment, Check, Desired, Env, Extra, Handed, Host, Rm, RunSettings, Slug, State, Status,
@@ -84,6 +85,8 @@ pub struct World {
     /// Who bazooka-pm is to be, where not root.
     pub setpriv_args: Vec<String>,
     pub pm_envs: BTreeMap<String, String>,
+    /// What the envs that are handed over link.
+    pub links: BTreeSet<Link>,
     next_id: AtomicU64,
     endpoint: String,
     prefix: String,
@@ -152,6 +155,7 @@ impl World {
             pm_args: Vec::new(),
             setpriv_args: Vec::new(),
             pm_envs: BTreeMap::new(),
+            links: BTreeSet::new(),
             next_id: AtomicU64::new(1),
             endpoint,
             prefix,
@@ -274,6 +278,7 @@ impl World {
             command: command.into(),
             index: 0,
             run: RunSettings { stop_timeout_ms: Some(2_000), ..RunSettings::default() },
+            links: Default::default(),
             trial: false,
             extra: Extra::new(),
         }
@@ -299,7 +304,7 @@ impl World {
         let (key, vars) = (DataKey::fresh(&mut Os), vars_of(vars));
         let sealed = key.seal(&app, env, &vars, &mut Os);
         let key = key.wrap(to, &mut Os);
-        let handed = Handed { sealed, to: to.clone(), key, extra: Extra::new() };
+        let handed = Handed { sealed, to: to.clone(), key, links: self.links.clone(), extra: Extra::new() };
         let row = Key::Handed(self.host.clone(), app, env);
         self.visor.commit(Change::new().put(&row, &handed)).await.expect("etcd answers");
     }
@@ -307,7 +312,14 @@ impl World {
     /// Writes an env as version 1 did.
     pub async fn plain_env(&self, number: u32, vars: &[(&str, &str)]) -> EnvRef {
         let (env, vars) = (EnvRef(number), Some(vars_of(vars)));
-        let row = Env { sealed: None, vars, by: "test".into(), at: Timestamp::now(), extra: Extra::new() };
+        let row = Env {
+            sealed: None,
+            vars,
+            links: Default::default(),
+            by: "test".into(),
+            at: Timestamp::now(),
+            extra: Extra::new(),
+        };
         let key = Key::Env("rocket".parse().expect("valid"), env);
         self.visor.commit(Change::new().put(&key, &row)).await.expect("etcd answers");
         env

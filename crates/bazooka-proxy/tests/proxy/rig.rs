@@ -414,6 +414,7 @@ fn assignment(of: (&str, &str), desired: Desired) -> Assignment {
         command: "true".into(),
         index: 0,
         run: RunSettings { on_partition: OnPartition::Keep, ..RunSettings::default() },
+        links: Default::default(),
         trial: false,
         extra: Extra::new(),
     }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{Used, closed, rank, reckoned};
 use crate::{
+    links,
     names::{AppName, EnvRef, HostName, ProcName, ZoneName},
     schema::{Assignment, Desired, Host, State},
     snapshot::{AppView, HostView, Snapshot},
@@ -107,10 +108,11 @@ pub fn total<'a>(zones: impl IntoIterator<Item = &'a Share>) -> Share {
 pub fn fits(snapshot: &Snapshot, view: &AppView, proc: &ProcName) -> BTreeMap<ZoneName, u64> {
     let need = view.procs.get(proc).map_or(super::UNLIMITED_BYTES, |row| reckoned(&row.run.limits));
     let env = view.head_release().map_or(EMPTY_ENV, |(_, head)| head.env);
+    let leads = links::broken(snapshot, view, env).is_none();
     let mut zones: BTreeMap<ZoneName, u64> = BTreeMap::new();
     for (name, host_view, host) in registered(snapshot) {
         let left = Left::of(snapshot, name, host_view, host);
-        let fit = if opens(view, env, host) { left.holds(need) } else { 0 };
+        let fit = if leads && takes(view, env, host) { left.holds(need) } else { 0 };
         let zone = zones.entry(host.zone.clone()).or_default();
         *zone = zone.saturating_add(fit);
     }
@@ -272,10 +274,13 @@ impl<'a> Crowd<'a> {
         let view = snapshot.apps.get(&one.app);
         let only = self.zone.filter(|_| self.owed > 0);
         self.owed = self.owed.saturating_sub(1);
+        if view.is_some_and(|view| links::broken(snapshot, view, one.env).is_some()) {
+            return false;
+        }
         let can = |place: &Place<'_>| {
             only.is_none_or(|zone| place.host.zone == *zone)
                 && place.left.holds(need) > 0
-                && view.is_none_or(|view| opens(view, one.env, place.host))
+                && view.is_none_or(|view| takes(view, one.env, place.host))
         };
         let able = rest.iter().enumerate().filter(|(_, place)| can(place));
         let best = able.min_by_key(|(at, place)| {
@@ -305,7 +310,8 @@ fn meant_to_run(view: &HostView) -> impl Iterator<Item = &Assignment> {
         .filter(|assigned| assigned.desired == Desired::Run)
 }
 
-/// Whether a host can open an env, now or once an rm has wrapped it for it.
-fn opens(view: &AppView, env: EnvRef, host: &Host) -> bool {
-    env == EMPTY_ENV || host.seal_key.is_some() || !view.envs.get(&env).is_some_and(|row| row.is_sealed())
+/// Whether a host can take what runs with an env: open it, now or once an rm has wrapped it for it, and lead its links.
+fn takes(view: &AppView, env: EnvRef, host: &Host) -> bool {
+    let opens = || host.seal_key.is_some() || !view.envs.get(&env).is_some_and(|row| row.is_sealed());
+    env == EMPTY_ENV || (opens() && links::refusal(view, env, host).is_none())
 }

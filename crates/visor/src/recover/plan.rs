@@ -313,7 +313,8 @@ fn envs(name: &AppName, view: &AppView, live: &[Live<'_>], now: Timestamp, recov
         };
         let (own, wraps_key) = (Key::Env(name.clone(), env), Key::Wraps(name.clone(), env));
         let sealed = Some(first.handed.sealed.clone());
-        let row = Env { sealed, vars: None, by: BY.into(), at: now, extra: Extra::new() };
+        let links = first.handed.links.clone();
+        let row = Env { sealed, vars: None, links, by: BY.into(), at: now, extra: Extra::new() };
         let mut wraps = Wraps::default();
         for found in &all {
             wraps.hosts.insert(found.handed.to.clone(), found.handed.key.clone());

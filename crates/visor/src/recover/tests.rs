@@ -236,7 +236,8 @@ async fn config_vars_that_hosts_alone_have_can_be_read_by_an_rm_again() {
     let (host_ring, rm_ring) =
         (Keyring::of(SecretKey::fresh(&mut Os)), Keyring::of(SecretKey::fresh(&mut Os)));
     let vars: Vars = BTreeMap::from([("A".to_owned(), "1".to_owned())]).into();
-    let handed = host_ring.keep(&app(), EnvRef(4), &vars, &mut Os);
+    let mut handed = host_ring.keep(&app(), EnvRef(4), &vars, &mut Os);
+    handed.links.insert("api:web".parse().expect("a link"));
     let rms = host_ring.wrapped_for(&handed, [&rm_ring.current()], &mut Os).expect("it is its own");
     let mut host1 = found("host1", &[(5, 3, 4), (6, 3, 4)]);
     host1.envs.push(FoundEnv { app: app(), env: EnvRef(4), handed: handed.clone(), rms });
@@ -247,6 +248,7 @@ async fn config_vars_that_hosts_alone_have_can_be_read_by_an_rm_again() {
     let key = rm_ring.unwrap(&wraps.rms).expect("it is wrapped for the rm");
     assert_eq!(key.open(&app(), EnvRef(4), sealed), Ok(vars));
     assert_eq!(wraps.hosts.keys().collect::<Vec<_>>(), [&handed.to]);
+    assert_eq!(view.envs[&EnvRef(4)].links, handed.links);
     assert_eq!(view.releases[&ReleaseId(3)].env, EnvRef(4));
 }
 

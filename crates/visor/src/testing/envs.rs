@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::{
-    keys,
+    keys, links,
     names::AppName,
     schema::Rm,
     seal::{Os, SecretKey},
     snapshot::Versioned,
-    transitions::envs::{NewEnv, recipients},
+    transitions::envs::{NewEnv, base_env, recipients},
     visor::Visor,
 };
 
-/// The next env of an app, sealed to all hosts and rms that are there; where no rm is, to one that nobody knows.
+/// The next env of an app with the links that it has, sealed to all hosts and rms that are there; where no rm is, to one that nobody knows.
 ///
 /// # Panics
 /// If the store fails.
@@ -31,6 +31,7 @@ pub async fn new_env(visor: &Visor, app: &AppName, vars: &[(&str, &str)]) -> New
     let view = snapshot.apps.get(app).cloned().unwrap_or_default();
     let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let vars = vars.collect::<BTreeMap<_, _>>().into();
-    NewEnv::seal(app, &view, &vars, &snapshot, ("me", Timestamp::UNIX_EPOCH), &mut Os)
+    let links = links::of(&view, base_env(&view)).cloned().unwrap_or_default();
+    NewEnv::seal(app, &view, (&vars, &links), &snapshot, ("me", Timestamp::UNIX_EPOCH), &mut Os)
         .expect("an rm is there")
 }

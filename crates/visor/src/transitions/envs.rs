@@ -1,4 +1,4 @@
-//! Config vars: how an env is made, for whom its key is wrapped, and what a host is handed of it.
+//! Config vars and links: how an env is made, for whom its key is wrapped, and what a host is handed of it.
 //!
 //! Owns who may open what:
 //!
@@ -7,7 +7,7 @@
 //!   no word that the host may read it: which env a host gets at all is what the converger hands to it, and a host
 //!   reads nothing but that.
 //!
-//! An env's vars never change, only its wraps do.
+//! An env's vars and links never change, only its wraps do.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +15,7 @@ use jiff::Timestamp;
 
 use crate::{
     keys::{self, Key},
+    links::{self, Link},
     names::{AppName, EnvRef, HostName, ReleaseId},
     schema::{Env, Extra, Handed, ReleaseStatus, Wraps},
     seal::{DataKey, Keyring, OpenError, PublicKey, Random, Vars, wraps},
@@ -81,13 +82,13 @@ pub struct NewEnv {
 }
 
 impl NewEnv {
-    /// Seals vars as the next env of an app. None if no rm is there to seal to: what none can open is lost.
+    /// Seals vars as the next env of an app, with these links. None if no rm is there to seal to: what none can open is lost.
     ///
     /// `snapshot` has all hosts and rms ([`recipients`]), `view` is the app's, with the wraps of the env that it is made from: an rm that is away for a moment is known by those.
     pub fn seal(
         app: &AppName,
         view: &AppView,
-        vars: &Vars,
+        (vars, links): (&Vars, &BTreeSet<Link>),
         snapshot: &Snapshot,
         (by, now): (&str, Timestamp),
         random: &mut dyn Random,
@@ -102,7 +103,8 @@ impl NewEnv {
         let rms: BTreeSet<&PublicKey> = rms.collect();
         let key = DataKey::fresh(random);
         let sealed = Some(key.seal(app, env, vars, random));
-        let row = Env { sealed, vars: None, by: by.to_owned(), at: now, extra: Extra::new() };
+        let links = links.clone();
+        let row = Env { sealed, vars: None, links, by: by.to_owned(), at: now, extra: Extra::new() };
         let wraps = wraps(&key, rms, &to.hosts, random);
         let rms = snapshot.rms.iter().map(|(name, row)| (name.clone(), row.mod_revision));
         Some(NewEnv { from, env, row, wraps, rms: rms.collect() })
@@ -112,6 +114,12 @@ impl NewEnv {
     pub(crate) fn is_sealed_to(&self, snapshot: &Snapshot) -> bool {
         let at = |rm| snapshot.rms.get(rm).map_or(0, |row| row.mod_revision);
         self.rms.iter().all(|(rm, revision)| at(rm) == *revision)
+    }
+
+    /// The links that the env before doesn't have.
+    pub(crate) fn added<'a>(&'a self, view: &'a AppView) -> impl Iterator<Item = &'a Link> {
+        let before = links::of(view, self.from);
+        self.row.links.iter().filter(move |link| !before.is_some_and(|before| before.contains(link)))
     }
 
     /// Whether this very one was made, by a call whose reply was lost.
@@ -239,7 +247,7 @@ fn mended(
 /// An env as one host gets it; none if it isn't wrapped for that host's key.
 pub fn handed(env: &Env, wraps: &Wraps, host: &PublicKey) -> Option<Handed> {
     let (sealed, key) = (env.sealed.clone()?, wraps.hosts.get(host)?.clone());
-    Some(Handed { sealed, to: host.clone(), key, extra: Extra::new() })
+    Some(Handed { sealed, to: host.clone(), key, links: env.links.clone(), extra: Extra::new() })
 }
 
 /// Hands an env to a host, or anew to its new key.

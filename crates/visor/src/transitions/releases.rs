@@ -1,9 +1,12 @@
 //! Releases: how one is begun, tried, verified or failed, and becomes head.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use crate::{
     keys::{self, Key},
+    links::{self, Link},
     names::{AppName, EnvRef, ProcName, ReleaseId, RevId},
     schema::{Extra, Head, Promoter, Release, ReleaseStatus, Trial},
     snapshot::{AppView, Versioned},
@@ -57,7 +60,7 @@ impl Visor {
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoSuchRev`], [`Refusal::BeingTried`],
-    /// [`Refusal::TurnOver`]; [`Refusal::EnvMoved`] if another env came first: make it anew from what there is then.
+    /// [`Refusal::TurnOver`], [`Refusal::Unlinkable`]; [`Refusal::EnvMoved`] if another env came first: make it anew from what there is then.
     pub async fn begin_release(
         &self,
         name: &AppName,
@@ -70,6 +73,10 @@ impl Visor {
         let mut scopes = keys::app(name);
         scopes.extend(new.turn.as_ref().map(|_| Keys::One(turn.to_string())));
         scopes.extend(new.config.as_ref().map(|_| keys::rms()));
+        // What is linked anew must be there when it is.
+        scopes.extend(
+            new.config.iter().flat_map(|made| linked(&made.row.links)).map(|key| Keys::One(key.to_string())),
+        );
         self.decide(scopes, |snapshot| {
             let app = registered(snapshot, name)?;
             if app.destroying {
@@ -113,7 +120,10 @@ impl Visor {
             }
             let making_one = new.config.as_ref().filter(|made| !made.is_there(view));
             if let Some(made) = making_one {
-                change = change.and(making(name, made));
+                let added: BTreeSet<Link> = made.added(view).cloned().collect();
+                links::ports(snapshot, &added).map_err(Refusal::Unlinkable)?;
+                let there = linked(&added).fold(Change::new(), |change, key| change.exists(&key));
+                change = change.and(making(name, made)).and(there);
             }
             let Some(rev) = new.rev.clone().or_else(|| head.map(|(_, head)| head.rev.clone())) else {
                 let begun = Begun::EnvOnly(env);
@@ -261,6 +271,11 @@ fn promotion(
         .put(&key, &released)
         .put(&head_key, &head_of(view, release))
         .delete(&trial_key)
+}
+
+/// The rows of linked services that must be there.
+fn linked(links: &BTreeSet<Link>) -> impl Iterator<Item = Key> {
+    links.iter().flat_map(|Link { app, proc }| [Key::App(app.clone()), Key::Proc(app.clone(), proc.clone())])
 }
 
 fn head_of(view: &AppView, release: ReleaseId) -> Head {

@@ -1,0 +1,167 @@
+//! `bazooka link`: the services whose address an app's instances find in their environment.
+//!
+//! A link is a part of the app's env, so a change is a release, as one of config vars is.
+
+use std::{cell::Cell, collections::BTreeSet};
+
+use serde::Serialize;
+use visor::{
+    keys::{self, Key},
+    links::{self, Link},
+    names::AppName,
+    snapshot::{AppView, Snapshot},
+    store::Keys,
+    transitions::{envs::NewEnv, releases::NewRelease},
+    visor::Refusal,
+};
+
+use crate::{
+    args::LinkAction,
+    command::{
+        env::{Current, current, in_force},
+        release,
+    },
+    context::{Context, known_proc},
+    failure::{Failure, Kind, Result},
+    show::{Table, put_json, say},
+};
+
+#[derive(Serialize)]
+struct Row {
+    link: Link,
+    /// None: it leads nowhere.
+    port: Option<u16>,
+    variable: String,
+}
+
+/// Shows or changes links.
+///
+/// # Errors
+/// A link that leads nowhere, or can't be had beside the others; a release that can't run with them.
+pub async fn run(context: &Context, action: LinkAction) -> Result<()> {
+    match action {
+        LinkAction::List => list(context).await,
+        LinkAction::Add { links, no_wait } => {
+            change(context, "add", &links.into_iter().collect(), no_wait).await
+        }
+        LinkAction::Remove { links, no_wait } => {
+            change(context, "remove", &links.into_iter().collect(), no_wait).await
+        }
+    }
+}
+
+async fn list(context: &Context) -> Result<()> {
+    let app = context.app().await?;
+    let (view, snapshot) = context.view_with(&app, Vec::new()).await?;
+    let env = in_force(&app, &view, &snapshot)?;
+    let none = BTreeSet::new();
+    let links = links::of(&view, env).unwrap_or(&none);
+    let scopes = links.iter().flat_map(rows_of).collect();
+    let linked = if links.is_empty() { Snapshot::default() } else { context.visor.read(scopes).await? };
+    let rows: Vec<Row> = links
+        .iter()
+        .map(|link| {
+            let port = links::ports(&linked, [link]).ok().and_then(|ports| ports.get(link).copied());
+            Row { link: link.clone(), port, variable: link.variable() }
+        })
+        .collect();
+    if context.json {
+        put_json(&rows);
+        return Ok(());
+    }
+    if rows.is_empty() {
+        say(&format!("app '{app}' links no service ({env}); hint: bazooka link add APP:PROC"));
+    }
+    let mut table = Table::new(&["LINK", "PORT", "VARIABLE"]);
+    for row in rows {
+        let port = row.port.map_or_else(|| "gone".to_owned(), |port| port.to_string());
+        table.row([row.link.to_string(), port, row.variable]);
+    }
+    table.put();
+    Ok(())
+}
+
+/// The rows that say where a link leads.
+fn rows_of(link: &Link) -> [Keys; 2] {
+    let Link { app, proc } = link;
+    [Key::App(app.clone()), Key::Proc(app.clone(), proc.clone())].map(|key| Keys::One(key.to_string()))
+}
+
+async fn change(context: &Context, word: &str, links: &BTreeSet<Link>, no_wait: bool) -> Result<()> {
+    let app = context.app().await?;
+    let names: Vec<String> = links.iter().map(Link::to_string).collect();
+    let new = NewRelease {
+        reason: format!("link {word} {}", names.join(" ")),
+        by: context.who.clone(),
+        token: release::token(),
+        ..NewRelease::default()
+    };
+    let said = Cell::new(false);
+    // Each time that another's env comes first, it is made anew from that.
+    let made = async || {
+        let now = current(context, &app).await?;
+        let tell = !said.replace(true);
+        let config = match word {
+            "add" => added(context, &app, &now, links, tell).await?,
+            _ => removed(context, &app, &now, links, tell)?,
+        };
+        Ok(NewRelease { config, ..new.clone() })
+    };
+    release::make(context, &app, made, no_wait).await
+}
+
+async fn added(
+    context: &Context,
+    app: &AppName,
+    now: &Current,
+    links: &BTreeSet<Link>,
+    tell: bool,
+) -> Result<Option<NewEnv>> {
+    for link in links {
+        if now.links.contains(link) {
+            if tell {
+                say(&format!("app '{app}' links {link} already"));
+            }
+            continue;
+        }
+        leads_somewhere(context, app, &now.view, link).await?;
+    }
+    let links = links::with(&now.links, links).map_err(|unfit| {
+        Failure::new(Kind::Refused, format!("app '{app}' can't link them: {unfit}"))
+            .hint("`bazooka link` lists those that it has; bazooka link remove APP:PROC takes one away")
+    })?;
+    now.next(context, app, &now.vars, &links)
+}
+
+fn removed(
+    context: &Context,
+    app: &AppName,
+    now: &Current,
+    links: &BTreeSet<Link>,
+    tell: bool,
+) -> Result<Option<NewEnv>> {
+    for link in links.iter().filter(|link| tell && !now.links.contains(link)) {
+        say(&format!("app '{app}' has no link {link}"));
+    }
+    let links = now.links.difference(links).cloned().collect();
+    now.next(context, app, &now.vars, &links)
+}
+
+/// Makes sure that a link's service is there. It may be the app's own: one proc of it calls another.
+async fn leads_somewhere(context: &Context, app: &AppName, view: &AppView, link: &Link) -> Result<()> {
+    if link.app == *app {
+        return known_proc(app, view, &link.proc);
+    }
+    let snapshot = context.visor.read(keys::services_of(&link.app)).await?;
+    context.registered(&link.app, &snapshot).await?;
+    match links::ports(&snapshot, [link]) {
+        Ok(_) => Ok(()),
+        Err(nowhere) => {
+            if !snapshot.unreadable.contains_key(&Key::Proc(link.app.clone(), link.proc.clone()).to_string())
+            {
+                known_proc(&link.app, &snapshot.apps[&link.app], &link.proc)?;
+            }
+            Err(Refusal::Unlinkable(nowhere).into())
+        }
+    }
+}

@@ -1,0 +1,144 @@
+use super::*;
+use crate::{
+    mirror::Image,
+    store::{Entry, Revision},
+};
+
+fn link(said: &str) -> Link {
+    said.parse().expect("a link")
+}
+
+fn links(said: &[&str]) -> BTreeSet<Link> {
+    said.iter().map(|said| link(said)).collect()
+}
+
+fn image(rows: &[(&str, &str)]) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for (revision, (key, value)) in (1 as Revision..).zip(rows) {
+        snapshot.put(&Entry {
+            key: (*key).into(),
+            value: (*value).to_owned().into(),
+            create_revision: revision,
+            mod_revision: revision,
+            lease: None,
+        });
+    }
+    snapshot
+}
+
+const APP: &str = r#"{"owner":"me","created_at":"2026-01-01T00:00:00Z","token":"t"}"#;
+const GOING: &str = r#"{"owner":"me","created_at":"2026-01-01T00:00:00Z","token":"t","destroying":true}"#;
+
+#[test]
+fn a_link_is_an_app_and_its_proc_and_has_a_variable() {
+    for (said, variable) in
+        [("api:web", "BAZOOKA_SERVICE_API_WEB"), ("goto-rocket:web-2", "BAZOOKA_SERVICE_GOTO_ROCKET_WEB_2")]
+    {
+        assert_eq!(link(said).variable(), variable);
+        assert_eq!(link(said).to_string(), said);
+    }
+    for bad in ["", "api", "api:", ":web", "api/web", "api:web:2", "Api:web", "api:we b", "api:\n", "a.b:web"]
+    {
+        assert!(bad.parse::<Link>().is_err(), "{bad:?}");
+    }
+    let long = "x".repeat(10_000).parse::<Link>().expect_err("no colon").to_string();
+    assert!(long.len() < 200, "{long}");
+}
+
+#[test]
+fn an_address_of_services_is_somebodys_and_goes_before_a_port() {
+    for (said, whole) in [
+        ("10.0.0.7", "10.0.0.7:8501"),
+        ("127.0.0.1", "127.0.0.1:8501"),
+        ("fd00::7", "[fd00::7]:8501"),
+        ("proxy.north.example.org", "proxy.north.example.org:8501"),
+        ("localhost", "localhost:8501"),
+    ] {
+        assert_eq!(said.parse::<ServicesAddress>().map(|address| address.at(8501)), Ok(whole.to_owned()));
+    }
+    let wrong = [
+        "",
+        "0.0.0.0",
+        "::",
+        "224.0.0.1",
+        "10.0.0",
+        "10.0.0.256",
+        "10.0.0.7:80",
+        "[fd00::7]",
+        "a b",
+        "http://a",
+    ];
+    for bad in wrong {
+        assert!(bad.parse::<ServicesAddress>().is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn links_that_would_be_one_variable_or_too_many_are_not_had_together() {
+    let there = links(&["api:web", "a-b:c"]);
+    assert_eq!(with(&there, &links(&["db:web", "api:web"])), Ok(links(&["a-b:c", "api:web", "db:web"])));
+    let clash = with(&there, &links(&["a:b-c"])).expect_err("they have one name");
+    assert_eq!(clash.to_string(), "a:b-c and a-b:c would both be BAZOOKA_SERVICE_A_B_C");
+    let many: BTreeSet<Link> = (0..=MOST_LINKS).map(|n| link(&format!("api{n}:web"))).collect();
+    assert_eq!(with(&BTreeSet::new(), &many), Err(Unfit::TooMany(MOST_LINKS + 1)));
+    let most: BTreeSet<Link> = many.into_iter().skip(1).collect();
+    assert_eq!(with(&most, &most), Ok(most.clone()));
+}
+
+#[test]
+fn a_link_leads_to_its_services_port_or_says_why_it_leads_nowhere() {
+    let proc = |app: &str| format!("apps/{app}/procs/web");
+    let image = image(&[
+        ("apps/api", APP),
+        (&proc("api"), r#"{"port":8501}"#),
+        ("apps/db", APP),
+        (&proc("db"), r#"{"port":8502}"#),
+        ("apps/bare", APP),
+        ("apps/going", GOING),
+        (&proc("going"), r#"{"port":8503}"#),
+        ("apps/torn", APP),
+        (&proc("torn"), r#"{"port":"#),
+        (&proc("orphan"), r#"{"port":8504}"#),
+    ]);
+    let found = ports(&image, &links(&["api:web", "db:web"])).expect("they are there");
+    assert_eq!(found, BTreeMap::from([(link("api:web"), 8501), (link("db:web"), 8502)]));
+    for (said, why) in [
+        ("none:web", "links none:web, but there is no such service"),
+        ("bare:web", "links bare:web, but there is no such service"),
+        ("orphan:web", "links orphan:web, but there is no such service"),
+        ("going:web", "links going:web, but its app is being destroyed"),
+        ("torn:web", "links torn:web, but its row can't be read"),
+    ] {
+        let nowhere = ports(&image, &links(&["api:web", said])).expect_err(said);
+        assert_eq!(nowhere.to_string(), why);
+    }
+}
+
+#[test]
+fn an_instance_is_told_each_address_or_why_it_can_not_be() {
+    let placed = BTreeMap::from([(link("api:web"), 8501)]);
+    let here: ServicesAddress = "10.0.0.7".parse().expect("an address");
+    let told = variables(&links(&["api:web"]), &placed, Some(&here));
+    let wanted = BTreeMap::from([("BAZOOKA_SERVICE_API_WEB".to_owned(), "10.0.0.7:8501".to_owned())]);
+    assert_eq!(told, Ok(wanted));
+    assert_eq!(variables(&BTreeSet::new(), &BTreeMap::new(), None), Ok(BTreeMap::new()));
+    for (links, ports, services, why) in [
+        (links(&["api:web"]), placed.clone(), None, "this host wasn't told where services are"),
+        (links(&["api:web", "db:web"]), placed, Some(&here), "db:web, and was placed without"),
+        (links(&["api:web"]), BTreeMap::new(), Some(&here), "api:web, and was placed without"),
+    ] {
+        let said = variables(&links, &ports, services).expect_err(why);
+        assert!(said.contains(why), "{said}");
+    }
+}
+
+#[test]
+fn rows_without_links_are_written_as_they_were_before_there_were_any() {
+    let env = r#"{"by":"me","at":"2026-01-01T00:00:00Z"}"#;
+    let row: crate::schema::Env = serde_json::from_str(env).expect("readable");
+    assert_eq!(serde_json::to_string(&row).expect("writable"), env);
+    let linked = r#"{"links":["api:web"],"by":"me","at":"2026-01-01T00:00:00Z"}"#;
+    let row: crate::schema::Env = serde_json::from_str(linked).expect("readable");
+    assert_eq!(row.links, links(&["api:web"]));
+    assert_eq!(serde_json::to_string(&row).expect("writable"), linked);
+}
