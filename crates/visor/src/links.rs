@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     keys::Key,
     names::{AppName, EnvRef, HostName, InvalidName, ProcName},
-    schema::Host,
+    schema::{Env, Host},
     snapshot::{AppView, Snapshot},
 };
 
@@ -204,9 +204,9 @@ pub fn broken(snapshot: &Snapshot, view: &AppView, env: EnvRef) -> Option<LeadsN
     ports(snapshot, of(view, env)?).err()
 }
 
-/// Why a host can't take an instance with an app's env, if that has links and the host has nowhere to lead them.
-pub fn refusal(view: &AppView, env: EnvRef, host: &Host) -> Option<&'static str> {
-    (host.services.is_none() && of(view, env).is_some())
+/// Why a host can't take an instance with an env, if that has links and the host has nowhere to lead them.
+pub fn refusal(env: &Env, host: &Host) -> Option<&'static str> {
+    (!env.links.is_empty() && host.services.is_none())
         .then_some("wasn't told where the services are that this app links (bazooka-pm --services)")
 }
 

@@ -78,7 +78,7 @@ pub(super) fn hindered(
     };
     let wraps = view.wraps.get(&env);
     for (name, host) in snapshot.hosts.iter().filter_map(|(name, view)| Some((name, view.host.as_ref()?))) {
-        if let Some(why) = links::refusal(view, env, host) {
+        if let Some(why) = links::refusal(row, host) {
             older.insert(name.clone(), why.to_owned());
             continue;
         }

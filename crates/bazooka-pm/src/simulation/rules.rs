@@ -337,7 +337,7 @@ impl Book {
             let placed = &self.image.hosts[host].assigned[&id];
             let linked = self.image.apps.get(&placed.app).and_then(|view| links::of(view, placed.env));
             if links::ports(&self.image, linked.into_iter().flatten()).as_ref() != Ok(&placed.links) {
-                broken.push(format!("{id} is placed with {:?}, and links {linked:?}", placed.links));
+                broken.push(format!("{id} is placed without the ports of what it links"));
             }
         }
         let Some(was) = was else { return };

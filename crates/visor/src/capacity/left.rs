@@ -11,7 +11,7 @@ use super::{Used, closed, rank, reckoned};
 use crate::{
     links,
     names::{AppName, EnvRef, HostName, ProcName, ZoneName},
-    schema::{Assignment, Desired, Host, State},
+    schema::{Assignment, Desired, Env, Host, State},
     snapshot::{AppView, HostView, Snapshot},
     transitions::envs::EMPTY_ENV,
 };
@@ -312,6 +312,6 @@ fn meant_to_run(view: &HostView) -> impl Iterator<Item = &Assignment> {
 
 /// Whether a host can take what runs with an env: open it, now or once an rm has wrapped it for it, and lead its links.
 fn takes(view: &AppView, env: EnvRef, host: &Host) -> bool {
-    let opens = || host.seal_key.is_some() || !view.envs.get(&env).is_some_and(|row| row.is_sealed());
-    env == EMPTY_ENV || (opens() && links::refusal(view, env, host).is_none())
+    let opens = |row: &Env| host.seal_key.is_some() || !row.is_sealed();
+    view.envs.get(&env).is_none_or(|row| opens(row) && links::refusal(row, host).is_none())
 }
