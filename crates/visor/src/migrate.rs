@@ -158,7 +158,14 @@ mod tests {
     fn with_plain(mut snapshot: Snapshot) -> Snapshot {
         let at = jiff::Timestamp::UNIX_EPOCH;
         let vars = Some(crate::seal::Vars::default());
-        let env = row(Env { sealed: None, vars, by: "ada".into(), at, extra: Extra::new() });
+        let env = row(Env {
+            sealed: None,
+            vars,
+            links: Default::default(),
+            by: "ada".into(),
+            at,
+            extra: Extra::new(),
+        });
         let view = AppView { envs: [("e1".parse().expect("a ref"), env)].into(), ..AppView::default() };
         snapshot.apps.insert("a".parse().expect("a name"), view);
         snapshot
