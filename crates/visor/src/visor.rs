@@ -345,7 +345,8 @@ impl Visor {
     ) -> Result<BTreeMap<InstanceId, Versioned<Status>>> {
         let keys: Vec<Keys> =
             of.into_iter().map(|(host, id)| Keys::One(Key::Status(host, id).to_string())).collect();
-        let pages = keys.chunks(MAX_TXN_OPS).map(|chunk| self.read(chunk.to_vec()));
+        // A read has the schema's row besides.
+        let pages = keys.chunks(MAX_TXN_OPS - 1).map(|chunk| self.read(chunk.to_vec()));
         let mut statuses = BTreeMap::new();
         for snapshot in futures::future::try_join_all(pages).await? {
             for view in snapshot.hosts.into_values() {
