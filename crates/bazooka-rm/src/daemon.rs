@@ -21,6 +21,7 @@ use visor::{
     schema::{Ask, Extra, Rm as Row},
     seal::{Os, file::KeyFile},
     store::wait_until_ready,
+    visor::{Refusal, VisorError},
     wrapping::{SharedRing, Wrapping},
 };
 
@@ -256,6 +257,7 @@ async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady, ssh_
     let mut state = keeper.state();
     let mut ring = rm.ring.changes();
     let mut present = Some(present);
+    let mut complained = None;
     loop {
         let held = *state.borrow_and_update();
         let row = {
@@ -274,12 +276,25 @@ async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady, ssh_
         if let LeaseState::Held { id } = held {
             match rm.visor.publish_rm(&rm.own.name, &row, &rm.ask, id).await {
                 Ok(()) => {
+                    complained = None;
                     if present.take().is_some() {
                         tracing::info!(url = %rm.own.url, "ready");
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, "can't say in the coordinator that this rm serves");
+                    let words = error.to_string();
+                    if complained.as_ref() != Some(&words) {
+                        match error {
+                            VisorError::Refused(Refusal::NameTaken { .. }) => tracing::error!(
+                                error = %words,
+                                "nobody hears of this rm until the other one has gone; give one of them another name"
+                            ),
+                            _ => {
+                                tracing::warn!(error = %words, "can't say in the coordinator that this rm serves");
+                            }
+                        }
+                    }
+                    complained = Some(words);
                     again = Some(PRESENCE_AGAIN);
                 }
             }
