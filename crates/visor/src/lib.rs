@@ -11,6 +11,7 @@
 //! schema       what each key holds
 //! links        which services an app's instances are told of
 //! keys         where each key is
+//! migrate      from one version of the schema to the next, and who may read it
 //! mirror       list + watch, kept true for ever
 //! snapshot     the typed image that planners read
 //! visor        a handle: typed reads, guarded commits

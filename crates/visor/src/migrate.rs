@@ -1,8 +1,8 @@
 //! From one version of the schema to the next: when a cluster may go over, what it waits for, and who is shut out then.
 //!
-//! Owns the order, as a pure function of what is in the coordinator. It goes in steps that each leave a cluster which works, so that it may be
-//! stopped anywhere and run again; what is done isn't done twice. The old form's rows are rewritten by who owns them: an
-//! rm seals what version 1 left in plain text.
+//! Owns the order, as a pure function of what is in the coordinator. It goes in steps that each leave a cluster which
+//! works, so that it may be stopped anywhere and run again; what is done isn't done twice. The old form's rows are
+//! rewritten by who owns them: an rm seals what version 1 left in plain text.
 //!
 //! ```text
 //! upgraded ──min_writer raised──▶ shut to older writers ──no row of the old form is left──▶ version, min_reader raised
@@ -90,8 +90,10 @@ pub fn next(snapshot: &Snapshot) -> Option<Next> {
 
 /// The parts of older builds. A converger isn't known before it leads; an older one can't lead any more then.
 fn older(snapshot: &Snapshot) -> Vec<Older> {
-    // Builds of version 2 had no word for it at first; who has a key to open config vars is one.
-    let is_older = |says: Option<u32>, has_key: bool| says.unwrap_or(1 + u32::from(has_key)) < SCHEMA_VERSION;
+    // Builds of version 2 had no word for it at first. They are known by what version 1 hadn't: hosts and rms by a key to
+    // open config vars, proxies by a zone.
+    let is_older =
+        |says: Option<u32>, is_second: bool| says.unwrap_or(1 + u32::from(is_second)) < SCHEMA_VERSION;
     let hosts = snapshot.hosts.iter().filter_map(|(name, view)| {
         let host = view.host.as_ref()?;
         let older = is_older(host.schema, host.seal_key.is_some());

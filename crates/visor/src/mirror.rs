@@ -3,7 +3,8 @@
 //! Owns when to list and when to watch; what a key means is the [`Image`]'s. An image is shown only
 //! once it is complete: all scopes are listed in one transaction at one revision, and watched from
 //! the next on. Whatever ends a watch (compaction, a cancel, a broken or silent connection) leads back
-//! to the list, which also finds what was deleted meanwhile.
+//! to the list, which also finds what was deleted meanwhile. So does a schema that this build may not read
+//! (`migrate`): what was known stays, and nothing new is taken in.
 //!
 //! ```text
 //! waiting ──pause over──▶ opening ──listed, watched──▶ watching

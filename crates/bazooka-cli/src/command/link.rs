@@ -42,10 +42,10 @@ pub async fn run(context: &Context, action: LinkAction) -> Result<()> {
     match action {
         LinkAction::List => list(context).await,
         LinkAction::Add { links, no_wait } => {
-            change(context, "add", &links.into_iter().collect(), no_wait).await
+            change(context, Word::Add, &links.into_iter().collect(), no_wait).await
         }
         LinkAction::Remove { links, no_wait } => {
-            change(context, "remove", &links.into_iter().collect(), no_wait).await
+            change(context, Word::Remove, &links.into_iter().collect(), no_wait).await
         }
     }
 }
@@ -87,11 +87,22 @@ fn rows_of(link: &Link) -> [Keys; 2] {
     [Key::App(app.clone()), Key::Proc(app.clone(), proc.clone())].map(|key| Keys::One(key.to_string()))
 }
 
-async fn change(context: &Context, word: &str, links: &BTreeSet<Link>, no_wait: bool) -> Result<()> {
+/// What is said of links.
+#[derive(Clone, Copy)]
+enum Word {
+    Add,
+    Remove,
+}
+
+async fn change(context: &Context, word: Word, links: &BTreeSet<Link>, no_wait: bool) -> Result<()> {
     let app = context.app().await?;
+    let verb = match word {
+        Word::Add => "add",
+        Word::Remove => "remove",
+    };
     let names: Vec<String> = links.iter().map(Link::to_string).collect();
     let new = NewRelease {
-        reason: format!("link {word} {}", names.join(" ")),
+        reason: format!("link {verb} {}", names.join(" ")),
         by: context.who.clone(),
         token: release::token(),
         ..NewRelease::default()
@@ -102,8 +113,8 @@ async fn change(context: &Context, word: &str, links: &BTreeSet<Link>, no_wait: 
         let now = current(context, &app).await?;
         let tell = !said.replace(true);
         let config = match word {
-            "add" => added(context, &app, &now, links, tell).await?,
-            _ => removed(context, &app, &now, links, tell)?,
+            Word::Add => added(context, &app, &now, links, tell).await?,
+            Word::Remove => removed(context, &app, &now, links, tell)?,
         };
         Ok(NewRelease { config, ..new.clone() })
     };
