@@ -1,0 +1,4 @@
+//! What the tree promises of itself, read from its own files: pages, layers, keys. Nothing is started here.
+
+mod docs;
+mod tree;
