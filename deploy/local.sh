@@ -1,4 +1,4 @@
-# Sourced by deploy/up and deploy/down: where the local cluster lives, and whether it runs.
+# Sourced by deploy/up and deploy/down: the folders of the local cluster, and whether it runs.
 
 programs=(bazooka bazooka-pm bazooka-shim bazooka-rm bazooka-static bazooka-proxy)
 if [ "$(id -u)" -eq 0 ]; then
@@ -8,23 +8,23 @@ else
   state=${BAZOOKA_DEV_STATE:-$HOME/.local/share/bazooka/dev}
   prefix=${BAZOOKA_DEV_PREFIX:-$HOME/.local}
 fi
-# Both scripts go to other folders.
+# Both scripts change folders.
 state=$(realpath -m "$state")
 prefix=$(realpath -m "$prefix")
 libexec=$prefix/lib/bazooka
 bin=$prefix/bin
 
-# Whether the cluster that deploy/up started still runs. Its process id may be another program's by now.
+# Whether the cluster that deploy/up started still runs. Another program may have its process id by now.
 running() {
   local pid
   pid=$(cat "$state/dev.pid" 2>/dev/null) || return 1
   { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF "bazooka dev --state $state "
 }
 
-# Whether the folder is one of a cluster's: another that was named by mistake is neither filled nor emptied.
+# Whether the folder is a cluster's. The scripts never fill or empty any other folder.
 is_a_clusters() { [ -e "$state/lock" ] || [ -e "$state/turn" ]; }
 
-# Ends the script if a cluster runs on the folder that deploy/up did not start: it isn't ours to stop.
+# Ends the script if the folder has a running cluster that deploy/up did not start: that one is not ours to stop.
 refuse_anothers() {
   running && return 0
   [ -e "$state/lock" ] || return 0
@@ -34,10 +34,10 @@ refuse_anothers() {
   exit 1
 }
 
-# Two of these scripts at once would undo each other's work: the second waits.
+# Two of these scripts at once would undo each other's work, so the second one waits.
 take_turn() {
   if ! mkdir -p "$state" || ! { : >>"$state/turn"; } 2>/dev/null; then
-    echo "$state can't be written by $(id -un): it is $(stat -c %U "$state" 2>/dev/null || echo nobody)'s" >&2
+    echo "$(id -un) can't write to $state, which belongs to $(stat -c %U "$state" 2>/dev/null || echo nobody)" >&2
     echo "hint: run this as that user, or name another folder with BAZOOKA_DEV_STATE" >&2
     exit 1
   fi
@@ -48,7 +48,7 @@ take_turn() {
   mkdir -p "$state"
 }
 
-# Stops the cluster, instances included. False if it wasn't running.
+# Stops the cluster, instances included. Fails if it was not running.
 stop_cluster() {
   local pid deadline
   running || return 1
@@ -57,7 +57,7 @@ stop_cluster() {
   deadline=$((SECONDS + 60))
   while running; do
     if [ $SECONDS -ge $deadline ]; then
-      echo "process $pid is still there after 60 s; see $state/dev.log" >&2
+      echo "process $pid still runs after 60 s; see $state/dev.log" >&2
       exit 1
     fi
     sleep 0.1

@@ -1,6 +1,6 @@
-# Sourced by deploy/up and tests/run: installs the Debian packages that are missing, and only those.
+# Sourced by deploy/up and tests/run: installs missing Debian packages, and only those.
 
-# need COMMAND PACKAGE ... : PACKAGE is wanted unless COMMAND is there already (whoever installed it).
+# missing_packages COMMAND PACKAGE ... : prints each PACKAGE whose COMMAND is missing.
 missing_packages() {
   local missing=()
   while [ $# -gt 0 ]; do
@@ -14,7 +14,7 @@ missing_packages() {
   printf '%s\n' "${missing[@]}"
 }
 
-# install_packages COMMAND PACKAGE ... : says what it installs; nothing where nothing is missing.
+# install_packages COMMAND PACKAGE ... : installs each PACKAGE whose COMMAND is missing, and says so.
 install_packages() {
   local missing
   mapfile -t missing < <(missing_packages "$@" | sed '/^$/d' | sort -u)
@@ -26,8 +26,8 @@ install_packages() {
   fi
   echo "installing ${missing[*]}"
   (
-    # Debian starts a service with its package: etcd and haproxy are wanted as programs alone. A policy
-    # that stayed behind would keep every later package's service from starting.
+    # Debian starts a service with its package, but etcd and haproxy are needed only as programs. The policy
+    # must not stay: it would keep every later package's service from starting.
     policy=/usr/sbin/policy-rc.d ours='# of bazooka, while it installs packages'
     log=$(mktemp)
     trap 'rm -f "$log"; ! grep -qsF "$ours" $policy || rm -f $policy' EXIT
@@ -35,28 +35,28 @@ install_packages() {
       printf '#!/bin/sh\n%s\nexit 101\n' "$ours" >$policy
       chmod 755 $policy
     fi
-    # A machine that has just started may be at its own updates.
+    # A machine that has just booted may be updating itself.
     if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
       -o DPkg::Lock::Timeout=300 "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
       tail -20 "$log" >&2
-      echo "hint: mend what apt-get says, then run this again" >&2
+      echo "hint: fix what apt-get reports, then run this again" >&2
       exit 1
     fi
   )
 }
 
-# What a build needs, and what the cluster runs on.
+# For the build, and for the cluster.
 BUILD_PACKAGES=(cc gcc make make pkg-config pkg-config protoc protobuf-compiler
   /usr/include/google/protobuf/any.proto libprotobuf-dev)
 CLUSTER_PACKAGES=(etcd etcd-server etcdctl etcd-client haproxy haproxy git git curl curl python3 python3
   /etc/ssl/certs/ca-certificates.crt ca-certificates)
-# What builds of apps call, by what they are.
+# For builds of apps: Node and Python.
 APP_PACKAGES=(node nodejs npm npm python3-venv python3-venv)
 
-# The oldest Rust that builds this; Debian 12's own is older.
+# The oldest Rust that builds Bazooka. Debian 12's is older.
 RUST_MINOR=85
 
-# A toolchain that rustup put into the home folder is found even where the shell's profile wasn't read.
+# Finds cargo, also in rustup's folder when the shell has not read its profile.
 find_cargo() {
   local version
   command -v cargo >/dev/null 2>&1 || PATH=$PATH:$HOME/.cargo/bin
@@ -65,7 +65,7 @@ find_cargo() {
     echo "hint: install a Rust toolchain, 1.$RUST_MINOR or later (https://rustup.rs), and run this again" >&2
     return 1
   fi
-  # rustup's cargo says itself what it misses.
+  # rustup's cargo reports a missing toolchain itself.
   version=$(cargo --version) || return 1
   if [[ $version =~ ^cargo\ 1\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -lt $RUST_MINOR ]; then
     echo "$(command -v cargo) is too old: $version" >&2
