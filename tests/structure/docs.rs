@@ -21,6 +21,12 @@ const CRATES: [(&str, &str); 7] = [
     ("bazooka_tests", "tests/src"),
 ];
 
+/// The most bytes of a page that somebody reads in one go.
+const MOST_BYTES: [(&str, usize); 2] = [("README.md", 6 * 1024), ("docs/architecture.md", 12 * 1024)];
+
+/// The heading over the rules, each of which names the tests that hold it.
+const RULES: &str = "## The eleven rules";
+
 /// Every page of the repository.
 fn pages() -> Vec<File> {
     tree::files("", ".md")
@@ -137,7 +143,7 @@ fn each_path_and_module_that_a_page_names_exists() {
     let mut missing = Vec::new();
     for page in pages() {
         for word in words(&page.text) {
-            let whole = !word.contains(['{', '*', '$']);
+            let whole = !word.contains(['{', '*', '$']) && !word.contains("://");
             let path = FOLDERS.iter().any(|folder| word.starts_with(folder));
             let absent = if path && whole {
                 !tree::root().join(word).exists()
@@ -175,4 +181,51 @@ fn each_page_for_readers_is_reached_from_the_readme() {
         .filter(|path| !path.starts_with("tests/") && !reached.contains(Path::new(path)))
         .collect();
     assert!(lost.is_empty(), "no link leads to {lost:?}");
+}
+
+#[test]
+fn each_page_with_a_limit_keeps_to_it() {
+    for (path, most) in MOST_BYTES {
+        let bytes = tree::file(path).text.len();
+        assert!(bytes <= most, "{path} has {bytes} bytes, and at most {most} are allowed");
+    }
+}
+
+/// The names of all test functions of the repository.
+fn tests() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for file in ["crates", "tests"].iter().flat_map(|folder| tree::files(folder, ".rs")) {
+        let mut marked = false;
+        for line in file.text.lines().map(str::trim) {
+            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                marked = true;
+            } else if marked && let Some((_, rest)) = line.split_once("fn ") {
+                names.extend(rest.split('(').next().map(str::to_owned));
+                marked = false;
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn each_rule_names_tests_that_hold_it() {
+    let page = tree::file("docs/architecture.md");
+    let (_, section) = page.text.split_once(RULES).expect("the page has the rules");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let tests = tests();
+    for number in 1..=11 {
+        let (begin, end) = (format!("\n{number}. "), format!("\n{}. ", number + 1));
+        let rule = section.split_once(&begin).unwrap_or_else(|| panic!("rule {number} is missing")).1;
+        let rule = rule.split(&end).next().unwrap_or_default();
+        let (_, held_by) =
+            rule.split_once("Held by").unwrap_or_else(|| panic!("rule {number} names no test"));
+        let held_by = held_by.split("\n\n").next().unwrap_or_default();
+        let named: Vec<&str> = held_by.split('`').skip(1).step_by(2).collect();
+        let missing: Vec<_> = named.iter().filter(|name| !tests.contains(**name)).collect();
+        assert!(
+            !named.is_empty() && missing.is_empty(),
+            "rule {number}: there are no tests {missing:?} of {named:?}"
+        );
+    }
 }

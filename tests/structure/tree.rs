@@ -31,6 +31,11 @@ pub fn files(below: &str, ending: &str) -> Vec<File> {
     found.into_iter().map(|path| read(&path)).collect()
 }
 
+/// Reads one file, named from the repository's root.
+pub fn file(path: &str) -> File {
+    read(&root().join(path))
+}
+
 fn read(path: &Path) -> File {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let path = path.strip_prefix(root()).expect("the file lies in the repository");
