@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use crate::store::users::{AuthOp, Permission, Users};
 use crate::{
-    check,
     identity::{Caller, Identity, Kind},
-    keys::Key,
+    keys::{self, Key},
     names::{AppName, UserName},
     schema::{Access, Admission},
 };
@@ -60,41 +60,6 @@ pub fn may(caller: &Caller, act: Act, admission: Option<&Admission>, access: Opt
 /// The name of etcd's role that may do everything, and of the user that must have it before users are told apart.
 pub const ROOT: &str = "root";
 
-/// A right of a role: to read, or to read and write, one key or all with a prefix. Keys are whole, with the cluster's
-/// prefix.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Permission {
-    /// Where it begins.
-    pub key: String,
-    /// Whether it goes on to the end of that prefix.
-    pub prefix: bool,
-    /// Whether it is for writing, too.
-    pub write: bool,
-}
-
-/// Users and roles: as they should be, or as etcd has them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Users {
-    /// The rights of each role.
-    pub roles: BTreeMap<String, BTreeSet<Permission>>,
-    /// The roles of each user.
-    pub users: BTreeMap<String, BTreeSet<String>>,
-}
-
-/// One step from etcd's users and roles towards what they should be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "each variant is named for etcd's own operation")]
-pub enum AuthOp {
-    AddRole(String),
-    GrantPermission(String, Permission),
-    RevokePermission(String, Permission),
-    AddUser(String),
-    GrantRole { user: String, role: String },
-    RevokeRole { user: String, role: String },
-    DeleteUser(String),
-    DeleteRole(String),
-}
-
 /// Who is in, and whose each app is: what the rows say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
@@ -115,7 +80,7 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
     // Their own words, and whatever `bazooka check --repair` mends. Not who may do what, nor the audit.
     let mut operator: BTreeSet<Permission> =
         [below("hostmeta/", true), one(&Key::Unfreeze.to_string(), true)].into();
-    let (prefixes, keys) = check::mended();
+    let (prefixes, keys) = keys::operator_may_write();
     operator.extend(prefixes.iter().map(|prefix| below(prefix, true)));
     operator.extend(keys.iter().map(|key| one(&key.to_string(), true)));
     users.roles.insert(role("operator"), operator);

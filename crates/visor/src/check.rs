@@ -19,9 +19,8 @@ use serde::Serialize;
 
 use crate::{
     keys::{self, Key},
-    mirror::Image,
     snapshot::Snapshot,
-    store::{Entry, Revision},
+    store::{Entry, Image, Revision},
     visor::{Change, Result, Visor},
 };
 
@@ -192,13 +191,4 @@ fn counters(snapshot: &Snapshot, found: &mut Findings) {
             found.mend(&key, rule, told, format!("raise it to {last}"), change);
         }
     }
-}
-
-/// Every key that [`Finding::mend`] may write: what an operator's role in etcd allows.
-pub(crate) fn mended() -> (Vec<String>, Vec<Key>) {
-    let below = ["apps", "wraps", "assigned", "status", "sealed", "history", "stats", "hosts", "proxies"]
-        .into_iter()
-        .chain(["rms", "asks", "turns", "stored", "repos", "domains"]);
-    let prefixes = below.map(|kind| format!("{kind}/")).collect();
-    (prefixes, vec![Key::InstanceCounter, Key::PortCounter, Key::Leader])
 }

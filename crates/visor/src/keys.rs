@@ -346,6 +346,15 @@ pub fn host(host: &HostName) -> Vec<Keys> {
     ]
 }
 
+/// The prefixes and the keys that an operator may write beside its own words: those that `bazooka check --repair` mends.
+pub fn operator_may_write() -> (Vec<String>, Vec<Key>) {
+    let below = ["apps", "wraps", "assigned", "status", "sealed", "history", "stats", "hosts", "proxies"]
+        .into_iter()
+        .chain(["rms", "asks", "turns", "stored", "repos", "domains"]);
+    let prefixes = below.map(|kind| format!("{kind}/")).collect();
+    (prefixes, vec![Key::InstanceCounter, Key::PortCounter, Key::Leader])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

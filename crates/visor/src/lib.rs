@@ -1,26 +1,33 @@
 //! The centre of Bazooka: the schema, every key, every transition and the watch over the coordinator.
 //!
-//! No other crate knows a key or opens a connection to etcd. The layers, each on the one above it:
+//! No other crate opens a connection to etcd. The layers, each using only those above it in this list
+//! (`tests/layers.rs` holds it):
 //!
 //! ```text
 //! clock        the wall clock, as it is passed in
-//! store        range, transaction, watch, lease      etcd | model (in memory)
+//! names        words that can't be wrong             AppName, RevId, InstanceId, Link, ...
 //! identity     who a certificate names, and TLS       Identity, Credentials, Caller
-//! access       who may do what, and etcd's roles
-//! names        words that can't be wrong             AppName, RevId, InstanceId, ...
+//! seal         how config vars are sealed and opened
+//! store        range, transaction, watch, lease      etcd | model (in memory)
 //! schema       what each key holds
-//! links        which services an app's instances are told of
 //! keys         where each key is
-//! migrate      from one version of the schema to the next, and who may read it
-//! mirror       list + watch, kept true for ever
 //! snapshot     the typed image that planners read
+//! links        which services an app's instances are told of
+//! access       who may do what, as etcd's roles
+//! lease        a lease that is kept alive
+//! mirror       list + watch, kept true for ever
 //! visor        a handle: typed reads, guarded commits
+//! migrate      from one version of the schema to the next
+//! stats        what each day brought
 //! transitions  each change of state, as one guarded transaction
+//! wrapping     who can open the envs, kept so by each rm
 //! progress     how far a service is from what is wanted
 //! capacity     what is taken of a host, and left of a cluster
-//! recover      from a backup to what runs
 //! check        whether the rows fit together
-//! stats        what each day brought
+//! recover      from a backup to what runs
+//! exposition   metrics, as they are served
+//! daemon       what each daemon has outside: settings, journal, endpoint
+//! testing      what the tests of every crate share
 //! ```
 
 pub mod access;

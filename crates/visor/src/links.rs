@@ -1,21 +1,15 @@
 //! Links: the services whose address an app's instances are told.
 //!
-//! Owns the words (`api:web`), what the variable is called, where a link leads in an image, and which hosts can take
+//! Owns where a link leads in an image, and which hosts can take
 //! an instance that has some. Pure: it reads images, and writes nothing. A link is a part of an env, so
 //! `transitions::envs` says how one comes and goes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-    str::FromStr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::names::{InvalidLink, InvalidServicesAddress, Link, ServicesAddress};
 use crate::{
     keys::Key,
-    names::{AppName, EnvRef, HostName, InvalidName, ProcName},
+    names::EnvRef,
     schema::{Env, Host},
     snapshot::{AppView, Snapshot},
 };
@@ -23,113 +17,6 @@ use crate::{
 /// How many services an app links at most. Their ports stand in each row of what runs with them, and those that are
 /// added are guarded in one transaction, two rows each, of the 128 that etcd takes.
 pub const MOST_LINKS: usize = 32;
-
-/// A service that an app's instances are told the address of: `APP:PROC`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Link {
-    /// Whose it is.
-    pub app: AppName,
-    /// Which of that app's.
-    pub proc: ProcName,
-}
-
-impl Link {
-    /// The variable that has its address. Two links may have the same one (`a-b:c` and `a:b-c`).
-    pub fn variable(&self) -> String {
-        format!("BAZOOKA_SERVICE_{}_{}", self.app, self.proc).to_ascii_uppercase().replace(['-', '.'], "_")
-    }
-}
-
-impl FromStr for Link {
-    type Err = InvalidLink;
-
-    fn from_str(said: &str) -> Result<Self, InvalidLink> {
-        let (app, proc) =
-            said.split_once(':').ok_or_else(|| InvalidLink::Form(said.chars().take(80).collect()))?;
-        Ok(Link { app: app.parse()?, proc: proc.parse()? })
-    }
-}
-
-impl fmt::Display for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.app, self.proc)
-    }
-}
-
-impl TryFrom<String> for Link {
-    type Error = InvalidLink;
-    fn try_from(said: String) -> Result<Self, InvalidLink> {
-        said.parse()
-    }
-}
-
-impl From<Link> for String {
-    fn from(link: Link) -> String {
-        link.to_string()
-    }
-}
-
-/// Words that are no link.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidLink {
-    /// There is no colon.
-    #[error("link {0:?} is not valid: an app and its proc with a colon between, such as api:web")]
-    Form(String),
-    /// One of the names breaks its rule.
-    #[error(transparent)]
-    Name(#[from] InvalidName),
-}
-
-/// Where services' own ports are reached from a host: a proxy's address or its name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ServicesAddress(String);
-
-impl ServicesAddress {
-    /// With a service's port, as programs take it.
-    pub fn at(&self, port: u16) -> String {
-        if self.0.contains(':') { format!("[{}]:{port}", self.0) } else { format!("{}:{port}", self.0) }
-    }
-}
-
-impl FromStr for ServicesAddress {
-    type Err = String;
-
-    // Whoever shows the error says what was given.
-    fn from_str(said: &str) -> Result<Self, String> {
-        let rule = || "the address or the name of a proxy, without a port, such as 10.0.0.7".to_owned();
-        if let Ok(ip) = said.parse::<IpAddr>() {
-            let is_somebodys = !ip.is_unspecified() && !ip.is_multicast();
-            return if is_somebodys { Ok(ServicesAddress(ip.to_string())) } else { Err(rule()) };
-        }
-        // What ends in a number is an address to every resolver, and this is none.
-        let is_address = said.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
-        match said.parse::<HostName>() {
-            Ok(name) if !is_address => Ok(ServicesAddress(name.to_string())),
-            _ => Err(rule()),
-        }
-    }
-}
-
-impl fmt::Display for ServicesAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl TryFrom<String> for ServicesAddress {
-    type Error = String;
-    fn try_from(said: String) -> Result<Self, String> {
-        said.parse()
-    }
-}
-
-impl From<ServicesAddress> for String {
-    fn from(address: ServicesAddress) -> String {
-        address.0
-    }
-}
 
 /// Why an app can't have a set of links.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -210,23 +97,34 @@ pub fn refusal(env: &Env, host: &Host) -> Option<&'static str> {
         .then_some("wasn't told where the services are that this app links (bazooka-pm --services)")
 }
 
+/// Why an instance can't get the address of a service that it links.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Untold {
+    /// Its assignment lacks the service's port.
+    #[error("it links {0}, and was placed without that service's port")]
+    NoPort(Link),
+    /// Its host has no address for services.
+    #[error("it links {0}, and this host wasn't told where services are (--services)")]
+    NoAddress(Link),
+}
+
 /// What an instance is told of its links: each variable with its value.
 ///
 /// `links` are those of its env, `ports` those that it was placed with.
 ///
 /// # Errors
-/// Why it can't be told, in one line.
+/// [`Untold`].
 pub fn variables(
     links: &BTreeSet<Link>,
     ports: &BTreeMap<Link, u16>,
     services: Option<&ServicesAddress>,
-) -> Result<BTreeMap<String, String>, String> {
+) -> Result<BTreeMap<String, String>, Untold> {
     if let Some(link) = links.iter().find(|link| !ports.contains_key(link)) {
-        return Err(format!("it links {link}, and was placed without that service's port"));
+        return Err(Untold::NoPort(link.clone()));
     }
     let told = ports.iter().map(|(link, port)| match services {
         Some(address) => Ok((link.variable(), address.at(*port))),
-        None => Err(format!("it links {link}, and this host wasn't told where services are (--services)")),
+        None => Err(Untold::NoAddress(link.clone())),
     });
     told.collect()
 }

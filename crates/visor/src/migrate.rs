@@ -14,7 +14,6 @@ use crate::{
     keys::Key,
     schema::{SCHEMA_VERSION, Schema},
     snapshot::{Snapshot, Versioned},
-    store::{Entry, Result, StoreError},
     visor::Change,
 };
 
@@ -117,22 +116,6 @@ fn of_old_form(snapshot: &Snapshot) -> Vec<String> {
         plain.map(|(env, _)| Key::Env(app.clone(), *env).to_string())
     });
     plain.collect()
-}
-
-/// Whether this build may read what is among these entries.
-///
-/// # Errors
-/// [`StoreError::SchemaTooNew`].
-pub(crate) fn may_read<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<()> {
-    let key = Key::Schema.to_string();
-    let Some(entry) = entries.into_iter().find(|entry| entry.key == key) else { return Ok(()) };
-    // One that can't be read is told by those who need it.
-    let Ok(schema) = Versioned::<Schema>::read(entry) else { return Ok(()) };
-    let (min_reader, version) = (schema.value.min_reader, schema.value.version);
-    if min_reader > SCHEMA_VERSION {
-        return Err(StoreError::SchemaTooNew { version, min_reader, ours: SCHEMA_VERSION });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! once it is complete: all scopes are listed in one transaction at one revision, and watched from
 //! the next on. Whatever ends a watch (compaction, a cancel, a broken or silent connection) leads back
 //! to the list, which also finds what was deleted meanwhile. So does a schema that this build may not read
-//! (`migrate`): what was known stays, and nothing new is taken in.
+//! (`snapshot::may_read`): what was known stays, and nothing new is taken in.
 //!
 //! ```text
 //! waiting ──pause over──▶ opening ──listed, watched──▶ watching
@@ -25,10 +25,12 @@ use std::{
 use futures::{FutureExt, future::BoxFuture, future::select_all};
 use tokio::time::{Instant, sleep_until};
 
-use crate::store::{
-    Entry, Event, Keys, Op, Result, Revision, SharedStore, StoreError, Txn, Watch, WatchMessage,
+pub use crate::store::Image;
+use crate::{
+    keys,
+    snapshot::may_read,
+    store::{Entry, Event, Keys, Op, Result, Revision, SharedStore, StoreError, Txn, Watch, WatchMessage},
 };
-use crate::{keys, migrate};
 
 /// After this silence a watch is asked for a sign of life, and each time again.
 const ASK_AFTER: Duration = Duration::from_secs(5);
@@ -44,18 +46,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The most messages that one [`Mirror::next`] applies, so that a flood can't hold a loop up.
 const MOST_MESSAGES: usize = 1_000;
-
-/// What a mirror keeps true.
-pub trait Image {
-    /// Forgets everything.
-    fn clear(&mut self);
-    /// A key was written.
-    fn put(&mut self, entry: &Entry);
-    /// A key was deleted.
-    fn delete(&mut self, key: &str, revision: Revision);
-    /// Everything up to this revision is in.
-    fn set_revision(&mut self, revision: Revision);
-}
 
 /// What changed since the last look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -237,7 +227,7 @@ impl<I: Image> Mirror<I> {
         let mut applied = 0;
         while let Some((scope, message)) = next.take() {
             let readable = message.unwrap_or_else(|| Err(ended())).and_then(|message| {
-                migrate::may_read(message.events.iter().filter_map(Event::entry))?;
+                may_read(message.events.iter().filter_map(Event::entry))?;
                 Ok(message)
             });
             match readable {
@@ -311,7 +301,7 @@ impl<I: Image> Mirror<I> {
 async fn open(store: SharedStore, scopes: Vec<Keys>) -> Result<Opened> {
     let then = scopes.iter().cloned().chain([keys::schema()]).map(Op::Get).collect();
     let mut reply = store.txn(Txn { then, ..Txn::default() }).await?;
-    migrate::may_read(reply.found.pop().iter().flatten())?;
+    may_read(reply.found.pop().iter().flatten())?;
     let mut watches = Vec::with_capacity(scopes.len());
     for scope in scopes {
         watches.push(store.watch(scope, reply.revision + 1).await?);

@@ -3,9 +3,13 @@
 //! Owns the rules for names. They are strict because a name becomes a key, a DNS label, a line of
 //! HAProxy's configuration, a path and an argument: what is not allowed here can't be injected there.
 
+mod links;
+
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+pub use links::{InvalidLink, InvalidServicesAddress, Link, ServicesAddress};
 
 /// A name that breaks its rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,10 +13,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    links::{Link, ServicesAddress},
-    names::{AppName, Digest, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName, ZoneName},
+    names::{
+        AppName, Digest, EnvRef, HostName, InstanceId, Link, ProcName, ReleaseId, RevId, ServicesAddress,
+        UserName, ZoneName,
+    },
     seal::{PublicKey, Sealed, Vars, WrappedKey},
-    store::Revision,
+    store::{Revision, StoreError},
 };
 
 /// Fields written by a newer version, kept as they are.
@@ -63,6 +65,18 @@ impl Schema {
     /// Which cluster this is, and since which restoration.
     pub fn era(&self) -> Era {
         Era { cluster: self.cluster.clone(), restored: self.restored }
+    }
+
+    /// Checks that this build understands the cluster's rows.
+    ///
+    /// # Errors
+    /// [`StoreError::SchemaTooNew`].
+    pub fn check_reader(&self) -> Result<(), StoreError> {
+        if self.min_reader <= SCHEMA_VERSION {
+            return Ok(());
+        }
+        let (version, min_reader) = (self.version, self.min_reader);
+        Err(StoreError::SchemaTooNew { version, min_reader, ours: SCHEMA_VERSION })
     }
 }
 

@@ -30,10 +30,7 @@ use crypto_box::aead::rand_core::{self, CryptoRng, RngCore};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::{
-    names::{AppName, EnvRef},
-    schema::{Handed, Wraps},
-};
+use crate::names::{AppName, EnvRef};
 
 /// The one cipher that there is so far, as [`Sealed::cipher`] names it.
 pub const CIPHER: &str = "xchacha20poly1305";
@@ -347,7 +344,8 @@ impl Keyring {
         Keyring::of(self.keys[0].clone())
     }
 
-    fn key(&self, public: &PublicKey) -> Option<&SecretKey> {
+    /// The secret half of a public key, if this ring has it.
+    pub(crate) fn key(&self, public: &PublicKey) -> Option<&SecretKey> {
         self.keys.iter().find(|key| key.public() == *public)
     }
 
@@ -359,62 +357,6 @@ impl Keyring {
         let ours = self.keys.iter().find_map(|key| Some((key, wraps.get(&key.public())?)));
         ours.map_or(Err(OpenError::NotForUs), |(key, wrapped)| key.unwrap(wrapped))
     }
-
-    /// Opens what was handed to a host.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn open(&self, app: &AppName, env: EnvRef, handed: &Handed) -> Result<Vars, OpenError> {
-        let key = self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)?;
-        key.open(app, env, &handed.sealed)
-    }
-
-    /// Seals vars so that these keys alone open them.
-    pub fn keep(&self, app: &AppName, env: EnvRef, vars: &Vars, random: &mut dyn Random) -> Handed {
-        let key = DataKey::fresh(random);
-        let sealed = key.seal(app, env, vars, random);
-        let to = self.current();
-        let key = key.wrap(&to, random);
-        Handed { sealed, to, key, links: Default::default(), extra: Default::default() }
-    }
-
-    /// The key of what was handed to a host, wrapped for others.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn wrapped_for<'a>(
-        &self,
-        handed: &Handed,
-        others: impl IntoIterator<Item = &'a PublicKey>,
-        random: &mut dyn Random,
-    ) -> Result<BTreeMap<PublicKey, WrappedKey>, OpenError> {
-        let key = self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)?;
-        Ok(others.into_iter().map(|other| (other.clone(), key.wrap(other, random))).collect())
-    }
-
-    /// The same vars under the current key.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn rewrapped(&self, handed: &Handed, random: &mut dyn Random) -> Result<Handed, OpenError> {
-        let key = self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)?;
-        let to = self.current();
-        Ok(Handed { key: key.wrap(&to, random), to, ..handed.clone() })
-    }
-}
-
-/// Wraps a data key for several.
-pub fn wraps<'a>(
-    key: &DataKey,
-    rms: impl IntoIterator<Item = &'a PublicKey>,
-    hosts: impl IntoIterator<Item = &'a PublicKey>,
-    random: &mut dyn Random,
-) -> Wraps {
-    let mut all = |to: &mut dyn Iterator<Item = &'a PublicKey>| {
-        to.map(|public| (public.clone(), key.wrap(public, random))).collect()
-    };
-    let rms = all(&mut rms.into_iter());
-    Wraps { rms, hosts: all(&mut hosts.into_iter()), extra: Default::default() }
 }
 
 #[cfg(test)]

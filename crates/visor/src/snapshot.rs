@@ -10,12 +10,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     identity::Identity,
     keys::Key,
-    mirror::Image,
     names::{
         AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName,
     },
     schema::*,
-    store::{Entry, LeaseId, Revision},
+    store::{self, Entry, Image, LeaseId, Revision},
 };
 
 /// A stored value with the revisions that guards compare.
@@ -352,6 +351,19 @@ impl Image for Snapshot {
     fn set_revision(&mut self, revision: Revision) {
         self.revision = revision;
     }
+}
+
+/// Checks that this build may read the cluster, if the schema's row is among these entries.
+///
+/// A row that isn't valid passes: whoever needs its value reports that.
+///
+/// # Errors
+/// [`store::StoreError::SchemaTooNew`].
+pub(crate) fn may_read<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> store::Result<()> {
+    let key = Key::Schema.to_string();
+    let Some(entry) = entries.into_iter().find(|entry| entry.key == key) else { return Ok(()) };
+    let Ok(schema) = Versioned::<Schema>::read(entry) else { return Ok(()) };
+    schema.check_reader()
 }
 
 #[cfg(test)]

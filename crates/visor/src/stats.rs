@@ -149,7 +149,10 @@ impl Default for DayStats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{keys::Key, mirror::Image, store::Entry};
+    use crate::{
+        keys::Key,
+        store::{Entry, Image},
+    };
 
     fn at(text: &str) -> Timestamp {
         text.parse().expect("a time")

@@ -12,6 +12,7 @@
 pub mod etcd;
 pub mod model;
 mod ready;
+pub mod users;
 
 use std::{sync::Arc, time::Duration};
 
@@ -73,6 +74,18 @@ pub struct Page {
     pub entries: Vec<Entry>,
     /// The store's revision when the range was served.
     pub revision: Revision,
+}
+
+/// What a mirror keeps true.
+pub trait Image {
+    /// Forgets everything.
+    fn clear(&mut self);
+    /// A key was written.
+    fn put(&mut self, entry: &Entry);
+    /// A key was deleted.
+    fn delete(&mut self, key: &str, revision: Revision);
+    /// Everything up to this revision is in.
+    fn set_revision(&mut self, revision: Revision);
 }
 
 /// A condition of a transaction.

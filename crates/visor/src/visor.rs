@@ -15,13 +15,11 @@ use crate::{
     identity::Identity,
     keys::{self, Key},
     links::LeadsNowhere,
-    migrate,
-    mirror::Image,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, UserName, ZoneName},
     schema::{AuditEntry, SCHEMA_VERSION, Schema, Status},
     seal::{Os, Random},
-    snapshot::{Snapshot, Versioned},
-    store::{Compare, Entry, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
+    snapshot::{Snapshot, Versioned, may_read},
+    store::{Compare, Entry, Image, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
 };
 
 /// A change that the rules don't allow as things stand. Nothing was written.
@@ -316,7 +314,7 @@ impl Visor {
             Err(StoreError::OutcomeUnknown { .. }) => self.store.txn(txn).await?,
             other => other?,
         };
-        migrate::may_read(reply.found.pop().iter().flatten())?;
+        may_read(reply.found.pop().iter().flatten())?;
         Ok((reply.found.into_iter().flatten().collect(), reply.revision))
     }
 

@@ -270,7 +270,7 @@ fn version_1_takes_a_sealed_env_neither_for_an_empty_one_nor_for_an_absent_one()
 fn a_row_for_a_thousand_hosts_is_far_below_what_etcd_takes() {
     let key = visor::seal::DataKey::fresh(&mut Os);
     let hosts: Vec<_> = (0..1_000).map(|_| SecretKey::fresh(&mut Os).public()).collect();
-    let row = visor::seal::wraps(&key, &hosts[..3], &hosts, &mut Os);
+    let row = visor::transitions::envs::wraps(&key, &hosts[..3], &hosts, &mut Os);
     let bytes = serde_json::to_vec(&row).expect("JSON").len();
     assert!((150_000..170_000).contains(&bytes), "{bytes}");
 }

@@ -103,7 +103,8 @@ fn an_instance_is_placed_with_the_ports_of_what_it_links() {
 fn the_copy_that_a_host_gets_of_an_env_has_its_links() {
     use visor::{
         names::EnvRef,
-        seal::{DataKey, Os, SecretKey, wraps},
+        seal::{DataKey, Os, SecretKey},
+        transitions::envs::wraps,
     };
     let mut world = linking();
     let (host, secret) = (world.host("host1"), SecretKey::fresh(&mut Os));

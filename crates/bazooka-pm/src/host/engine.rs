@@ -535,7 +535,7 @@ impl Engine {
         };
         let services = match links::variables(links, &assignment.links, self.row.services.as_ref()) {
             Ok(services) => services,
-            Err(cause) => return self.answers.seen(refused(Fault::Host, &cause)),
+            Err(cause) => return self.answers.seen(refused(Fault::Host, &cause.to_string())),
         };
         self.metrics.start();
         tracing::debug!(instance = %id, app = %assignment.app, proc = %assignment.proc, port, "starting");

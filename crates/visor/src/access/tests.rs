@@ -2,9 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    mirror::Image,
     snapshot::Snapshot,
-    store::{Entry, Revision},
+    store::{Entry, Image, Revision},
 };
 
 fn caller(name: &str) -> Caller {

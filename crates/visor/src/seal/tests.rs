@@ -2,6 +2,7 @@ use proptest::prelude::{prop, prop_assert, prop_assert_eq, proptest};
 use rand::{RngCore as _, SeedableRng, rngs::StdRng};
 
 use super::*;
+use crate::transitions::envs::wraps;
 
 struct Seeded(StdRng);
 

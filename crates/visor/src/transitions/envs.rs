@@ -9,6 +9,8 @@
 //!
 //! An env's vars and links never change, only its wraps do.
 
+mod handed;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
@@ -18,11 +20,12 @@ use crate::{
     links::{self, Link},
     names::{AppName, EnvRef, HostName, ReleaseId},
     schema::{Env, Extra, Handed, ReleaseStatus, Wraps},
-    seal::{DataKey, Keyring, OpenError, PublicKey, Random, Vars, wraps},
+    seal::{DataKey, Keyring, OpenError, PublicKey, Random, Vars},
     snapshot::{AppView, Snapshot, Versioned},
     store::{Keys, Revision},
     visor::{Change, Result, Visor},
 };
+pub use handed::wraps;
 
 /// The env without vars, which is never stored.
 pub const EMPTY_ENV: EnvRef = EnvRef(0);

@@ -1,15 +1,15 @@
 //! etcd's users and roles, and which version it is.
 //!
-//! Owns the translation, and nothing of what they should be ([`crate::access`]).
+//! Owns the translation, and nothing of what they should be (`access`).
 
 use etcd_client::{
     Permission as EtcdPermission, PermissionType, RoleRevokePermissionOptions, UserAddOptions,
 };
 
 use super::{Asked, EtcdStore, Repeat, Result};
-use crate::{
-    access::{AuthOp, Permission, Users},
-    store::StoreError,
+use crate::store::{
+    StoreError,
+    users::{AuthOp, Permission, Users},
 };
 
 /// Answers that say of a step that it has been done, by a rival or by a call whose reply was lost.
