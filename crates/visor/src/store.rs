@@ -1,7 +1,7 @@
 //! The coordinator behind one trait: range, transaction, watch, lease.
 //!
-//! Owns the vocabulary that both implementations speak: [`etcd::EtcdStore`] for a real cluster and
-//! [`model::ModelStore`], a linearizable store in memory for tests and simulation. Keys are relative
+//! Owns the vocabulary that both implementations speak: [`etcd::EtcdStore`] for a real cluster and, behind the
+//! feature `testing`, `model::ModelStore`, a linearizable store in memory for tests and simulation. Keys are relative
 //! to the cluster's prefix (`apps/goto-rocket`): an implementation adds and strips it, nobody else
 //! knows it. Revisions mean what etcd's documentation says they mean: one counter for the whole
 //! store, raised by one for each transaction that writes.
@@ -10,6 +10,7 @@
 //! read back.
 
 pub mod etcd;
+#[cfg(any(test, feature = "testing"))]
 pub mod model;
 mod ready;
 pub mod users;

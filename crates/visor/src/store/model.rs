@@ -28,7 +28,6 @@ use super::{
     Entry, Keys, LeaseId, Page, Result, Revision, SharedStore, Store, StoreError, Txn, TxnReply, Watch,
     WatchMessage,
 };
-#[cfg(any(test, feature = "testing"))]
 pub use mistake::Mistake;
 use state::State;
 
@@ -87,7 +86,6 @@ impl ModelStore {
     }
 
     /// An empty store that does one thing wrong, to show that a comparison would notice.
-    #[cfg(any(test, feature = "testing"))]
     pub fn with_mistake(mistake: Mistake) -> Self {
         let store = Self::new();
         store.as_it_is().mistake = Some(mistake);
@@ -115,7 +113,6 @@ impl ModelStore {
     }
 
     /// A key as it stands, seen at once and without a way there: for the rules of a simulation.
-    #[cfg(any(test, feature = "testing"))]
     pub fn peek(&self, key: &str) -> Option<Entry> {
         self.as_it_is().entry(key)
     }

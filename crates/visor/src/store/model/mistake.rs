@@ -1,7 +1,6 @@
 //! What a model can be told to do wrong, so that tests of the comparison have something to find.
 
 /// One deliberate departure from etcd.
-#[cfg_attr(not(any(test, feature = "testing")), allow(dead_code, reason = "nothing selects one"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mistake {
     /// A transaction that deletes nothing raises the revision.
@@ -36,7 +35,6 @@ pub enum Mistake {
 
 impl Mistake {
     /// Each of them.
-    #[cfg(any(test, feature = "testing"))]
     pub const ALL: [Mistake; 14] = [
         Mistake::EmptyDeleteRaisesRevision,
         Mistake::CreateRevisionSurvivesDelete,

@@ -104,7 +104,6 @@ impl State {
         self.revision
     }
 
-    #[cfg(any(test, feature = "testing"))]
     pub(super) fn entry(&self, key: &str) -> Option<Entry> {
         self.live.get(key).cloned()
     }
