@@ -4,7 +4,7 @@
 //! which cause. What has come about is [`visor::progress`]'s judgement; what is printed is the command's.
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -225,10 +225,29 @@ pub enum Committed {
     Conflict,
 }
 
+/// What came of a transition, and since when it is so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided<T> {
+    /// What the transition tells.
+    pub value: T,
+    /// A view of the cluster that has come to this revision has the change in it. 0 if nothing was written and the
+    /// transition doesn't know when it came about.
+    pub revision: Revision,
+}
+
+impl<T> Decided<T> {
+    /// The value alone.
+    pub fn into_value(self) -> T {
+        self.value
+    }
+}
+
 /// What a transition makes of what it reads.
 pub(crate) enum Decision<T> {
     /// It is so already (or a lost reply's write had been carried out).
     Already(T),
+    /// The same, and the row that says so was last written at this revision.
+    AlreadyAt(T, Revision),
     /// This change brings it about.
     Change(Change, T),
 }
@@ -239,7 +258,21 @@ const MAX_ROUNDS: usize = 200;
 
 #[derive(Clone, Copy)]
 struct SchemaGuard {
+    /// The schema's row was last written then, and lets this build write.
     mod_revision: Revision,
+}
+
+impl SchemaGuard {
+    fn of(schema: &Versioned<Schema>) -> Result<SchemaGuard> {
+        if schema.min_writer > SCHEMA_VERSION {
+            return Err(VisorError::SchemaTooNew {
+                version: schema.version,
+                min_writer: schema.min_writer,
+                ours: SCHEMA_VERSION,
+            });
+        }
+        Ok(SchemaGuard { mod_revision: schema.mod_revision })
+    }
 }
 
 /// A handle on the cluster's state. Cheap to clone.
@@ -314,7 +347,9 @@ impl Visor {
             Err(StoreError::OutcomeUnknown { .. }) => self.store.txn(txn).await?,
             other => other?,
         };
-        may_read(reply.found.pop().iter().flatten())?;
+        let schema = reply.found.pop().unwrap_or_default();
+        may_read(&schema)?;
+        self.keep_guard(&schema);
         Ok((reply.found.into_iter().flatten().collect(), reply.revision))
     }
 
@@ -384,19 +419,20 @@ impl Visor {
         Ok(Committed::Conflict)
     }
 
-    /// Reads, decides, commits; again when a rival got in between or a reply was lost.
+    /// Reads, decides, commits; again when a rival got in between or a reply was lost. Two round trips, if neither happens.
     pub(crate) async fn decide<T>(
         &self,
         scopes: Vec<Keys>,
         decide: impl Fn(&Snapshot) -> Result<Decision<T>>,
-    ) -> Result<T> {
+    ) -> Result<Decided<T>> {
         let mut unknown = None;
         for _ in 0..MAX_ROUNDS {
             let snapshot = self.read(scopes.clone()).await?;
             match decide(&snapshot)? {
-                Decision::Already(value) => return Ok(value),
+                Decision::Already(value) => return Ok(Decided { value, revision: 0 }),
+                Decision::AlreadyAt(value, revision) => return Ok(Decided { value, revision }),
                 Decision::Change(change, value) => match self.commit(change).await {
-                    Ok(Committed::Done(_)) => return Ok(value),
+                    Ok(Committed::Done(revision)) => return Ok(Decided { value, revision }),
                     Ok(Committed::Conflict) => {}
                     // What was read next says whether it was carried out.
                     Err(VisorError::Store(error @ StoreError::OutcomeUnknown { .. })) => {
@@ -421,15 +457,19 @@ impl Visor {
 
     async fn load_guard(&self) -> Result<SchemaGuard> {
         let schema: Versioned<Schema> = self.get(&Key::Schema).await?.ok_or(VisorError::NotSetUp)?;
-        if schema.min_writer > SCHEMA_VERSION {
-            return Err(VisorError::SchemaTooNew {
-                version: schema.version,
-                min_writer: schema.min_writer,
-                ours: SCHEMA_VERSION,
-            });
-        }
-        let guard = SchemaGuard { mod_revision: schema.mod_revision };
+        let guard = SchemaGuard::of(&schema)?;
         *self.guard.lock().expect("no holder of this lock panics") = Some(guard);
         Ok(guard)
+    }
+
+    /// Keeps the guard that a read brought along, so that the commit after it needs no read of its own. Of two reads
+    /// that overlap the later row stands; a row that forbids writing is left to [`Visor::load_guard`], which says so.
+    fn keep_guard(&self, schema: &[Entry]) {
+        let Some(Ok(schema)) = schema.first().map(Versioned::<Schema>::read) else { return };
+        let Ok(guard) = SchemaGuard::of(&schema) else { return };
+        let mut held = self.guard.lock().expect("no holder of this lock panics");
+        if held.is_none_or(|held| held.mod_revision < guard.mod_revision) {
+            *held = Some(guard);
+        }
     }
 }

@@ -566,7 +566,10 @@ mod users {
         let zone = |name: &str| name.parse::<ZoneName>().expect("valid");
         let in_zone = async |of: &str, count: u32| {
             let scaled = visor.scale_in_zone(&name("a"), &proc("web"), &zone(of), count, "me").await;
-            scaled.map(|scaled| (scaled.from, scaled.to, scaled.in_zone.expect("one was named")))
+            scaled.map(|scaled| {
+                let scaled = scaled.value;
+                (scaled.from, scaled.to, scaled.in_zone.expect("one was named"))
+            })
         };
         let formation = async || {
             let snapshot = everything(&visor).await;

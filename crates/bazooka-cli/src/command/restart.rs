@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use visor::{
-    keys::Key,
     names::{AppName, InstanceId, ProcName},
-    schema::Formation,
     snapshot::AppView,
     visor::Refusal,
 };
@@ -35,22 +33,21 @@ pub async fn run(context: &Context, target: Option<Which>, no_wait: bool) -> Res
     let mut arrivals = Arrivals::begin(&watch);
     let mut lines = Vec::new();
     for (proc, only) in targets {
-        let ids = match context.visor.restart(&app, &proc, only).await {
-            Ok(ids) => ids,
+        let restarted = match context.visor.restart(&app, &proc, only).await {
+            Ok(restarted) => restarted,
             Err(error) => return Err(context.explain(&view, error).await),
         };
         context.note_change();
-        lines.push((proc, ids));
+        lines.push((proc, restarted));
     }
-    for (proc, _) in &lines {
-        let formation = context.visor.get::<Formation>(&Key::Formation(app.clone(), proc.clone())).await?;
-        let revision = formation.map_or(0, |formation| formation.mod_revision);
-        while !no_wait && !watch.has(revision) {
+    for (_, restarted) in &lines {
+        while !no_wait && !watch.has(restarted.revision) {
             watch.next().await;
         }
     }
     let mut failures = Vec::new();
-    for (proc, ids) in lines {
+    for (proc, restarted) in lines {
+        let ids = restarted.value;
         let mut line = Line::begin(&format!("{proc} restart {}", ids.len()));
         if no_wait {
             continue;
@@ -85,5 +82,31 @@ fn targets(
             Some(instance) => Ok(vec![(instance.proc.clone(), Some(id))]),
             None => Err(Refusal::NoSuchInstance(app.clone(), id).into()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use visor::keys::Key;
+
+    use super::*;
+    use crate::settle::tests::Rig;
+
+    /// Reads the app, lists it for its watch, reads what it decides from, commits.
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_takes_four_round_trips() {
+        let rig = Rig::new().await;
+        let instance = serde_json::json!({
+            "host": "h1", "proc": "web", "release": "v1", "rev": "1".repeat(40), "index": 0,
+            "placed_at": Timestamp::UNIX_EPOCH, "reason": "",
+        });
+        rig.write(&Key::Instance(rig.app.clone(), InstanceId(1)), &instance).await;
+        let before = rig.store.round_trips();
+        let target = Some(Which::Proc(rig.web.clone()));
+        // The watch of the instance's host lists once more; it is waited for only if the command waits.
+        run(&rig.fresh(), target, true).await.expect("it runs");
+        let of_host = 1;
+        assert_eq!(rig.store.round_trips() - before, 4 + of_host);
     }
 }

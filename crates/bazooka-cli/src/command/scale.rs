@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use visor::{
-    keys::{self, Key},
+    keys,
     names::{AppName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
-    schema::{Formation, State},
+    schema::State,
     snapshot::AppView,
     transitions::formation::Scaled,
+    visor::Decided,
 };
 
 use crate::{
@@ -46,29 +47,26 @@ pub async fn run(context: &Context, args: ScaleArgs) -> Result<()> {
         for (proc, count) in requests {
             let scaled = scale(context, &app, &view, &proc, count, which).await?;
             let view = context.view(&app).await?;
-            put_line(&words(&view, &proc, scaled, which.zone));
+            put_line(&words(&view, &proc, scaled.value, which.zone));
         }
         return Ok(());
     }
 
     let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;
     let mut arrivals = Arrivals::begin(&watch);
-    let mut changes = Vec::new();
+    let (mut changes, mut changed_at) = (Vec::new(), 0);
     for (proc, count) in requests {
         let before = Before::of(&watch, &proc);
         let by = watch.view().formation.get(&proc).map(|row| row.by.clone()).unwrap_or_default();
-        let scaled = scale(context, &app, &view, &proc, count, which).await?;
+        let Decided { value: scaled, revision } = scale(context, &app, &view, &proc, count, which).await?;
         // Nothing has been looked at since: this is still how it was before.
         let overtaken = overtakes(&watch, &proc, scaled, &before, &by);
         changes.push((proc, scaled, before, overtaken));
+        changed_at = changed_at.max(revision);
     }
-    for (proc, ..) in &changes {
-        // Nothing is judged by a view from before the change.
-        let formation = context.visor.get::<Formation>(&Key::Formation(app.clone(), proc.clone())).await?;
-        let revision = formation.map_or(0, |formation| formation.mod_revision);
-        while !watch.has(revision) {
-            watch.next().await;
-        }
+    // Nothing is judged by a view from before the changes.
+    while !watch.has(changed_at) {
+        watch.next().await;
     }
     // One that fails must not hide what became of the others.
     let mut failures = Vec::new();
@@ -136,14 +134,14 @@ async fn scale(
     proc: &ProcName,
     count: u32,
     which: Which<'_>,
-) -> Result<Scaled> {
+) -> Result<Decided<Scaled>> {
     let scaled = match which.zone {
         Some(zone) => context.visor.scale_in_zone(app, proc, zone, count, &context.who).await,
         None => context.visor.scale(app, proc, count, which.rev, &context.who, context.now()).await,
     };
     match scaled {
         Ok(scaled) => {
-            if scaled.from != scaled.to {
+            if scaled.value.from != scaled.value.to {
                 context.note_change();
             }
             Ok(scaled)
@@ -315,13 +313,31 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::args::{Cli, Command};
+    use crate::{
+        args::{Cli, Command},
+        settle::tests::Rig,
+    };
 
     fn asked(words: &[&str]) -> Result<Vec<(String, u32)>, Kind> {
         let cli = Cli::try_parse_from(["bazooka", "scale"].iter().chain(words)).map_err(|_| Kind::Usage)?;
         let Command::Scale(args) = cli.command else { panic!("it is scale") };
         let requests = requests(&args).map_err(|failure| failure.kind)?;
         Ok(requests.into_iter().map(|(proc, count)| (proc.to_string(), count)).collect())
+    }
+
+    /// Reads the app, lists it for its watch, reads what it decides from, commits.
+    #[tokio::test(start_paused = true)]
+    async fn a_scale_takes_four_round_trips() {
+        let rig = Rig::new().await;
+        for (words, from, to) in [("web=0", 1, 0), ("web=0", 0, 0)] {
+            let cli = Cli::try_parse_from(["bazooka", "scale", words]).expect("it makes sense");
+            let Command::Scale(args) = cli.command else { panic!("it is scale") };
+            let before = rig.store.round_trips();
+            run(&rig.fresh(), args).await.expect("nothing runs that would have to stop");
+            // One that changes nothing commits nothing.
+            let commits = u64::from(from != to);
+            assert_eq!(rig.store.round_trips() - before, 3 + commits, "{words} from {from}");
+        }
     }
 
     #[test]

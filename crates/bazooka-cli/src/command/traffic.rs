@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use visor::{
-    keys::Key,
     names::{ProcName, ReleaseId, RevId},
-    schema::Formation,
     snapshot::AppView,
 };
 
@@ -36,18 +34,18 @@ pub async fn run(context: &Context, proc: &ProcName, shares: &[Share]) -> Result
         wanted.push((find_rev(&app, &view, &share.rev)?, share.percent));
     }
     let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;
-    let set = match context.visor.share_traffic(&app, proc, &wanted).await {
-        Ok(set) => set,
+    let shared = match context.visor.share_traffic(&app, proc, &wanted).await {
+        Ok(shared) => shared,
         Err(error) => return Err(context.explain(&view, error).await),
     };
     context.note_change();
-    let formation = context.visor.get::<Formation>(&Key::Formation(app.clone(), proc.clone())).await?;
+    let set = shared.value;
     // What doesn't run yet has no server that a proxy could weigh.
     let has_instance = |release: &ReleaseId| {
         watch.view().instances.values().any(|row| row.proc == *proc && row.release == *release)
     };
     if set.keys().any(has_instance) || set.is_empty() {
-        enforced(&mut watch, formation.map_or(0, |row| row.mod_revision)).await;
+        enforced(&mut watch, shared.revision).await;
     }
     let head: u32 = 100 - set.values().sum::<u32>();
     let told = set.iter().map(|(release, share)| format!("{share} % to {}", named(&view, *release)));

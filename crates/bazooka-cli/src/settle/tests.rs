@@ -14,15 +14,17 @@ use visor::{
 use super::*;
 
 /// An app with a released `web`, of which one is wanted, on a store in memory; time stands still.
-struct Rig {
-    context: Context,
-    app: AppName,
-    web: ProcName,
+pub(crate) struct Rig {
+    pub context: Context,
+    pub store: ModelStore,
+    pub app: AppName,
+    pub web: ProcName,
 }
 
 impl Rig {
-    async fn new() -> Rig {
-        let visor = Visor::new(ModelStore::new().shared());
+    pub async fn new() -> Rig {
+        let store = ModelStore::new();
+        let visor = Visor::new(store.shared());
         visor.set_up().await.expect("the model answers");
         let (app, web): (AppName, ProcName) = ("a".parse().expect("valid"), "web".parse().expect("valid"));
         let now = Timestamp::UNIX_EPOCH;
@@ -42,10 +44,15 @@ impl Rig {
         let new = NewRelease { rev: Some(id), token: "r".into(), ..NewRelease::default() };
         visor.begin_release(&app, &new, Promoter::Converger, None, now).await.expect("it can be released");
         visor.scale(&app, &web, 1, None, "ada", now).await.expect("it can be scaled");
-        Rig { context: Context::new(visor, None, None, false), app, web }
+        Rig { context: Context::new(visor, None, None, false), store, app, web }
     }
 
-    async fn write<T: serde::Serialize>(&self, key: &Key, value: &T) {
+    /// What a command begins with that is called for this app: nothing is known of the cluster.
+    pub fn fresh(&self) -> Context {
+        Context::new(Visor::new(self.store.shared()), None, Some(self.app.clone()), false)
+    }
+
+    pub async fn write<T: serde::Serialize>(&self, key: &Key, value: &T) {
         self.context.visor.commit(Change::new().put(key, value)).await.expect("the model answers");
     }
 

@@ -50,6 +50,8 @@ struct Link {
     unreachable: bool,
     partitioned: bool,
     refusal: Option<String>,
+    /// How many ranges and transactions were asked for.
+    round_trips: u64,
     /// What becomes of the next writes, first one first.
     fates: VecDeque<Fate>,
     /// The watches made through it; ended ones stay until the next is made.
@@ -100,6 +102,11 @@ impl ModelStore {
     /// This client as the loops take it.
     pub fn shared(&self) -> SharedStore {
         Arc::new(self.clone())
+    }
+
+    /// How many ranges and transactions this client has asked for: each costs a round trip to the store.
+    pub fn round_trips(&self) -> u64 {
+        self.link().round_trips
     }
 
     /// This client's faults.
@@ -238,11 +245,13 @@ impl Faults {
 #[async_trait]
 impl Store for ModelStore {
     async fn range(&self, keys: Keys, at: Option<Revision>) -> Result<Page> {
+        self.link().round_trips += 1;
         self.reach().await?;
         self.state().range(&keys, at)
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply> {
+        self.link().round_trips += 1;
         if txn.is_read_only() {
             self.reach().await?;
             return self.state().txn(&txn);

@@ -9,7 +9,7 @@ use crate::{
     names::{AppName, UserName},
     schema::{Admission, Extra, Granted, SshKey},
     store::Keys,
-    visor::{Change, Decision, Refusal, Result, Visor},
+    visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
 /// How many entries of the audit go in one transaction.
@@ -34,6 +34,7 @@ impl Visor {
             Ok(Decision::Change(Change::new().as_read(&key, before).put(&key, &row), ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Puts somebody out. What they were granted of apps stays, and holds again if they are let in again.
@@ -47,6 +48,7 @@ impl Visor {
             before => Ok(Decision::Change(Change::new().as_read(&key, before).delete(&key), ())),
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Takes from somebody what an operator may.
@@ -64,6 +66,7 @@ impl Visor {
             }
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Takes the oldest entries of the audit away, so that so many stay. Returns how many went.
@@ -103,6 +106,7 @@ impl Visor {
             Ok(Decision::Change(Change::new().as_read(&at, before).put(&at, &row), ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Takes an SSH key of somebody's away.
@@ -122,6 +126,7 @@ impl Visor {
             Ok(Decision::Change(change, ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Makes an app somebody's, too.
@@ -148,6 +153,7 @@ impl Visor {
             Ok(Decision::Change(change, ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Makes an app somebody's no more.
@@ -167,6 +173,7 @@ impl Visor {
             Ok(Decision::Change(Change::new().as_read(&key, before).put(&key, &row), ()))
         })
         .await
+        .map(Decided::into_value)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     schema::{Access, App, Extra, Granted, Proc, Repo, Rev},
     snapshot::{Snapshot, Versioned},
     store::Keys,
-    visor::{Change, Committed, Decision, Refusal, Result, Visor, VisorError},
+    visor::{Change, Committed, Decided, Decision, Refusal, Result, Visor, VisorError},
 };
 
 /// Service ports are given out from the one after this: the original's own range, clear of Linux's
@@ -66,6 +66,7 @@ impl Visor {
             }
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Marks an app as being destroyed: nothing is wanted of it any more. Its rows go later, by
@@ -84,6 +85,7 @@ impl Visor {
             Ok(Decision::Change(Change::new().as_read(&key, Some(app)).put(&key, &after), ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Deletes all rows of an app that is being destroyed, its own last, in small pieces.
@@ -138,6 +140,7 @@ impl Visor {
             Ok(Decision::Change(change, ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Registers a built rev and, for each proc that is new to the app, the service with its port.
@@ -205,6 +208,7 @@ impl Visor {
             })
         })
         .await
+        .map(Decided::into_value)
     }
 }
 

@@ -8,10 +8,10 @@ use crate::{
     keys::{self, Key},
     names::{AppName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
     schema::{Extra, Formation, Release, ReleaseStatus},
-    snapshot::{AppView, Snapshot},
-    store::Keys,
+    snapshot::{AppView, Snapshot, Versioned},
+    store::{Keys, Revision},
     transitions::apps::registered,
-    visor::{Change, Decision, Refusal, Result, Visor},
+    visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
 /// How many instances a service may have: far more than one should need, and few enough for the coordinator.
@@ -47,7 +47,7 @@ impl Visor {
         rev: Option<&RevId>,
         by: &str,
         now: Timestamp,
-    ) -> Result<Scaled> {
+    ) -> Result<Decided<Scaled>> {
         self.decide(keys::services_of(name), |snapshot| {
             let (change, view) = on_service(snapshot, name, proc)?;
             let (head, head_release) =
@@ -120,7 +120,7 @@ impl Visor {
             let key = Key::Formation(name.clone(), proc.clone());
             let row = view.formation.get(proc);
             if row.map(|f| &f.value).unwrap_or(&Formation::default()) == &formation {
-                return Ok(Decision::Already(scaled));
+                return Ok(Decision::AlreadyAt(scaled, written(row)));
             }
             formation.by = by.into();
             Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), scaled))
@@ -141,7 +141,7 @@ impl Visor {
         zone: &ZoneName,
         count: u32,
         by: &str,
-    ) -> Result<Scaled> {
+    ) -> Result<Decided<Scaled>> {
         self.decide(keys::services_of(name), |snapshot| {
             let (change, view) = on_service(snapshot, name, proc)?;
             let (head, release) = view.head_release().ok_or_else(|| Refusal::NotReleased(name.clone()))?;
@@ -160,7 +160,7 @@ impl Visor {
             }
             let scaled = Scaled { release: head, from, to: formation.count, in_zone: Some((before, count)) };
             if row.map(|f| &f.value).unwrap_or(&Formation::default()) == &formation {
-                return Ok(Decision::Already(scaled));
+                return Ok(Decision::AlreadyAt(scaled, written(row)));
             }
             formation.by = by.into();
             let key = Key::Formation(name.clone(), proc.clone());
@@ -180,7 +180,7 @@ impl Visor {
         name: &AppName,
         proc: &ProcName,
         shares: &[(RevId, Option<u32>)],
-    ) -> Result<BTreeMap<ReleaseId, u32>> {
+    ) -> Result<Decided<BTreeMap<ReleaseId, u32>>> {
         self.decide(keys::services_of(name), |snapshot| {
             let (change, view) = on_service(snapshot, name, proc)?;
             view.head_release().ok_or_else(|| Refusal::NotReleased(name.clone()))?;
@@ -203,7 +203,7 @@ impl Visor {
             }
             let shares = formation.weights.clone();
             if row.is_none_or(|row| row.value == formation) {
-                return Ok(Decision::Already(shares));
+                return Ok(Decision::AlreadyAt(shares, written(row)));
             }
             let key = Key::Formation(name.clone(), proc.clone());
             Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), shares))
@@ -223,7 +223,7 @@ impl Visor {
         name: &AppName,
         proc: &ProcName,
         only: Option<InstanceId>,
-    ) -> Result<Vec<InstanceId>> {
+    ) -> Result<Decided<Vec<InstanceId>>> {
         let mut scopes = keys::app(name);
         scopes.push(Keys::One(Key::InstanceCounter.to_string()));
         self.decide(scopes, |snapshot| {
@@ -249,13 +249,18 @@ impl Visor {
                 }
             }
             if row.is_none_or(|row| row.value == formation) {
-                return Ok(Decision::Already(ids));
+                return Ok(Decision::AlreadyAt(ids, written(row)));
             }
             let key = Key::Formation(name.clone(), proc.clone());
             Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), ids))
         })
         .await
     }
+}
+
+/// When a formation was written last, for those who wait until they see it.
+fn written(row: Option<&Versioned<Formation>>) -> Revision {
+    row.map_or(0, |row| row.mod_revision)
 }
 
 /// The number that an app's next release gets.

@@ -5,7 +5,7 @@ use crate::{
     names::{AppName, ProcName},
     schema::Limits,
     transitions::formation::on_service,
-    visor::{Decision, Result, Visor},
+    visor::{Decided, Decision, Result, Visor},
 };
 
 /// What is changed of a proc's limits: each is left as it is, set, or taken back.
@@ -53,5 +53,6 @@ impl Visor {
             Ok(Decision::Change(guarded.as_read(&key, Some(row)).put(&key, &settings), limits))
         })
         .await
+        .map(Decided::into_value)
     }
 }

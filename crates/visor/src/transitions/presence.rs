@@ -10,7 +10,7 @@ use crate::{
     schema::{Ask, Extra, Host, HostMeta, Proxy, Rm, Status, Unfreeze},
     snapshot::Versioned,
     store::{Keys, LeaseId, Revision},
-    visor::{Change, Committed, Decision, Refusal, Result, Visor, VisorError},
+    visor::{Change, Committed, Decided, Decision, Refusal, Result, Visor, VisorError},
 };
 
 fn taken(kind: &'static str, name: &HostName, url: &str) -> VisorError {
@@ -76,6 +76,7 @@ impl Visor {
             Ok(Decision::Change(change, ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Writes a proxy's own row again.
@@ -111,6 +112,7 @@ impl Visor {
             Ok(if change.then.is_empty() { Decision::Already(()) } else { Decision::Change(change, ()) })
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Changes what the operator says of a host.
@@ -129,6 +131,7 @@ impl Visor {
             Ok(Decision::Change(Change::new().as_read(&key, before).put(&key, &after), ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Forgets what the operator said of a host that has gone, so that nothing is left of it.
@@ -150,6 +153,7 @@ impl Visor {
             Ok(Decision::Change(change, ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Says that the hosts for which the converger holds still are gone for good. Returns them.
@@ -175,6 +179,7 @@ impl Visor {
             Ok(Decision::Change(change, frozen.hosts.clone()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Writes what a host says of its instances, as many in a transaction as fit.

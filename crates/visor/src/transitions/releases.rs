@@ -16,7 +16,7 @@ use crate::{
         envs::{NewEnv, base_env, making, next_env},
         formation::next_release,
     },
-    visor::{Change, Decision, Refusal, Result, Visor},
+    visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
 /// What a new release is made of; the rest is taken from the head that it follows.
@@ -169,6 +169,7 @@ impl Visor {
             }
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Moves head to a verified release whose push has gone through, and ends its trial.
@@ -194,6 +195,7 @@ impl Visor {
             }
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Ends a trial as failed, if it is still on.
@@ -211,6 +213,7 @@ impl Visor {
             })
         })
         .await
+        .map(Decided::into_value)
     }
 }
 

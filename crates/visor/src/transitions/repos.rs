@@ -11,7 +11,7 @@ use crate::{
     snapshot::Versioned,
     store::{Keys, LeaseId, Revision},
     transitions::apps::registered,
-    visor::{Change, Decision, Refusal, Result, Visor},
+    visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
 /// How an attempt to take the turn ended.
@@ -53,6 +53,7 @@ impl Visor {
             }
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// What the file storage has of an app's repository, by the newest word.
@@ -102,6 +103,7 @@ impl Visor {
             Ok(Decision::Change(change, ()))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// An app with its turn and its stored repository, all at one revision.

@@ -12,7 +12,7 @@ use crate::{
     snapshot::AppView,
     store::Keys,
     transitions::{apps::registered, releases::failure},
-    visor::{Change, Decision, Refusal, Result, Visor},
+    visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
 /// What an abort came to.
@@ -52,6 +52,7 @@ impl Visor {
             Ok(Decision::Change(if pause { change.put(&key, &row) } else { change.delete(&key) }, true))
         })
         .await
+        .map(Decided::into_value)
     }
 
     /// Calls the rollout of `release` off, on trial or after it.
@@ -103,6 +104,7 @@ impl Visor {
             Ok(Decision::Change(change, Aborted::BackTo(to)))
         })
         .await
+        .map(Decided::into_value)
     }
 }
 
