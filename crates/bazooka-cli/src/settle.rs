@@ -10,9 +10,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 use visor::{
+    deadlines::{COMMAND_QUIET, COMMAND_SLACK, DRAIN, NO_ROOM, OUT_OF_TOUCH, PROXIES_FOLLOW},
     keys::{self, Key},
     names::{AppName, HostName, InstanceId, ProcName},
-    progress::{NO_ROOM_FOR, Progress, Verdict, missing, progress},
+    progress::{Progress, Verdict, missing, progress},
     schema::{Proxy, RunSettings, State},
     snapshot::Versioned,
     store::{Keys, Revision},
@@ -24,22 +25,6 @@ use crate::{
     show::{begin_open_line, clean, end_open_line, is_line_open, put, say},
     watch::Watch,
 };
-
-/// When nothing has happened for this long, the parts that should act are looked for.
-pub const ASK_WHO_ACTS_AFTER: Duration = Duration::from_secs(2);
-
-/// How long proxies are waited for once everything runs. They need milliseconds; one that hangs
-/// doesn't make the change a failed one.
-const PROXIES_FOR: Duration = Duration::from_secs(3);
-
-/// How long the coordinator may be out of touch before the command stops looking.
-pub const OUT_OF_TOUCH_FOR: Duration = Duration::from_secs(15);
-
-/// What comes on top of an instance's own time limits: fetching a slug, a busy machine.
-const SLACK: Duration = Duration::from_secs(30);
-
-/// How long a proxy may take to drain an instance.
-const DRAIN: Duration = Duration::from_secs(30);
 
 /// A line of standard output that grows by dots, and is ended however the command ends.
 pub struct Line {
@@ -130,7 +115,7 @@ pub async fn settle(
         arrivals.look(watch);
         on(watch)?;
         let now = Instant::now();
-        let mut wake = now + OUT_OF_TOUCH_FOR;
+        let mut wake = now + OUT_OF_TOUCH;
         if watch.is_whole() {
             patience.out_of_touch = None;
             let observed = watch.observed();
@@ -148,13 +133,13 @@ pub async fn settle(
             wake = patience.judge(watch, &all, now)?;
         } else {
             let since = *patience.out_of_touch.get_or_insert(now);
-            if now >= since + OUT_OF_TOUCH_FOR {
+            if now >= since + OUT_OF_TOUCH {
                 let what = "the coordinator has been out of touch for 15 s; the change stands";
                 return Err(
                     Failure::new(Kind::Coordinator, what).hint("`bazooka ps -l` tells how it went on")
                 );
             }
-            wake = wake.min(since + OUT_OF_TOUCH_FOR);
+            wake = wake.min(since + OUT_OF_TOUCH);
         }
         tokio::select! {
             _ = watch.next() => {}
@@ -217,7 +202,7 @@ fn say_paused(watch: &Watch, all: &[(&ProcName, Progress)]) {
 
 /// Waits until each proxy has what has come to run in force.
 async fn routed(watch: &mut Watch, arrivals: &Arrivals) {
-    let until = Instant::now() + PROXIES_FOR;
+    let until = Instant::now() + PROXIES_FOLLOW;
     loop {
         let wanted = arrivals.to_be_routed(watch);
         let behind: Vec<&str> = watch
@@ -242,7 +227,7 @@ async fn routed(watch: &mut Watch, arrivals: &Arrivals) {
 
 /// Waits until each proxy has everything up to a revision in force.
 pub async fn enforced(watch: &mut Watch, revision: Revision) {
-    let until = Instant::now() + PROXIES_FOR;
+    let until = Instant::now() + PROXIES_FOLLOW;
     loop {
         let behind = watch.proxies().iter().filter(|(_, proxy)| proxy.applied < revision);
         let behind: Vec<String> = behind.map(|(name, _)| name.to_string()).collect();
@@ -282,9 +267,9 @@ impl Patience {
         };
         self.last = Some((seen, since));
         let mut wake = match self.asked {
-            0 => since + ASK_WHO_ACTS_AFTER,
-            1 => since + NO_ROOM_FOR,
-            _ => now + OUT_OF_TOUCH_FOR,
+            0 => since + COMMAND_QUIET,
+            1 => since + NO_ROOM,
+            _ => now + OUT_OF_TOUCH,
         };
         for (proc, progress) in all {
             let Some(pending) = &progress.pending else {
@@ -292,7 +277,7 @@ impl Patience {
                 continue;
             };
             let first = *self.no_room.entry((*proc).clone()).or_insert(now);
-            if now >= first + NO_ROOM_FOR {
+            if now >= first + NO_ROOM {
                 let what = format!("{} of {proc} can't be placed", instances(pending.short));
                 let mut failure = Failure::new(Kind::Failed, what).because(&pending.reason);
                 for (host, refusal) in &pending.refusals {
@@ -300,9 +285,9 @@ impl Patience {
                 }
                 return Err(failure.hint(format!("it stays wanted; `bazooka why {proc}` tells more")));
             }
-            wake = wake.min(first + NO_ROOM_FOR);
+            wake = wake.min(first + NO_ROOM);
         }
-        let limit = all.iter().map(|(proc, _)| limit_of(watch, proc)).max().unwrap_or(SLACK);
+        let limit = all.iter().map(|(proc, _)| limit_of(watch, proc)).max().unwrap_or(COMMAND_SLACK);
         if now >= since + limit {
             let (proc, progress) =
                 all.iter().find(|(_, progress)| progress.verdict != Verdict::Converged).unwrap_or(&all[0]);
@@ -324,8 +309,8 @@ impl Patience {
     fn should_ask(&mut self, now: Instant) -> Ask {
         let Some((_, since)) = &self.last else { return Ask::No };
         let (after, ask) = match self.asked {
-            0 => (ASK_WHO_ACTS_AFTER, Ask::First),
-            1 => (NO_ROOM_FOR, Ask::Last),
+            0 => (COMMAND_QUIET, Ask::First),
+            1 => (NO_ROOM, Ask::Last),
             _ => return Ask::No,
         };
         if now < *since + after {
@@ -352,7 +337,7 @@ fn limit_of(watch: &Watch, proc: &ProcName) -> Duration {
 
 /// How long an instance that is run so may take to start or to end.
 pub fn limit_of_run(run: &RunSettings) -> Duration {
-    run.boot_timeout().max(DRAIN + run.stop_timeout()) + SLACK
+    run.boot_timeout().max(DRAIN + run.stop_timeout()) + COMMAND_SLACK
 }
 
 /// Who should act and isn't there, in words.

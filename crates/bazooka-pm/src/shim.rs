@@ -41,6 +41,7 @@ use nix::{
     },
     unistd::Pid,
 };
+use visor::deadlines::{LEASE_LOOK, STOP_BEFORE_LEASE_ENDS, STOP_ON_PARTITION};
 
 // A build of bazooka-rm is started by the same means.
 pub use family::{kill_children, signal_all};
@@ -60,15 +61,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// After so many rounds of killing, what is left is taken for something that multiplies.
 const STUBBORN_ROUNDS: u32 = 20;
-
-/// How often the host's lease is looked at, where that matters.
-const LOOK_AT_LEASE: Duration = Duration::from_millis(500);
-
-/// How long before the end of the host's lease an instance that mustn't run twice is told to end.
-const BEFORE_LEASE_ENDS: Duration = Duration::from_millis(3_000);
-
-/// The grace that it gets then.
-const PARTITION_GRACE: Duration = Duration::from_millis(2_000);
 
 /// The shim's whole life.
 pub fn main() -> ExitCode {
@@ -292,17 +284,17 @@ impl Shim {
         }
         // An unreadable file is no word that the lease has ended: bazooka-pm replaces it as a whole.
         let Some(until) = read_file::<u64>(file) else { return };
-        let margin = u64::try_from(BEFORE_LEASE_ENDS.as_millis()).expect("it is a few seconds");
+        let margin = u64::try_from(STOP_BEFORE_LEASE_ENDS.as_millis()).expect("it is a few seconds");
         if boot_clock_ms() + margin >= until {
             self.partitioned = true;
-            self.stop(self.stop_timeout.min(PARTITION_GRACE));
+            self.stop(self.stop_timeout.min(STOP_ON_PARTITION));
         }
     }
 
     /// How long nothing needs to be done without an event.
     fn next_look(&self, output: &Output) -> PollTimeout {
         let own = match self.phase {
-            Phase::Running => self.lease_file.as_ref().map(|_| LOOK_AT_LEASE),
+            Phase::Running => self.lease_file.as_ref().map(|_| LEASE_LOOK),
             Phase::Stopping { until } => Some(until.saturating_duration_since(Instant::now())),
             Phase::Clearing { .. } => Some(LOOK_AGAIN),
         };

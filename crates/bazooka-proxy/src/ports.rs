@@ -11,14 +11,12 @@ use std::{
 };
 
 use tokio::time::Instant;
+use visor::pause::{Doubling, Pauses};
 
 use crate::routes::{Routes, ServiceId};
 
-/// The first pause before a refused port is tried again; it doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The pause before a refused port is tried again.
+const PAUSE: Doubling = Doubling::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Whose port it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +48,7 @@ pub struct Refused {
     pub cause: String,
     /// When to try again.
     pub again_at: Instant,
-    pause: Duration,
+    pauses: Pauses,
 }
 
 /// The ports that can't be opened.
@@ -90,11 +88,12 @@ impl Refusals {
             match free {
                 Ok(()) => drop(self.refused.remove(owner)),
                 Err(cause) => {
-                    let pause = before.map_or(FIRST_PAUSE, |before| (before.pause * 2).min(LONGEST_PAUSE));
+                    let mut pauses = before.map_or(PAUSE.begin(), |before| before.pauses);
                     if before.is_none() {
                         tracing::error!(address = %address, cause, "a port can't be opened; the rest is served without it");
                     }
-                    let refused = Refused { address: *address, cause, again_at: now + pause, pause };
+                    let again_at = now + pauses.next();
+                    let refused = Refused { address: *address, cause, again_at, pauses };
                     self.refused.insert(owner.clone(), refused);
                 }
             }

@@ -30,6 +30,7 @@ use std::{
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 use visor::{
+    deadlines::{NOBODY, OTHER_TRIAL, PUSH_BEYOND_BOOT, PUSH_QUIET},
     lease::LeaseKeeper,
     names::{AppName, ReleaseId},
 };
@@ -65,10 +66,10 @@ impl Default for Times {
     fn default() -> Self {
         Times {
             turn: Duration::from_secs(20 * 60),
-            other_trial: Duration::from_secs(60),
-            beyond_boot: Duration::from_secs(40),
-            quiet: Duration::from_secs(3),
-            nobody: Duration::from_secs(15),
+            other_trial: OTHER_TRIAL,
+            beyond_boot: PUSH_BEYOND_BOOT,
+            quiet: PUSH_QUIET,
+            nobody: NOBODY,
             coordinator: Duration::from_secs(5),
             rollout: Duration::from_secs(15 * 60),
         }

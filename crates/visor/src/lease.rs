@@ -25,7 +25,11 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use crate::store::{LeaseId, SharedStore, StoreError};
+use crate::{
+    deadlines::{LEASE, LEASE_RELEASE, LEASE_RENEWAL},
+    pause::Doubling,
+    store::{LeaseId, SharedStore, StoreError},
+};
 
 /// How long a lease lasts, and how often it is renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,21 +43,15 @@ pub struct LeaseTiming {
 impl Default for LeaseTiming {
     /// 10 s, renewed every 3 s: two renewals may fail, and a lost host is noticed in 10 s.
     fn default() -> Self {
-        Self { ttl: Duration::from_secs(10), renew_every: Duration::from_secs(3) }
+        Self { ttl: LEASE, renew_every: LEASE_RENEWAL }
     }
 }
 
-/// The first pause after a failed grant or renewal; it doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The pause after a failed grant.
+const GRANT_PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_secs(2));
 
-/// The longest pause after a failed renewal: the lease is running out.
-const LONGEST_RENEWAL_PAUSE: Duration = Duration::from_millis(500);
-
-/// The longest pause after a failed grant.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// How long giving a lease back may take. It ends by itself if that fails.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause after a failed renewal, which is shorter: the lease is running out.
+const RENEWAL_PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_millis(500));
 
 /// Whether there is a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,18 +156,18 @@ impl Keeping {
         let held = self.set(None);
         if let Some(term) = held {
             // Failing, it ends by itself.
-            let _ = timeout(RELEASE_TIMEOUT, self.store.revoke(term.id)).await;
+            let _ = timeout(LEASE_RELEASE, self.store.revoke(term.id)).await;
         }
     }
 
     /// For ever: grants, and renews until that lease is lost.
     async fn keep(&self) {
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = GRANT_PAUSE.begin();
         loop {
             let sent = Instant::now();
             match self.store.grant(self.timing.ttl).await {
                 Ok(id) => {
-                    pause = FIRST_PAUSE;
+                    pauses.reset();
                     self.set(Some(Term { id, until: sent + self.timing.ttl }));
                     let cause = self.renew(id, sent + self.timing.ttl).await;
                     self.set(None);
@@ -181,8 +179,7 @@ impl Keeping {
                 }
                 Err(error) => {
                     tracing::debug!(error = %error, "can't get a lease; trying again");
-                    sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    sleep(pauses.next()).await;
                 }
             }
         }
@@ -191,7 +188,7 @@ impl Keeping {
     /// Renews a lease until it is lost, and says why.
     async fn renew(&self, id: LeaseId, mut until: Instant) -> StoreError {
         let mut next = Instant::now() + self.timing.renew_every;
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = RENEWAL_PAUSE.begin();
         let mut last = StoreError::LeaseNotFound(id);
         loop {
             sleep_until(next.min(until)).await;
@@ -210,13 +207,12 @@ impl Keeping {
                     until = sent + left;
                     self.set(Some(Term { id, until }));
                     next = sent + self.timing.renew_every;
-                    pause = FIRST_PAUSE;
+                    pauses.reset();
                 }
                 Err(error @ StoreError::LeaseNotFound(_)) => return error,
                 Err(error) => {
                     last = error;
-                    next = Instant::now() + pause;
-                    pause = (pause * 2).min(LONGEST_RENEWAL_PAUSE);
+                    next = Instant::now() + pauses.next();
                 }
             }
         }

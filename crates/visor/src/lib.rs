@@ -5,6 +5,8 @@
 //!
 //! ```text
 //! clock        the wall clock, as it is passed in
+//! pause        the pause between attempts that fail
+//! deadlines    how long each part waits for another, and the order of these times
 //! names        words that can't be wrong             AppName, RevId, InstanceId, Link, ...
 //! identity     who a certificate names, and TLS       Identity, Credentials, Caller
 //! seal         how config vars are sealed and opened
@@ -35,6 +37,7 @@ pub mod capacity;
 pub mod check;
 pub mod clock;
 pub mod daemon;
+pub mod deadlines;
 pub mod exposition;
 pub mod identity;
 pub mod keys;
@@ -43,6 +46,7 @@ pub mod links;
 pub mod migrate;
 pub mod mirror;
 pub mod names;
+pub mod pause;
 pub mod progress;
 pub mod recover;
 pub mod schema;

@@ -27,22 +27,15 @@ use tokio::time::{Instant, sleep_until};
 
 pub use crate::store::Image;
 use crate::{
+    deadlines::{LONGEST_RELIST_PAUSE, WATCH_ASKED, WATCH_SILENT},
     keys,
+    pause::Doubling,
     snapshot::may_read,
     store::{Entry, Event, Keys, Op, Result, Revision, SharedStore, StoreError, Txn, Watch, WatchMessage},
 };
 
-/// After this silence a watch is asked for a sign of life, and each time again.
-const ASK_AFTER: Duration = Duration::from_secs(5);
-
-/// After this silence a watch is given up, though it was asked.
-const SILENT_AFTER: Duration = Duration::from_secs(15);
-
-/// The pause before the first try to list again; it doubles with each try.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The longest pause between two tries.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The pause between two tries to list anew.
+const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), LONGEST_RELIST_PAUSE);
 
 /// The most messages that one [`Mirror::next`] applies, so that a flood can't hold a loop up.
 const MOST_MESSAGES: usize = 1_000;
@@ -214,7 +207,7 @@ impl<I: Image> Mirror<I> {
         self.revisions.fill(opened.revision);
         self.image.set_revision(opened.revision);
         let now = Instant::now();
-        let scope = |watch| Scope { watch, heard: now, ask_at: now + ASK_AFTER };
+        let scope = |watch| Scope { watch, heard: now, ask_at: now + WATCH_ASKED };
         self.phase = Phase::Watching(opened.watches.into_iter().map(scope).collect());
         tracing::debug!(revision = opened.revision, keys = self.known.len(), "in touch with the coordinator");
         Changes { keys: keys.into_iter().collect(), relisted: true }
@@ -251,7 +244,7 @@ impl<I: Image> Mirror<I> {
         if let Phase::Watching(scopes) = &mut self.phase {
             let scope = &mut scopes[scope];
             scope.heard = Instant::now();
-            scope.ask_at = scope.heard + ASK_AFTER;
+            scope.ask_at = scope.heard + WATCH_ASKED;
         }
         if !message.events.is_empty() {
             let revision = &mut self.revisions[scope];
@@ -283,12 +276,7 @@ impl<I: Image> Mirror<I> {
 
     /// Out of touch: pause, then list again.
     fn fall_back(&mut self, error: &StoreError) {
-        let doubled = FIRST_PAUSE * 2_u32.pow(self.failures.min(8));
-        let pause = doubled.min(LONGEST_PAUSE);
-        let mut hasher = DefaultHasher::new();
-        (self.jitter, self.failures).hash(&mut hasher);
-        // Between three quarters of the pause and the whole.
-        let pause = pause.mul_f64(0.75 + (hasher.finish() % 1_000) as f64 / 4_000.0);
+        let pause = PAUSE.jittered(self.failures, self.jitter);
         if self.failures == 0 {
             tracing::warn!(error = %error, "out of touch with the coordinator; will list again");
         }
@@ -342,12 +330,12 @@ async fn ask(scopes: &mut [Scope]) -> Result<()> {
             continue;
         }
         let silent = now.duration_since(scope.heard);
-        if silent >= SILENT_AFTER {
+        if silent >= WATCH_SILENT {
             let detail = format!("no sign of life for {} s", silent.as_secs());
             return Err(StoreError::WatchEnded { detail });
         }
         // Before the request, so that it isn't repeated if this future is dropped meanwhile.
-        scope.ask_at = now + ASK_AFTER;
+        scope.ask_at = now + WATCH_ASKED;
         scope.watch.request_progress().await?;
     }
     Ok(())

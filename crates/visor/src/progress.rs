@@ -2,9 +2,9 @@
 //!
 //! Owns one pure judgement over an image, shared by whoever waits for a change: `bazooka scale`, a
 //! config change, a push that streams its rollout. It knows no time: how long "no room" may last before
-//! it is a failure is the caller's to measure ([`NO_ROOM_FOR`]).
+//! it is a failure is the caller's to measure ([`NO_ROOM`](crate::deadlines::NO_ROOM)).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -14,11 +14,6 @@ use crate::{
     snapshot::{AppView, Snapshot},
     store::Revision,
 };
-
-/// How long instances may be without a place before whoever waits for them gives up.
-///
-/// Long enough for a host's return after a restart, short enough to be waited for.
-pub const NO_ROOM_FOR: Duration = Duration::from_secs(15);
 
 /// What hosts were told and what they say, by instance. Where nothing is known yet, there is no entry.
 #[derive(Clone, Debug, Default)]

@@ -13,6 +13,7 @@ use std::{
 use serde::Serialize;
 use visor::{
     capacity::Used,
+    deadlines::HOST_DISAPPEARS,
     keys::{self, Key},
     names::{HostName, ZoneName},
     progress::frozen_words,
@@ -71,11 +72,8 @@ async fn known(context: &Context, host: &HostName) -> Result<()> {
     Err(unknown(format!("there is no host '{host}'"), host.as_str(), names, "hosts"))
 }
 
-/// How long a host that was just stopped may take to go: its lease, and somewhat more.
-const GOING: Duration = Duration::from_secs(15);
-
 async fn forget(context: &Context, host: &HostName) -> Result<()> {
-    let deadline = Instant::now() + GOING;
+    let deadline = Instant::now() + HOST_DISAPPEARS;
     let mut told = false;
     loop {
         match context.visor.forget_host(host).await {

@@ -23,6 +23,7 @@ use visor::{
     keys,
     mirror::Mirror,
     names::{AppName, HostName, InstanceId, ProcName},
+    pause::Doubling,
     snapshot::Snapshot,
     visor::Refusal,
 };
@@ -47,11 +48,8 @@ const BACKLOG_QUIET: Duration = Duration::from_millis(150);
 /// A line is cut by bazooka-pm long before this.
 const MOST_LINE_BYTES: usize = 1 << 20;
 
-/// The pause before a host is asked again; it doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-
-/// The longest pause before a host is asked again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pause before a host is asked again.
+const PAUSE: Doubling = Doubling::new(Duration::from_millis(250), Duration::from_secs(5));
 
 /// A line of an instance's output, or a word of its host about it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -267,7 +265,7 @@ impl FollowHost {
     /// Sends its lines on, for ever; after a break it goes on from the last line that was sent.
     async fn run(self, send: mpsc::Sender<Entry>, mut with_backlog: bool) {
         let mut last: Option<Timestamp> = None;
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = PAUSE.begin();
         let mut said = false;
         loop {
             let before = match last {
@@ -284,7 +282,7 @@ impl FollowHost {
                 }
                 Ok(mut lines) => {
                     said = false;
-                    pause = FIRST_PAUSE;
+                    pauses.reset();
                     let resumed_at = last;
                     while let Some(Ok(line)) = lines.next().await {
                         let Some(entry) = Entry::read(line) else { continue };
@@ -298,8 +296,7 @@ impl FollowHost {
                     }
                 }
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(pauses.next()).await;
         }
     }
 }

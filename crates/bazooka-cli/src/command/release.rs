@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 use visor::{
+    deadlines::{COMMAND_BEYOND_BOOT, COMMAND_QUIET, NOBODY, OTHER_TRIAL},
     names::{AppName, ProcName, ReleaseId},
     progress::{progress, was_failing},
     schema::{Promoter, ReleaseStatus},
@@ -21,19 +22,6 @@ use crate::{
     show::{put_line, say},
     watch::Watch,
 };
-
-/// How long another release's trial is waited for.
-const TRIAL_BEFORE_FOR: Duration = Duration::from_secs(60);
-
-/// What a trial may take beyond its procs' boot timeouts: the converger's own bound is 30 s, and it
-/// must have had time to say so.
-const SLACK: Duration = Duration::from_secs(45);
-
-/// After this quiet a word says who is missing, if anyone is.
-const ASK_AFTER: Duration = Duration::from_secs(2);
-
-/// Without a converger or a host, a trial is waited for this long.
-const NOBODY_FOR: Duration = Duration::from_secs(15);
 
 /// How often a release is made anew because another's config vars came first: one gets through each time.
 const MOST_ROUNDS: usize = 50;
@@ -102,7 +90,7 @@ async fn begin(
     new: impl AsyncFn() -> Result<NewRelease>,
     watch: &mut Watch,
 ) -> Result<Begun> {
-    let until = Instant::now() + TRIAL_BEFORE_FOR;
+    let until = Instant::now() + OTHER_TRIAL;
     let mut said = false;
     let mut rounds = MOST_ROUNDS;
     loop {
@@ -136,7 +124,7 @@ async fn begin(
 async fn tried(context: &Context, watch: &mut Watch, release: ReleaseId) -> Result<()> {
     let begin = Instant::now();
     let boot = watch.view().procs.values().map(|proc| proc.run.boot_timeout()).max().unwrap_or_default();
-    let mut alarms = [begin + ASK_AFTER, begin + NOBODY_FOR, begin + boot + SLACK].into_iter();
+    let mut alarms = [begin + COMMAND_QUIET, begin + NOBODY, begin + boot + COMMAND_BEYOND_BOOT].into_iter();
     let mut alarm = alarms.next();
     let mut passed = 0;
     loop {

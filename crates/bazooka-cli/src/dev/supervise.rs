@@ -30,6 +30,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use visor::pause::Doubling;
 
 use super::parts::{Endpoint, Kind, Part};
 use crate::{
@@ -37,11 +38,8 @@ use crate::{
     show::clean,
 };
 
-/// The pause before a dead part is started again; it doubles with each death.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pause before a dead part is started again.
+const PAUSE: Doubling = Doubling::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// A part that ran this long has earned the first pause again.
 const STEADY_AFTER: Duration = Duration::from_secs(30);
@@ -171,7 +169,7 @@ struct Keeping {
 
 impl Keeping {
     async fn run(self) {
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = PAUSE.begin();
         let mut again = false;
         loop {
             let begin = Instant::now();
@@ -192,8 +190,9 @@ impl Keeping {
                 Err(error) => format!("can't be started: {error}"),
             };
             if begin.elapsed() >= STEADY_AFTER {
-                pause = FIRST_PAUSE;
+                pauses.reset();
             }
+            let pause = pauses.next();
             self.notice(format!(
                 "{end}; starting it again in {:.1} s (log: {})",
                 pause.as_secs_f64(),
@@ -208,7 +207,6 @@ impl Keeping {
                 () = sleep(pause) => {}
                 () = self.stop.cancelled() => return,
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
             again = true;
         }
     }

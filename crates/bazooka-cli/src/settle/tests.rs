@@ -157,7 +157,7 @@ async fn a_proxy_that_hangs_holds_nobody_up_for_long() {
     let procs = [rig.web.clone()];
     let settled = settle(&rig.context, &mut watch, &procs, &mut arrivals, |_| Ok(())).await;
     assert_eq!(settled, Ok(()));
-    assert_eq!(begin.elapsed().as_secs(), PROXIES_FOR.as_secs());
+    assert_eq!(begin.elapsed().as_secs(), PROXIES_FOLLOW.as_secs());
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,17 +7,15 @@
 //!  └──not routed, or no proxy──────────────────────────────────────▲
 //! ```
 
-use std::time::Duration;
-
-use visor::schema::{Desired, State};
+use visor::{
+    deadlines::DRAIN,
+    schema::{Desired, State},
+};
 
 use super::{
     facts::Facts,
     plan::{Act, Context, Draft},
 };
-
-/// How long an instance may drain.
-pub const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// Begins an instance's end.
 pub(super) fn remove(context: Context<'_>, facts: &Facts<'_>, reason: &str, draft: &mut Draft) {
@@ -45,7 +43,7 @@ pub(super) fn go_on(context: Context<'_>, facts: &Facts<'_>, wanted: bool, draft
             draft.act(Act::PutAway { id, oldest: Vec::new() }, "it has ended");
         }
         Desired::Drain => {
-            let until = context.memory.draining_since(id).unwrap_or(now) + DRAIN_TIME;
+            let until = context.memory.draining_since(id).unwrap_or(now) + DRAIN;
             let why = if facts.state() != Some(State::Running) {
                 Some("it serves nobody")
             } else if is_drained(context, facts) {

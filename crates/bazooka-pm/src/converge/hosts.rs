@@ -12,26 +12,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use visor::{
+    deadlines::{FIRST_HOST_REPRIEVE, GONE_AT_ONCE, HOST_REPRIEVE},
     keys::Key,
     names::HostName,
     snapshot::{HostView, Snapshot},
     store::Revision,
 };
-
-/// Between the end of a host's lease and giving it up: time for a pm that was only slow to register again.
-pub const REPRIEVE: Duration = Duration::from_secs(1);
-
-/// The reprieve of a host that was gone when this converger began: it can't know for how long. One lease
-/// time, in which the hosts of a cluster that starts as a whole come back. So it is for those that are
-/// still gone when enough have returned after a freeze.
-pub const FIRST_REPRIEVE: Duration = Duration::from_secs(10);
-
-/// Hosts that vanish within this time vanish at once: one lease time.
-pub const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// Who is here, who has gone.
 #[derive(Clone, Debug, Default)]
@@ -70,7 +60,7 @@ impl Hosts {
         };
         let has_work = |view: &HostView| !view.assigned.is_empty() || !view.status.is_empty();
         let before = (self.frozen.clone(), self.gone.len(), self.given_up.clone());
-        let reprieve = if self.begun { REPRIEVE } else { FIRST_REPRIEVE };
+        let reprieve = if self.begun { HOST_REPRIEVE } else { FIRST_HOST_REPRIEVE };
         let gone = Gone { since: now, lost_at: now + reprieve };
         let here =
             || snapshot.hosts.iter().filter(|(name, view)| is_registered(name, view)).map(|(name, _)| name);
@@ -90,7 +80,7 @@ impl Hosts {
         }
         self.gone.retain(|name, gone| {
             let works = || snapshot.hosts.get(name).is_some_and(has_work);
-            !registered(name) && (now.duration_since(gone.since) < AT_ONCE || works())
+            !registered(name) && (now.duration_since(gone.since) < GONE_AT_ONCE || works())
         });
         self.begun = true;
         self.heed(snapshot);
@@ -113,7 +103,7 @@ impl Hosts {
         self.frozen = match self.frozen.take() {
             None => {
                 let recent = self.gone.iter().filter(|(name, gone)| {
-                    now.duration_since(gone.since) < AT_ONCE && !self.given_up.hosts.contains(*name)
+                    now.duration_since(gone.since) < GONE_AT_ONCE && !self.given_up.hosts.contains(*name)
                 });
                 let recent: BTreeSet<HostName> = recent.map(|(name, _)| name.clone()).collect();
                 (recent.len() > most).then_some(recent)
@@ -126,7 +116,7 @@ impl Hosts {
                     // What brought some of them back brings the others back too, a moment later.
                     let waited_for =
                         self.gone.iter_mut().filter(|(name, _)| !self.given_up.hosts.contains(*name));
-                    waited_for.for_each(|(_, gone)| gone.lost_at = now + FIRST_REPRIEVE);
+                    waited_for.for_each(|(_, gone)| gone.lost_at = now + FIRST_HOST_REPRIEVE);
                 }
                 (frozen.len() > most).then_some(frozen)
             }
@@ -154,6 +144,8 @@ impl Hosts {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::converge::fixture::World;
 
@@ -203,7 +195,7 @@ mod tests {
         world.register("host3");
         hosts.observe(&world.snapshot, start + seconds(7));
         assert_eq!(hosts.frozen(), None);
-        assert_eq!(hosts.lost_at(&world.host("host1")), Some(start + seconds(7) + FIRST_REPRIEVE));
+        assert_eq!(hosts.lost_at(&world.host("host1")), Some(start + seconds(7) + FIRST_HOST_REPRIEVE));
     }
 
     #[test]
@@ -222,7 +214,7 @@ mod tests {
         world.register("host1");
         hosts.observe(&world.snapshot, start + seconds(601));
         assert_eq!(hosts.frozen(), None);
-        let lost_at = start + seconds(601) + FIRST_REPRIEVE;
+        let lost_at = start + seconds(601) + FIRST_HOST_REPRIEVE;
         assert_eq!(hosts.lost_at(&world.host("host2")), Some(lost_at), "it may be about to return too");
     }
 
@@ -240,7 +232,7 @@ mod tests {
         world.unfreeze(&["host1", "host2", "host3"]);
         assert!(hosts.observe(&world.snapshot, start + seconds(60)));
         assert_eq!(hosts.frozen(), None);
-        assert_eq!(hosts.lost_at(&world.host("host1")), Some(start + seconds(1) + REPRIEVE));
+        assert_eq!(hosts.lost_at(&world.host("host1")), Some(start + seconds(1) + HOST_REPRIEVE));
         assert!(!hosts.word_is_over());
         // One that returns is as any other from then on, also while the word stands.
         world.register("host1");
@@ -274,6 +266,6 @@ mod tests {
         world.lose("host1");
         let (start, mut hosts) = (Instant::now(), Hosts::default());
         hosts.observe(&world.snapshot, start);
-        assert_eq!(hosts.lost_at(&world.host("host1")), Some(start + FIRST_REPRIEVE));
+        assert_eq!(hosts.lost_at(&world.host("host1")), Some(start + FIRST_HOST_REPRIEVE));
     }
 }

@@ -23,6 +23,7 @@ use visor::{
     lease::LeaseKeeper,
     mirror::{Changes, Mirror},
     names::AppName,
+    pause::Doubling,
     schema::{Extra, Frozen, Leader},
     snapshot::Snapshot,
     stats::{count, next_day},
@@ -44,11 +45,8 @@ use super::{
     tally::Tally,
 };
 
-/// The pause after a first failure of the coordinator; it doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-
-/// The longest such pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The pause after a failure of the coordinator.
+const PAUSE: Doubling = Doubling::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// How often the days are counted at most, as long as no app is being destroyed.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
@@ -200,9 +198,8 @@ impl Lead {
     }
 
     fn pause(&mut self, now: Now) {
-        let pause = (FIRST_PAUSE * 2_u32.pow(self.failures.min(8))).min(LONGEST_PAUSE);
+        self.retry_at = Some(now.clock + PAUSE.after(self.failures));
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now.clock + pause);
     }
 
     /// Stops leading as soon as the lease has ended, or another's word stands in the election.
@@ -289,7 +286,7 @@ impl Lead {
                 self.metrics.leader.set(1);
             }
             // A rival's win arrives as an event; a request that was lost doesn't.
-            None => self.retry_at = Some(now.clock + LONGEST_PAUSE),
+            None => self.retry_at = Some(now.clock + PAUSE.longest()),
         }
         Ok(())
     }
@@ -384,7 +381,7 @@ impl Lead {
         if !overtaken.is_empty() {
             self.metrics.overtaken();
             // The change that overtook it is on its way, and marks the app; this makes sure.
-            let soon = now.clock + LONGEST_PAUSE;
+            let soon = now.clock + PAUSE.longest();
             overtaken.into_iter().for_each(|app| self.agenda.look_again_at(app, soon));
         }
         if let Some(error) = error {

@@ -18,6 +18,7 @@ use std::{
 use visor::{
     links,
     names::{HostName, InstanceId, ProcName, ReleaseId, ZoneName},
+    pause::Doubling,
     schema::{Desired, Fault, Formation, ReleaseStatus, RunSettings, State},
     snapshot::AppView,
     transitions::envs::EMPTY_ENV,
@@ -43,8 +44,8 @@ const STEADY: Duration = Duration::from_secs(10);
 /// How many instances of a release that has failed are started within [`START_WINDOW`] over the whole cluster.
 pub const STARTS_A_MINUTE: usize = 10;
 
-/// The longest pause before an instance that failed for good is replaced.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The pause before an instance that failed for good is replaced.
+const PAUSE: Doubling = Doubling::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// What a proc says of how it is run and replaced.
 #[derive(Clone, Debug, Default)]
@@ -363,10 +364,9 @@ fn allowance(
     allowed
 }
 
-/// 1 s, doubling.
+/// The pause after so many failures, of which each but the first doubles it.
 fn pause(step: usize) -> Duration {
-    let doubled = Duration::from_secs(1) * 2_u32.pow(u32::try_from(step.min(16)).unwrap_or(16));
-    doubled.min(LONGEST_PAUSE)
+    PAUSE.after(u32::try_from(step).unwrap_or(u32::MAX))
 }
 
 /// The hosts where a release failed for want of something that the host has: memory, ports, disk.

@@ -5,11 +5,12 @@
 //!
 //! A trial is good once one instance of each proc that it concerns has been healthy for the minimum ready time.
 //! A proc that was crashing in the old release is run too, but its verdict is not waited for longer
-//! than [`EXCUSED_WAIT`], and whatever it is, it stands in nobody's way.
+//! than [`EXCUSED_PROC`], and whatever it is, it stands in nobody's way.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use visor::{
+    deadlines::{EXCUSED_PROC, NO_ROOM, TRIAL_BEYOND_BOOT},
     keys::Key,
     names::{ProcName, ReleaseId},
     schema::{Desired, Fault, ReleaseStatus},
@@ -22,15 +23,6 @@ use super::{
     room::elsewhere,
     service::{STARTS_A_MINUTE, Settings, avoided},
 };
-
-/// How long a trial may go without a place for an instance.
-pub const ROOM_WAIT: Duration = Duration::from_secs(15);
-
-/// What a trial may take beyond its procs' boot timeout.
-pub const BEYOND_BOOT: Duration = Duration::from_secs(30);
-
-/// How long a proc is waited for that was crashing in the old release.
-pub const EXCUSED_WAIT: Duration = Duration::from_secs(10);
 
 /// How many starts the procs of a trial have in all, over the whole cluster; twice their number, if that is more.
 ///
@@ -80,7 +72,7 @@ fn judge(context: Context<'_>, release: ReleaseId, draft: &mut Draft) {
     let begun = context.memory.trial.as_ref().filter(|noted| noted.release == release);
     let begun = begun.map_or(context.now.clock, |noted| noted.begun);
     let boot = procs.iter().map(|proc| Settings::of(context.view, proc).boot_timeout).max();
-    let deadline = begun + boot.unwrap_or_default() + BEYOND_BOOT;
+    let deadline = begun + boot.unwrap_or_default() + TRIAL_BEYOND_BOOT;
     if let Some(cause) = overspent(context, release, &procs) {
         return fail(release, cause, draft);
     }
@@ -141,7 +133,7 @@ fn progress(context: Context<'_>, release: ReleaseId, proc: &ProcName, begun: In
         return Progress::Settled;
     }
     let crashed = |facts: &&Facts<'_>| facts.ails() || facts.status.is_some_and(|s| s.restarts > 0);
-    if excused && (tried.iter().any(|facts| crashed(&facts)) || begun + EXCUSED_WAIT <= now.clock) {
+    if excused && (tried.iter().any(|facts| crashed(&facts)) || begun + EXCUSED_PROC <= now.clock) {
         return Progress::Settled;
     }
     if let Some(facts) = tried.iter().find(|facts| facts.ails())
@@ -151,15 +143,15 @@ fn progress(context: Context<'_>, release: ReleaseId, proc: &ProcName, begun: In
     }
     let mut until = tried.iter().find_map(|facts| memory.ready_at(facts.id, settings.min_ready));
     if excused {
-        until = Some(until.map_or(begun + EXCUSED_WAIT, |at| at.min(begun + EXCUSED_WAIT)));
+        until = Some(until.map_or(begun + EXCUSED_PROC, |at| at.min(begun + EXCUSED_PROC)));
     }
     if tried.is_empty()
         && let Some(since) = memory.short_since(proc, release)
     {
-        if since + ROOM_WAIT <= now.clock {
+        if since + NO_ROOM <= now.clock {
             return Progress::Failed(shortfall(context, proc));
         }
-        until = Some(until.map_or(since + ROOM_WAIT, |at| at.min(since + ROOM_WAIT)));
+        until = Some(until.map_or(since + NO_ROOM, |at| at.min(since + NO_ROOM)));
     }
     Progress::Waits(until)
 }
@@ -190,7 +182,7 @@ fn story(facts: &Facts<'_>) -> String {
 
 /// Why there was no place.
 fn shortfall(context: Context<'_>, proc: &ProcName) -> String {
-    let seconds = ROOM_WAIT.as_secs();
+    let seconds = NO_ROOM.as_secs();
     match context.view.pending.get(proc) {
         Some(pending) => {
             let mut cause = format!("no room for {proc} within {seconds} s: {}", pending.reason);

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
+use visor::pause::Doubling;
+
 /// So many crashes in a row are answered by a start at once.
 pub const QUICK_RESTARTS: u32 = 3;
 
-/// The first wait after those; it doubles with each further crash.
-const FIRST_WAIT: Duration = Duration::from_secs(30);
-
-/// The longest wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(16 * 60);
+/// The wait after those.
+const WAIT: Doubling = Doubling::new(Duration::from_secs(30), Duration::from_secs(16 * 60));
 
 /// A run of this length earns a fresh budget.
 const PROVEN: Duration = Duration::from_secs(10 * 60);
@@ -35,7 +34,7 @@ pub fn after_crash(in_a_row: u32, trial: bool) -> Next {
     match in_a_row.checked_sub(QUICK_RESTARTS + 1) {
         None => Next::AtOnce,
         Some(_) if trial => Next::GiveUp,
-        Some(doublings) => Next::After(LONGEST_WAIT.min(FIRST_WAIT * 2_u32.pow(doublings.min(10)))),
+        Some(before) => Next::After(WAIT.after(before)),
     }
 }
 

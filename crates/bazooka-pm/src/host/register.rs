@@ -10,21 +10,17 @@ use tokio::{
     time::{Instant, sleep},
 };
 use visor::{
+    deadlines::LEASE_NOTE,
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
+    pause::Doubling,
     schema::Host,
     store::{Revision, wait_until_ready},
     visor::{Refusal, Visor, VisorError},
 };
 
-/// The first pause after a failed registration; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The longest pause. A name that another holds is free when its lease ends, 10 s after its death.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// How often the end of the lease is written down for the shims that must know.
-const NOTE_EVERY: Duration = Duration::from_secs(1);
+/// The pause after a failed registration. A name that another holds is free when its lease ends.
+const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_secs(2));
 
 /// Whether the host is registered: since which revision, or not at all.
 pub type Registered = Option<Revision>;
@@ -49,13 +45,14 @@ pub async fn run(
     let keeper =
         std::mem::ManuallyDrop::new(LeaseKeeper::start(visor.store().clone(), LeaseTiming::default()));
     let mut state = keeper.state();
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = PAUSE.begin();
     let mut complained = None;
     loop {
         let lease = keeper.wait_held().await;
         match register(&visor, &name, &host, lease).await {
             Ok(created_at) => {
-                (pause, complained) = (FIRST_PAUSE, None);
+                pauses.reset();
+                complained = None;
                 if says.send(Some(created_at)).is_err() {
                     return;
                 }
@@ -71,8 +68,7 @@ pub async fn run(
                     }
                     complained = Some(words);
                 }
-                sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                sleep(pauses.next()).await;
                 continue;
             }
         }
@@ -87,7 +83,7 @@ pub async fn run(
                 if let Some(until) = keeper.held_until() {
                     note_lease(until.saturating_duration_since(Instant::now()));
                 }
-                sleep(NOTE_EVERY).await;
+                sleep(LEASE_NOTE).await;
             }
         };
         tokio::select! {

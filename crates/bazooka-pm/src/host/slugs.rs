@@ -19,6 +19,7 @@ use visor::{
     identity::{Credentials, http_client},
     keys,
     names::{Digest, HostName},
+    pause::Doubling,
     visor::Visor,
 };
 
@@ -31,11 +32,8 @@ use crate::protocol::{boot_id, read_file, write_file};
 /// How long a slug is tried for while no rm has it, or none answers.
 const TRY_FOR: Duration = Duration::from_secs(60);
 
-/// The first pause between two rounds over all rms; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The longest pause between two rounds.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pause between two rounds over all rms.
+const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// A slug that so many rounds found broken at each rm is broken.
 const BROKEN_ROUNDS: u32 = 2;
@@ -126,7 +124,7 @@ impl Slugs {
     /// Why it can't be had, in one line.
     pub async fn fetch(&self, visor: &Visor, digest: &Digest, say: impl Fn(String)) -> Result<(), String> {
         let deadline = Instant::now() + TRY_FOR;
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = PAUSE.begin();
         let mut broken = 0;
         let mut last = None;
         loop {
@@ -165,8 +163,7 @@ impl Slugs {
                 return Err(cause);
             }
             say(cause);
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(pauses.next()).await;
         }
     }
 

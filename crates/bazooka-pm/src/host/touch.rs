@@ -6,15 +6,13 @@
 
 use std::time::Duration;
 
+use visor::deadlines::SERVE_AFTER_PARTITION;
+
 use super::model::Tick;
 
 /// Who loses a registration and has another sooner was not cut off: a bazooka-pm that was paused, say, whose proxies have
 /// long been told.
 const CUT_OFF: Duration = Duration::from_millis(500);
-
-/// How long the others may take to return: a proxy tries to get in touch every two seconds, may wait another two for an
-/// answer, and HAProxy's next check of what it couldn't reach takes half a second.
-const OTHERS_RETURN: Duration = Duration::from_secs(5);
 
 /// At most so long it is waited for a registration, which another may hold under this name.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -37,7 +35,7 @@ impl Touch {
             (true, Some(lost_at)) => {
                 self.lost_at = None;
                 let cut_off = now >= lost_at.after(CUT_OFF);
-                self.serve_until = if cut_off { now.after(OTHERS_RETURN) } else { now };
+                self.serve_until = if cut_off { now.after(SERVE_AFTER_PARTITION) } else { now };
             }
             (false, Some(_)) | (true, None) => {}
         }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use tokio::time::Instant;
-use visor::names::InstanceId;
+use visor::{
+    names::InstanceId,
+    pause::{Doubling, Pauses},
+};
 
 use crate::{
     balancer::InTheWay,
@@ -17,11 +20,8 @@ use crate::{
     routes::ServiceId,
 };
 
-/// The first pause before the same configuration is tried again; it doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The pause before the same configuration is tried again.
+const PAUSE: Doubling = Doubling::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// The reload that failed last.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ struct Failed {
     shape: String,
     cause: String,
     again_at: Instant,
-    pause: Duration,
+    pauses: Pauses,
 }
 
 impl Attempts {
@@ -47,9 +47,9 @@ impl Attempts {
     /// Notes a failure, and returns when to try again.
     pub fn failed(&mut self, shape: String, cause: String, now: Instant) -> Instant {
         let again = self.failed.as_ref().filter(|failed| failed.shape == shape);
-        let pause = again.map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(LONGEST_PAUSE));
-        let again_at = now + pause;
-        self.failed = Some(Failed { shape, cause, again_at, pause });
+        let mut pauses = again.map_or(PAUSE.begin(), |failed| failed.pauses);
+        let again_at = now + pauses.next();
+        self.failed = Some(Failed { shape, cause, again_at, pauses });
         again_at
     }
 

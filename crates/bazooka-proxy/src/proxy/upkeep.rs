@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use visor::pause::{Doubling, Pauses};
 
 use crate::{balancer::Balancer, config::Settings, haproxy::CliError, metrics::ProxyMetrics, plan::Wanted};
 
@@ -16,11 +17,8 @@ const OUT_OF_REACH: Duration = Duration::from_secs(5);
 /// within milliseconds; while it doesn't, no instance can be taken out or come in.
 const OUT_OF_ANSWER: Duration = Duration::from_secs(10);
 
-/// The first pause after a start that failed; it doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-
-/// The longest pause between two starts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pause after a start that failed.
+const PAUSE: Doubling = Doubling::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// A start so soon after the last one is no accident.
 const SOON: Duration = Duration::from_secs(5);
@@ -36,8 +34,8 @@ pub(super) struct Upkeep {
     laid_out: bool,
     /// When it was started last.
     started_at: Option<Instant>,
-    /// After a failed start, or several soon after another: not before this, with the pause.
-    hold: Option<(Instant, Duration)>,
+    /// After a failed start, or several soon after another: not before this, and how the pauses go on.
+    hold: Option<(Instant, Pauses)>,
 }
 
 impl Upkeep {
@@ -105,8 +103,8 @@ impl Upkeep {
     }
 
     fn pause(&mut self, now: Instant) -> bool {
-        let pause = self.hold.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
-        self.hold = Some((now + pause, pause));
+        let mut pauses = self.hold.map_or(PAUSE.begin(), |(_, pauses)| pauses);
+        self.hold = Some((now + pauses.next(), pauses));
         false
     }
 }

@@ -11,10 +11,11 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use visor::{
+    deadlines::NO_ROOM,
     keys,
     mirror::Mirror,
     names::{AppName, HostName, ProcName, ReleaseId, RevId},
-    progress::{NO_ROOM_FOR, Observed, Progress, Verdict, progress, was_failing},
+    progress::{Observed, Progress, Verdict, progress, was_failing},
     schema::State,
     snapshot::{AppView, Snapshot},
     visor::VisorError,
@@ -88,7 +89,7 @@ async fn tell(rm: &SharedRm, push: &Push, release: ReleaseId, before: Before, vo
         scopes.extend(hosts.iter().flat_map(|host| [keys::assigned_to(host), keys::status_of(host)]));
         let mut mirror = Mirror::new(rm.visor.store().clone(), scopes, Snapshot::default());
         loop {
-            let give_up = no_room_since.map(|since| since + NO_ROOM_FOR);
+            let give_up = no_room_since.map(|since| since + NO_ROOM);
             let patience = async {
                 match give_up {
                     Some(at) => sleep_until(at).await,
@@ -138,8 +139,7 @@ async fn tell(rm: &SharedRm, push: &Push, release: ReleaseId, before: Before, vo
                 voice.say(format!("the rollout stopped: {cause}")).await;
                 return;
             }
-            if let Some(pending) =
-                pending.filter(|_| no_room_since.is_some_and(|at| at.elapsed() >= NO_ROOM_FOR))
+            if let Some(pending) = pending.filter(|_| no_room_since.is_some_and(|at| at.elapsed() >= NO_ROOM))
             {
                 voice.say(format!("the rollout waits: {}", pending.reason)).await;
                 return;

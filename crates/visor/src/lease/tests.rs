@@ -130,5 +130,5 @@ async fn releasing_without_a_store_takes_two_seconds_at_most() {
     let keeper = LeaseKeeper::start(store.shared(), LeaseTiming::default());
     keeper.wait_held().await;
     store.faults().partition(true);
-    timeout(RELEASE_TIMEOUT + Duration::from_millis(1), keeper.release()).await.expect("it gives up");
+    timeout(LEASE_RELEASE + Duration::from_millis(1), keeper.release()).await.expect("it gives up");
 }

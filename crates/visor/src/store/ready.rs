@@ -5,12 +5,10 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{Keys, Result, Store, StoreError};
+use crate::pause::Doubling;
 
-/// The first pause between two tries.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The longest pause between two tries: how late a daemon may notice a coordinator that has come.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause between two tries; at its longest, how late a daemon may notice a coordinator that has come.
+const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_secs(1));
 
 /// The key that is read; whether it exists doesn't matter. Each identity may read it.
 const PROBE: &str = "schema";
@@ -24,7 +22,7 @@ const PROBE: &str = "schema";
 /// Nothing is lost.
 pub async fn wait_until_ready(store: &dyn Store, say: impl FnOnce(&StoreError) + Send) -> Result<()> {
     let mut say = Some(say);
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = PAUSE.begin();
     loop {
         match store.range(Keys::One(PROBE.to_owned()), None).await {
             Ok(_) => return Ok(()),
@@ -35,7 +33,6 @@ pub async fn wait_until_ready(store: &dyn Store, say: impl FnOnce(&StoreError) +
                 }
             }
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        sleep(pauses.next()).await;
     }
 }

@@ -10,10 +10,10 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 use visor::{
+    deadlines::{COMMAND_QUIET, NO_ROOM, OUT_OF_TOUCH},
     keys,
     mirror::Mirror,
     names::{AppName, HostName, InstanceId, ProcName},
-    progress::NO_ROOM_FOR,
     schema::{Desired, State},
     snapshot::{HostView, Snapshot},
 };
@@ -21,7 +21,7 @@ use visor::{
 use crate::{
     context::Context,
     failure::{Failure, Kind, Result},
-    settle::{ASK_WHO_ACTS_AFTER, Line, OUT_OF_TOUCH_FOR, instances, limit_of_run, who_is_missing},
+    settle::{Line, instances, limit_of_run, who_is_missing},
     show::{put_line, say},
 };
 
@@ -130,14 +130,14 @@ impl Patience {
 
     fn wakes_at(&self, left: &Left) -> Instant {
         let ask = match self.asked {
-            0 => Some(self.since + ASK_WHO_ACTS_AFTER),
-            1 => Some(self.since + NO_ROOM_FOR),
+            0 => Some(self.since + COMMAND_QUIET),
+            1 => Some(self.since + NO_ROOM),
             _ => None,
         };
-        let no_room = self.no_room.values().min().map(|since| *since + NO_ROOM_FOR);
-        let out_of_touch = self.out_of_touch.map(|since| since + OUT_OF_TOUCH_FOR);
+        let no_room = self.no_room.values().min().map(|since| *since + NO_ROOM);
+        let out_of_touch = self.out_of_touch.map(|since| since + OUT_OF_TOUCH);
         let alarms = [ask, no_room, out_of_touch, Some(self.since + left.limit)];
-        let soonest = alarms.into_iter().flatten().min().unwrap_or(self.since + OUT_OF_TOUCH_FOR);
+        let soonest = alarms.into_iter().flatten().min().unwrap_or(self.since + OUT_OF_TOUCH);
         // What is due and has led to nothing must not spin.
         soonest.max(Instant::now() + Duration::from_millis(50))
     }
@@ -154,7 +154,7 @@ impl Patience {
         let hint = format!("it stays draining; `bazooka hosts uncordon {host}` calls it off");
         if !is_synced {
             let since = *self.out_of_touch.get_or_insert(now);
-            return if now < since + OUT_OF_TOUCH_FOR {
+            return if now < since + OUT_OF_TOUCH {
                 Ok(())
             } else {
                 let what = "the coordinator has been out of touch for 15 s";
@@ -167,7 +167,7 @@ impl Patience {
         for service in left.services.iter().filter(|service| row(service).is_some()) {
             self.no_room.entry(service.clone()).or_insert(now);
         }
-        let stuck: Vec<_> = self.no_room.iter().filter(|(_, since)| now >= **since + NO_ROOM_FOR).collect();
+        let stuck: Vec<_> = self.no_room.iter().filter(|(_, since)| now >= **since + NO_ROOM).collect();
         if !stuck.is_empty() {
             let mut failure = Failure::new(Kind::Failed, format!("{host} can't be emptied"));
             for (service, _) in stuck {
@@ -191,8 +191,8 @@ impl Patience {
     /// Looks for who should act once it has been quiet, and gives up if there is nobody.
     async fn ask(&mut self, context: &Context, hint: String, now: Instant) -> Result<()> {
         let after = match self.asked {
-            0 => ASK_WHO_ACTS_AFTER,
-            1 => NO_ROOM_FOR,
+            0 => COMMAND_QUIET,
+            1 => NO_ROOM,
             _ => return Ok(()),
         };
         if now < self.since + after {
