@@ -7,9 +7,9 @@ mod limits;
 
 use std::{path::PathBuf, str::FromStr};
 
+use bazooka_daemon::CoordinatorArgs;
 use clap::{Args, Parser, Subcommand};
 use visor::{
-    daemon::CoordinatorArgs,
     identity::Identity,
     links::Link,
     names::{AppName, HostName, InstanceId, InvalidName, ProcName, ReleaseId, ZoneName},

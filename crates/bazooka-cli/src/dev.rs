@@ -76,7 +76,7 @@ pub async fn run(args: &DevArgs) -> Result<()> {
     }
     let parts = parts::of(args, state.dir(), &programs, apart);
     orphans::adopt()?;
-    let shutdown = visor::daemon::shutdown()
+    let shutdown = bazooka_daemon::shutdown()
         .map_err(|error| Failure::from_error(Kind::Failed, "signals can't be taken", &error))?;
     let mut cluster = Cluster::default();
     let started = cluster.start(args, &state, parts, &shutdown).await;

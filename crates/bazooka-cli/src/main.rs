@@ -16,9 +16,9 @@ mod watch;
 
 use std::{io::Write, process::ExitCode};
 
+use bazooka_daemon::{Cluster, CoordinatorArgs, documents};
 use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
 use visor::{
-    daemon::{Cluster, CoordinatorArgs, documents},
     identity::Credentials,
     names::AppName,
     schema::{AuditEntry, Extra},

@@ -45,13 +45,13 @@ mod zones;
 use std::{net::SocketAddr, time::Duration};
 
 use axum::Router;
+use bazooka_daemon::{
+    Cluster, CoordinatorArgs, Metrics, Readiness, common_routes, listen, serve,
+    supervisor::{Pulse, announce},
+};
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
-    daemon::{
-        Cluster, CoordinatorArgs, Metrics, Readiness, common_routes, listen, serve,
-        supervisor::{Pulse, announce},
-    },
     identity::Kind,
     lease::{LeaseKeeper, LeaseTiming},
     schema::{Extra, Leader},

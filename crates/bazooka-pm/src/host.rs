@@ -50,15 +50,15 @@ use std::{
     time::Duration,
 };
 
+use bazooka_daemon::{
+    Cluster, NotReady, Readiness, common_routes, listen, serve,
+    supervisor::{Pulse, announce},
+};
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use visor::{
-    daemon::{
-        Cluster, NotReady, Readiness, common_routes, listen, serve,
-        supervisor::{Pulse, announce},
-    },
     identity::Kind,
     keys,
     mirror::Mirror,

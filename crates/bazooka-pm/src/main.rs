@@ -3,17 +3,17 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use bazooka_daemon::{
+    CoordinatorArgs, init_logs,
+    settings::{self, Settings, Told, Wrong},
+    shutdown,
+};
 use bazooka_pm::{
     converge::{self, ConvergeArgs},
     host::{self, HostOptions},
 };
 use clap::{Parser, Subcommand};
 use visor::{
-    daemon::{
-        CoordinatorArgs, init_logs,
-        settings::{self, Settings, Told, Wrong},
-        shutdown,
-    },
     identity::Kind,
     seal::{Os, file::KeyFile},
 };

@@ -12,20 +12,20 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::{Path, RawQuery, State},
     http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
+use bazooka_daemon::{Cluster, refused};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::{net::UnixStream, time::timeout};
 use visor::{
     access::Act,
-    daemon::{Cluster, refused},
     identity::Caller,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
 };
@@ -79,7 +79,10 @@ impl Endpoint {
 ///
 /// # Errors
 /// 503 until there is a first list: Prometheus keeps what it has then, where an empty list would take it away.
-async fn sd(State(endpoint): State<Endpoint>, caller: Caller) -> Result<Response, Response> {
+async fn sd(
+    State(endpoint): State<Endpoint>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Response, Response> {
     endpoint.allow(&caller, Act::Directory).await?;
     let directory = endpoint.directory.borrow().clone();
     match directory {
@@ -115,7 +118,7 @@ struct FoundInstance {
 /// 404 where there is no such service: one of which nothing runs has no instances. 503 until there is a first list.
 async fn service(
     State(endpoint): State<Endpoint>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     Path((app, proc)): Path<(String, String)>,
 ) -> Result<Response, Response> {
     endpoint.allow(&caller, Act::Directory).await?;
@@ -147,7 +150,7 @@ async fn service(
 /// 404 where this HAProxy has none; 502 while HAProxy isn't there.
 async fn haproxy(
     State(endpoint): State<Endpoint>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Response> {
     endpoint.allow(&caller, Act::Directory).await?;

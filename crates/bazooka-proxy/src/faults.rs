@@ -1,9 +1,7 @@
 //! What is wrong with what a proxy is told, as far as that can be seen before anything is done.
 
-use visor::{
-    daemon::settings::{Settings, Told, Wrong},
-    identity::Kind,
-};
+use bazooka_daemon::settings::{Settings, Told, Wrong};
+use visor::identity::Kind;
 
 use super::{Args, checked_folder, find_program, is_plain, machine_name};
 

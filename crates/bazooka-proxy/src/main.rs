@@ -9,6 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use bazooka_daemon::{
+    self as daemon, CoordinatorArgs, Readiness, folder_token,
+    supervisor::{Pulse, announce},
+};
 use bazooka_proxy::{
     config::{GitTls, RunAs, Settings},
     directory::Board,
@@ -25,10 +29,6 @@ use bazooka_proxy::{
 };
 use clap::{Parser, ValueEnum};
 use visor::{
-    daemon::{
-        self, CoordinatorArgs, Readiness, folder_token,
-        supervisor::{Pulse, announce},
-    },
     identity::{Credentials, Kind},
     names::{HostName, ZoneName},
     store::wait_until_ready,

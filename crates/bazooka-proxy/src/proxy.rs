@@ -10,10 +10,10 @@ mod upkeep;
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
+use bazooka_daemon::{NotReady, supervisor::Pulse};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use visor::{
-    daemon::{NotReady, supervisor::Pulse},
     keys,
     mirror::{Changes, Mirror},
     names::{HostName, ZoneName},

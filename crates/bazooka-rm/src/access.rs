@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use bazooka_daemon::Cluster;
 use jiff::Timestamp;
 use tokio::{
     sync::watch,
@@ -13,7 +14,6 @@ use tokio::{
 };
 use visor::{
     access::{Rows, Users, plan, wanted},
-    daemon::Cluster,
     identity::Identity,
     store::{StoreError, wait_until_ready},
 };

@@ -8,13 +8,13 @@ use std::{
 };
 
 use anyhow::Context;
+use bazooka_daemon::{
+    self as daemon, CoordinatorArgs, NotReady, Readiness,
+    supervisor::{Pulse, announce},
+};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use visor::{
-    daemon::{
-        self, CoordinatorArgs, NotReady, Readiness,
-        supervisor::{Pulse, announce},
-    },
     identity::Kind,
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,

@@ -14,11 +14,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
+use bazooka_daemon::{Metrics, Readiness, common_routes};
 use serde::Serialize;
 use tower_http::decompression::RequestDecompressionLayer;
 use visor::{
     access::Act,
-    daemon::{Metrics, Readiness, common_routes},
     identity::Caller,
     names::AppName,
     store::StoreError,

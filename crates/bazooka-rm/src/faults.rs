@@ -1,11 +1,9 @@
 //! What is wrong with what an rm is told, as far as that can be seen before anything is done.
 
+use bazooka_daemon::settings::{Settings, Told, Wrong};
 use bazooka_pm::host::Isolation;
 use nix::unistd::{User, geteuid};
-use visor::{
-    daemon::settings::{Settings, Told, Wrong},
-    identity::Kind,
-};
+use visor::identity::Kind;
 
 use crate::{
     build::isolation::chosen,

@@ -31,8 +31,8 @@ fn main() -> ExitCode {
 #[allow(clippy::print_stdout, reason = "a command's answer")]
 #[tokio::main(flavor = "current_thread")]
 async fn daemon() -> ExitCode {
-    visor::daemon::init_logs();
-    let args: RmArgs = visor::daemon::settings::read();
+    bazooka_daemon::init_logs();
+    let args: RmArgs = bazooka_daemon::settings::read();
     let done = match args.command.clone() {
         Some(RmCommand::Pki(command)) => Some(pki::run(command)),
         Some(RmCommand::RotateKey { state }) => Some(rotate_key(&state)),
@@ -49,7 +49,7 @@ async fn daemon() -> ExitCode {
         }
         None => {}
     }
-    let ran = match visor::daemon::shutdown() {
+    let ran = match bazooka_daemon::shutdown() {
         Ok(shutdown) => run(args, shutdown).await,
         Err(error) => Err(error.into()),
     };

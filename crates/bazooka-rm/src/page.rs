@@ -12,7 +12,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::State,
     http::{StatusCode, header},
     response::{
@@ -85,7 +85,7 @@ async fn file(kind: &'static str, text: &'static str) -> Response {
 }
 
 /// What is shown, and each change of it, as events of a stream (server-sent events, as of the HTML standard).
-async fn live(State(page): State<Page>, caller: Caller) -> Result<Response, ApiError> {
+async fn live(State(page): State<Page>, Extension(caller): Extension<Caller>) -> Result<Response, ApiError> {
     allow(&page.rm, &caller, Act::Directory, None).await?;
     let Some(shown) = page.look() else {
         return Ok((StatusCode::SERVICE_UNAVAILABLE, "too many look at it already\n").into_response());

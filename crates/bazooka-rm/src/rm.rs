@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
+use bazooka_daemon::Cluster;
 use jiff::Timestamp;
 use visor::{
-    daemon::Cluster,
     identity::{Identity, Kind},
     names::AppName,
     schema::{Ask, AuditEntry, Extra},

@@ -2,13 +2,13 @@
 
 use std::{path::Path, time::Duration};
 
-use axum::{Router, routing::get};
+use axum::{Extension, Router, routing::get};
+use bazooka_daemon::{CoordinatorArgs, listen, serve};
 use bazooka_rm::pki::{Address, Authority};
 use jiff::{Timestamp, ToSpan};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 use tokio_util::sync::CancellationToken;
 use visor::{
-    daemon::{CoordinatorArgs, listen, serve},
     identity::{Caller, Credentials, Identity, IdentityArgs, TokenError, http_client},
     names::AppName,
 };
@@ -174,7 +174,8 @@ async fn endpoint(identity: &Path) -> (String, CancellationToken) {
     };
     let cluster = args.cluster().expect("the identity is whole");
     let (listener, address) = listen("127.0.0.1:0".parse().expect("an address")).await.expect("it listens");
-    let routes = Router::new().route("/who", get(|caller: Caller| async move { caller.to_string() }));
+    let routes = Router::new()
+        .route("/who", get(|Extension(caller): Extension<Caller>| async move { caller.to_string() }));
     let end = CancellationToken::new();
     let shutdown = end.clone();
     tokio::spawn(async move { serve(listener, routes, &cluster, shutdown).await });
@@ -244,12 +245,12 @@ async fn a_token_says_who_calls_where_there_is_no_certificate() {
         ("/shop.git/info/refs", Some(format!("Digest {token}")), "nobody known"),
         ("/shop.git/info/refs", None, "nobody known"),
     ] {
-        let routes = Router::new().fallback(|caller: Caller| async move { caller.to_string() }).layer(
-            axum::middleware::from_fn({
+        let routes = Router::new()
+            .fallback(|Extension(caller): Extension<Caller>| async move { caller.to_string() })
+            .layer(axum::middleware::from_fn({
                 let callers = callers.clone();
                 move |request, next| callers.clone().find_out(request, next)
-            }),
-        );
+            }));
         let mut request = axum::http::Request::get(path);
         if let Some(header) = header {
             request = request.header("authorization", header);

@@ -4,7 +4,6 @@
 //! caller is. What each may do is [`crate::access`]'s business.
 
 mod credentials;
-mod server;
 mod token;
 
 use std::{fmt, str::FromStr};
@@ -13,8 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{HostName, InvalidName, UserName};
 
-pub use credentials::{Credentials, IdentityArgs, http_client, share_tls_primitives};
-pub use server::{Callers, From as CallsFrom, Peer, TlsListener};
+pub use credentials::{Credentials, IdentityArgs, Subject, http_client, share_tls_primitives, subject};
 pub use token::{TOKEN_LIFETIME, TokenError};
 
 /// The longest common name of a certificate (X.520's upper bound), in bytes.

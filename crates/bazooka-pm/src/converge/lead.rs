@@ -15,10 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bazooka_daemon::{NotReady, supervisor::Pulse};
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
-    daemon::{NotReady, supervisor::Pulse},
     keys,
     lease::LeaseKeeper,
     mirror::{Changes, Mirror},

@@ -2,11 +2,11 @@
 
 use std::{sync::atomic::AtomicU64, time::Duration};
 
+use bazooka_daemon::Metrics;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
-use visor::daemon::Metrics;
 
 /// The converger's metrics.
 #[derive(Clone, Debug)]

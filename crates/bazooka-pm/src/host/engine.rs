@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
+use bazooka_daemon::{NotReady, supervisor::Pulse};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use visor::{
-    daemon::{NotReady, supervisor::Pulse},
     keys::Key,
     links,
     mirror::Mirror,

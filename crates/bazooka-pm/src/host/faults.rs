@@ -1,10 +1,8 @@
 //! What is wrong with what a host is told, as far as that can be seen before anything is done.
 
+use bazooka_daemon::{CoordinatorArgs, settings::Wrong};
 use nix::unistd::geteuid;
-use visor::{
-    daemon::{CoordinatorArgs, settings::Wrong},
-    identity::Kind,
-};
+use visor::identity::Kind;
 
 use super::{HostOptions, Isolation, isolation, machine_name, sandbox::stack_at, shim_program};
 

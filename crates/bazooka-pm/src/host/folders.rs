@@ -92,7 +92,7 @@ impl Folders {
     /// # Errors
     /// The file system's, with the path.
     pub fn token(&self) -> Result<String, String> {
-        visor::daemon::folder_token(&self.root)
+        bazooka_daemon::folder_token(&self.root)
     }
 
     /// The folder itself.

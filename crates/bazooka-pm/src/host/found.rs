@@ -4,17 +4,15 @@
 //! alone, which holds all rights anyway. Config vars are sealed in it, their keys wrapped for rms that were registered.
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
+use bazooka_daemon::refused;
 use tokio::sync::oneshot;
-use visor::{
-    daemon::refused,
-    identity::{Caller, Identity, Kind},
-};
+use visor::identity::{Caller, Identity, Kind};
 
 use super::runtime::{Answers, Message};
 
@@ -23,7 +21,7 @@ pub fn routes(engine: Answers) -> Router {
     Router::new().route("/found", get(found)).with_state(engine)
 }
 
-async fn found(State(engine): State<Answers>, caller: Caller) -> Response {
+async fn found(State(engine): State<Answers>, Extension(caller): Extension<Caller>) -> Response {
     if !matches!(caller, Caller::Anyone | Caller::Known(Identity::Daemon(Kind::Rm, _))) {
         return refused(&caller).into_response();
     }

@@ -14,13 +14,14 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::{Body, Bytes},
     extract::{Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
+use bazooka_daemon::{Cluster, refused};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, time::sleep};
@@ -28,7 +29,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use visor::{
     access::Act,
-    daemon::{Cluster, refused},
     identity::Caller,
     names::{AppName, InstanceId, ProcName},
 };
@@ -111,7 +111,7 @@ pub fn routes(folders: Folders, cluster: Cluster, shutdown: CancellationToken) -
 
 async fn logs(
     State((folders, cluster, shutdown)): State<(Folders, Cluster, CancellationToken)>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     query: Result<Query<LogQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
     let query = match query {

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bazooka_daemon::{Readiness, supervisor::Pulse};
 use bazooka_proxy::{
     directory::Board,
     metrics::ProxyMetrics,
@@ -21,7 +22,6 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
-    daemon::{Readiness, supervisor::Pulse},
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
     schema::{Ask, Capacity, Extra, Host, Rm},

@@ -1,11 +1,12 @@
 //! Letting people and daemons in, and making apps theirs.
 
-use axum::{Json, body::Bytes, extract::State, http::StatusCode};
+use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
+use bazooka_daemon::CallsFrom;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use visor::{
     access::{Act, Rows},
-    identity::{Caller, CallsFrom, Identity},
+    identity::{Caller, Identity},
     names::{AppName, UserName},
     visor::Visor,
 };
@@ -40,7 +41,7 @@ enum What {
 /// `POST /access/grant`. Safe to repeat.
 pub async fn grant(
     State(rm): State<SharedRm>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {
@@ -61,7 +62,7 @@ pub async fn grant(
 /// `POST /access/revoke`.
 pub async fn revoke(
     State(rm): State<SharedRm>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {

@@ -1,16 +1,17 @@
 //! Registering and destroying apps.
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
     extract::{Path, State},
     http::StatusCode,
 };
+use bazooka_daemon::CallsFrom;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use visor::{
     access::{Act, Rows},
-    identity::{Caller, CallsFrom, Identity},
+    identity::{Caller, Identity},
     names::{AppName, InvalidName},
 };
 
@@ -39,7 +40,7 @@ pub struct AppBody {
 /// `POST /apps`. With the same token it is the same registration: safe to repeat.
 pub async fn register(
     State(rm): State<SharedRm>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
@@ -87,7 +88,7 @@ pub async fn register(
 /// `DELETE /apps/A`: all of it stops, then all of it goes.
 pub async fn destroy(
     State(rm): State<SharedRm>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     from: CallsFrom,
     Path(app): Path<String>,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {

@@ -1,7 +1,7 @@
 //! Config vars, opened for those who may see them. Nothing of them is logged.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State},
     http::{
         HeaderMap, HeaderName, StatusCode,
@@ -23,7 +23,7 @@ use crate::rm::SharedRm;
 pub async fn show(
     State(rm): State<SharedRm>,
     Path((app, env)): Path<(String, String)>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<([(HeaderName, &'static str); 1], Json<Vars>), ApiError> {
     let app: AppName = app.parse().map_err(invalid)?;

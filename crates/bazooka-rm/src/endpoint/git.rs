@@ -3,20 +3,16 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Path, Query, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bazooka_daemon::CallsFrom;
 use serde::Deserialize;
 use tokio::time::timeout;
-use visor::{
-    access::Act,
-    identity::{Caller, CallsFrom},
-    keys,
-    names::AppName,
-    snapshot::AppView,
-};
+use visor::{access::Act, identity::Caller, keys, names::AppName, snapshot::AppView};
 
 use super::process::{Answering, git};
 use crate::{
@@ -68,7 +64,7 @@ pub async fn info_refs(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
     Query(asked): Query<Service>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     let (_, repository) = repository(&rm, &caller, &repo).await?;
@@ -99,7 +95,7 @@ pub async fn info_refs(
 pub async fn upload_pack(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     request: Body,
 ) -> Result<Response, Refused> {
@@ -114,7 +110,7 @@ pub async fn upload_pack(
 pub async fn receive_pack(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     from: CallsFrom,
     headers: HeaderMap,
     request: Body,

@@ -1,17 +1,18 @@
 //! People's SSH keys.
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
     extract::{Path, State},
     http::StatusCode,
 };
+use bazooka_daemon::CallsFrom;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use ssh_key::{HashAlg, PublicKey};
 use visor::{
     access::Act,
-    identity::{Caller, CallsFrom, Identity},
+    identity::{Caller, Identity},
     names::UserName,
     schema::SshKey,
 };
@@ -34,7 +35,7 @@ pub struct Done {
 /// `POST /keys`: one more key of the caller's. Safe to repeat.
 pub async fn add(
     State(rm): State<SharedRm>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {
@@ -73,7 +74,7 @@ pub async fn add(
 /// `DELETE /keys/FINGERPRINT`: one of the caller's keys.
 pub async fn remove(
     State(rm): State<SharedRm>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     from: CallsFrom,
     Path(fingerprint): Path<String>,
 ) -> Result<Json<Done>, ApiError> {

@@ -3,6 +3,7 @@
 use std::io;
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Path, State},
     http::{Method, StatusCode, header},
@@ -29,7 +30,7 @@ const CHUNK: usize = 64 * 1024;
 /// `GET /slugs/SHA256` (and `HEAD`). What is there is whole; a host checks it all the same.
 pub async fn serve(
     State(rm): State<SharedRm>,
-    caller: Caller,
+    Extension(caller): Extension<Caller>,
     method: Method,
     Path(sha256): Path<String>,
 ) -> Result<Response, ApiError> {

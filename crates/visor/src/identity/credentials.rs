@@ -170,7 +170,8 @@ impl Credentials {
         }
     }
 
-    pub(super) fn server_config(&self) -> Arc<ServerConfig> {
+    /// TLS for connections of who calls: whoever shows a certificate must be of the same authority.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
         self.current().server.clone()
     }
 
@@ -351,16 +352,23 @@ pub fn http_client(credentials: Option<&Credentials>) -> reqwest::ClientBuilder 
     reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls)
 }
 
-pub(super) struct Subject {
+/// Whom a certificate names, and when it holds.
+pub struct Subject {
+    /// Who.
     pub identity: Identity,
+    /// From when on it holds.
     pub not_before: Timestamp,
+    /// Until when.
     pub not_after: Timestamp,
     /// The public key, as the bits of its structure (RFC 5280, 4.1.2.7): of P-256, an uncompressed point.
     pub public_key: Vec<u8>,
 }
 
 /// Whom a certificate names. Whether it holds is not looked at.
-pub(super) fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, String> {
+///
+/// # Errors
+/// Why it names nobody.
+pub fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, String> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
     let mut names = parsed.subject().iter_common_name();
     let name = names.next().ok_or("it has no common name, which says whose it is")?;

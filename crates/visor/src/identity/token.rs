@@ -112,7 +112,10 @@ impl Credentials {
     }
 
     /// Who an `Authorization` header names, for a request of git's: `Basic` with the token as its password, or `Bearer`.
-    pub(super) fn verify_authorization(
+    ///
+    /// # Errors
+    /// Why it names nobody at `now`.
+    pub fn verify_authorization(
         &self,
         header: &str,
         path: &str,

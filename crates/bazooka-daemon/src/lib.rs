@@ -3,11 +3,13 @@
 //! Owns nothing of what a daemon does. Each daemon's `main` reads: logs, arguments, listen, wait for the
 //! coordinator, run until [`shutdown`].
 
+mod callers;
 pub mod documents;
+pub mod exposition;
+mod folder;
 mod journal;
 pub mod settings;
 pub mod supervisor;
-mod token;
 
 use std::{
     io::IsTerminal,
@@ -17,7 +19,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::State,
     http::{HeaderMap, StatusCode, header},
     middleware::from_fn,
@@ -29,13 +31,9 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use settings::Wrong;
-pub use token::folder_token;
-
-use crate::{
+use visor::{
     access::{self, Act},
-    exposition::{Format, expose},
-    identity::{Caller, Callers, Credentials, Identity, IdentityArgs, Kind, Peer, TlsListener},
+    identity::{Caller, Credentials, Identity, IdentityArgs, Kind},
     keys::Key,
     names::{AppName, HostName},
     schema::{Access, Admission},
@@ -46,6 +44,11 @@ use crate::{
     },
     visor::{Visor, VisorError},
 };
+
+pub use callers::{Callers, From as CallsFrom, Peer, TlsListener};
+use exposition::{Format, expose};
+pub use folder::folder_token;
+use settings::Wrong;
 
 /// Where the coordinator is.
 #[derive(Clone, Debug, clap::Args)]
@@ -296,7 +299,9 @@ pub fn common_routes(readiness: Readiness, metrics: Metrics, cluster: &Cluster) 
             (StatusCode::SERVICE_UNAVAILABLE, "starting\n")
         }
     };
-    let metrics = move |State(cluster): State<Cluster>, caller: Caller, headers: HeaderMap| async move {
+    let metrics = move |State(cluster): State<Cluster>,
+                        Extension(caller): Extension<Caller>,
+                        headers: HeaderMap| async move {
         match cluster.may(&caller, Act::Metrics, None).await {
             Ok(true) => {}
             Ok(false) => return refused(&caller).into_response(),

@@ -7,7 +7,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     extract::{ConnectInfo, FromRequestParts, Request, connect_info::Connected},
-    http::{StatusCode, header, request::Parts},
+    http::{header, request::Parts},
     middleware::Next,
     response::Response,
     serve::{IncomingStream, Listener},
@@ -21,7 +21,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Caller, Credentials};
+use visor::identity::{Caller, Credentials, subject};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -112,7 +112,7 @@ impl Connected<IncomingStream<'_, TlsListener>> for Peer {
         let address = *stream.remote_addr();
         let shown =
             stream.io().get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|certificate| {
-                super::credentials::subject(certificate)
+                subject(certificate)
                     .inspect_err(|error| tracing::warn!(%address, error, "a certificate that names nobody"))
                     .ok()
             });
@@ -143,7 +143,8 @@ impl Callers {
         Callers { credentials }
     }
 
-    /// A layer: puts the [`Caller`] and where it calls from ([`From`]) beside the request.
+    /// A layer: puts the [`Caller`] and where it calls from ([`From`]) beside the request. A handler takes the caller as an
+    /// `Extension`: of an endpoint without this layer it lets nobody in (status 500).
     pub async fn find_out(self, mut request: Request, next: Next) -> Response {
         let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone());
         // Without a connection, as in a test of the routes alone, nobody is known.
@@ -189,14 +190,5 @@ impl<S: Send + Sync> FromRequestParts<S> for From {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
         Ok(parts.extensions.get::<From>().copied().unwrap_or(From(None)))
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Caller {
-    type Rejection = StatusCode;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, StatusCode> {
-        // An endpoint that forgot to find out lets nobody in.
-        parts.extensions.get::<Caller>().cloned().ok_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }

@@ -26,7 +26,7 @@ use clap::{
     parser::ValueSource,
 };
 
-use super::documents;
+use crate::documents;
 use file::{Entry, Reading};
 
 /// Where the files are.

@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::Readiness;
+use crate::Readiness;
 
 /// Says, as a task of its own, when the daemon is ready and when it was told to end.
 pub fn announce(readiness: Readiness, shutdown: CancellationToken) {

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use crate::seal::{Os, Random};
+use visor::seal::{Os, Random};
 
 /// The word that names this folder, 32 hexadecimal digits in its file `token`; made at the first call.
 ///
