@@ -5,11 +5,12 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use bazooka_daemon::http_client;
 use bazooka_tests::{Cluster, ClusterOptions, OPERATOR, example};
 use jiff::{Timestamp, ToSpan};
 use reqwest::{Client, Method, StatusCode};
 use visor::{
-    identity::{Credentials, http_client},
+    identity::Credentials,
     names::AppName,
     store::{
         Compare, Keys, Op, Store, Txn,

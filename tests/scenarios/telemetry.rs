@@ -8,9 +8,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+use bazooka_daemon::http_client;
 use bazooka_tests::{Cluster, ClusterOptions, OPERATOR, Part, Ran, Repo, SOON, try_get, until};
 use serde_json::Value;
-use visor::identity::http_client;
 
 /// An app that answers, and tells how often.
 const APP: &str = r##"

@@ -7,11 +7,12 @@ use std::{
     process::Command,
 };
 
+use bazooka_daemon::http_client;
 use bazooka_rm::pki::{Address, Authority};
 use jiff::Timestamp;
 use tempfile::TempDir;
 use visor::{
-    identity::{Credentials, http_client},
+    identity::Credentials,
     snapshot::Snapshot,
     testing::{Etcd, fresh_prefix, observer_as},
     visor::Visor,

@@ -76,8 +76,9 @@ pub async fn run(args: &DevArgs) -> Result<()> {
     }
     let parts = parts::of(args, state.dir(), &programs, apart);
     orphans::adopt()?;
-    let shutdown = bazooka_daemon::shutdown()
+    let signals = bazooka_daemon::shutdown()
         .map_err(|error| Failure::from_error(Kind::Failed, "signals can't be taken", &error))?;
+    let shutdown = signals.token();
     let mut cluster = Cluster::default();
     let started = cluster.start(args, &state, parts, &shutdown).await;
     let ended = match started {

@@ -16,7 +16,7 @@ mod watch;
 
 use std::{io::Write, process::ExitCode};
 
-use bazooka_daemon::{Cluster, CoordinatorArgs, documents};
+use bazooka_daemon::{Cluster, CoordinatorArgs, documents, in_words};
 use clap::{CommandFactory, FromArgMatches, parser::ValueSource};
 use visor::{
     identity::Credentials,
@@ -124,7 +124,8 @@ fn run(cli: Cli, coordinator_said: bool, prefix_said: bool, flag: Option<&str>) 
         }
     }
     if let Command::GitCredential { operation } = &cli.command {
-        let credentials = coordinator.identity.open().map_err(|error| Failure::new(Kind::Usage, error))?;
+        let credentials =
+            coordinator.identity.open().map_err(|error| Failure::new(Kind::Usage, in_words(&error)))?;
         return command::credential::run(credentials.as_ref(), operation);
     }
     let runtime = runtime()?;
@@ -174,7 +175,7 @@ async fn with_coordinator(
     app: Option<visor::names::AppName>,
     json: bool,
 ) -> Result<()> {
-    let cluster = coordinator.cluster().map_err(|error| Failure::new(Kind::Usage, error))?;
+    let cluster = coordinator.cluster().map_err(|error| Failure::new(Kind::Usage, in_words(&error)))?;
     let visor = match what.said(std::env::args().skip(1)) {
         Some(said) => audited(&cluster, &what, said, app.clone()).await,
         None => cluster.visor,

@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
+use bazooka_daemon::http_client;
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use visor::{
-    identity::{Identity, http_client},
+    identity::Identity,
     keys,
     names::{AppName, EnvRef},
     seal::Vars,

@@ -6,23 +6,32 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use visor::seal::{Os, Random};
 
-/// The word that names this folder, 32 hexadecimal digits in its file `token`; made at the first call.
+/// Why a state folder has no name.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum FolderError {
+    #[error("can't read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("can't write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+/// The word that names this folder, 32 hexadecimal digits in its file `token`; made at the first call. Blocks.
 ///
 /// # Errors
-/// The file system's, with the path.
-pub fn folder_token(folder: &Path) -> Result<String, String> {
+/// [`FolderError`].
+pub fn folder_token(folder: &Path) -> Result<String, FolderError> {
     let path = folder.join("token");
-    let failed = |error: io::Error| format!("can't use {}: {error}", path.display());
     match fs::read_to_string(&path) {
         Ok(token) if token.len() == 32 => return Ok(token),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
+        Err(source) => return Err(FolderError::Read { path, source }),
     }
     let mut random = [0; 16];
     Os.fill(&mut random);
@@ -34,6 +43,6 @@ pub fn folder_token(folder: &Path) -> Result<String, String> {
         file.sync_all()?;
         fs::rename(&draft, &path)
     };
-    write().map_err(failed)?;
+    write().map_err(|source| FolderError::Write { path, source })?;
     Ok(token)
 }

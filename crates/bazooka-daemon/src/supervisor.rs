@@ -7,20 +7,21 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::Readiness;
 
-/// Says, as a task of its own, when the daemon is ready and when it was told to end.
-pub fn announce(readiness: Readiness, shutdown: CancellationToken) {
-    tokio::spawn(async move {
+/// Says when the daemon is ready and when it was told to end, for as long as what it returns is held.
+#[must_use = "nothing is said once it is dropped"]
+pub fn announce(readiness: Readiness, shutdown: CancellationToken) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
         tokio::select! {
             () = readiness.reached() => say(&[NotifyState::Ready]),
             () = shutdown.cancelled() => {}
         }
         shutdown.cancelled().await;
         say(&[NotifyState::Stopping, NotifyState::Status("ending")]);
-    });
+    }))
 }
 
 fn say(words: &[NotifyState<'_>]) {

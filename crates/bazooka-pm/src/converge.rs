@@ -46,7 +46,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use axum::Router;
 use bazooka_daemon::{
-    Cluster, CoordinatorArgs, Metrics, Readiness, common_routes, listen, serve,
+    Cluster, ClusterError, CoordinatorArgs, ListenError, Metrics, Readiness, common_routes, listen, serve,
     supervisor::{Pulse, announce},
 };
 use tokio_util::sync::CancellationToken;
@@ -117,11 +117,11 @@ const SET_UP_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum ConvergeError {
     /// An argument is wrong.
-    #[error("{0}")]
-    Arguments(String),
+    #[error(transparent)]
+    Arguments(#[from] ClusterError),
     /// Its endpoint can't be opened.
-    #[error("{0}")]
-    Listen(String),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The coordinator refuses it.
     #[error("the coordinator can't be used")]
     Coordinator(#[source] VisorError),
@@ -132,14 +132,14 @@ pub enum ConvergeError {
 /// # Errors
 /// As [`run`]; wrong arguments; an endpoint that can't be opened.
 pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(), ConvergeError> {
-    let cluster = args.coordinator.cluster().map_err(ConvergeError::Arguments)?;
-    let own = cluster.own_name(Kind::Converger, None).map_err(ConvergeError::Arguments)?;
-    let (listener, address) = listen(args.listen).await.map_err(ConvergeError::Listen)?;
+    let cluster = args.coordinator.cluster()?;
+    let own = cluster.own_name(Kind::Converger, None).map_err(ClusterError::from)?;
+    let (listener, address) = listen(args.listen).await?;
     let name =
         args.name.or_else(|| own.map(String::from)).or_else(machine).unwrap_or_else(|| "converger".into());
     let url = format!("{}://{address}", cluster.scheme());
     let options = ConvergeOptions { url, pulse: Pulse::asked_for(), ..ConvergeOptions::named(name) };
-    announce(options.readiness.clone(), shutdown.clone());
+    let _announcing = announce(options.readiness.clone(), shutdown.clone());
     let routes = routes(&options, &cluster);
     let serving = tokio::spawn({
         let (cluster, shutdown) = (cluster.clone(), shutdown.clone());

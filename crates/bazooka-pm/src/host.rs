@@ -51,7 +51,7 @@ use std::{
 };
 
 use bazooka_daemon::{
-    Cluster, NotReady, Readiness, common_routes, listen, serve,
+    Cluster, NotReady, Readiness, common_routes, in_words, listen, serve,
     supervisor::{Pulse, announce},
 };
 use jiff::Timestamp;
@@ -92,7 +92,7 @@ pub async fn run(
     options: HostOptions,
     shutdown: CancellationToken,
 ) -> Result<(), String> {
-    let name = match cluster.own_name(Kind::Pm, options.host.clone())? {
+    let name = match cluster.own_name(Kind::Pm, options.host.clone()).map_err(|error| error.to_string())? {
         Some(name) => name,
         None => machine_name()?,
     };
@@ -111,7 +111,7 @@ pub async fn run(
         Isolation::None => None,
     };
     let listen_on = options.listen.unwrap_or_else(|| SocketAddr::new(address, 0));
-    let (listener, own) = listen(listen_on).await?;
+    let (listener, own) = listen(listen_on).await.map_err(|error| in_words(&error))?;
     let Kept { cgroups, sandboxes } = kept_apart(isolation, &options, &folders, &token, &shim, {
         let mut closed = sandbox::resolved(coordinator);
         closed.push(own);
@@ -198,7 +198,7 @@ pub async fn run(
         note_lease: Box::new(note_lease),
         stop_all_at_exit: options.on_exit == OnExit::Stop,
     };
-    announce(readiness.clone(), shutdown.clone());
+    let _announcing = announce(readiness.clone(), shutdown.clone());
     tokio::spawn(async move {
         readiness.reached().await;
         tracing::info!(host = %name, url, "ready");

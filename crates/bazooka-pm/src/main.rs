@@ -78,7 +78,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let shutdown = shutdown().context("can't receive signals")?;
+    let signals = shutdown().context("can't receive signals")?;
+    let shutdown = signals.token();
     match args.command {
         Some(Command::Converge(args)) => Ok(converge::daemon(*args, shutdown).await?),
         Some(Command::Probe) => host::probe().map_err(anyhow::Error::msg),
@@ -88,7 +89,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         None => {
-            let cluster = args.coordinator.cluster().map_err(anyhow::Error::msg)?;
+            let cluster = args.coordinator.cluster()?;
             host::run(cluster, &args.coordinator.coordinator, args.host, shutdown)
                 .await
                 .map_err(anyhow::Error::msg)

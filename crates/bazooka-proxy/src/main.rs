@@ -104,14 +104,15 @@ enum OnExit {
 async fn main() -> anyhow::Result<()> {
     let args: Args = daemon::settings::read();
     daemon::init_logs();
-    let shutdown = daemon::shutdown().context("can't take signals")?;
-    let cluster = args.coordinator.cluster().map_err(anyhow::Error::msg)?;
-    let name = match cluster.own_name(Kind::Proxy, args.name).map_err(anyhow::Error::msg)? {
+    let signals = daemon::shutdown().context("can't take signals")?;
+    let shutdown = signals.token();
+    let cluster = args.coordinator.cluster()?;
+    let name = match cluster.own_name(Kind::Proxy, args.name)? {
         Some(name) => name,
         None => machine_name()?,
     };
     let folder = state_folder(&args.state)?;
-    let token = folder_token(&folder).map_err(anyhow::Error::msg)?;
+    let token = folder_token(&folder)?;
     let _only_one = lock(&folder).await?;
     let program = find_program(&args.haproxy)?;
     let run_as = run_as(args.haproxy_user.as_deref(), &folder)?;
@@ -138,8 +139,8 @@ async fn main() -> anyhow::Result<()> {
     let metrics = ProxyMetrics::register(&registry);
     let readiness = Readiness::default();
     let not_ready = readiness.hold();
-    announce(readiness.clone(), shutdown.clone());
-    let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
+    let _announcing = announce(readiness.clone(), shutdown.clone());
+    let (listener, address) = daemon::listen(args.listen).await?;
     if address.ip().is_unspecified() {
         tracing::warn!(%address, "others are told this address, and can't reach it: name this machine's own with --listen");
     }

@@ -102,9 +102,9 @@ const PRESENCE_AGAIN: Duration = Duration::from_millis(500);
 /// # Errors
 /// If it can't start: its state folder, its address, what it was told.
 pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let cluster = args.coordinator.cluster().map_err(anyhow::Error::msg)?;
+    let cluster = args.coordinator.cluster()?;
     let prefix = args.coordinator.prefix.clone();
-    let name = match cluster.own_name(Kind::Rm, args.name).map_err(anyhow::Error::msg)? {
+    let name = match cluster.own_name(Kind::Rm, args.name)? {
         Some(name) => name,
         None => own_name()?,
     };
@@ -128,7 +128,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     if args.ssh.ssh_keys.is_some() && cluster.credentials.is_none() {
         anyhow::bail!("--ssh-keys takes a cluster with identities (--identity): a key says who pushes");
     }
-    let (listener, address) = daemon::listen(args.listen).await.map_err(anyhow::Error::msg)?;
+    let (listener, address) = daemon::listen(args.listen).await?;
     let url = args.url.unwrap_or_else(|| format!("{}://{address}", cluster.scheme()));
     let url = url.trim_end_matches('/').to_owned();
     let mut closed = bazooka_pm::host::resolved(&args.coordinator.coordinator);
@@ -142,7 +142,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
 
     let readiness = Readiness::default();
     let (present, settled) = (readiness.hold(), readiness.hold());
-    announce(readiness.clone(), shutdown.clone());
+    let _announcing = announce(readiness.clone(), shutdown.clone());
     let mut registry = Registry::default();
     let metrics = RmMetrics::register(&mut registry);
     let (apps, following) = Apps::new(visor.store().clone());

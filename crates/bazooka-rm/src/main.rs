@@ -50,7 +50,7 @@ async fn daemon() -> ExitCode {
         None => {}
     }
     let ran = match bazooka_daemon::shutdown() {
-        Ok(shutdown) => run(args, shutdown).await,
+        Ok(signals) => run(args, signals.token()).await,
         Err(error) => Err(error.into()),
     };
     match ran {

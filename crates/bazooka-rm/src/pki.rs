@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bazooka_daemon::in_words;
 use jiff::{Timestamp, ToSpan};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -99,7 +100,7 @@ pub fn run(command: PkiCommand) -> Result<String, String> {
             Ok(format!("{who} is in {}, until {}\n", out.display(), issued.not_after))
         }
         PkiCommand::Show { folder } => {
-            let credentials = Credentials::open(&folder)?;
+            let credentials = Credentials::open(&folder).map_err(|error| in_words(&error))?;
             Ok(format!("{}, until {}\n", credentials.identity(), credentials.not_after()))
         }
     }

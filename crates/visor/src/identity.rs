@@ -3,17 +3,20 @@
 //! Owns the names that stand in certificates (the subject's common name, which etcd takes for its user) and who a
 //! caller is. What each may do is [`crate::access`]'s business.
 
+mod certificate;
 mod credentials;
-mod token;
+mod files;
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
+use rustls::crypto::CryptoProvider;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{HostName, InvalidName, UserName};
 
-pub use credentials::{Credentials, IdentityArgs, Subject, http_client, share_tls_primitives, subject};
-pub use token::{TOKEN_LIFETIME, TokenError};
+pub use certificate::{Subject, SubjectError, subject};
+pub use credentials::{ChainError, Credentials};
+pub use files::CredentialsError;
 
 /// The longest common name of a certificate (X.520's upper bound), in bytes.
 pub const MAX_COMMON_NAME: usize = 64;
@@ -64,14 +67,16 @@ impl Kind {
     }
 }
 
-impl FromStr for Kind {
-    type Err = String;
+/// A word that is no kind of daemon.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is none of {kinds}", kinds = Kind::ALL.map(Kind::as_str).join(", "))]
+pub struct UnknownKind(String);
 
-    fn from_str(s: &str) -> Result<Self, String> {
-        Kind::ALL.into_iter().find(|kind| kind.as_str() == s).ok_or_else(|| {
-            let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
-            format!("{s:?} is none of {}", kinds.join(", "))
-        })
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(s: &str) -> Result<Self, UnknownKind> {
+        Kind::ALL.into_iter().find(|kind| kind.as_str() == s).ok_or_else(|| UnknownKind(s.to_owned()))
     }
 }
 
@@ -128,6 +133,17 @@ impl fmt::Display for Caller {
             Caller::Known(who) => who.fmt(f),
         }
     }
+}
+
+/// The one implementation of TLS's primitives that is used, whatever else is linked.
+pub fn tls_provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Has libraries that take the process's own implementation of TLS's primitives, and aren't told one, take that as well.
+pub fn share_tls_primitives() {
+    // Another call of this has done it already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 #[cfg(test)]

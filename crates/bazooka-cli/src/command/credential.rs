@@ -4,8 +4,9 @@
 
 use std::{collections::BTreeMap, io::Read};
 
+use bazooka_daemon::git_token;
 use jiff::Timestamp;
-use visor::identity::{Credentials, TOKEN_LIFETIME};
+use visor::identity::Credentials;
 
 use crate::{
     context::app_of,
@@ -48,9 +49,8 @@ fn answer(credentials: &Credentials, asked: &str, now: Timestamp) -> Result<Stri
         wrong("git doesn't say which app it is about".into())
             .hint("`bazooka init` sets credential.useHttpPath for it; run it here again")
     })?;
-    let token = credentials
-        .mint(&app, now)
+    let token = git_token::mint(credentials, &app, now)
         .map_err(|error| Failure::from_error(Kind::Failed, "no token can be made", &error))?;
-    let until = now.as_second() + i64::try_from(TOKEN_LIFETIME.as_secs()).expect("it is short");
+    let until = now.as_second() + i64::try_from(git_token::LIFETIME.as_secs()).expect("it is short");
     Ok(format!("username={}\npassword={token}\npassword_expiry_utc={until}\n", credentials.identity()))
 }

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use bazooka_daemon::http_client;
 use futures::{StreamExt, future::join_all};
 use jiff::Timestamp;
 use owo_colors::{AnsiColors, OwoColorize};
@@ -19,7 +20,6 @@ use tokio_util::{
     io::StreamReader,
 };
 use visor::{
-    identity::http_client,
     keys,
     mirror::Mirror,
     names::{AppName, HostName, InstanceId, ProcName},

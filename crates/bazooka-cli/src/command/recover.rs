@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
+use bazooka_daemon::http_client;
 use futures::future::join_all;
 use visor::{
-    identity::http_client,
     keys,
     recover::{Found, Moment, plan},
     schema::Schema,

@@ -285,7 +285,7 @@ impl Keeping {
 
 /// Waits until an endpoint says that it is ready.
 async fn is_ready(at: SocketAddr) {
-    let client = visor::identity::http_client(None).timeout(Duration::from_secs(1)).build();
+    let client = bazooka_daemon::http_client(None).timeout(Duration::from_secs(1)).build();
     let client = client.expect("without TLS there is nothing that could be missing");
     loop {
         let answer = client.get(format!("http://{at}/readyz")).send().await;

@@ -145,7 +145,7 @@ fn report(
 async fn ask(id: InstanceId, probe: Probe, path: String, answers: Answers, probes: watch::Receiver<Probes>) {
     let still = || probes.borrow().get(&id).is_some_and(|now| now.run == probe.run);
     let address = SocketAddr::new(probe.address, probe.port);
-    let client = visor::identity::http_client(None).redirect(reqwest::redirect::Policy::none()).build();
+    let client = bazooka_daemon::http_client(None).redirect(reqwest::redirect::Policy::none()).build();
     let client = client.expect("without TLS there is nothing that could be missing");
     let mut heard = String::new();
     while still() {

@@ -92,7 +92,7 @@ impl Folders {
     /// # Errors
     /// The file system's, with the path.
     pub fn token(&self) -> Result<String, String> {
-        bazooka_daemon::folder_token(&self.root)
+        bazooka_daemon::folder_token(&self.root).map_err(|error| bazooka_daemon::in_words(&error))
     }
 
     /// The folder itself.

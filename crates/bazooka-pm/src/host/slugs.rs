@@ -11,12 +11,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bazooka_daemon::http_client;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 use visor::{
-    identity::{Credentials, http_client},
+    identity::Credentials,
     keys,
     names::{Digest, HostName},
     pause::Doubling,

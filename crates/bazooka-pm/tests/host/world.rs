@@ -383,7 +383,7 @@ impl World {
     /// What bazooka-pm answers to `GET /logs?query`.
     pub async fn logs(&self, query: &str) -> Vec<serde_json::Value> {
         let url = self.registered().await.url.clone();
-        let client = visor::identity::http_client(None).build().expect("it can be made");
+        let client = bazooka_daemon::http_client(None).build().expect("it can be made");
         let answer = client.get(format!("{url}/logs?{query}")).send().await.expect("it answers");
         let text = answer.text().await.expect("it is text");
         text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()

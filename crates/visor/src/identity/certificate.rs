@@ -1,0 +1,64 @@
+//! What a certificate says: whom it names, when it holds, and its public key.
+//!
+//! Owns reading one certificate. It never checks who signed it.
+
+use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
+use x509_parser::{certificate::X509Certificate, error::X509Error, nom, prelude::FromDer, time::ASN1Time};
+
+use super::Identity;
+use crate::names::InvalidName;
+
+/// Whom a certificate names, and when it holds.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The person or daemon.
+    pub identity: Identity,
+    /// The first moment at which it holds.
+    pub not_before: Timestamp,
+    /// The last moment at which it holds.
+    pub not_after: Timestamp,
+    /// The public key, as the bits of its structure (RFC 5280, 4.1.2.7): of P-256, an uncompressed point.
+    pub public_key: Vec<u8>,
+}
+
+/// Why a certificate names nobody.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum SubjectError {
+    #[error("it is no certificate")]
+    Malformed(#[source] nom::Err<X509Error>),
+    #[error("it has no common name, which says whose it is")]
+    NoName,
+    #[error("its common name isn't text")]
+    NameNotText(#[source] X509Error),
+    #[error("it has more than one common name")]
+    SeveralNames,
+    #[error("its common name is no identity")]
+    Name(#[source] InvalidName),
+    #[error("its time can't be a time of ours")]
+    Time(#[source] jiff::Error),
+}
+
+/// Reads whom a certificate names. Whether it holds is not checked.
+///
+/// # Errors
+/// [`SubjectError`].
+pub fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, SubjectError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(SubjectError::Malformed)?;
+    let mut names = parsed.subject().iter_common_name();
+    let name = names.next().ok_or(SubjectError::NoName)?;
+    let name = name.as_str().map_err(SubjectError::NameNotText)?;
+    // Which of two etcd would take is not to be guessed.
+    if names.next().is_some() {
+        return Err(SubjectError::SeveralNames);
+    }
+    let identity = name.parse().map_err(SubjectError::Name)?;
+    let at = |time: ASN1Time| Timestamp::from_second(time.timestamp()).map_err(SubjectError::Time);
+    Ok(Subject {
+        identity,
+        not_before: at(parsed.validity().not_before)?,
+        not_after: at(parsed.validity().not_after)?,
+        public_key: parsed.public_key().subject_public_key.data.to_vec(),
+    })
+}
