@@ -102,16 +102,23 @@ fn is_missing_module(word: &str) -> bool {
     let first = parts.next().unwrap_or_default();
     let Some((_, source)) = CRATES.iter().find(|(name, _)| *name == first) else { return false };
     let mut module = tree::root().join(source).join("lib");
-    for part in parts {
+    while let Some(part) = parts.next() {
         let folder = if module.ends_with("lib") { module.with_file_name("") } else { module.clone() };
         if folder.join(part).with_extension("rs").exists() {
             module = folder.join(part);
         } else {
             let text = std::fs::read_to_string(module.with_extension("rs")).unwrap_or_default();
-            return !text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|item| item == part);
+            return !declares(&text, part) || parts.any(|member| !text.contains(member));
         }
     }
     false
+}
+
+/// Whether a source declares an item of this name.
+fn declares(source: &str, name: &str) -> bool {
+    let kinds = ["const", "enum", "fn", "mod", "struct", "trait", "type"];
+    let words: Vec<&str> = source.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    words.windows(2).any(|pair| kinds.contains(&pair[0]) && pair[1] == name)
 }
 
 #[test]
