@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(
             failure.to_string(),
             "error: no coordinator answers at http://127.0.0.1:1, http://127.0.0.1:2\n\
-             cause: connection refused[31m\n\
+             cause: connection refused\n\
              hint: name it with --coordinator URL or BAZOOKA_COORDINATOR; `bazooka dev` runs a local one"
         );
     }

@@ -1,7 +1,7 @@
 //! What reaches a terminal or a pipe.
 //!
-//! Owns tables, times, sizes and colours, and the rule that no control character from outside ever
-//! reaches a terminal.
+//! Owns tables, times, sizes and colours, and that all text from outside is cleaned ([`visor::terminal`]) before a
+//! terminal gets it.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -12,6 +12,7 @@ use std::{
 use comfy_table::{CellAlignment, ContentArrangement, presets};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use visor::terminal;
 
 /// What to do with control characters, colours and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +37,10 @@ impl Sink {
     }
 }
 
-/// A text without control characters; tabs become spaces.
+/// Returns a text that steers no terminal ([`visor::terminal`]), on one line and in one cell of a table: tabs become
+/// spaces.
 pub fn clean(text: &str) -> String {
-    text.chars()
-        .filter_map(|c| match c {
-            '\t' => Some(' '),
-            c => is_shown(c).then_some(c),
-        })
-        .collect()
+    terminal::clean(text).replace('\t', " ")
 }
 
 /// A value on one line with nothing lost: control characters as escapes, `''` where there is none.
@@ -51,13 +48,10 @@ pub fn escape(value: &str) -> String {
     if value.is_empty() {
         return "''".to_owned();
     }
-    value.chars().map(|c| if is_shown(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
-}
-
-/// Whether a character may reach a terminal.
-fn is_shown(c: char) -> bool {
-    // Directional marks can make a line read as another one.
-    !c.is_control() && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    value
+        .chars()
+        .map(|c| if terminal::is_shown(c) { c.to_string() } else { c.escape_default().to_string() })
+        .collect()
 }
 
 /// Writes to standard output, at once. When nobody reads it any more, the command ends as SIGPIPE would
@@ -228,7 +222,7 @@ mod tests {
 
     #[test]
     fn no_control_character_gets_through() {
-        assert_eq!(clean("a\u{1b}[2Jb\tc\r\n\u{7}d\u{9b}e\u{202e}f"), "a[2Jb cdef");
+        assert_eq!(clean("a\u{1b}[2Jb\tc\r\n\u{7}d\u{9b}2me\u{202e}f"), "ab cdef");
         let mut table = Table::new(&["A"]);
         table.row(["x\ny\tz".into()]);
         assert_eq!(table.render(Sink::Pipe), "A\nxy z\n");

@@ -1,8 +1,10 @@
 //! What a pusher is told, line by line, while a push is under way.
 //!
-//! Owns the cleaning of lines: what an app's build prints must not steer the pusher's terminal.
+//! Owns the queue of lines to a pusher, and how long a line may be. Each is cleaned ([`visor::terminal`]): the output of
+//! an app's build must not steer the pusher's terminal.
 
 use tokio::sync::mpsc;
+use visor::terminal;
 
 /// The longest line; the rest of it is cut.
 const MAX_LINE: usize = 2000;
@@ -35,38 +37,15 @@ impl Voice {
     }
 }
 
-/// A line without what could steer a terminal: escape sequences go whole, other control characters by themselves.
+/// Returns a line that steers no terminal, cut to [`MAX_LINE`] bytes.
 pub fn clean(line: &str) -> String {
-    let mut out = String::with_capacity(line.len());
-    let mut rest = line.chars().peekable();
-    while let Some(c) = rest.next() {
-        if c == '\u{1b}' || c == '\u{9b}' {
-            skip_sequence(&mut rest, c);
-        } else if c == '\t' || !c.is_control() {
-            if out.len() + c.len_utf8() > MAX_LINE {
-                out.push_str(" ...");
-                break;
-            }
-            out.push(c);
-        }
+    let mut line = terminal::clean(line);
+    if line.len() > MAX_LINE {
+        let cut = (0..=MAX_LINE).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+        line.truncate(cut);
+        line.push_str(" ...");
     }
-    out
-}
-
-/// Skips what follows an escape: `[` up to a letter, `]` up to a bell, else one character.
-fn skip_sequence(rest: &mut std::iter::Peekable<std::str::Chars>, begin: char) {
-    let kind = if begin == '\u{9b}' { Some('[') } else { rest.next() };
-    match kind {
-        Some('[') => while rest.next().is_some_and(|c| !('@'..='~').contains(&c)) {},
-        Some(']') => {
-            while let Some(c) = rest.next() {
-                if c == '\u{7}' || (c == '\u{1b}' && rest.next_if_eq(&'\\').is_some()) {
-                    break;
-                }
-            }
-        }
-        _ => {}
-    }
+    line
 }
 
 #[cfg(test)]
@@ -74,19 +53,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_cannot_steer_a_terminal() {
-        for (line, wanted) in [
-            ("plain \u{e9}\ttab", "plain \u{e9}\ttab"),
-            ("\u{1b}[1;31mred\u{1b}[0m text", "red text"),
-            ("\u{1b}]0;title\u{7}after", "after"),
-            ("\u{1b}]8;;http://x\u{1b}\\link", "link"),
-            ("\u{9b}2Jgone", "gone"),
-            ("a\u{8}\u{7}\0b\u{1b}", "ab"),
-            ("\u{1b}(Bx", "Bx"),
-        ] {
-            assert_eq!(clean(line), wanted, "{line:?}");
-        }
-        let long = clean(&"x".repeat(5000));
-        assert!(long.len() <= MAX_LINE + 4 && long.ends_with("x ..."));
+    fn a_line_steers_no_terminal_and_is_cut() {
+        assert_eq!(clean("\u{1b}[1;31mred\u{1b}[0m\ttext\u{202e}"), "red\ttext");
+        let long = clean(&"\u{e9}".repeat(5000));
+        assert!(long.len() <= MAX_LINE + 4 && long.ends_with("\u{e9} ..."), "{long}");
     }
 }

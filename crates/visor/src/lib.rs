@@ -7,6 +7,7 @@
 //! clock        the wall clock, as it is passed in
 //! pause        the pause between attempts that fail
 //! deadlines    how long each part waits for another, and the order of these times
+//! terminal     text from outside, made safe for a terminal
 //! names        words that can't be wrong             AppName, RevId, InstanceId, Link, ...
 //! identity     who a certificate names, and TLS       Identity, Credentials, Caller
 //! seal         how config vars are sealed and opened
@@ -52,6 +53,7 @@ pub mod seal;
 pub mod snapshot;
 pub mod stats;
 pub mod store;
+pub mod terminal;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transitions;

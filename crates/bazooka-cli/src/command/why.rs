@@ -400,7 +400,7 @@ mod tests {
             "  restarts  3\n",
             "exited with status 1 after 0.1 s\n",
             "  claimed\n",
-            "  output    | [31mthe engine is not there\n",
+            "  output    | the engine is not there\n",
         ] {
             assert!(text.contains(wanted), "{wanted:?} in:\n{text}");
         }
