@@ -5,7 +5,11 @@
 
 mod limits;
 
-use std::{path::PathBuf, str::FromStr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use bazooka_daemon::CoordinatorArgs;
 use clap::{Args, Parser, Subcommand};
@@ -605,6 +609,9 @@ pub struct DevArgs {
     /// Where HAProxy takes requests for <app>.<domain>
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub public_port: u16,
+    /// The address of that port and of the services' own ports; 0.0.0.0 opens them to other machines
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub public_address: IpAddr,
     /// Where bazooka-rm takes pushes
     #[arg(long, value_name = "PORT", default_value_t = 8081)]
     pub rm_port: u16,

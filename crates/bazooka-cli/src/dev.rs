@@ -18,11 +18,13 @@ mod ports;
 mod state;
 mod supervise;
 
-use std::{pin::pin, time::Duration};
+use std::{net::IpAddr, pin::pin, time::Duration};
 
+use futures::{FutureExt, future::select_all};
 use nix::sys::stat::{Mode, umask};
 use tokio::{
     sync::mpsc,
+    task::JoinSet,
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -42,10 +44,13 @@ use crate::{
 use isolation::Apart;
 use parts::{Kind as PartKind, Part, Programs};
 use state::State;
-use supervise::{Notice, Running};
+use supervise::{Notice, Running, StartError};
 
 /// How long a part may take until it is ready: a busy machine, a cold disk.
 const READY_FOR: Duration = Duration::from_secs(60);
+
+/// How many notices may wait until they are printed; then the parts' supervision waits, too.
+const WAITING_NOTICES: usize = 64;
 
 /// How often it is said what is being waited for at the end.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -75,17 +80,19 @@ pub async fn run(args: &DevArgs) -> Result<()> {
         say(&warning);
     }
     let parts = parts::of(args, state.dir(), &programs, apart);
-    orphans::adopt()?;
+    let mut cluster = Cluster::default();
+    cluster.tasks.spawn(orphans::adopt()?);
     let signals = bazooka_daemon::shutdown()
         .map_err(|error| Failure::from_error(Kind::Failed, "signals can't be taken", &error))?;
     let shutdown = signals.token();
-    let mut cluster = Cluster::default();
     let started = cluster.start(args, &state, parts, &shutdown).await;
     let ended = match started {
         Ok(true) => {
             welcome(args);
-            shutdown.cancelled().await;
-            Ok(())
+            tokio::select! {
+                () = shutdown.cancelled() => Ok(()),
+                failure = cluster.broken() => Err(failure),
+            }
         }
         Ok(false) => Ok(()),
         Err(failure) => Err(failure),
@@ -98,6 +105,7 @@ pub async fn run(args: &DevArgs) -> Result<()> {
 fn welcome(args: &DevArgs) {
     let port = if args.public_port == 80 { String::new() } else { format!(":{}", args.public_port) };
     put_line(&format!("ready: each app's web proc answers at http://<app>.{}{port}/", args.domain));
+    put_line(&reach(args.public_address));
     if args.coordinator_port != 2379 {
         put_line(&format!("first:  export BAZOOKA_COORDINATOR=http://127.0.0.1:{}", args.coordinator_port));
     }
@@ -106,10 +114,23 @@ fn welcome(args: &DevArgs) {
     put_line("Ctrl-C stops all of it");
 }
 
+/// Who reaches the apps.
+fn reach(public: IpAddr) -> String {
+    if public.is_loopback() {
+        return "        to this machine alone; --public-address 0.0.0.0 opens apps and services to others"
+            .to_owned();
+    }
+    let at =
+        if public.is_unspecified() { "every address of this machine".to_owned() } else { public.to_string() };
+    format!("        apps and services are open to other machines, on {at}")
+}
+
 /// The parts that run, in the order in which they were started.
 #[derive(Default)]
 struct Cluster {
     running: Vec<Running>,
+    /// What prints notices, and what waits for orphans. They end with this.
+    tasks: JoinSet<()>,
 }
 
 impl Cluster {
@@ -121,8 +142,8 @@ impl Cluster {
         parts: Vec<Part>,
         shutdown: &CancellationToken,
     ) -> Result<bool> {
-        let (notices, mut told) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
+        let (notices, mut told) = mpsc::channel(WAITING_NOTICES);
+        self.tasks.spawn(async move {
             while let Some(Notice { part, words }) = told.recv().await {
                 say(&format!("{part}: {words}"));
             }
@@ -162,13 +183,27 @@ impl Cluster {
             };
             match ready {
                 Ok(Ok(words)) => put_line(&format!("{:<10} {words}", part.name())),
-                Ok(Err(words)) => return Err(part.failure(&words)),
+                Ok(Err(error)) => return Err(part.failure(&error.to_string())),
                 Err(_) => {
                     return Err(part.failure(&format!("is not ready after {} s", READY_FOR.as_secs())));
                 }
             }
         }
         Ok(true)
+    }
+
+    /// Waits until a task ends that never does: parts would die unnoticed from then on.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    async fn broken(&mut self) -> Failure {
+        let Cluster { running, tasks } = self;
+        let kept = running.iter_mut().map(|part| part.unattended().boxed_local());
+        let what = tokio::select! {
+            ((), at, _) = select_all(kept) => format!("nobody looks after {} any more", running[at].name()),
+            _ = tasks.join_next() => "bazooka dev can't look after its parts any more".to_owned(),
+        };
+        Failure::new(Kind::Failed, what).hint("start it again")
     }
 
     /// Ends all parts, each kind after the one that needs it.
@@ -204,14 +239,14 @@ impl Cluster {
 }
 
 /// Waits until etcd answers, or its process has given up.
-async fn etcd_answers(port: u16, part: &mut Running) -> Result<String, String> {
+async fn etcd_answers(port: u16, part: &mut Running) -> Result<String, StartError> {
     let url = format!("http://127.0.0.1:{port}");
     let store = EtcdStore::new(EtcdConfig::new(vec![url.clone()], "/bazooka"));
     tokio::select! {
         ready = wait_until_ready(&store, |_| {}) => match ready {
             Ok(()) => Ok(format!("takes the cluster's state at {url}")),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error.into()),
         },
-        words = part.gave_up() => Err(words),
+        gave_up = part.gave_up() => Err(gave_up),
     }
 }

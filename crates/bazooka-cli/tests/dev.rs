@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -149,6 +149,21 @@ impl Dev {
         if asked.status.success() { Ok(text(&asked.stdout)) } else { Err(text(&asked.stderr)) }
     }
 
+    /// HAProxy has the public port and the service's at 127.0.0.1, and at no other address.
+    fn is_reached_by_this_machine_alone(&self) {
+        let procs: serde_json::Value =
+            serde_json::from_str(&self.bazooka(&["procs", "--json"])).expect("it is JSON");
+        let web = procs.as_array().and_then(|rows| rows.iter().find(|row| row["proc"] == "web"));
+        let service = web.and_then(|row| row["port"].as_u64()).expect("it has a port");
+        for port in [self.ports[1], u16::try_from(service).expect("it is a port")] {
+            TcpStream::connect(("127.0.0.1", port)).expect("HAProxy listens there");
+            let elsewhere = TcpListener::bind(("127.0.0.99", port));
+            assert!(elsewhere.is_ok(), "port {port} is taken on another address: {elsewhere:?}");
+        }
+        let said = self.said();
+        assert!(said.contains("to this machine alone; --public-address 0.0.0.0 opens"), "{said}");
+    }
+
     /// Deploys an app whose `web` says hello and whose `stubborn` doesn't heed SIGTERM.
     fn deploy(&self) {
         let folder = self.dir.path().join("hello");
@@ -229,6 +244,7 @@ fn a_cluster_comes_up_runs_an_app_mends_itself_and_leaves_nothing_behind() {
     dev.deploy();
     assert!(dev.bazooka(&["scale", "web=2", "job=1"]).contains("0 -> 2 .."));
     assert_eq!(dev.page(), Ok("hello\n".into()));
+    dev.is_reached_by_this_machine_alone();
 
     // Each daemon dies once, all at the same time: the app answers on, and what comes next works.
     for word in ["etcd --name", "bazooka-rm ", "converge --name", "--host host1", "bazooka-proxy "] {

@@ -29,22 +29,21 @@ const KILLED_FOR: Duration = Duration::from_secs(5);
 /// How often it is looked whether they have gone.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Takes this process's orphaned descendants in, from now on.
+/// Takes this process's orphaned descendants in, from now on. What it returns waits for those that end, for ever.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn adopt() -> Result<()> {
+pub fn adopt() -> Result<impl Future<Output = ()> + Send + 'static> {
     let failed = |error: &dyn std::error::Error| {
         Failure::from_error(Kind::Failed, "what parts leave behind can't be looked after", error)
     };
     prctl::set_child_subreaper(true).map_err(|error| failed(&error))?;
     let mut ended = signal(SignalKind::child()).map_err(|error| failed(&error))?;
-    tokio::spawn(async move {
+    Ok(async move {
         while ended.recv().await.is_some() {
             reap();
         }
-    });
-    Ok(())
+    })
 }
 
 /// Waits for those that have ended. The parts themselves are waited for by who started them: they head

@@ -161,7 +161,11 @@ pub fn of(args: &DevArgs, state: &Path, programs: &Programs, apart: Apart) -> Ve
     proxy.extend(["--run-haproxy".into(), "--on-exit".into(), "stop".into()]);
     proxy.extend(["--haproxy".into(), programs.haproxy.clone().into_os_string()]);
     proxy.extend(["--domain".into(), args.domain.clone().into()]);
-    proxy.extend(["--public".into(), format!("0.0.0.0:{}", args.public_port).into()]);
+    let public = SocketAddr::new(args.public_address, args.public_port);
+    proxy.extend(["--public".into(), public.to_string().into()]);
+    proxy.extend(["--bind".into(), args.public_address.to_string().into()]);
+    // Where instances reach the services' ports. Every address has this machine's own among them.
+    let services = if args.public_address.is_unspecified() { localhost } else { args.public_address };
 
     let mut parts = vec![
         etcd(&coordinator, state, programs),
@@ -177,8 +181,7 @@ pub fn of(args: &DevArgs, state: &Path, programs: &Programs, apart: Apart) -> Ve
         host.extend(["--ports".into(), format!("{first}-{}", first + PORTS_PER_HOST - 1).into()]);
         host.extend(["--state".into(), folder(&name), "--on-exit".into(), "stop".into()]);
         host.extend(["--closed".into(), rm_at.to_string().into()]);
-        // The proxy opens services' ports on every address.
-        host.extend(["--services".into(), localhost.to_string().into()]);
+        host.extend(["--services".into(), services.to_string().into()]);
         host.extend(apart.words("--"));
         parts.push(ours(&name, Kind::Host, &programs.pm, Endpoint::On(address.into()), host));
     }
@@ -220,11 +223,16 @@ mod tests {
     use super::*;
 
     fn parts(hosts: u16) -> Vec<Part> {
+        parts_at(hosts, "127.0.0.1")
+    }
+
+    fn parts_at(hosts: u16, public_address: &str) -> Vec<Part> {
         let args = DevArgs {
             state: None,
             hosts,
             coordinator_port: 2379,
             public_port: 8080,
+            public_address: public_address.parse().expect("an address"),
             rm_port: 8081,
             domain: "localhost".into(),
         };
@@ -264,6 +272,24 @@ mod tests {
             "{}",
             words(&parts[13])
         );
+    }
+
+    #[test]
+    fn public_and_service_ports_are_opened_on_one_address() {
+        for (address, public, bind, services) in [
+            ("127.0.0.1", "127.0.0.1:8080", "127.0.0.1", "127.0.0.1"),
+            ("0.0.0.0", "0.0.0.0:8080", "0.0.0.0", "127.0.0.1"),
+            ("10.0.0.5", "10.0.0.5:8080", "10.0.0.5", "10.0.0.5"),
+            ("::1", "[::1]:8080", "::1", "::1"),
+        ] {
+            let parts = parts_at(1, address);
+            assert!(
+                words(&parts[4]).contains(&format!("--public {public} --bind {bind} ")),
+                "{:?}",
+                words(&parts[4])
+            );
+            assert!(words(&parts[3]).contains(&format!("--services {services} ")), "{:?}", words(&parts[3]));
+        }
     }
 
     #[test]

@@ -28,9 +28,9 @@ const LEFTOVERS_FOR: Duration = Duration::from_secs(40);
 /// If one is taken, by whom if that can be known, and which flag changes it.
 pub async fn check(args: &DevArgs, state: &Path) -> Result<()> {
     let ports = [
-        ("--coordinator-port", args.coordinator_port, Ipv4Addr::LOCALHOST),
-        ("--rm-port", args.rm_port, Ipv4Addr::LOCALHOST),
-        ("--public-port", args.public_port, Ipv4Addr::UNSPECIFIED),
+        ("--coordinator-port", args.coordinator_port, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        ("--rm-port", args.rm_port, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        ("--public-port", args.public_port, args.public_address),
     ];
     for (at, (flag, port, _)) in ports.iter().enumerate() {
         if let Some((other, ..)) = ports[..at].iter().find(|(_, other, _)| other == port) {
@@ -47,12 +47,17 @@ pub async fn check(args: &DevArgs, state: &Path) -> Result<()> {
                 Ok(_) => break,
                 Err(error) => error,
             };
-            let address = SocketAddr::new(IpAddr::V4(address), port);
+            let address = SocketAddr::new(address, port);
             let failure = Failure::new(Kind::Failed, format!("{address} can't be listened on"));
+            if error.kind() == ErrorKind::AddrNotAvailable && flag == "--public-port" {
+                return Err(failure.because(error.to_string()).hint(
+                    "choose an address of this machine with --public-address, or 0.0.0.0 for all of them",
+                ));
+            }
             if error.kind() != ErrorKind::AddrInUse {
                 return Err(failure.because(error.to_string()).hint(format!("choose another with {flag}")));
             }
-            let holder = holder_of(port);
+            let holder = holder_of(address);
             if holder.as_ref().is_some_and(|holder| holder.is_of(state)) {
                 if flag == "--public-port" {
                     break;
@@ -90,12 +95,12 @@ impl Holder {
     }
 }
 
-/// Who listens on a port, as far as this user may see.
-fn holder_of(port: u16) -> Option<Holder> {
+/// The process that listens where `address` would, as far as this user may see.
+fn holder_of(address: SocketAddr) -> Option<Holder> {
     let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
         .filter_map(|table| fs::read_to_string(table).ok())
-        .flat_map(|table| listeners(&table, port))
+        .flat_map(|table| listeners(&table, address))
         .collect();
     let processes =
         fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -112,16 +117,33 @@ fn holder_of(port: u16) -> Option<Holder> {
     })
 }
 
-/// The sockets of a `/proc/net/tcp` table that listen on a port.
-fn listeners(table: &str, port: u16) -> Vec<String> {
-    let wanted = format!(":{port:04X}");
+/// The sockets of a `/proc/net/tcp` table that listen on an address, or on every one.
+fn listeners(table: &str, wanted: SocketAddr) -> Vec<String> {
     let row = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
+        let (ip, port) = fields.get(1)?.split_once(':')?;
+        let ip = ip_of(ip)?;
+        let overlaps = ip == wanted.ip() || ip.is_unspecified() || wanted.ip().is_unspecified();
+        let is_same_port = u16::from_str_radix(port, 16) == Ok(wanted.port());
         // 0A is LISTEN.
-        let is_it = fields.get(1)?.ends_with(&wanted) && *fields.get(3)? == "0A";
+        let is_it = overlaps && is_same_port && *fields.get(3)? == "0A";
         is_it.then(|| fields.get(9).map(|inode| (*inode).to_owned())).flatten()
     };
     table.lines().filter_map(row).collect()
+}
+
+/// An address as the kernel's table has it: words of 32 bits, each in this machine's order of bytes.
+fn ip_of(digits: &str) -> Option<IpAddr> {
+    let word = |at: usize| u32::from_str_radix(digits.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    match digits.len() {
+        8 => Some(IpAddr::from(word(0)?)),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+            let bytes: [u8; 16] = words.concat().try_into().expect("four words are sixteen bytes");
+            Some(IpAddr::from(bytes).to_canonical())
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -133,8 +155,13 @@ mod tests {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
             0: 0100007F:094B 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1\n   \
             1: 0100007F:094B 0100007F:1234 01 00000000:00000000 00:00000000 00000000     0        0 4712 1\n";
-        assert_eq!(listeners(table, 2379), ["4711"]);
-        assert_eq!(listeners(table, 2380), Vec::<String>::new());
+        let at = |address: &str| listeners(table, address.parse().expect("an address"));
+        assert_eq!(at("127.0.0.1:2379"), ["4711"]);
+        assert_eq!(at("0.0.0.0:2379"), ["4711"], "it takes every address");
+        assert_eq!(at("127.0.0.2:2379"), [""; 0], "another address is another's");
+        assert_eq!(at("127.0.0.1:2380"), [""; 0]);
+        let every = "   0: 00000000000000000000000000000000:094B 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 4713 1\n";
+        assert_eq!(listeners(every, "127.0.0.1:2379".parse().expect("an address")), ["4713"]);
     }
 
     #[tokio::test]
@@ -148,6 +175,7 @@ mod tests {
             hosts: 1,
             coordinator_port: free(0).expect("one is free"),
             public_port: free(1).expect("one is free") + 1,
+            public_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             rm_port: port,
             domain: "localhost".into(),
         };

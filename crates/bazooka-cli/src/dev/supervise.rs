@@ -30,7 +30,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use visor::pause::Doubling;
+use visor::{pause::Doubling, store::StoreError};
 
 use super::parts::{Endpoint, Kind, Part};
 use crate::{
@@ -62,6 +62,22 @@ pub struct Notice {
     pub words: String,
 }
 
+/// Why a part didn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It died as often as it was started.
+    #[error("ended {deaths} times as it started: {last_end}")]
+    Died {
+        /// How often.
+        deaths: u32,
+        /// How it ended last.
+        last_end: String,
+    },
+    /// It runs, and can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// What is known of a part's process.
 #[derive(Clone, Debug, Default)]
 struct Process {
@@ -81,7 +97,7 @@ pub struct Running {
 
 impl Running {
     /// Starts a part and keeps it running.
-    pub fn start(part: Part, log: PathBuf, notices: mpsc::UnboundedSender<Notice>) -> Self {
+    pub fn start(part: Part, log: PathBuf, notices: mpsc::Sender<Notice>) -> Self {
         let (says, process) = watch::channel(Process::default());
         let stop = CancellationToken::new();
         let keeping = Keeping { part: part.clone(), log: log.clone(), says, notices, stop: stop.clone() };
@@ -98,19 +114,24 @@ impl Running {
         self.part.kind
     }
 
-    /// Waits until it has died too often; in words.
-    pub async fn gave_up(&mut self) -> String {
+    /// Waits until it has died too often.
+    pub async fn gave_up(&mut self) -> StartError {
         // The sender lives as long as the task, and that as long as this.
         let _ = self.process.wait_for(|process| process.deaths >= DEATHS_BEFORE_READY).await;
         let process = self.process.borrow();
-        format!("ended {} times as it started: {}", process.deaths, process.last_end)
+        StartError::Died { deaths: process.deaths, last_end: process.last_end.clone() }
+    }
+
+    /// Waits until the task that keeps it running has ended, without having been asked to.
+    pub async fn unattended(&mut self) {
+        while self.process.changed().await.is_ok() {}
     }
 
     /// Waits until its endpoint says that it is ready; returns where that is, in words.
     ///
     /// # Errors
-    /// In words, if it dies too often.
-    pub async fn answers_ready(&mut self) -> Result<String, String> {
+    /// If it dies too often.
+    pub async fn answers_ready(&mut self) -> Result<String, StartError> {
         let mut process = self.process.clone();
         let ready = async {
             loop {
@@ -136,7 +157,7 @@ impl Running {
         };
         tokio::select! {
             ready = ready => Ok(ready),
-            words = self.gave_up() => Err(words),
+            gave_up = self.gave_up() => Err(gave_up),
         }
     }
 
@@ -163,7 +184,7 @@ struct Keeping {
     part: Part,
     log: PathBuf,
     says: watch::Sender<Process>,
-    notices: mpsc::UnboundedSender<Notice>,
+    notices: mpsc::Sender<Notice>,
     stop: CancellationToken,
 }
 
@@ -197,7 +218,8 @@ impl Keeping {
                 "{end}; starting it again in {:.1} s (log: {})",
                 pause.as_secs_f64(),
                 self.log.display()
-            ));
+            ))
+            .await;
             self.says.send_modify(|process| {
                 process.deaths += 1;
                 process.endpoint = None;
@@ -219,7 +241,7 @@ impl Keeping {
                 Some(at) => is_ready(at).await,
                 None => sleep(BACK_AFTER).await,
             }
-            self.notice("is back".to_owned());
+            self.notice("is back".to_owned()).await;
         }
         std::future::pending().await
     }
@@ -270,16 +292,16 @@ impl Keeping {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         if timeout(self.part.stop_within, wait(&mut child)).await.is_err() {
             let words = format!("has not ended in {} s: killed", self.part.stop_within.as_secs());
-            self.notice(words);
+            self.notice(words).await;
             // It fails only if it has ended meanwhile.
             let _ = child.start_kill();
             let _ = wait(&mut child).await;
         }
     }
 
-    fn notice(&self, words: String) {
+    async fn notice(&self, words: String) {
         // Nobody listens any more once all is being stopped.
-        let _ = self.notices.send(Notice { part: self.part.name.clone(), words });
+        let _ = self.notices.send(Notice { part: self.part.name.clone(), words }).await;
     }
 }
 
