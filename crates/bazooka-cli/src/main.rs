@@ -6,8 +6,9 @@
 mod args;
 mod command;
 mod context;
-mod dev;
+mod env;
 mod failure;
+mod release;
 mod rm;
 mod settings;
 mod settle;
@@ -95,7 +96,7 @@ fn run(cli: Cli, coordinator_said: bool, prefix_said: bool, flag: Option<&str>) 
             show::put_line(EXIT_CODES);
             return Ok(());
         }
-        Command::Child { of, command } => return dev::child::become_program(of, &command),
+        Command::Child { of, command } => return command::child::become_program(of, &command),
         Command::Dev(args) => {
             if let Some(flag) = flag {
                 let what = format!("--{flag} is not for dev: its cluster has a coordinator of its own");
@@ -104,7 +105,7 @@ fn run(cli: Cli, coordinator_said: bool, prefix_said: bool, flag: Option<&str>) 
                 );
             }
             let runtime = runtime()?;
-            return runtime.block_on(dev::run(&args));
+            return runtime.block_on(command::dev::run(&args));
         }
         _ => {}
     }
@@ -126,7 +127,7 @@ fn run(cli: Cli, coordinator_said: bool, prefix_said: bool, flag: Option<&str>) 
     if let Command::GitCredential { operation } = &cli.command {
         let credentials =
             coordinator.identity.open().map_err(|error| Failure::new(Kind::Usage, in_words(&error)))?;
-        return command::credential::run(credentials.as_ref(), operation);
+        return command::git_credential::run(credentials.as_ref(), operation);
     }
     let runtime = runtime()?;
     let ended =

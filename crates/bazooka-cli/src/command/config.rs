@@ -18,12 +18,10 @@ use zeroize::Zeroizing;
 
 use crate::{
     args::{ConfigAction, checked, pair, var_name},
-    command::{
-        env::{Current, current},
-        release,
-    },
     context::Context,
+    env::{Current, current},
     failure::{Failure, Kind, Result, nearest},
+    release,
     show::{Sink, Table, clean, escape, put, put_json, put_line, say},
 };
 

@@ -17,12 +17,10 @@ use visor::{
 
 use crate::{
     args::LinkAction,
-    command::{
-        env::{Current, current, in_force},
-        release,
-    },
     context::{Context, known_proc},
+    env::{Current, current, in_force},
     failure::{Failure, Kind, Result},
+    release,
     show::{Table, put_json, say},
 };
 

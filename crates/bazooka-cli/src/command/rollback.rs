@@ -11,9 +11,9 @@ use visor::{
 };
 
 use crate::{
-    command::release,
     context::{Context, no_such_release},
     failure::Result,
+    release,
 };
 
 /// Goes back.

@@ -12,9 +12,10 @@ use visor::{
 
 use crate::{
     args::RolloutAction,
-    command::{release, releases::word},
+    command::releases::word,
     context::Context,
     failure::Result,
+    release,
     settle::Arrivals,
     show::{Table, ago, put_json, put_line, say},
     watch::Watch,

@@ -10,7 +10,6 @@
 //! ```
 //! The converger goes first, so that it doesn't replace what is being stopped.
 
-pub mod child;
 mod isolation;
 mod orphans;
 mod parts;
