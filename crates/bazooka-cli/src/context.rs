@@ -6,7 +6,7 @@
 use std::{cell::Cell, process::Stdio};
 
 use jiff::Timestamp;
-use tokio::process::Command;
+use tokio::{process::Command, sync::OnceCell};
 use visor::{
     access::{Act, may},
     identity::{Caller, Credentials, Identity},
@@ -19,12 +19,29 @@ use visor::{
 };
 
 use crate::{
-    args::RevPrefix,
     failure::{Failure, Kind, Result, unknown},
+    target::RevPrefix,
 };
 
 /// The name of the git remote that leads to an app.
 pub const REMOTE: &str = "bazooka";
+
+/// The git remote `bazooka` of this folder. git is asked for it once, and only if somebody wants to know.
+#[derive(Debug, Default)]
+pub struct Remote(OnceCell<Option<String>>);
+
+impl Remote {
+    /// Its URL, if this is a repository that has one.
+    pub async fn url(&self) -> Option<&str> {
+        let ask = async || Some(git(&["remote", "get-url", REMOTE]).await?.trim_end().to_owned());
+        self.0.get_or_init(ask).await.as_deref()
+    }
+
+    /// The app that it leads to.
+    pub async fn app(&self) -> Option<AppName> {
+        app_of(self.url().await?)
+    }
+}
 
 /// What a command runs with.
 pub struct Context {
@@ -37,6 +54,7 @@ pub struct Context {
     /// Who asks, for people.
     pub who: String,
     said: Option<AppName>,
+    remote: Remote,
     changed: Cell<bool>,
 }
 
@@ -44,7 +62,13 @@ impl Context {
     /// A context; nothing is read yet.
     pub fn new(visor: Visor, credentials: Option<Credentials>, said: Option<AppName>, json: bool) -> Self {
         let who = credentials.as_ref().map_or_else(who, |credentials| credentials.identity().to_string());
-        Context { visor, credentials, json, said, who, changed: Cell::new(false) }
+        let (remote, changed) = (Remote::default(), Cell::new(false));
+        Context { visor, credentials, json, said, remote, who, changed }
+    }
+
+    /// With what is known of the git remote already.
+    pub fn with_remote(self, remote: Remote) -> Self {
+        Context { remote, ..self }
     }
 
     /// Takes note that a change was made: from here on, an interrupted command leaves it behind.
@@ -71,15 +95,20 @@ impl Context {
             return Ok(app.clone());
         }
         let hint = "name it with -a APP, or register this repository: bazooka init";
-        let Some(url) = remote_url().await else {
+        let Some(url) = self.remote_url().await else {
             return Err(
                 Failure::new(Kind::Usage, "which app? There is no git remote 'bazooka' here").hint(hint)
             );
         };
-        app_of(&url).ok_or_else(|| {
+        app_of(url).ok_or_else(|| {
             let what = format!("which app? The git remote 'bazooka' ({url}) doesn't end with an app's name");
             Failure::new(Kind::Usage, what).hint(hint)
         })
+    }
+
+    /// The URL of the git remote `bazooka`, if this is a repository that has one.
+    pub async fn remote_url(&self) -> Option<&str> {
+        self.remote.url().await
     }
 
     /// An app and all that belongs to it.
@@ -206,12 +235,6 @@ pub fn find_rev(app: &AppName, view: &AppView, prefix: &RevPrefix) -> Result<Rev
             Err(Failure::new(Kind::Usage, what).because(some.join(", ")).hint("give more of its digits"))
         }
     }
-}
-
-/// The URL of the git remote `bazooka`, if this is a repository that has one.
-pub async fn remote_url() -> Option<String> {
-    let asked = git(&["remote", "get-url", REMOTE]).await?;
-    Some(asked.trim_end().to_owned())
 }
 
 /// What a git command prints, if it succeeds.

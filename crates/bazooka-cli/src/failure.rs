@@ -12,6 +12,18 @@ use visor::{
 
 use crate::show::clean;
 
+/// What each exit status means, for help.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the change can't converge, or failed; it may stand: see the message
+  2    the command line is wrong
+  3    there is no such app, proc, rev, release, instance or host
+  4    refused as things stand (owned by another, being tried, being destroyed)
+  5    a part of the cluster that this needs isn't there or doesn't answer (bazooka-rm, bazooka-pm)
+  6    no coordinator answers
+  130  interrupted; a change that was made stands and goes on";
+
 /// What kind of failure, which is the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -9,6 +9,7 @@
 //! deadlines    how long each part waits for another, and the order of these times
 //! terminal     text from outside, made safe for a terminal
 //! names        words that can't be wrong             AppName, RevId, InstanceId, Link, ...
+//! vars         config vars' names and sizes
 //! identity     who a certificate names, and TLS       Identity, Credentials, Caller
 //! seal         how config vars are sealed and opened
 //! store        range, transaction, watch, lease      etcd | model (in memory)
@@ -57,5 +58,6 @@ pub mod terminal;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transitions;
+pub mod vars;
 pub mod visor;
 pub mod wrapping;

@@ -6,26 +6,64 @@ use serde::Serialize;
 use visor::{identity::Identity, keys, names::AppName, snapshot::Snapshot};
 
 use crate::{
-    args::{AccessAction, AccessArgs},
+    command::{Audited, CommandKind, lists_unless},
     context::Context,
     failure::{Failure, Kind, Result},
     rm,
     show::{Table, put_json, put_line, say},
 };
 
+/// List who takes part and whose each app is, or change it
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(!matches!(self.action, None | Some(Action::List)), Audited::ByRm)
+    }
+}
+
+/// What to do with it.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// List who takes part, and their apps
+    List,
+    /// Let somebody use an app, or, without one, take part in the cluster
+    Grant(Grant),
+    /// Take it from them
+    Revoke(Grant),
+}
+
+/// Who, and what.
+#[derive(Debug, clap::Args)]
+pub struct Grant {
+    /// A person, or a daemon such as pm:app1: the common name of the certificate
+    pub who: Identity,
+    /// The app [default: that of -a; without one: to take part in the cluster]
+    pub app: Option<AppName>,
+    /// What operators do: each app, hosts, and who takes part
+    #[arg(long, conflicts_with = "app")]
+    pub operator: bool,
+}
+
 /// Grants, revokes or lists.
 ///
 /// # Errors
 /// Who may not; unknown names; no bazooka-rm.
-pub async fn run(context: &Context, action: AccessAction) -> Result<()> {
-    match action {
-        AccessAction::List => list(context).await,
-        AccessAction::Grant(args) => {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    match args.action.unwrap_or(Action::List) {
+        Action::List => list(context).await,
+        Action::Grant(args) => {
             let what = change(context, &args, "grant").await?;
             put_line(&format!("{} may use {what}", args.who));
             Ok(())
         }
-        AccessAction::Revoke(args) => {
+        Action::Revoke(args) => {
             let what = change(context, &args, "revoke").await?;
             put_line(&format!("{} may no longer use {what}", args.who));
             Ok(())
@@ -33,7 +71,7 @@ pub async fn run(context: &Context, action: AccessAction) -> Result<()> {
     }
 }
 
-async fn change(context: &Context, args: &AccessArgs, how: &str) -> Result<String> {
+async fn change(context: &Context, args: &Grant, how: &str) -> Result<String> {
     if context.credentials.is_none() {
         let what = "this cluster tells nobody apart: there is nothing to grant";
         return Err(Failure::new(Kind::Usage, what)
@@ -53,15 +91,17 @@ async fn change(context: &Context, args: &AccessArgs, how: &str) -> Result<Strin
     })
 }
 
+/// What somebody may.
 #[derive(Serialize)]
-struct Row {
-    who: Identity,
-    admitted: bool,
-    operator: bool,
-    apps: Vec<AppName>,
+pub struct Row {
+    pub who: Identity,
+    pub admitted: bool,
+    pub operator: bool,
+    pub apps: Vec<AppName>,
 }
 
-fn rows(all: &Snapshot) -> Vec<Row> {
+/// What each of them may, by name.
+pub fn rows(all: &Snapshot) -> Vec<Row> {
     let mut rows: BTreeMap<Identity, Row> = BTreeMap::new();
     let row = |who: &Identity| Row { who: who.clone(), admitted: false, operator: false, apps: Vec::new() };
     for (who, admission) in &all.identities {
@@ -94,63 +134,5 @@ async fn list(context: &Context) -> Result<()> {
         table.row([row.who.to_string(), part.to_owned(), apps.join(" ")]);
     }
     table.put();
-    Ok(())
-}
-
-#[derive(Serialize)]
-struct Me {
-    who: String,
-    /// None: the cluster tells nobody apart.
-    identity: Option<std::path::PathBuf>,
-    not_after: Option<jiff::Timestamp>,
-    admitted: bool,
-    operator: bool,
-    apps: Vec<AppName>,
-}
-
-/// Says who asks, and what they may.
-///
-/// # Errors
-/// The store's.
-pub async fn whoami(context: &Context) -> Result<()> {
-    let mut me = Me {
-        who: context.who.clone(),
-        identity: None,
-        not_after: None,
-        admitted: true,
-        operator: true,
-        apps: Vec::new(),
-    };
-    if let Some(credentials) = &context.credentials {
-        (me.identity, me.not_after) = (Some(credentials.dir().to_owned()), Some(credentials.not_after()));
-        let rows = match context.visor.read(vec![keys::identities(), keys::access()]).await {
-            Ok(all) => rows(&all),
-            // Who isn't let in can't read that, and may know it all the same.
-            Err(visor::visor::VisorError::Store(error)) if error.is_denied() => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
-        let own = rows.into_iter().find(|row| row.who == credentials.identity());
-        (me.admitted, me.operator) = own.as_ref().map_or((false, false), |row| (row.admitted, row.operator));
-        me.apps = own.map(|row| row.apps).unwrap_or_default();
-    }
-    if context.json {
-        put_json(&me);
-        return Ok(());
-    }
-    put_line(&me.who);
-    let Some(not_after) = me.not_after else {
-        put_line("this cluster tells nobody apart: everyone may do everything");
-        return Ok(());
-    };
-    let apps: Vec<&str> = me.apps.iter().map(AppName::as_str).collect();
-    put_line(match (me.admitted, me.operator) {
-        (false, _) => "takes no part yet; an operator lets you in: bazooka access grant YOU",
-        (true, false) => "takes part",
-        (true, true) => "takes part as operator",
-    });
-    if !apps.is_empty() {
-        put_line(&format!("apps: {}", apps.join(" ")));
-    }
-    put_line(&format!("certificate until {not_after}"));
     Ok(())
 }

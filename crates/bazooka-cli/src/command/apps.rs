@@ -8,10 +8,22 @@ use visor::{
 };
 
 use crate::{
+    command::CommandKind,
     context::Context,
     failure::Result,
     show::{Table, put_json},
 };
+
+/// List the apps
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Shows
+    }
+}
 
 #[derive(Serialize)]
 struct Row {
@@ -29,7 +41,7 @@ struct Row {
 ///
 /// # Errors
 /// The store's.
-pub async fn run(context: &Context) -> Result<()> {
+pub async fn run(context: &Context, _: Args) -> Result<()> {
     let rows = rows(&context.visor.read(vec![keys::apps()]).await?);
     if context.json {
         put_json(&rows);

@@ -10,10 +10,26 @@ use visor::{
 };
 
 use crate::{
+    command::CommandKind,
     context::Context,
     failure::Result,
     show::{Table, clean, moment, put_json},
 };
+
+/// List who did what, when, and from where
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How many entries
+    #[arg(short = 'n', long, default_value_t = 100, value_name = "N")]
+    pub lines: usize,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Shows
+    }
+}
 
 #[derive(Serialize)]
 struct Row {
@@ -30,7 +46,8 @@ struct Row {
 ///
 /// # Errors
 /// The store's.
-pub async fn run(context: &Context, lines: usize) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let Args { lines } = args;
     let all = context.visor.read(vec![keys::audit()]).await?;
     // In the order in which they were written: a clock may be wrong, a revision isn't.
     let mut entries: Vec<(&(AuditId, Identity), &Versioned<AuditEntry>)> = all.audit.iter().collect();

@@ -3,21 +3,69 @@
 //! The reckoning is `visor::capacity`, the same as the converger's. Nothing is measured: an instance takes its memory
 //! limit, one without is reckoned at 16 MiB.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, str::FromStr};
 
 use serde::Serialize;
 use visor::{
     capacity::left::{Loss, Part, Share, by_zone, fits, losses, total},
     keys,
-    names::{AppName, ProcName, ZoneName},
+    names::{AppName, InvalidName, ProcName, ZoneName},
 };
 
 use crate::{
-    args::Service,
+    command::CommandKind,
     context::{Context, known_proc},
     failure::{Failure, Kind, Result},
     show::{Table, bytes, put, put_json, say},
 };
+
+/// Show what is reserved, used and free in each zone, how many more of a service fit, and what would be lost with a
+/// zone or the largest host
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How many more of this proc fit
+    #[arg(conflicts_with = "of")]
+    pub proc: Option<ProcName>,
+    /// The same, of any app's
+    #[arg(long, value_name = "APP/PROC")]
+    pub of: Option<Service>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Shows
+    }
+}
+
+/// A service: `APP/PROC`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The app.
+    pub app: AppName,
+    /// The proc.
+    pub proc: ProcName,
+}
+
+/// It isn't a service.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidService {
+    /// Not of that form.
+    #[error("a service is APP/PROC, for example goto-rocket/web")]
+    Form,
+    /// A name is not valid.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+}
+
+impl FromStr for Service {
+    type Err = InvalidService;
+
+    fn from_str(said: &str) -> Result<Self, InvalidService> {
+        let (app, proc) = said.split_once('/').ok_or(InvalidService::Form)?;
+        Ok(Service { app: app.parse()?, proc: proc.parse()? })
+    }
+}
 
 #[derive(Serialize)]
 struct Row {
@@ -40,8 +88,8 @@ struct Answer {
 ///
 /// # Errors
 /// Unknown apps and procs; the store's.
-pub async fn run(context: &Context, proc: Option<ProcName>, of: Option<Service>) -> Result<()> {
-    let service = match (of, proc) {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let service = match (args.of, args.proc) {
         (Some(Service { app, proc }), _) => Some((app, proc)),
         (None, Some(proc)) => Some((context.app().await?, proc)),
         (None, None) if context.said().is_some() => {

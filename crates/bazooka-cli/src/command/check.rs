@@ -12,10 +12,26 @@ use visor::{
 };
 
 use crate::{
+    command::{Audited, CommandKind, lists_unless},
     context::Context,
     failure::{Failure, Kind, Result},
     show::{Table, put_json, put_line, say},
 };
+
+/// Look for rows of the coordinator that don't fit together
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Mend what can be mended without ending or losing anything
+    #[arg(long)]
+    pub repair: bool,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(self.repair, Audited::WordsOfNoApp)
+    }
+}
 
 /// What a converger clears up is looked at again after this time: it has had it long done.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -32,7 +48,8 @@ struct Answer {
 ///
 /// # Errors
 /// Findings that are left; the store's.
-pub async fn run(context: &Context, repair: bool) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let Args { repair } = args;
     let mut answer = look(context).await?;
     if repair {
         mend(context, &answer.findings).await?;

@@ -10,15 +10,39 @@ use nix::{
     unistd::getppid,
 };
 
-use crate::failure::{Failure, Kind, Result};
+use crate::{
+    command::CommandKind,
+    failure::{Failure, Kind, Result},
+    invocation::Invocation,
+};
+
+/// Become a program that ends with its parent
+#[derive(Debug, clap::Args)]
+#[command(hide = true)]
+pub struct Args {
+    /// Whose end is to end it
+    #[arg(long)]
+    pub of: u32,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Local { prints_json: false }
+    }
+}
 
 /// Replaces this process by a program, after asking for SIGTERM at the parent's end. It returns only if
 /// that fails.
 ///
 /// # Errors
 /// If the program can't be started, or the parent has gone meanwhile.
-pub fn become_program(parent: u32, command: &[OsString]) -> Result<()> {
-    let [program, args @ ..] = command else {
+pub fn run(_: &Invocation, args: Args) -> Result<()> {
+    let Args { of: parent, command } = args;
+    let [program, args @ ..] = &command[..] else {
         return Err(Failure::new(Kind::Usage, "no program is named"));
     };
     let failed = |error: &dyn std::error::Error| {

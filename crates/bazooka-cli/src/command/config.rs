@@ -13,11 +13,12 @@ use tokio::io::AsyncReadExt;
 use visor::{
     seal::{MOST_BYTES, Vars},
     transitions::releases::NewRelease,
+    vars::{self, InvalidVar, VarName},
 };
 use zeroize::Zeroizing;
 
 use crate::{
-    args::{ConfigAction, checked, pair, var_name},
+    command::{Audited, CommandKind},
     context::Context,
     env::{Current, current},
     failure::{Failure, Kind, Result, nearest},
@@ -25,32 +26,97 @@ use crate::{
     show::{Sink, Table, clean, escape, put, put_json, put_line, say},
 };
 
-/// Shows or changes config vars.
-///
-/// # Errors
-/// Names that are not valid; a release that can't run with the new ones.
-pub async fn run(context: &Context, action: ConfigAction) -> Result<()> {
-    match action {
-        ConfigAction::List => list(context).await,
-        ConfigAction::Get { name } => get(context, &name).await,
-        ConfigAction::Set { pairs, stdin, no_wait } => {
-            let set = if stdin {
-                from_stdin().await?
-            } else {
-                let pairs: Result<BTreeMap<_, _>, String> = pairs.iter().map(|said| pair(said)).collect();
-                pairs.map(Vars::from).map_err(usage)?
-            };
-            change(context, set, BTreeSet::new(), no_wait).await
-        }
-        ConfigAction::Unset { names, no_wait } => {
-            let names: Result<BTreeSet<String>, String> = names.iter().map(|name| var_name(name)).collect();
-            change(context, Vars::default(), names.map_err(usage)?, no_wait).await
+/// Show or change the app's config vars; a change is a new release
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Show [default: list]
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        match &self.action {
+            None | Some(Action::List | Action::Get { .. }) => CommandKind::Shows,
+            // Never a value.
+            Some(Action::Set { pairs, .. }) => {
+                let names: Vec<&str> =
+                    pairs.iter().map(|pair| pair.split('=').next().unwrap_or_default()).collect();
+                CommandKind::Changes(Audited::Instead(format!("config set {}", names.join(" "))))
+            }
+            Some(Action::Unset { .. }) => CommandKind::Changes(Audited::Words),
         }
     }
 }
 
-fn usage(what: String) -> Failure {
-    Failure::new(Kind::Usage, what)
+/// What to do with config vars. Names and values are checked later: a value must not be repeated in an error, and clap
+/// would.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// List names and values
+    List,
+    /// Print one value
+    Get {
+        /// Its name
+        name: String,
+    },
+    /// Set config vars
+    Set {
+        /// NAME=VALUE each; other users of this machine can see what stands here while the command runs
+        #[arg(required_unless_present = "stdin", value_name = "NAME=VALUE")]
+        pairs: Vec<String>,
+        /// Read them from standard input, which nobody else sees: lines of NAME=VALUE, or JSON as `config --json` prints it
+        #[arg(long, conflicts_with = "pairs")]
+        stdin: bool,
+        /// Don't wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Take config vars away
+    Unset {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Don't wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+/// Shows or changes config vars.
+///
+/// # Errors
+/// Names that are not valid; a release that can't run with the new ones.
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    match args.action.unwrap_or(Action::List) {
+        Action::List => list(context).await,
+        Action::Get { name } => get(context, &name).await,
+        Action::Set { pairs, stdin, no_wait } => {
+            let set = if stdin { from_stdin().await? } else { vars_of(pairs.iter().map(String::as_str))? };
+            change(context, set, BTreeSet::new(), no_wait).await
+        }
+        Action::Unset { names, no_wait } => {
+            let names: Result<BTreeSet<String>> = names.iter().map(|name| var_name(name)).collect();
+            change(context, Vars::default(), names?, no_wait).await
+        }
+    }
+}
+
+fn usage(what: impl std::fmt::Display) -> Failure {
+    Failure::new(Kind::Usage, what.to_string())
+}
+
+fn var_name(name: &str) -> Result<String> {
+    let name: VarName = name.parse().map_err(usage)?;
+    Ok(name.into())
+}
+
+/// The vars that these say, each as NAME=VALUE.
+fn vars_of<'a>(pairs: impl Iterator<Item = &'a str>) -> Result<Vars> {
+    let vars: Result<BTreeMap<String, String>, InvalidVar> =
+        pairs.map(|said| vars::pair(said).map(|(name, value)| (name.into(), value.to_owned()))).collect();
+    vars.map(Vars::from).map_err(usage)
 }
 
 async fn list(context: &Context) -> Result<()> {
@@ -74,7 +140,7 @@ async fn list(context: &Context) -> Result<()> {
 }
 
 async fn get(context: &Context, name: &str) -> Result<()> {
-    let name = var_name(name).map_err(usage)?;
+    let name = var_name(name)?;
     let app = context.app().await?;
     context.theirs(&app).await?;
     let Current { vars, .. } = current(context, &app).await?;
@@ -145,21 +211,20 @@ async fn from_stdin() -> Result<Vars> {
     let mut input = tokio::io::stdin().take(8 * MOST_BYTES as u64);
     let read = input.read_to_string(&mut text).await;
     read.map_err(|error| usage(format!("standard input can't be read: {error}")))?;
-    pairs_in(&text).map_err(usage)
+    pairs_in(&text)
 }
 
-fn pairs_in(text: &str) -> std::result::Result<Vars, String> {
+fn pairs_in(text: &str) -> Result<Vars> {
     if text.trim_start().starts_with('{') {
         // The library's own words could have a value in them.
         let vars: Vars = serde_json::from_str(text)
-            .map_err(|_| "standard input isn't JSON of the kind that `config --json` prints".to_owned())?;
+            .map_err(|_| usage("standard input isn't JSON of the kind that `config --json` prints"))?;
         for (name, value) in vars.as_map() {
-            checked(name, value)?;
+            vars::check(name, value).map_err(usage)?;
         }
         return Ok(vars);
     }
-    let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
-    lines.map(pair).collect::<std::result::Result<BTreeMap<_, _>, _>>().map(Vars::from)
+    vars_of(text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')))
 }
 
 #[cfg(test)]
@@ -176,7 +241,7 @@ mod tests {
         for bad in
             ["secret", "A=1\nsecret", r#"{"A": "secret"#, r#"{"A": ["secret"]}"#, r#"{"PORT": "secret"}"#]
         {
-            let said = vars(bad).expect_err(bad);
+            let said = vars(bad).expect_err(bad).to_string();
             assert!(!said.contains("secret"), "{said}");
         }
     }

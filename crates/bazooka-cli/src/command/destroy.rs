@@ -9,13 +9,29 @@ use tokio::time::{Instant, sleep_until};
 use visor::names::AppName;
 
 use crate::{
-    context::{Context, REMOTE, app_of, git, remote_url},
+    command::{Audited, CommandKind},
+    context::{Context, REMOTE, app_of, git},
     failure::{Failure, Kind, Result},
     rm,
     settle::{self, Line},
     show::put_line,
     watch::Watch,
 };
+
+/// Take an app down, with its repository
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The app's name once more, instead of being asked for it
+    #[arg(long, value_name = "APP")]
+    pub confirm: Option<AppName>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Changes(Audited::ByRm)
+    }
+}
 
 /// Draining (30 s), stopping (30 s unless set otherwise), and forgetting the rows.
 const GONE_IN: Duration = Duration::from_secs(120);
@@ -24,10 +40,10 @@ const GONE_IN: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// A wrong name; no such app; no bazooka-rm; instances that don't end.
-pub async fn run(context: &Context, confirm: Option<AppName>) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
     let view = context.view(&app).await?;
-    match confirm {
+    match args.confirm {
         Some(said) if said == app => {}
         Some(said) => {
             return Err(Failure::new(
@@ -63,7 +79,7 @@ pub async fn run(context: &Context, confirm: Option<AppName>) -> Result<()> {
     }
     drop(line);
     put_line(&format!("app '{app}' destroyed"));
-    if remote_url().await.is_some_and(|url| app_of(&url).as_ref() == Some(&app))
+    if context.remote_url().await.is_some_and(|url| app_of(url).as_ref() == Some(&app))
         && git(&["remote", "remove", REMOTE]).await.is_some()
     {
         put_line("remote entry removed");

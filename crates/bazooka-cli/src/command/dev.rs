@@ -17,7 +17,12 @@ mod ports;
 mod state;
 mod supervise;
 
-use std::{net::IpAddr, pin::pin, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    pin::pin,
+    time::Duration,
+};
 
 use futures::{FutureExt, future::select_all};
 use nix::sys::stat::{Mode, umask};
@@ -36,14 +41,48 @@ use visor::{
 };
 
 use crate::{
-    args::DevArgs,
+    command::CommandKind,
     failure::{Failure, Kind, Result},
+    invocation::{Invocation, runtime},
     show::{put_line, say},
 };
 use isolation::Apart;
 use parts::{Kind as PartKind, Part, Programs};
 use state::State;
 use supervise::{Notice, Running, StartError};
+
+/// Run a whole cluster on this machine, in the foreground
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Where its state is kept [default: /var/lib/bazooka/dev as root, else ~/.local/share/bazooka/dev]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// How many hosts, each with an address (127.0.0.2, ...) and ports (21000-21999, ...) of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=11))]
+    pub hosts: u16,
+    /// The coordinator's port
+    #[arg(long, value_name = "PORT", default_value_t = 2379)]
+    pub coordinator_port: u16,
+    /// Where HAProxy takes requests for <app>.<domain>
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub public_port: u16,
+    /// The address of that port and of the services' own ports; 0.0.0.0 opens them to other machines
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub public_address: IpAddr,
+    /// Where bazooka-rm takes pushes
+    #[arg(long, value_name = "PORT", default_value_t = 8081)]
+    pub rm_port: u16,
+    /// The domain below which each app has its name
+    #[arg(long, value_name = "DOMAIN", default_value = "localhost")]
+    pub domain: String,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Local { prints_json: false }
+    }
+}
 
 /// How long a part may take until it is ready: a busy machine, a cold disk.
 const READY_FOR: Duration = Duration::from_secs(60);
@@ -59,7 +98,15 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// # Errors
 /// If something is missing or taken, or a part doesn't become ready. Whatever was started has ended
 /// by then.
-pub async fn run(args: &DevArgs) -> Result<()> {
+pub fn run(invocation: &Invocation, args: Args) -> Result<()> {
+    if let Some(flag) = invocation.coordinator_flag() {
+        let what = format!("--{flag} is not for dev: its cluster has a coordinator of its own");
+        return Err(Failure::new(Kind::Usage, what).hint("--coordinator-port says where that listens"));
+    }
+    runtime()?.block_on(run_cluster(&args))
+}
+
+async fn run_cluster(args: &Args) -> Result<()> {
     let _: HostName = args
         .domain
         .parse()
@@ -101,7 +148,7 @@ pub async fn run(args: &DevArgs) -> Result<()> {
 }
 
 /// How to use it. The first line is what `deploy/up` waits for and reads.
-fn welcome(args: &DevArgs) {
+fn welcome(args: &Args) {
     let port = if args.public_port == 80 { String::new() } else { format!(":{}", args.public_port) };
     put_line(&format!("ready: each app's web proc answers at http://<app>.{}{port}/", args.domain));
     put_line(&reach(args.public_address));
@@ -136,7 +183,7 @@ impl Cluster {
     /// Starts each part and waits for it; false if it is to end before that.
     async fn start(
         &mut self,
-        args: &DevArgs,
+        args: &Args,
         state: &State,
         parts: Vec<Part>,
         shutdown: &CancellationToken,
@@ -165,7 +212,7 @@ impl Cluster {
     async fn all_ready(
         &mut self,
         waiting: &mut Vec<usize>,
-        args: &DevArgs,
+        args: &Args,
         shutdown: &CancellationToken,
     ) -> Result<bool> {
         for at in waiting.drain(..) {
@@ -197,9 +244,10 @@ impl Cluster {
     /// Nothing is lost.
     async fn broken(&mut self) -> Failure {
         let Cluster { running, tasks } = self;
+        let names: Vec<String> = running.iter().map(|part| part.name().to_owned()).collect();
         let kept = running.iter_mut().map(|part| part.unattended().boxed_local());
         let what = tokio::select! {
-            ((), at, _) = select_all(kept) => format!("nobody looks after {} any more", running[at].name()),
+            ((), at, _) = select_all(kept) => format!("nobody looks after {} any more", names[at]),
             _ = tasks.join_next() => "bazooka dev can't look after its parts any more".to_owned(),
         };
         Failure::new(Kind::Failed, what).hint("start it again")

@@ -14,13 +14,24 @@ use visor::{
 };
 
 use crate::{
-    command::releases::word,
+    command::{CommandKind, releases::word},
     context::Context,
     failure::Result,
     settle::instances,
     show::{clean, moment, put_json_line, put_line, say},
     watch::{Seen, Watch},
 };
+
+/// Show what happens to the app, as it happens
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Follows
+    }
+}
 
 /// How long the coordinator may be silent before that is told.
 const OUT_OF_TOUCH_AFTER: Duration = Duration::from_secs(3);
@@ -54,7 +65,7 @@ struct Told<'a> {
 ///
 /// # Errors
 /// The store's at the start; no such app.
-pub async fn run(context: &Context) -> Result<()> {
+pub async fn run(context: &Context, _: Args) -> Result<()> {
     let app = context.app().await?;
     context.view(&app).await?;
     let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;

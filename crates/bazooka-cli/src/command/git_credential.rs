@@ -4,15 +4,32 @@
 
 use std::{collections::BTreeMap, io::Read};
 
-use bazooka_daemon::git_token;
+use bazooka_daemon::{git_token, in_words};
 use jiff::Timestamp;
 use visor::identity::Credentials;
 
 use crate::{
+    command::CommandKind,
     context::app_of,
     failure::{Failure, Kind, Result},
+    invocation::Invocation,
     show::put,
 };
+
+/// Answer git, which asks who pushes
+#[derive(Debug, clap::Args)]
+#[command(hide = true)]
+pub struct Args {
+    /// What git does
+    pub operation: String,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Local { prints_json: false }
+    }
+}
 
 /// The most that git says: some lines.
 const MOST: u64 = 64 << 10;
@@ -21,8 +38,10 @@ const MOST: u64 = 64 << 10;
 ///
 /// # Errors
 /// No identity; a request about no app.
-pub fn run(credentials: Option<&Credentials>, operation: &str) -> Result<()> {
-    if operation != "get" {
+pub fn run(invocation: &Invocation, args: Args) -> Result<()> {
+    let credentials = invocation.coordinator()?.identity.open();
+    let credentials = credentials.map_err(|error| Failure::new(Kind::Usage, in_words(&error)))?;
+    if args.operation != "get" {
         return Ok(());
     }
     let credentials = credentials.ok_or_else(|| {
@@ -34,7 +53,7 @@ pub fn run(credentials: Option<&Credentials>, operation: &str) -> Result<()> {
         .take(MOST)
         .read_to_string(&mut asked)
         .map_err(|error| Failure::from_error(Kind::Failed, "git's question can't be read", &error))?;
-    put(&answer(credentials, &asked, Timestamp::now())?);
+    put(&answer(&credentials, &asked, Timestamp::now())?);
     Ok(())
 }
 

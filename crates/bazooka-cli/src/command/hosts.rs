@@ -24,32 +24,77 @@ use visor::{
 };
 
 use crate::{
-    args::HostsAction,
+    command::{Audited, CommandKind, lists_unless},
     context::Context,
     failure::{Result, unknown},
     show::{Table, bytes, put_json, put_line, say},
 };
 
+/// List the hosts with what they have to give; take one out of service, and back
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do [default: list]
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(self.action.is_some(), Audited::WordsOfNoApp)
+    }
+}
+
+/// What to do with a host.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// Place nothing new on a host
+    Cordon {
+        /// The host
+        host: HostName,
+    },
+    /// Open a host again that was cordoned or drained
+    Uncordon {
+        /// The host
+        host: HostName,
+    },
+    /// Replace what runs on a host elsewhere, then stop it; nothing new is placed there
+    Drain {
+        /// The host
+        host: HostName,
+        /// Don't wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Remove a host that has gone from the list, with what was said of it; waits until its lease has ended
+    Forget {
+        /// The host
+        host: HostName,
+    },
+    /// Give up the hosts that went all at once: they won't come back, and their instances are replaced
+    Unfreeze,
+}
+
 /// Lists the hosts, or does what is said to one.
 ///
 /// # Errors
 /// Unknown hosts; nothing to unfreeze; a host that can't be emptied.
-pub async fn run(context: &Context, action: Option<HostsAction>) -> Result<()> {
-    let (host, words, mark): (HostName, &str, fn(&mut HostMeta)) = match action {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let (host, words, mark): (HostName, &str, fn(&mut HostMeta)) = match args.action {
         None => return list(context).await,
-        Some(HostsAction::Unfreeze) => return unfreeze(context).await,
-        Some(HostsAction::Forget { host }) => {
+        Some(Action::Unfreeze) => return unfreeze(context).await,
+        Some(Action::Forget { host }) => {
             known(context, &host).await?;
             return forget(context, &host).await;
         }
-        Some(HostsAction::Drain { host, no_wait }) => {
+        Some(Action::Drain { host, no_wait }) => {
             known(context, &host).await?;
             return drain::run(context, &host, no_wait).await;
         }
-        Some(HostsAction::Cordon { host }) => {
+        Some(Action::Cordon { host }) => {
             (host, "cordoned: nothing new is placed there", |meta| meta.cordoned = true)
         }
-        Some(HostsAction::Uncordon { host }) => {
+        Some(Action::Uncordon { host }) => {
             (host, "open", |meta| (meta.cordoned, meta.draining) = (false, false))
         }
     };

@@ -20,11 +20,29 @@ use visor::{
 };
 
 use crate::{
-    context::{Context, REMOTE, app_of, git, remote_url},
+    command::{Audited, CommandKind},
+    context::{Context, REMOTE, app_of, git},
     failure::{Failure, Kind, Result},
     rm::{self, NewApp},
     show::{put_line, say},
 };
+
+/// Register an app and make the git remote `bazooka` for it
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The app [default: the one that the git remote leads to, else the name of this repository's folder]
+    pub name: Option<AppName>,
+    /// Push over SSH, with a key of `bazooka keys`
+    #[arg(long)]
+    pub ssh: bool,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Changes(Audited::ByRm)
+    }
+}
 
 /// A repository is set up in a moment; beyond this, bazooka-rm has stopped working.
 const SET_UP_FOR: Duration = Duration::from_secs(30);
@@ -33,9 +51,10 @@ const SET_UP_FOR: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// No git repository; a name that isn't valid or is taken; no bazooka-rm.
-pub async fn run(context: &Context, name: Option<AppName>, over_ssh: bool) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let Args { name, ssh: over_ssh } = args;
     let top = git(&["rev-parse", "--show-toplevel"]).await.map(|top| top.trim_end().to_owned());
-    let remote = remote_url().await;
+    let remote = context.remote_url().await;
     let name = match (name, context.said()) {
         (Some(name), Some(said)) if name != *said => {
             let what = format!("the app is named twice: {name} and, with -a, {said}");
@@ -44,7 +63,7 @@ pub async fn run(context: &Context, name: Option<AppName>, over_ssh: bool) -> Re
         (Some(name), _) => name,
         (None, Some(said)) => said.clone(),
         // Run again, it means the app that it made, whatever the folder is called.
-        (None, None) => match remote.as_deref().and_then(app_of) {
+        (None, None) => match remote.and_then(app_of) {
             Some(app) => app,
             None => {
                 let here = std::env::current_dir().ok().map(|dir| dir.display().to_string());
@@ -84,9 +103,9 @@ pub async fn run(context: &Context, name: Option<AppName>, over_ssh: bool) -> Re
     }
     let url = set_up(context, &name, is_new).await?;
     if let Some(ssh_url) = ssh_url {
-        return add_remote(remote.as_deref(), &ssh_url).await;
+        return add_remote(remote, &ssh_url).await;
     }
-    add_remote(remote.as_deref(), &url).await?;
+    add_remote(remote, &url).await?;
     if let Some(credentials) = &context.credentials {
         set_git_up(credentials, &url).await?;
     }

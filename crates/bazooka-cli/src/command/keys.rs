@@ -1,17 +1,53 @@
 //! `bazooka keys`: the SSH keys with which one pushes.
 
-use std::{io::Read, path::Path};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 use visor::{identity::Credentials, identity::Identity, keys::Key, schema::SshKeys};
 
 use crate::{
-    args::KeysAction,
+    command::{Audited, CommandKind, lists_unless},
     context::Context,
     failure::{Failure, Kind, Result},
     rm,
     show::{Table, put_json, put_line},
 };
+
+/// List the SSH keys with which you push, or change them
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(!matches!(self.action, None | Some(Action::List)), Audited::ByRm)
+    }
+}
+
+/// What to do with them.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// List them
+    List,
+    /// Add one
+    Add {
+        /// The file with the public key
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Take one away
+    Remove {
+        /// Its fingerprint
+        fingerprint: String,
+    },
+}
 
 /// The most that a public key's file may hold: one of 16,384 bits has three thousand characters.
 const MOST: u64 = 16 << 10;
@@ -20,16 +56,16 @@ const MOST: u64 = 16 << 10;
 ///
 /// # Errors
 /// No identity; a file that is no public key; no bazooka-rm.
-pub async fn run(context: &Context, action: KeysAction) -> Result<()> {
-    match action {
-        KeysAction::List => list(context).await,
-        KeysAction::Add { file } => {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    match args.action.unwrap_or(Action::List) {
+        Action::List => list(context).await,
+        Action::Add { file } => {
             let added = rm::add_key(context, &read(&file)?).await?;
             context.note_change();
             put_line(&format!("{} added", added.fingerprint));
             Ok(())
         }
-        KeysAction::Remove { fingerprint } => {
+        Action::Remove { fingerprint } => {
             rm::remove_key(context, &fingerprint).await?;
             context.note_change();
             put_line(&format!("{fingerprint} removed"));

@@ -16,13 +16,53 @@ use visor::{
 };
 
 use crate::{
-    args::LinkAction,
+    command::{Audited, CommandKind, lists_unless},
     context::{Context, known_proc},
     env::{Current, current, in_force},
     failure::{Failure, Kind, Result},
     release,
     show::{Table, put_json, say},
 };
+
+/// Show or change the services whose address the app's instances are given; a change is a new release
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Show [default: list]
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(!matches!(self.action, None | Some(Action::List)), Audited::Words)
+    }
+}
+
+/// What to do with links.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// List them, each with the service's port and the variable that instances get
+    List,
+    /// Give instances a service's address, as BAZOOKA_SERVICE_<APP>_<PROC>=ADDRESS:PORT
+    Add {
+        /// The services: an app and its proc each
+        #[arg(required = true, value_name = "APP:PROC")]
+        links: Vec<Link>,
+        /// Don't wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Take it from them
+    Remove {
+        /// The services
+        #[arg(required = true, value_name = "APP:PROC")]
+        links: Vec<Link>,
+        /// Don't wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
 
 #[derive(Serialize)]
 struct Row {
@@ -36,13 +76,13 @@ struct Row {
 ///
 /// # Errors
 /// A link that leads nowhere, or can't be had beside the others; a release that can't run with them.
-pub async fn run(context: &Context, action: LinkAction) -> Result<()> {
-    match action {
-        LinkAction::List => list(context).await,
-        LinkAction::Add { links, no_wait } => {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    match args.action.unwrap_or(Action::List) {
+        Action::List => list(context).await,
+        Action::Add { links, no_wait } => {
             change(context, Word::Add, &links.into_iter().collect(), no_wait).await
         }
-        LinkAction::Remove { links, no_wait } => {
+        Action::Remove { links, no_wait } => {
             change(context, Word::Remove, &links.into_iter().collect(), no_wait).await
         }
     }

@@ -29,12 +29,41 @@ use visor::{
 };
 
 use crate::{
-    args::LogsArgs,
+    command::CommandKind,
     context::{Context, known_proc},
     failure::{Failure, Kind, Result},
     rm::chain,
     show::{Sink, clean, put, say},
 };
+
+/// Show what the app's instances write
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Go on with new lines as they are written
+    #[arg(short, long)]
+    pub follow: bool,
+    /// How many lines from before
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, allow_negative_numbers = true)]
+    // No host gives more.
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub lines: u32,
+    /// Of this proc only
+    #[arg(short, long)]
+    pub proc: Option<ProcName>,
+    /// With the time of each line
+    #[arg(short, long)]
+    pub timestamps: bool,
+    /// Of this instance only
+    #[arg(short, long, value_name = "ID")]
+    pub instance: Option<InstanceId>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        if self.follow { CommandKind::Follows } else { CommandKind::Shows }
+    }
+}
 
 /// A host that hasn't begun to answer by then is left out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -77,7 +106,7 @@ impl Entry {
 ///
 /// # Errors
 /// Unknown names; no host answers.
-pub async fn run(context: &Context, args: LogsArgs) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
     let more = vec![keys::hosts(), keys::history_of(&app)];
     let (view, around) = context.view_with(&app, more).await?;
@@ -119,7 +148,7 @@ fn hosts(around: &Snapshot, only: Option<&HostName>) -> BTreeMap<HostName, Strin
 /// Which lines are asked for.
 struct Query {
     app: AppName,
-    args: LogsArgs,
+    args: Args,
 }
 
 impl Query {

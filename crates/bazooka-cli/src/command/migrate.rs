@@ -13,10 +13,30 @@ use visor::{
 };
 
 use crate::{
+    command::{Audited, CommandKind, lists_unless},
     context::Context,
     failure::{Failure, Kind, Result},
     show::{put_line, say},
 };
+
+/// After an upgrade: bring what the release before wrote into today's form, and shut that release out
+#[derive(Debug, clap::Args)]
+#[command(
+    long_about = "After an upgrade of all parts: bring what the release before wrote into today's form, and shut that release \
+                  out. It may be stopped at any time and run again. Where parts are told apart, it takes an rm's identity"
+)]
+pub struct Args {
+    /// Only tell
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(!self.dry_run, Audited::WordsOfNoApp)
+    }
+}
 
 /// How often it looks whether others have done their part.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -28,7 +48,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// No cluster; a later one; parts of an older release; rows that nobody rewrites; the store's.
-pub async fn run(context: &Context, dry_run: bool) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let Args { dry_run } = args;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let mut waits_for: Option<usize> = None;
     loop {

@@ -1,5 +1,7 @@
 //! `bazooka procs`: what an app has of procs, and what their instances may use.
 
+mod limits;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -11,11 +13,51 @@ use visor::{
 };
 
 use crate::{
-    args::{Limit, ProcsAction, ProcsSetArgs},
+    command::{Audited, CommandKind, lists_unless},
     context::{Context, known_proc},
     failure::Result,
     show::{Table, bytes, put_json, put_line, say},
 };
+use limits::Limit;
+
+/// List the app's procs, or set what their instances may use
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(self.action.is_some(), Audited::Words)
+    }
+}
+
+/// What to do with a proc.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// Set what each instance of a proc may use; instances that run keep what they have
+    Set(SetArgs),
+}
+
+/// The limits.
+#[derive(Debug, clap::Args)]
+pub struct SetArgs {
+    /// The proc
+    pub proc: ProcName,
+    /// Memory, for example 256M or 1G; `none` for no limit
+    #[arg(long, value_name = "SIZE", value_parser = limits::memory)]
+    #[arg(required_unless_present_any = ["cpu", "pids"])]
+    pub memory: Option<Limit<u64>>,
+    /// Processor, for example 0.5 for half of one; `none` for no limit
+    #[arg(long, value_name = "N", value_parser = limits::cpu)]
+    pub cpu: Option<Limit<u32>>,
+    /// Processes and threads; `none` for the usual 1024
+    #[arg(long, value_name = "N", value_parser = limits::pids)]
+    pub pids: Option<Limit<u32>>,
+}
 
 #[derive(Serialize)]
 struct Row<'a> {
@@ -34,10 +76,10 @@ struct Row<'a> {
 ///
 /// # Errors
 /// The store's; no such app or proc.
-pub async fn run(context: &Context, action: Option<ProcsAction>) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
     let view = context.view(&app).await?;
-    if let Some(ProcsAction::Set(args)) = action {
+    if let Some(Action::Set(args)) = args.action {
         return set(context, &app, &view, args).await;
     }
     let rows = rows(&app, &view);
@@ -59,8 +101,8 @@ pub async fn run(context: &Context, action: Option<ProcsAction>) -> Result<()> {
     Ok(())
 }
 
-async fn set(context: &Context, app: &AppName, view: &AppView, args: ProcsSetArgs) -> Result<()> {
-    let ProcsSetArgs { proc, memory, cpu, pids } = args;
+async fn set(context: &Context, app: &AppName, view: &AppView, args: SetArgs) -> Result<()> {
+    let SetArgs { proc, memory, cpu, pids } = args;
     known_proc(app, view, &proc)?;
     let change = LimitsChange {
         memory_bytes: memory.map(|Limit(limit)| limit),

@@ -19,11 +19,30 @@ use visor::{
 };
 
 use crate::{
+    command::CommandKind,
     context::Context,
     failure::Result,
     settle,
     show::{Table, ago, cause, put_json, say},
 };
+
+/// List running instances
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Of every app
+    #[arg(long)]
+    pub all: bool,
+    /// With state, host, age, restarts, release and cause
+    #[arg(short, long)]
+    pub long: bool,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Shows
+    }
+}
 
 /// What is known of an instance.
 #[derive(Clone, Debug, Serialize)]
@@ -98,7 +117,8 @@ impl Row {
 ///
 /// # Errors
 /// The store's; no such app.
-pub async fn run(context: &Context, all: bool, long: bool) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let Args { all, long } = args;
     let (rows, lacks) = if all { (of_all(context).await?, Vec::new()) } else { of_one(context).await? };
     if context.json {
         put_json(&rows);

@@ -15,33 +15,48 @@ use visor::{
 };
 
 use crate::{
+    command::{Audited, CommandKind, lists_unless},
     context::Context,
     failure::{Failure, Kind, Result},
     show::{put_json, put_line, say},
 };
 
-/// How long a host may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How it is done.
-#[derive(Clone, Copy, Debug)]
-pub struct How {
-    /// The coordinator is in use again.
+/// Take up in a restored coordinator what hosts run; `deploy/restore` does so before anyone else reaches it
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Ask this bazooka-pm, too: the base of its endpoint
+    #[arg(long = "host", value_name = "URL")]
+    pub hosts: Vec<String>,
+    /// The coordinator is in use again: take up only what hosts hold because it never knew of it
+    #[arg(long)]
     pub late: bool,
-    /// End what can't be taken up.
+    /// End what can't be taken up, because its app isn't known
+    #[arg(long, requires = "late")]
     pub end_unknown: bool,
-    /// Nobody else reaches the coordinator.
+    /// Nobody else reaches this coordinator
+    #[arg(long, conflicts_with = "late")]
     pub alone: bool,
-    /// Only tell.
+    /// Only tell
+    #[arg(long)]
     pub dry_run: bool,
 }
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(!self.dry_run, Audited::WordsOfNoApp)
+    }
+}
+
+/// How long a host may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks the hosts and carries it out.
 ///
 /// # Errors
 /// No cluster there; a host of another cluster; the store's.
-pub async fn run(context: &Context, more: Vec<String>, how: How) -> Result<()> {
-    if !how.late && !how.alone && !how.dry_run {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    if !args.late && !args.alone && !args.dry_run {
         let what =
             "this ends everyone's lease and raises counters: nobody else may reach the coordinator meanwhile";
         return Err(Failure::new(Kind::Usage, what).hint(
@@ -53,16 +68,18 @@ pub async fn run(context: &Context, more: Vec<String>, how: How) -> Result<()> {
         return Err(Failure::new(Kind::Refused, "there is no cluster below this prefix")
             .hint("name the one that the backup was made of with --prefix"));
     };
-    let found = ask(context, &snapshot, more).await?;
+    let found = ask(context, &snapshot, args.hosts).await?;
     refuse_others(schema, &found)?;
-    let moment = match how {
-        How { late: true, end_unknown, .. } => Moment::Late { end_unknown },
-        // It isn't used then.
-        How { dry_run: true, .. } => Moment::Restored(0),
-        _ => Moment::Restored(context.visor.presence_lease().await?),
+    let moment = if args.late {
+        Moment::Late { end_unknown: args.end_unknown }
+    } else if args.dry_run {
+        // The lease isn't used then.
+        Moment::Restored(0)
+    } else {
+        Moment::Restored(context.visor.presence_lease().await?)
     };
     let recovery = plan(&snapshot, &found, moment, context.now());
-    if !how.dry_run {
+    if !args.dry_run {
         context.note_change();
         context.visor.carry_out(&recovery).await?;
     }
@@ -76,7 +93,7 @@ pub async fn run(context: &Context, more: Vec<String>, how: How) -> Result<()> {
         put_line("to be seen to:");
         recovery.by_hand.iter().for_each(|line| put_line(&format!("  {line}")));
     }
-    if how.late && recovery.report.is_empty() && recovery.by_hand.is_empty() {
+    if args.late && recovery.report.is_empty() && recovery.by_hand.is_empty() {
         say("no host holds anything that the coordinator doesn't know");
     }
     Ok(())

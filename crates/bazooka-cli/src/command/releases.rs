@@ -8,10 +8,22 @@ use visor::{
 };
 
 use crate::{
+    command::CommandKind,
     context::Context,
     failure::Result,
     show::{Table, moment, put_json},
 };
+
+/// List the app's releases
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Shows
+    }
+}
 
 #[derive(Serialize)]
 struct Row {
@@ -30,7 +42,7 @@ struct Row {
 ///
 /// # Errors
 /// The store's; no such app.
-pub async fn run(context: &Context) -> Result<()> {
+pub async fn run(context: &Context, _: Args) -> Result<()> {
     let app = context.app().await?;
     let rows = rows(&context.view(&app).await?);
     if context.json {

@@ -9,19 +9,38 @@ use visor::{
 };
 
 use crate::{
-    args::Which,
+    command::{Audited, CommandKind},
     context::{Context, known_proc},
     failure::{Failure, Result},
     settle::{Arrivals, Line, settle},
     show::put_line,
+    target::Target,
     watch::Watch,
 };
+
+/// Replace running instances by new ones
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A proc, or an instance's id [default: every proc]
+    pub target: Option<Target>,
+    /// Don't wait
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Changes(Audited::Words)
+    }
+}
 
 /// Replaces a proc's instances, or one, or all.
 ///
 /// # Errors
 /// Unknown names; replacements that can't run.
-pub async fn run(context: &Context, target: Option<Which>, no_wait: bool) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let Args { target, no_wait } = args;
     let app = context.app().await?;
     let view = context.view(&app).await?;
     let targets = targets(&app, &view, target)?;
@@ -69,16 +88,16 @@ pub async fn run(context: &Context, target: Option<Which>, no_wait: bool) -> Res
 fn targets(
     app: &AppName,
     view: &AppView,
-    target: Option<Which>,
+    target: Option<Target>,
 ) -> Result<Vec<(ProcName, Option<InstanceId>)>> {
     let has_any = |proc: &ProcName| view.instances.values().any(|instance| instance.proc == *proc);
     match target {
         None => Ok(view.procs.keys().filter(|proc| has_any(proc)).map(|proc| (proc.clone(), None)).collect()),
-        Some(Which::Proc(proc)) => {
+        Some(Target::Proc(proc)) => {
             known_proc(app, view, &proc)?;
             Ok(if has_any(&proc) { vec![(proc, None)] } else { Vec::new() })
         }
-        Some(Which::Instance(id)) => match view.instances.get(&id) {
+        Some(Target::Instance(id)) => match view.instances.get(&id) {
             Some(instance) => Ok(vec![(instance.proc.clone(), Some(id))]),
             None => Err(Refusal::NoSuchInstance(app.clone(), id).into()),
         },
@@ -103,9 +122,9 @@ mod tests {
         });
         rig.write(&Key::Instance(rig.app.clone(), InstanceId(1)), &instance).await;
         let before = rig.store.round_trips();
-        let target = Some(Which::Proc(rig.web.clone()));
+        let target = Some(Target::Proc(rig.web.clone()));
         // The watch of the instance's host lists once more; it is waited for only if the command waits.
-        run(&rig.fresh(), target, true).await.expect("it runs");
+        run(&rig.fresh(), Args { target, no_wait: true }).await.expect("it runs");
         let of_host = 1;
         assert_eq!(rig.store.round_trips() - before, 4 + of_host);
     }

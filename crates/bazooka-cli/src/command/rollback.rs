@@ -11,19 +11,37 @@ use visor::{
 };
 
 use crate::{
+    command::{Audited, CommandKind},
     context::{Context, no_such_release},
     failure::Result,
     release,
 };
 
+/// Make what an earlier release was the current one again
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The release, for example v3 [default: the one before the current one]
+    pub release: Option<ReleaseId>,
+    /// Don't wait
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Changes(Audited::Words)
+    }
+}
+
 /// Goes back.
 ///
 /// # Errors
 /// No such release, or none to go back to; a release that can't run any more.
-pub async fn run(context: &Context, to: Option<ReleaseId>, no_wait: bool) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
     let view = context.view(&app).await?;
-    let (id, target) = target(&app, &view, to)?;
+    let (id, target) = target(&app, &view, args.release)?;
     let new = NewRelease {
         rev: Some(target.rev.clone()),
         env: Some(target.env),
@@ -32,7 +50,7 @@ pub async fn run(context: &Context, to: Option<ReleaseId>, no_wait: bool) -> Res
         token: release::token(),
         ..NewRelease::default()
     };
-    release::make(context, &app, async || Ok(new.clone()), no_wait).await
+    release::make(context, &app, async || Ok(new.clone()), args.no_wait).await
 }
 
 /// The release to go back to: as said, or the newest before head that was head, was not aborted, and differs

@@ -11,8 +11,7 @@ use visor::{
 };
 
 use crate::{
-    args::RolloutAction,
-    command::releases::word,
+    command::{Audited, CommandKind, lists_unless, releases::word},
     context::Context,
     failure::Result,
     release,
@@ -21,19 +20,55 @@ use crate::{
     watch::Watch,
 };
 
+/// Show how far the app's rollout is; hold it, let it go on, or call it off
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(!matches!(self.action, Action::Status), Audited::Words)
+    }
+}
+
+/// What to do with the rollout.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// Show how far each proc is
+    Status,
+    /// Hold still: a batch that has begun ends, and no other begins
+    Pause,
+    /// Go on
+    Resume {
+        /// Don't wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Call it off: what it was before is current again, and its instances stay
+    Abort {
+        /// Don't wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
 /// Shows the app's rollout, or does what is said to it.
 ///
 /// # Errors
 /// No such app; nothing to abort; a release that stops on its way.
-pub async fn run(context: &Context, action: RolloutAction) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
     // An unknown app is told with the nearest name before anything is waited for.
     context.view(&app).await?;
-    match action {
-        RolloutAction::Status => status(context, &app).await,
-        RolloutAction::Pause => pause(context, &app).await,
-        RolloutAction::Resume { no_wait } => resume(context, &app, no_wait).await,
-        RolloutAction::Abort { no_wait } => abort(context, &app, no_wait).await,
+    match args.action {
+        Action::Status => status(context, &app).await,
+        Action::Pause => pause(context, &app).await,
+        Action::Resume { no_wait } => resume(context, &app, no_wait).await,
+        Action::Abort { no_wait } => abort(context, &app, no_wait).await,
     }
 }
 

@@ -3,32 +3,105 @@
 //! It writes the formation, then waits until what was written is so, with a dot for each instance as
 //! it starts or stops. What it says holds when it returns: a request sent after it is answered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+};
 
 use serde::Serialize;
 use visor::{
     keys,
-    names::{AppName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
+    names::{AppName, InstanceId, InvalidName, ProcName, ReleaseId, RevId, ZoneName},
     schema::State,
     snapshot::AppView,
-    transitions::formation::Scaled,
+    transitions::formation::{MOST_INSTANCES, Scaled},
     visor::Decided,
 };
 
 use crate::{
-    args::ScaleArgs,
+    command::{Audited, CommandKind, lists_unless},
     context::{Context, find_rev, known_proc},
     failure::{Failure, Kind, Result, unknown},
     settle::{Arrivals, Line, settle},
     show::{Table, put_json, put_line, say},
+    target::RevPrefix,
     watch::Watch,
 };
+
+/// Set how many instances of a proc run, or show the formation
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How many instances
+    #[arg(short = 'n', long = "count", value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=i64::from(MOST_INSTANCES)))]
+    pub count: Option<u32>,
+    /// Of this rev, beside the current release
+    #[arg(short, long, value_name = "REV")]
+    pub rev: Option<RevPrefix>,
+    /// In this zone; the others stand wherever there is room
+    #[arg(short, long, value_name = "ZONE", conflicts_with = "rev")]
+    pub zone: Option<ZoneName>,
+    /// A proc with -n, or PROC=N each
+    #[arg(value_name = "PROC[=N]")]
+    pub targets: Vec<Count>,
+    /// Don't wait
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(!self.only_shows(), Audited::Words)
+    }
+
+    /// Whether nothing is to be changed.
+    fn only_shows(&self) -> bool {
+        self.targets.is_empty() && self.count.is_none() && self.rev.is_none() && self.zone.is_none()
+    }
+}
+
+/// What is to be scaled: a proc, perhaps with its count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// The proc.
+    pub proc: ProcName,
+    /// How many, if it was said with it.
+    pub count: Option<u32>,
+}
+
+/// It isn't a proc with or without its count.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidCount {
+    /// The number is none, or out of range.
+    #[error("after the = stands a number from 0 to {MOST_INSTANCES}")]
+    Number,
+    /// The proc's name is not valid.
+    #[error(transparent)]
+    Proc(#[from] InvalidName),
+}
+
+impl FromStr for Count {
+    type Err = InvalidCount;
+
+    fn from_str(s: &str) -> Result<Self, InvalidCount> {
+        let (proc, count) = match s.split_once('=') {
+            None => (s, None),
+            Some((proc, count)) => {
+                let number: Option<u32> = count.parse().ok();
+                let number = number.filter(|n| *n <= MOST_INSTANCES && !count.starts_with('+'));
+                (proc, Some(number.ok_or(InvalidCount::Number)?))
+            }
+        };
+        Ok(Count { proc: proc.parse()?, count })
+    }
+}
 
 /// Scales, or shows the formation when nothing is said.
 ///
 /// # Errors
 /// A command line that makes no sense; unknown names; a change that can't converge.
-pub async fn run(context: &Context, args: ScaleArgs) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
     if args.only_shows() {
         return show(context).await;
     }
@@ -86,7 +159,7 @@ pub async fn run(context: &Context, args: ScaleArgs) -> Result<()> {
 }
 
 /// What is asked for: a count for each proc.
-fn requests(args: &ScaleArgs) -> Result<Vec<(ProcName, u32)>> {
+fn requests(args: &Args) -> Result<Vec<(ProcName, u32)>> {
     let usage = |what: &str| {
         Err(Failure::new(Kind::Usage, what).hint("bazooka scale -n 2 web, or bazooka scale web=2 job=1"))
     };
@@ -313,14 +386,11 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::{
-        args::{Cli, Command},
-        settle::tests::Rig,
-    };
+    use crate::{cli::Cli, command::Command, settle::tests::Rig};
 
     fn asked(words: &[&str]) -> Result<Vec<(String, u32)>, Kind> {
         let cli = Cli::try_parse_from(["bazooka", "scale"].iter().chain(words)).map_err(|_| Kind::Usage)?;
-        let Command::Scale(args) = cli.command else { panic!("it is scale") };
+        let Command::scale(args) = cli.command else { panic!("it is scale") };
         let requests = requests(&args).map_err(|failure| failure.kind)?;
         Ok(requests.into_iter().map(|(proc, count)| (proc.to_string(), count)).collect())
     }
@@ -331,7 +401,7 @@ mod tests {
         let rig = Rig::new().await;
         for (words, from, to) in [("web=0", 1, 0), ("web=0", 0, 0)] {
             let cli = Cli::try_parse_from(["bazooka", "scale", words]).expect("it makes sense");
-            let Command::Scale(args) = cli.command else { panic!("it is scale") };
+            let Command::scale(args) = cli.command else { panic!("it is scale") };
             let before = rig.store.round_trips();
             run(&rig.fresh(), args).await.expect("nothing runs that would have to stop");
             // One that changes nothing commits nothing.
@@ -363,6 +433,27 @@ mod tests {
             (&["--zone", "north", "web"], usage.clone()),
         ] {
             assert_eq!(asked(words), wanted, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_a_proc_with_or_without_its_count() {
+        let proc = |s: &str| s.parse::<ProcName>().expect("valid");
+        for (said, wanted) in [
+            ("web", Some(Count { proc: proc("web"), count: None })),
+            ("web=0", Some(Count { proc: proc("web"), count: Some(0) })),
+            ("web=12", Some(Count { proc: proc("web"), count: Some(12) })),
+            ("web=", None),
+            ("web=-1", None),
+            ("web=+1", None),
+            ("web=1=2", None),
+            ("web=10001", None),
+            ("web=99999999999", None),
+            ("=1", None),
+            ("Web=1", None),
+            ("", None),
+        ] {
+            assert_eq!(said.parse::<Count>().ok(), wanted, "{said:?}");
         }
     }
 }

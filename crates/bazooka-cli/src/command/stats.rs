@@ -11,10 +11,26 @@ use visor::{
 };
 
 use crate::{
+    command::CommandKind,
     context::Context,
     failure::Result,
     show::{Table, put, put_json, say},
 };
+
+/// Show how many apps, procs, revs and instances there are, and what each day brought
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How many days, the last one last
+    #[arg(short = 'n', long, default_value_t = 30, value_name = "N")]
+    pub days: usize,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Shows
+    }
+}
 
 #[derive(Serialize)]
 struct Row {
@@ -37,7 +53,8 @@ struct Answer {
 ///
 /// # Errors
 /// The store's.
-pub async fn run(context: &Context, days: usize) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let Args { days } = args;
     let snapshot = context.visor.read(vec![keys::apps(), keys::days(), keys::all_statuses()]).await?;
     let running = |state: State| state == State::Running;
     let statuses = snapshot.hosts.values().flat_map(|view| view.status.values());

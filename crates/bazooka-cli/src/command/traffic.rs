@@ -1,6 +1,6 @@
 //! `bazooka traffic`: how much of a proc's traffic goes to revs that run beside the current release.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, str::FromStr};
 
 use serde::Serialize;
 use visor::{
@@ -9,19 +9,72 @@ use visor::{
 };
 
 use crate::{
-    args::Share,
+    command::{Audited, CommandKind, lists_unless},
     context::{Context, find_rev, known_proc},
     failure::Result,
     settle::enforced,
     show::{Table, put_json, put_line},
+    target::{InvalidRevPrefix, RevPrefix},
     watch::Watch,
 };
+
+/// Show or set how much of a proc's traffic goes to revs that run beside the current release
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The proc
+    pub proc: ProcName,
+    /// A rev's share in percent; `off` takes it back
+    #[arg(value_name = "REV=PERCENT")]
+    pub shares: Vec<Share>,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        lists_unless(!self.shares.is_empty(), Audited::Words)
+    }
+}
+
+/// A rev's share of the traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The rev.
+    pub rev: RevPrefix,
+    /// How much of a hundred; none takes it back.
+    pub percent: Option<u32>,
+}
+
+/// It isn't a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidShare {
+    /// Not of that form.
+    #[error("a share is REV=PERCENT, from 0 to 100, or REV=off")]
+    Form,
+    /// It names no rev.
+    #[error(transparent)]
+    Rev(#[from] InvalidRevPrefix),
+}
+
+impl FromStr for Share {
+    type Err = InvalidShare;
+
+    fn from_str(s: &str) -> Result<Self, InvalidShare> {
+        let (rev, percent) = s.split_once('=').ok_or(InvalidShare::Form)?;
+        let percent = match percent {
+            "off" => None,
+            digits if digits.starts_with('+') => return Err(InvalidShare::Form),
+            digits => Some(digits.parse().ok().filter(|n| *n <= 100).ok_or(InvalidShare::Form)?),
+        };
+        Ok(Share { rev: rev.parse()?, percent })
+    }
+}
 
 /// Sets shares, or shows them. Returns when each proxy heeds them.
 ///
 /// # Errors
 /// Unknown names; a rev that doesn't run beside; more than a hundred percent.
-pub async fn run(context: &Context, proc: &ProcName, shares: &[Share]) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let Args { proc, shares } = &args;
     let app = context.app().await?;
     let view = context.view(&app).await?;
     known_proc(&app, &view, proc)?;
@@ -109,4 +162,20 @@ fn show(context: &Context, view: &AppView, proc: &ProcName) {
         ]);
     }
     table.put();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_a_rev_with_a_part_of_a_hundred() {
+        let percent = |said: &str| said.parse::<Share>().map(|share| share.percent);
+        assert_eq!(percent("16f7=10"), Ok(Some(10)));
+        assert_eq!(percent("16f7=0"), Ok(Some(0)));
+        assert_eq!(percent("16f7=off"), Ok(None));
+        for bad in ["16f7", "16f7=", "16f7=101", "16f7=-1", "16f7=+1", "16f7=1.5", "16f=1", "=1", ""] {
+            assert!(percent(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -3,9 +3,22 @@
 use serde::Serialize;
 
 use crate::{
+    command::CommandKind,
     failure::Result,
+    invocation::Invocation,
     show::{put_json, put_line},
 };
+
+/// Print the version
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Local { prints_json: true }
+    }
+}
 
 #[derive(Serialize)]
 struct Version {
@@ -17,9 +30,9 @@ struct Version {
 ///
 /// # Errors
 /// None.
-pub fn run(json: bool) -> Result<()> {
+pub fn run(invocation: &Invocation, _: Args) -> Result<()> {
     let version = Version { version: env!("CARGO_PKG_VERSION"), schema: visor::schema::SCHEMA_VERSION };
-    if json {
+    if invocation.json {
         put_json(&version);
     } else {
         put_line(&format!("bazooka {} (schema {})", version.version, version.schema));

@@ -17,14 +17,28 @@ use visor::{
 };
 
 use crate::{
-    args::Which,
-    command::releases::word,
+    command::{CommandKind, releases::word},
     context::{Context, known_proc},
     failure::Result,
     settle::{instances, unserved},
     show::{ago, cause, clean, moment, put, put_json, span},
+    target::Target,
     watch::Watch,
 };
+
+/// Tell the whole story of an instance, or of a proc and what it lacks
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A proc, or an instance's id
+    pub target: Target,
+}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Shows
+    }
+}
 
 /// How many ended instances of a proc are told of.
 const ENDED_SHOWN: usize = 5;
@@ -45,12 +59,12 @@ struct Story<'a> {
 ///
 /// # Errors
 /// The store's; unknown names.
-pub async fn run(context: &Context, target: Which) -> Result<()> {
+pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
     let more = vec![keys::history_of(&app), keys::proxies(), Keys::One(Key::Leader.to_string())];
     let (view, around) = context.view_with(&app, more).await?;
-    match target {
-        Which::Proc(proc) => {
+    match args.target {
+        Target::Proc(proc) => {
             known_proc(&app, &view, &proc)?;
             let watch = Watch::open(context.visor.store().clone(), app.clone()).await;
             let observed = watch.observed();
@@ -85,7 +99,7 @@ pub async fn run(context: &Context, target: Which) -> Result<()> {
                 put(&of_proc(&app, watch.view(), &proc, &judged, &stories, &ended, &around, context.now()));
             }
         }
-        Which::Instance(id) => {
+        Target::Instance(id) => {
             let text = |story: &Story<'_>| {
                 if context.json {
                     put_json(story);

@@ -376,3 +376,25 @@ async fn of_two_opposite_scales_the_later_stands_and_both_callers_are_told() {
     let told = "error: web was scaled to 1 by tester meanwhile, and that holds\n";
     assert!(up.stderr.starts_with(told), "{up:?}");
 }
+
+/// A change needs the app twice, for itself and for its entry in the audit.
+#[tokio::test]
+async fn git_is_asked_once_which_app_is_meant() {
+    let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    rig.git(&["init", "-q"]).await.ok();
+    rig.git(&["remote", "add", "bazooka", "http://127.0.0.1:1/goto-rocket.git"]).await.ok();
+    let counting = rig.home().join("counting");
+    std::fs::create_dir(&counting).expect("the folder can be made");
+    let script = "#!/bin/sh\necho \"$@\" >>\"$HOME/asked\"\nPATH=${PATH#*:} exec git \"$@\"\n";
+    std::fs::write(counting.join("git"), script).expect("it can be written");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(counting.join("git"), executable).expect("the mode can be set");
+    let path = format!("{}:{}", counting.display(), std::env::var("PATH").unwrap_or_default());
+    let mut command = rig.command(env!("CARGO_BIN_EXE_bazooka"), &["scale", "-n", "1", "--no-wait", "web"]);
+    let ran = end(command.env("PATH", path).spawn().expect("bazooka can be started")).await.ok();
+    assert_eq!(ran.stdout, "web@16f7cbf 0 -> 1\n");
+    let asked = std::fs::read_to_string(rig.home().join("asked")).expect("git was asked");
+    assert_eq!(asked, "remote get-url bazooka\n");
+    let audit = rig.bazooka(&["audit", "--json"]).await.ok().stdout;
+    assert!(audit.contains("\"app\": \"goto-rocket\""), "{audit}");
+}

@@ -11,7 +11,7 @@ use std::{
 
 use super::isolation::Apart;
 use crate::{
-    args::DevArgs,
+    command::dev::Args,
     failure::{Failure, Kind as FailureKind, Result},
 };
 
@@ -139,7 +139,7 @@ pub struct Part {
 }
 
 /// The parts, in the order in which they start.
-pub fn of(args: &DevArgs, state: &Path, programs: &Programs, apart: Apart) -> Vec<Part> {
+pub fn of(args: &Args, state: &Path, programs: &Programs, apart: Apart) -> Vec<Part> {
     let coordinator = format!("http://127.0.0.1:{}", args.coordinator_port);
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let ours = |name: &str, kind, program: &Path, endpoint, words: Vec<OsString>| Part {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     fn parts_at(hosts: u16, public_address: &str) -> Vec<Part> {
-        let args = DevArgs {
+        let args = Args {
             state: None,
             hosts,
             coordinator_port: 2379,

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    args::DevArgs,
+    command::dev::Args,
     failure::{Failure, Kind, Result},
     show::clean,
 };
@@ -26,7 +26,7 @@ const LEFTOVERS_FOR: Duration = Duration::from_secs(40);
 ///
 /// # Errors
 /// If one is taken, by whom if that can be known, and which flag changes it.
-pub async fn check(args: &DevArgs, state: &Path) -> Result<()> {
+pub async fn check(args: &Args, state: &Path) -> Result<()> {
     let ports = [
         ("--coordinator-port", args.coordinator_port, IpAddr::V4(Ipv4Addr::LOCALHOST)),
         ("--rm-port", args.rm_port, IpAddr::V4(Ipv4Addr::LOCALHOST)),
@@ -170,7 +170,7 @@ mod tests {
         let port = taken.local_addr().expect("it has an address").port();
         let free =
             |not: u16| (20_000..60_000).find(|p| *p != not && TcpListener::bind(("0.0.0.0", *p)).is_ok());
-        let args = DevArgs {
+        let args = Args {
             state: None,
             hosts: 1,
             coordinator_port: free(0).expect("one is free"),
@@ -183,7 +183,7 @@ mod tests {
         let told = failure.to_string();
         assert!(told.contains(&format!("process {}", std::process::id())), "{told}");
         assert!(told.contains("--rm-port"), "{told}");
-        let twice = DevArgs { rm_port: args.coordinator_port, ..args };
+        let twice = Args { rm_port: args.coordinator_port, ..args };
         assert_eq!(
             check(&twice, Path::new("/nonexistent")).await.expect_err("twice the same").kind,
             Kind::Usage

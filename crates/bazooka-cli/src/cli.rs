@@ -1,0 +1,49 @@
+//! The command line as a whole: what goes with every command, and the command.
+//!
+//! Owns no command: each has its arguments in its own file below [`crate::command`]. Everything is parsed before anything
+//! is read or written, so that a name which can't be right costs nothing and is exit 2.
+
+use bazooka_daemon::CoordinatorArgs;
+use clap::{Args, Parser};
+use visor::names::AppName;
+
+use crate::{command::Command, failure::EXIT_CODES};
+
+/// Deploys apps on the machines of a cluster, and shows what runs.
+#[derive(Debug, Parser)]
+#[command(name = "bazooka", version, after_help = EXIT_CODES)]
+#[command(subcommand_required = true, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// What goes with every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What goes with every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// The app [default: the one that the git remote `bazooka` leads to]
+    #[arg(short, long, global = true, value_name = "APP")]
+    pub app: Option<AppName>,
+    /// Print JSON, where something is listed or shown
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Where the coordinator is.
+    #[command(flatten)]
+    pub coordinator: CoordinatorArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

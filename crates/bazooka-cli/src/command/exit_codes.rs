@@ -1,0 +1,29 @@
+//! `bazooka exit-codes`: what each exit status means.
+
+use crate::{
+    command::CommandKind,
+    failure::{EXIT_CODES, Result},
+    invocation::Invocation,
+    show::put_line,
+};
+
+/// What each exit status means
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Args {}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Local { prints_json: false }
+    }
+}
+
+/// Prints them.
+///
+/// # Errors
+/// None.
+pub fn run(_: &Invocation, _: Args) -> Result<()> {
+    put_line(EXIT_CODES);
+    Ok(())
+}

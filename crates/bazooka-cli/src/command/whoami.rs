@@ -1,0 +1,80 @@
+//! `bazooka whoami`: who asks, and what they may.
+
+use serde::Serialize;
+use visor::{keys, names::AppName};
+
+use crate::{
+    command::{CommandKind, access::rows},
+    context::Context,
+    failure::Result,
+    show::{put_json, put_line},
+};
+
+/// Say who asks, and what they may
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+impl Args {
+    /// What kind of command it is.
+    pub fn kind(&self) -> CommandKind {
+        CommandKind::Shows
+    }
+}
+
+#[derive(Serialize)]
+struct Me {
+    who: String,
+    /// None: the cluster tells nobody apart.
+    identity: Option<std::path::PathBuf>,
+    not_after: Option<jiff::Timestamp>,
+    admitted: bool,
+    operator: bool,
+    apps: Vec<AppName>,
+}
+
+/// Says who asks, and what they may.
+///
+/// # Errors
+/// The store's.
+pub async fn run(context: &Context, _: Args) -> Result<()> {
+    let mut me = Me {
+        who: context.who.clone(),
+        identity: None,
+        not_after: None,
+        admitted: true,
+        operator: true,
+        apps: Vec::new(),
+    };
+    if let Some(credentials) = &context.credentials {
+        (me.identity, me.not_after) = (Some(credentials.dir().to_owned()), Some(credentials.not_after()));
+        let rows = match context.visor.read(vec![keys::identities(), keys::access()]).await {
+            Ok(all) => rows(&all),
+            // Who isn't let in can't read that, and may know it all the same.
+            Err(visor::visor::VisorError::Store(error)) if error.is_denied() => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let own = rows.into_iter().find(|row| row.who == credentials.identity());
+        (me.admitted, me.operator) = own.as_ref().map_or((false, false), |row| (row.admitted, row.operator));
+        me.apps = own.map(|row| row.apps).unwrap_or_default();
+    }
+    if context.json {
+        put_json(&me);
+        return Ok(());
+    }
+    put_line(&me.who);
+    let Some(not_after) = me.not_after else {
+        put_line("this cluster tells nobody apart: everyone may do everything");
+        return Ok(());
+    };
+    let apps: Vec<&str> = me.apps.iter().map(AppName::as_str).collect();
+    put_line(match (me.admitted, me.operator) {
+        (false, _) => "takes no part yet; an operator lets you in: bazooka access grant YOU",
+        (true, false) => "takes part",
+        (true, true) => "takes part as operator",
+    });
+    if !apps.is_empty() {
+        put_line(&format!("apps: {}", apps.join(" ")));
+    }
+    put_line(&format!("certificate until {not_after}"));
+    Ok(())
+}
