@@ -18,7 +18,7 @@ use bazooka_tests::{
 };
 use visor::{
     keys::Key,
-    schema::{Extra, Proc},
+    schema::Proc,
     visor::{Change, Committed},
 };
 
@@ -153,14 +153,7 @@ pub fn routing_changes(changes: u16) -> Row {
     let begin = Instant::now();
     let mut most = 0;
     for change in 0..changes {
-        let proc = Proc {
-            port: 30_000 + change % 10_000,
-            run: Default::default(),
-            min_ready_ms: None,
-            max_unavailable: 0,
-            batch: None,
-            extra: Extra::new(),
-        };
+        let proc = Proc::new(30_000 + change % 10_000);
         let committed = runtime.block_on(visor.commit(Change::new().put(&key, &proc)));
         let Committed::Done(revision) = committed.expect("the coordinator answers") else {
             panic!("nothing stands against it");

@@ -14,6 +14,7 @@ mod pages;
 mod releases;
 mod rms;
 mod sealing;
+mod settings;
 mod ssh;
 mod telemetry;
 mod transcript;

@@ -17,10 +17,11 @@ mod show;
 mod target;
 mod watch;
 
-use std::{io::Write, process::ExitCode};
+use std::{error::Error, io::Write, process::ExitCode};
 
 use bazooka_daemon::documents;
 use clap::{CommandFactory, FromArgMatches};
+use visor::settings::InvalidValue;
 
 use cli::Cli;
 use failure::{Failure, Kind, Result};
@@ -45,15 +46,7 @@ fn main() -> ExitCode {
     };
     match run(command, &invocation) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            // Its parts are clean already, and newlines part them.
-            if !failure.is_silent() {
-                // One write, so that nobody else's words come in between. Nobody is left to be told of a
-                // closed standard error.
-                let _ = std::io::stderr().write_all(format!("{failure}\n").as_bytes());
-            }
-            ExitCode::from(failure.kind as u8)
-        }
+        Err(failure) => ended_with(&failure),
     }
 }
 
@@ -65,8 +58,23 @@ fn run(command: command::Command, invocation: &Invocation) -> Result<()> {
     command.run(invocation)
 }
 
+/// Prints a failure, unless it needs no word, and returns its exit code.
+fn ended_with(failure: &Failure) -> ExitCode {
+    // Its parts are clean already, and newlines part them.
+    if !failure.is_silent() {
+        // One write, so that nobody else's words come in between. Nobody is left to be told of a closed standard error.
+        let _ = std::io::stderr().write_all(format!("{failure}\n").as_bytes());
+    }
+    ExitCode::from(failure.kind as u8)
+}
+
 /// Prints help, or what is wrong with the command line: it may repeat what was said, so it is cleaned.
 fn usage(error: &clap::Error) -> ExitCode {
+    let invalid = error.source().and_then(|source| source.downcast_ref::<InvalidValue>());
+    if let Some(invalid) = invalid {
+        let failure = Failure::new(Kind::Usage, invalid.to_string()).hint(invalid.hint());
+        return ended_with(&failure);
+    }
     if error.use_stderr() {
         let text = error.render().to_string();
         for line in text.trim_end().lines() {

@@ -14,6 +14,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use visor::terminal;
 
+pub use visor::settings::size as bytes;
+
 /// What to do with control characters, colours and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sink {
@@ -186,22 +188,6 @@ pub fn cause(cause: &str, next_start_at: Option<Timestamp>, now: Timestamp) -> S
 /// A moment in the reader's own time zone, to the second.
 pub fn moment(at: Timestamp) -> String {
     at.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
-}
-
-/// A number of bytes: `512M`, `1.5G`.
-pub fn bytes(n: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "K", "M", "G", "T"];
-    let mut scaled = n as f64;
-    let mut unit = 0;
-    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
-        scaled /= 1024.0;
-        unit += 1;
-    }
-    if scaled >= 10.0 || scaled.fract() == 0.0 {
-        format!("{scaled:.0}{}", UNITS[unit])
-    } else {
-        format!("{scaled:.1}{}", UNITS[unit])
-    }
 }
 
 #[cfg(test)]

@@ -221,6 +221,11 @@ pub fn instances_of(app: &AppName) -> Keys {
     Keys::Prefix(format!("apps/{app}/instances/"))
 }
 
+/// How each proc of an app is run.
+pub fn procs_of(app: &AppName) -> Keys {
+    Keys::Prefix(format!("apps/{app}/procs/"))
+}
+
 /// What of an app has no place.
 pub fn pending_of(app: &AppName) -> Keys {
     Keys::Prefix(format!("apps/{app}/pending/"))

@@ -14,6 +14,7 @@
 //! seal         how config vars are sealed and opened
 //! store        range, transaction, watch, lease      etcd | model (in memory)
 //! schema       what each key holds
+//! settings     how a proc is run: each setting declared once
 //! keys         where each key is
 //! snapshot     the typed image that planners read
 //! links        which services an app's instances are told of
@@ -51,6 +52,7 @@ pub mod progress;
 pub mod recover;
 pub mod schema;
 pub mod seal;
+pub mod settings;
 pub mod snapshot;
 pub mod stats;
 pub mod store;

@@ -1,31 +1,40 @@
-//! `bazooka procs`: what an app has of procs, and what their instances may use.
+//! `bazooka procs`: what an app has of procs, and how each is run.
 
-mod limits;
+mod set;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use visor::{
     names::{AppName, ProcName},
-    schema::Limits,
+    schema::Proc,
+    settings::{self, Value},
     snapshot::AppView,
-    transitions::limits::LimitsChange,
 };
 
 use crate::{
     command::{Audited, CommandKind, lists_unless},
-    context::{Context, known_proc},
+    context::Context,
     failure::Result,
-    show::{Table, bytes, put_json, put_line, say},
+    show::{Table, put_json},
 };
-use limits::Limit;
 
-/// List the app's procs, or set what their instances may use
+/// List the app's procs, or set how their instances are run and replaced
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// With every setting
+    #[arg(short, long)]
+    pub long: bool,
     /// What to do
     #[command(subcommand)]
     pub action: Option<Action>,
+}
+
+/// What to do with a proc.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// Set how each instance of a proc is run, and how a rollout replaces them
+    Set(set::Args),
 }
 
 impl Args {
@@ -35,28 +44,27 @@ impl Args {
     }
 }
 
-/// What to do with a proc.
-#[derive(Debug, clap::Subcommand)]
-pub enum Action {
-    /// Set what each instance of a proc may use; instances that run keep what they have
-    Set(SetArgs),
-}
-
-/// The limits.
-#[derive(Debug, clap::Args)]
-pub struct SetArgs {
-    /// The proc
-    pub proc: ProcName,
-    /// Memory, for example 256M or 1G; `none` for no limit
-    #[arg(long, value_name = "SIZE", value_parser = limits::memory)]
-    #[arg(required_unless_present_any = ["cpu", "pids"])]
-    pub memory: Option<Limit<u64>>,
-    /// Processor, for example 0.5 for half of one; `none` for no limit
-    #[arg(long, value_name = "N", value_parser = limits::cpu)]
-    pub cpu: Option<Limit<u32>>,
-    /// Processes and threads; `none` for the usual 1024
-    #[arg(long, value_name = "N", value_parser = limits::pids)]
-    pub pids: Option<Limit<u32>>,
+/// Lists an app's procs, or changes settings of one.
+///
+/// # Errors
+/// The store's; no such app or proc.
+pub async fn run(context: &Context, args: Args) -> Result<()> {
+    let app = context.app().await?;
+    let view = context.view(&app).await?;
+    if let Some(Action::Set(changes)) = args.action {
+        return set::run(context, &app, &view, changes).await;
+    }
+    let rows = rows(&app, &view);
+    if context.json {
+        put_json(&rows);
+        return Ok(());
+    }
+    if args.long {
+        long(&rows, &view).put()
+    } else {
+        short(&rows).put()
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -64,70 +72,12 @@ struct Row<'a> {
     app: &'a AppName,
     proc: &'a ProcName,
     port: u16,
-    memory_limit_bytes: Option<u64>,
-    cpu_limit_millis: Option<u32>,
-    processes_limit: Option<u32>,
+    /// Each setting by its name in JSON; null where it isn't set.
+    #[serde(flatten)]
+    settings: BTreeMap<&'static str, serde_json::Value>,
     instances: usize,
     wanted: u32,
     command: Option<&'a str>,
-}
-
-/// Lists an app's procs, or sets what the instances of one may use.
-///
-/// # Errors
-/// The store's; no such app or proc.
-pub async fn run(context: &Context, args: Args) -> Result<()> {
-    let app = context.app().await?;
-    let view = context.view(&app).await?;
-    if let Some(Action::Set(args)) = args.action {
-        return set(context, &app, &view, args).await;
-    }
-    let rows = rows(&app, &view);
-    if context.json {
-        put_json(&rows);
-        return Ok(());
-    }
-    let mut table = Table::new(&["APP", "PROC", "PORT", "MEMLIMIT", "INSTANCES"]);
-    for row in rows {
-        table.row([
-            row.app.to_string(),
-            row.proc.to_string(),
-            row.port.to_string(),
-            row.memory_limit_bytes.map(bytes).unwrap_or_default(),
-            row.instances.to_string(),
-        ]);
-    }
-    table.put();
-    Ok(())
-}
-
-async fn set(context: &Context, app: &AppName, view: &AppView, args: SetArgs) -> Result<()> {
-    let SetArgs { proc, memory, cpu, pids } = args;
-    known_proc(app, view, &proc)?;
-    let change = LimitsChange {
-        memory_bytes: memory.map(|Limit(limit)| limit),
-        cpu_millis: cpu.map(|Limit(limit)| limit),
-        processes: pids.map(|Limit(limit)| limit),
-    };
-    let limits = match context.visor.set_limits(app, &proc, change).await {
-        Ok(limits) => limits,
-        Err(error) => return Err(context.explain(view, error).await),
-    };
-    context.note_change();
-    put_line(&format!("{proc}: {}", in_words(&limits)));
-    if view.instances.values().any(|instance| instance.proc == proc) {
-        say(&format!("instances that run keep what they have; hint: `bazooka restart {proc}` replaces them"));
-    }
-    Ok(())
-}
-
-fn in_words(limits: &Limits) -> String {
-    let memory = limits.memory_limit_bytes.map_or("no limit".to_owned(), bytes);
-    let cpu = limits
-        .cpu_limit_millis
-        .map_or("no limit".to_owned(), |millis| (f64::from(millis) / 1_000.0).to_string());
-    let pids = limits.processes_limit.unwrap_or(Limits::USUAL_PROCESSES);
-    format!("memory {memory}, cpu {cpu}, pids {pids}")
 }
 
 fn rows<'a>(app: &'a AppName, view: &'a AppView) -> Vec<Row<'a>> {
@@ -135,16 +85,52 @@ fn rows<'a>(app: &'a AppName, view: &'a AppView) -> Vec<Row<'a>> {
     for instance in view.instances.values() {
         *counts.entry(&instance.proc).or_insert(0) += 1;
     }
+    let set = |proc: &Proc| {
+        let json = |stored: Option<Value>| stored.as_ref().map(serde_json::Value::from).unwrap_or_default();
+        settings::ALL.map(|setting| (setting.json, json(setting.stored(proc)))).into()
+    };
     let rows = view.procs.iter().map(|(name, proc)| Row {
         app,
         proc: name,
         port: proc.port,
-        memory_limit_bytes: proc.run.limits.memory_limit_bytes,
-        cpu_limit_millis: proc.run.limits.cpu_limit_millis,
-        processes_limit: proc.run.limits.processes_limit,
+        settings: set(proc),
         instances: counts.get(name).copied().unwrap_or(0),
         wanted: view.wanted(name).values().sum(),
         command: view.head.as_ref().and_then(|head| view.command(head.release, name)),
     });
     rows.collect()
+}
+
+/// The value in force, as a cell; nothing where there is no limit.
+fn cell(value: &Value) -> String {
+    if *value == Value::NoLimit { String::new() } else { value.to_string() }
+}
+
+fn short(rows: &[Row<'_>]) -> Table {
+    let mut table = Table::new(&["APP", "PROC", "PORT", settings::MEMORY.heading, "INSTANCES"]);
+    for row in rows {
+        let memory = row.settings[settings::MEMORY.json].as_u64().map(Value::Size);
+        table.row([
+            row.app.to_string(),
+            row.proc.to_string(),
+            row.port.to_string(),
+            memory.as_ref().map(cell).unwrap_or_default(),
+            row.instances.to_string(),
+        ]);
+    }
+    table
+}
+
+/// With what holds of each setting, be it set or not.
+fn long(rows: &[Row<'_>], view: &AppView) -> Table {
+    let headings = settings::ALL.map(|setting| setting.heading);
+    let mut table = Table::new(&[&["APP", "PROC", "PORT"][..], &headings, &["INSTANCES"]].concat());
+    for row in rows {
+        let proc = &view.procs[row.proc];
+        let mut cells = vec![row.app.to_string(), row.proc.to_string(), row.port.to_string()];
+        cells.extend(settings::ALL.map(|setting| cell(&setting.of(row.proc, proc))));
+        cells.push(row.instances.to_string());
+        table.row(cells);
+    }
+    table
 }

@@ -162,7 +162,7 @@ impl World {
             .map(|proc| (proc.parse().expect("a proc name"), format!("run {proc}")))
             .collect();
         for (port, proc) in (8500..).zip(commands.keys()) {
-            let row = self.row(service_at(port));
+            let row = self.row(Proc::new(port));
             self.view().procs.entry(proc.clone()).or_insert(row);
         }
         let row = self.row(Rev {
@@ -220,7 +220,7 @@ impl World {
     /// A service's row again, if it isn't there.
     pub fn reregister(&mut self, app: &str, proc: &str) {
         let (app, proc) = (self.name(app), self.proc(proc));
-        let row = self.row(service_at(8500));
+        let row = self.row(Proc::new(8500));
         self.snapshot.apps.get_mut(&app).expect("it is there").procs.entry(proc).or_insert(row);
     }
 
@@ -479,17 +479,6 @@ impl World {
     /// The plan, a line for each step.
     pub fn steps(&mut self) -> Vec<String> {
         self.plan().steps.iter().map(|step| told(&step.act)).collect()
-    }
-}
-
-fn service_at(port: u16) -> Proc {
-    Proc {
-        port,
-        run: RunSettings::default(),
-        min_ready_ms: None,
-        max_unavailable: 0,
-        batch: None,
-        extra: Extra::new(),
     }
 }
 

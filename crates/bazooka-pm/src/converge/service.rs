@@ -19,7 +19,7 @@ use visor::{
     links,
     names::{HostName, InstanceId, ProcName, ReleaseId, ZoneName},
     pause::Doubling,
-    schema::{Desired, Fault, Formation, ReleaseStatus, RunSettings, State},
+    schema::{Desired, Fault, Formation, Proc, ReleaseStatus, State},
     snapshot::AppView,
     transitions::envs::EMPTY_ENV,
 };
@@ -34,11 +34,10 @@ use super::{
     zones::Places,
 };
 
-/// How long an instance must be healthy unless its proc says otherwise.
-const MIN_READY: Duration = Duration::from_secs(1);
-
-/// As [`MIN_READY`], once it has crashed: a rev that passes its trial and then crashes every other second would
-/// else be counted on between two crashes, and take over from one that works.
+/// How long an instance must be healthy once it has crashed, if its proc doesn't ask for more.
+///
+/// A rev that passes its trial and then crashes every other second would else be counted on between two crashes, and
+/// take over from one that works.
 const STEADY: Duration = Duration::from_secs(10);
 
 /// How many instances of a release that has failed are started within [`START_WINDOW`] over the whole cluster.
@@ -48,26 +47,24 @@ pub const STARTS_A_MINUTE: usize = 10;
 const PAUSE: Doubling = Doubling::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// What a proc says of how it is run and replaced.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Settings {
-    pub run: RunSettings,
     pub min_ready: Duration,
-    pub boot_timeout: Duration,
+    /// How long an instance may take from its start until it is counted on.
+    pub counted_within: Duration,
     pub max_unavailable: u32,
-    pub batch: Option<u32>,
+    proc: Proc,
 }
 
 impl Settings {
-    /// Reads an app's proc; what isn't said is as for any proc.
+    /// Reads an app's proc; a proc that has no row has the default of each setting.
     pub fn of(view: &AppView, proc: &ProcName) -> Self {
-        let row = view.procs.get(proc).map(|proc| &proc.value);
-        let run = row.map(|proc| proc.run.clone()).unwrap_or_default();
+        let proc = view.procs.get(proc).map_or_else(|| Proc::new(0), |proc| proc.value.clone());
         Settings {
-            min_ready: row.and_then(|proc| proc.min_ready_ms).map_or(MIN_READY, Duration::from_millis),
-            boot_timeout: run.boot_timeout(),
-            max_unavailable: row.map_or(0, |proc| proc.max_unavailable),
-            batch: row.and_then(|proc| proc.batch),
-            run,
+            min_ready: proc.min_ready(),
+            counted_within: proc.counted_within(),
+            max_unavailable: proc.most_unavailable(),
+            proc,
         }
     }
 }
@@ -252,8 +249,7 @@ fn surplus<'a>(fresh: &mut Vec<Facts<'a>>, count: usize, places: &Places) -> Vec
 /// How many new ones a rollout may start now.
 fn batch(settings: &Settings, group: &Group<'_>, ready: usize, instances: &[Facts<'_>]) -> usize {
     let count = usize::try_from(group.count).unwrap_or(usize::MAX);
-    let set = settings.batch.map(|batch| usize::try_from(batch).unwrap_or(usize::MAX));
-    let batch = set.unwrap_or_else(|| count.div_ceil(4)).max(1);
+    let batch = settings.proc.batch_of(count);
     let unready = group.fresh.len() - ready;
     // What still drains takes room too: a rollout never has more than a batch of instances above the count.
     let leaving = instances
@@ -323,7 +319,7 @@ fn demand(
             trial,
             indexes,
             reason: if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") },
-            limits: settings.run.limits.clone(),
+            limits: settings.proc.run.limits.clone(),
             hopeless: broken.as_ref().map(|lead| format!("{release} {lead}")),
             avoid: avoid.clone(),
             refuse: refuse.clone(),

@@ -71,8 +71,8 @@ fn judge(context: Context<'_>, release: ReleaseId, draft: &mut Draft) {
     let procs = concerned(context.view, &context.view.releases[&release]);
     let begun = context.memory.trial.as_ref().filter(|noted| noted.release == release);
     let begun = begun.map_or(context.now.clock, |noted| noted.begun);
-    let boot = procs.iter().map(|proc| Settings::of(context.view, proc).boot_timeout).max();
-    let deadline = begun + boot.unwrap_or_default() + TRIAL_BEYOND_BOOT;
+    let longest = procs.iter().map(|proc| Settings::of(context.view, proc).counted_within).max();
+    let deadline = begun + longest.unwrap_or_default() + TRIAL_BEYOND_BOOT;
     if let Some(cause) = overspent(context, release, &procs) {
         return fail(release, cause, draft);
     }

@@ -15,7 +15,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 use visor::{
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
-    schema::{Exit, Extra, Fault, Handed, Limits, OnPartition},
+    schema::{Exit, Extra, Fault, Handed, OnPartition},
     seal::Vars,
     visor::Visor,
 };
@@ -93,7 +93,7 @@ impl Shims {
             None => Places { app: &slug, home: &home, tmp: &home },
         };
         let limits = &assignment.run.limits;
-        let processes = u64::from(limits.processes_limit.unwrap_or(Limits::USUAL_PROCESSES));
+        let processes = u64::from(limits.processes());
         let port = local.port.unwrap_or(0);
         let groups = cgroups
             .as_ref()

@@ -233,14 +233,7 @@ impl Rig {
     }
 
     pub async fn service_at(&self, app_name: &str, proc_name: &str, port: u16) -> Revision {
-        let row = Proc {
-            port,
-            run: RunSettings::default(),
-            min_ready_ms: None,
-            max_unavailable: 0,
-            batch: None,
-            extra: Extra::new(),
-        };
+        let row = Proc::new(port);
         self.commit(Change::new().put(&Key::Proc(app(app_name), proc(proc_name)), &row)).await
     }
 

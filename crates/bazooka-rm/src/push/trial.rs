@@ -85,7 +85,7 @@ pub async fn try_release(
                 }
                 Some((ReleaseStatus::Trying, _)) => {
                     deadline.get_or_insert_with(|| {
-                        Instant::now() + boot_timeout(&view, release) + rm.times.beyond_boot
+                        Instant::now() + counted_within(&view, release) + rm.times.beyond_boot
                     });
                     tell_shortfall(&view, release, &mut told, voice).await;
                 }
@@ -155,7 +155,7 @@ async fn what_is_awaited(rm: &SharedRm, push: &Push, release: ReleaseId) -> Opti
     let procs: BTreeSet<&str> =
         tried().filter(|(id, _)| !runs(id)).map(|(_, instance)| instance.proc.as_str()).collect();
     let names: Vec<&str> = procs.into_iter().collect();
-    let most = boot_timeout(&view, release).as_secs();
+    let most = counted_within(&view, release).as_secs();
     (!names.is_empty()).then(|| format!("waiting: {} may take {most} s to become healthy", names.join(", ")))
 }
 
@@ -200,13 +200,13 @@ fn is_tried(rm: &SharedRm, app: &AppName, release: ReleaseId) -> bool {
     rm.apps.view(app).is_some_and(|view| view.trial.as_ref().is_some_and(|trial| trial.release == release))
 }
 
-/// How long the slowest proc of a trial may take to boot.
-fn boot_timeout(view: &AppView, release: ReleaseId) -> Duration {
+/// How long the slowest proc of a trial may take until it counts as healthy.
+fn counted_within(view: &AppView, release: ReleaseId) -> Duration {
     let Some(row) = view.releases.get(&release) else { return Duration::ZERO };
     concerned(view, row)
         .into_iter()
         .filter_map(|proc| view.procs.get(proc))
-        .map(|proc| proc.run.boot_timeout())
+        .map(|proc| proc.counted_within())
         .max()
         .unwrap_or_default()
 }

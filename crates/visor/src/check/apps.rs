@@ -7,6 +7,7 @@ use crate::{
     keys::Key,
     names::{AppName, ProcName},
     schema::{Formation, Promoter, Release, ReleaseStatus},
+    settings,
     snapshot::{AppView, Snapshot},
     transitions::{envs::EMPTY_ENV, releases::failure},
     visor::Change,
@@ -18,6 +19,7 @@ pub(super) fn look(snapshot: &Snapshot, found: &mut Findings) {
             releases(snapshot, name, view, found);
             trial(snapshot, name, view, found);
             formation(snapshot, name, view, found);
+            settings(name, view, found);
             repository(name, view, found);
         } else if !is_unreadable(snapshot, &Key::App(name.clone())) {
             orphans(snapshot, name, view, found);
@@ -188,6 +190,18 @@ fn formation(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Fi
             let change = Change::new().as_read(&key, Some(row)).delete(&key);
             found.mend(&key, "pending-of-nothing", "nothing of that proc is wanted", "delete it", change);
             found.passes();
+        }
+    }
+}
+
+/// Settings with a value that `bazooka procs set` would refuse.
+fn settings(name: &AppName, view: &AppView, found: &mut Findings) {
+    for (proc, row) in &view.procs {
+        for setting in settings::ALL {
+            let Some(value) = setting.out_of_bounds(row) else { continue };
+            let what = format!("its {} is {value}, which is out of bounds", setting.name);
+            let remedy = format!("bazooka procs set -a {name} {proc} --{} default", setting.name);
+            found.tell(&Key::Proc(name.clone(), proc.clone()), "setting-out-of-bounds", what, remedy);
         }
     }
 }

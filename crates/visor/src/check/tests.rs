@@ -150,6 +150,12 @@ fn cases() -> Vec<Case> {
             true,
         ),
         (
+            "a setting out of bounds",
+            |rows| rows.edit("apps/a/procs/web", "batch", json!(0)),
+            vec![("apps/a/procs/web", "setting-out-of-bounds")],
+            false,
+        ),
+        (
             "an app without its own row",
             |rows| rows.delete("apps/a"),
             vec![("apps/a", "app-missing"), ("assigned/host1/7", "instance-of-no-app")],

@@ -226,18 +226,11 @@ fn take_up(
         let Some(one) = live.iter().find(|one| one.assignment.proc == *proc) else { continue };
         *last_port += 1;
         let key = Key::Proc(name.clone(), proc.clone());
-        let row = Proc {
-            port: u16::try_from(*last_port).unwrap_or(u16::MAX),
-            run: one.assignment.run.clone(),
-            min_ready_ms: None,
-            max_unavailable: 0,
-            batch: None,
-            extra: Extra::new(),
-        };
+        let port = u16::try_from(*last_port).unwrap_or(u16::MAX);
+        let row = Proc { run: one.assignment.run.clone(), ..Proc::new(port) };
         recovery.changes.push(Change::new().absent(&key).put(&key, &row));
         recovery.ask(format!(
-            "{name}: {proc} is newer than the backup; its port is {} now, whatever it was before",
-            row.port
+            "{name}: {proc} is newer than the backup; its port is {port} now, whatever it was before"
         ));
     }
 }

@@ -1,11 +1,13 @@
 //! A service: how its proc is run, and how many instances the user wants.
+//!
+//! What holds where a setting isn't set, and which values it may have, is in [`crate::settings`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::Extra;
-use crate::names::{InstanceId, ProcName, ReleaseId, ZoneName};
+use crate::names::{InstanceId, ReleaseId, ZoneName};
 
 /// When an instance counts as healthy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,11 +39,6 @@ pub struct Limits {
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
-}
-
-impl Limits {
-    /// Processes and threads of an instance, unless its proc says otherwise.
-    pub const USUAL_PROCESSES: u32 = 1_024;
 }
 
 /// What becomes of instances on a host that has lost the coordinator.
@@ -76,27 +73,6 @@ pub struct RunSettings {
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
-}
-
-impl RunSettings {
-    /// The check in force for a proc of this name.
-    pub fn check_for(&self, proc: &ProcName) -> Check {
-        match &self.check {
-            Some(check) => check.clone(),
-            None if proc.is_web() => Check::Listening,
-            None => Check::Started,
-        }
-    }
-
-    /// From SIGTERM to SIGKILL.
-    pub fn stop_timeout(&self) -> std::time::Duration {
-        std::time::Duration::from_millis(self.stop_timeout_ms.unwrap_or(30_000))
-    }
-
-    /// From start to healthy.
-    pub fn boot_timeout(&self) -> std::time::Duration {
-        std::time::Duration::from_millis(self.boot_timeout_ms.unwrap_or(60_000))
-    }
 }
 
 /// `apps/A/procs/P`: a service, registered once and kept for the app's life.

@@ -180,15 +180,7 @@ impl Visor {
                             .ok_or(Refusal::NoPortLeft)?;
                         last = u64::from(port);
                         let key = Key::Proc(name.clone(), proc.clone());
-                        let row = Proc {
-                            port,
-                            run: Default::default(),
-                            min_ready_ms: None,
-                            max_unavailable: 0,
-                            batch: None,
-                            extra: Extra::new(),
-                        };
-                        change = change.absent(&key).put(&key, &row);
+                        change = change.absent(&key).put(&key, &Proc::new(port));
                         port
                     }
                 };

@@ -1,0 +1,426 @@
+//! How a proc is run: each setting, declared once.
+//!
+//! Owns the names, bounds, defaults and words of a proc's settings, and where each stands in its row. The options of
+//! `bazooka procs set`, the columns of `bazooka procs -l`, the fields of its JSON and docs/settings.md are made from
+//! [`ALL`]; the converger and hosts read a setting by the methods at the end of this file. So a value out of bounds, which
+//! another program may have written, is never obeyed: it is read as the bound. Pure.
+//!
+//! To add a setting, declare it here and add it to [`ALL`], with the method that reads it. A row keeps fields that it
+//! doesn't know: a new setting may stand among those (`extra`), and needs no field of its own.
+
+mod docs;
+mod value;
+
+use std::time::Duration;
+
+use crate::{
+    names::ProcName,
+    schema::{Check, Limits, OnPartition, Proc, RunSettings},
+};
+
+pub use docs::docs;
+pub use value::{InvalidValue, Problem, Takes, Value, size};
+
+/// One setting of a proc.
+#[derive(Debug)]
+pub struct Setting {
+    /// Its name, which is that of its option.
+    pub name: &'static str,
+    /// The head of its column.
+    pub heading: &'static str,
+    /// Its field in JSON.
+    pub json: &'static str,
+    /// What the option's value is called in help.
+    pub placeholder: &'static str,
+    /// A value that it may have.
+    pub example: &'static str,
+    /// What it sets, as a phrase.
+    pub help: &'static str,
+    /// What more is to be known of it, as sentences; may be empty.
+    pub more: &'static str,
+    /// The values that it takes, and their bounds.
+    pub takes: Takes,
+    /// What holds where it isn't set.
+    pub default: Default,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// What holds where a setting isn't set.
+#[derive(Debug)]
+pub enum Default {
+    /// This.
+    Is(Value),
+    /// It depends on the proc's name.
+    ByName {
+        /// Of a proc that takes requests, by its name.
+        web: Value,
+        /// Of any other.
+        other: Value,
+    },
+}
+
+/// Where a setting stands in a proc's row; that is also who obeys it, and from when on.
+#[derive(Debug)]
+pub enum Place {
+    /// In what an instance's host is given with the instance: hosts obey it, from the next instance on.
+    Run {
+        /// Reads it as it is stored.
+        stored: fn(&RunSettings) -> Option<Value>,
+        /// Stores it; none takes it back.
+        store: fn(&mut RunSettings, Option<Value>),
+    },
+    /// Beside it: the converger obeys it, at once.
+    Proc {
+        /// Reads it as it is stored.
+        stored: fn(&Proc) -> Option<Value>,
+        /// Stores it; none takes it back.
+        store: fn(&mut Proc, Option<Value>),
+    },
+}
+
+/// A setting with what it is to become.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The setting.
+    pub setting: &'static Setting,
+    /// Its value; none takes it back.
+    pub to: Option<Value>,
+}
+
+/// Memory.
+pub static MEMORY: Setting = Setting {
+    name: "memory",
+    heading: "MEMLIMIT",
+    json: "memory_limit_bytes",
+    placeholder: "SIZE",
+    example: "256M",
+    help: "Memory, for example 256M or 1G",
+    more: "Resident memory, without swap. An instance that takes more is ended by the kernel and started again.",
+    takes: Takes::Size { least: 8 << 20 },
+    default: Default::Is(Value::NoLimit),
+    place: Place::Run {
+        stored: |run| run.limits.memory_limit_bytes.map(Value::Size),
+        store: |run, to| run.limits.memory_limit_bytes = to.map(|to| to.size()),
+    },
+};
+
+/// Processor time.
+pub static CPU: Setting = Setting {
+    name: "cpu",
+    heading: "CPULIMIT",
+    json: "cpu_limit_millis",
+    placeholder: "N",
+    example: "0.5",
+    help: "Processor, for example 0.5 for half of one",
+    more: "JSON has it in thousandths.",
+    takes: Takes::Processors { least_millis: 10, most_millis: 1_000_000_000 },
+    default: Default::Is(Value::NoLimit),
+    place: Place::Run {
+        stored: |run| run.limits.cpu_limit_millis.map(Value::Processors),
+        store: |run, to| run.limits.cpu_limit_millis = to.map(|to| to.processors()),
+    },
+};
+
+/// Processes and threads.
+pub static PIDS: Setting = Setting {
+    name: "pids",
+    heading: "PIDS",
+    json: "processes_limit",
+    placeholder: "N",
+    example: "200",
+    help: "Processes and threads",
+    more: "",
+    takes: Takes::Count { least: 4, most: 4_194_304, none: true },
+    default: Default::Is(Value::Count(Limits::USUAL_PROCESSES)),
+    place: Place::Run {
+        stored: |run| run.limits.processes_limit.map(Value::Count),
+        store: |run, to| run.limits.processes_limit = to.map(|to| to.count()),
+    },
+};
+
+/// When an instance is healthy.
+pub static CHECK: Setting = Setting {
+    name: "check",
+    heading: "CHECK",
+    json: "check",
+    placeholder: "CHECK",
+    example: "http:/healthz",
+    help: "When an instance is healthy: once it has `started`, is `listening` on $PORT, or answers `http:/PATH`",
+    more: "An answer with a status below 400 is a good one. An instance is asked while it boots, and not any more once it is \
+           healthy.",
+    takes: Takes::Check,
+    default: Default::ByName { web: Value::Check(Check::Listening), other: Value::Check(Check::Started) },
+    place: Place::Run {
+        stored: |run| run.check.clone().map(Value::Check),
+        store: |run, to| run.check = to.map(|to| to.check()),
+    },
+};
+
+/// From start to healthy.
+pub static BOOT_TIMEOUT: Setting = Setting {
+    name: "boot-timeout",
+    heading: "BOOT",
+    json: "boot_timeout_ms",
+    placeholder: "TIME",
+    example: "90s",
+    help: "How long an instance may take from its start until it is healthy",
+    more: "One that takes longer is ended and started again.",
+    takes: Takes::Time { least: Duration::from_secs(1), most: Duration::from_secs(3_600) },
+    default: Default::Is(Value::Time(Duration::from_secs(60))),
+    place: Place::Run {
+        stored: |run| run.boot_timeout_ms.map(Value::millis),
+        store: |run, to| run.boot_timeout_ms = to.map(|to| to.as_millis()),
+    },
+};
+
+/// From SIGTERM to SIGKILL.
+pub static STOP_TIMEOUT: Setting = Setting {
+    name: "stop-timeout",
+    heading: "STOP",
+    json: "stop_timeout_ms",
+    placeholder: "TIME",
+    example: "45s",
+    help: "How long an instance may take from SIGTERM until it is killed",
+    more: "When `--on-partition stop` ends an instance, it has 2s at most.",
+    takes: Takes::Time { least: Duration::ZERO, most: Duration::from_secs(3_600) },
+    default: Default::Is(Value::Time(Duration::from_secs(30))),
+    place: Place::Run {
+        stored: |run| run.stop_timeout_ms.map(Value::millis),
+        store: |run, to| run.stop_timeout_ms = to.map(|to| to.as_millis()),
+    },
+};
+
+/// How long a new instance must be healthy.
+pub static MIN_READY: Setting = Setting {
+    name: "min-ready",
+    heading: "MIN-READY",
+    json: "min_ready_ms",
+    placeholder: "TIME",
+    example: "5s",
+    help: "How long a new instance must stay healthy before a trial or a batch counts on it",
+    more: "",
+    takes: Takes::Time { least: Duration::ZERO, most: Duration::from_secs(600) },
+    default: Default::Is(Value::Time(Duration::from_secs(1))),
+    place: Place::Proc {
+        stored: |proc| proc.min_ready_ms.map(Value::millis),
+        store: |proc, to| proc.min_ready_ms = to.map(|to| to.as_millis()),
+    },
+};
+
+/// How many instances a rollout replaces at a time.
+pub static BATCH: Setting = Setting {
+    name: "batch",
+    heading: "BATCH",
+    json: "batch",
+    placeholder: "N",
+    example: "2",
+    help: "How many instances a rollout replaces at a time",
+    more: "The default is a quarter of the proc's instances, and one at least.",
+    takes: Takes::Count { least: 1, most: 10_000, none: false },
+    default: Default::Is(Value::AQuarter),
+    place: Place::Proc {
+        stored: |proc| proc.batch.map(Value::Count),
+        store: |proc, to| proc.batch = to.map(|to| to.count()),
+    },
+};
+
+/// How many instances a rollout may do without.
+pub static MAX_UNAVAILABLE: Setting = Setting {
+    name: "max-unavailable",
+    heading: "MAX-UNAVAILABLE",
+    json: "max_unavailable",
+    placeholder: "N",
+    example: "1",
+    help: "How many old instances a rollout may stop before their replacements run",
+    more: "With 0 the proc never has fewer instances than it is scaled to.",
+    takes: Takes::Count { least: 0, most: 10_000, none: false },
+    default: Default::Is(Value::Count(0)),
+    place: Place::Proc {
+        stored: |proc| Some(Value::Count(proc.max_unavailable)),
+        store: |proc, to| proc.max_unavailable = to.map_or(0, |to| to.count()),
+    },
+};
+
+/// What happens when a host is cut off.
+pub static ON_PARTITION: Setting = Setting {
+    name: "on-partition",
+    heading: "ON-PARTITION",
+    json: "on_partition",
+    placeholder: "WHAT",
+    example: "stop",
+    help: "What a host that has lost the coordinator does with an instance: `keep` it, or `stop` it",
+    more: "With `stop` an instance ends before its replacement can be started elsewhere: there are never two of it.",
+    takes: Takes::OnPartition,
+    default: Default::Is(Value::OnPartition(OnPartition::Keep)),
+    place: Place::Run {
+        stored: |run| Some(Value::OnPartition(run.on_partition)),
+        store: |run, to| run.on_partition = to.map_or(OnPartition::Keep, |to| to.on_partition()),
+    },
+};
+
+/// Every setting, in the order in which they are listed.
+pub static ALL: [&Setting; 10] = [
+    &MEMORY,
+    &CPU,
+    &PIDS,
+    &CHECK,
+    &BOOT_TIMEOUT,
+    &STOP_TIMEOUT,
+    &MIN_READY,
+    &BATCH,
+    &MAX_UNAVAILABLE,
+    &ON_PARTITION,
+];
+
+/// A setting is one of the table: its name tells it from the others.
+impl PartialEq for Setting {
+    fn eq(&self, other: &Setting) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Setting {
+    /// Parses what an option says: a value, or the word that takes it back.
+    ///
+    /// # Errors
+    /// It is none of its values, or out of bounds.
+    pub fn parse(&'static self, word: &str) -> Result<Change, InvalidValue> {
+        let takes_back = word == "default" || (word == "none" && self.takes.has_none());
+        let to = if takes_back { Ok(None) } else { self.takes.parse(word).map(Some) };
+        to.map(|to| Change { setting: self, to }).map_err(|problem| InvalidValue::new(self, word, problem))
+    }
+
+    /// The value that is stored, within bounds; none where the setting isn't set.
+    pub fn stored(&self, proc: &Proc) -> Option<Value> {
+        self.raw(proc).map(|value| self.takes.clamp(value))
+    }
+
+    /// What a row says that isn't within bounds, if it does.
+    pub fn out_of_bounds(&self, proc: &Proc) -> Option<Value> {
+        self.raw(proc).filter(|value| !self.takes.has(value))
+    }
+
+    fn raw(&self, proc: &Proc) -> Option<Value> {
+        match self.place {
+            Place::Run { stored, .. } => stored(&proc.run),
+            Place::Proc { stored, .. } => stored(proc),
+        }
+    }
+
+    /// The value in force.
+    pub fn of(&self, name: &ProcName, proc: &Proc) -> Value {
+        self.stored(proc).unwrap_or_else(|| self.default.of(name).clone())
+    }
+
+    /// Whether it holds for instances that run already.
+    pub fn holds_at_once(&self) -> bool {
+        matches!(self.place, Place::Proc { .. })
+    }
+
+    /// The value in force for an instance. The setting's default doesn't depend on the proc's name.
+    fn of_run(&self, run: &RunSettings) -> Value {
+        let Place::Run { stored, .. } = self.place else {
+            unreachable!("{} isn't given to hosts", self.name)
+        };
+        stored(run).map_or_else(|| self.default.fixed().clone(), |value| self.takes.clamp(value))
+    }
+}
+
+impl Default {
+    /// What holds for a proc of this name.
+    pub fn of(&self, name: &ProcName) -> &Value {
+        match self {
+            Default::Is(value) => value,
+            Default::ByName { web, .. } if name.is_web() => web,
+            Default::ByName { other, .. } => other,
+        }
+    }
+
+    fn fixed(&self) -> &Value {
+        match self {
+            Default::Is(value) => value,
+            Default::ByName { .. } => unreachable!("this default depends on a proc's name"),
+        }
+    }
+}
+
+impl Change {
+    /// Makes the change in a proc's row.
+    pub fn apply(&self, proc: &mut Proc) {
+        match self.setting.place {
+            Place::Run { store, .. } => store(&mut proc.run, self.to.clone()),
+            Place::Proc { store, .. } => store(proc, self.to.clone()),
+        }
+    }
+}
+
+impl Limits {
+    /// Processes and threads of an instance, unless its proc says otherwise.
+    pub const USUAL_PROCESSES: u32 = 1_024;
+
+    /// Processes and threads of an instance.
+    pub fn processes(&self) -> u32 {
+        let set = self.processes_limit.map(|limit| PIDS.takes.clamp(Value::Count(limit)).count());
+        set.unwrap_or(Limits::USUAL_PROCESSES)
+    }
+}
+
+impl RunSettings {
+    /// When an instance of a proc of this name is healthy.
+    pub fn check_for(&self, proc: &ProcName) -> Check {
+        self.check.clone().unwrap_or_else(|| CHECK.default.of(proc).clone().check())
+    }
+
+    /// From SIGTERM to SIGKILL.
+    pub fn stop_timeout(&self) -> Duration {
+        STOP_TIMEOUT.of_run(self).time()
+    }
+
+    /// From start to healthy.
+    pub fn boot_timeout(&self) -> Duration {
+        BOOT_TIMEOUT.of_run(self).time()
+    }
+}
+
+impl Proc {
+    /// A proc that has this port, with every setting at its default.
+    pub fn new(port: u16) -> Proc {
+        Proc {
+            port,
+            run: RunSettings::default(),
+            min_ready_ms: None,
+            max_unavailable: 0,
+            batch: None,
+            extra: serde_json::Map::new(),
+        }
+    }
+
+    /// How long a new instance must stay healthy before a trial or a batch counts on it.
+    pub fn min_ready(&self) -> Duration {
+        self.time(&MIN_READY)
+    }
+
+    /// How long an instance may take from its start until a trial or a batch counts on it.
+    pub fn counted_within(&self) -> Duration {
+        self.run.boot_timeout() + self.min_ready()
+    }
+
+    /// How many old instances a rollout may stop before their replacements run.
+    pub fn most_unavailable(&self) -> u32 {
+        MAX_UNAVAILABLE.stored(self).map_or(0, |value| value.count())
+    }
+
+    /// How many of `count` instances a rollout replaces at a time: one at least.
+    pub fn batch_of(&self, count: usize) -> usize {
+        let set = BATCH.stored(self).map(|batch| usize::try_from(batch.count()).unwrap_or(usize::MAX));
+        set.unwrap_or_else(|| count.div_ceil(4)).max(1)
+    }
+
+    fn time(&self, setting: &Setting) -> Duration {
+        setting.stored(self).unwrap_or_else(|| setting.default.fixed().clone()).time()
+    }
+}
+
+#[cfg(test)]
+mod tests;
