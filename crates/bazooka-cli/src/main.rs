@@ -15,6 +15,7 @@ mod settings;
 mod settle;
 mod show;
 mod target;
+mod wait;
 mod watch;
 
 use std::{error::Error, io::Write, process::ExitCode};

@@ -5,12 +5,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use visor::{
-    deadlines::{COMMAND_BEYOND_BOOT, COMMAND_QUIET, NOBODY, OTHER_TRIAL},
+    deadlines::{COMMAND_BEYOND_BOOT, OTHER_TRIAL},
     names::{AppName, ProcName, ReleaseId},
     progress::{progress, was_failing},
-    schema::{Promoter, ReleaseStatus},
+    schema::{Promoter, Release, ReleaseStatus},
+    snapshot::Versioned,
     transitions::releases::{Begun, NewRelease},
     visor::{Refusal, VisorError},
 };
@@ -18,8 +19,9 @@ use visor::{
 use crate::{
     context::Context,
     failure::{Failure, Kind, Result},
-    settle::{Arrivals, Line, settle, who_is_missing},
+    settle::{Arrivals, Line, settle},
     show::{put_line, say},
+    wait::{Look, Service, Waited, Waiting, shown, until, wait},
     watch::Watch,
 };
 
@@ -72,9 +74,8 @@ pub async fn make(
             release
         }
     };
-    while watch.view().releases.get(&release).is_none_or(|row| row.status != ReleaseStatus::Released) {
-        watch.next().await;
-    }
+    let is_released = |row: &Versioned<Release>| row.status == ReleaseStatus::Released;
+    shown(context, &mut watch, |watch| watch.view().releases.get(&release).is_some_and(is_released)).await?;
     let env = watch.view().releases[&release].env;
     put_line(&format!("{release} released ({env})"));
     if no_wait {
@@ -90,7 +91,7 @@ async fn begin(
     new: impl AsyncFn() -> Result<NewRelease>,
     watch: &mut Watch,
 ) -> Result<Begun> {
-    let until = Instant::now() + OTHER_TRIAL;
+    let end = Instant::now() + OTHER_TRIAL;
     let mut said = false;
     let mut rounds = MOST_ROUNDS;
     loop {
@@ -101,7 +102,7 @@ async fn begin(
                 asked = new().await?;
                 continue;
             }
-            Err(VisorError::Refused(Refusal::BeingTried(_, release))) if Instant::now() < until => release,
+            Err(VisorError::Refused(Refusal::BeingTried(_, release))) if Instant::now() < end => release,
             Err(error) => return Err(context.explain(watch.view(), error).await),
             Ok(begun) => return Ok(begun),
         };
@@ -110,50 +111,59 @@ async fn begin(
         }
         // The view may not have that trial yet: look again soon either way.
         let soon = Instant::now() + Duration::from_millis(500);
-        while watch.view().trial.is_some() || Instant::now() < soon {
-            let wake = if watch.view().trial.is_some() { until } else { soon };
-            tokio::select! {
-                _ = watch.next() => {}
-                () = sleep_until(wake) => break,
-            }
-        }
+        until(watch, soon, |watch| watch.view().trial.is_some()).await;
+        until(watch, end, |watch| watch.view().trial.is_none()).await;
     }
 }
 
 /// Waits for the verdict on a trial.
 async fn tried(context: &Context, watch: &mut Watch, release: ReleaseId) -> Result<()> {
-    let begin = Instant::now();
-    let boot = watch.view().procs.values().map(|proc| proc.run.boot_timeout()).max().unwrap_or_default();
-    let mut alarms = [begin + COMMAND_QUIET, begin + NOBODY, begin + boot + COMMAND_BEYOND_BOOT].into_iter();
-    let mut alarm = alarms.next();
-    let mut passed = 0;
-    loop {
-        if let Some(row) = watch.view().releases.get(&release) {
-            match row.status {
-                ReleaseStatus::Released => return Ok(()),
-                ReleaseStatus::Failed => return Err(failed(watch, release, row.cause.as_deref())),
-                ReleaseStatus::Trying | ReleaseStatus::Verified | ReleaseStatus::Beside => {}
+    let longest = watch.view().procs.values().map(|proc| proc.counted_within()).max();
+    let limit = longest.unwrap_or_default() + COMMAND_BEYOND_BOOT;
+    wait(context, &mut Trying { watch, release, limit }).await
+}
+
+/// A release without a verdict.
+struct Trying<'a> {
+    watch: &'a mut Watch,
+    release: ReleaseId,
+    limit: Duration,
+}
+
+impl Waited for Trying<'_> {
+    /// Nothing that happens during a trial makes it take longer.
+    type Seen = ();
+
+    async fn next(&mut self) {
+        self.watch.next().await;
+    }
+
+    fn look(&mut self) -> Result<Look<()>> {
+        let row = self.watch.view().releases.get(&self.release);
+        match row.map(|row| row.status) {
+            Some(ReleaseStatus::Released) => return Ok(Look::Done),
+            Some(ReleaseStatus::Failed) => {
+                return Err(failed(self.watch, self.release, row.and_then(|row| row.cause.as_deref())));
             }
+            Some(ReleaseStatus::Trying | ReleaseStatus::Verified | ReleaseStatus::Beside) | None => {}
         }
-        let Some(at) = alarm else {
-            let what = format!("{release} has neither run nor failed in {} s", begin.elapsed().as_secs());
-            return Err(Failure::new(Kind::Failed, what)
-                .hint("it is still being tried; `bazooka releases` and `bazooka events` tell how it goes"));
-        };
-        tokio::select! {
-            _ = watch.next() => {}
-            () = sleep_until(at) => {
-                passed += 1;
-                alarm = alarms.next();
-                if let Some(missing) = if passed < 3 { who_is_missing(context).await } else { None } {
-                    if passed > 1 {
-                        return Err(Failure::new(Kind::PartMissing, missing)
-                            .hint(format!("{release} is tried once there is")));
-                    }
-                    say(&format!("waiting: {missing}"));
-                }
-            }
-        }
+        let waiting = Waiting { seen: (), limit: self.limit, without_room: Vec::new() };
+        Ok(if self.watch.is_whole() { Look::Waiting(waiting) } else { Look::Partial })
+    }
+
+    /// The converger gives the verdict on a trial that has no place.
+    fn no_room(&self, _: &[Service]) -> Failure {
+        self.late(self.limit)
+    }
+
+    fn late(&self, limit: Duration) -> Failure {
+        let what = format!("{} has neither run nor failed in {} s", self.release, limit.as_secs());
+        Failure::new(Kind::Failed, what)
+            .hint("it is still being tried; `bazooka releases` and `bazooka events` tell how it goes")
+    }
+
+    fn nobody(&self, missing: String) -> Failure {
+        Failure::new(Kind::PartMissing, missing).hint(format!("{} is tried once there is", self.release))
     }
 }
 

@@ -1,28 +1,28 @@
-//! Waiting until a change has come about, and for how long.
+//! Waiting until services are as they are wanted.
 //!
-//! Owns patience: what is waited for without a word, what is said meanwhile, and when to give up with
-//! which cause. What has come about is [`visor::progress`]'s judgement; what is printed is the command's.
+//! Owns what is said meanwhile, and the causes when it doesn't come about. How long is waited for what is [`crate::wait`]'s;
+//! what has come about is [`visor::progress`]'s judgement; what is printed is the command's.
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use visor::{
-    deadlines::{COMMAND_QUIET, COMMAND_SLACK, DRAIN, NO_ROOM, OUT_OF_TOUCH, PROXIES_FOLLOW},
-    keys::{self, Key},
+    deadlines::{COMMAND_SLACK, DRAIN, PROXIES_FOLLOW},
     names::{AppName, HostName, InstanceId, ProcName},
-    progress::{Progress, Verdict, missing, progress},
-    schema::{Proxy, RunSettings, State},
+    progress::{Progress, Verdict, progress},
+    schema::{Proc, Proxy, RunSettings, State},
     snapshot::Versioned,
-    store::{Keys, Revision},
+    store::Revision,
 };
 
 use crate::{
     context::Context,
     failure::{Failure, Kind, Result},
     show::{begin_open_line, clean, end_open_line, is_line_open, put, say},
+    wait::{Look, Service, Waited, Waiting, until, wait},
     watch::Watch,
 };
 
@@ -108,65 +108,100 @@ pub async fn settle(
     watch: &mut Watch,
     procs: &[ProcName],
     arrivals: &mut Arrivals,
-    mut on: impl FnMut(&Watch) -> Result<()>,
+    on: impl FnMut(&Watch) -> Result<()>,
 ) -> Result<()> {
-    let mut patience = Patience::default();
-    loop {
-        arrivals.look(watch);
-        on(watch)?;
-        let now = Instant::now();
-        let mut wake = now + OUT_OF_TOUCH;
-        if watch.is_whole() {
-            patience.out_of_touch = None;
-            let observed = watch.observed();
-            let all: Vec<(&ProcName, Progress)> =
-                procs.iter().map(|proc| (proc, progress(watch.view(), &observed, proc))).collect();
-            if let Some((proc, stuck)) = all.iter().find(|(_, p)| matches!(p.verdict, Verdict::Stuck { .. }))
-            {
-                return Err(stuck_failure(watch, proc, stuck));
-            }
-            let rests = |p: &Progress| matches!(p.verdict, Verdict::Converged | Verdict::Paused);
-            if all.iter().all(|(_, progress)| rests(progress)) {
-                say_paused(watch, &all);
-                break;
-            }
-            wake = patience.judge(watch, &all, now)?;
-        } else {
-            let since = *patience.out_of_touch.get_or_insert(now);
-            if now >= since + OUT_OF_TOUCH {
-                let what = "the coordinator has been out of touch for 15 s; the change stands";
-                return Err(
-                    Failure::new(Kind::Coordinator, what).hint("`bazooka ps -l` tells how it went on")
-                );
-            }
-            wake = wake.min(since + OUT_OF_TOUCH);
-        }
-        tokio::select! {
-            _ = watch.next() => {}
-            () = sleep_until(wake) => {
-                match patience.should_ask(Instant::now()) {
-                    Ask::No => {}
-                    Ask::First => {
-                        if let Some(missing) = who_is_missing(context).await {
-                            say(&format!("waiting: {missing}"));
-                        }
-                    }
-                    Ask::Last => {
-                        if let Some(missing) = who_is_missing(context).await {
-                            return Err(Failure::new(Kind::PartMissing, missing).hint(
-                                "the change stands, and is made once there is: `bazooka dev` and the units start both",
-                            ));
-                        }
-                    }
-                }
-            }
-        }
-    }
+    let mut settling = Settling { watch, procs, arrivals, on };
+    wait(context, &mut settling).await?;
+    let Settling { watch, arrivals, .. } = settling;
+    say_paused(watch, procs);
     routed(watch, arrivals).await;
     for words in refusals(watch, procs) {
         say(&format!("warning: {words}"));
     }
     Ok(())
+}
+
+/// Services that have yet to be as they are wanted.
+struct Settling<'a, F> {
+    watch: &'a mut Watch,
+    procs: &'a [ProcName],
+    arrivals: &'a mut Arrivals,
+    on: F,
+}
+
+impl<F> Settling<'_, F> {
+    fn progress(&self) -> Vec<(&ProcName, Progress)> {
+        let observed = self.watch.observed();
+        self.procs.iter().map(|proc| (proc, progress(self.watch.view(), &observed, proc))).collect()
+    }
+}
+
+impl<F: FnMut(&Watch) -> Result<()>> Waited for Settling<'_, F> {
+    type Seen = Vec<Progress>;
+
+    async fn next(&mut self) {
+        self.watch.next().await;
+    }
+
+    fn look(&mut self) -> Result<Look<Vec<Progress>>> {
+        self.arrivals.look(self.watch);
+        (self.on)(self.watch)?;
+        if !self.watch.is_whole() {
+            return Ok(Look::Partial);
+        }
+        let all = self.progress();
+        if let Some((proc, stuck)) = all.iter().find(|(_, p)| matches!(p.verdict, Verdict::Stuck { .. })) {
+            return Err(stuck_failure(self.watch, proc, stuck));
+        }
+        if all.iter().all(|(_, p)| matches!(p.verdict, Verdict::Converged | Verdict::Paused)) {
+            return Ok(Look::Done);
+        }
+        let service = |proc: &ProcName| (self.watch.app().clone(), proc.clone());
+        let lacking = all.iter().filter(|(_, progress)| progress.pending.is_some());
+        Ok(Look::Waiting(Waiting {
+            without_room: lacking.map(|(proc, _)| service(proc)).collect(),
+            limit: self.procs.iter().map(|proc| limit_of(self.watch, proc)).max().unwrap_or(COMMAND_SLACK),
+            seen: all.into_iter().map(|(_, progress)| progress).collect(),
+        }))
+    }
+
+    fn no_room(&self, services: &[Service]) -> Failure {
+        let all = self.progress();
+        let is_one = |proc: &ProcName| services.iter().any(|(_, stuck)| stuck == proc);
+        let found =
+            all.iter().find_map(|(proc, p)| Some((*proc, p.pending.as_ref().filter(|_| is_one(proc))?)));
+        let Some((proc, pending)) = found else { return self.late(Duration::ZERO) };
+        let what = format!("{} of {proc} can't be placed", instances(pending.short));
+        let mut failure = Failure::new(Kind::Failed, what).because(&pending.reason);
+        for (host, refusal) in &pending.refusals {
+            failure = failure.because(format!("{host}: {refusal}"));
+        }
+        failure.hint(format!("it stays wanted; `bazooka why {proc}` tells more"))
+    }
+
+    fn late(&self, limit: Duration) -> Failure {
+        let all = self.progress();
+        let found = all.iter().find(|(_, progress)| progress.verdict != Verdict::Converged).or(all.first());
+        let Some((proc, progress)) = found else {
+            return Failure::new(Kind::Failed, "nothing is waited for");
+        };
+        let what = format!(
+            "{proc} has not converged: {} of {} run, and nothing has happened for {} s",
+            progress.running_in_all(),
+            progress.wanted_in_all(),
+            limit.as_secs()
+        );
+        let mut failure = Failure::new(Kind::Failed, what);
+        for (id, cause) in &progress.failing {
+            failure = failure.because(format!("instance {id}: {cause}"));
+        }
+        failure.hint(format!("it stays wanted; `bazooka why {proc}` tells more"))
+    }
+
+    fn nobody(&self, missing: String) -> Failure {
+        Failure::new(Kind::PartMissing, missing)
+            .hint("the change stands, and is made once there is: `bazooka dev` and the units start both")
+    }
 }
 
 /// What proxies can't serve of these services, in their words. Of what is not wanted to run nothing is missed.
@@ -190,162 +225,53 @@ pub fn unserved(
 }
 
 /// Says of each service that a pause keeps as it is.
-fn say_paused(watch: &Watch, all: &[(&ProcName, Progress)]) {
+fn say_paused(watch: &Watch, procs: &[ProcName]) {
+    let observed = watch.observed();
     let by = watch.view().pause.as_ref().map(|pause| pause.by.as_str()).unwrap_or_default();
-    for (proc, judged) in all.iter().filter(|(_, judged)| judged.verdict == Verdict::Paused) {
-        let old = instances(u32::try_from(judged.stopping.len()).unwrap_or(u32::MAX));
-        say(&format!(
-            "the rollout of {proc} is paused by {by}, with {old} of an earlier release; hint: bazooka rollout resume"
-        ));
+    for proc in procs {
+        let judged = progress(watch.view(), &observed, proc);
+        if judged.verdict == Verdict::Paused {
+            let old = instances(u32::try_from(judged.stopping.len()).unwrap_or(u32::MAX));
+            say(&format!(
+                "the rollout of {proc} is paused by {by}, with {old} of an earlier release; hint: bazooka rollout resume"
+            ));
+        }
     }
 }
 
 /// Waits until each proxy has what has come to run in force.
 async fn routed(watch: &mut Watch, arrivals: &Arrivals) {
-    let until = Instant::now() + PROXIES_FOLLOW;
-    loop {
-        let wanted = arrivals.to_be_routed(watch);
-        let behind: Vec<&str> = watch
-            .proxies()
-            .iter()
-            .filter(|(_, proxy)| proxy.applied < wanted)
-            .map(|(name, _)| name.as_str())
-            .collect();
-        if behind.is_empty() {
-            return;
-        }
-        let behind = behind.join(", ");
-        tokio::select! {
-            _ = watch.next() => {}
-            () = sleep_until(until) => {
-                say(&format!("everything runs, but proxy {behind} hasn't said that it routes it"));
-                return;
-            }
-        }
+    let behind = |watch: &Watch| behind(watch, arrivals.to_be_routed(watch));
+    if !until(watch, Instant::now() + PROXIES_FOLLOW, |watch| behind(watch).is_empty()).await {
+        say(&format!("everything runs, but proxy {} hasn't said that it routes it", behind(watch)));
     }
 }
 
 /// Waits until each proxy has everything up to a revision in force.
 pub async fn enforced(watch: &mut Watch, revision: Revision) {
-    let until = Instant::now() + PROXIES_FOLLOW;
-    loop {
-        let behind = watch.proxies().iter().filter(|(_, proxy)| proxy.applied < revision);
-        let behind: Vec<String> = behind.map(|(name, _)| name.to_string()).collect();
-        if behind.is_empty() && watch.has(revision) {
-            return;
-        }
-        tokio::select! {
-            _ = watch.next() => {}
-            () = sleep_until(until) => {
-                say(&format!("it stands, but proxy {} hasn't said that it heeds it", behind.join(", ")));
-                return;
-            }
-        }
+    let is_enforced = |watch: &Watch| behind(watch, revision).is_empty() && watch.has(revision);
+    if !until(watch, Instant::now() + PROXIES_FOLLOW, is_enforced).await {
+        say(&format!("it stands, but proxy {} hasn't said that it heeds it", behind(watch, revision)));
     }
 }
 
-/// Since when something has been waited for.
-#[derive(Default)]
-struct Patience {
-    no_room: BTreeMap<ProcName, Instant>,
-    /// What stood there at the last change, and when that was.
-    last: Option<(Vec<Progress>, Instant)>,
-    asked: u8,
-    out_of_touch: Option<Instant>,
+/// The proxies that haven't applied a revision, parted by commas.
+fn behind(watch: &Watch, revision: Revision) -> String {
+    let behind = watch.proxies().iter().filter(|(_, proxy)| proxy.applied < revision);
+    behind.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-impl Patience {
-    /// When to look again.
-    fn judge(&mut self, watch: &Watch, all: &[(&ProcName, Progress)], now: Instant) -> Result<Instant> {
-        let seen: Vec<Progress> = all.iter().map(|(_, progress)| progress.clone()).collect();
-        let since = match &self.last {
-            Some((last, since)) if *last == seen => *since,
-            _ => {
-                self.asked = 0;
-                now
-            }
-        };
-        self.last = Some((seen, since));
-        let mut wake = match self.asked {
-            0 => since + COMMAND_QUIET,
-            1 => since + NO_ROOM,
-            _ => now + OUT_OF_TOUCH,
-        };
-        for (proc, progress) in all {
-            let Some(pending) = &progress.pending else {
-                self.no_room.remove(*proc);
-                continue;
-            };
-            let first = *self.no_room.entry((*proc).clone()).or_insert(now);
-            if now >= first + NO_ROOM {
-                let what = format!("{} of {proc} can't be placed", instances(pending.short));
-                let mut failure = Failure::new(Kind::Failed, what).because(&pending.reason);
-                for (host, refusal) in &pending.refusals {
-                    failure = failure.because(format!("{host}: {refusal}"));
-                }
-                return Err(failure.hint(format!("it stays wanted; `bazooka why {proc}` tells more")));
-            }
-            wake = wake.min(first + NO_ROOM);
-        }
-        let limit = all.iter().map(|(proc, _)| limit_of(watch, proc)).max().unwrap_or(COMMAND_SLACK);
-        if now >= since + limit {
-            let (proc, progress) =
-                all.iter().find(|(_, progress)| progress.verdict != Verdict::Converged).unwrap_or(&all[0]);
-            let what = format!(
-                "{proc} has not converged: {} of {} run, and nothing has happened for {} s",
-                progress.running_in_all(),
-                progress.wanted_in_all(),
-                limit.as_secs()
-            );
-            let mut failure = Failure::new(Kind::Failed, what);
-            for (id, cause) in &progress.failing {
-                failure = failure.because(format!("instance {id}: {cause}"));
-            }
-            return Err(failure.hint(format!("it stays wanted; `bazooka why {proc}` tells more")));
-        }
-        Ok(wake.min(since + limit).max(now))
-    }
-
-    fn should_ask(&mut self, now: Instant) -> Ask {
-        let Some((_, since)) = &self.last else { return Ask::No };
-        let (after, ask) = match self.asked {
-            0 => (COMMAND_QUIET, Ask::First),
-            1 => (NO_ROOM, Ask::Last),
-            _ => return Ask::No,
-        };
-        if now < *since + after {
-            return Ask::No;
-        }
-        self.asked += 1;
-        ask
-    }
-}
-
-/// Whether to look for who should act.
-enum Ask {
-    No,
-    /// It has been quiet: a word.
-    First,
-    /// It has been quiet for too long: give up.
-    Last,
-}
-
-/// How long a service may show no progress: what its instances may take to start or to end.
+/// How long a service may show no progress: what its instances may take to start, to count, or to end.
 fn limit_of(watch: &Watch, proc: &ProcName) -> Duration {
-    limit_of_run(&watch.view().procs.get(proc).map(|proc| proc.run.clone()).unwrap_or_default())
+    let Some(row) = watch.view().procs.get(proc) else {
+        return limit_of_run(&RunSettings::default(), Duration::ZERO);
+    };
+    limit_of_run(&row.run, Proc::min_ready(row))
 }
 
-/// How long an instance that is run so may take to start or to end.
-pub fn limit_of_run(run: &RunSettings) -> Duration {
-    run.boot_timeout().max(DRAIN + run.stop_timeout()) + COMMAND_SLACK
-}
-
-/// Who should act and isn't there, in words.
-pub async fn who_is_missing(context: &Context) -> Option<String> {
-    let leader = Keys::One(Key::Leader.to_string());
-    // Out of touch is judged elsewhere.
-    let there = context.visor.read(vec![leader, keys::hosts()]).await.ok()?;
-    missing(&there)
+/// How long an instance that is run so may take to start and to count, or to end.
+pub fn limit_of_run(run: &RunSettings, min_ready: Duration) -> Duration {
+    (run.boot_timeout() + min_ready).max(DRAIN + run.stop_timeout()) + COMMAND_SLACK
 }
 
 /// The failure of a service of which what is wanted fails.

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use visor::names::AppName;
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     rm,
     settle::{self, Line},
     show::put_line,
+    wait::until,
     watch::Watch,
 };
 
@@ -61,21 +62,19 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;
     rm::destroy(context, &app).await?;
     context.note_change();
-    let until = Instant::now() + GONE_IN;
     let mut line = Line::begin(&format!("app '{app}' is being destroyed"));
     let mut left = watch.view().instances.len();
-    while watch.view().app.is_some() {
-        tokio::select! {
-            _ = watch.next() => {}
-            () = sleep_until(until) => {
-                drop(line);
-                let what = format!("app '{app}' is not gone after {} s; it stays marked", GONE_IN.as_secs());
-                return Err(Failure::new(Kind::Failed, what).hint(format!("bazooka ps -l -a {app}")));
-            }
-        }
+    let is_gone = until(&mut watch, Instant::now() + GONE_IN, |watch| {
         let now = watch.view().instances.len();
         line.dots(left.saturating_sub(now));
         left = now;
+        watch.view().app.is_none()
+    })
+    .await;
+    if !is_gone {
+        drop(line);
+        let what = format!("app '{app}' is not gone after {} s; it stays marked", GONE_IN.as_secs());
+        return Err(Failure::new(Kind::Failed, what).hint(format!("bazooka ps -l -a {app}")));
     }
     drop(line);
     put_line(&format!("app '{app}' destroyed"));

@@ -12,11 +12,11 @@ use owo_colors::{AnsiColors, OwoColorize};
 use serde::Deserialize;
 use tokio::{
     sync::mpsc,
-    task::AbortHandle,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{
-    codec::{FramedRead, LinesCodec},
+    codec::{FramedRead, LinesCodec, LinesCodecError},
     io::StreamReader,
 };
 use visor::{
@@ -170,17 +170,30 @@ fn client(context: &Context) -> Result<reqwest::Client> {
     client.map_err(|error| Failure::from_error(Kind::Failed, "no HTTP client can be made", &error))
 }
 
+/// Why a host's lines can't be read.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    /// It doesn't answer.
+    #[error("no answer")]
+    NoAnswer,
+    /// It can't be asked, or refuses.
+    #[error("{}", chain(.0))]
+    Http(#[from] reqwest::Error),
+    /// What comes is no line.
+    #[error(transparent)]
+    Line(#[from] LinesCodecError),
+}
+
 /// The lines of an answer as they come.
 async fn lines(
     client: &reqwest::Client,
     url: &str,
-) -> Result<impl futures::Stream<Item = Result<String, String>> + Unpin, String> {
+) -> Result<impl futures::Stream<Item = Result<String, Unread>> + Unpin, Unread> {
     let asked = tokio::time::timeout(CONNECT_TIMEOUT, client.get(url).send()).await;
-    let answer = asked.map_err(|_| "no answer".to_owned())?.map_err(|error| chain(&error))?;
-    let answer = answer.error_for_status().map_err(|error| chain(&error))?;
+    let answer = asked.map_err(|_| Unread::NoAnswer)??.error_for_status()?;
     let body = Box::pin(answer.bytes_stream().map(|piece| piece.map_err(std::io::Error::other)));
     let lines = FramedRead::new(StreamReader::new(body), LinesCodec::new_with_max_length(MOST_LINE_BYTES));
-    Ok(lines.map(|line| line.map_err(|error| error.to_string())))
+    Ok(lines.map(|line| line.map_err(Unread::from)))
 }
 
 async fn once(
@@ -199,7 +212,7 @@ async fn once(
                 while let Some(line) = lines.next().await {
                     entries.extend(Entry::read(line?));
                 }
-                Ok::<_, String>(entries)
+                Ok::<_, Unread>(entries)
             };
             (name, read.await)
         }
@@ -233,6 +246,7 @@ async fn follow(context: &Context, query: Query, only: Option<HostName>, look: L
     let (send, mut receive) = mpsc::channel(1_000);
     let mut mirror = Mirror::new(context.visor.store().clone(), vec![keys::hosts()], Snapshot::default());
     let mut following: BTreeMap<HostName, (String, AbortHandle)> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
     let mut held: Vec<Entry> = Vec::new();
     // The lines of before first, as they would be without -f.
     let mut is_backlog = true;
@@ -260,10 +274,17 @@ async fn follow(context: &Context, query: Query, only: Option<HostName>, look: L
                 for (name, url) in hosts {
                     following.entry(name.clone()).or_insert_with(|| {
                         let host = FollowHost { name, url: url.clone(), query: query.clone(), client: client.clone() };
-                        (url, tokio::spawn(host.run(send.clone(), is_backlog)).abort_handle())
+                        (url, tasks.spawn(host.run(send.clone(), is_backlog)))
                     });
                 }
             }
+            Some(ended) = tasks.join_next() => match ended {
+                Err(error) if error.is_panic() => {
+                    return Err(Failure::from_error(Kind::Failed, "a host's lines can't be followed any more", &error));
+                }
+                // Its host has gone, or is followed elsewhere.
+                Ok(()) | Err(_) => {}
+            },
             Some(entry) = receive.recv() => {
                 held.push(entry);
                 let now = Instant::now();

@@ -15,6 +15,7 @@ use crate::{
     settle::{Arrivals, Line, settle},
     show::put_line,
     target::Target,
+    wait::shown,
     watch::Watch,
 };
 
@@ -59,10 +60,9 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         context.note_change();
         lines.push((proc, restarted));
     }
-    for (_, restarted) in &lines {
-        while !no_wait && !watch.has(restarted.revision) {
-            watch.next().await;
-        }
+    let restarted_at = lines.iter().map(|(_, restarted)| restarted.revision).max().unwrap_or(0);
+    if !no_wait {
+        shown(context, &mut watch, |watch| watch.has(restarted_at)).await?;
     }
     let mut failures = Vec::new();
     for (proc, restarted) in lines {

@@ -17,6 +17,7 @@ use crate::{
     release,
     settle::Arrivals,
     show::{Table, ago, put_json, put_line, say},
+    wait::shown,
     watch::Watch,
 };
 
@@ -91,9 +92,7 @@ async fn resume(context: &Context, app: &AppName, no_wait: bool) -> Result<()> {
     }
     context.note_change();
     put_line("resumed");
-    while watch.view().pause.is_some() {
-        watch.next().await;
-    }
+    shown(context, &mut watch, |watch| watch.view().pause.is_none()).await?;
     let Some(head) = watch.view().head.as_ref().map(|head| head.release) else { return Ok(()) };
     if no_wait || !is_rolling(watch.view()) {
         return Ok(());
@@ -127,9 +126,8 @@ async fn abort(context: &Context, app: &AppName, no_wait: bool) -> Result<()> {
     if no_wait {
         return Ok(());
     }
-    while watch.view().head.as_ref().is_none_or(|head| head.release == called_off) {
-        watch.next().await;
-    }
+    let has_moved = |watch: &Watch| watch.view().head.as_ref().is_some_and(|head| head.release != called_off);
+    shown(context, &mut watch, has_moved).await?;
     release::roll_out(context, &mut watch, &mut arrivals, Some(called_off), to, &failed).await
 }
 

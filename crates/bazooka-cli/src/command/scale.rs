@@ -25,6 +25,7 @@ use crate::{
     settle::{Arrivals, Line, settle},
     show::{Table, put_json, put_line, say},
     target::RevPrefix,
+    wait::shown,
     watch::Watch,
 };
 
@@ -138,9 +139,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         changed_at = changed_at.max(revision);
     }
     // Nothing is judged by a view from before the changes.
-    while !watch.has(changed_at) {
-        watch.next().await;
-    }
+    shown(context, &mut watch, |watch| watch.has(changed_at)).await?;
     // One that fails must not hide what became of the others.
     let mut failures = Vec::new();
     for (proc, scaled, before, overtaken) in changes {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use visor::{
+    keys::Key,
     names::{AppName, Digest, HostName, RevId},
     schema::{Extra, Pending, Promoter, Proxy, Rev, Slug},
     store::model::ModelStore,
@@ -122,7 +123,7 @@ async fn without_any_progress_it_gives_up_after_what_an_instance_may_take() {
     rig.host().await;
     let (took, settled) = rig.settle().await;
     let failure = settled.expect_err("nothing happens");
-    assert_eq!((took.as_secs(), failure.kind), (90, Kind::Failed), "{failure}");
+    assert_eq!((took.as_secs(), failure.kind), (91, Kind::Failed), "{failure}");
     assert!(failure.what.contains("0 of 1 run"), "{failure}");
 }
 

@@ -3,17 +3,12 @@
 //! The converger does it; this waits, with a dot for each instance that has ended there, and says why
 //! when it can't be.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
 use visor::{
-    deadlines::{COMMAND_QUIET, NO_ROOM, OUT_OF_TOUCH},
     keys,
     mirror::Mirror,
-    names::{AppName, HostName, InstanceId, ProcName},
+    names::{AppName, HostName, InstanceId},
     schema::{Desired, State},
     snapshot::{HostView, Snapshot},
 };
@@ -21,8 +16,9 @@ use visor::{
 use crate::{
     context::Context,
     failure::{Failure, Kind, Result},
-    settle::{Line, instances, limit_of_run, who_is_missing},
-    show::{put_line, say},
+    settle::{Line, instances, limit_of_run},
+    show::put_line,
+    wait::{Look, Service, Waited, Waiting, wait},
 };
 
 /// What is still there on a host.
@@ -30,21 +26,23 @@ use crate::{
 struct Left {
     ids: BTreeSet<InstanceId>,
     /// The services of which something is still meant to run there.
-    services: BTreeSet<(AppName, ProcName)>,
+    services: BTreeSet<Service>,
     /// How long they may show no progress.
     limit: Duration,
 }
 
 impl Left {
-    fn on(view: Option<&HostView>) -> Self {
+    fn on(host: &HostName, snapshot: &Snapshot) -> Self {
         let mut left = Left::default();
-        let Some(view) = view else { return left };
+        let Some(view) = snapshot.hosts.get(host) else { return left };
         for (id, assigned) in &view.assigned {
             if view.status.get(id).is_some_and(|status| State::is_final(status.state)) {
                 continue;
             }
+            let proc = snapshot.apps.get(&assigned.app).and_then(|app| app.procs.get(&assigned.proc));
+            let min_ready = proc.map(|proc| proc.min_ready()).unwrap_or_default();
             left.ids.insert(*id);
-            left.limit = left.limit.max(limit_of_run(&assigned.run));
+            left.limit = left.limit.max(limit_of_run(&assigned.run, min_ready));
             if assigned.desired == Desired::Run {
                 left.services.insert((assigned.app.clone(), assigned.proc.clone()));
             }
@@ -52,9 +50,13 @@ impl Left {
         left
     }
 
-    fn apps(view: Option<&HostView>) -> BTreeSet<AppName> {
-        view.into_iter().flat_map(|view| view.assigned.values()).map(|row| row.app.clone()).collect()
+    fn count(&self) -> u32 {
+        u32::try_from(self.ids.len()).unwrap_or(u32::MAX)
     }
+}
+
+fn apps(view: Option<&HostView>) -> BTreeSet<AppName> {
+    view.into_iter().flat_map(|view| view.assigned.values()).map(|row| row.app.clone()).collect()
 }
 
 /// Drains a host.
@@ -65,147 +67,102 @@ pub async fn run(context: &Context, host: &HostName, no_wait: bool) -> Result<()
     context.visor.mark_host(host, |meta| meta.draining = true).await?;
     context.note_change();
     let snapshot = context.visor.read(keys::host(host)).await?;
-    let (mut left, mut apps) = (Left::on(snapshot.hosts.get(host)), Left::apps(snapshot.hosts.get(host)));
+    let left = Left::on(host, &snapshot);
     if no_wait {
-        put_line(&format!("{host} is being drained of {}", instances(count(&left))));
+        put_line(&format!("{host} is being drained of {}", instances(left.count())));
         return Ok(());
     }
-    let mut line = Line::begin(&format!("{host} {} -> 0", left.ids.len()));
-    let mut patience = Patience::begin();
-    loop {
-        let mut scopes = keys::host(host);
-        scopes.extend(apps.iter().map(keys::pending_of));
-        let mut mirror = Mirror::new(context.visor.store().clone(), scopes, Snapshot::default())
-            .with_jitter(u64::from(std::process::id()));
-        loop {
-            let wake = patience.wakes_at(&left);
-            tokio::select! {
-                _ = mirror.next() => {}
-                () = sleep_until(wake) => {}
-            }
-            if mirror.is_synced() {
-                let view = mirror.image().hosts.get(host);
-                let now = Left::on(view);
-                line.dots(left.ids.difference(&now.ids).count());
-                patience.note(now != left);
-                left = now;
-                if left.ids.is_empty() {
-                    return Ok(());
-                }
-                let all = Left::apps(view);
-                if !all.is_subset(&apps) {
-                    apps.extend(all);
-                    break;
-                }
-            }
-            patience.judge(context, host, &left, mirror.image(), mirror.is_synced()).await?;
-        }
+    let line = Line::begin(&format!("{host} {} -> 0", left.ids.len()));
+    let apps = apps(snapshot.hosts.get(host));
+    let mirror = mirror(context, host, &apps);
+    wait(context, &mut Draining { context, host, mirror, apps, left, line }).await
+}
+
+/// What is seen of a host that is drained, and of the apps that have something there.
+fn mirror(context: &Context, host: &HostName, apps: &BTreeSet<AppName>) -> Mirror<Snapshot> {
+    let mut scopes = keys::host(host);
+    for app in apps {
+        scopes.extend([keys::pending_of(app), keys::procs_of(app)]);
+    }
+    Mirror::new(context.visor.store().clone(), scopes, Snapshot::default())
+        .with_jitter(u64::from(std::process::id()))
+}
+
+/// A host on which something is left.
+struct Draining<'a> {
+    context: &'a Context,
+    host: &'a HostName,
+    mirror: Mirror<Snapshot>,
+    /// The apps that the mirror has.
+    apps: BTreeSet<AppName>,
+    left: Left,
+    line: Line,
+}
+
+impl Draining<'_> {
+    fn hint(&self) -> String {
+        format!("it stays draining; `bazooka hosts uncordon {}` calls it off", self.host)
     }
 }
 
-fn count(left: &Left) -> u32 {
-    u32::try_from(left.ids.len()).unwrap_or(u32::MAX)
-}
+impl Waited for Draining<'_> {
+    type Seen = Left;
 
-/// Since when something has been waited for.
-struct Patience {
-    /// When something happened last.
-    since: Instant,
-    out_of_touch: Option<Instant>,
-    no_room: BTreeMap<(AppName, ProcName), Instant>,
-    /// How often it was looked for who should act.
-    asked: u8,
-}
-
-impl Patience {
-    fn begin() -> Self {
-        Patience { since: Instant::now(), out_of_touch: None, no_room: BTreeMap::new(), asked: 0 }
+    async fn next(&mut self) {
+        self.mirror.next().await;
     }
 
-    fn note(&mut self, changed: bool) {
-        if changed {
-            (self.since, self.asked) = (Instant::now(), 0);
+    fn look(&mut self) -> Result<Look<Left>> {
+        if !self.mirror.is_synced() {
+            return Ok(Look::Partial);
         }
+        let image = self.mirror.image();
+        let now = Left::on(self.host, image);
+        self.line.dots(self.left.ids.difference(&now.ids).count());
+        self.left = now;
+        if self.left.ids.is_empty() {
+            return Ok(Look::Done);
+        }
+        let all = apps(image.hosts.get(self.host));
+        if !all.is_subset(&self.apps) {
+            self.apps.extend(all);
+            self.mirror = mirror(self.context, self.host, &self.apps);
+            return Ok(Look::Partial);
+        }
+        let lacks =
+            |(app, proc): &&Service| image.apps.get(app).is_some_and(|app| app.pending.contains_key(proc));
+        Ok(Look::Waiting(Waiting {
+            without_room: self.left.services.iter().filter(lacks).cloned().collect(),
+            limit: self.left.limit,
+            seen: self.left.clone(),
+        }))
     }
 
-    fn wakes_at(&self, left: &Left) -> Instant {
-        let ask = match self.asked {
-            0 => Some(self.since + COMMAND_QUIET),
-            1 => Some(self.since + NO_ROOM),
-            _ => None,
-        };
-        let no_room = self.no_room.values().min().map(|since| *since + NO_ROOM);
-        let out_of_touch = self.out_of_touch.map(|since| since + OUT_OF_TOUCH);
-        let alarms = [ask, no_room, out_of_touch, Some(self.since + left.limit)];
-        let soonest = alarms.into_iter().flatten().min().unwrap_or(self.since + OUT_OF_TOUCH);
-        // What is due and has led to nothing must not spin.
-        soonest.max(Instant::now() + Duration::from_millis(50))
-    }
-
-    async fn judge(
-        &mut self,
-        context: &Context,
-        host: &HostName,
-        left: &Left,
-        image: &Snapshot,
-        is_synced: bool,
-    ) -> Result<()> {
-        let now = Instant::now();
-        let hint = format!("it stays draining; `bazooka hosts uncordon {host}` calls it off");
-        if !is_synced {
-            let since = *self.out_of_touch.get_or_insert(now);
-            return if now < since + OUT_OF_TOUCH {
-                Ok(())
-            } else {
-                let what = "the coordinator has been out of touch for 15 s";
-                Err(Failure::new(Kind::Coordinator, what).hint(hint))
-            };
-        }
-        self.out_of_touch = None;
-        let row = |(app, proc): &(AppName, ProcName)| image.apps.get(app)?.pending.get(proc);
-        self.no_room.retain(|service, _| left.services.contains(service) && row(service).is_some());
-        for service in left.services.iter().filter(|service| row(service).is_some()) {
-            self.no_room.entry(service.clone()).or_insert(now);
-        }
-        let stuck: Vec<_> = self.no_room.iter().filter(|(_, since)| now >= **since + NO_ROOM).collect();
-        if !stuck.is_empty() {
-            let mut failure = Failure::new(Kind::Failed, format!("{host} can't be emptied"));
-            for (service, _) in stuck {
-                let Some(pending) = row(service) else { continue };
-                failure = failure.because(format!("{} of {}: {}", service.1, service.0, pending.reason));
-                for (host, refusal) in &pending.refusals {
-                    failure = failure.because(format!("{host} {refusal}"));
-                }
+    fn no_room(&self, services: &[Service]) -> Failure {
+        let mut failure = Failure::new(Kind::Failed, format!("{} can't be emptied", self.host));
+        for (app, proc) in services {
+            let row = self.mirror.image().apps.get(app).and_then(|app| app.pending.get(proc));
+            let Some(pending) = row else { continue };
+            failure = failure.because(format!("{proc} of {app}: {}", pending.reason));
+            for (host, refusal) in &pending.refusals {
+                failure = failure.because(format!("{host} {refusal}"));
             }
-            return Err(failure.hint(hint));
         }
-        if now >= self.since + left.limit {
-            let what = format!("{} on {host} don't end", instances(count(left)));
-            let ids: Vec<String> = left.ids.iter().take(10).map(InstanceId::to_string).collect();
-            let cause = format!("nothing has happened for {} s to {}", left.limit.as_secs(), ids.join(", "));
-            return Err(Failure::new(Kind::Failed, what).because(cause).hint(hint));
-        }
-        self.ask(context, hint, now).await
+        failure.hint(self.hint())
     }
 
-    /// Looks for who should act once it has been quiet, and gives up if there is nobody.
-    async fn ask(&mut self, context: &Context, hint: String, now: Instant) -> Result<()> {
-        let after = match self.asked {
-            0 => COMMAND_QUIET,
-            1 => NO_ROOM,
-            _ => return Ok(()),
-        };
-        if now < self.since + after {
-            return Ok(());
-        }
-        self.asked += 1;
-        match who_is_missing(context).await {
-            Some(missing) if self.asked > 1 => Err(Failure::new(Kind::PartMissing, missing).hint(hint)),
-            Some(missing) => {
-                say(&format!("waiting: {missing}"));
-                Ok(())
-            }
-            None => Ok(()),
-        }
+    fn late(&self, limit: Duration) -> Failure {
+        let what = format!("{} on {} don't end", instances(self.left.count()), self.host);
+        let ids: Vec<String> = self.left.ids.iter().take(10).map(InstanceId::to_string).collect();
+        let cause = format!("nothing has happened for {} s to {}", limit.as_secs(), ids.join(", "));
+        Failure::new(Kind::Failed, what).because(cause).hint(self.hint())
+    }
+
+    fn nobody(&self, missing: String) -> Failure {
+        Failure::new(Kind::PartMissing, missing).hint(self.hint())
+    }
+
+    fn out_of_touch(&self) -> Failure {
+        Failure::new(Kind::Coordinator, "the coordinator has been out of touch for 15 s").hint(self.hint())
     }
 }
