@@ -7,7 +7,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::pages::{self, Visitors};
+use crate::versioned_app::{self, Visitors};
 
 /// Answers with what `api` says.
 const FRONT: &str = r#"
@@ -40,7 +40,7 @@ fn deployed(cluster: &Cluster, name: &str, commit: impl FnOnce(&Repo)) -> Repo {
 }
 
 fn api(cluster: &Cluster) -> Repo {
-    deployed(cluster, "api", |repo| drop(pages::version(repo, "one")))
+    deployed(cluster, "api", |repo| drop(versioned_app::version(repo, "one")))
 }
 
 fn front(cluster: &Cluster) -> Repo {
@@ -86,7 +86,7 @@ fn what_links_a_service_reaches_it_through_rollouts_and_crashes_and_a_rollback_t
     assert_eq!(list, format!("LINK\tPORT\tVARIABLE\napi:web\t{port}\tBAZOOKA_SERVICE_API_WEB\n"));
 
     let visitors = Visitors::come_to(&cluster, "front", 3);
-    pages::version(&api, "two");
+    versioned_app::version(&api, "two");
     api.git(&["push", "bazooka", "master"]).ok();
     front_says(&cluster, "api says two -\n");
     kill_one_of_api(&cluster);

@@ -2,7 +2,7 @@
 
 use bazooka_tests::{Cluster, ClusterOptions, Repo, SOON, until};
 
-use crate::pages::{Visitors, pushed, settles_on, version};
+use crate::versioned_app::{Visitors, pushed, settles_on, version};
 
 fn three_hosts() -> Cluster {
     Cluster::with(ClusterOptions { hosts: 3, ..ClusterOptions::default() })

@@ -2,7 +2,7 @@
 
 use bazooka_tests::{Cluster, Repo, SOON, until};
 
-use crate::pages::{pushed, settles_on, version};
+use crate::versioned_app::{pushed, settles_on, version};
 
 #[test]
 fn a_push_to_a_running_app_rolls_it_and_a_rollback_goes_back() {

@@ -2,7 +2,7 @@
 
 use bazooka_tests::{Cluster, ClusterOptions};
 
-use crate::pages::{settles_on, version};
+use crate::versioned_app::{settles_on, version};
 
 #[test]
 fn pushes_go_on_by_the_same_name_whichever_rm_is_killed() {

@@ -6,7 +6,7 @@ use bazooka_tests::{Cluster, ClusterOptions, Ran, Repo, SOON, program, until};
 use nix::sys::signal::Signal;
 use visor::store::Keys;
 
-use crate::pages::{pushed, settles_on, version};
+use crate::versioned_app::{pushed, settles_on, version};
 
 /// A value that nothing but a config var has.
 const SECRET: &str = "rosebud-7f3a9c";

@@ -51,11 +51,11 @@ pub fn seed(rate: u32, kinds: &[Kind]) -> Row {
     let names: Vec<String> = (1..=APPS).map(|n| format!("app{n}")).collect();
     let repos: Vec<_> = names.iter().map(|name| fleet.repo(name)).collect();
     for repo in &repos {
-        let answer = repo.dir().join("answer");
-        std::fs::copy(program("answer"), &answer).expect("it can be copied");
+        let server = repo.dir().join("quick_server");
+        std::fs::copy(program("quick_server"), &server).expect("it can be copied");
         // Without what only a debugger reads, which a slug needn't carry.
-        let _ = Command::new("strip").arg(answer).status();
-        repo.write("Procfile", "web: exec ./answer v1\n").commit("v1");
+        let _ = Command::new("strip").arg(server).status();
+        repo.write("Procfile", "web: exec ./quick_server v1\n").commit("v1");
         repo.bazooka(&["init"]).ok();
         repo.git(&["push", "-q", "bazooka", "master"]).ok();
         repo.bazooka(&["scale", "-n", &EACH.to_string(), "web"]).ok();
@@ -78,7 +78,7 @@ pub fn seed(rate: u32, kinds: &[Kind]) -> Row {
     let times: Vec<Duration> = repos
         .iter()
         .map(|repo| {
-            repo.write("Procfile", "web: exec ./answer v2\n").commit("v2");
+            repo.write("Procfile", "web: exec ./quick_server v2\n").commit("v2");
             let begin = Instant::now();
             repo.git(&["push", "-q", "bazooka", "master"]).ok();
             whole(&fleet, APPS * EACH, 4 * SOON);
@@ -142,7 +142,7 @@ fn floor(rate: u32, kinds: &[Kind]) -> String {
         .collect();
     let _servers: Vec<Ended> = ports[1..]
         .iter()
-        .map(|port| run(Command::new(program("answer")).arg("v1").env("PORT", port.to_string())))
+        .map(|port| run(Command::new(program("quick_server")).arg("v1").env("PORT", port.to_string())))
         .collect();
     let _haproxy = run(Command::new("haproxy").arg("-db").arg("-f").arg(written(folder.path(), &ports)));
     let (address, host) = (format!("127.0.0.1:{}", ports[0]), "app.localhost");

@@ -1,4 +1,4 @@
-//! answer: a web server that costs next to nothing, for loads that are about everything else.
+//! quick_server: a web server that costs next to nothing, for loads that are about everything else.
 //!
 //! Answers each request on $PORT with the word that it was given and its instance. A thread for each connection, which
 //! asks the kernel twice a request: to read and to write.
