@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bazooka_tests::{Cluster, Kind, Load, LoadOptions, Repo};
+use bazooka_tests::{Cluster, Endpoint, Kind, Load, LoadOptions, Repo};
 
 use crate::Row;
 
@@ -58,8 +58,8 @@ const KINDS: [(&str, &str, &[&str], &str); 10] = [
 
 fn p99(cluster: &Cluster) -> (f64, u64) {
     let load = Load::start(LoadOptions {
-        addresses: vec![cluster.address(1, 8080).parse().expect("an address")],
-        hosts: vec!["neighbour.localhost:8080".into()],
+        addresses: vec![cluster.socket(Endpoint::Public)],
+        hosts: vec![cluster.name_of("neighbour")],
         rate: RATE,
         connections: 8,
         kinds: vec![Kind { post: false, new: false }],

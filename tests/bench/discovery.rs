@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bazooka_tests::{Cluster, Repo, SOON, try_get};
+use bazooka_tests::{Cluster, Endpoint, Repo, SOON, try_get};
 use hickory_proto::{
     op::{Message, Query},
     rr::{Name, RecordType},
@@ -122,8 +122,8 @@ fn lags(cluster: &Cluster, id: InstanceId, comes: bool) -> (Duration, Duration) 
     let host: HostName = "host1".parse().expect("valid");
     let (visor, runtime) = cluster.visor();
     let (assigned, status) = (Key::Assigned(host.clone(), id), Key::Status(host, id));
-    let dns: SocketAddr = cluster.address(1, 8053).parse().expect("an address");
-    let sd = format!("http://{}/sd", cluster.address(1, 8083));
+    let dns: SocketAddr = cluster.socket(Endpoint::Dns);
+    let sd = format!("http://{}/sd", cluster.at(Endpoint::Proxy));
     let (begin, mut address) = (Instant::now(), String::new());
     let (mut routed_at, mut ran_at, mut named_at, mut listed_at) = (None, None, None, None);
     while begin.elapsed() < SOON {
@@ -184,7 +184,7 @@ pub fn discovery(runs: usize) -> Vec<Row> {
         went = longer(went, scale("0", false));
     }
     repo.bazooka(&["scale", "-n", "3", "web"]).ok();
-    let dns = cluster.address(1, 8053).parse().expect("an address");
+    let dns = cluster.socket(Endpoint::Dns);
     let (mut answers, mut echoes, mut lost) = (Vec::new(), Vec::new(), 0);
     for _ in 0..runs {
         let (time, gone) = p99(dns);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bazooka_tests::{Cluster, SOON, until};
+use bazooka_tests::{Cluster, Endpoint, SOON, until};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -37,7 +37,7 @@ fn a_killed_pm_finds_its_instances_as_it_left_them() {
     kill(Pid::from_raw(i32::try_from(pid).expect("a process id fits")), Signal::SIGKILL)
         .expect("it is there");
     cluster.start_host(1);
-    cluster.ready("pm", &cluster.address(11, 8100));
+    cluster.ready(Endpoint::Host(1));
     let after = until("the ended one runs again", SOON, || {
         let after = running(&cluster);
         match after.iter().find(|(id, ..)| *id == lost) {
@@ -84,7 +84,7 @@ fn routing_and_instances_outlive_every_daemon() {
     cluster.start_rm();
     cluster.start_converger();
     cluster.start_host(1);
-    cluster.ready("pm", &cluster.address(11, 8100));
+    cluster.ready(Endpoint::Host(1));
     let scaled = repo.bazooka(&["scale", "-n", "3", "web"]).ok();
     assert!(scaled.took < Duration::from_secs(60));
     assert_eq!(running(&cluster)[..2], before[..]);

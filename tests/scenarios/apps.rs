@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use bazooka_tests::{Cluster, ClusterOptions, Part, Repo, SOON, example, until};
+use bazooka_tests::{Cluster, ClusterOptions, Endpoint, Part, Repo, SOON, example, until};
 
 fn deployed(cluster: &Cluster, name: &str) -> Repo {
     let repo = cluster.repo(name);
@@ -122,7 +122,7 @@ fn once_pushed_an_app_needs_no_registry_any_more() {
     cluster.host(2).stop();
     let repo = deployed(&cluster, "hello-python");
     let page = |cluster: &Cluster| -> Result<String, String> {
-        let url = format!("http://{}/", cluster.address(1, 8080));
+        let url = format!("http://{}/", cluster.at(Endpoint::Public));
         let mut curl = repo.command("curl", &["-fsS", "-H", "Host: hello-python.localhost", &url]);
         let asked = curl.output().map_err(|error| error.to_string())?;
         if asked.status.success() {
@@ -152,7 +152,7 @@ fn once_pushed_an_app_needs_no_registry_any_more() {
     assert!(!lookup.status.success(), "the registry must be out of reach now");
 
     cluster.start_host(2);
-    cluster.ready("pm", &cluster.address(12, 8100));
+    cluster.ready(Endpoint::Host(2));
     repo.bazooka(&["scale", "-n", "4", "web"]).ok();
     let ps = repo.bazooka(&["ps"]).ok().stdout;
     assert!(ps.contains(&cluster.ip(11)) && ps.contains(&cluster.ip(12)), "both hosts run some: {ps}");

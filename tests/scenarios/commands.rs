@@ -12,6 +12,7 @@ use std::{
 use bazooka_tests::{Ran, SOON, program, until};
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
+use visor::testing::free_port;
 
 /// A machine as far as these commands know one: folders and ports of its own.
 struct Machine {
@@ -24,9 +25,7 @@ impl Machine {
         let dir = tempfile::Builder::new().prefix("bazooka-up.").tempdir().expect("a temporary folder");
         // Instances have users of their own, and their slugs lie below.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("the mode can be set");
-        let held = [0; 3].map(|_| TcpListener::bind("0.0.0.0:0").expect("a port is free"));
-        let ports = held.map(|listener| listener.local_addr().expect("it has an address").port());
-        Machine { dir, ports }
+        Machine { dir, ports: [0; 3].map(|_| free_port()) }
     }
 
     fn state(&self) -> PathBuf {

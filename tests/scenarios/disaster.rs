@@ -8,7 +8,7 @@ use std::{
 };
 
 use bazooka_tests::{
-    Cluster, ClusterOptions, Kind, Load, LoadOptions, OPERATOR, Ran, SOON, program,
+    Cluster, ClusterOptions, Endpoint, Kind, Load, LoadOptions, OPERATOR, Ran, SOON, program,
     shop::{self, alive},
     until,
 };
@@ -111,8 +111,8 @@ fn drill(identities: bool) {
     });
     assert!(before.keys().all(|id| !known.contains_key(id)), "the backup knows none of them");
     let load = Load::start(LoadOptions {
-        addresses: vec![cluster.address(1, 8080).parse().expect("an address")],
-        hosts: vec!["shop.localhost:8080".into()],
+        addresses: vec![cluster.socket(Endpoint::Public)],
+        hosts: vec![cluster.name_of("shop")],
         rate: 100,
         connections: 4,
         kinds: Kind::ALL.to_vec(),
@@ -161,7 +161,7 @@ fn drill(identities: bool) {
     // Nor do they notice a bazooka-pm that begins anew with what its folder says.
     cluster.host(1).kill();
     cluster.start_host(1);
-    cluster.ready("pm", &cluster.address(11, 8100));
+    cluster.ready(Endpoint::Host(1));
     assert_eq!(running(&cluster.snapshot(), "shop"), before);
     assert!(before.values().chain(unknown.values()).all(|pid| alive(*pid)), "nothing was ended");
     repo.bazooka(&["check"]).exits(0);

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use bazooka_tests::{Cluster, ClusterOptions, OPERATOR, SOON, example, until};
+use bazooka_tests::{Cluster, ClusterOptions, Endpoint, OPERATOR, SOON, example, until};
 use jiff::{SignedDuration, Timestamp};
 
 fn guarded() -> Cluster {
@@ -113,9 +113,9 @@ fn a_certificate_that_runs_out_under_open_streams_leaves_no_part_deaf() {
     cluster.start_host(1);
     cluster.part("proxy").stop();
     cluster.start_proxy();
-    cluster.ready("pm", &cluster.address(11, 8100));
-    cluster.ready("converger", &cluster.address(1, 8082));
-    cluster.ready("proxy", &cluster.address(1, 8083));
+    cluster.ready(Endpoint::Host(1));
+    cluster.ready(Endpoint::Converger);
+    cluster.ready(Endpoint::Proxy);
     repo.bazooka(&["scale", "-n", "2", "web"]).ok();
 
     // It runs out, and the streams go on.
@@ -165,7 +165,7 @@ fn a_push_goes_through_a_proxys_address_to_whichever_rm_serves() {
     repo.commit("go to rocket");
     repo.bazooka(&["init"]).ok();
     let url = repo.git(&["remote", "get-url", "bazooka"]).ok().stdout;
-    assert!(url.starts_with("https://") && url.contains(":8085/"), "{url}");
+    assert!(url.starts_with("https://") && url.contains(&cluster.at(Endpoint::Git)), "{url}");
     repo.git(&["push", "bazooka", "master"]).ok();
     repo.bazooka(&["scale", "-n", "1", "web"]).ok();
     cluster.answers("goto-rocket");

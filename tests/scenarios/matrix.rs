@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use bazooka_daemon::http_client;
-use bazooka_tests::{Cluster, ClusterOptions, OPERATOR, example};
+use bazooka_tests::{Cluster, ClusterOptions, Endpoint, OPERATOR, example};
 use jiff::{Timestamp, ToSpan};
 use reqwest::{Client, Method, StatusCode};
 use visor::{
@@ -160,7 +160,12 @@ fn each_identity_may_what_it_should_and_nothing_else() {
             wrong.push(format!("{who}: {what}: {}", if may { "allowed" } else { "denied" }));
         }
     };
-    let parts = [("rm", (1, 8081)), ("pm", (11, 8100)), ("proxy", (1, 8083)), ("converger", (1, 8082))];
+    let parts = [
+        ("rm", Endpoint::Rm),
+        ("pm", Endpoint::Host(1)),
+        ("proxy", Endpoint::Proxy),
+        ("converger", Endpoint::Converger),
+    ];
     for (at, who) in CALLERS.into_iter().enumerate() {
         // A client wouldn't show an expired certificate by itself: the server is to be the one who refuses.
         let caller = match who {
@@ -168,8 +173,8 @@ fn each_identity_may_what_it_should_and_nothing_else() {
             who => client(&cluster, who, &folders),
         };
         for (part, method, (path, wanted)) in REQUESTS {
-            let (_, (last, port)) = parts.iter().find(|(name, _)| *name == part).expect("a part");
-            let url = format!("https://{}{}", cluster.address(*last, *port), path.replace("SLUG", &slug));
+            let (_, endpoint) = parts.iter().find(|(name, _)| *name == part).expect("a part");
+            let url = format!("https://{}{}", cluster.at(*endpoint), path.replace("SLUG", &slug));
             let method: Method = method.parse().expect("a method");
             // Of these two nothing comes: eve is in, and nobody of the other name is.
             let body = match path {

@@ -1,6 +1,6 @@
 //! Two rms behind one name: who pushes doesn't notice which of them serves.
 
-use bazooka_tests::{Cluster, ClusterOptions};
+use bazooka_tests::{Cluster, ClusterOptions, Endpoint};
 
 use crate::versioned_app::{settles_on, version};
 
@@ -20,7 +20,7 @@ fn pushes_go_on_by_the_same_name_whichever_rm_is_killed() {
     settles_on(&cluster, "two -\n");
 
     cluster.start_rm();
-    cluster.ready("rm", &cluster.address(1, 8081));
+    cluster.ready(Endpoint::Rm);
     cluster.part("rm2").kill();
     let last = version(&repo, "three");
     repo.git(&["push", "bazooka", "master"]).ok();

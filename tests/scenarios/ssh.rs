@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use bazooka_tests::{Cluster, ClusterOptions, OPERATOR, Part, Repo, SOON, example, until};
+use bazooka_tests::{Cluster, ClusterOptions, Endpoint, OPERATOR, Part, Repo, SOON, example, until};
 
 /// The system's sshd with the rm's keys, as root: that user alone is sure to be there.
 fn sshd(cluster: &Cluster) -> Part {
@@ -15,7 +15,7 @@ fn sshd(cluster: &Cluster) -> Part {
     let text = format!(
         "ListenAddress {}\nPidFile none\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
          PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin forced-commands-only\nAcceptEnv GIT_PROTOCOL\n",
-        cluster.address(1, 2222),
+        cluster.at(Endpoint::Sshd),
         key.display(),
         cluster.folder("authorized_keys").display(),
     );
@@ -101,14 +101,15 @@ fn a_push_over_ssh_is_its_keys_owners_and_nobody_elses() {
         assert!(refused.stderr.contains("eve may not push to or fetch 'goto-rocket'"), "{}", refused.stderr);
     }
     let words: Vec<&str> = as_eve.split(' ').collect();
-    let at = cluster.ip(1);
+    let at = cluster.socket(Endpoint::Sshd);
+    let (ip, port) = (at.ip().to_string(), at.port().to_string());
     for (command, wanted) in
         [(None, "hello eve"), (Some("id"), "only git's"), (Some("git-receive-pack '../x'"), "not valid")]
     {
         let args: Vec<&str> = words[1..]
             .iter()
             .copied()
-            .chain(["-p", "2222", "-l", "root", at.as_str()])
+            .chain(["-p", port.as_str(), "-l", "root", ip.as_str()])
             .chain(command)
             .collect();
         let ran = bazooka_tests::Ran::of(other.command(words[0], &args));

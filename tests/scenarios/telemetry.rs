@@ -9,7 +9,7 @@ use std::{
 };
 
 use bazooka_daemon::http_client;
-use bazooka_tests::{Cluster, ClusterOptions, OPERATOR, Part, Ran, Repo, SOON, try_get, until};
+use bazooka_tests::{Cluster, ClusterOptions, Endpoint, OPERATOR, Part, Ran, Repo, SOON, try_get, until};
 use serde_json::Value;
 
 /// An app that answers, and tells how often.
@@ -50,13 +50,13 @@ struct Prometheus {
 impl Prometheus {
     /// Starts one with the shipped configuration, in which nothing differs but addresses and how often it looks.
     fn start(cluster: &Cluster, identity: Option<&Path>) -> Prometheus {
-        let (folder, address) = (cluster.folder("prometheus"), cluster.address(1, 9090));
+        let (folder, address) = (cluster.folder("prometheus"), cluster.at(Endpoint::Prometheus));
         fs::create_dir_all(&folder).expect("a folder");
         let scheme = if identity.is_some() { "https" } else { "http" };
         let mut text = read("prometheus/prometheus.yml");
         for proxy in ["http://proxy1.example.org:8083", "http://proxy2.example.org:8083"] {
             // The same one twice: what two proxies tell alike is one target.
-            text = text.replace(proxy, &format!("{scheme}://{}", cluster.address(1, 8083)));
+            text = text.replace(proxy, &format!("{scheme}://{}", cluster.at(Endpoint::Proxy)));
         }
         text = text.replace("localhost:9090", &address).replace("15s", "1s").replace("10s", "1s");
         if let Some(identity) = identity {
@@ -258,10 +258,10 @@ fn prometheus_draws_a_services_traffic_by_instance_and_follows_what_runs() {
     assert!(unwell.is_empty(), "{unwell:?}");
 
     for (what, address) in [
-        ("rm", cluster.address(1, 8081)),
-        ("converger", cluster.address(1, 8082)),
-        ("proxy", cluster.address(1, 8083)),
-        ("pm", cluster.address(11, 8100)),
+        ("rm", cluster.at(Endpoint::Rm)),
+        ("converger", cluster.at(Endpoint::Converger)),
+        ("proxy", cluster.at(Endpoint::Proxy)),
+        ("pm", cluster.at(Endpoint::Host(1))),
     ] {
         let metrics = try_get(&format!("http://{address}/metrics"), None).expect("it answers").body;
         assert!(metrics.contains("# HELP bazooka_"), "{what}: {metrics}");
@@ -281,7 +281,7 @@ fn where_parts_are_told_apart_prometheus_reads_as_a_monitor_and_a_stranger_nothi
     // A certificate alone lets nobody in.
     let client =
         http_client(Some(&cluster.credentials("monitor:prometheus"))).build().expect("its TLS is made");
-    let sd = format!("https://{}/sd", cluster.address(1, 8083));
+    let sd = format!("https://{}/sd", cluster.at(Endpoint::Proxy));
     let (_, runtime) = cluster.visor();
     assert_eq!(runtime.block_on(client.get(&sd).send()).expect("it answers").status(), 403);
     cluster.repo_of("operating", OPERATOR).bazooka(&["access", "grant", "monitor:prometheus"]).ok();

@@ -8,7 +8,7 @@ use std::{
     thread::{JoinHandle, spawn},
 };
 
-use bazooka_tests::{Cluster, Repo, SOON, try_get, until};
+use bazooka_tests::{Cluster, Endpoint, Repo, SOON, try_get, until};
 
 const SERVER: &str = r#"
 import http.server, os, sys
@@ -68,9 +68,9 @@ impl Visitors {
     /// So many of them come to an app.
     pub fn come_to(cluster: &Cluster, app: &str, n: usize) -> Self {
         let leave = Arc::new(AtomicBool::new(false));
-        let url = format!("http://{}/", cluster.address(1, 8080));
+        let url = format!("http://{}/", cluster.at(Endpoint::Public));
         let visit = || {
-            let (leave, url, host) = (leave.clone(), url.clone(), format!("{app}.localhost:8080"));
+            let (leave, url, host) = (leave.clone(), url.clone(), cluster.name_of(app));
             spawn(move || {
                 let (mut asked, mut lost) = (0, Vec::new());
                 while !leave.load(Ordering::Relaxed) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::TcpListener,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,16 +13,70 @@ use jiff::Timestamp;
 use tempfile::TempDir;
 use visor::{
     identity::Credentials,
+    keys::Key,
     snapshot::Snapshot,
-    testing::{Etcd, fresh_prefix, observer_as},
-    visor::Visor,
+    testing::{Claim, Etcd, fresh_prefix, is_free, observer_as},
+    visor::{Change, Visor},
 };
 
-use crate::{Answer, Part, Repo, SOON, program, repo, try_get, until};
+use crate::{Answer, Part, Repo, SOON, Turn, program, repo, try_get, until};
 
-/// How many clusters can stand at once on a machine, and how many instance ports each gets.
-const BLOCKS: u16 = 60;
+/// How many clusters can stand at once on a machine, and how many ports each has. Those of `bazooka dev` begin after them,
+/// those that the kernel gives to outgoing connections still later.
+const BLOCKS: u16 = 50;
 const PORTS_PER_BLOCK: u16 = 200;
+
+/// The first port of the first block.
+const FIRST_PORT: u16 = 11_000;
+
+/// Of a block's ports, those before this one are for [`Endpoint`]s, and then for services.
+const FIRST_SERVICE: u16 = 10;
+
+/// Of a block's ports, those from this one on are for instances.
+const FIRST_INSTANCE: u16 = 50;
+
+/// What listens in a cluster, each at an address and a port of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// HAProxy's public port.
+    Public,
+    /// The (first) rm.
+    Rm,
+    /// The second rm.
+    SecondRm,
+    /// The converger.
+    Converger,
+    /// bazooka-proxy itself.
+    Proxy,
+    /// Its answers by DNS.
+    Dns,
+    /// HAProxy's way to the rms.
+    Git,
+    /// The sshd that a test starts.
+    Sshd,
+    /// The Prometheus that a test starts.
+    Prometheus,
+    /// The pm of a host.
+    Host(u16),
+}
+
+impl Endpoint {
+    /// The last part of its address, and its place among the block's ports.
+    fn place(self) -> (u16, u16) {
+        match self {
+            Endpoint::Public => (1, 0),
+            Endpoint::Rm => (1, 1),
+            Endpoint::SecondRm => (2, 2),
+            Endpoint::Converger => (1, 3),
+            Endpoint::Proxy => (1, 4),
+            Endpoint::Dns => (1, 5),
+            Endpoint::Git => (1, 6),
+            Endpoint::Sshd => (1, 7),
+            Endpoint::Prometheus => (1, 8),
+            Endpoint::Host(n) => (10 + n, 9),
+        }
+    }
+}
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -35,7 +89,7 @@ pub struct ClusterOptions {
     pub inside: Vec<String>,
     /// Each part and each developer has an identity, and the coordinator is one of the cluster's own, with TLS.
     pub identities: bool,
-    /// Pushes over SSH, too: the rm keeps `authorized_keys` in the cluster's folder, and says that sshd is on port 2222.
+    /// Pushes over SSH, too: the rm keeps `authorized_keys` in the cluster's folder, and says where [`Endpoint::Sshd`] is.
     pub ssh: bool,
     /// The coordinator; the run's own unless given.
     pub coordinator: Option<String>,
@@ -72,8 +126,9 @@ pub struct Cluster {
     prefix: String,
     guarded: Option<Guarded>,
     block: u16,
-    // Holding this listener holds the address block.
-    _lock: TcpListener,
+    // Holding this holds the block of addresses and ports.
+    _claim: Claim,
+    _turn: Turn,
     dir: TempDir,
 }
 
@@ -97,7 +152,8 @@ impl Cluster {
     /// # Panics
     /// If a part doesn't become ready.
     pub fn with(options: ClusterOptions) -> Cluster {
-        let (block, lock) = free_block();
+        let turn = Turn::shared();
+        let (block, claim) = free_block();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -131,12 +187,14 @@ impl Cluster {
             prefix,
             guarded,
             block,
-            _lock: lock,
+            _claim: claim,
+            _turn: turn,
             dir,
         };
+        cluster.own_service_ports();
         cluster.start_rm();
         if cluster.guarded.is_some() {
-            cluster.ready("rm", &cluster.address(1, 8081));
+            cluster.ready(Endpoint::Rm);
             cluster.admit();
         }
         if cluster.options.two_rms {
@@ -147,21 +205,21 @@ impl Cluster {
             cluster.start_host(host);
         }
         cluster.start_proxy();
-        cluster.ready("rm", &cluster.address(1, 8081));
+        cluster.ready(Endpoint::Rm);
         if cluster.options.two_rms {
-            cluster.ready("rm2", &cluster.address(2, 8081));
+            cluster.ready(Endpoint::SecondRm);
         }
-        cluster.ready("converger", &cluster.address(1, 8082));
-        cluster.ready("proxy", &cluster.address(1, 8083));
+        cluster.ready(Endpoint::Converger);
+        cluster.ready(Endpoint::Proxy);
         for host in 1..=cluster.options.hosts {
-            cluster.ready("pm", &cluster.address(10 + host, 8100));
+            cluster.ready(Endpoint::Host(host));
         }
         cluster
     }
 
     /// Starts bazooka-rm, again if it was ended.
     pub fn start_rm(&mut self) {
-        let mut command = self.daemon("bazooka-rm", &self.address(1, 8081));
+        let mut command = self.daemon("bazooka-rm", &self.at(Endpoint::Rm));
         self.as_identity(&mut command, "rm:rm1", 1);
         command.args(["--name", "rm1"]).arg("--state").arg(self.folder("rm"));
         if self.options.two_rms {
@@ -169,14 +227,14 @@ impl Cluster {
         }
         if self.options.ssh {
             command.arg("--ssh-keys").arg(self.folder("authorized_keys"));
-            command.args(["--ssh-url", &format!("ssh://root@{}", self.address(1, 2222))]);
+            command.args(["--ssh-url", &format!("ssh://root@{}", self.at(Endpoint::Sshd))]);
         }
         self.begin("rm", command);
     }
 
     /// Starts the second bazooka-rm, again if it was ended.
     pub fn start_second_rm(&mut self) {
-        let mut command = self.daemon("bazooka-rm", &self.address(2, 8081));
+        let mut command = self.daemon("bazooka-rm", &self.at(Endpoint::SecondRm));
         self.as_identity(&mut command, "rm:rm2", 2);
         command.args(["--name", "rm2"]).arg("--state").arg(self.folder("rm2"));
         self.share(&mut command);
@@ -186,7 +244,7 @@ impl Cluster {
     fn share(&self, command: &mut Command) {
         command.args(["--storage", &format!("file://{}", self.folder("storage").display())]);
         let scheme = if self.options.identities { "https" } else { "http" };
-        command.args(["--git-url", &format!("{scheme}://{}", self.address(1, 8085))]);
+        command.args(["--git-url", &format!("{scheme}://{}", self.at(Endpoint::Git))]);
     }
 
     /// Starts a converger, again if it was ended.
@@ -194,20 +252,20 @@ impl Cluster {
         let mut command = Command::new(program("bazooka-pm"));
         command.arg("converge").args(["--name", "converger1"]);
         self.as_identity(&mut command, "converger:converger1", 1);
-        self.common(&mut command, &self.address(1, 8082));
+        self.common(&mut command, &self.at(Endpoint::Converger));
         self.begin("converger", command);
     }
 
     /// Starts bazooka-proxy with HAProxy, again if it was ended.
     pub fn start_proxy(&mut self) {
-        let mut command = self.daemon("bazooka-proxy", &self.address(1, 8083));
+        let mut command = self.daemon("bazooka-proxy", &self.at(Endpoint::Proxy));
         self.as_identity(&mut command, "proxy:proxy1", 1);
         command.args(["--name", "proxy1", "--run-haproxy", "--on-exit", "stop", "--domain", "localhost"]);
-        command.args(["--public", &self.address(1, 8080)]).args(["--bind", &self.ip(1)]);
-        command.args(["--dns", &self.address(1, 8053)]);
+        command.args(["--public", &self.at(Endpoint::Public)]).args(["--bind", &self.ip(1)]);
+        command.args(["--dns", &self.at(Endpoint::Dns)]);
         command.arg("--state").arg(self.folder("proxy"));
         if self.options.two_rms {
-            command.args(["--git", &self.address(1, 8085)]);
+            command.args(["--git", &self.at(Endpoint::Git)]);
         }
         self.begin("proxy", command);
     }
@@ -215,9 +273,9 @@ impl Cluster {
     /// Starts the pm of a host, again if it was ended.
     pub fn start_host(&mut self, host: u16) {
         let name = format!("host{host}");
-        let share = PORTS_PER_BLOCK / self.options.hosts.max(1);
-        let first = 20_000 + self.block * PORTS_PER_BLOCK + (host - 1) * share;
-        let mut command = self.daemon("bazooka-pm", &self.address(10 + host, 8100));
+        let share = (PORTS_PER_BLOCK - FIRST_INSTANCE) / self.options.hosts.max(1);
+        let first = first_port(self.block) + FIRST_INSTANCE + (host - 1) * share;
+        let mut command = self.daemon("bazooka-pm", &self.at(Endpoint::Host(host)));
         self.as_identity(&mut command, &format!("pm:{name}"), 10 + host);
         command.args(["--host", &name, "--address", &self.ip(10 + host), "--on-exit", "stop"]);
         command.args(["--ports", &format!("{first}-{}", first + share - 1)]);
@@ -327,7 +385,7 @@ impl Cluster {
     /// # Errors
     /// What went wrong below HTTP.
     pub fn ask(&self, app: &str) -> Result<Answer, String> {
-        try_get(&format!("http://{}/", self.address(1, 8080)), Some(&format!("{app}.localhost:8080")))
+        try_get(&format!("http://{}/", self.at(Endpoint::Public)), Some(&self.name_of(app)))
     }
 
     /// Waits until an app answers with 200 and returns the body.
@@ -338,7 +396,23 @@ impl Cluster {
         })
     }
 
-    /// An address of this cluster's block.
+    /// The Host header that leads to an app's web proc.
+    pub fn name_of(&self, app: &str) -> String {
+        format!("{app}.localhost:{}", self.socket(Endpoint::Public).port())
+    }
+
+    /// Where something listens, or is to: address and port.
+    pub fn at(&self, endpoint: Endpoint) -> String {
+        let (last, port) = endpoint.place();
+        self.address(last, first_port(self.block) + port)
+    }
+
+    /// As [`Cluster::at`], to connect to.
+    pub fn socket(&self, endpoint: Endpoint) -> SocketAddr {
+        self.at(endpoint).parse().expect("an address and a port")
+    }
+
+    /// An address of this cluster's block, with a port.
     pub fn address(&self, last: u16, port: u16) -> String {
         format!("{}:{port}", self.ip(last))
     }
@@ -377,34 +451,56 @@ impl Cluster {
         repo::developer(&self.coordinator, &self.prefix, &self.folder("home"))
     }
 
-    /// Waits until a daemon says that it is ready.
-    pub fn ready(&self, what: &str, address: &str) {
-        let url = format!("http://{address}/readyz");
-        if !self.options.inside.is_empty() {
-            let words = [self.options.inside.as_slice(), &["curl".into(), "-fsS".into(), url]].concat();
-            until(&format!("{what} is ready"), SOON, || {
-                let asked = Command::new(&words[0]).args(&words[1..]).output().map_err(|e| e.to_string())?;
-                if asked.status.success() {
-                    Ok(())
-                } else {
-                    Err(String::from_utf8_lossy(&asked.stderr).into())
-                }
-            });
-            return;
+    /// Waits until a daemon listens, itself and nobody else, and says that it is ready.
+    ///
+    /// # Panics
+    /// If it has ended, or doesn't become ready.
+    pub fn ready(&mut self, endpoint: Endpoint) {
+        let address = self.socket(endpoint);
+        let what = format!("{endpoint:?} is ready");
+        let part = match endpoint {
+            Endpoint::Rm => self.part("rm"),
+            Endpoint::SecondRm => self.part("rm2"),
+            Endpoint::Converger => self.part("converger"),
+            Endpoint::Proxy => self.part("proxy"),
+            Endpoint::Host(n) => self.host(n),
+            other => panic!("{other:?} is no daemon of the cluster"),
+        };
+        until(&what, SOON, || {
+            assert!(part.is_running(), "{endpoint:?} has ended: {}", part.log());
+            if part.listens(address) { Ok(()) } else { Err(format!("it doesn't listen on {address} yet")) }
+        });
+        let scheme = if self.guarded.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{address}/readyz");
+        until(&what, SOON, || match self.status_of(&url)? {
+            200 => Ok(()),
+            other => Err(other.to_string()),
+        });
+    }
+
+    fn status_of(&self, url: &str) -> Result<u16, String> {
+        if let Some((first, rest)) = self.options.inside.split_first() {
+            let mut curl = Command::new(first);
+            curl.args(rest).args(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url]);
+            let asked = curl.output().map_err(|error| error.to_string())?;
+            let said = String::from_utf8_lossy(&asked.stdout).into_owned();
+            return said.parse().map_err(|_| String::from_utf8_lossy(&asked.stderr).into_owned());
         }
         if self.guarded.is_some() {
             let client = http_client(Some(&self.credentials("rm:rm1"))).build().expect("its TLS is made");
-            let url = format!("https://{address}/readyz");
-            until(&format!("{what} is ready"), SOON, || {
-                let asked =
-                    self.runtime.block_on(client.get(&url).send()).map_err(|error| format!("{error:?}"))?;
-                if asked.status() == 200 { Ok(()) } else { Err(asked.status().to_string()) }
-            });
-            return;
+            let asked = self.runtime.block_on(client.get(url).send());
+            return asked.map(|answer| answer.status().as_u16()).map_err(|error| format!("{error:?}"));
         }
-        until(&format!("{what} is ready"), SOON, || match try_get(&url, None)? {
-            Answer { status: 200, .. } => Ok(()),
-            other => Err(format!("{other:?}")),
+        try_get(url, None).map(|answer| answer.status)
+    }
+
+    /// Has services' ports be of the block: they would be the same in each cluster else.
+    fn own_service_ports(&self) {
+        let last = u64::from(first_port(self.block) + FIRST_SERVICE - 1);
+        self.runtime.block_on(async {
+            self.visor.set_up().await.expect("the coordinator answers");
+            let change = Change::new().put(&Key::PortCounter, &last);
+            self.visor.commit(change).await.expect("the coordinator answers");
         });
     }
 
@@ -484,11 +580,20 @@ pub fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples").join(name)
 }
 
-fn free_block() -> (u16, TcpListener) {
-    // Two runs at once begin at different places.
+fn first_port(block: u16) -> u16 {
+    FIRST_PORT + (block - 1) * PORTS_PER_BLOCK
+}
+
+/// A block that no other test has, and on whose ports nobody else listens either.
+fn free_block() -> (u16, Claim) {
+    // Two processes begin at different places.
     let begin = u16::try_from(std::process::id() % u32::from(BLOCKS)).expect("it is below BLOCKS");
     (0..BLOCKS)
         .map(|step| 1 + (begin + step) % BLOCKS)
-        .find_map(|block| Some((block, TcpListener::bind((format!("127.77.{block}.1"), 7)).ok()?)))
-        .expect("one of the address blocks 127.77.1.x to 127.77.60.x is free")
+        .find_map(|block| {
+            let claim = Claim::take(&format!("block-{block}"))?;
+            let first = first_port(block);
+            (first..first + PORTS_PER_BLOCK).all(is_free).then_some((block, claim))
+        })
+        .expect("one of the address blocks 127.77.1.x to 127.77.50.x is free, with its ports")
 }

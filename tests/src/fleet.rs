@@ -27,7 +27,7 @@ use visor::{
     visor::Visor,
 };
 
-use crate::{Answer, Kind, Load, LoadOptions, Nets, Part, Repo, SOON, program, repo, try_get, until};
+use crate::{Answer, Kind, Load, LoadOptions, Nets, Part, Repo, SOON, Turn, program, repo, try_get, until};
 
 /// The prefix of its keys; the coordinator is its own.
 const PREFIX: &str = "/bazooka";
@@ -184,6 +184,7 @@ pub struct Fleet {
     nets: Nets,
     dir: TempDir,
     _alone: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Fleet {
@@ -200,9 +201,24 @@ impl Fleet {
     /// # Panics
     /// As there.
     pub fn start_so(setting: Setting) -> Fleet {
+        Self::start_with(setting, BTreeMap::new())
+    }
+
+    /// As [`Fleet::start_so`], with the programs of another build, until a machine is upgraded.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn start_of(setting: Setting, build: &Path) -> Fleet {
+        let of_build = || Altered { build: Some(build.to_owned()), ..Altered::default() };
+        Self::start_with(setting, setting.machines().map(|machine| (machine, of_build())).collect())
+    }
+
+    fn start_with(setting: Setting, altered: BTreeMap<Machine, Altered>) -> Fleet {
         // Two at once would starve each other on a small machine. nextest has its own word for that.
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        // So would two runs.
+        let turn = Turn::whole();
         let numbers = |machines: &mut dyn Iterator<Item = Machine>| machines.map(Machine::number).collect();
         let all: BTreeSet<u8> = numbers(&mut setting.machines());
         let beyond = numbers(&mut setting.machines().filter(|machine| setting.beyond(*machine)));
@@ -226,13 +242,14 @@ impl Fleet {
         let mut fleet = Fleet {
             parts: BTreeMap::new(),
             setting,
-            altered: BTreeMap::new(),
+            altered,
             paused: BTreeSet::new(),
             runtime,
             visor: Visor::new(store),
             nets,
             dir,
             _alone: alone,
+            _turn: turn,
         };
         for machine in setting.machines() {
             fleet.begin(machine);
@@ -472,13 +489,12 @@ impl Fleet {
         let mut command = match machine {
             Operator | Clients(_) => return None,
             Etcd(_) => return Some(self.etcd(machine)),
-            Host(n) => {
+            Host(_) => {
                 let mut pm = Command::new(program("bazooka-pm"));
-                // The machines share one list of users.
-                let first = 200_000 + u32::from(n) * 4_000;
                 pm.args(["--host", &name, "--address", &address, "--on-exit", on_exit]);
                 pm.args(["--zone", self.setting.zone(machine)]);
-                pm.args(["--uids", &format!("{first}-{}", first + 3_999)]);
+                let proxy = if self.setting.beyond(machine) { Proxy(2) } else { Proxy(1) };
+                pm.args(["--services", &Nets::address(proxy.number())]);
                 // A network namespace's /sys has no control groups.
                 pm.args(["--without", "limits,fence"]);
                 pm
@@ -495,7 +511,6 @@ impl Fleet {
             Rm => {
                 let mut rm = Command::new(program("bazooka-rm"));
                 rm.args(["--name", &name, "--build-without", "limits,fence"]);
-                rm.args(["--build-uids", "260000-265535"]);
                 rm
             }
             Converger(_) => {

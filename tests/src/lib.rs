@@ -1,7 +1,8 @@
 //! A whole cluster of the real programs, for scenarios and benchmarks.
 //!
-//! Owns starting and ending them: each cluster has an address block of its own on loopback (127.77.K.x), a
-//! prefix of its own in the run's etcd, and a temporary folder. Only processes that were started here
+//! Owns starting and ending them: each cluster has addresses (127.77.K.x) and ports of its own on loopback, a
+//! prefix of its own in the run's etcd, and a temporary folder: any number of runs stand beside each other and beside a
+//! cluster that the machine has anyway. Only processes that were started here
 //! are ever ended.
 
 mod browser;
@@ -14,16 +15,18 @@ mod part;
 mod repo;
 pub mod shop;
 mod systemd;
+mod turn;
 
 pub use browser::Browser;
-pub use cluster::{Cluster, ClusterOptions, OPERATOR, example};
+pub use cluster::{Cluster, ClusterOptions, Endpoint, OPERATOR, example};
 pub use fleet::{Fleet, Machine, PATIENT, Setting, etcdctl};
 pub use http::{Answer, get, try_get};
 pub use load::{Count, Kind, Load, LoadOptions, Report};
 pub use nets::Nets;
-pub use part::{Part, program};
+pub use part::{Part, program, use_programs};
 pub use repo::{Ran, Repo};
 pub use systemd::Systemd;
+pub use turn::Turn;
 
 use std::time::{Duration, Instant};
 

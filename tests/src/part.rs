@@ -2,8 +2,10 @@
 
 use std::{
     fs::File,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::RwLock,
     time::{Duration, Instant},
 };
 
@@ -12,11 +14,26 @@ use nix::{
     unistd::Pid,
 };
 
-/// A program of the workspace, as it was built beside the one that runs.
+/// The folder with Bazooka's programs, where they aren't those beside the one that runs.
+static PROGRAMS: RwLock<Option<PathBuf>> = RwLock::new(None);
+
+/// Has clusters run the programs of another folder from now on, or those beside the one that runs again.
+pub fn use_programs(folder: Option<&Path>) {
+    *PROGRAMS.write().expect("no holder panics") = folder.map(Path::to_owned);
+}
+
+/// A program of the workspace, as it was built beside the one that runs, or of the folder that was told.
 ///
 /// # Panics
 /// If it isn't there, with the command that builds it.
 pub fn program(name: &str) -> PathBuf {
+    // The tests' own servers are no part of a build.
+    let told = PROGRAMS.read().expect("no holder panics").clone().filter(|_| name.starts_with("bazooka"));
+    if let Some(folder) = told {
+        let program = folder.join(name);
+        assert!(program.is_file(), "there is no {}", program.display());
+        return program;
+    }
     let own = std::env::current_exe().expect("a running program has a path");
     let dir =
         own.ancestors().skip(1).find(|dir| dir.join(name).is_file()).unwrap_or_else(|| {
@@ -70,6 +87,11 @@ impl Part {
     /// What it has written so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Whether it listens on this address, itself and no other process.
+    pub fn listens(&self, address: SocketAddr) -> bool {
+        visor::testing::listeners(self.child.id()).into_iter().any(|own| SocketAddr::V4(own) == address)
     }
 
     /// Whether it still runs.

@@ -141,6 +141,11 @@ impl Repo {
         Ran::of(command)
     }
 
+    /// Runs the bazooka of another build here.
+    pub fn bazooka_of(&self, build: &Path, args: &[&str]) -> Ran {
+        self.run(&build.join("bazooka").display().to_string(), args)
+    }
+
     /// Runs bazooka here.
     pub fn bazooka(&self, args: &[&str]) -> Ran {
         self.run(&crate::program("bazooka").display().to_string(), args)

@@ -14,7 +14,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{Nets, program, until};
+use crate::{Nets, Turn, program, until};
 
 /// What starts it.
 const BOOT: &str = include_str!("systemd/boot.sh");
@@ -30,6 +30,7 @@ pub struct Systemd {
     init: u32,
     // Ends after the processes: it is unmounted with them.
     dir: TempDir,
+    _turn: Turn,
 }
 
 impl Systemd {
@@ -59,6 +60,7 @@ impl Systemd {
 
     fn begin(name: &str, link: Option<(&Nets, u8)>) -> Systemd {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        let turn = Turn::whole();
         let dir = tempfile::Builder::new().prefix("bazooka-systemd.").tempdir();
         let dir = dir.expect("a temporary folder can be made");
         let group = format!("bazooka-tests-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -79,7 +81,7 @@ impl Systemd {
             .stderr(log)
             .spawn()
             .expect("setpriv is installed");
-        Systemd { unshare, group, init: 0, dir }
+        Systemd { unshare, group, init: 0, dir, _turn: turn }
     }
 
     fn up(mut self) -> Systemd {

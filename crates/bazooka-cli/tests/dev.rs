@@ -208,10 +208,9 @@ fn state_in(dir: &Path) -> PathBuf {
     dir.join("var/dev")
 }
 
-/// Three ports that are free now, on any address.
+/// Three ports that are free, on any address, and no other test's.
 fn free_ports() -> [u16; 3] {
-    let held = [0; 3].map(|_| TcpListener::bind("0.0.0.0:0").expect("a port is free"));
-    held.map(|listener| listener.local_addr().expect("it has an address").port())
+    [0; 3].map(|_| visor::testing::free_port())
 }
 
 fn spawn(before: &[&str], dir: &Path, ports: [u16; 3], run: u32) -> Child {

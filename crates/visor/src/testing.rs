@@ -5,6 +5,7 @@
 mod envs;
 mod etcd;
 mod lossy;
+mod ports;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep};
 pub use envs::new_env;
 pub use etcd::{Etcd, EtcdCluster, fresh_prefix, observer, observer_as};
 pub use lossy::LossyProxy;
+pub use ports::{Claim, free_port, is_free, listeners};
 
 /// How often a condition is looked at.
 const EVERY: Duration = Duration::from_millis(10);

@@ -16,7 +16,7 @@ use visor::{
         etcd::{EtcdConfig, EtcdStore},
         wait_until_ready,
     },
-    testing::{Etcd, EtcdCluster, LossyProxy, fresh_prefix, until},
+    testing::{Etcd, EtcdCluster, LossyProxy, free_port, fresh_prefix, until},
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -62,8 +62,7 @@ async fn lossy(etcd: &Etcd) -> (LossyProxy, SharedStore, SharedStore) {
 
 /// An endpoint where nobody listens.
 fn nobody() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port on loopback");
-    format!("http://{}", listener.local_addr().expect("it is bound"))
+    format!("http://127.0.0.1:{}", free_port())
 }
 
 /// An endpoint that takes connections and never answers, for as long as it is kept.

@@ -36,7 +36,7 @@ use visor::{
     seal::{DataKey, Os, PublicKey, Vars},
     snapshot::Versioned,
     store::SharedStore,
-    testing::{Etcd, fresh_prefix, observer, until},
+    testing::{Claim, Etcd, fresh_prefix, is_free, observer, until},
     transitions::placement::advance,
     visor::{Change, Visor},
 };
@@ -92,7 +92,7 @@ pub struct World {
     prefix: String,
     pm: Option<Child>,
     pub range: (u16, u16),
-    _range_lock: std::net::TcpListener,
+    _range_claim: Claim,
 }
 
 /// Whether this machine can give instances a sandbox; it is said if not.
@@ -161,7 +161,7 @@ impl World {
             prefix,
             pm: None,
             range: (first + 1, first + 199),
-            _range_lock: lock,
+            _range_claim: lock,
         }
     }
 
@@ -535,12 +535,15 @@ fn tail(log: &str) -> String {
     lines[lines.len().saturating_sub(60)..].join("\n")
 }
 
-/// Two hundred ports for one test, held by a listener on the first of them, which is not given away.
-fn free_range() -> (u16, std::net::TcpListener) {
+/// Two hundred ports for one test, on which nobody listens.
+fn free_range() -> (u16, Claim) {
     let begin = u16::try_from(std::process::id() % 40).expect("it is below 40");
     (0..40)
         .map(|step| 22_000 + (begin + step) % 40 * 200)
-        .find_map(|first| Some((first, std::net::TcpListener::bind(("127.99.99.99", first)).ok()?)))
+        .find_map(|first| {
+            let claim = Claim::take(&format!("range-{first}"))?;
+            (first..first + 200).all(is_free).then_some((first, claim))
+        })
         .expect("one of the ranges is free")
 }
 

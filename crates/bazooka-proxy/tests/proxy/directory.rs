@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use visor::{
     schema::{Desired, State},
-    testing::until,
+    testing::{free_port, until},
 };
 
 use crate::rig::Rig;
@@ -64,7 +64,7 @@ async fn a_reload_that_takes_its_time_keeps_nobody_from_hearing_what_has_stopped
     rig.running(("rocket", "web"), &[(1, ([127, 0, 0, 1], 9).into())]).await;
     until_listed(&rig, &["1"]).await;
     let reloading = Instant::now();
-    let other = rig.service_at("rocket", "web-admin", crate::rig::free_port()).await;
+    let other = rig.service_at("rocket", "web-admin", free_port()).await;
     rig.state(&[1], State::Exited).await;
     until_listed(&rig, &[]).await;
     assert!(reloading.elapsed() < Duration::from_secs(2), "the reload was still under way");

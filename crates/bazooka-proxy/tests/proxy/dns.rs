@@ -8,10 +8,10 @@ use std::{
 use tokio::process::Command;
 use visor::{
     schema::{Desired, State},
-    testing::until,
+    testing::{free_port, until},
 };
 
-use crate::rig::{Options, Rig, free_port};
+use crate::rig::{Options, Rig};
 
 /// How long what has left routing may be named at most.
 const SOON: Duration = Duration::from_secs(1);

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use visor::{schema::Desired, testing::until};
+use visor::{
+    schema::Desired,
+    testing::{free_port, until},
+};
 
 use crate::{
     http::{self, Connection},
-    rig::{Instance, PATIENCE, Rig, free_port},
+    rig::{Instance, PATIENCE, Rig},
 };
 
 /// Begins a request that takes this long, and returns once it is under way.

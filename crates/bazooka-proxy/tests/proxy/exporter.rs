@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddr, os::unix::fs::PermissionsExt};
 
-use visor::testing::until;
+use visor::testing::{free_port, until};
 
 use crate::{
     http,
-    rig::{Instance, Options, PATIENCE, Rig, free_port},
+    rig::{Instance, Options, PATIENCE, Rig},
 };
 
 #[tokio::test]

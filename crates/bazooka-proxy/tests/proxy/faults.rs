@@ -13,13 +13,13 @@ use nix::{
 };
 use visor::{
     schema::{Desired, State},
-    testing::{Etcd, stand_still, until},
+    testing::{Etcd, free_port, stand_still, until},
 };
 
 use crate::{
     http,
     load::{Load, Local},
-    rig::{Options, PATIENCE, Rig, free_port},
+    rig::{Options, PATIENCE, Rig},
 };
 
 fn kill_now(pid: u32) {

@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
-use visor::testing::until;
+use visor::testing::{free_port, until};
 
 use crate::{
     http,
-    rig::{Instance, Options, PATIENCE, Rig, free_port},
+    rig::{Instance, Options, PATIENCE, Rig},
 };
 
 async fn ask(git: SocketAddr, path: &str) -> Result<String, String> {

@@ -15,11 +15,14 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use visor::{schema::Desired, testing::until};
+use visor::{
+    schema::Desired,
+    testing::{free_port, until},
+};
 
 use crate::{
     http::Connection,
-    rig::{Instance, PATIENCE, Rig, free_port},
+    rig::{Instance, PATIENCE, Rig},
 };
 
 /// Clients that ask on and on over kept-alive connections, as browsers do: one that HAProxy announced

@@ -18,7 +18,7 @@ use visor::{
     },
     snapshot::Versioned,
     store::Revision,
-    testing::{Etcd, fresh_prefix, observer, until},
+    testing::{Etcd, free_port, fresh_prefix, observer, until},
     visor::{Change, Committed, Visor},
 };
 
@@ -79,12 +79,6 @@ impl Default for Options {
             dns: None,
         }
     }
-}
-
-/// A port that is free now.
-pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-    listener.local_addr().expect("it listens").port()
 }
 
 pub fn app(name: &str) -> AppName {

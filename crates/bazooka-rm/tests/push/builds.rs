@@ -294,8 +294,7 @@ async fn a_folder_of_static_files_gets_a_server_and_hides_what_is_not_its_pages(
     let unpacked = rig.dir.path().join("unpacked");
     let file = std::fs::File::open(rig.state().join(format!("slugs/{}", row.slug.sha256))).expect("stored");
     tar::Archive::new(zstd::Decoder::new(file).expect("zstd")).unpack(&unpacked).expect("it is tar");
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
+    let port = visor::testing::free_port();
     let _server = tokio::process::Command::new("sh")
         .args(["-c", row.procs.values().next().expect("web")])
         .current_dir(&unpacked)

@@ -4,10 +4,9 @@
 //! the etcd and removes its data however the test ends, be it by SIGKILL.
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Write},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -23,7 +22,7 @@ use nix::{
 };
 use tokio::{sync::OnceCell, time::timeout};
 
-use super::{stand_still, until};
+use super::{free_port, listeners, stand_still, until};
 use crate::identity::Credentials;
 use crate::store::{
     Keys, SharedStore, Store,
@@ -221,18 +220,9 @@ impl EtcdCluster {
     /// # Panics
     /// If there is no etcd, or if one doesn't start.
     pub async fn start(size: usize) -> Self {
-        // Peers must know each other's ports before they start. Of an address that nobody else uses,
-        // a port that was free a moment ago still is.
-        let [_, _, high, low] = std::process::id().to_be_bytes();
-        let ip = Ipv4Addr::new(127, 77, high, low);
-        let held: Vec<TcpListener> =
-            (0..size).map(|_| TcpListener::bind((ip, 0)).expect("a free port on loopback")).collect();
-        let peers: Vec<String> = held
-            .iter()
-            .enumerate()
-            .map(|(n, port)| format!("m{n}=http://{}", port.local_addr().expect("it is bound")))
-            .collect();
-        drop(held);
+        // Peers must know each other's ports before they start.
+        let peers: Vec<String> =
+            (0..size).map(|n| format!("m{n}=http://127.0.0.1:{}", free_port())).collect();
         let mut members: Vec<Member> = peers
             .iter()
             .map(|peer| {
@@ -379,7 +369,7 @@ impl Member {
         let pid = self.run.as_ref().expect("it was started").pid;
         let (ip, port) = (*self.client.ip(), self.client.port());
         let found = until("etcd listens", START, || async {
-            let listening = listeners(pid);
+            let listening = listeners(u32::try_from(pid.as_raw()).expect("a process id fits"));
             let found = listening.iter().find(|at| *at.ip() == ip && (port == 0 || at.port() == port));
             if let Some(at) = found {
                 return Ok(*at);
@@ -449,28 +439,4 @@ impl Drop for Member {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
-}
-
-/// The TCP addresses on which a process listens itself.
-fn listeners(pid: Pid) -> Vec<SocketAddrV4> {
-    let Ok(table) = fs::read_to_string(format!("/proc/{pid}/net/tcp")) else { return Vec::new() };
-    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
-    let sockets: BTreeSet<String> = open
-        .filter_map(|file| fs::read_link(file.ok()?.path()).ok()?.into_os_string().into_string().ok())
-        .collect();
-    table
-        .lines()
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
-            // 0A is LISTEN.
-            if *state != "0A" || !sockets.contains(&format!("socket:[{inode}]")) {
-                return None;
-            }
-            let (ip, port) = local.split_once(':')?;
-            // The kernel prints the address as it lies in memory.
-            let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
-            Some(SocketAddrV4::new(Ipv4Addr::from(ip), u16::from_str_radix(port, 16).ok()?))
-        })
-        .collect()
 }
