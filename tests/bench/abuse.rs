@@ -47,13 +47,13 @@ const KINDS: [(&str, &str, &[&str], &str); 10] = [
     ("bomb", BOMB, &["--pids", "200", "--cpu", "0.5"], "a fork bomb with `--pids 200 --cpu 0.5`"),
     ("wild", BOMB, &["--pids", "200"], "a fork bomb with `--pids 200` and all of the processor"),
     ("flood", FLOOD, &[], "a flood of output"),
-    ("hog", HOG, &["--memory", "64M"], "one that takes all memory, with `--memory 64M`"),
-    ("files", FILES, &[], "one that opens all files that it may"),
-    ("disk", DISK, &[], "one that fills its disk, again and again"),
+    ("hog", HOG, &["--memory", "64M"], "a program that takes all memory, with `--memory 64M`"),
+    ("files", FILES, &[], "a program that opens as many files as it may"),
+    ("disk", DISK, &[], "a program that fills its disk, again and again"),
     ("zombies", ZOMBIES, &["--pids", "200"], "a maker of zombies with `--pids 200`"),
-    ("daemons", DAEMONS, &["--pids", "200"], "one that forks itself away, with `--pids 200`"),
-    ("walk", WALK, &["--cpu", "0.5"], "one that reads all of /proc, with `--cpu 0.5`"),
-    ("knock", KNOCK, &["--cpu", "0.5"], "one that knocks at every port, with `--cpu 0.5`"),
+    ("daemons", DAEMONS, &["--pids", "200"], "a program that forks itself away, with `--pids 200`"),
+    ("walk", WALK, &["--cpu", "0.5"], "a reader of all of /proc, with `--cpu 0.5`"),
+    ("knock", KNOCK, &["--cpu", "0.5"], "a program that tries every port, with `--cpu 0.5`"),
 ];
 
 fn p99(cluster: &Cluster) -> (f64, u64) {
@@ -121,10 +121,11 @@ pub fn abuse(runs: usize) -> Vec<Row> {
         }
         let (alone, with) = (median(alone), median(with));
         Row {
-            what: format!("p99 of a neighbour beside {words}, {RATE} requests a second"),
-            target: "1.2 times that beside an idle one".into(),
+            value: None,
+            what: (*words).to_owned(),
+            target: "1.2 times the floor".into(),
             figure: format!("{with:.1} ms ({:.2} times), {lost} lost", with / alone),
-            floor: format!("beside an idle one: {alone:.1} ms"),
+            floor: format!("{alone:.1} ms"),
         }
     });
     rows.collect()

@@ -25,7 +25,7 @@ use visor::{
     visor::{Change, Visor},
 };
 
-use crate::Row;
+use crate::{Row, Value, thousands};
 
 const HOSTS: u32 = 1_000;
 const APPS: u32 = 100;
@@ -213,6 +213,16 @@ fn ms(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1_000.0)
 }
 
+/// A rate without its fraction.
+fn whole(rate: f64) -> String {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "far below 2^64, and positive"
+    )]
+    thousands(rate.round() as u64)
+}
+
 /// Placements a second, and the time for one more in a full cluster.
 pub fn converge() -> Vec<Row> {
     let empty = Rows::start();
@@ -237,13 +247,19 @@ pub fn converge() -> Vec<Row> {
     let median = |times: &[Duration]| percentile(times, 0.5);
     vec![
         Row {
-            what: format!("converger: placements a second, {HOSTS} hosts, {INSTANCES} instances"),
+            value: Some(Value::PerSecond(rate)),
+            what: format!(
+                "placements a second, {} hosts, {} instances",
+                thousands(HOSTS.into()),
+                thousands(INSTANCES.into())
+            ),
             target: "10,000; half of what etcd takes in bulk".into(),
-            figure: format!("{rate:.0} (two keys each: {:.2} of bulk)", 2.0 * rate / bulk),
-            floor: format!("transactions of 100 puts: {bulk:.0} keys a second"),
+            figure: format!("{} (two keys each: {:.2} of bulk)", whole(rate), 2.0 * rate / bulk),
+            floor: format!("transactions of 100 puts: {} keys a second", whole(bulk)),
         },
         Row {
-            what: "`scale` by 1 in that full cluster, to placed, p99".into(),
+            value: Some(Value::Time(p99(&after.placed))),
+            what: "`scale` by 1 in that full cluster, until it is placed, p99".into(),
             target: "50 ms; 3 times the empty cluster".into(),
             figure: format!("{} (median {})", ms(p99(&after.placed)), ms(median(&after.placed))),
             floor: format!(

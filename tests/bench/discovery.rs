@@ -20,7 +20,7 @@ use visor::{
     schema::{Assignment, Desired, State, Status},
 };
 
-use crate::{Row, median};
+use crate::{Row, median, thousands};
 
 /// Questions a second.
 const RATE: u32 = 5_000;
@@ -197,22 +197,25 @@ pub fn discovery(runs: usize) -> Vec<Row> {
     let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
     vec![
         Row {
-            what: format!("DNS answers, p99 at {RATE} questions a second"),
+            value: None,
+            what: format!("DNS answers, p99 at {} questions a second", thousands(RATE.into())),
             target: "under 2 ms".into(),
             figure: format!("{}, {lost} lost", ms(median(answers))),
-            floor: format!("packets sent back as they came: {}", ms(median(echoes))),
+            floor: format!("packets echoed: {}", ms(median(echoes))),
         },
         Row {
-            what: format!("an instance runs: listed for Prometheus, longest of {runs}"),
+            value: None,
+            what: format!("an instance runs, until Prometheus's list has it, longest of {runs}"),
             target: "1 s".into(),
             figure: ms(came.1),
-            floor: format!("by DNS: {}", ms(came.0)),
+            floor: format!("until DNS has it: {}", ms(came.0)),
         },
         Row {
-            what: format!("an instance leaves routing: named no more by DNS, longest of {runs}"),
+            value: None,
+            what: format!("an instance leaves routing, until DNS no longer names it, longest of {runs}"),
             target: "1 s".into(),
             figure: ms(went.0),
-            floor: format!("it has ended: out of Prometheus' list in {}", ms(went.1)),
+            floor: format!("it ends, until Prometheus's list drops it: {}", ms(went.1)),
         },
     ]
 }

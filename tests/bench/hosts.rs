@@ -22,7 +22,7 @@ use visor::{
     visor::{Change, Committed},
 };
 
-use crate::{Row, median, seconds};
+use crate::{Row, median, seconds, thousands};
 
 pub use coordinator::{leader_killed, member_paused, quorum_gone};
 pub use rollouts::{crash_loop, instance_killed, rollback, rollouts};
@@ -47,7 +47,7 @@ fn lost(report: &Report) -> String {
         .map(|(kind, count)| format!("{kind}: {:?}", count.lost))
         .collect();
     let told = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join("; ")) };
-    format!("{} of {}{told}", report.lost(), report.sent())
+    format!("{} of {}{told}", report.lost(), thousands(report.sent()))
 }
 
 fn p99(report: &Report) -> f64 {
@@ -91,7 +91,8 @@ pub fn host_lost(runs: usize) -> Row {
         })
         .collect();
     Row {
-        what: "a host's link cut: all instances running elsewhere".into(),
+        value: None,
+        what: "a host's link cut, until all instances run elsewhere".into(),
         target: "p99 under 15 s".into(),
         figure: format!(
             "{}, longest of {runs}: {}",
@@ -99,7 +100,7 @@ pub fn host_lost(runs: usize) -> Row {
             seconds(largest(&times))
         ),
         floor: format!(
-            "its lease: 10 s; what was replaced ended {} after the link came back",
+            "its lease: 10 s; replaced instances ended {} after the link was back",
             seconds(median(returned))
         ),
     }
@@ -132,7 +133,8 @@ pub fn pm_killed(runs: usize) -> Row {
         gaps += numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
     }
     Row {
-        what: "a pm killed with -9 and started again: its instances adopted".into(),
+        value: None,
+        what: "a pm killed with SIGKILL and started again, until it has adopted its instances".into(),
         target: "under 3 s; the same processes, no gap in their output".into(),
         figure: format!("{}, longest: {}", seconds(median(times.clone())), seconds(largest(&times))),
         floor: format!("the same pids and start times; {gaps} gaps in {lines} numbered lines"),
@@ -175,8 +177,9 @@ pub fn routing_changes(changes: u16) -> Row {
     let took = begin.elapsed();
     let report = load.stop();
     Row {
+        value: None,
         what: format!("HAProxy workers over {changes} changes that take a reload, with kept connections"),
-        target: "3 at most".into(),
+        target: "at most 3".into(),
         figure: format!("{most}"),
         floor: format!(
             "a change in both proxies: {:.0} ms; requests lost: {}",

@@ -10,9 +10,9 @@ use std::{
 };
 
 use bazooka_tests::program;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::{Row, median};
+use crate::{Row, Value, median};
 
 /// How many are started one after the other in each run.
 const ONE_BY_ONE: usize = 20;
@@ -96,7 +96,7 @@ impl Shim {
     fn started(&mut self) -> Duration {
         let mut line = String::new();
         self.answer.read_line(&mut line).expect("it answers");
-        let said: Value = serde_json::from_str(&line).expect("it is JSON");
+        let said: serde_json::Value = serde_json::from_str(&line).expect("it is JSON");
         assert!(said["started"].is_object(), "{line}");
         self.begun.elapsed()
     }
@@ -182,15 +182,15 @@ pub fn isolation(runs: usize) -> Vec<Row> {
     });
     vec![
         Row {
-            what: format!(
-                "start of a sandboxed instance, shim to running, median of {ONE_BY_ONE} in each run"
-            ),
+            value: Some(Value::Time(own)),
+            what: "start of a sandboxed instance, shim to running".into(),
             target: "10 ms more than without".into(),
             figure: format!("{} ({} more)", ms(own), ms(own.saturating_sub(plain))),
             floor: format!("without a sandbox: {}", ms(plain)),
         },
         Row {
-            what: format!("{AT_ONCE} of them started at once, to the last one running"),
+            value: Some(Value::Time(own_many)),
+            what: format!("{AT_ONCE} of them started at once, until the last one runs"),
             target: "1.5 times as long as without".into(),
             figure: format!(
                 "{} ({:.2} times)",
@@ -200,6 +200,7 @@ pub fn isolation(runs: usize) -> Vec<Row> {
             floor: format!("without a sandbox: {}", ms(plain_many)),
         },
         Row {
+            value: Some(Value::Mebibytes(own_memory)),
             what: format!("memory for each of {AT_ONCE}, its own and the kernel's"),
             target: "2 MiB more than without".into(),
             figure: format!("{own_memory:.2} MiB ({:.2} more)", own_memory - plain_memory),

@@ -1,22 +1,33 @@
-//! The figures that README quotes, measured on this machine and printed as one table.
+//! The figures of docs/benchmarks.md, measured on this machine, printed as a table or written into the page.
 //!
-//! `cargo run --release -p bazooka-tests --bin bench` (build the workspace in release first), or with the
-//! names of single rows. Each figure is the median of `--runs`; what it is compared with is measured in
-//! the same run. The row `hosts` is a table of its own, with many machines as network namespaces: it takes root, and a
-//! quarter of an hour. So is `seed`, which is as big as a company was.
+//! `cargo run --release -p bazooka-tests --bin bench` (build the workspace in release first), or with the names of single
+//! benches. Each figure is the median of `--runs`; what it is compared with is measured in the same run. `readme` is the
+//! benches whose figures README quotes. `hosts` is many machines as network namespaces: it takes root, and a quarter of an
+//! hour. So is `seed`, which is as big as a company was.
+//!
+//! With `--write docs/benchmarks.md` the rows go into the page's tables; without names, the benches that the page has.
+//! With `--programs DIR`, given twice or more, the programs of the folders take turns, run by run on the same machine, and
+//! the medians stand side by side. This program waits for other runs of the tests to end, and lets none begin.
 
 mod abuse;
+mod compare;
 mod converge;
 mod discovery;
 mod floor;
 mod hosts;
 mod isolation;
 mod measure;
+mod table;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use bazooka_tests::Kind;
+use anyhow::{Context as _, ensure};
+use bazooka_tests::{Kind, Turn, use_programs};
 use clap::Parser;
+use table::{Page, Row, Value, origin, thousands};
 
 /// The benchmarks of Bazooka.
 #[derive(Parser)]
@@ -24,23 +35,115 @@ struct Arguments {
     /// How often each is measured; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Requests a second in the rollouts of `hosts` (2000 unless told), and in `seed` (5000).
+    /// Requests a second in the rollouts of `hosts` (1000 unless told), and in `seed` (5000).
     #[arg(long)]
     rate: Option<u32>,
     /// In `seed` over kept connections only, as from a proxy or an app; else half of them over new ones.
     #[arg(long)]
     kept: bool,
-    /// Only these rows: push, scale10, scale100, sleep100, kill, ps, memory, isolation, abuse, discovery, converge; hosts,
-    /// which is all of rollouts, killed, host, pm, leader, quorum, member, crash, workers and rollback; seed.
-    rows: Vec<String>,
+    /// A page whose tables get the rows.
+    #[arg(long, value_name = "FILE", conflicts_with = "compared")]
+    write: Option<PathBuf>,
+    /// A folder with the programs to measure, such as target/release of another checkout; those beside this one unless
+    /// given. Given twice, two builds are compared.
+    #[arg(long, value_name = "DIR", group = "compared")]
+    programs: Vec<PathBuf>,
+    /// Only these: push, scale10, scale100, sleep100, kill, ps, memory, isolation, abuse, discovery, converge; rollouts,
+    /// killed, host, pm, leader, quorum, member, crash, workers, rollback, which all are `hosts`; seed; `readme`.
+    benches: Vec<String>,
 }
 
-/// A row of the table.
-struct Row {
-    what: String,
-    target: String,
-    figure: String,
-    floor: String,
+/// How much is measured.
+#[derive(Clone, Debug)]
+struct Size {
+    /// How often each figure is taken; the median counts.
+    runs: usize,
+    /// How many rollouts are counted over.
+    rollouts: usize,
+    /// Requests a second, if told.
+    rate: Option<u32>,
+    /// Kinds of requests.
+    kinds: Vec<Kind>,
+}
+
+/// What is measured together.
+struct Bench {
+    name: &'static str,
+    measure: fn(&Size) -> Vec<Row>,
+}
+
+/// Those of one machine.
+const ALONE: [Bench; 11] = [
+    Bench { name: "push", measure: |size| vec![measure::push(size.runs)] },
+    Bench { name: "scale10", measure: |size| vec![measure::scale_to_ten(size.runs)] },
+    Bench { name: "scale100", measure: |size| vec![measure::scale_to_hundred(size.runs)] },
+    Bench { name: "sleep100", measure: |size| vec![measure::sleepers(size.runs)] },
+    Bench { name: "kill", measure: |size| vec![measure::kill(size.runs)] },
+    Bench { name: "ps", measure: |size| vec![measure::ps(size.runs)] },
+    Bench { name: "memory", measure: |_| measure::memory() },
+    Bench { name: "isolation", measure: |size| isolation::isolation(size.runs) },
+    Bench { name: "abuse", measure: |size| abuse::abuse(size.runs) },
+    Bench { name: "discovery", measure: |size| discovery::discovery(size.runs) },
+    Bench { name: "converge", measure: |_| converge::converge() },
+];
+
+/// Those of many machines.
+const HOSTS: [Bench; 10] = [
+    Bench {
+        name: "rollouts",
+        measure: |size| vec![hosts::rollouts(size.rollouts, size.rate.unwrap_or(1000))],
+    },
+    Bench { name: "killed", measure: |_| vec![hosts::instance_killed(9)] },
+    Bench { name: "host", measure: |size| vec![hosts::host_lost(size.runs)] },
+    Bench { name: "pm", measure: |size| vec![hosts::pm_killed(size.runs)] },
+    Bench { name: "leader", measure: |size| vec![hosts::leader_killed(size.runs)] },
+    Bench { name: "quorum", measure: |_| vec![hosts::quorum_gone(Duration::from_secs(120))] },
+    Bench { name: "member", measure: |_| vec![hosts::member_paused(Duration::from_secs(20))] },
+    Bench { name: "crash", measure: |_| vec![hosts::crash_loop(Duration::from_secs(60))] },
+    Bench { name: "workers", measure: |_| vec![hosts::routing_changes(1000)] },
+    Bench { name: "rollback", measure: |size| vec![hosts::rollback(size.runs)] },
+];
+
+/// The whole company.
+const SEED: Bench =
+    Bench { name: "seed", measure: |size| vec![hosts::seed(size.rate.unwrap_or(5000), &size.kinds)] };
+
+/// Those whose figures README quotes.
+const README: [&str; 7] = ["push", "scale10", "scale100", "kill", "memory", "converge", "rollouts"];
+
+/// All there are.
+fn all() -> impl Iterator<Item = Bench> {
+    ALONE.into_iter().chain(HOSTS).chain([SEED])
+}
+
+/// The benches that are asked for, in their order.
+fn chosen(arguments: &Arguments, page: Option<&Page>) -> anyhow::Result<Vec<Bench>> {
+    let asked: Vec<&str> = arguments.benches.iter().map(String::as_str).collect();
+    let of_hosts = |name: &str| HOSTS.iter().any(|bench| bench.name == name);
+    let is_known = |name: &str| ["hosts", "readme"].contains(&name) || all().any(|bench| bench.name == name);
+    if let Some(name) = asked.iter().find(|name| !is_known(name)) {
+        anyhow::bail!("there is no bench {name}; hint: bench --help names them");
+    }
+    let is_asked = |bench: &Bench| match (asked.as_slice(), page) {
+        ([], Some(page)) => page.has(bench.name),
+        ([], None) => ALONE.iter().any(|alone| alone.name == bench.name),
+        (asked, _) => {
+            asked.contains(&bench.name)
+                || asked.contains(&"readme") && README.contains(&bench.name)
+                || asked.contains(&"hosts") && of_hosts(bench.name)
+        }
+    };
+    let benches: Vec<Bench> = all().filter(is_asked).collect();
+    if let Some(page) = page {
+        let missing: Vec<&str> =
+            benches.iter().map(|bench| bench.name).filter(|name| !page.has(name)).collect();
+        ensure!(
+            missing.is_empty(),
+            "no table of the page has a row of {missing:?}; hint: add one that begins with | `{}` |",
+            missing.first().unwrap_or(&"")
+        );
+    }
+    Ok(benches)
 }
 
 fn median(mut values: Vec<Duration>) -> Duration {
@@ -52,86 +155,52 @@ fn seconds(duration: Duration) -> String {
     format!("{:.3} s", duration.as_secs_f64())
 }
 
-fn main() {
+fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let wanted: BTreeSet<&str> = arguments.rows.iter().map(String::as_str).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.contains(name);
-    let runs = arguments.runs;
-    let mut rows = Vec::new();
-    if is_wanted("push") {
-        rows.push(measure::push(runs));
+    ensure!(arguments.runs > 0, "nothing is measured in no runs");
+    let page = arguments.write.as_deref().map(Page::read).transpose()?;
+    let benches = chosen(&arguments, page.as_ref())?;
+    let size = Size {
+        runs: arguments.runs,
+        rollouts: 10,
+        rate: arguments.rate,
+        kinds: Kind::ALL.into_iter().filter(|kind| !(arguments.kept && kind.new)).collect(),
+    };
+    let folders: Vec<PathBuf> = arguments
+        .programs
+        .iter()
+        .map(|folder| folder.canonicalize().with_context(|| folder.display().to_string()))
+        .collect::<anyhow::Result<_>>()?;
+    let _turn = Turn::whole();
+    if folders.len() > 1 {
+        let compared = compare::compare(&benches, &folders, &size);
+        print(&format!("{}\n\n{compared}", origin(size.runs)));
+        return Ok(());
     }
-    if is_wanted("scale10") {
-        rows.push(measure::scale_to_ten(runs));
+    use_programs(folders.first().map(PathBuf::as_path));
+    let mut measured = Vec::new();
+    for bench in &benches {
+        let rows = (bench.measure)(&size);
+        // They take a while: each figure is told as it comes.
+        for row in &rows {
+            eprintln!("{}: {}: {}; {}", bench.name, row.what, row.figure, row.floor);
+        }
+        measured.push((bench.name, rows));
+        if let Some(file) = &arguments.write {
+            write(file, &measured[measured.len() - 1..], size.runs)?;
+        }
     }
-    if is_wanted("scale100") {
-        rows.push(measure::scale_to_hundred(runs));
-    }
-    if is_wanted("sleep100") {
-        rows.push(measure::sleepers(runs));
-    }
-    if is_wanted("kill") {
-        rows.push(measure::kill(runs));
-    }
-    if is_wanted("ps") {
-        rows.push(measure::ps(runs));
-    }
-    if is_wanted("memory") {
-        rows.extend(measure::memory());
-    }
-    if is_wanted("isolation") {
-        rows.extend(isolation::isolation(runs));
-    }
-    if is_wanted("abuse") {
-        rows.extend(abuse::abuse(runs));
-    }
-    if is_wanted("discovery") {
-        rows.extend(discovery::discovery(runs));
-    }
-    if is_wanted("converge") {
-        rows.extend(converge::converge());
-    }
-    rows.extend(with_many_hosts(&arguments, &wanted));
-    print(&rows, runs);
+    print(&table::text(&measured, &origin(size.runs)));
+    Ok(())
 }
 
-/// The rows of many machines: only where they are asked for.
-fn with_many_hosts(arguments: &Arguments, wanted: &BTreeSet<&str>) -> Vec<Row> {
-    let (runs, rate) = (arguments.runs, arguments.rate);
-    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| !(arguments.kept && kind.new)).collect();
-    let all: [(&str, &dyn Fn() -> Row); 11] = [
-        ("rollouts", &|| hosts::rollouts(10, rate.unwrap_or(2000))),
-        ("killed", &|| hosts::instance_killed(9)),
-        ("host", &|| hosts::host_lost(runs)),
-        ("pm", &|| hosts::pm_killed(runs)),
-        ("leader", &|| hosts::leader_killed(runs)),
-        ("quorum", &|| hosts::quorum_gone(Duration::from_secs(120))),
-        ("member", &|| hosts::member_paused(Duration::from_secs(20))),
-        ("crash", &|| hosts::crash_loop(Duration::from_secs(60))),
-        ("workers", &|| hosts::routing_changes(1000)),
-        ("rollback", &|| hosts::rollback(runs)),
-        ("seed", &|| hosts::seed(rate.unwrap_or(5000), &kinds)),
-    ];
-    let of_hosts = |name: &str| wanted.contains("hosts") && name != "seed";
-    let asked = all.iter().filter(|(name, _)| wanted.contains(name) || of_hosts(name));
-    asked
-        .map(|(name, measure)| {
-            let row = measure();
-            // It takes a while: each figure is told as it comes.
-            eprintln!("{name}: {}; {}", row.figure, row.floor);
-            row
-        })
-        .collect()
+/// Writes what was just measured: what comes later may fail.
+fn write(file: &Path, measured: &[(&str, Vec<Row>)], runs: usize) -> anyhow::Result<()> {
+    let text = Page::read(file)?.with(measured, &origin(runs))?;
+    std::fs::write(file, text).with_context(|| file.display().to_string())
 }
 
-#[allow(clippy::print_stdout, reason = "the table is what this program is for")]
-fn print(rows: &[Row], runs: usize) {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    println!("machine{model}, {cores} cores; medians of {runs}\n");
-    println!("| what | target | measured | beside it, same run |\n|---|---|---|---|");
-    for Row { what, target, figure, floor } in rows {
-        println!("| {what} | {target} | {figure} | {floor} |");
-    }
+#[allow(clippy::print_stdout, reason = "the tables are what this program is for")]
+fn print(text: &str) {
+    println!("{text}");
 }

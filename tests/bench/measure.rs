@@ -9,7 +9,7 @@ use std::{
 use bazooka_tests::{Cluster, Repo, SOON, until};
 use visor::{names::InstanceId, schema::State};
 
-use crate::{Row, floor, median, seconds};
+use crate::{Row, Value, floor, median, seconds};
 
 const SERVER: &str = r#"
 require("http").createServer((request, response) => {
@@ -103,10 +103,11 @@ pub fn push(runs: usize) -> Row {
     });
     let took = median(times.collect());
     Row {
-        what: "no-build push to a running one-file Node service: `git push` to the first answer of the new version".into(),
+value: Some(Value::Time(took)),
+        what: "push without a build to a running one-file Node service: `git push` to the new version's first answer".into(),
         target: "under 0.5 s".into(),
         figure: seconds(took),
-        floor: format!("Node alone, start to answer: {}; push and rollout whole: {}", seconds(node_alone(&repo, runs)), seconds(median(whole))),
+        floor: format!("Node alone, start to answer: {}; push and rollout together: {}", seconds(node_alone(&repo, runs)), seconds(median(whole))),
     }
 }
 
@@ -142,14 +143,11 @@ pub fn scale_to_ten(runs: usize) -> Row {
     let took = median(times.collect());
     let floor = median((0..runs).map(|_| floor::node_servers(repo.dir(), 10)).collect());
     Row {
-        what: "`scale -n 10` of a Node server, to the last of 10 answering through HAProxy".into(),
+        value: Some(Value::Time(took)),
+        what: "`scale -n 10` of a Node server, until all 10 answer through HAProxy".into(),
         target: "0.6 s".into(),
         figure: seconds(took),
-        floor: format!(
-            "10 started side by side without us: {} ({:.2} times)",
-            seconds(floor),
-            ratio(took, floor)
-        ),
+        floor: format!("10 started side by side: {} ({:.2} times)", seconds(floor), ratio(took, floor)),
     }
 }
 
@@ -166,10 +164,11 @@ pub fn scale_to_hundred(runs: usize) -> Row {
     let took = median(times.collect());
     let floor = median((0..runs).map(|_| floor::node_servers(repo.dir(), 90)).collect());
     Row {
-        what: "10 to 100 Node servers, to the last of 100 answering".into(),
+        value: Some(Value::Time(took)),
+        what: "10 to 100 Node servers, until all 100 answer".into(),
         target: "1.5 times the floor".into(),
         figure: format!("{} ({:.2} times)", seconds(took), ratio(took, floor)),
-        floor: format!("90 started side by side without us: {}", seconds(floor)),
+        floor: format!("90 started side by side: {}", seconds(floor)),
     }
 }
 
@@ -185,10 +184,11 @@ pub fn sleepers(runs: usize) -> Row {
     let took = median(times.collect());
     let floor = median((0..runs).map(|_| floor::sleepers(100)).collect());
     Row {
-        what: "`scale -n 100` of a sleep, to the command's return".into(),
+        value: Some(Value::Time(took)),
+        what: "`scale -n 100` of a sleep, until the command returns".into(),
         target: "0.5 s".into(),
         figure: seconds(took),
-        floor: format!("100 spawned side by side without us: {}", seconds(floor)),
+        floor: format!("100 spawned side by side: {}", seconds(floor)),
     }
 }
 
@@ -219,7 +219,8 @@ pub fn kill(runs: usize) -> Row {
     let took = median(times.collect());
     let alone = node_alone(&repo, runs);
     Row {
-        what: "an instance killed with -9, to its replacement's first answer".into(),
+        value: Some(Value::Time(took)),
+        what: "an instance killed with SIGKILL, until its replacement's first answer".into(),
         target: "the app's own start + 0.2 s".into(),
         figure: format!(
             "{} (start + {}); a request every 5 ms meanwhile: {statuses:?}, the longest {}",
@@ -314,6 +315,7 @@ pub fn ps(runs: usize) -> Row {
     });
     let took = median(times.collect());
     Row {
+        value: Some(Value::Time(took)),
         what: "`bazooka ps` with 1,000 instances".into(),
         target: "under 50 ms".into(),
         figure: format!("{:.0} ms", took.as_secs_f64() * 1000.0),
@@ -343,24 +345,30 @@ pub fn memory() -> Vec<Row> {
         ("bazooka-proxy", cluster.part("proxy").pid()),
     ];
     for (name, pid) in daemons {
+        let resident = kib(pid, "status", "VmRSS:") / 1024.0;
         rows.push(Row {
+            value: Some(Value::Mebibytes(resident)),
             what: format!("resident memory of {name} with 100 instances"),
             target: "under 14 MiB".into(),
-            figure: format!("{:.1} MiB", kib(pid, "status", "VmRSS:") / 1024.0),
+            figure: format!("{resident:.1} MiB"),
             floor: format!("its peak: {:.1} MiB", kib(pid, "status", "VmHWM:") / 1024.0),
         });
     }
+    let own = cluster.folder("host1").display().to_string();
     let shims: Vec<f64> = std::fs::read_dir("/proc")
         .expect("/proc is there")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| {
-            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            comm.trim() == "bazooka-shim"
+            let read =
+                |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            // Those of this cluster: another may stand beside it.
+            read("comm").trim() == "bazooka-shim" && read("cmdline").contains(&own)
         })
         .map(|pid| kib(pid, "smaps_rollup", "Pss:"))
         .collect();
     let mean = shims.iter().sum::<f64>() / shims.len().max(1) as f64;
     rows.push(Row {
+        value: Some(Value::Mebibytes(mean / 1024.0)),
         what: format!("a shim's memory (PSS), mean of {}", shims.len()),
         target: "under 2 MiB".into(),
         figure: format!("{:.2} MiB", mean / 1024.0),

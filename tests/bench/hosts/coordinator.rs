@@ -38,7 +38,8 @@ pub fn leader_killed(runs: usize) -> Row {
     let times: Vec<Duration> = times.collect();
     let same = running(&fleet.snapshot()) == before;
     Row {
-        what: "etcd's leader cut off: writes again".into(),
+        value: None,
+        what: "etcd's leader cut off, until writes succeed again".into(),
         target: "under 4 s; none lost, nothing stopped".into(),
         figure: format!("{}, longest: {}", seconds(median(times.clone())), seconds(super::largest(&times))),
         floor: format!(
@@ -88,6 +89,7 @@ pub fn quorum_gone(time: Duration) -> Row {
     let report = load.stop();
     let changed = before.iter().filter(|one| !after.contains(one)).count();
     Row {
+        value: None,
         what: format!("etcd's quorum gone for {} s", time.as_secs()),
         target: "0 instances stopped, 0 requests lost".into(),
         figure: format!("{stopped} stopped then, {changed} after; requests lost: {}", lost(&report)),
@@ -121,9 +123,14 @@ pub fn member_paused(pause: Duration) -> Row {
     let hosts = [Host(1), Host(2), Host(3)];
     let registered = hosts.map(|host| fleet.log(host).matches("INFO registered").count());
     Row {
+        value: None,
         what: format!("an etcd member paused for {} s: slowest visor call", pause.as_secs()),
         target: "4 s".into(),
-        figure: format!("{} of a follower, {} of the leader", seconds(slowest[0]), seconds(slowest[1])),
+        figure: format!(
+            "{} with a follower paused, {} with the leader",
+            seconds(slowest[0]),
+            seconds(slowest[1])
+        ),
         floor: format!(
             "a call's own deadline: 2 s; {failed} calls of unknown outcome; instances {}, registrations {registered:?}",
             if running(&fleet.snapshot()) == before { "as before" } else { "NOT as before" }

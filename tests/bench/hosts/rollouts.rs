@@ -18,7 +18,7 @@ use nix::{
 };
 
 use super::{DEADLINE, load, lost, p99};
-use crate::{Row, median, seconds};
+use crate::{Row, Value, median, seconds, thousands};
 
 /// Rollouts of a running service, one with another app's first port opened in it: HAProxy reloads.
 pub fn rollouts(runs: usize, rate: u32) -> Row {
@@ -47,8 +47,10 @@ pub fn rollouts(runs: usize, rate: u32) -> Row {
     let report = load.stop();
     assert!(report.answers.contains_key(&format!("v{}", 1 + runs)), "{:?}", report.answers);
     Row {
+        value: Some(Value::Lost(report.lost())),
         what: format!(
-            "requests lost in {runs} rollouts at {rate}/s (GET and POST, kept and new connections, two proxies, 50 ms handlers, no SIGTERM handler, a reload)"
+            "requests lost in {runs} rollouts at {}/s (GET and POST, kept and new connections, two proxies, 50 ms handlers, no SIGTERM handler, a reload)",
+            thousands(rate.into())
         ),
         target: "0".into(),
         figure: lost(&report),
@@ -83,7 +85,8 @@ pub fn instance_killed(kills: usize) -> Row {
     }
     let report = load.stop();
     Row {
-        what: format!("requests lost when one of three instances is killed with -9, {kills} times at 500/s"),
+        value: None,
+        what: format!("requests lost when one of three instances gets SIGKILL, {kills} times at 500/s"),
         target: "0 of those safe to repeat".into(),
         figure: format!("{} safe to repeat", report.lost_safe()),
         floor: format!("of all kinds: {}", lost(&report)),
@@ -117,6 +120,7 @@ pub fn crash_loop(time: Duration) -> Row {
     let (later, second) = starts_of("setTimeout(() => process.exit(1), 1500)");
     let report = load.stop();
     Row {
+        value: None,
         what: format!("starts of a crash-looping rev over the cluster in {} s", time.as_secs()),
         target: "10 a minute; the old rev serves".into(),
         figure: format!("{at_once} ({first}); of one that passes its trial: {later} ({second})"),
@@ -154,9 +158,10 @@ pub fn rollback(runs: usize) -> Row {
         })
         .collect();
     Row {
-        what: "rollback of a running service, command to the first answer of the old rev".into(),
+        value: None,
+        what: "rollback of a running service, command to the old rev's first answer".into(),
         target: "under 1 s".into(),
         figure: format!("{}, longest: {}", seconds(median(times.clone())), seconds(super::largest(&times))),
-        floor: "among requests every 5 ms".into(),
+        floor: "with a request every 5 ms".into(),
     }
 }

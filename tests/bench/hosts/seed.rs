@@ -12,7 +12,7 @@ use bazooka_tests::{
 };
 
 use super::{DEADLINE, lost, p99};
-use crate::{Row, median, seconds};
+use crate::{Row, Value, median, seconds, thousands};
 
 /// Apps, and instances of each.
 const APPS: usize = 20;
@@ -90,11 +90,13 @@ pub fn seed(rate: u32, kinds: &[Kind]) -> Row {
     assert!(report.answers.contains_key("v2"), "{:?}", report.answers);
     let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
     Row {
+        value: Some(Value::Lost(report.lost())),
         what: format!(
-            "a rollout of each of {APPS} apps ({EACH} instances each, 13 hosts in two zones, 2 proxies, 1 rm, 3 etcds, 2 convergers) at {rate}/s over all of them ({})",
+            "a rollout of each of {APPS} apps ({EACH} instances each, 13 hosts in two zones, 2 proxies, 1 rm, 3 etcds, 2 convergers) at {}/s over all of them ({})",
+            thousands(rate.into()),
             kinds.join(", ")
         ),
-        target: "0 lost at 5000/s".into(),
+        target: "0 lost at 5,000/s".into(),
         figure: format!(
             "{}; p99 {:.0} ms; the load itself was up to {:.0} ms late; {cores:.2} cores busy",
             lost(&report),
