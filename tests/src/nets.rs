@@ -14,7 +14,11 @@ use std::{
     time::Duration,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::until;
 
@@ -196,9 +200,7 @@ impl Nets {
 
     /// The processes on a host.
     pub fn processes(&self, host: u8) -> Vec<i32> {
-        let listed = Command::new("ip").args(["netns", "pids", &self.name(host)]).output();
-        let listed = listed.map(|listed| listed.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&listed).lines().filter_map(|line| line.trim().parse().ok()).collect()
+        processes_in(&self.name(host))
     }
 
     fn name(&self, host: u8) -> String {
@@ -235,16 +237,25 @@ fn mac(host: u8) -> String {
     format!("02:00:00:00:00:{host:02x}")
 }
 
-/// Removes the namespaces of runs that were killed.
+/// Removes the namespaces of runs that were killed, and ends what goes on in them: instances outlive their pm.
 fn remove_leftovers() {
     let Ok(names) = std::fs::read_dir("/run/netns") else { return };
     for name in names.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
         let owner = name.strip_prefix("bz").and_then(|rest| rest.split('-').next());
         let Some(pid) = owner.and_then(|pid| pid.parse::<u32>().ok()) else { continue };
         if !Path::new(&format!("/proc/{pid}")).exists() {
+            for pid in processes_in(&name) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
             remove(&name);
         }
     }
+}
+
+fn processes_in(name: &str) -> Vec<i32> {
+    let listed = Command::new("ip").args(["netns", "pids", name]).output();
+    let listed = listed.map(|listed| listed.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&listed).lines().filter_map(|line| line.trim().parse().ok()).collect()
 }
 
 fn remove(name: &str) {
