@@ -9,10 +9,11 @@ use std::{
 
 use anyhow::Context;
 use bazooka_daemon::{
-    self as daemon, CoordinatorArgs, NotReady, Readiness,
+    self as daemon, Cluster, CoordinatorArgs, NotReady, Readiness,
     supervisor::{Pulse, announce},
 };
 use prometheus_client::registry::Registry;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use visor::{
     identity::Kind,
@@ -20,7 +21,7 @@ use visor::{
     names::HostName,
     schema::{Ask, Extra, Rm as Row},
     seal::{Os, file::KeyFile},
-    store::wait_until_ready,
+    store::{StoreError, wait_until_ready},
     visor::{Refusal, VisorError},
     wrapping::{SharedRing, Wrapping},
 };
@@ -40,6 +41,7 @@ use crate::{
     ssh::{self, SshArgs},
     storage::Storage,
     stored::Shelves,
+    tasks::{Errands, Loops},
 };
 
 /// bazooka-rm keeps the apps' git repositories, builds what is pushed, and stores what it built.
@@ -97,10 +99,13 @@ pub enum RmCommand {
 /// How soon a failed write of the presence is tried again.
 const PRESENCE_AGAIN: Duration = Duration::from_millis(500);
 
-/// Runs bazooka-rm until `shutdown`.
+/// How long requests that are under way have once bazooka-rm is to end; the endpoint's own bound is the same.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Runs bazooka-rm until `shutdown`, or until one of its parts ends.
 ///
 /// # Errors
-/// If it can't start: its state folder, its address, what it was told.
+/// If it can't start: its state folder, its address, what it was told. If a part of it ends: which one, and why.
 pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let cluster = args.coordinator.cluster()?;
     let prefix = args.coordinator.prefix.clone();
@@ -163,31 +168,32 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         ring: ring.clone(),
         ask: Ask::new(format!("{:032x}", rand::random::<u128>())),
         metrics,
+        errands: Errands::default(),
     });
+    let keeper = LeaseKeeper::start(visor.store().clone(), LeaseTiming::default());
+    let mut loops = Loops::default();
     let hooks = hooks::listen(&rm).context("the hooks' socket can't be opened")?;
-    tokio::spawn(hooks::serve(rm.clone(), hooks));
+    loops.spawn("the hooks' listener", hooks::serve(rm.clone(), hooks));
     if let Some(file) = args.ssh.ssh_keys.clone() {
         let listener = ssh::listen(&rm, &args.ssh).map_err(anyhow::Error::msg)?;
-        tokio::spawn(ssh::serve(rm.clone(), listener));
-        tokio::spawn(ssh::keep(rm.clone(), apps.clone(), file));
+        loops.spawn("the SSH listener", ssh::serve(rm.clone(), listener));
+        loops.spawn_endless("the writer of authorized_keys", ssh::keep(rm.clone(), apps.clone(), file));
     }
     let routes = endpoint::routes(rm.clone(), readiness.clone(), Arc::new(Mutex::new(registry)));
-    let serving = tokio::spawn({
-        let (cluster, shutdown) = (cluster.clone(), shutdown.clone());
-        async move { daemon::serve(listener, routes, &cluster, shutdown).await }
+    // Of its own, so that a loop's end ends it too.
+    let ending = shutdown.child_token();
+    let mut serving = tokio::spawn({
+        let (cluster, ending) = (cluster.clone(), ending.clone());
+        async move { daemon::serve(listener, routes, &cluster, ending).await }
     });
 
-    let keeper = LeaseKeeper::start(visor.store().clone(), LeaseTiming::default());
     let working = async {
-        let say = |error: &visor::store::StoreError| {
-            tracing::warn!(error = %error, "waiting for the coordinator");
-        };
         let mut pulse = Pulse::asked_for();
         pulse.status(|| "waiting for the coordinator".to_owned());
-        wait_until_ready(&**visor.store(), say).await?;
-        access::prepare(&cluster, &prefix).await?;
-        visor.set_up().await?;
-        access::admit_itself(&cluster).await?;
+        tokio::select! {
+            prepared = prepare(&cluster, &prefix) => prepared?,
+            ended = loops.first_end() => return Err(ended.into()),
+        }
         pulse.status(|| format!("serving at {}", own.url));
         cluster.warn_of_old_coordinator().await;
         let repositories = Repositories {
@@ -202,22 +208,6 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
             },
             push_ended: rm.pushes.ended.clone(),
         };
-        let mending = rm.clone();
-        let settle = move || {
-            drop(settled);
-            if mending.storage.is_some() {
-                tokio::spawn(async move {
-                    mend::adopt(&mending).await;
-                    mend::keep(&mending).await;
-                });
-                return;
-            }
-            // Pushes that an earlier run didn't live to end.
-            for app in mending.apps.known().apps.into_keys() {
-                let rm = mending.clone();
-                tokio::spawn(async move { mend::mend(&rm, &app).await });
-            }
-        };
         let wrapping = Wrapping {
             visor: visor.clone(),
             own: own.name.clone(),
@@ -231,30 +221,67 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
                 }
             }),
         };
-        tokio::join!(
-            following.run(),
-            audit::keep(visor.clone()),
-            access::run(cluster.clone(), prefix.clone(), apps.clone(), says),
-            repositories.run(settle),
-            be_present(&rm, &keeper, present, args.ssh.ssh_url),
-            wrapping.run(),
-            pulse.keep()
-        );
-        anyhow::Ok(())
+        let (settle, is_settled) = oneshot::channel();
+        let repairing = rm.clone();
+        loops.spawn_endless("the repair of what pushes left", async move {
+            if is_settled.await.is_ok() {
+                drop(settled);
+                mend::run(&repairing).await;
+            }
+        });
+        loops.spawn_endless("the watch of the apps", following.run());
+        loops.spawn_endless("the trimming of the audit", audit::keep(visor.clone()));
+        if cluster.credentials.is_some() {
+            let granting = access::run(cluster.clone(), prefix.clone(), apps.clone(), says);
+            loops.spawn_endless("the keeper of etcd's users", granting);
+        }
+        loops.spawn_endless("the keeper of the repositories", repositories.run(settle));
+        let present = be_present(rm.clone(), keeper.state(), present, args.ssh.ssh_url);
+        loops.spawn_endless("the keeper of this rm's row", present);
+        loops.spawn_endless("the wrapping of config vars", wrapping.run());
+        tokio::select! {
+            ended = loops.first_end() => Err(anyhow::Error::from(ended)),
+            () = pulse.keep() => Ok(()),
+        }
     };
-    tokio::select! {
-        ended = working => ended?,
-        () = shutdown.cancelled() => {}
-    }
+    let ran = tokio::select! {
+        ended = working => ended,
+        ended = &mut serving => Err(match ended {
+            Ok(()) => anyhow::anyhow!("the endpoint ended by itself"),
+            Err(error) => anyhow::Error::from(error).context("the endpoint failed"),
+        }),
+        () = shutdown.cancelled() => Ok(()),
+    };
+    ending.cancel();
     keeper.release().await;
-    serving.await.context("the endpoint failed")?;
+    let drained = async {
+        match serving.is_finished() {
+            true => Ok(()),
+            false => serving.await,
+        }
+    };
+    let (served, ()) = tokio::join!(drained, rm.errands.end_within(DRAIN));
     rm.builds.leave();
+    ran.and(served.context("the endpoint failed"))
+}
+
+/// Waits for the coordinator, and prepares it for this rm's work.
+async fn prepare(cluster: &Cluster, prefix: &str) -> anyhow::Result<()> {
+    let say = |error: &StoreError| tracing::warn!(error = %error, "waiting for the coordinator");
+    wait_until_ready(&**cluster.visor.store(), say).await?;
+    access::prepare(cluster, prefix).await?;
+    cluster.visor.set_up().await?;
+    access::admit_itself(cluster).await?;
     Ok(())
 }
 
 /// Keeps this rm's row in the coordinator, for ever.
-async fn be_present(rm: &SharedRm, keeper: &LeaseKeeper, present: NotReady, ssh_url: Option<String>) {
-    let mut state = keeper.state();
+async fn be_present(
+    rm: SharedRm,
+    mut state: watch::Receiver<LeaseState>,
+    present: NotReady,
+    ssh_url: Option<String>,
+) {
     let mut ring = rm.ring.changes();
     let mut present = Some(present);
     let mut complained = None;

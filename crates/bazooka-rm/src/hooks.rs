@@ -28,8 +28,12 @@ use crate::{
     layout::{SOCKET, remove},
     push::{self, Push, Rejected},
     rm::SharedRm,
+    tasks,
     voice::Voice,
 };
+
+/// How many hooks are answered at a time; others wait. Each push has one at most.
+const MOST_HOOKS: usize = 1024;
 
 /// How long a hook may take to say what it wants.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,18 +55,12 @@ pub fn listen(rm: &SharedRm) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Takes calls, for ever.
-pub async fn serve(rm: SharedRm, listener: UnixListener) {
-    loop {
-        match listener.accept().await {
-            Ok((hook, _)) => drop(tokio::spawn(answer(rm.clone(), hook))),
-            Err(error) => {
-                // Out of descriptors: some will be closed.
-                tracing::warn!(error = %error, "a hook's call can't be taken");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+/// Answers calls until the listener fails.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(rm: SharedRm, listener: UnixListener) -> io::Result<()> {
+    tasks::accept(listener, "a hook's call", MOST_HOOKS, |hook| answer(rm.clone(), hook)).await
 }
 
 async fn answer(rm: SharedRm, hook: UnixStream) {

@@ -30,5 +30,6 @@ pub mod slug;
 pub mod ssh;
 pub mod storage;
 pub mod stored;
+pub mod tasks;
 pub mod tree;
 pub mod voice;

@@ -116,13 +116,13 @@ impl Page {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let teller = shown.get_or_insert_with(|| {
             let teller = Arc::new(Teller::new(None));
-            tokio::spawn(keep(self.clone(), teller.clone()));
+            self.rm.errands.spawn("the page's image", keep(self.clone(), teller.clone()));
             teller
         });
         (teller.receiver_count() < VIEWERS).then(|| teller.subscribe())
     }
 
-    /// Lets go of the image if nobody looks any more. Returns whether it did.
+    /// Whether nobody looks any more. From then on the next viewer begins anew.
     fn let_go(&self, teller: &Teller) -> bool {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let alone = teller.receiver_count() == 0;
@@ -133,8 +133,24 @@ impl Page {
     }
 }
 
+/// Has the next viewer begin anew, however the image's keeping ended.
+struct Kept {
+    page: Page,
+    teller: Arc<Teller>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut shown = self.page.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.as_ref().is_some_and(|shown| Arc::ptr_eq(shown, &self.teller)) {
+            *shown = None;
+        }
+    }
+}
+
 /// Keeps what is shown true while somebody looks.
 async fn keep(page: Page, teller: Arc<Teller>) {
+    let Kept { page, teller } = &Kept { page, teller };
     let store = page.rm.visor.store().clone();
     let mut mirror = Mirror::new(store, keys::everything(), Snapshot::default());
     let (mut stale, mut was_synced) = (false, false);
@@ -154,7 +170,7 @@ async fn keep(page: Page, teller: Arc<Teller>) {
                 (stale, tell_at) = (false, Instant::now() + EVERY);
             }
             () = sleep_until(look_at) => {
-                if page.let_go(&teller) {
+                if page.let_go(teller) {
                     return;
                 }
                 look_at = Instant::now() + LINGER;

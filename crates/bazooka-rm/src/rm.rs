@@ -22,6 +22,7 @@ use crate::{
     repos::Own,
     storage::Storage,
     stored::Shelves,
+    tasks::Errands,
 };
 
 /// A running bazooka-rm. Shared by its endpoint, its hooks and its loops.
@@ -56,6 +57,8 @@ pub struct Rm {
     pub ask: Ask,
     /// What is counted.
     pub metrics: RmMetrics,
+    /// What belongs to requests, and goes on without them.
+    pub errands: Errands,
 }
 
 impl Rm {

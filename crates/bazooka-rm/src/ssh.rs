@@ -37,6 +37,7 @@ use crate::{
     endpoint::process::{Answering, git},
     push,
     rm::SharedRm,
+    tasks,
 };
 
 /// The socket's name in the state folder.
@@ -44,6 +45,9 @@ const SOCKET: &str = "ssh.sock";
 
 /// The longest first word of a connection: a user's name and a command.
 const MAX_HELLO: usize = 16 * 1024;
+
+/// How many connections are answered at a time; others wait.
+const MOST_CONNECTIONS: usize = 1024;
 
 /// How long the forced command may take to say what it wants.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -117,17 +121,13 @@ pub fn listen(rm: &SharedRm, args: &SshArgs) -> Result<UnixListener, String> {
     Ok(listener)
 }
 
-/// Takes connections, for ever.
-pub async fn serve(rm: SharedRm, listener: UnixListener) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(answer(rm.clone(), stream))),
-            Err(error) => {
-                tracing::warn!(error = %error, "a connection of sshd's can't be taken");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+/// Answers connections until the listener fails.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(rm: SharedRm, listener: UnixListener) -> io::Result<()> {
+    let answer = |stream| answer(rm.clone(), stream);
+    tasks::accept(listener, "a connection of sshd's", MOST_CONNECTIONS, answer).await
 }
 
 async fn answer(rm: SharedRm, stream: UnixStream) {

@@ -19,6 +19,7 @@ use crate::{
     push::{self, Push},
     rm::SharedRm,
     stored,
+    tasks::unharmed,
 };
 
 /// The most that a request may bring: what `receive.maxInputSize` lets git take, and some words.
@@ -102,7 +103,7 @@ pub async fn upload_pack(
     let (_, repository) = repository(&rm, &caller, &repo).await?;
     let command = git(&["upload-pack", "--stateless-rpc"], &repository, protocol(&headers).as_deref());
     let (answering, body) = Answering::start(command).map_err(|error| no_git(&error))?;
-    tokio::spawn(answering.carry(request, MAX_FETCH, || false));
+    rm.errands.spawn("a fetch", answering.carry(request, MAX_FETCH, || false));
     Ok((answer_headers("application/x-git-upload-pack-result"), body).into_response())
 }
 
@@ -134,20 +135,20 @@ pub async fn receive_pack(
             return Err(no_git(&error));
         }
     };
-    tokio::spawn(carry_push(rm, push, answering, request));
+    let errands = rm.errands.clone();
+    errands.spawn("a push", carry_push(rm, push, answering, request));
     Ok((answer_headers("application/x-git-receive-pack-result"), body).into_response())
 }
 
-/// Carries a push to its end, whoever still listens.
+/// Carries a push to its end, whoever still listens, and closes it however its process ended.
 pub async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request: Body) {
     rm.metrics.pushes_under_way.inc();
-    answering
-        .carry(request, MAX_PUSH, || {
-            push.gone.cancel();
-            // Git is moving the branch: it must be let, so that head moves with it.
-            push.is_accepted()
-        })
-        .await;
+    let carried = answering.carry(request, MAX_PUSH, || {
+        push.gone.cancel();
+        // Git is moving the branch: it must be let, so that head moves with it.
+        push.is_accepted()
+    });
+    unharmed("a push's process", carried).await;
     push::close(&rm, &push).await;
     rm.metrics.pushes_under_way.dec();
 }

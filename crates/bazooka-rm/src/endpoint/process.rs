@@ -18,6 +18,7 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 /// How long a pusher may be silent while its pack is expected.
 const IDLE: Duration = Duration::from_secs(120);
@@ -82,8 +83,8 @@ impl Answering {
     pub async fn carry(self, request: Body, limit: u64, left: impl Fn() -> bool) {
         let Answering { mut child, input, output, errors, answer } = self;
         let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
-        let feeding = tokio::spawn(feed(request, input, limit));
-        let complaints = tokio::spawn(note(errors));
+        let _feeding = AbortOnDropHandle::new(tokio::spawn(feed(request, input, limit)));
+        let _complaints = AbortOnDropHandle::new(tokio::spawn(note(errors)));
         let asker = answer.clone();
         let mut pumping = std::pin::pin!(pump(output, answer));
         tokio::select! {
@@ -104,8 +105,6 @@ impl Answering {
             end(group, Signal::SIGKILL);
             let _ = child.wait().await;
         }
-        feeding.abort();
-        complaints.abort();
     }
 }
 

@@ -74,8 +74,20 @@ pub async fn mend(rm: &SharedRm, app: &AppName) {
     }
 }
 
+/// Releases what pushes left behind, for ever.
+pub async fn run(rm: &SharedRm) {
+    if rm.storage.is_some() {
+        adopt(rm).await;
+        return keep(rm).await;
+    }
+    // Those that an earlier run didn't live to end; each of this run is seen to at its own end.
+    let known = rm.apps.known().apps;
+    futures::future::join_all(known.keys().map(|app| mend(rm, app))).await;
+    std::future::pending().await
+}
+
 /// Stores the repositories that this rm has kept by itself until now.
-pub async fn adopt(rm: &SharedRm) {
+async fn adopt(rm: &SharedRm) {
     for (app, view) in rm.apps.known().apps {
         let is_stored =
             view.stored.as_ref().zip(view.app.as_ref()).is_some_and(|(row, app)| row.token == app.token);
@@ -91,7 +103,7 @@ pub async fn adopt(rm: &SharedRm) {
 }
 
 /// Releases what branches of stored repositories name and was never dealt with, for ever.
-pub async fn keep(rm: &SharedRm) {
+async fn keep(rm: &SharedRm) {
     let mut changes = rm.apps.changes();
     loop {
         let mut well = true;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use visor::{
     names::AppName,
     visor::{Refusal, Visor, VisorError},
@@ -36,8 +36,8 @@ pub struct Repositories {
 }
 
 impl Repositories {
-    /// Keeps them, for ever. `settled` is called when everything is as it should be for the first time.
-    pub async fn run(self, settled: impl FnOnce()) {
+    /// Keeps them, for ever. `settled` is told when everything is as it should be for the first time.
+    pub async fn run(self, settled: oneshot::Sender<()>) {
         let mut settled = Some(settled);
         let mut changes = self.apps.changes();
         loop {
@@ -45,7 +45,8 @@ impl Repositories {
             let pause = if known.complete && !self.converge(&known).await { Some(TRY_AGAIN) } else { None };
             if known.complete && pause.is_none() {
                 if let Some(settled) = settled.take() {
-                    settled();
+                    // Without a listener there is nobody to tell.
+                    let _ = settled.send(());
                 }
             }
             tokio::select! {

@@ -4,6 +4,7 @@ mod apps;
 mod builds;
 mod cut;
 mod hostile;
+mod loops;
 mod packs;
 mod refused;
 mod releases;
