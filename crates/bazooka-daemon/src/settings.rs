@@ -10,6 +10,7 @@
 //! ```
 
 mod file;
+mod range;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use clap::{
 
 use crate::documents;
 use file::{Entry, Reading};
+pub use range::Range;
 
 /// Where the files are.
 const FOLDER: &str = "/etc/bazooka";

@@ -12,11 +12,9 @@
 mod checks;
 mod engine;
 mod environment;
-mod etc;
 mod faults;
 mod folders;
 mod found;
-mod limits;
 mod listeners;
 mod logs;
 pub(crate) mod metrics;
@@ -31,15 +29,12 @@ pub(crate) mod records;
 mod register;
 mod reports;
 pub(crate) mod runtime;
-mod sandbox;
 mod shims;
 #[cfg(test)]
 mod simulation;
 mod slugs;
 mod status;
 mod touch;
-mod uids;
-pub mod unpack;
 pub(crate) mod vault;
 
 use std::{
@@ -53,6 +48,13 @@ use std::{
 use bazooka_daemon::{
     Cluster, NotReady, Readiness, common_routes, in_words, listen, serve,
     supervisor::{Pulse, announce},
+};
+use bazooka_sandbox::{
+    cgroups::{Cgroups, memory_for_instances},
+    isolation::{Isolation, Part},
+    protocol::{boot_clock_ms, boot_id, write_file},
+    sandboxes::{Parts, Sandboxes, resolved},
+    uids::{MARKS, Uids},
 };
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
@@ -70,13 +72,8 @@ use visor::{
 };
 
 pub use faults::faults;
-// A build of bazooka-rm is kept apart by the same means.
-pub use limits::Cgroups;
-pub use options::{HostOptions, Isolation, OnExit, Part, Range};
-pub use sandbox::{Parts, Sandboxes, resolved};
-pub use uids::{MARKS, Uids};
+pub use options::{HostOptions, OnExit};
 
-use crate::protocol::{boot_clock_ms, boot_id, write_file};
 use runtime::{Answers, Message, Runtime};
 
 /// How long an earlier bazooka-pm may take to let go of the state folder.
@@ -106,14 +103,14 @@ pub async fn run(
     let vault = vault::Vault::new(file.load(&mut Os)?, Os, move |ring| file.retire(ring));
     let uids = match isolation {
         Isolation::Sandbox | Isolation::Uid => {
-            Some(uids::Uids::new(options.uids.inclusive(), Path::new(uids::MARKS), folders.root())?)
+            Some(Uids::new(options.uids.inclusive(), Path::new(MARKS), folders.root())?)
         }
         Isolation::None => None,
     };
     let listen_on = options.listen.unwrap_or_else(|| SocketAddr::new(address, 0));
     let (listener, own) = listen(listen_on).await.map_err(|error| in_words(&error))?;
     let Kept { cgroups, sandboxes } = kept_apart(isolation, &options, &folders, &token, &shim, {
-        let mut closed = sandbox::resolved(coordinator);
+        let mut closed = resolved(coordinator);
         closed.push(own);
         closed.extend(&options.closed);
         closed
@@ -142,7 +139,7 @@ pub async fn run(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         schema: Some(visor::schema::SCHEMA_VERSION),
         capacity: Capacity {
-            memory_bytes: options.memory.unwrap_or_else(limits::memory_for_instances),
+            memory_bytes: options.memory.unwrap_or_else(memory_for_instances),
             instances: options.slots.unwrap_or_else(|| u32::from(range.1 - range.0) + 1),
             extra: Extra::new(),
         },
@@ -374,8 +371,8 @@ fn in_force(isolation: Isolation, without: &[Part]) -> String {
 
 /// What keeps instances apart, beside their users.
 struct Kept {
-    cgroups: Option<limits::Cgroups>,
-    sandboxes: Option<sandbox::Sandboxes>,
+    cgroups: Option<Cgroups>,
+    sandboxes: Option<Sandboxes>,
 }
 
 /// Finds out what keeps instances apart on this machine. Blocks, for some ten milliseconds, before anything else is to be
@@ -392,7 +389,7 @@ fn kept_apart(
     closed: Vec<SocketAddr>,
 ) -> Result<Kept, String> {
     let is_root = nix::unistd::geteuid().is_root();
-    let cgroups = is_root.then(|| limits::Cgroups::find(&token[..12]));
+    let cgroups = is_root.then(|| Cgroups::find(&token[..12]));
     if isolation != Isolation::Sandbox {
         let cgroups = cgroups.and_then(|found| {
             found
@@ -413,7 +410,7 @@ fn kept_apart(
         Some(Err(cause)) if !does_without(Part::Limits) => return Err(lacking(Part::Limits, &cause)),
         _ => None,
     };
-    if !does_without(Part::Fence) && !cgroups.as_ref().is_some_and(limits::Cgroups::can_fence) {
+    if !does_without(Part::Fence) && !cgroups.as_ref().is_some_and(Cgroups::can_fence) {
         let cause = "control groups version 2, by which sockets are fenced, aren't mounted (not even beside version 1)";
         if let Some(groups) = cgroups {
             groups.leave();
@@ -437,10 +434,10 @@ fn sandboxes(
     options: &HostOptions,
     folders: &folders::Folders,
     shim: &Path,
-    cgroups: Option<&limits::Cgroups>,
+    cgroups: Option<&Cgroups>,
     closed: Option<&[SocketAddr]>,
-) -> Result<sandbox::Sandboxes, String> {
-    let sandboxes = sandbox::Sandboxes::new(sandbox::Parts {
+) -> Result<Sandboxes, String> {
+    let sandboxes = Sandboxes::new(Parts {
         state: folders.root(),
         stack: options.stack.as_deref(),
         more_of_etc: &[],

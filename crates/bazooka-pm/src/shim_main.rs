@@ -1,5 +1,5 @@
-//! bazooka-shim: stands between bazooka-pm and one instance; what it does is in [`bazooka_pm::shim`].
+//! bazooka-shim: stands between bazooka-pm and one instance; what it does is in [`bazooka_sandbox::shim`].
 
 fn main() -> std::process::ExitCode {
-    bazooka_pm::shim::main()
+    bazooka_sandbox::shim::main()
 }

@@ -136,10 +136,10 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let (listener, address) = daemon::listen(args.listen).await?;
     let url = args.url.unwrap_or_else(|| format!("{}://{address}", cluster.scheme()));
     let url = url.trim_end_matches('/').to_owned();
-    let mut closed = bazooka_pm::host::resolved(&args.coordinator.coordinator);
+    let mut closed = bazooka_sandbox::sandboxes::resolved(&args.coordinator.coordinator);
     closed.push(address);
     // The same daemon, by another way.
-    closed.extend(bazooka_pm::host::resolved(args.git_url.as_slice()));
+    closed.extend(bazooka_sandbox::sandboxes::resolved(args.git_url.as_slice()));
     let builds = Builds::find(args.builds, &layout, &program, closed).await.map_err(anyhow::Error::msg)?;
     let git_url = args.git_url.map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
     let process = format!("{:032x}", rand::random::<u128>());

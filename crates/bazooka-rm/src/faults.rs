@@ -1,7 +1,7 @@
 //! What is wrong with what an rm is told, as far as that can be seen before anything is done.
 
 use bazooka_daemon::settings::{Settings, Told, Wrong};
-use bazooka_pm::host::Isolation;
+use bazooka_sandbox::isolation::Isolation;
 use nix::unistd::{User, geteuid};
 use visor::identity::Kind;
 

@@ -13,12 +13,12 @@ use std::{
     str::FromStr,
 };
 
-use bazooka_pm::host::unpack::unpack;
 use bazooka_proxy::{
     config::{Settings, hosts, render, render_map},
     plan::{InForce, Wanted, plan},
     routes::{leaving, routes},
 };
+use bazooka_sandbox::unpack::unpack;
 use visor::{
     mirror::Image,
     names::{AppName, Digest, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},

@@ -1,10 +1,11 @@
 //! What is wrong with what a host is told, as far as that can be seen before anything is done.
 
 use bazooka_daemon::{CoordinatorArgs, settings::Wrong};
+use bazooka_sandbox::{isolation::Isolation, sandboxes::stack_at};
 use nix::unistd::geteuid;
 use visor::identity::Kind;
 
-use super::{HostOptions, Isolation, isolation, machine_name, sandbox::stack_at, shim_program};
+use super::{HostOptions, isolation, machine_name, shim_program};
 
 /// All that is wrong. Nothing is bound, made or asked.
 pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<Wrong> {

@@ -21,13 +21,12 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
+use bazooka_sandbox::{files::entries, protocol::try_lock};
 use visor::names::{AppName, Digest, EnvRef, InstanceId};
-
-use crate::protocol::try_lock;
 
 /// The state folder.
 #[derive(Clone, Debug)]
@@ -181,44 +180,3 @@ pub const RECORD: &str = "instance.json";
 /// The name of an instance's output, in its folder.
 pub const LOG: &str = "log";
 const RUN: &str = "run.";
-
-/// The names in a folder; none if it isn't there.
-pub fn entries(folder: &Path) -> impl Iterator<Item = String> {
-    let listed = fs::read_dir(folder).into_iter().flatten();
-    listed.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-}
-
-/// Makes a folder that only its owner gets into, if it isn't there.
-///
-/// # Errors
-/// The file system's.
-pub fn private_folder(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-/// Removes a folder and all in it, read-only folders too. One that isn't there is no error.
-///
-/// # Errors
-/// The file system's.
-pub fn remove_all(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            make_writable(path)?;
-            fs::remove_dir_all(path)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn make_writable(folder: &Path) -> io::Result<()> {
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            make_writable(&entry.path())?;
-        }
-    }
-    Ok(())
-}

@@ -16,7 +16,7 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 
-use crate::protocol::proc_stat;
+use bazooka_sandbox::{protocol::proc_stat, start::processes};
 
 /// A listening TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,7 @@ impl Ownership {
 
     fn sockets_below(&mut self, shim: i32) -> &BTreeSet<u32> {
         let parents = self.parents.get_or_insert_with(|| {
-            super::process::processes().filter_map(|pid| Some((pid, proc_stat(pid)?.parent))).collect()
+            processes().filter_map(|pid| Some((pid, proc_stat(pid)?.parent))).collect()
         });
         self.sockets.entry(shim).or_insert_with(|| {
             let descends = |pid: i32| {

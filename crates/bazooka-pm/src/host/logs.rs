@@ -37,7 +37,7 @@ use super::{
     folders::{Folders, LOG},
     records::Record,
 };
-use crate::protocol::{LOG_CURRENT, LOG_PREVIOUS};
+use bazooka_sandbox::protocol::{LOG_CURRENT, LOG_PREVIOUS};
 
 /// How many lines there are unless something else is asked for.
 const USUAL_LINES: usize = 100;

@@ -2,56 +2,15 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    ops::RangeInclusive,
     path::PathBuf,
-    str::FromStr,
 };
 
+use bazooka_daemon::settings::Range;
+use bazooka_sandbox::isolation::{Isolation, Part};
 use visor::{
     links::ServicesAddress,
     names::{HostName, ZoneName},
 };
-
-/// How instances are kept apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Isolation {
-    /// Each has a user, a root and processes of its own, and fenced sockets; takes root
-    Sandbox,
-    /// Each has a user of its own; takes root
-    Uid,
-    /// They run as the daemon's own user, and can do to each other what they like
-    None,
-}
-
-impl Isolation {
-    /// Its name, as the host's registration has it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Isolation::Sandbox => "sandbox",
-            Isolation::Uid => "uid",
-            Isolation::None => "none",
-        }
-    }
-}
-
-/// A part of the sandbox that a machine may be unable to give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum Part {
-    /// Limits of memory and processor
-    Limits,
-    /// The fence: no port but its own, no connection to the coordinator and the daemon
-    Fence,
-}
-
-impl Part {
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Part::Limits => "limits",
-            Part::Fence => "fence",
-        }
-    }
-}
 
 /// What becomes of the instances when bazooka-pm is told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -60,30 +19,6 @@ pub enum OnExit {
     Keep,
     /// They are ended first
     Stop,
-}
-
-/// Two numbers with a dash between: a range, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range<T>(pub T, pub T);
-
-impl<T: FromStr + PartialOrd + Copy> FromStr for Range<T> {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let ends =
-            s.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
-        match ends {
-            Some((first, last)) if first <= last => Ok(Range(first, last)),
-            _ => Err("two numbers with a dash between, the lower one first, such as 21000-21999".into()),
-        }
-    }
-}
-
-impl<T: Copy> Range<T> {
-    /// The same, to iterate over.
-    pub fn inclusive(self) -> RangeInclusive<T> {
-        self.0..=self.1
-    }
 }
 
 /// A host's options.
@@ -153,17 +88,4 @@ pub fn own_address() -> IpAddr {
         })
         .map(|address| address.ip());
     chosen.unwrap_or(Ipv4Addr::LOCALHOST.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_has_two_ends_in_order() {
-        assert_eq!("21000-21999".parse(), Ok(Range(21_000_u16, 21_999)));
-        for bad in ["", "1", "1-", "-1", "2-1", "1-99999", "a-b", "1-2-3"] {
-            assert!(bad.parse::<Range<u16>>().is_err(), "{bad:?}");
-        }
-    }
 }

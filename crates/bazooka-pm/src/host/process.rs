@@ -5,8 +5,7 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
-    net::Shutdown,
+    io::{self, Read},
     os::{
         fd::OwnedFd,
         unix::{
@@ -15,22 +14,25 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Child,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use bazooka_sandbox::{
+    files::private_folder,
+    protocol::{
+        Answer, ExitRecord, Group, LOG_CURRENT, LOG_PREVIOUS, ProcessId, SANDBOXES, ShimState, Spec, Start,
+        append, boot_id, proc_stat, try_lock,
+    },
+    start::{failpoint, processes, spawn_shim},
+};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use visor::{names::InstanceId, seal::Vars};
-use zeroize::Zeroizing;
 
-use super::folders::{Folders, private_folder};
-use crate::protocol::{
-    Answer, ExitRecord, Group, ProcessId, SANDBOXES, ShimState, Spec, Start, append, boot_id, proc_stat,
-    try_lock,
-};
+use super::folders::Folders;
 
 /// How long an inherited shim may take to say whom it has started, before that is complained of.
 const SLOW_SHIM: Duration = Duration::from_secs(10);
@@ -178,58 +180,6 @@ fn spawn(
     append(&file, &Start { spec: Some(spec), ..Start::default() })?;
     failpoint("spec");
     spawn_shim(shim, &path, file, env)
-}
-
-/// Spawns a shim over the file of a start, and tells it the environment of what it is to run. Blocks.
-fn spawn_shim(shim: &Path, path: &Path, file: fs::File, env: &Vars) -> io::Result<(Child, UnixStream)> {
-    let (mut socket, theirs) = UnixStream::pair()?;
-    // The lock goes with stdin and stderr, the socket with stdout: nothing else is inherited, not even by
-    // a neighbour that is spawned in the same moment.
-    let child = Command::new(shim)
-        .arg(path)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(file.try_clone()?))
-        .stdout(Stdio::from(OwnedFd::from(theirs)))
-        .stderr(Stdio::from(file))
-        .spawn()
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", shim.display())))?;
-    failpoint("silent");
-    socket.set_write_timeout(Some(SLOW_SHIM))?;
-    let text = Zeroizing::new(serde_json::to_vec(env).map_err(io::Error::other)?);
-    // One that doesn't listen, because it has ended or is an older one, says why itself.
-    let _ = socket.write_all(&text);
-    let _ = socket.shutdown(Shutdown::Write);
-    Ok((child, socket))
-}
-
-/// Has a shim start something that ends at once, and waits for that. Blocks.
-///
-/// # Errors
-/// Why it can't, in one line.
-pub fn try_out(shim: &Path, path: &Path, spec: &Spec) -> Result<(), String> {
-    let begin = || -> io::Result<(Child, UnixStream)> {
-        let file = fs::File::options().create_new(true).read(true).append(true).mode(0o600).open(path)?;
-        append(&file, &Start { spec: Some(spec), ..Start::default() })?;
-        spawn_shim(shim, path, file, &Vars::default())
-    };
-    let (mut child, mut answers) = begin().map_err(|error| error.to_string())?;
-    let mut said = String::new();
-    let read = answers.read_to_string(&mut said);
-    let _ = child.wait();
-    read.map_err(|error| error.to_string())?;
-    match serde_json::from_str(&said) {
-        Ok(Answer::Started(state)) if state.protocol < SANDBOXES => {
-            Err("the bazooka-shim program is older than bazooka-pm and knows no sandbox".to_owned())
-        }
-        Ok(Answer::Started(_)) => match Start::<Spec>::read(path).exit {
-            Some(ExitRecord { code: Some(0), .. }) => Ok(()),
-            Some(exit) => Err(format!("what was tried in it {}", crate::shim::in_words(&exit))),
-            None => Err("its shim ended at once".to_owned()),
-        },
-        Ok(Answer::Failed { cause }) => Err(cause),
-        Err(_) => Err("its shim gave no answer".to_owned()),
-    }
 }
 
 async fn read_answer(answers: UnixStream) -> io::Result<Answer> {
@@ -431,11 +381,6 @@ fn user_of(pid: i32) -> Option<u32> {
     fs::metadata(format!("/proc/{pid}")).ok().map(|meta| meta.uid())
 }
 
-/// The ids of all processes.
-pub fn processes() -> impl Iterator<Item = i32> {
-    super::folders::entries(Path::new("/proc")).filter_map(|name| name.parse().ok())
-}
-
 /// The last lines that an instance wrote since `since_us`, cut to what a status may hold.
 pub fn last_output(log: &Path, since_us: u64) -> Vec<String> {
     const LINES: usize = 20;
@@ -443,7 +388,7 @@ pub fn last_output(log: &Path, since_us: u64) -> Vec<String> {
     const BYTES: usize = 4 << 10;
     const TAIL: u64 = 32 << 10;
     let mut text = Vec::new();
-    for name in [crate::protocol::LOG_PREVIOUS, crate::protocol::LOG_CURRENT] {
+    for name in [LOG_PREVIOUS, LOG_CURRENT] {
         let Ok(mut file) = fs::File::open(log.join(name)) else { continue };
         let length = file.metadata().map_or(0, |meta| meta.len());
         let _ = io::Seek::seek(&mut file, io::SeekFrom::Start(length.saturating_sub(TAIL)));
@@ -473,25 +418,14 @@ pub fn last_output(log: &Path, since_us: u64) -> Vec<String> {
     lines
 }
 
-/// Dies here if a test says so: `BAZOOKA_PM_DIE_AT=locked`. Debug builds only.
-pub fn failpoint(step: &str) {
-    #[cfg(debug_assertions)]
-    if std::env::var("BAZOOKA_PM_DIE_AT").is_ok_and(|at| at == step) {
-        let own = Pid::from_raw(i32::try_from(std::process::id()).expect("Linux process ids fit"));
-        let _ = rustix::process::kill_process(own.expect("no process has id 0"), Signal::KILL);
-    }
-    #[cfg(not(debug_assertions))]
-    let _ = step;
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
+    use std::{os::unix::process::ExitStatusExt, process::Command};
 
     use nix::libc::SIGTERM;
 
     use super::*;
-    use crate::protocol::PROTOCOL;
+    use bazooka_sandbox::protocol::PROTOCOL;
 
     /// How often an id is used again; [`used_again`] reads it.
     const ROUNDS: &str = "BAZOOKA_TEST_ROUNDS";

@@ -19,11 +19,14 @@ use visor::{
 };
 
 use super::{
-    folders::{Folders, LOG, RECORD, entries, remove_all},
+    folders::{Folders, LOG, RECORD},
     model::{Local, Phase},
     process::FullSpec,
 };
-use crate::protocol::{Start, append, boot_id, lines, read_file, try_lock, write_file};
+use bazooka_sandbox::{
+    files::{entries, remove_all},
+    protocol::{Start, append, boot_id, lines, read_file, try_lock, write_file},
+};
 
 /// Ended instances whose output is kept.
 const ENDED: usize = 200;

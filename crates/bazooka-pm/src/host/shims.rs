@@ -10,6 +10,13 @@ use std::{
     time::Duration,
 };
 
+use bazooka_sandbox::{
+    cgroups::Cgroups,
+    protocol::{PROTOCOL, Spec, boot_clock_ms, now_us},
+    sandboxes::Sandboxes,
+    shim::in_words,
+    uids::Uids,
+};
 use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
@@ -24,7 +31,6 @@ use super::{
     checks::{self, Probe, Probes},
     environment::{Places, environment},
     folders::Folders,
-    limits::Cgroups,
     listeners::Owner,
     model::{Ending, Local, Now, Tick},
     observe::Event,
@@ -32,13 +38,7 @@ use super::{
     process::{self, Ended, Found, FullSpec, PmPart, Shim},
     records::{self, Note},
     runtime::{Answers, Booting, Given, Message, Runtime},
-    sandbox::Sandboxes,
     slugs::{KEPT_UNUSED, Slugs},
-    uids::Uids,
-};
-use crate::{
-    protocol::{PROTOCOL, Spec, boot_clock_ms, now_us},
-    shim::in_words,
 };
 
 /// What a machine has for its instances.

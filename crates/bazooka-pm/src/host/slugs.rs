@@ -24,11 +24,12 @@ use visor::{
     visor::Visor,
 };
 
-use super::{
-    folders::{Folders, entries, remove_all},
+use super::folders::Folders;
+use bazooka_sandbox::{
+    files::{entries, remove_all},
+    protocol::{boot_id, read_file, write_file},
     unpack::{UnpackError, unpack},
 };
-use crate::protocol::{boot_id, read_file, write_file};
 
 /// How long a slug is tried for while no rm has it, or none answers.
 const TRY_FOR: Duration = Duration::from_secs(60);

@@ -13,9 +13,13 @@ use std::{
     time::Duration,
 };
 
-use bazooka_pm::{
-    host::{Cgroups, Isolation, MARKS, Part, Parts, Range, Sandboxes, Uids},
+use bazooka_daemon::settings::Range;
+use bazooka_sandbox::{
+    cgroups::Cgroups,
+    isolation::{Isolation, Part},
     protocol::{Mount, Spec},
+    sandboxes::{Parts, Sandboxes},
+    uids::{MARKS, Uids},
 };
 use sha2::{Digest, Sha256};
 use visor::{names::AppName, schema::Limits};

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bazooka_pm::protocol::{Mount, PROTOCOL, Spec};
+use bazooka_sandbox::protocol::{Mount, PROTOCOL, Spec};
 
 use crate::layout;
 

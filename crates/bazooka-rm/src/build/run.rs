@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bazooka_pm::{
+use bazooka_sandbox::{
     protocol::{ExitRecord, Spec},
     shim::in_words,
 };

@@ -5,7 +5,7 @@
 //! they detach.
 //!
 //! ```text
-//! stdin    a line: what to start, as of bazooka_pm::protocol; its end says that the step is to end at once, be it
+//! stdin    a line: what to start, as of bazooka_sandbox::protocol; its end says that the step is to end at once, be it
 //!          because the push has gone or because bazooka-rm has
 //! stderr   what the step prints
 //! stdout   a line, at the end: how it ended, or why it couldn't be started
@@ -21,11 +21,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bazooka_pm::{
-    protocol::{ExitRecord, Spec},
-    shim::{
-        Ends, Heard, Launched, Told, kill_children, launch, out_of_memory, record, remove_groups, signal_all,
-    },
+use bazooka_sandbox::{
+    family::{kill_children, signal_all},
+    groups::{out_of_memory, remove as remove_groups},
+    init::{Heard, Told},
+    launch::{Launched, launch},
+    protocol::{ExitRecord, Spec, now_us},
+    shim::{Ends, record},
 };
 use nix::{
     errno::Errno,
@@ -94,9 +96,8 @@ fn supervise() -> Result<ExitRecord, String> {
     let mut step = Step { child, command, told, ended: None };
     step.watch_over(&signals, &mut life)?;
 
-    let mut exit = step.ended.map_or_else(ExitRecord::default, |status| {
-        record(status, bazooka_pm::protocol::now_us(), begun.elapsed())
-    });
+    let mut exit =
+        step.ended.map_or_else(ExitRecord::default, |status| record(status, now_us(), begun.elapsed()));
     if let Some(known) = out_of_memory(&groups) {
         exit.out_of_memory = true;
         exit.memory_limit_bytes = known.limit_bytes;

@@ -12,14 +12,7 @@
 //! Should the shim itself be killed, the kernel takes the instance's first process with it
 //! (parent-death signal), and bazooka-pm clears up the rest.
 
-mod family;
-mod fence;
-mod groups;
-mod launch;
 mod output;
-mod root;
-mod sandbox;
-mod seccomp;
 
 use std::{
     collections::BTreeMap,
@@ -43,16 +36,17 @@ use nix::{
 };
 use visor::deadlines::{LEASE_LOOK, STOP_BEFORE_LEASE_ENDS, STOP_ON_PARTITION};
 
-// A build of bazooka-rm is started by the same means.
-pub use family::{kill_children, signal_all};
-pub use groups::{OutOfMemory, out_of_memory, remove as remove_groups};
-pub use launch::{Launched, launch};
 pub use output::Ends;
-pub use sandbox::{Heard, Told};
 
-use crate::protocol::{
-    Answer, ExitRecord, PROTOCOL, ProcessId, ShimState, Spec, Start, append, boot_clock_ms, boot_id, now_us,
-    read_file,
+use crate::{
+    family,
+    groups::{out_of_memory, remove as remove_groups},
+    init::{Heard, Told},
+    launch::{Launched, launch},
+    protocol::{
+        Answer, ExitRecord, PROTOCOL, ProcessId, ShimState, Spec, Start, append, boot_clock_ms, boot_id,
+        now_us, read_file,
+    },
 };
 use output::Output;
 
@@ -306,7 +300,7 @@ impl Shim {
 }
 
 /// Closes all but stdin, stdout, stderr and `kept`: what else is open is none of the instance's business.
-fn close_others(kept: &[RawFd]) {
+pub(crate) fn close_others(kept: &[RawFd]) {
     let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
     let open = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
     // The folder's own descriptor is among them, and is closed by then.

@@ -208,7 +208,7 @@ mod tests {
         };
         assert_eq!((mode("bin"), mode("bin/run"), mode("same")), (0o555, 0o755, 0o755));
         assert_eq!(fs::read_link(dir.path().join("bin/again")).expect("a link"), Path::new("run"));
-        super::super::folders::remove_all(&dir.path().join("bin")).expect("it can be removed");
+        crate::files::remove_all(&dir.path().join("bin")).expect("it can be removed");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::folders::entries;
+use crate::files::entries;
 
 /// What is copied: names, addresses, certificates to trust, the time zone, where programs and libraries are.
 const COPIED: [&str; 22] = [

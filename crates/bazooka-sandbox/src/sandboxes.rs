@@ -13,13 +13,13 @@ use std::{
 
 use visor::schema::Limits;
 
-use super::{
+use crate::{
+    cgroups::Cgroups,
     etc::Etc,
-    folders::{private_folder, remove_all},
-    limits::Cgroups,
-    process,
+    files::{private_folder, remove_all},
+    protocol::{Closed, Fence, PROTOCOL, Sandbox, Spec},
+    start,
 };
-use crate::protocol::{Closed, Fence, PROTOCOL, Sandbox, Spec};
 
 /// What a stack must have beside what the app needs: the command is a line for it.
 const SHELL: &str = "bin/sh";
@@ -127,7 +127,7 @@ impl Sandboxes {
             stop_timeout_ms: 1_000,
             lease_file: None,
         };
-        let tried = process::try_out(shim, &place.join("run"), &spec);
+        let tried = start::try_out(shim, &place.join("run"), &spec);
         let _ = fs::remove_dir_all(&place);
         tried
     }

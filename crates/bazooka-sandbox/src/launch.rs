@@ -1,6 +1,6 @@
 //! How an instance's first process comes to be: the seam at which isolation is chosen.
 //!
-//! Owns everything between fork and exec of a plain process; [`sandbox`] has the rest.
+//! Owns everything between fork and exec of a plain process; [`crate::init`] has the rest.
 
 use std::{
     fs,
@@ -20,12 +20,12 @@ use nix::{
     unistd::{Gid, Pid, Uid, getppid, setgroups, setresgid, setresuid, setsid},
 };
 
-use super::{
+use crate::{
     groups,
-    output::Ends,
-    sandbox::{self, Told},
+    init::{self, Told},
+    protocol::{Group, Spec},
+    shim::Ends,
 };
-use crate::protocol::{Group, Spec};
 
 /// How many files a process may have open, where the hard limit allows it.
 const OPEN_FILES: u64 = 65_536;
@@ -46,7 +46,7 @@ pub struct Launched {
 /// Why it can't be, in one line; nothing of it is left then.
 pub fn launch(spec: &Spec, groups: &[Group], ends: Ends) -> Result<Launched, String> {
     let launched = groups::make(groups).and_then(|()| match &spec.sandbox {
-        Some(sandbox) => sandbox::launch(spec, sandbox, groups, ends),
+        Some(sandbox) => init::launch(spec, sandbox, groups, ends),
         None => plain(spec, groups, ends),
     });
     launched.inspect_err(|_| groups::remove(groups))

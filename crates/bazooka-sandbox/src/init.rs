@@ -41,14 +41,14 @@ use nix::{
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{BpfProgram, apply_filter};
 
-use super::{
-    close_others, family,
+use crate::{
+    family,
     fence::attach,
     launch::{Launched, common_limits},
-    output::Ends,
+    protocol::{Group, Sandbox, Spec},
     root, seccomp,
+    shim::{Ends, close_others},
 };
-use crate::protocol::{Group, Sandbox, Spec};
 
 const STARTED: u8 = b's';
 const FAILED: u8 = b'f';

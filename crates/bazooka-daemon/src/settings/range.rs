@@ -1,0 +1,40 @@
+//! A range of numbers, as an option takes it: `21000-21999`.
+
+use std::{ops::RangeInclusive, str::FromStr};
+
+/// Two numbers with a dash between: a range, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range<T>(pub T, pub T);
+
+impl<T: FromStr + PartialOrd + Copy> FromStr for Range<T> {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let ends =
+            s.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        match ends {
+            Some((first, last)) if first <= last => Ok(Range(first, last)),
+            _ => Err("two numbers with a dash between, the lower one first, such as 21000-21999".into()),
+        }
+    }
+}
+
+impl<T: Copy> Range<T> {
+    /// The same, to iterate over.
+    pub fn inclusive(self) -> RangeInclusive<T> {
+        self.0..=self.1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_has_two_ends_in_order() {
+        assert_eq!("21000-21999".parse(), Ok(Range(21_000_u16, 21_999)));
+        for bad in ["", "1", "1-", "-1", "2-1", "1-99999", "a-b", "1-2-3"] {
+            assert!(bad.parse::<Range<u16>>().is_err(), "{bad:?}");
+        }
+    }
+}
