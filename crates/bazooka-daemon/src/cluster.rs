@@ -18,7 +18,7 @@ use visor::{
     visor::{Visor, VisorError},
 };
 
-use crate::{in_words, settings::Wrong};
+use crate::{in_words, settings::ConfigError};
 
 /// Where the coordinator is.
 #[derive(Clone, Debug, clap::Args)]
@@ -102,7 +102,9 @@ impl CoordinatorArgs {
     }
 
     fn config(&self, credentials: Option<Credentials>) -> Result<EtcdConfig, ClusterError> {
-        if let Some(Wrong { option, what }) = self.addresses_wrong(credentials.is_some()).into_iter().next() {
+        if let Some(ConfigError { option, what }) =
+            self.addresses_wrong(credentials.is_some()).into_iter().next()
+        {
             return Err(ClusterError::Option { option, what });
         }
         let config = EtcdConfig::new(self.coordinator.clone(), self.prefix.clone());
@@ -110,21 +112,21 @@ impl CoordinatorArgs {
     }
 
     /// What is wrong with these, for a part of this kind that was said to have this name. Nothing is connected.
-    pub fn wrong(&self, kind: Kind, said: Option<&HostName>) -> Vec<Wrong> {
+    pub fn validate(&self, kind: Kind, said: Option<&HostName>) -> Vec<ConfigError> {
         let mut wrong = self.addresses_wrong(self.identity.identity.is_some());
         let named = match self.identity.open() {
             Ok(own) => own_name(own.as_ref(), kind, said.cloned()).err().map(|error| error.to_string()),
             Err(error) => Some(in_words(&error)),
         };
-        wrong.extend(named.map(|what| Wrong::new("identity", what)));
+        wrong.extend(named.map(|what| ConfigError::new("identity", what)));
         wrong
     }
 
-    fn addresses_wrong(&self, has_identity: bool) -> Vec<Wrong> {
+    fn addresses_wrong(&self, has_identity: bool) -> Vec<ConfigError> {
         let mut wrong = Vec::new();
         if !self.prefix.starts_with('/') || self.prefix.ends_with('/') || self.prefix.contains("//") {
             let what = format!("{:?} must begin with a slash and not end with one", self.prefix);
-            wrong.push(Wrong::new("prefix", what));
+            wrong.push(ConfigError::new("prefix", what));
         }
         for endpoint in &self.coordinator {
             let url: Result<http::Uri, _> = endpoint.parse();
@@ -140,7 +142,7 @@ impl CoordinatorArgs {
                     _ => continue,
                 }
             };
-            wrong.push(Wrong::new("coordinator", format!("{endpoint:?} {what}")));
+            wrong.push(ConfigError::new("coordinator", format!("{endpoint:?} {what}")));
         }
         wrong
     }

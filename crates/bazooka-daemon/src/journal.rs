@@ -17,6 +17,8 @@ use tracing::{
 };
 use tracing_subscriber::layer::{Context, Layer};
 
+use crate::in_words;
+
 /// Where the journal takes entries.
 const SOCKET: &str = "/run/systemd/journal/socket";
 
@@ -95,13 +97,7 @@ impl Visit for Line {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let mut text = value.to_string();
-        let mut source = value.source();
-        while let Some(cause) = source {
-            let _ = write!(text, ": {cause}");
-            source = cause.source();
-        }
-        self.take(field, text);
+        self.take(field, in_words(value));
     }
 }
 

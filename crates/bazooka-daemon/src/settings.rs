@@ -29,14 +29,14 @@ use clap::{
 
 use crate::documents;
 use file::{Entry, Reading};
-pub use range::Range;
+pub use range::{Range, RangeError};
 
 /// Where the files are.
 const FOLDER: &str = "/etc/bazooka";
 
 /// A command that a file tells what to do.
 #[derive(Clone, Copy, Debug)]
-pub struct Told {
+pub struct ConfigFile {
     /// The subcommand; none: the program without one.
     pub subcommand: Option<&'static str>,
     /// The file's name without `.toml`.
@@ -48,25 +48,25 @@ pub struct Told {
 /// The arguments of a program whose commands may have files.
 pub trait Settings: clap::Parser {
     /// Its commands that have one.
-    const TOLD: &'static [Told];
+    const FILES: &'static [ConfigFile];
 
     /// What is wrong with what it was told, as far as that can be seen before anything is done.
-    fn wrong(&self) -> Vec<Wrong>;
+    fn validate(&self) -> Vec<ConfigError>;
 }
 
 /// What is wrong with an option.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wrong {
+pub struct ConfigError {
     /// Its long name, without dashes.
     pub option: &'static str,
     /// What, and what to do.
     pub what: String,
 }
 
-impl Wrong {
+impl ConfigError {
     /// Of this option.
-    pub fn new(option: &'static str, what: impl Into<String>) -> Wrong {
-        Wrong { option, what: what.into() }
+    pub fn new(option: &'static str, what: impl Into<String>) -> ConfigError {
+        ConfigError { option, what: what.into() }
     }
 }
 
@@ -123,7 +123,7 @@ pub fn read<S: Settings>() -> S {
     if words.get(1).is_some_and(|word| word == documents::WORD) {
         std::process::exit(documents::run(command::<S>(), &words[2..]).into());
     }
-    let settled = match settle(&command::<S>(), S::TOLD, &words, Path::new(FOLDER), &read_file) {
+    let settled = match settle(&command::<S>(), S::FILES, &words, Path::new(FOLDER), &read_file) {
         Ok(settled) => settled,
         Err(error) => error.exit(),
     };
@@ -152,10 +152,10 @@ pub fn read<S: Settings>() -> S {
 
 /// A program's command, with what each command that a file tells takes beside.
 pub fn command<S: Settings>() -> Command {
-    with_files(S::command(), S::TOLD)
+    with_files(S::command(), S::FILES)
 }
 
-fn with_files(mut command: Command, told: &[Told]) -> Command {
+fn with_files(mut command: Command, told: &[ConfigFile]) -> Command {
     for told in told {
         let path = format!("{FOLDER}/{}.toml", told.file);
         let add = |command: Command| {
@@ -198,7 +198,7 @@ fn conclude<S: Settings>(settled: Settled) -> Result<S, Vec<Fault>> {
         None => None,
     };
     if let Some(settings) = &settings {
-        for Wrong { option, what } in settings.wrong() {
+        for ConfigError { option, what } in settings.validate() {
             let place = places.get(option).cloned();
             let place = place.or_else(|| path.clone().map(Place::File)).unwrap_or(Place::Words);
             faults.push(Fault { place, what: format!("{option}: {what}") });
@@ -218,7 +218,7 @@ fn conclude<S: Settings>(settled: Settled) -> Result<S, Vec<Fault>> {
 /// Help, or words that are wrong where no file has a part in it: as clap says it.
 fn settle(
     command: &Command,
-    told: &[Told],
+    told: &[ConfigFile],
     words: &[OsString],
     folder: &Path,
     read: &dyn Fn(&Path) -> io::Result<Vec<u8>>,

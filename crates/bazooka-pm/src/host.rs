@@ -50,10 +50,11 @@ use bazooka_daemon::{
     supervisor::{Pulse, announce},
 };
 use bazooka_sandbox::{
-    cgroups::{Cgroups, memory_for_instances},
+    cgroups::Cgroups,
+    files::write_file,
     isolation::{Isolation, Part},
-    protocol::{boot_clock_ms, boot_id, write_file},
-    sandboxes::{Parts, Sandboxes, resolved},
+    machine::{boot_clock_ms, boot_id, memory_for_instances},
+    sandboxes::{SandboxParts, Sandboxes, resolved},
     uids::{MARKS, Uids},
 };
 use jiff::Timestamp;
@@ -102,9 +103,10 @@ pub async fn run(
     let file = KeyFile::of(folders.root());
     let vault = vault::Vault::new(file.load(&mut Os)?, Os, move |ring| file.retire(ring));
     let uids = match isolation {
-        Isolation::Sandbox | Isolation::Uid => {
-            Some(Uids::new(options.uids.inclusive(), Path::new(MARKS), folders.root())?)
-        }
+        Isolation::Sandbox | Isolation::Uid => Some(
+            Uids::new(options.uids.inclusive(), Path::new(MARKS), folders.root())
+                .map_err(|error| in_words(&error))?,
+        ),
         Isolation::None => None,
     };
     let listen_on = options.listen.unwrap_or_else(|| SocketAddr::new(address, 0));
@@ -393,7 +395,9 @@ fn kept_apart(
     if isolation != Isolation::Sandbox {
         let cgroups = cgroups.and_then(|found| {
             found
-                .inspect_err(|error| tracing::warn!(error, "memory and processor can't be limited here"))
+                .inspect_err(|error| {
+                    tracing::warn!(error = in_words(error), "memory and processor can't be limited here");
+                })
                 .ok()
         });
         return Ok(Kept { cgroups, sandboxes: None });
@@ -407,7 +411,9 @@ fn kept_apart(
     let does_without = |part: Part| options.without.contains(&part);
     let cgroups = match cgroups {
         Some(Ok(cgroups)) => Some(cgroups),
-        Some(Err(cause)) if !does_without(Part::Limits) => return Err(lacking(Part::Limits, &cause)),
+        Some(Err(cause)) if !does_without(Part::Limits) => {
+            return Err(lacking(Part::Limits, &in_words(&cause)));
+        }
         _ => None,
     };
     if !does_without(Part::Fence) && !cgroups.as_ref().is_some_and(Cgroups::can_fence) {
@@ -437,15 +443,17 @@ fn sandboxes(
     cgroups: Option<&Cgroups>,
     closed: Option<&[SocketAddr]>,
 ) -> Result<Sandboxes, String> {
-    let sandboxes = Sandboxes::new(Parts {
+    let sandboxes = Sandboxes::new(SandboxParts {
         state: folders.root(),
         stack: options.stack.as_deref(),
         more_of_etc: &[],
         tmp_bytes: options.tmp,
         closed,
-    })?;
+    })
+    .map_err(|error| in_words(&error))?;
     let tried = sandboxes.try_out(shim, folders.root(), cgroups, *options.uids.inclusive().start());
-    tried.map_err(|cause| {
+    tried.map_err(|error| {
+        let cause = in_words(&error);
         format!(
             "isolation sandbox can't be had here: {cause}; it takes Linux 5.12 or later, and root in the machine's own \
              namespaces; go on with the weaker --isolation uid, or, where it is about limits or the fence, with \

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use bazooka_daemon::{
     CoordinatorArgs, init_logs,
-    settings::{self, Settings, Told, Wrong},
+    settings::{self, ConfigError, ConfigFile, Settings},
     shutdown,
 };
 use bazooka_pm::{
@@ -46,16 +46,16 @@ enum Command {
 }
 
 impl Settings for Args {
-    const TOLD: &'static [Told] = &[
-        Told { subcommand: None, file: "pm", borrows: false },
-        Told { subcommand: Some("converge"), file: "converge", borrows: false },
-        Told { subcommand: Some("rotate-key"), file: "pm", borrows: true },
+    const FILES: &'static [ConfigFile] = &[
+        ConfigFile { subcommand: None, file: "pm", borrows: false },
+        ConfigFile { subcommand: Some("converge"), file: "converge", borrows: false },
+        ConfigFile { subcommand: Some("rotate-key"), file: "pm", borrows: true },
     ];
 
-    fn wrong(&self) -> Vec<Wrong> {
+    fn validate(&self) -> Vec<ConfigError> {
         match &self.command {
             None => host::faults(&self.coordinator, &self.host),
-            Some(Command::Converge(args)) => args.coordinator.wrong(Kind::Converger, None),
+            Some(Command::Converge(args)) => args.coordinator.validate(Kind::Converger, None),
             Some(Command::Probe | Command::RotateKey { .. }) => Vec::new(),
         }
     }

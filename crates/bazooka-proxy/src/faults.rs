@@ -1,16 +1,17 @@
 //! What is wrong with what a proxy is told, as far as that can be seen before anything is done.
 
-use bazooka_daemon::settings::{Settings, Told, Wrong};
+use bazooka_daemon::settings::{ConfigError, ConfigFile, Settings};
 use visor::identity::Kind;
 
 use super::{Args, checked_folder, find_program, is_plain, machine_name};
 
 impl Settings for Args {
-    const TOLD: &'static [Told] = &[Told { subcommand: None, file: "proxy", borrows: false }];
+    const FILES: &'static [ConfigFile] = &[ConfigFile { subcommand: None, file: "proxy", borrows: false }];
 
-    fn wrong(&self) -> Vec<Wrong> {
-        let mut wrong = self.coordinator.wrong(Kind::Proxy, self.name.as_ref());
-        let mut say = |option, what: Option<String>| wrong.extend(what.map(|what| Wrong::new(option, what)));
+    fn validate(&self) -> Vec<ConfigError> {
+        let mut wrong = self.coordinator.validate(Kind::Proxy, self.name.as_ref());
+        let mut say =
+            |option, what: Option<String>| wrong.extend(what.map(|what| ConfigError::new(option, what)));
         let identity = self.coordinator.identity.identity.as_deref();
         if self.name.is_none() && identity.is_none() {
             say("name", machine_name().err().map(|error| format!("{error:#}")));

@@ -1,6 +1,6 @@
 //! What is wrong with what an rm is told, as far as that can be seen before anything is done.
 
-use bazooka_daemon::settings::{Settings, Told, Wrong};
+use bazooka_daemon::settings::{ConfigError, ConfigFile, Settings};
 use bazooka_sandbox::isolation::Isolation;
 use nix::unistd::{User, geteuid};
 use visor::identity::Kind;
@@ -12,12 +12,12 @@ use crate::{
 };
 
 impl Settings for RmArgs {
-    const TOLD: &'static [Told] = &[
-        Told { subcommand: None, file: "rm", borrows: false },
-        Told { subcommand: Some("rotate-key"), file: "rm", borrows: true },
+    const FILES: &'static [ConfigFile] = &[
+        ConfigFile { subcommand: None, file: "rm", borrows: false },
+        ConfigFile { subcommand: Some("rotate-key"), file: "rm", borrows: true },
     ];
 
-    fn wrong(&self) -> Vec<Wrong> {
+    fn validate(&self) -> Vec<ConfigError> {
         match self.command {
             None => faults(self),
             Some(RmCommand::Pki(_) | RmCommand::RotateKey { .. }) => Vec::new(),
@@ -26,10 +26,11 @@ impl Settings for RmArgs {
 }
 
 /// All that is wrong. Nothing is bound, made or asked.
-fn faults(args: &RmArgs) -> Vec<Wrong> {
+fn faults(args: &RmArgs) -> Vec<ConfigError> {
     let has_identity = args.coordinator.identity.identity.is_some();
-    let mut wrong = args.coordinator.wrong(Kind::Rm, args.name.as_ref());
-    let mut say = |option, what: Option<String>| wrong.extend(what.map(|what| Wrong::new(option, what)));
+    let mut wrong = args.coordinator.validate(Kind::Rm, args.name.as_ref());
+    let mut say =
+        |option, what: Option<String>| wrong.extend(what.map(|what| ConfigError::new(option, what)));
     if args.name.is_none() && !has_identity {
         say("name", own_name().err().map(|error| format!("{error:#}")));
     }

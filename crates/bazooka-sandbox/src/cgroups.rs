@@ -14,16 +14,39 @@
 //! long as all processors take to notice, ten milliseconds. With version 2 it is born in its group.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
-
-use visor::schema::Limits;
 
 use crate::protocol::{Group, Setting};
 
 /// The length of a turn of the processor's quota, in microseconds: the kernel's own default.
 const TURN_US: u64 = 100_000;
+
+/// Why instances can't be limited here.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum CgroupsError {
+    #[error("/proc/mounts")]
+    Mounts(#[source] io::Error),
+    #[error("the control groups' controllers for memory and cpu aren't mounted")]
+    NotMounted,
+    #[error("{}", path.display())]
+    Make { path: PathBuf, source: io::Error },
+    #[error("{}", path.display())]
+    Delegate { path: PathBuf, source: io::Error },
+}
+
+/// What an instance or a build may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupLimits {
+    /// Resident memory; any unless given.
+    pub memory_bytes: Option<u64>,
+    /// Thousandths of a processor; any unless given.
+    pub cpu_millis: Option<u32>,
+    /// Processes and threads.
+    pub processes: u64,
+}
 
 /// Where the controllers are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,30 +71,30 @@ impl Cgroups {
     /// Finds the controllers, and makes a folder named `own` below each.
     ///
     /// # Errors
-    /// Why instances can't be limited here, in one line.
-    pub fn find(own: &str) -> Result<Cgroups, String> {
-        let mounts = fs::read_to_string("/proc/mounts").map_err(|error| format!("/proc/mounts: {error}"))?;
+    /// [`CgroupsError`].
+    pub fn find(own: &str) -> Result<Cgroups, CgroupsError> {
+        let mounts = fs::read_to_string("/proc/mounts").map_err(CgroupsError::Mounts)?;
         let controllers = controllers(&mounts, |path| {
             fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default()
         });
         let Controllers { memory, cpu, is_whole, .. } = &controllers;
         if !is_whole && (memory.is_none() || cpu.is_none()) {
-            return Err("the control groups' controllers for memory and cpu aren't mounted".to_owned());
+            return Err(CgroupsError::NotMounted);
         }
         let found = Cgroups { controllers, own: Path::new("bazooka").join(own) };
         found.make().inspect_err(|_| found.leave())?;
         Ok(found)
     }
 
-    fn make(&self) -> Result<(), String> {
-        for folder in self.folders() {
-            fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    fn make(&self) -> Result<(), CgroupsError> {
+        for path in self.folders() {
+            fs::create_dir_all(&path).map_err(|source| CgroupsError::Make { path, source })?;
         }
         if let (Some(root), true) = (&self.controllers.unified, self.controllers.is_whole) {
             for parent in [root.clone(), root.join("bazooka"), root.join(&self.own)] {
-                let file = parent.join("cgroup.subtree_control");
-                fs::write(&file, "+memory +cpu +pids")
-                    .map_err(|error| format!("{}: {error}", file.display()))?;
+                let path = parent.join("cgroup.subtree_control");
+                fs::write(&path, "+memory +cpu +pids")
+                    .map_err(|source| CgroupsError::Delegate { path, source })?;
             }
         }
         Ok(())
@@ -105,17 +128,17 @@ impl Cgroups {
         self.controllers.unified.is_some()
     }
 
-    /// The groups of one instance, or of a build, that have this name. `processes` is how many it may have; `apart` that
-    /// it has a group of version 2 of its own, whatever its limits, where there is one.
-    pub fn of(&self, name: &str, limits: &Limits, processes: u64, apart: bool) -> Vec<Group> {
+    /// The groups of one instance, or of a build, that have this name. `apart`: it has a group of version 2 of its own,
+    /// whatever its limits, where there is one.
+    pub fn of(&self, name: &str, limits: GroupLimits, apart: bool) -> Vec<Group> {
         let Controllers { memory, cpu, unified, is_whole } = &self.controllers;
         let group = |root: &Path, version, settings: Vec<Setting>| Group {
             folder: root.join(&self.own).join(name),
             version,
             settings,
         };
-        let memory_limit = limits.memory_limit_bytes.map(|bytes| bytes.to_string());
-        let quota_us = limits.cpu_limit_millis.map(|millis| u64::from(millis) * TURN_US / 1_000);
+        let memory_limit = limits.memory_bytes.map(|bytes| bytes.to_string());
+        let quota_us = limits.cpu_millis.map(|millis| u64::from(millis) * TURN_US / 1_000);
         let mut groups = Vec::new();
         if let (Some(root), true) = (unified, is_whole) {
             let mut settings = Vec::new();
@@ -127,7 +150,7 @@ impl Cgroups {
             }
             settings.extend(quota_us.map(|quota| set("cpu.max", format!("{quota} {TURN_US}"))));
             // The sandbox's own process is one more.
-            settings.push(set("pids.max", (processes + 1).to_string()));
+            settings.push(set("pids.max", (limits.processes + 1).to_string()));
             if apart || settings.len() > 1 {
                 groups.push(group(root, 2, settings));
             }
@@ -188,17 +211,6 @@ fn controllers(mounts: &str, listed: impl Fn(&Path) -> String) -> Controllers {
     found
 }
 
-/// The machine's memory, less a tenth and at least 256 MiB of it for the system.
-pub fn memory_for_instances() -> u64 {
-    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let all = info
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
-        .unwrap_or(1 << 20)
-        << 10;
-    all - (all / 10).max(256 << 20).min(all / 2)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,13 +221,13 @@ mod tests {
         cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0\n";
     const UNIFIED: &str = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
 
-    fn limited() -> Limits {
-        Limits { memory_limit_bytes: Some(64), cpu_limit_millis: Some(500), ..Limits::default() }
-    }
+    const UNLIMITED: GroupLimits = GroupLimits { memory_bytes: None, cpu_millis: None, processes: 200 };
+    const LIMITED: GroupLimits =
+        GroupLimits { memory_bytes: Some(64), cpu_millis: Some(500), processes: 200 };
 
     /// Group by group: where, and what is written.
-    fn shown(cgroups: &Cgroups, limits: &Limits, apart: bool) -> Vec<(String, Vec<String>)> {
-        let groups = cgroups.of("7", limits, 200, apart).into_iter();
+    fn shown(cgroups: &Cgroups, limits: GroupLimits, apart: bool) -> Vec<(String, Vec<String>)> {
+        let groups = cgroups.of("7", limits, apart).into_iter();
         let line = |setting: &Setting| format!("{}={}", setting.file, setting.content);
         groups
             .map(|group| (group.folder.display().to_string(), group.settings.iter().map(line).collect()))
@@ -257,9 +269,9 @@ mod tests {
             .map(String::from);
         let of_cpu = ["cpu.cfs_period_us=100000", "cpu.cfs_quota_us=50000"].map(String::from);
         let groups = [(memory, of_memory.to_vec()), (cpu, of_cpu.to_vec()), (unified.clone(), Vec::new())];
-        assert_eq!(shown(&first, &limited(), true), groups);
-        assert_eq!(shown(&first, &limited(), false), groups[..2]);
-        assert_eq!(shown(&first, &Limits::default(), true), [(unified, Vec::new())]);
+        assert_eq!(shown(&first, LIMITED, true), groups);
+        assert_eq!(shown(&first, LIMITED, false), groups[..2]);
+        assert_eq!(shown(&first, UNLIMITED, true), [(unified, Vec::new())]);
 
         let second = Cgroups { controllers: controllers(UNIFIED, all), own };
         let whole = "/sys/fs/cgroup/bazooka/own/7".to_owned();
@@ -270,9 +282,9 @@ mod tests {
             "cpu.max=50000 100000",
             "pids.max=201",
         ];
-        assert_eq!(shown(&second, &limited(), true), [(whole.clone(), of_all.map(String::from).to_vec())]);
-        assert_eq!(shown(&second, &Limits::default(), true), [(whole, vec!["pids.max=201".to_owned()])]);
-        assert_eq!(shown(&second, &Limits::default(), false), []);
+        assert_eq!(shown(&second, LIMITED, true), [(whole.clone(), of_all.map(String::from).to_vec())]);
+        assert_eq!(shown(&second, UNLIMITED, true), [(whole, vec!["pids.max=201".to_owned()])]);
+        assert_eq!(shown(&second, UNLIMITED, false), []);
         assert!(!controllers(UNIFIED, none).is_whole);
     }
 }

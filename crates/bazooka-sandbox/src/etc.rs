@@ -42,6 +42,14 @@ const CHANGING: [&str; 3] = ["hosts", "nsswitch.conf", "resolv.conf"];
 /// More than this is no configuration.
 const MOST_BYTES: u64 = 4 << 20;
 
+/// Why there is no `/etc` for instances.
+#[derive(Debug, thiserror::Error)]
+#[error("can't use {}", path.display())]
+pub struct EtcError {
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// The `/etc` of instances.
 #[derive(Clone, Debug)]
 pub struct Etc {
@@ -54,8 +62,8 @@ impl Etc {
     /// run see it change file by file. Blocks.
     ///
     /// # Errors
-    /// The file system's, with the path.
-    pub fn make(machine: &Path, own: &Path, more: &[&str]) -> Result<Etc, String> {
+    /// [`EtcError`].
+    pub fn make(machine: &Path, own: &Path, more: &[&str]) -> Result<Etc, EtcError> {
         let made = || -> io::Result<()> {
             fs::create_dir_all(own)?;
             fs::set_permissions(own, fs::Permissions::from_mode(0o755))?;
@@ -72,7 +80,7 @@ impl Etc {
             }
             Ok(())
         };
-        made().map_err(|error| format!("can't use {}: {error}", own.display()))?;
+        made().map_err(|source| EtcError { path: own.to_owned(), source })?;
         Ok(Etc { machine: machine.to_owned(), own: own.to_owned() })
     }
 

@@ -11,7 +11,7 @@ use nix::{
 };
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
-use crate::protocol::{ProcessId, proc_stat};
+use crate::{machine::proc_stat, protocol::ProcessId};
 
 /// The children of a process.
 pub fn children_of(pid: i32) -> Vec<i32> {

@@ -10,26 +10,31 @@
 
 use std::{
     fs::File,
+    io,
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::libc;
 
 use crate::protocol::{Closed, Fence};
 
+/// What the kernel refuses of a fence.
+#[derive(Debug, thiserror::Error)]
+#[error("can't fence its sockets: the kernel refuses {what} (a BPF program of {})", group.display())]
+pub struct FenceError {
+    what: &'static str,
+    group: PathBuf,
+    source: io::Error,
+}
+
 /// Attaches a fence to a control group.
 ///
 /// # Errors
-/// What the kernel refuses, in one line.
-pub fn attach(group: &Path, fence: &Fence) -> Result<(), String> {
-    let failed = |what: &str, error: std::io::Error| {
-        format!(
-            "can't fence its sockets: the kernel refuses {what} (a BPF program of {}): {error}",
-            group.display()
-        )
-    };
+/// [`FenceError`].
+pub fn attach(group: &Path, fence: &Fence) -> Result<(), FenceError> {
+    let failed = |what, source| FenceError { what, group: group.to_owned(), source };
     let folder = File::open(group).map_err(|error| failed("its control group", error))?;
     for (what, hook, program) in [
         ("the bind program", BIND4, bind(fence.port)),
@@ -207,7 +212,7 @@ struct AttachArguments {
     flags: u32,
 }
 
-fn load(hook: u32, program: &[Instruction]) -> std::io::Result<OwnedFd> {
+fn load(hook: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
     let mut name = [0; 16];
     name[..7].copy_from_slice(b"bazooka");
     let arguments = LoadArguments {
@@ -226,17 +231,17 @@ fn load(hook: u32, program: &[Instruction]) -> std::io::Result<OwnedFd> {
         // SAFETY: the kernel has just made it for us.
         #[allow(unsafe_code, reason = "the call returns a bare number")]
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(std::io::Error::last_os_error()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
-fn hang(group: RawFd, program: RawFd, hook: u32) -> std::io::Result<()> {
+fn hang(group: RawFd, program: RawFd, hook: u32) -> io::Result<()> {
     let unsigned = |fd: RawFd| u32::try_from(fd).expect("an open descriptor isn't negative");
     let arguments = AttachArguments { group: unsigned(group), program: unsigned(program), hook, flags: 0 };
     // SAFETY: the arguments outlive the call, which only reads them.
     #[allow(unsafe_code, reason = "no library of ours has this call")]
     let done = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &arguments, size_of::<AttachArguments>()) };
-    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -2,19 +2,31 @@
 //!
 //! Owns the files in them. What is written there was decided by bazooka-pm.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::errno::Errno;
 
 use crate::protocol::Group;
 
+/// A control group, or a file of it, that can't be made.
+#[derive(Debug, thiserror::Error)]
+#[error("can't limit it by {}", path.display())]
+pub struct GroupError {
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// Makes the groups of an instance, with all that holds in them.
 ///
 /// # Errors
-/// Which can't be made and why, in one line. Those before it stay, for [`remove`].
-pub fn make(groups: &[Group]) -> Result<(), String> {
+/// [`GroupError`]. Those before it stay, for [`remove`].
+pub fn make(groups: &[Group]) -> Result<(), GroupError> {
     for Group { folder, settings, .. } in groups {
-        let failed = |what: &Path, error: io::Error| format!("can't limit it by {}: {error}", what.display());
+        let failed = |path: &Path, source| GroupError { path: path.to_owned(), source };
         fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         for setting in settings {
             let file = folder.join(&setting.file);

@@ -15,14 +15,14 @@
 //! ignore SIGTERM.
 
 use std::{
-    fs::File,
-    io::{Read, Write},
+    fs::{self, File},
+    io::{self, Read, Write},
     os::{
         fd::{AsRawFd, RawFd},
         unix::{net::UnixStream, process::CommandExt},
     },
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -43,10 +43,12 @@ use seccompiler::{BpfProgram, apply_filter};
 
 use crate::{
     family,
-    fence::attach,
+    fence::{FenceError, attach},
+    in_one_line,
     launch::{Launched, common_limits},
-    protocol::{Group, Sandbox, Spec},
-    root, seccomp,
+    protocol::{Group, LaunchSpec, SandboxSpec},
+    root::{self, RootError},
+    seccomp::{self, FilterError},
     shim::{Ends, close_others},
 };
 
@@ -60,34 +62,85 @@ const INTO_GROUP: u64 = 1 << 33;
 
 /// What init needs, put together beforehand.
 struct Init<'a> {
-    spec: &'a Spec,
-    sandbox: &'a Sandbox,
+    spec: &'a LaunchSpec,
+    sandbox: &'a SandboxSpec,
     filter: BpfProgram,
     /// The lists of processes of the groups that it isn't born in.
     joins: Vec<File>,
 }
 
+/// Why an instance can't be started in its sandbox.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum InitError {
+    #[error("its sockets can't be fenced without a control group")]
+    FenceWithoutGroup,
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    #[error("can't use {}", path.display())]
+    Group { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    #[error("can't make its socket")]
+    Socket(#[source] io::Error),
+    #[error("can't make its namespaces")]
+    Namespaces(#[source] Errno),
+    /// In the words of [`BeginError`], which came through the socket.
+    #[error("{0}")]
+    Begin(String),
+    #[error("its sandbox ended before anything was started in it")]
+    Silence,
+    #[error("can't speak to its sandbox")]
+    Speak(#[source] io::Error),
+}
+
+/// Why init can't become what the instance may be.
+#[derive(Debug, thiserror::Error)]
+enum BeginError {
+    #[error("can't start it: {what}")]
+    Kernel { what: &'static str, source: Errno },
+    #[error("can't start it: /dev/null")]
+    Null(#[source] io::Error),
+    #[error("can't limit it by its control group")]
+    Join(#[source] io::Error),
+    #[error(transparent)]
+    Root(#[from] RootError),
+    #[error("a sandbox takes a user of its own")]
+    NoUser,
+    #[error("can't start it: giving up its rights")]
+    Rights(#[source] rustix::io::Errno),
+    #[error("can't filter its system calls")]
+    Filter(#[source] seccompiler::Error),
+    #[error("can't start /bin/sh in its root")]
+    Command(#[source] io::Error),
+}
+
 /// Starts an instance in its sandbox. Its groups are there.
 ///
 /// # Errors
-/// Why it can't be, in one line; nothing of it runs then.
-pub fn launch(spec: &Spec, sandbox: &Sandbox, groups: &[Group], ends: Ends) -> Result<Launched, String> {
+/// [`InitError`]; nothing of it runs then.
+pub fn launch(
+    spec: &LaunchSpec,
+    sandbox: &SandboxSpec,
+    groups: &[Group],
+    ends: Ends,
+) -> Result<Launched, InitError> {
     // Of version 2 there is one hierarchy: a process is born in its group, which costs nothing.
     let (born_in, joined): (Vec<&Group>, Vec<&Group>) = groups.iter().partition(|group| group.version == 2);
     let born_in = born_in.first().map(|group| group.folder.as_path());
     if let Some(fence) = &sandbox.fence {
-        attach(born_in.ok_or("its sockets can't be fenced without a control group")?, fence)?;
+        attach(born_in.ok_or(InitError::FenceWithoutGroup)?, fence)?;
     }
-    let open = |path: &Path, options: &mut std::fs::OpenOptions| {
-        options.open(path).map_err(|error| format!("can't use {}: {error}", path.display()))
+    let open = |path: &Path, options: &mut fs::OpenOptions| {
+        options.open(path).map_err(|source| InitError::Group { path: path.to_owned(), source })
     };
     let joins =
         joined.iter().map(|group| open(&group.folder.join("cgroup.procs"), File::options().write(true)));
     let init = Init { spec, sandbox, filter: seccomp::filter()?, joins: joins.collect::<Result<_, _>>()? };
     let born_in = born_in.map(|folder| open(folder, File::options().read(true))).transpose()?;
-    let (mut ours, theirs) = UnixStream::pair().map_err(|error| format!("can't make its socket: {error}"))?;
+    let (mut ours, theirs) = UnixStream::pair().map_err(InitError::Socket)?;
 
-    match clone(born_in.as_ref()).map_err(|error| format!("can't make its namespaces: {error}"))? {
+    match clone(born_in.as_ref()).map_err(InitError::Namespaces)? {
         None => {
             drop(ours);
             // Nothing may return into what is the shim's, a panic neither.
@@ -101,8 +154,8 @@ pub fn launch(spec: &Spec, sandbox: &Sandbox, groups: &[Group], ends: Ends) -> R
                     family::children_of(pid.as_raw()).first().map(|command| Pid::from_raw(*command));
                 ours.write_all(&[GO_ON])
                     .and_then(|()| ours.set_nonblocking(true))
-                    .map_err(|error| error.to_string())?;
-                Ok(Launched { child: pid, command: command.unwrap_or(pid), told: Some(Told(ours)) })
+                    .map_err(InitError::Speak)?;
+                Ok(Launched { child: pid, command: command.unwrap_or(pid), init: Some(InitSocket(ours)) })
             })
         }
         .inspect_err(|_| {
@@ -112,21 +165,21 @@ pub fn launch(spec: &Spec, sandbox: &Sandbox, groups: &[Group], ends: Ends) -> R
     }
 }
 
-fn heard(ours: &mut UnixStream) -> Result<(), String> {
+fn heard(ours: &mut UnixStream) -> Result<(), InitError> {
     let mut word = [0];
     let mut rest = String::new();
     match ours.read_exact(&mut word) {
         Ok(()) if word == [STARTED] => Ok(()),
         Ok(()) => {
             let _ = ours.read_to_string(&mut rest);
-            Err(rest)
+            Err(InitError::Begin(rest))
         }
-        Err(_) => Err("its sandbox ended before anything was started in it".to_owned()),
+        Err(_) => Err(InitError::Silence),
     }
 }
 
-/// What init says of the command.
-pub struct Told(UnixStream);
+/// By which init says how the command ended.
+pub struct InitSocket(UnixStream);
 
 /// What was heard of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +192,7 @@ pub enum Heard {
     Silence,
 }
 
-impl Told {
+impl InitSocket {
     /// How the command ended, once it has.
     pub fn ended(&mut self, command: Pid) -> Heard {
         let mut words = [0; 3];
@@ -151,7 +204,7 @@ impl Told {
                     _ => WaitStatus::Exited(command, number),
                 })
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Heard::NotYet,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Heard::NotYet,
             _ => Heard::Silence,
         }
     }
@@ -165,11 +218,12 @@ impl Told {
 impl Init<'_> {
     fn live(self, ends: Ends, mut shim: UnixStream) {
         // So that whoever lists processes can tell.
-        let _ = rustix::thread::set_name(c"bazooka-init");
+        let _ = prctl::set_name(c"bazooka-init");
         let command = match self.begin(ends, &shim) {
             Ok(command) => command,
             Err(cause) => {
-                let _ = shim.write_all(&[FAILED]).and_then(|()| shim.write_all(cause.as_bytes()));
+                let _ =
+                    shim.write_all(&[FAILED]).and_then(|()| shim.write_all(in_one_line(&cause).as_bytes()));
                 return;
             }
         };
@@ -190,11 +244,11 @@ impl Init<'_> {
     }
 
     /// Becomes what the instance may be, and starts its command.
-    fn begin(self, ends: Ends, shim: &UnixStream) -> Result<Pid, String> {
-        let at = |what: &'static str| move |error: Errno| format!("can't start it: {what}: {error}");
+    fn begin(self, ends: Ends, shim: &UnixStream) -> Result<Pid, BeginError> {
+        let at = |what: &'static str| move |source: Errno| BeginError::Kernel { what, source };
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("dying with the shim"))?;
         // What is the shim's stays with the shim: its lock, its files, its pipes.
-        let null = File::open("/dev/null").map_err(|error| format!("can't start it: /dev/null: {error}"))?;
+        let null = File::open("/dev/null").map_err(BeginError::Null)?;
         dup2_stdin(&null)
             .and_then(|()| dup2_stdout(&ends.out))
             .and_then(|()| dup2_stderr(&ends.err))
@@ -206,22 +260,22 @@ impl Init<'_> {
         umask(Mode::from_bits_truncate(0o022));
         common_limits().map_err(at("its limits"))?;
         for mut procs in self.joins {
-            procs.write_all(b"0").map_err(|error| format!("can't limit it by its control group: {error}"))?;
+            procs.write_all(b"0").map_err(BeginError::Join)?;
         }
         root::enter(self.spec, self.sandbox)?;
         if let Some(most) = self.spec.processes {
             // This process is one of them.
             setrlimit(Resource::RLIMIT_NPROC, most + 1, most + 1).map_err(at("its processes"))?;
         }
-        give_up_rights(self.spec.uid.ok_or("a sandbox takes a user of its own")?)?;
+        give_up_rights(self.spec.uid.ok_or(BeginError::NoUser)?)?;
         // After the change of user, which clears it.
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("dying with the shim"))?;
-        apply_filter(&self.filter).map_err(|error| format!("can't filter its system calls: {error}"))?;
+        apply_filter(&self.filter).map_err(BeginError::Filter)?;
 
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(&self.spec.command).current_dir(Path::new("/").join(root::APP));
         command.env_clear().envs(&self.spec.env).stdin(Stdio::null());
-        let between = || -> std::io::Result<()> {
+        let between = || -> io::Result<()> {
             SigSet::empty().thread_set_mask()?;
             setsid()?;
             Ok(())
@@ -231,15 +285,15 @@ impl Init<'_> {
         unsafe {
             command.pre_exec(between);
         }
-        let started = command.spawn().map_err(|error| format!("can't start /bin/sh in its root: {error}"))?;
+        let started = command.spawn().map_err(BeginError::Command)?;
         Ok(Pid::from_raw(i32::try_from(started.id()).expect("Linux process ids fit")))
     }
 }
 
 /// Becomes a user without any right, for good.
-fn give_up_rights(uid: u32) -> Result<(), String> {
-    let at = |what: &'static str| move |error: Errno| format!("can't start it: {what}: {error}");
-    let rights = |error: rustix::io::Errno| format!("can't start it: giving up its rights: {error}");
+fn give_up_rights(uid: u32) -> Result<(), BeginError> {
+    let at = |what: &'static str| move |source: Errno| BeginError::Kernel { what, source };
+    let rights = BeginError::Rights;
     for right in CapabilitySet::all().iter() {
         match rustix::thread::remove_capability_from_bounding_set(right) {
             // An older kernel doesn't know the last ones.

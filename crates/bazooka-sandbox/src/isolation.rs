@@ -1,4 +1,6 @@
 //! How strictly instances, or builds, are kept apart.
+//!
+//! Owns the words for it. Which of them holds is chosen where instances or builds are.
 
 /// How instances are kept apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

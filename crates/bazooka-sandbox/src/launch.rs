@@ -3,8 +3,9 @@
 //! Owns everything between fork and exec of a plain process; [`crate::init`] has the rest.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::process::CommandExt,
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -21,9 +22,9 @@ use nix::{
 };
 
 use crate::{
-    groups,
-    init::{self, Told},
-    protocol::{Group, Spec},
+    groups::{self, GroupError},
+    init::{self, InitError, InitSocket},
+    protocol::{Group, LaunchSpec},
     shim::Ends,
 };
 
@@ -37,16 +38,28 @@ pub struct Launched {
     /// The instance's first process; the same, unless it is in a sandbox.
     pub command: Pid,
     /// Who says how that ended, where it isn't the shim's child.
-    pub told: Option<Told>,
+    pub init: Option<InitSocket>,
+}
+
+/// Why an instance's first process can't be started.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum LaunchError {
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    #[error(transparent)]
+    Sandbox(#[from] InitError),
+    #[error("can't start /bin/sh in {}", folder.display())]
+    Plain { folder: PathBuf, source: io::Error },
 }
 
 /// Starts an instance's first process, which dies with the shim.
 ///
 /// # Errors
-/// Why it can't be, in one line; nothing of it is left then.
-pub fn launch(spec: &Spec, groups: &[Group], ends: Ends) -> Result<Launched, String> {
-    let launched = groups::make(groups).and_then(|()| match &spec.sandbox {
-        Some(sandbox) => init::launch(spec, sandbox, groups, ends),
+/// [`LaunchError`]; nothing of it is left then.
+pub fn launch(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launched, LaunchError> {
+    let launched = groups::make(groups).map_err(LaunchError::from).and_then(|()| match &spec.sandbox {
+        Some(sandbox) => Ok(init::launch(spec, sandbox, groups, ends)?),
         None => plain(spec, groups, ends),
     });
     launched.inspect_err(|_| groups::remove(groups))
@@ -91,7 +104,7 @@ fn take_short_turns() {
 }
 
 /// A process of its own: own session and group, own user where one is given, limited where wanted.
-fn plain(spec: &Spec, groups: &[Group], ends: Ends) -> Result<Launched, String> {
+fn plain(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launched, LaunchError> {
     let procs: Vec<_> = groups.iter().map(|group| group.folder.join("cgroup.procs")).collect();
     let own_id = Pid::this();
     let (uid, processes) = (spec.uid, spec.processes);
@@ -105,7 +118,7 @@ fn plain(spec: &Spec, groups: &[Group], ends: Ends) -> Result<Launched, String> 
         .stdin(Stdio::null())
         .stdout(ends.out)
         .stderr(ends.err);
-    let between = move || -> std::io::Result<()> {
+    let between = move || -> io::Result<()> {
         SigSet::empty().thread_set_mask()?;
         setsid()?;
         umask(Mode::from_bits_truncate(0o022));
@@ -136,10 +149,9 @@ fn plain(spec: &Spec, groups: &[Group], ends: Ends) -> Result<Launched, String> 
     unsafe {
         command.pre_exec(between);
     }
-    let child = command
-        .spawn()
-        .map_err(|error| format!("can't start /bin/sh in {}: {error}", spec.folder.display()))?;
+    let child =
+        command.spawn().map_err(|source| LaunchError::Plain { folder: spec.folder.clone(), source })?;
     // Reaped by the shim's own loop: std's handle would only get in the way.
     let child = Pid::from_raw(i32::try_from(child.id()).expect("Linux process ids fit"));
-    Ok(Launched { child, command: child, told: None })
+    Ok(Launched { child, command: child, init: None })
 }

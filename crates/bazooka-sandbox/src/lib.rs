@@ -1,19 +1,68 @@
-//! Sandboxes.
+//! What instances and builds run in: a sandbox, and the small process that stands before it.
+//!
+//! Owns the way from a line of shell to processes that can do to their machine what they may and nothing else, and the end of all of
+//! them. It never decides what is to run, and knows nothing of apps, hosts or the coordinator.
+//!
+//! Who calls whom, and across which process:
+//!
+//! ```text
+//! bazooka-pm                                     bazooka-rm
+//!   isolation, cgroups, uids, sandboxes            the same, for builds
+//!   unpack (a slug)                                │
+//!   │ LaunchSpec (with a SandboxSpec and Groups)   │ LaunchSpec
+//!   ▼ start: SpawnedShim                           ▼ a process of its own program (build::supervisor)
+//! ══ process boundary: the file of `protocol`, a socket ═══════ stdin, a pipe ══════════════════════════
+//! bazooka-shim (shim, shim::output)              the supervisor
+//!   │      groups: made here, removed here         │
+//!   └──────────────▶ launch ◀──────────────────────┘
+//!                      │ plain: fork, own user, exec
+//!                      │ sandboxed: clone into new namespaces, born in its group, fenced (fence)
+//! ══ process boundary: namespaces, a socket ════════════════════════════════════════════════════════════
+//! init (process 1): root ─▶ no rights ─▶ seccomp ─▶ exec; reaps, and says how the command ended
+//! ══ process boundary ══════════════════════════════════════════════════════════════════════════════════
+//! the command, as a user of its own; family: all that descends from it, for signals
+//! ```
+//!
+//! | question | asked of | answer |
+//! |---|---|---|
+//! | what keeps instances apart here? | [`isolation`], [`cgroups::Cgroups::find`], [`sandboxes::Sandboxes::new`] | a choice, tried at start |
+//! | which user, which groups, which root for this one? | [`uids::Uids::choose`], [`cgroups::Cgroups::of`], [`sandboxes::Sandboxes::of`] | parts of a [`protocol::LaunchSpec`] |
+//! | start it | [`start::SpawnedShim`] or [`launch::launch`] | [`protocol::Answer`] or [`launch::Launched`] |
+//! | how did it end? | [`protocol::Start::read`] or [`init::InitSocket::ended`] | [`protocol::ExitRecord`] |
 
 pub mod cgroups;
-pub mod etc;
+mod etc;
 pub mod family;
-pub mod fence;
+mod fence;
 pub mod files;
 pub mod groups;
 pub mod init;
 pub mod isolation;
 pub mod launch;
+pub mod machine;
 pub mod protocol;
-pub mod root;
+mod root;
 pub mod sandboxes;
-pub mod seccomp;
+mod seccomp;
 pub mod shim;
 pub mod start;
 pub mod uids;
 pub mod unpack;
+
+use std::error::Error;
+
+pub use etc::EtcError;
+pub use fence::FenceError;
+pub use root::RootError;
+pub use seccomp::FilterError;
+
+/// An error with all that it names as its source, as it goes through a socket or a log: in one line.
+fn in_one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    line
+}

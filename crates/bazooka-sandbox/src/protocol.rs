@@ -18,16 +18,17 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     net::IpAddr,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// This build's version of the protocol. A shim from [`SANDBOXES`] on knows what a [`Sandbox`] is; from version 3 on
-/// it takes [`Spec::env`] from its socket. An older one can't read a spec without it, and says so.
+use crate::machine::proc_stat;
+
+/// This build's version of the protocol. A shim from [`SANDBOXES`] on knows what a [`SandboxSpec`] is; from version 3 on
+/// it takes [`LaunchSpec::env`] from its socket. An older one can't read a spec without it, and says so.
 pub const PROTOCOL: u32 = 3;
 
 /// The first version with sandboxes: an older shim would start an instance without one, and say nothing.
@@ -40,7 +41,7 @@ pub const LOG_PREVIOUS: &str = "previous";
 /// Each of the two files is this long at most.
 pub const LOG_FILE_BYTES: u64 = 4 << 20;
 
-/// Where an instance's memory is limited; what version 1 wrote in place of [`Spec::groups`].
+/// Where an instance's memory is limited; what version 1 wrote in place of [`LaunchSpec::groups`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryLimit {
     /// The control group to be made, as an absolute path; it is the instance's alone.
@@ -80,7 +81,7 @@ pub struct Setting {
 /// Its root holds the folders of `base`, read-only; `/app`, its slug; `/tmp`, `/proc` and `/dev` of its own; and the
 /// `mounts`. A build of bazooka-rm has the same, around the tree that it builds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sandbox {
+pub struct SandboxSpec {
     /// An empty folder on which the root is mounted; nobody else sees that.
     pub root: PathBuf,
     /// The tree that the root is made of: the machine's own, or a stack.
@@ -134,7 +135,7 @@ pub struct Closed {
 
 /// What a shim runs, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spec {
+pub struct LaunchSpec {
     /// [`PROTOCOL`] of the bazooka-pm that wrote it.
     pub protocol: u32,
     /// A line for `/bin/sh -c`.
@@ -161,7 +162,7 @@ pub struct Spec {
     pub processes: Option<u64>,
     /// What it sees of the machine; all of it unless given.
     #[serde(default)]
-    pub sandbox: Option<Sandbox>,
+    pub sandbox: Option<SandboxSpec>,
     /// Where its output goes.
     pub log_folder: PathBuf,
     /// From SIGTERM to SIGKILL.
@@ -171,7 +172,7 @@ pub struct Spec {
     pub lease_file: Option<PathBuf>,
 }
 
-impl Spec {
+impl LaunchSpec {
     /// Its control groups, as whichever version wrote them.
     pub fn all_groups(&self) -> Vec<Group> {
         let older = self.memory.as_ref().map(|memory| {
@@ -305,107 +306,6 @@ pub fn lines<T: DeserializeOwned>(text: &[u8]) -> impl Iterator<Item = T> {
     whole.filter_map(|line| serde_json::from_slice(line).ok())
 }
 
-/// Adds a line to a file that is open for appending.
-///
-/// It isn't synced: what it tells of is gone too after a loss of power. What an earlier write that failed
-/// has left of its line spoils that line alone.
-///
-/// # Errors
-/// The file system's.
-pub fn append(mut file: &fs::File, content: &impl Serialize) -> io::Result<()> {
-    use std::io::Write;
-    let mut line = vec![b'\n'];
-    serde_json::to_writer(&mut line, content).map_err(io::Error::other)?;
-    line.push(b'\n');
-    file.write_all(&line)
-}
-
-/// Writes a file as a whole or not at all, readable by its owner alone.
-///
-/// It isn't synced: what it tells of is gone too after a loss of power.
-///
-/// # Errors
-/// The file system's.
-pub fn write_file(path: &Path, content: &impl Serialize) -> io::Result<()> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    let mut bytes = serde_json::to_vec(content).map_err(io::Error::other)?;
-    bytes.push(b'\n');
-    let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(&bytes)?;
-    fs::rename(&draft, path)
-}
-
-/// Reads such a file; none if it isn't there or isn't whole.
-pub fn read_file<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
-}
-
-/// Takes the lock of a file that nobody else has; none if somebody has it. It is held until every copy
-/// of the descriptor has been closed, those of other processes among them.
-///
-/// # Errors
-/// The file system's.
-pub fn try_lock(file: &fs::File) -> io::Result<Option<()>> {
-    use rustix::{
-        fs::{FlockOperation, flock},
-        io::Errno,
-    };
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(())),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// The kernel's boot id.
-pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
-/// Microseconds since 1970.
-pub fn now_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Milliseconds on the machine's clock that never jumps and counts a suspended machine's time too.
-pub fn boot_clock_ms() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
-}
-
-/// What `/proc/PID/stat` says of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProcStat {
-    /// Its state's letter.
-    pub state: char,
-    /// Its parent.
-    pub parent: i32,
-    /// Its session.
-    pub session: i32,
-    /// When it was started, in clock ticks since boot.
-    pub start_time: u64,
-}
-
-/// Reads `/proc/PID/stat`; none if there is no such process.
-pub fn proc_stat(pid: i32) -> Option<ProcStat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-}
-
-fn parse_stat(line: &str) -> Option<ProcStat> {
-    // The name is in brackets and may hold anything, brackets too.
-    let (_, rest) = line.rsplit_once(')')?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    Some(ProcStat {
-        state: fields.first()?.chars().next()?,
-        parent: fields.get(1)?.parse().ok()?,
-        session: fields.get(3)?.parse().ok()?,
-        start_time: fields.get(19)?.parse().ok()?,
-    })
-}
-
 impl ProcessId {
     /// The process that has this id now.
     pub fn of(pid: i32) -> Option<ProcessId> {
@@ -421,12 +321,7 @@ impl ProcessId {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_may_have_any_name() {
-        let line = "17 (a) R (b) S 4 17 9 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 5711 1 1 1";
-        assert_eq!(parse_stat(line), Some(ProcStat { state: 'S', parent: 4, session: 9, start_time: 5711 }));
-    }
+    use crate::files::append;
 
     #[test]
     fn an_id_that_was_used_again_is_another_process() {
@@ -439,20 +334,20 @@ mod tests {
     fn what_was_cut_short_spoils_its_own_line_alone() {
         let file = tempfile::NamedTempFile::new().expect("there is room");
         let first = ExitRecord { ran_ms: 1, ..ExitRecord::default() };
-        let add = |start: &Start<Spec>| append(file.as_file(), start).expect("there is room");
+        let add = |start: &Start<LaunchSpec>| append(file.as_file(), start).expect("there is room");
         add(&Start { exit: Some(first), ..Start::default() });
         std::io::Write::write_all(&mut file.as_file(), br#"{"exit":{"ran_ms":2"#).expect("there is room");
-        assert_eq!(Start::<Spec>::read(file.path()).exit, Some(first));
+        assert_eq!(Start::<LaunchSpec>::read(file.path()).exit, Some(first));
         let last = ExitRecord { ran_ms: 3, ..ExitRecord::default() };
         add(&Start { exit: Some(last), ..Start::default() });
-        assert_eq!(Start::<Spec>::read(file.path()), Start { exit: Some(last), ..Start::default() });
+        assert_eq!(Start::<LaunchSpec>::read(file.path()), Start { exit: Some(last), ..Start::default() });
     }
 
     #[test]
     fn what_the_first_version_wrote_has_its_limits_still_and_no_sandbox() {
         let older = r#"{"protocol":1,"command":"sleep 1","folder":"/f","env":{},"uid":7,"log_folder":"/l",
             "memory":{"cgroup":"/sys/fs/cgroup/memory/own/7","version":1,"limit_bytes":64},"stop_timeout_ms":1}"#;
-        let spec: Spec = serde_json::from_str(older).expect("it reads");
+        let spec: LaunchSpec = serde_json::from_str(older).expect("it reads");
         assert_eq!((&spec.sandbox, spec.processes), (&None, None));
         let groups = spec.all_groups();
         assert_eq!(groups.len(), 1);

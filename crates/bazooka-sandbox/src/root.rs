@@ -19,7 +19,7 @@ use std::{
     io,
     os::{
         fd::AsRawFd,
-        unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
+        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
 };
@@ -32,7 +32,7 @@ use nix::{
     unistd::{chdir, pivot_root},
 };
 
-use crate::protocol::{Mount, Sandbox, Spec};
+use crate::protocol::{LaunchSpec, Mount, SandboxSpec};
 
 /// Where an instance has its slug.
 pub const APP: &str = "app";
@@ -55,12 +55,28 @@ const MASKED: [&str; 8] =
 /// What of `/proc` is read-only: it changes the machine.
 const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
+/// A step on the way to an instance's root that the kernel or the file system refuses.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum RootError {
+    #[error("can't make its root: {what}")]
+    Enter { what: &'static str, source: Errno },
+    #[error("can't read {}", base.display())]
+    Base { base: PathBuf, source: io::Error },
+    #[error("can't make its root: {}", path.display())]
+    Make { path: PathBuf, source: io::Error },
+    #[error("can't make its root: {} as {}", from.display(), to.display())]
+    Bind { from: PathBuf, to: PathBuf, source: Errno },
+    #[error("can't make its root: {path}")]
+    Special { path: String, source: Errno },
+}
+
 /// Makes the root, and makes it this process's. It must have a mount namespace and a process namespace of its own.
 ///
 /// # Errors
-/// What can't be made and why, in one line; the process is of no use then.
-pub fn enter(spec: &Spec, sandbox: &Sandbox) -> Result<(), String> {
-    let at = |what: &'static str| move |error: Errno| format!("can't make its root: {what}: {error}");
+/// [`RootError`]; the process is of no use then.
+pub fn enter(spec: &LaunchSpec, sandbox: &SandboxSpec) -> Result<(), RootError> {
+    let at = |what: &'static str| move |source: Errno| RootError::Enter { what, source };
     let none: Option<&str> = None;
     // Nothing of this reaches the machine, and what the machine mounts later doesn't reach in here.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(at("own mounts"))?;
@@ -96,12 +112,13 @@ pub fn enter(spec: &Spec, sandbox: &Sandbox) -> Result<(), String> {
 }
 
 /// The folders of the machine or of the stack.
-fn of_base(sandbox: &Sandbox) -> Result<(), String> {
-    let Sandbox { base, etc, .. } = sandbox;
+fn of_base(sandbox: &SandboxSpec) -> Result<(), RootError> {
+    let SandboxSpec { base, etc, .. } = sandbox;
     let names: Vec<PathBuf> = if base == Path::new("/") {
         OF_THE_MACHINE.iter().map(PathBuf::from).collect()
     } else {
-        let listed = fs::read_dir(base).map_err(|error| format!("can't read {}: {error}", base.display()))?;
+        let listed = fs::read_dir(base);
+        let listed = listed.map_err(|source| RootError::Base { base: base.clone(), source })?;
         let names = listed.filter_map(|entry| Some(PathBuf::from(entry.ok()?.file_name())));
         names.filter(|name| !NOT_OF_A_STACK.iter().any(|not| name == Path::new(not))).collect()
     };
@@ -117,7 +134,7 @@ fn of_base(sandbox: &Sandbox) -> Result<(), String> {
         } else {
             Ok(())
         };
-        made.map_err(|error| format!("can't make its root: /{}: {error}", name.display()))?;
+        made.map_err(|source| RootError::Make { path: Path::new("/").join(&name), source })?;
     }
     folder("etc")?;
     let etc = etc.clone().unwrap_or_else(|| base.join("etc"));
@@ -125,26 +142,26 @@ fn of_base(sandbox: &Sandbox) -> Result<(), String> {
 }
 
 /// What is written for each instance.
-fn own_files(spec: &Spec) -> Result<(), String> {
-    let failed = |error: io::Error| format!("can't make its root: {error}");
+fn own_files(spec: &LaunchSpec) -> Result<(), RootError> {
+    let made = |path: &str, done: io::Result<()>| made(Path::new(path), done);
     for name in ["run", "run/bazooka", "dev"] {
         folder(name)?;
     }
     if !Path::new("var").exists() {
         folder("var")?;
-        symlink("/tmp", "var/tmp").map_err(failed)?;
+        made("var/tmp", symlink("/tmp", "var/tmp"))?;
     }
     let uid = spec.uid.unwrap_or(0);
     let users = format!(
         "root:x:0:0:root:/:/bin/sh\napp:x:{uid}:{uid}:app:/{APP}:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
     );
-    fs::write("run/bazooka/passwd", users).map_err(failed)?;
+    made("run/bazooka/passwd", fs::write("run/bazooka/passwd", users))?;
     let groups = format!("root:x:0:\napp:x:{uid}:\ntty:x:5:\nnogroup:x:65534:\n");
-    fs::write("run/bazooka/group", groups).map_err(failed)
+    made("run/bazooka/group", fs::write("run/bazooka/group", groups))
 }
 
 /// Who it is and where others are, in place of what a stack says of that. A link there is the stack's own affair.
-fn over_stack() -> Result<(), String> {
+fn over_stack() -> Result<(), RootError> {
     for (source, target) in [
         ("run/bazooka/passwd", "etc/passwd"),
         ("run/bazooka/group", "etc/group"),
@@ -159,17 +176,13 @@ fn over_stack() -> Result<(), String> {
     Ok(())
 }
 
-fn devices() -> Result<(), String> {
-    let failed =
-        |name: &str, error: &dyn std::fmt::Display| format!("can't make its root: /dev/{name}: {error}");
+fn devices() -> Result<(), RootError> {
     for (name, major, minor) in DEVICES {
         let path = format!("dev/{name}");
         let all = Mode::from_bits_truncate(0o666);
-        mknod(path.as_str(), SFlag::S_IFCHR, all, makedev(major, minor))
-            .map_err(|error| failed(name, &error))?;
+        mknod(path.as_str(), SFlag::S_IFCHR, all, makedev(major, minor)).map_err(special(&path))?;
         // Whatever the mask is.
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .map_err(|error| failed(name, &error))?;
+        made(Path::new(&path), fs::set_permissions(&path, fs::Permissions::from_mode(0o666)))?;
     }
     for (name, target) in [
         ("fd", "/proc/self/fd"),
@@ -179,29 +192,26 @@ fn devices() -> Result<(), String> {
         ("ptmx", "pts/ptmx"),
         ("shm", "/tmp"),
     ] {
-        symlink(target, format!("dev/{name}")).map_err(|error| failed(name, &error))?;
+        let path = format!("dev/{name}");
+        made(Path::new(&path), symlink(target, &path))?;
     }
     folder("dev/pts")?;
     let own = Some("newinstance,ptmxmode=0666,mode=0620,gid=5");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    mount(Some("devpts"), "dev/pts", Some("devpts"), flags, own).map_err(|error| failed("pts", &error))
+    mount(Some("devpts"), "dev/pts", Some("devpts"), flags, own).map_err(special("dev/pts"))
 }
 
-fn proc() -> Result<(), String> {
-    let failed = |name: &str, error: Errno| format!("can't make its root: /proc/{name}: {error}");
+fn proc() -> Result<(), RootError> {
     folder("proc")?;
     let none: Option<&str> = None;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "proc", Some("proc"), flags, none).map_err(|error| failed("", error))?;
-    let mut closed = fs::DirBuilder::new();
-    closed
-        .mode(0o000)
-        .create("run/bazooka/nothing")
-        .map_err(|error| format!("can't make its root: {error}"))?;
+    mount(Some("proc"), "proc", Some("proc"), flags, none).map_err(special("proc"))?;
+    let nothing = Path::new("run/bazooka/nothing");
+    made(nothing, fs::DirBuilder::new().mode(0o000).create(nothing))?;
     for name in MASKED {
         let path = format!("proc/{name}");
         let Ok(known) = fs::metadata(&path) else { continue };
-        bind(Path::new(if known.is_dir() { "run/bazooka/nothing" } else { "dev/null" }), &path, false)?;
+        bind(if known.is_dir() { nothing } else { Path::new("dev/null") }, &path, false)?;
     }
     for name in READ_ONLY {
         let path = format!("proc/{name}");
@@ -212,24 +222,32 @@ fn proc() -> Result<(), String> {
     Ok(())
 }
 
-fn folder(name: impl AsRef<Path>) -> Result<(), String> {
+fn special(path: &str) -> impl Fn(Errno) -> RootError {
+    move |source| RootError::Special { path: format!("/{path}"), source }
+}
+
+/// Names what was made, by its path in the root, where that failed.
+fn made(path: &Path, done: io::Result<()>) -> Result<(), RootError> {
+    done.map_err(|source| RootError::Make { path: Path::new("/").join(path), source })
+}
+
+fn folder(name: impl AsRef<Path>) -> Result<(), RootError> {
     let name = name.as_ref();
-    let made = fs::DirBuilder::new().mode(0o755).recursive(true).create(name);
-    made.map_err(|error| format!("can't make its root: /{}: {error}", name.display()))
+    made(name, fs::DirBuilder::new().mode(0o755).recursive(true).create(name))
 }
 
 /// Holds what is to be mounted, while it can still be reached by its path. Whoever made it a link is not followed.
-fn sources(mounts: &[Mount]) -> Result<Vec<(File, &Mount)>, String> {
+fn sources(mounts: &[Mount]) -> Result<Vec<(File, &Mount)>, RootError> {
     let held = |mount: &Mount| {
         let flags = libc::O_PATH | libc::O_NOFOLLOW;
         let opened = File::options().read(true).custom_flags(flags).open(&mount.path);
-        opened.map_err(|error| format!("can't make its root: {}: {error}", mount.path.display()))
+        opened.map_err(|source| RootError::Make { path: mount.path.clone(), source })
     };
     mounts.iter().map(|mount| Ok((held(mount)?, mount))).collect()
 }
 
 /// Sees to it that there is something to mount on.
-fn mount_point(path: &Path, is_folder: bool) -> Result<(), String> {
+fn mount_point(path: &Path, is_folder: bool) -> Result<(), RootError> {
     if is_folder {
         return folder(path);
     }
@@ -237,16 +255,15 @@ fn mount_point(path: &Path, is_folder: bool) -> Result<(), String> {
         return Ok(());
     }
     path.parent().map_or(Ok(()), folder)?;
-    fs::write(path, "").map_err(|error| format!("can't make its root: {}: {error}", path.display()))
+    made(path, fs::write(path, ""))
 }
 
 /// Shows a folder or file in another place, with all that is mounted below it.
-fn bind(source: &Path, target: impl AsRef<Path>, writable: bool) -> Result<(), String> {
+fn bind(from: &Path, target: impl AsRef<Path>, writable: bool) -> Result<(), RootError> {
     let target = target.as_ref();
-    let failed =
-        |error: Errno| format!("can't make its root: {} as {}: {error}", source.display(), target.display());
+    let failed = |source| RootError::Bind { from: from.to_owned(), to: target.to_owned(), source };
     let none: Option<&str> = None;
-    mount(Some(source), target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(failed)?;
+    mount(Some(from), target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(failed)?;
     without_rights(target, writable).map_err(failed)
 }
 

@@ -5,28 +5,48 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use visor::schema::Limits;
-
 use crate::{
-    cgroups::Cgroups,
-    etc::Etc,
+    cgroups::{Cgroups, GroupLimits},
+    etc::{Etc, EtcError},
     files::{private_folder, remove_all},
-    protocol::{Closed, Fence, PROTOCOL, Sandbox, Spec},
-    start,
+    protocol::{Closed, Fence, LaunchSpec, PROTOCOL, SandboxSpec},
+    start::{self, TrialError},
 };
 
 /// What a stack must have beside what the app needs: the command is a line for it.
 const SHELL: &str = "bin/sh";
 
+/// What is tried in a sandbox has a limit of each kind.
+const OF_THE_TRIAL: GroupLimits =
+    GroupLimits { memory_bytes: Some(64 << 20), cpu_millis: Some(1_000), processes: 1_024 };
+
+/// Why instances can't have sandboxes.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum SandboxError {
+    #[error("can't use {}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Etc(#[from] EtcError),
+    #[error("can't use the stack {}", path.display())]
+    Stack { path: PathBuf, source: io::Error },
+    #[error(
+        "{} is no stack: it must be a root tree of its own with /{SHELL} in it, as debootstrap makes one", path.display()
+    )]
+    NotAStack { path: PathBuf },
+    #[error(transparent)]
+    Trial(#[from] TrialError),
+}
+
 /// What sandboxes are to be made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Parts<'a> {
+pub struct SandboxParts<'a> {
     /// A folder for the folders that they need.
     pub state: &'a Path,
     /// Another tree than the machine's.
@@ -55,10 +75,10 @@ impl Sandboxes {
     /// What is asked for. Blocks.
     ///
     /// # Errors
-    /// What is missing, and how to go on.
-    pub fn new(parts: Parts) -> Result<Sandboxes, String> {
+    /// [`SandboxError`].
+    pub fn new(parts: SandboxParts<'_>) -> Result<Sandboxes, SandboxError> {
         let root = parts.state.join("root");
-        private_folder(&root).map_err(|error| format!("can't use {}: {error}", root.display()))?;
+        private_folder(&root).map_err(|source| SandboxError::Folder { path: root.clone(), source })?;
         let (base, etc) = match parts.stack {
             None => {
                 let own = parts.state.join("etc");
@@ -71,11 +91,11 @@ impl Sandboxes {
     }
 
     /// The sandbox of an instance with this port; 0 for something that has none. Blocks, shortly.
-    pub fn of(&self, port: u16) -> Sandbox {
+    pub fn of(&self, port: u16) -> SandboxSpec {
         if let Some(etc) = &self.etc {
             etc.renew();
         }
-        Sandbox {
+        SandboxSpec {
             root: self.root.clone(),
             base: self.base.clone(),
             etc: self.etc.as_ref().map(|etc| etc.folder().to_owned()),
@@ -89,16 +109,16 @@ impl Sandboxes {
     /// Starts something in a sandbox with a limit of each kind. Blocks.
     ///
     /// # Errors
-    /// Why it can't be done here, in one line.
+    /// [`SandboxError`].
     pub fn try_out(
         &self,
         shim: &Path,
         state: &Path,
         cgroups: Option<&Cgroups>,
         uid: u32,
-    ) -> Result<(), String> {
+    ) -> Result<(), SandboxError> {
         let place = state.join("trial");
-        let failed = |error: std::io::Error| format!("can't use {}: {error}", place.display());
+        let failed = |source| SandboxError::Folder { path: place.clone(), source };
         let app = place.join("app");
         let made = || {
             remove_all(&place)?;
@@ -107,11 +127,8 @@ impl Sandboxes {
             fs::set_permissions(&app, fs::Permissions::from_mode(0o755))
         };
         made().map_err(failed)?;
-        let limits =
-            Limits { memory_limit_bytes: Some(64 << 20), cpu_limit_millis: Some(1_000), ..Limits::default() };
-        let groups =
-            cgroups.map(|cgroups| cgroups.of("0", &limits, u64::from(Limits::USUAL_PROCESSES), true));
-        let spec = Spec {
+        let groups = cgroups.map(|cgroups| cgroups.of("0", OF_THE_TRIAL, true));
+        let spec = LaunchSpec {
             protocol: PROTOCOL,
             command: "exit 0".to_owned(),
             folder: app,
@@ -121,7 +138,7 @@ impl Sandboxes {
             uid: Some(uid),
             memory: None,
             groups: groups.unwrap_or_default(),
-            processes: Some(u64::from(Limits::USUAL_PROCESSES)),
+            processes: Some(OF_THE_TRIAL.processes),
             sandbox: Some(self.of(1)),
             log_folder: place.clone(),
             stop_timeout_ms: 1_000,
@@ -129,24 +146,21 @@ impl Sandboxes {
         };
         let tried = start::try_out(shim, &place.join("run"), &spec);
         let _ = fs::remove_dir_all(&place);
-        tried
+        Ok(tried?)
     }
 }
 
 /// A stack, if it is one.
 ///
 /// # Errors
-/// What it lacks, in words.
-pub fn stack_at(stack: &Path) -> Result<PathBuf, String> {
-    let base =
-        stack.canonicalize().map_err(|error| format!("can't use the stack {}: {error}", stack.display()))?;
+/// [`SandboxError::Stack`], [`SandboxError::NotAStack`].
+pub fn stack_at(stack: &Path) -> Result<PathBuf, SandboxError> {
+    let base = stack.canonicalize();
+    let base = base.map_err(|source| SandboxError::Stack { path: stack.to_owned(), source })?;
     // Its links are its own: /bin is one to usr/bin.
     let shell = [SHELL, "usr/bin/sh"].iter().any(|shell| base.join(shell).symlink_metadata().is_ok());
     if base == Path::new("/") || !shell {
-        return Err(format!(
-            "{} is no stack: it must be a root tree of its own with /{SHELL} in it, as debootstrap makes one",
-            stack.display()
-        ));
+        return Err(SandboxError::NotAStack { path: stack.to_owned() });
     }
     Ok(base)
 }
@@ -210,14 +224,14 @@ fn own_addresses() -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::in_one_line;
 
     #[test]
     fn a_stack_is_a_root_tree() {
         let dir = tempfile::tempdir().expect("a folder");
-        assert!(
-            stack_at(&dir.path().join("missing")).is_err_and(|error| error.contains("missing: No such file"))
-        );
-        assert!(stack_at(dir.path()).is_err_and(|error| error.contains("is no stack")));
+        let missing = stack_at(&dir.path().join("missing")).expect_err("it is missing");
+        assert!(in_one_line(&missing).contains("missing: No such file"), "{missing:?}");
+        assert!(matches!(stack_at(dir.path()), Err(SandboxError::NotAStack { .. })));
         fs::create_dir_all(dir.path().join("bin")).expect("it can be made");
         fs::write(dir.path().join("bin/sh"), "").expect("it can be made");
         assert!(stack_at(dir.path()).is_ok());

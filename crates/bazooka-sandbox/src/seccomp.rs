@@ -9,27 +9,30 @@ use std::collections::BTreeMap;
 
 use nix::libc::{self, c_long};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Is, SeccompCondition,
-    SeccompFilter, SeccompRule,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Is,
+    SeccompCondition, SeccompFilter, SeccompRule,
 };
+
+/// Why the filter can't be made.
+#[derive(Debug, thiserror::Error)]
+#[error("can't make the filter of system calls")]
+pub struct FilterError(#[from] BackendError);
 
 /// The filter, as the kernel takes it.
 ///
 /// # Errors
-/// If it can't be made, in one line.
-pub fn filter() -> Result<BpfProgram, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("can't make the filter of system calls: {error}");
+/// [`FilterError`].
+pub fn filter() -> Result<BpfProgram, FilterError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     rules.extend(ALLOWED.iter().chain(OLDER).map(|call| (*call, Vec::new())));
-    rules.extend(with_conditions().map_err(|error| failed(&error))?);
-    let arch = std::env::consts::ARCH.try_into().map_err(|error| failed(&error))?;
+    rules.extend(with_conditions()?);
+    let arch = std::env::consts::ARCH.try_into()?;
     let absent = SeccompAction::Errno(u32::try_from(libc::ENOSYS).expect("error numbers are positive"));
-    let filter = SeccompFilter::new(rules, absent, SeccompAction::Allow, arch);
-    filter.and_then(TryInto::try_into).map_err(|error| failed(&error))
+    Ok(SeccompFilter::new(rules, absent, SeccompAction::Allow, arch)?.try_into()?)
 }
 
 /// What a call's arguments may be, where not all are allowed.
-fn with_conditions() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+fn with_conditions() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let word = |at, is, value: i32| SeccompCondition::new(at, Length::Dword, is, u64::from(value as u32));
     // No namespace: in one of its own a process has rights. clone3 has its flags where no filter sees them.
     let namespaces = (libc::CLONE_NEWNS

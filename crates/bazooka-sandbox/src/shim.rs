@@ -17,7 +17,7 @@ mod output;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::fd::{AsFd, RawFd},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -40,21 +40,44 @@ pub use output::Ends;
 
 use crate::{
     family,
+    files::{append, read_file},
     groups::{out_of_memory, remove as remove_groups},
-    init::{Heard, Told},
-    launch::{Launched, launch},
-    protocol::{
-        Answer, ExitRecord, PROTOCOL, ProcessId, ShimState, Spec, Start, append, boot_clock_ms, boot_id,
-        now_us, read_file,
-    },
+    in_one_line,
+    init::{Heard, InitSocket},
+    launch::{LaunchError, Launched, launch},
+    machine::{boot_clock_ms, boot_id, now_us},
+    protocol::{Answer, ExitRecord, LaunchSpec, PROTOCOL, ProcessId, ShimState, Start},
 };
-use output::Output;
+use output::{Output, OutputError};
 
 /// While processes are being killed, how often those that appeared meanwhile are looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// After so many rounds of killing, what is left is taken for something that multiplies.
 const STUBBORN_ROUNDS: u32 = 20;
+
+/// Why a shim can't do its work.
+#[derive(Debug, thiserror::Error)]
+enum ShimError {
+    #[error("the shim can't read what it is to start")]
+    Spec,
+    #[error("can't hear its environment")]
+    Hear(#[source] io::Error),
+    #[error("bazooka-pm has not said all of its environment")]
+    HalfEnv,
+    #[error("can't use its own {what}")]
+    Stream { what: &'static str, source: io::Error },
+    #[error("can't write to {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{what}")]
+    Kernel { what: &'static str, source: Errno },
+    #[error("/proc doesn't show the shim")]
+    NoProc,
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
 
 /// The shim's whole life.
 pub fn main() -> ExitCode {
@@ -64,7 +87,8 @@ pub fn main() -> ExitCode {
     };
     match run(&path) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(cause) => {
+        Err(error) => {
+            let cause = in_one_line(&error);
             eprintln!("{cause}");
             answer(&Answer::Failed { cause });
             ExitCode::FAILURE
@@ -72,19 +96,19 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(path: &Path) -> Result<(), String> {
+fn run(path: &Path) -> Result<(), ShimError> {
     close_others(&[]);
-    let mut spec = Start::<Spec>::read(path).spec.ok_or("the shim can't read what it is to start")?;
+    let mut spec = Start::<LaunchSpec>::read(path).spec.ok_or(ShimError::Spec)?;
     if spec.env_apart {
         spec.env = hear_env()?;
     }
     // It was opened and locked before the shim was there.
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
-    let file = File::from(stdin.map_err(|error| format!("can't use its own stdin: {error}"))?);
-    let write = |start: &Start<Spec>| {
-        append(&file, start).map_err(|error| format!("can't write to {}: {error}", path.display()))
+    let file = File::from(stdin.map_err(|source| ShimError::Stream { what: "stdin", source })?);
+    let write = |start: &Start<LaunchSpec>| {
+        append(&file, start).map_err(|source| ShimError::Write { path: path.to_owned(), source })
     };
-    let failed = |what: &'static str| move |error: Errno| format!("{what}: {error}");
+    let failed = |what: &'static str| move |source: Errno| ShimError::Kernel { what, source };
     // A signal to the terminal's group isn't for us. It fails only for the leader of a group, who is apart already.
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true).map_err(failed("can't become the subreaper"))?;
@@ -107,7 +131,7 @@ fn run(path: &Path) -> Result<(), String> {
     let mut state = ShimState {
         protocol: PROTOCOL,
         boot_id: boot_id(),
-        shim: ProcessId::of(own_id).ok_or("/proc doesn't show the shim")?,
+        shim: ProcessId::of(own_id).ok_or(ShimError::NoProc)?,
         child: None,
         started_us: 0,
     };
@@ -117,7 +141,7 @@ fn run(path: &Path) -> Result<(), String> {
     let groups = spec.all_groups();
     let begun = Instant::now();
     state.started_us = now_us();
-    let Launched { child, command, told } = launch(&spec, &groups, ends)?;
+    let Launched { child, command, init } = launch(&spec, &groups, ends)?;
     state.child = ProcessId::of(command.as_raw());
     write(&Start { shim: Some(state.clone()), ..Start::default() })?;
     output.say("started");
@@ -126,7 +150,7 @@ fn run(path: &Path) -> Result<(), String> {
     let mut shim = Shim {
         child,
         command,
-        told,
+        init,
         begun,
         stop_timeout: Duration::from_millis(spec.stop_timeout_ms),
         lease_file: spec.lease_file.clone(),
@@ -169,7 +193,7 @@ struct Shim {
     child: Pid,
     /// The instance's first process; the same, unless it is in a sandbox.
     command: Pid,
-    told: Option<Told>,
+    init: Option<InitSocket>,
     begun: Instant,
     stop_timeout: Duration,
     lease_file: Option<PathBuf>,
@@ -181,16 +205,16 @@ struct Shim {
 
 impl Shim {
     /// Until no process of the instance is left.
-    fn watch_over(&mut self, signals: &SignalFd, output: &mut Output) -> Result<(), String> {
+    fn watch_over(&mut self, signals: &SignalFd, output: &mut Output) -> Result<(), ShimError> {
         loop {
             let timeout = self.next_look(output);
             let ready = {
                 let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-                let told = self.told.iter().map(|told| told.socket().as_fd());
-                fds.extend(output.open_ends().chain(told).map(|end| PollFd::new(end, PollFlags::POLLIN)));
+                let init = self.init.iter().map(|init| init.socket().as_fd());
+                fds.extend(output.open_ends().chain(init).map(|end| PollFd::new(end, PollFlags::POLLIN)));
                 match poll(&mut fds, timeout) {
                     Ok(_) | Err(Errno::EINTR) => {}
-                    Err(error) => return Err(format!("can't wait for events: {error}")),
+                    Err(source) => return Err(ShimError::Kernel { what: "can't wait for events", source }),
                 }
                 fds[1..].iter().any(|fd| fd.revents().is_some_and(|events| !events.is_empty()))
             };
@@ -217,13 +241,13 @@ impl Shim {
 
     /// Takes up what is said of the instance's first process.
     fn hear(&mut self) {
-        let Some(told) = &mut self.told else { return };
-        match told.ended(self.command) {
+        let Some(init) = &mut self.init else { return };
+        match init.ended(self.command) {
             Heard::NotYet => return,
             Heard::Ended(status) => self.ended = Some((status, now_us(), self.begun.elapsed())),
             Heard::Silence => {}
         }
-        self.told = None;
+        self.init = None;
     }
 
     /// Takes up what has ended; says whether nothing is left.
@@ -313,12 +337,12 @@ pub(crate) fn close_others(kept: &[RawFd]) {
 
 /// Hears from bazooka-pm what the instance's environment is. One that ends before it has said all of it leaves
 /// nothing behind that runs without a part.
-fn hear_env() -> Result<BTreeMap<String, String>, String> {
+fn hear_env() -> Result<BTreeMap<String, String>, ShimError> {
     let socket = std::io::stdout().as_fd().try_clone_to_owned();
-    let mut socket = File::from(socket.map_err(|error| format!("can't use its own stdout: {error}"))?);
+    let mut socket = File::from(socket.map_err(|source| ShimError::Stream { what: "stdout", source })?);
     let mut text = Vec::new();
-    socket.read_to_end(&mut text).map_err(|error| format!("can't hear its environment: {error}"))?;
-    serde_json::from_slice(&text).map_err(|_| "bazooka-pm has not said all of its environment".to_owned())
+    socket.read_to_end(&mut text).map_err(ShimError::Hear)?;
+    serde_json::from_slice(&text).map_err(|_| ShimError::HalfEnv)
 }
 
 /// Gives bazooka-pm its answer, and lets go of the socket by which it goes.

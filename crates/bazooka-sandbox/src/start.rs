@@ -16,92 +16,107 @@ use std::{
     time::Duration,
 };
 
-#[cfg(debug_assertions)]
-use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::{
-    files::entries,
-    protocol::{Answer, ExitRecord, SANDBOXES, Spec, Start, append},
+    files::append,
+    protocol::{Answer, ExitRecord, LaunchSpec, SANDBOXES, Start},
     shim::in_words,
 };
 
 /// How long a shim may take to listen.
-const SLOW_SHIM: Duration = Duration::from_secs(10);
+const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Spawns a shim over the file of a start, and tells it the environment of what it is to run. Blocks.
-///
-/// # Errors
-/// Why it can't be spawned.
-pub fn spawn_shim(
-    shim: &Path,
-    path: &Path,
-    file: fs::File,
-    env: &impl Serialize,
-) -> io::Result<(Child, UnixStream)> {
-    let (mut socket, theirs) = UnixStream::pair()?;
-    // The lock goes with stdin and stderr, the socket with stdout: nothing else is inherited, not even by
-    // a neighbour that is spawned in the same moment.
-    let child = Command::new(shim)
-        .arg(path)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(file.try_clone()?))
-        .stdout(Stdio::from(OwnedFd::from(theirs)))
-        .stderr(Stdio::from(file))
-        .spawn()
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", shim.display())))?;
-    failpoint("silent");
-    socket.set_write_timeout(Some(SLOW_SHIM))?;
-    let text = Zeroizing::new(serde_json::to_vec(env).map_err(io::Error::other)?);
-    // One that doesn't listen, because it has ended or is an older one, says why itself.
-    let _ = socket.write_all(&text);
-    let _ = socket.shutdown(Shutdown::Write);
-    Ok((child, socket))
+/// Why nothing can be started in a sandbox here.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum TrialError {
+    #[error("its shim can't be started")]
+    Begin(#[source] io::Error),
+    #[error("its shim can't be heard")]
+    Hear(#[source] io::Error),
+    #[error("the bazooka-shim program is older than bazooka-pm and knows no sandbox")]
+    OldShim,
+    #[error("what was tried in it {}", in_words(.0))]
+    Ended(ExitRecord),
+    #[error("its shim ended at once")]
+    NoExit,
+    /// In the shim's own words.
+    #[error("{cause}")]
+    Failed { cause: String },
+    #[error("its shim gave no answer")]
+    NoAnswer(#[source] serde_json::Error),
+}
+
+/// A shim that has been spawned, and doesn't know its environment yet.
+#[derive(Debug)]
+pub struct SpawnedShim {
+    /// Its process.
+    pub child: Child,
+    /// The way to it, and back: an [`Answer`].
+    pub socket: UnixStream,
+}
+
+impl SpawnedShim {
+    /// Spawns a shim over the file of a start. Blocks.
+    ///
+    /// # Errors
+    /// The system's, with the program's path.
+    pub fn spawn(shim: &Path, path: &Path, file: fs::File) -> io::Result<SpawnedShim> {
+        let (socket, theirs) = UnixStream::pair()?;
+        // The lock goes with stdin and stderr, the socket with stdout: nothing else is inherited, not even by
+        // a neighbour that is spawned in the same moment.
+        let child = Command::new(shim)
+            .arg(path)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(file.try_clone()?))
+            .stdout(Stdio::from(OwnedFd::from(theirs)))
+            .stderr(Stdio::from(file))
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", shim.display())))?;
+        Ok(SpawnedShim { child, socket })
+    }
+
+    /// Tells it the environment of what it is to run. Blocks.
+    ///
+    /// # Errors
+    /// The system's. A shim that doesn't listen is no error: it says why itself.
+    pub fn tell(&mut self, env: &impl Serialize) -> io::Result<()> {
+        self.socket.set_write_timeout(Some(LISTENS_WITHIN))?;
+        let text = Zeroizing::new(serde_json::to_vec(env).map_err(io::Error::other)?);
+        let _ = self.socket.write_all(&text);
+        let _ = self.socket.shutdown(Shutdown::Write);
+        Ok(())
+    }
 }
 
 /// Has a shim start something that ends at once, and waits for that. Blocks.
 ///
 /// # Errors
-/// Why it can't, in one line.
-pub fn try_out(shim: &Path, path: &Path, spec: &Spec) -> Result<(), String> {
-    let begin = || -> io::Result<(Child, UnixStream)> {
+/// [`TrialError`].
+pub fn try_out(shim: &Path, path: &Path, spec: &LaunchSpec) -> Result<(), TrialError> {
+    let begin = || -> io::Result<SpawnedShim> {
         let file = fs::File::options().create_new(true).read(true).append(true).mode(0o600).open(path)?;
         append(&file, &Start { spec: Some(spec), ..Start::default() })?;
-        spawn_shim(shim, path, file, &BTreeMap::<String, String>::new())
+        let mut spawned = SpawnedShim::spawn(shim, path, file)?;
+        spawned.tell(&BTreeMap::<String, String>::new())?;
+        Ok(spawned)
     };
-    let (mut child, mut answers) = begin().map_err(|error| error.to_string())?;
+    let SpawnedShim { mut child, mut socket } = begin().map_err(TrialError::Begin)?;
     let mut said = String::new();
-    let read = answers.read_to_string(&mut said);
+    let read = socket.read_to_string(&mut said);
     let _ = child.wait();
-    read.map_err(|error| error.to_string())?;
+    read.map_err(TrialError::Hear)?;
     match serde_json::from_str(&said) {
-        Ok(Answer::Started(state)) if state.protocol < SANDBOXES => {
-            Err("the bazooka-shim program is older than bazooka-pm and knows no sandbox".to_owned())
-        }
-        Ok(Answer::Started(_)) => match Start::<Spec>::read(path).exit {
+        Ok(Answer::Started(state)) if state.protocol < SANDBOXES => Err(TrialError::OldShim),
+        Ok(Answer::Started(_)) => match Start::<LaunchSpec>::read(path).exit {
             Some(ExitRecord { code: Some(0), .. }) => Ok(()),
-            Some(exit) => Err(format!("what was tried in it {}", in_words(&exit))),
-            None => Err("its shim ended at once".to_owned()),
+            Some(exit) => Err(TrialError::Ended(exit)),
+            None => Err(TrialError::NoExit),
         },
-        Ok(Answer::Failed { cause }) => Err(cause),
-        Err(_) => Err("its shim gave no answer".to_owned()),
+        Ok(Answer::Failed { cause }) => Err(TrialError::Failed { cause }),
+        Err(error) => Err(TrialError::NoAnswer(error)),
     }
-}
-
-/// The ids of all processes.
-pub fn processes() -> impl Iterator<Item = i32> {
-    entries(Path::new("/proc")).filter_map(|name| name.parse().ok())
-}
-
-/// Dies here if a test says so: `BAZOOKA_PM_DIE_AT=locked`. Debug builds only.
-pub fn failpoint(step: &str) {
-    #[cfg(debug_assertions)]
-    if std::env::var("BAZOOKA_PM_DIE_AT").is_ok_and(|at| at == step) {
-        let own = Pid::from_raw(i32::try_from(std::process::id()).expect("Linux process ids fit"));
-        let _ = kill_process(own.expect("no process has id 0"), Signal::KILL);
-    }
-    #[cfg(not(debug_assertions))]
-    let _ = step;
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
+    io::{self, Write},
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
@@ -16,6 +16,14 @@ pub const MARKS: &str = "/run/bazooka/uids";
 
 /// How many users a share has.
 const SHARE: u32 = 1_024;
+
+/// A folder in which shares can't be marked.
+#[derive(Debug, thiserror::Error)]
+#[error("can't use {}", marks.display())]
+pub struct UidsError {
+    marks: PathBuf,
+    source: io::Error,
+}
 
 /// The users of one state folder.
 #[derive(Clone, Debug)]
@@ -30,9 +38,9 @@ impl Uids {
     /// Users out of `range` for the state folder `owner`.
     ///
     /// # Errors
-    /// If shares can't be marked.
-    pub fn new(range: RangeInclusive<u32>, marks: &Path, owner: &Path) -> Result<Uids, String> {
-        fs::create_dir_all(marks).map_err(|error| format!("can't use {}: {error}", marks.display()))?;
+    /// [`UidsError`].
+    pub fn new(range: RangeInclusive<u32>, marks: &Path, owner: &Path) -> Result<Uids, UidsError> {
+        fs::create_dir_all(marks).map_err(|source| UidsError { marks: marks.to_owned(), source })?;
         Ok(Uids { range, marks: marks.to_owned(), owner: owner.to_owned(), shares: Vec::new() })
     }
 

@@ -6,15 +6,20 @@ use std::{ops::RangeInclusive, str::FromStr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range<T>(pub T, pub T);
 
-impl<T: FromStr + PartialOrd + Copy> FromStr for Range<T> {
-    type Err = String;
+/// A word that is no range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("two numbers with a dash between, the lower one first, such as 21000-21999")]
+pub struct RangeError;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+impl<T: FromStr + PartialOrd + Copy> FromStr for Range<T> {
+    type Err = RangeError;
+
+    fn from_str(s: &str) -> Result<Self, RangeError> {
         let ends =
             s.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
         match ends {
             Some((first, last)) if first <= last => Ok(Range(first, last)),
-            _ => Err("two numbers with a dash between, the lower one first, such as 21000-21999".into()),
+            _ => Err(RangeError),
         }
     }
 }

@@ -54,22 +54,22 @@ enum Sub {
 }
 
 impl Settings for Args {
-    const TOLD: &'static [Told] = &[
-        Told { subcommand: None, file: "pm", borrows: false },
-        Told { subcommand: Some("converge"), file: "converge", borrows: false },
-        Told { subcommand: Some("rotate"), file: "pm", borrows: true },
+    const FILES: &'static [ConfigFile] = &[
+        ConfigFile { subcommand: None, file: "pm", borrows: false },
+        ConfigFile { subcommand: Some("converge"), file: "converge", borrows: false },
+        ConfigFile { subcommand: Some("rotate"), file: "pm", borrows: true },
     ];
 
-    fn wrong(&self) -> Vec<Wrong> {
+    fn validate(&self) -> Vec<ConfigError> {
         let keys = self.keys.iter().filter(|keys| *keys == Path::new("/none"));
-        keys.map(|keys| Wrong::new("keys", format!("there is no {}", keys.display()))).collect()
+        keys.map(|keys| ConfigError::new("keys", format!("there is no {}", keys.display()))).collect()
     }
 }
 
 /// The command, deaf to whatever file the tests' own daemons are told by.
 fn deaf() -> Command {
     let without = |command: Command| command.mut_arg("config", |config| config.env(None::<&str>));
-    let named = Args::TOLD.iter().filter_map(|told| told.subcommand);
+    let named = Args::FILES.iter().filter_map(|told| told.subcommand);
     named.fold(without(command::<Args>()), |command, name| command.mut_subcommand(name, without))
 }
 
@@ -80,7 +80,7 @@ fn told(words: &str, files: &[(&str, &str)]) -> Result<Args, Vec<String>> {
         let found = files.iter().find(|(name, _)| Path::new(name) == path);
         found.map(|(_, text)| text.as_bytes().to_vec()).ok_or_else(|| io::ErrorKind::NotFound.into())
     };
-    let settled = settle(&deaf(), Args::TOLD, &words, Path::new("/etc"), &read)
+    let settled = settle(&deaf(), Args::FILES, &words, Path::new("/etc"), &read)
         .map_err(|error| vec![format!("clap: {}", first_line(&error))])?;
     conclude(settled).map_err(|faults| faults.iter().map(ToString::to_string).collect())
 }

@@ -1,6 +1,6 @@
 //! What is wrong with what a host is told, as far as that can be seen before anything is done.
 
-use bazooka_daemon::{CoordinatorArgs, settings::Wrong};
+use bazooka_daemon::{CoordinatorArgs, in_words, settings::ConfigError};
 use bazooka_sandbox::{isolation::Isolation, sandboxes::stack_at};
 use nix::unistd::geteuid;
 use visor::identity::Kind;
@@ -8,9 +8,10 @@ use visor::identity::Kind;
 use super::{HostOptions, isolation, machine_name, shim_program};
 
 /// All that is wrong. Nothing is bound, made or asked.
-pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<Wrong> {
-    let mut wrong = coordinator.wrong(Kind::Pm, options.host.as_ref());
-    let mut say = |option, what: Option<String>| wrong.extend(what.map(|what| Wrong::new(option, what)));
+pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<ConfigError> {
+    let mut wrong = coordinator.validate(Kind::Pm, options.host.as_ref());
+    let mut say =
+        |option, what: Option<String>| wrong.extend(what.map(|what| ConfigError::new(option, what)));
     if options.host.is_none() && coordinator.identity.identity.is_none() {
         say("host", machine_name().err());
     }
@@ -19,7 +20,10 @@ pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<Wrong
         say("isolation", isolation(options.isolation).err());
     }
     say("shim", shim_program(options.shim.clone()).err());
-    say("stack", options.stack.as_deref().and_then(|stack| stack_at(stack).err()));
+    say(
+        "stack",
+        options.stack.as_deref().and_then(|stack| stack_at(stack).err().map(|error| in_words(&error))),
+    );
     if options.state.exists() && !options.state.is_dir() {
         say("state", Some(format!("{} is no folder", options.state.display())));
     }

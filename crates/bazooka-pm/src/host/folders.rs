@@ -25,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bazooka_sandbox::{files::entries, protocol::try_lock};
+use bazooka_sandbox::files::{entries, try_lock};
 use visor::names::{AppName, Digest, EnvRef, InstanceId};
 
 /// The state folder.

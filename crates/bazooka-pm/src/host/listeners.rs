@@ -16,7 +16,7 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 
-use bazooka_sandbox::{protocol::proc_stat, start::processes};
+use bazooka_sandbox::machine::{proc_stat, processes};
 
 /// A listening TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,12 +20,13 @@ use std::{
 };
 
 use bazooka_sandbox::{
-    files::private_folder,
+    files::{append, private_folder, try_lock},
+    machine::{boot_id, proc_stat, processes},
     protocol::{
-        Answer, ExitRecord, Group, LOG_CURRENT, LOG_PREVIOUS, ProcessId, SANDBOXES, ShimState, Spec, Start,
-        append, boot_id, proc_stat, try_lock,
+        Answer, ExitRecord, Group, LOG_CURRENT, LOG_PREVIOUS, LaunchSpec, ProcessId, SANDBOXES, ShimState,
+        Start,
     },
-    start::{failpoint, processes, spawn_shim},
+    start::SpawnedShim,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,7 @@ pub struct Shim {
 pub struct FullSpec {
     /// The shim's part.
     #[serde(flatten)]
-    pub spec: Spec,
+    pub spec: LaunchSpec,
     /// bazooka-pm's part.
     pub pm: PmPart,
 }
@@ -117,7 +118,8 @@ pub async fn start(
     let takes_newer = spec.spec.sandbox.is_some() || !spec.spec.groups.is_empty();
     let spawned = tokio::task::spawn_blocking(move || spawn(&place, &shim, id, run, &spec, &env)).await;
     let spawned = spawned.map_err(|error| StartError(error.to_string()))?;
-    let (mut child, answers) = spawned.map_err(|error| StartError(error.to_string()))?;
+    let SpawnedShim { mut child, socket: answers } =
+        spawned.map_err(|error| StartError(error.to_string()))?;
     failpoint("spawned");
     let answer = read_answer(answers).await;
     let failed = match answer {
@@ -158,7 +160,7 @@ fn spawn(
     run: u32,
     spec: &FullSpec,
     env: &Vars,
-) -> io::Result<(Child, UnixStream)> {
+) -> io::Result<SpawnedShim> {
     let (path, home) = (folders.run(id, run), folders.home(id));
     fs::DirBuilder::new().recursive(true).mode(0o711).create(folders.instance(id))?;
     if !home.is_dir() {
@@ -179,7 +181,10 @@ fn spawn(
     failpoint("locked");
     append(&file, &Start { spec: Some(spec), ..Start::default() })?;
     failpoint("spec");
-    spawn_shim(shim, &path, file, env)
+    let mut spawned = SpawnedShim::spawn(shim, &path, file)?;
+    failpoint("silent");
+    spawned.tell(env)?;
+    Ok(spawned)
 }
 
 async fn read_answer(answers: UnixStream) -> io::Result<Answer> {
@@ -248,7 +253,7 @@ enum Look {
 fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
     let path = folders.run(id, run);
     let file = fs::File::options().read(true).append(true).open(&path);
-    let read = || Start::<Spec>::read(&path);
+    let read = || Start::<LaunchSpec>::read(&path);
     // Held until this start is cleared up.
     let _held = match file {
         Ok(file) => match try_lock(&file) {
@@ -274,7 +279,7 @@ fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
     if state.boot_id != boot_id() {
         return Look::Over(Found::NotStarted("the machine was started anew".to_owned()));
     }
-    let groups = spec.as_ref().map(Spec::all_groups).unwrap_or_default();
+    let groups = spec.as_ref().map(LaunchSpec::all_groups).unwrap_or_default();
     sweep(&folders.home(id), spec.and_then(|spec| spec.uid), &groups);
     Look::Over(if state.child.is_some() {
         Found::Ended(Ended::ShimKilled)
@@ -418,6 +423,16 @@ pub fn last_output(log: &Path, since_us: u64) -> Vec<String> {
     lines
 }
 
+/// Dies here if a test says so: `BAZOOKA_PM_DIE_AT=locked`. Debug builds only.
+pub fn failpoint(step: &str) {
+    #[cfg(debug_assertions)]
+    if std::env::var("BAZOOKA_PM_DIE_AT").is_ok_and(|at| at == step) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = step;
+}
+
 #[cfg(test)]
 mod tests {
     use std::{os::unix::process::ExitStatusExt, process::Command};
@@ -490,8 +505,8 @@ mod tests {
             let shim = Shim { state, held, child: None };
             shim.kill();
             shim.end_at_once();
-            let other = Pid::from_raw(pid).expect("no process has id 0");
-            rustix::process::kill_process(other, Signal::TERM).expect("it runs");
+            let other = nix::unistd::Pid::from_raw(pid);
+            nix::sys::signal::kill(other, nix::sys::signal::Signal::SIGTERM).expect("it runs");
             assert_eq!(second.wait().expect("it ends").signal(), Some(SIGTERM), "of nothing else");
         }
     }

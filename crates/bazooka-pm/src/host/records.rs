@@ -24,8 +24,9 @@ use super::{
     process::FullSpec,
 };
 use bazooka_sandbox::{
-    files::{entries, remove_all},
-    protocol::{Start, append, boot_id, lines, read_file, try_lock, write_file},
+    files::{append, entries, read_file, remove_all, try_lock, write_file},
+    machine::boot_id,
+    protocol::{Start, lines},
 };
 
 /// Ended instances whose output is kept.

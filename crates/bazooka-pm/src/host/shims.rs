@@ -11,8 +11,9 @@ use std::{
 };
 
 use bazooka_sandbox::{
-    cgroups::Cgroups,
-    protocol::{PROTOCOL, Spec, boot_clock_ms, now_us},
+    cgroups::{Cgroups, GroupLimits},
+    machine::{boot_clock_ms, now_us},
+    protocol::{LaunchSpec, PROTOCOL},
     sandboxes::Sandboxes,
     shim::in_words,
     uids::Uids,
@@ -95,11 +96,15 @@ impl Shims {
         let limits = &assignment.run.limits;
         let processes = u64::from(limits.processes());
         let port = local.port.unwrap_or(0);
-        let groups = cgroups
-            .as_ref()
-            .map(|cgroups| cgroups.of(&id.to_string(), limits, processes, sandboxes.is_some()));
+        let group_limits = GroupLimits {
+            memory_bytes: limits.memory_limit_bytes,
+            cpu_millis: limits.cpu_limit_millis,
+            processes,
+        };
+        let groups =
+            cgroups.as_ref().map(|cgroups| cgroups.of(&id.to_string(), group_limits, sandboxes.is_some()));
         let env = environment(host, id, assignment, given, port, &slug, &places);
-        let spec = Spec {
+        let spec = LaunchSpec {
             protocol: PROTOCOL,
             command: assignment.command.clone(),
             env: BTreeMap::new(),

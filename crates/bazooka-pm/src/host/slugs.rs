@@ -26,8 +26,8 @@ use visor::{
 
 use super::folders::Folders;
 use bazooka_sandbox::{
-    files::{entries, remove_all},
-    protocol::{boot_id, read_file, write_file},
+    files::{entries, read_file, remove_all, write_file},
+    machine::boot_id,
     unpack::{UnpackError, unpack},
 };
 

@@ -13,16 +13,16 @@ use std::{
     time::Duration,
 };
 
-use bazooka_daemon::settings::Range;
+use bazooka_daemon::{in_words, settings::Range};
 use bazooka_sandbox::{
-    cgroups::Cgroups,
+    cgroups::{Cgroups, GroupLimits},
     isolation::{Isolation, Part},
-    protocol::{Mount, Spec},
-    sandboxes::{Parts, Sandboxes},
+    protocol::{LaunchSpec, Mount},
+    sandboxes::{SandboxParts, Sandboxes},
     uids::{MARKS, Uids},
 };
 use sha2::{Digest, Sha256};
-use visor::{names::AppName, schema::Limits};
+use visor::names::AppName;
 
 use super::{place, place::Place, run};
 use crate::layout::{self, Layout};
@@ -115,13 +115,15 @@ impl Builds {
         if isolation == Isolation::None {
             return Ok(builds);
         }
-        let uids = Uids::new(builds.options.uids.inclusive(), Path::new(MARKS), layout.root())?;
+        let uids = Uids::new(builds.options.uids.inclusive(), Path::new(MARKS), layout.root());
+        let uids = uids.map_err(|error| in_words(&error))?;
         builds.users = Some(Mutex::new(uids));
         // Another rm's of the machine are its own.
         let cgroups = Cgroups::find(&format!("builds-{mark}")).inspect(|found| found.sweep(|_| false));
         if isolation == Isolation::Uid {
-            let complained = cgroups
-                .inspect_err(|error| tracing::warn!(error, "the memory of builds can't be limited here"));
+            let complained = cgroups.inspect_err(|error| {
+                tracing::warn!(error = in_words(error), "the memory of builds can't be limited here")
+            });
             builds.cgroups = complained.ok();
             return Ok(builds);
         }
@@ -135,7 +137,7 @@ impl Builds {
         builds.cgroups = match cgroups {
             Ok(cgroups) => Some(cgroups),
             Err(_) if builds.options.without.contains(&Part::Limits) => None,
-            Err(cause) => return Err(lacking(Part::Limits, &cause)),
+            Err(cause) => return Err(lacking(Part::Limits, &in_words(&cause))),
         };
         match builds.find_sandboxes(layout, own_program, &closed).await {
             Ok(()) => Ok(builds),
@@ -157,13 +159,14 @@ impl Builds {
             let cause = "control groups version 2, by which sockets are fenced, aren't mounted (not even beside version 1)";
             return Err(lacking(Part::Fence, cause));
         }
-        self.sandboxes = Some(Sandboxes::new(Parts {
+        let sandboxes = Sandboxes::new(SandboxParts {
             state: layout.root(),
             stack: None,
             more_of_etc: &MORE_OF_ETC,
             tmp_bytes: TMP_BYTES,
             closed: fences.then_some(closed),
-        })?);
+        });
+        self.sandboxes = Some(sandboxes.map_err(|error| in_words(&error))?);
         self.try_out(layout, own_program).await.map_err(|cause| {
             format!(
                 "builds can't have a sandbox here: {cause}; it takes Linux 5.12 or later, and root in the machine's own \
@@ -232,16 +235,16 @@ impl Builds {
         Ok(place.apart(|spec| self.keep_apart(spec, app.as_str(), uid, mounts)))
     }
 
-    fn keep_apart(&self, spec: &mut Spec, name: &str, uid: Option<u32>, mounts: Vec<Mount>) {
+    fn keep_apart(&self, spec: &mut LaunchSpec, name: &str, uid: Option<u32>, mounts: Vec<Mount>) {
         spec.uid = uid;
         if uid.is_some() {
-            let limits = Limits { memory_limit_bytes: Some(self.options.memory_bytes), ..Limits::default() };
-            let cgroups = self.cgroups.as_ref();
             let processes = self.options.processes;
+            let memory_bytes = Some(self.options.memory_bytes);
+            let limits = GroupLimits { memory_bytes, cpu_millis: None, processes };
+            let cgroups = self.cgroups.as_ref();
             spec.processes = Some(processes);
-            spec.groups = cgroups
-                .map(|cgroups| cgroups.of(name, &limits, processes, self.sandboxes.is_some()))
-                .unwrap_or_default();
+            spec.groups =
+                cgroups.map(|cgroups| cgroups.of(name, limits, self.sandboxes.is_some())).unwrap_or_default();
         }
         spec.sandbox = self.sandboxes.as_ref().map(|sandboxes| {
             let mut sandbox = sandboxes.of(0);

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bazooka_sandbox::protocol::{Mount, PROTOCOL, Spec};
+use bazooka_sandbox::protocol::{LaunchSpec, Mount, PROTOCOL};
 
 use crate::layout;
 
@@ -30,14 +30,14 @@ const MOST_BYTES: u64 = 4 << 20;
 /// Where a build's steps run.
 #[derive(Clone, Debug)]
 pub struct Place {
-    spec: Spec,
+    spec: LaunchSpec,
 }
 
 impl Place {
     /// A folder, with these variables, as bazooka-rm's own user, who sees the whole machine.
     pub fn plain(dir: &Path, environment: BTreeMap<String, String>) -> Place {
         Place {
-            spec: Spec {
+            spec: LaunchSpec {
                 protocol: PROTOCOL,
                 env_apart: false,
                 command: String::new(),
@@ -56,7 +56,7 @@ impl Place {
     }
 
     /// The same, kept apart: `keep` says how.
-    pub(super) fn apart(mut self, keep: impl FnOnce(&mut Spec)) -> Place {
+    pub(super) fn apart(mut self, keep: impl FnOnce(&mut LaunchSpec)) -> Place {
         keep(&mut self.spec);
         self
     }
@@ -86,8 +86,8 @@ impl Place {
     }
 
     /// What is to be started for a command of these words.
-    pub(super) fn spec(&self, words: &[String]) -> Spec {
-        Spec { command: line(words), ..self.spec.clone() }
+    pub(super) fn spec(&self, words: &[String]) -> LaunchSpec {
+        LaunchSpec { command: line(words), ..self.spec.clone() }
     }
 }
 

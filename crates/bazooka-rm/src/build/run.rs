@@ -13,7 +13,7 @@ use std::{
 };
 
 use bazooka_sandbox::{
-    protocol::{ExitRecord, Spec},
+    protocol::{ExitRecord, LaunchSpec},
     shim::in_words,
 };
 use nix::fcntl::OFlag;
@@ -143,7 +143,7 @@ struct Started {
     output: pipe::Receiver,
 }
 
-async fn start(own_program: &Path, spec: &Spec) -> io::Result<Started> {
+async fn start(own_program: &Path, spec: &LaunchSpec) -> io::Result<Started> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     let mut command = Command::new(own_program);
     command.arg0(supervisor::NAME).env_clear().current_dir("/");

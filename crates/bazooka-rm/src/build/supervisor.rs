@@ -21,12 +21,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bazooka_daemon::in_words;
 use bazooka_sandbox::{
     family::{kill_children, signal_all},
     groups::{out_of_memory, remove as remove_groups},
-    init::{Heard, Told},
+    init::{Heard, InitSocket},
     launch::{Launched, launch},
-    protocol::{ExitRecord, Spec, now_us},
+    machine::now_us,
+    protocol::{ExitRecord, LaunchSpec},
     shim::{Ends, record},
 };
 use nix::{
@@ -92,8 +94,9 @@ fn supervise() -> Result<ExitRecord, String> {
     remove_groups(&groups);
     let output = || copy(std::io::stderr().as_fd().try_clone_to_owned());
     let begun = Instant::now();
-    let Launched { child, command, told } = launch(&spec, &groups, Ends { out: output()?, err: output()? })?;
-    let mut step = Step { child, command, told, ended: None };
+    let launched = launch(&spec, &groups, Ends { out: output()?, err: output()? });
+    let Launched { child, command, init } = launched.map_err(|error| in_words(&error))?;
+    let mut step = Step { child, command, init, ended: None };
     step.watch_over(&signals, &mut life)?;
 
     let mut exit =
@@ -108,7 +111,7 @@ fn supervise() -> Result<ExitRecord, String> {
 }
 
 /// The first line of the input.
-fn told_by(life: &mut File) -> Result<Spec, String> {
+fn told_by(life: &mut File) -> Result<LaunchSpec, String> {
     let mut line = Vec::new();
     let mut piece = [0; 4096];
     while !line.ends_with(b"\n") {
@@ -125,7 +128,7 @@ struct Step {
     child: Pid,
     /// Its first process; the same, unless it is in a sandbox.
     command: Pid,
-    told: Option<Told>,
+    init: Option<InitSocket>,
     /// How its first process ended.
     ended: Option<WaitStatus>,
 }
@@ -139,7 +142,7 @@ impl Step {
             {
                 let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
                 fds.extend(
-                    self.told.iter().map(|told| PollFd::new(told.socket().as_fd(), PollFlags::POLLIN)),
+                    self.init.iter().map(|init| PollFd::new(init.socket().as_fd(), PollFlags::POLLIN)),
                 );
                 if !given_up {
                     fds.push(PollFd::new(life.as_fd(), PollFlags::POLLIN));
@@ -174,13 +177,13 @@ impl Step {
 
     /// Takes up what is said of the first process.
     fn hear(&mut self) {
-        let Some(told) = &mut self.told else { return };
-        match told.ended(self.command) {
+        let Some(init) = &mut self.init else { return };
+        match init.ended(self.command) {
             Heard::NotYet => return,
             Heard::Ended(status) => self.ended = Some(status),
             Heard::Silence => {}
         }
-        self.told = None;
+        self.init = None;
     }
 
     /// Takes up what has ended; says whether nothing is left.

@@ -8,7 +8,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -19,7 +19,10 @@ use nix::{
     unistd::pipe2,
 };
 
-use crate::protocol::{LOG_CURRENT, LOG_FILE_BYTES, LOG_PREVIOUS, now_us};
+use crate::{
+    machine::now_us,
+    protocol::{LOG_CURRENT, LOG_FILE_BYTES, LOG_PREVIOUS},
+};
 
 /// A longer line is cut, and what follows up to its end is left out.
 const LINE_BYTES: usize = 8 << 10;
@@ -50,6 +53,14 @@ pub struct Ends {
     pub err: OwnedFd,
 }
 
+/// Why an instance's output can't be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("can't keep its output in {}", folder.display())]
+pub struct OutputError {
+    folder: PathBuf,
+    source: io::Error,
+}
+
 /// Reads an instance's output and keeps it.
 pub struct Output {
     streams: [Stream; 2],
@@ -67,12 +78,11 @@ impl Output {
     /// Opens the files in `folder`, and the pipes.
     ///
     /// # Errors
-    /// Why not, in one line.
-    pub fn open(folder: &Path) -> Result<(Output, Ends), String> {
-        let failed =
-            |error: std::io::Error| format!("can't keep its output in {}: {error}", folder.display());
+    /// [`OutputError`].
+    pub fn open(folder: &Path) -> Result<(Output, Ends), OutputError> {
+        let failed = |source| OutputError { folder: folder.to_owned(), source };
         let log = Log::open(folder.to_owned(), Instant::now()).map_err(failed)?;
-        let pipe = || -> std::io::Result<(File, OwnedFd)> {
+        let pipe = || -> io::Result<(File, OwnedFd)> {
             let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
             // The other end is the app's, and blocks as any other.
             fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -101,8 +111,8 @@ impl Output {
                     any = true;
                     stream.lines.take(&self.buffer[..n], now_us(), &mut self.log);
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => stream.pipe = None,
             }
         }
@@ -232,7 +242,7 @@ struct Log {
 }
 
 impl Log {
-    fn open(folder: PathBuf, now: Instant) -> std::io::Result<Log> {
+    fn open(folder: PathBuf, now: Instant) -> io::Result<Log> {
         let file = open_current(&folder)?;
         let size = file.metadata()?.len();
         let pending = Vec::new();
@@ -298,7 +308,7 @@ impl Log {
     }
 }
 
-fn open_current(folder: &Path) -> std::io::Result<File> {
+fn open_current(folder: &Path) -> io::Result<File> {
     File::options().create(true).append(true).open(folder.join(LOG_CURRENT))
 }
 

@@ -1,0 +1,87 @@
+//! What the machine says of itself and of its processes, in `/proc`.
+//!
+//! Owns reading it. It never writes.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::files::entries;
+
+/// The kernel's boot id.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Microseconds since 1970.
+pub fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds on the machine's clock that never jumps and counts a suspended machine's time too.
+pub fn boot_clock_ms() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What `/proc/PID/stat` says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcStat {
+    /// Its state's letter.
+    pub state: char,
+    /// Its parent.
+    pub parent: i32,
+    /// Its session.
+    pub session: i32,
+    /// When it was started, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// Reads `/proc/PID/stat`; none if there is no such process.
+pub fn proc_stat(pid: i32) -> Option<ProcStat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(line: &str) -> Option<ProcStat> {
+    // The name is in brackets and may hold anything, brackets too.
+    let (_, rest) = line.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    Some(ProcStat {
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        session: fields.get(3)?.parse().ok()?,
+        start_time: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// The ids of all processes.
+pub fn processes() -> impl Iterator<Item = i32> {
+    entries(Path::new("/proc")).filter_map(|name| name.parse().ok())
+}
+
+/// The machine's memory, less a tenth and at least 256 MiB of it for the system.
+pub fn memory_for_instances() -> u64 {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let all = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .unwrap_or(1 << 20)
+        << 10;
+    all - (all / 10).max(256 << 20).min(all / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_may_have_any_name() {
+        let line = "17 (a) R (b) S 4 17 9 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 5711 1 1 1";
+        assert_eq!(parse_stat(line), Some(ProcStat { state: 'S', parent: 4, session: 9, start_time: 5711 }));
+    }
+}
