@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bazooka_daemon::{http_client, in_words};
+
 /// What was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -11,23 +13,30 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Asks for a page, with a Host header of one's own, on a new connection.
+/// Asks for a page, with a Host header of one's own, on a new connection. Blocks.
 ///
 /// # Errors
 /// What went wrong below HTTP.
 pub fn try_get(url: &str, host: Option<&str>) -> Result<Answer, String> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(10)))
-        .http_status_as_error(false)
-        .build()
-        .into();
-    let mut request = agent.get(url);
+    // On a thread of its own: the caller may be a task already, and a task can't block on another.
+    let asked = std::thread::scope(|scope| {
+        let asking = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime can be made").block_on(ask(url, host))
+        };
+        scope.spawn(asking).join().expect("asking doesn't panic")
+    });
+    asked.map_err(|error| in_words(&error))
+}
+
+async fn ask(url: &str, host: Option<&str>) -> Result<Answer, reqwest::Error> {
+    let client = http_client(None).timeout(Duration::from_secs(10)).build()?;
+    let mut request = client.get(url);
     if let Some(host) = host {
         request = request.header("host", host);
     }
-    let mut response = request.call().map_err(|error| error.to_string())?;
-    let body = response.body_mut().read_to_string().map_err(|error| error.to_string())?;
-    Ok(Answer { status: response.status().as_u16(), body })
+    let response = request.send().await?;
+    Ok(Answer { status: response.status().as_u16(), body: response.text().await? })
 }
 
 /// As [`try_get`], for what must be answered.

@@ -1,4 +1,5 @@
 //! What the tree promises of itself, read from its own files: pages, layers, keys. Nothing is started here.
 
+mod crates;
 mod docs;
 mod tree;

@@ -30,8 +30,6 @@
 //! capacity     what is taken of a host, and left of a cluster
 //! check        whether the rows fit together
 //! recover      from a backup to what runs
-//! exposition   metrics, as they are served
-//! daemon       what each daemon has outside: settings, journal, endpoint
 //! testing      what the tests of every crate share
 //! ```
 
