@@ -1,6 +1,6 @@
 //! The figures of docs/benchmarks.md, measured on this machine, printed as a table or written into the page.
 //!
-//! `cargo run --release -p bazooka-tests --bin bench` (build the workspace in release first), or with the names of single
+//! `cargo run --profile dist -p bazooka-tests --bin bench` (build the workspace with that profile first), or with the names of single
 //! benches. Each figure is the median of `--runs`; what it is compared with is measured in the same run. `readme` is the
 //! benches whose figures README quotes. `hosts` is many machines as network namespaces: it takes root, and a quarter of an
 //! hour. So is `seed`, which is as big as a company was.
@@ -44,7 +44,7 @@ struct Arguments {
     /// A page whose tables get the rows.
     #[arg(long, value_name = "FILE", conflicts_with = "compared")]
     write: Option<PathBuf>,
-    /// A folder with the programs to measure, such as target/release of another checkout; those beside this one unless
+    /// A folder with the programs to measure, such as target/dist of another checkout; those beside this one unless
     /// given. Given twice, two builds are compared.
     #[arg(long, value_name = "DIR", group = "compared")]
     programs: Vec<PathBuf>,
