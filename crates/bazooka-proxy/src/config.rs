@@ -7,8 +7,8 @@
 //! - A worker that is stopping hands each further request to its successor through a socket
 //!   (`if { stopping }`). So an old worker, whose servers can't be changed any more, sends nothing to
 //!   an instance that was taken out since; what it has under way is all that it still does.
-//! - The configuration without its servers is its shape. Only another shape needs a reload; the
-//!   shape in force stands in `description`, where a worker can be asked for it.
+//! - The hash of the configuration without its servers is its structural hash. Only another hash needs a
+//!   reload; the hash in force stands in `description`, where a worker can be asked for it.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +18,7 @@ use std::{
     path::PathBuf,
 };
 
+use sha2::{Digest, Sha256};
 use visor::names::{HostName, InstanceId};
 
 use crate::routes::{Mode, RmPlace, Routes, Service, ServiceId};
@@ -177,8 +178,44 @@ pub fn render_map(hosts: &BTreeMap<String, String>) -> String {
     })
 }
 
-/// Names a configuration apart from its servers.
-pub fn shape(routes: &Routes, settings: &Settings) -> String {
+/// The structural hash of a configuration: configurations that differ in servers, weights and domains alone have
+/// the same.
+///
+/// A proxy compares it with the hash that a running HAProxy was started with, perhaps by another build. So it must
+/// depend on the text alone, and not on the compiler.
+pub fn structural_hash(routes: &Routes, settings: &Settings) -> String {
+    digest(&structure(routes, settings))
+}
+
+/// Whether a hash that HAProxy has in force is that of this configuration.
+///
+/// A HAProxy that an earlier version of bazooka-proxy started shows the hash of before. That one is heeded too, so
+/// that an upgrade reloads nothing; it disappears with the next reload.
+pub fn has_structure(in_force: &str, routes: &Routes, settings: &Settings) -> bool {
+    let text = structure(routes, settings);
+    in_force == digest(&text) || (in_force.len() == EARLIER_DIGITS && in_force == earlier_digest(&text))
+}
+
+/// The first half of a SHA-256.
+fn digest(text: &str) -> String {
+    Sha256::digest(text).iter().take(16).fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// How long the hash of earlier versions is.
+const EARLIER_DIGITS: usize = 16;
+
+/// The hash of earlier versions, as long as the standard library keeps its algorithm.
+fn earlier_digest(text: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// The text of a configuration without its servers, weights, domains and hash.
+fn structure(routes: &Routes, settings: &Settings) -> String {
     let mut bare = routes.clone();
     for service in bare.services.values_mut() {
         service.servers.clear();
@@ -187,19 +224,17 @@ pub fn shape(routes: &Routes, settings: &Settings) -> String {
     }
     // Domains live in the map.
     bare.domains.clear();
-    let mut hasher = DefaultHasher::new();
-    render_shaped(&bare, settings, "").hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+    render_with(&bare, settings, "")
 }
 
 /// The whole configuration.
 pub fn render(routes: &Routes, settings: &Settings) -> String {
-    render_shaped(routes, settings, &shape(routes, settings))
+    render_with(routes, settings, &structural_hash(routes, settings))
 }
 
-fn render_shaped(routes: &Routes, settings: &Settings, shape: &str) -> String {
+fn render_with(routes: &Routes, settings: &Settings, hash: &str) -> String {
     let mut text = String::new();
-    global(&mut text, settings, shape);
+    global(&mut text, settings, hash);
     if let Some(public) = settings.public {
         public_frontend(&mut text, settings, public);
     }
@@ -226,11 +261,11 @@ macro_rules! lines {
     };
 }
 
-fn global(text: &mut String, settings: &Settings, shape: &str) {
+fn global(text: &mut String, settings: &Settings, hash: &str) {
     let socket = settings.worker_socket();
     lines!(text, "# Written by bazooka-proxy; what is changed here is overwritten.");
     lines!(text, "global");
-    lines!(text, "    description shape={shape}");
+    lines!(text, "    description shape={hash}");
     lines!(text, "    stats socket {} mode 600 level admin expose-fd listeners", quoted(&socket));
     // Old workers end after this, whatever is open on them.
     lines!(text, "    hard-stop-after 30m");

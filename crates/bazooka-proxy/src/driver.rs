@@ -74,12 +74,12 @@ impl Driver {
         let [info, servers, frontends, backends, map] = &answers[..] else {
             return Err(CliError::Miscounted { commands: commands.len(), answers: answers.len() });
         };
-        let shape = says::shape(info).unwrap_or_default().to_owned();
+        let structural_hash = says::structural_hash(info).unwrap_or_default().to_owned();
         let frontends = says::proxies(frontends);
         Ok(InForce {
             master,
             worker,
-            shape,
+            structural_hash,
             servers: says::servers(servers),
             backends: says::proxies(backends).into_iter().collect(),
             ports: frontends.iter().filter_map(|name| port_of_frontend(name)).collect(),

@@ -1,7 +1,7 @@
 //! What to do about the difference between what HAProxy has in force and what is wanted.
 //!
 //! Owns the decision and its order; pure. New servers come before old ones go, so that a service is
-//! never without one in between. What needs another shape waits for a reload; what can be changed
+//! never without one in between. What needs another structure waits for a reload; what can be changed
 //! at once is, whatever becomes of the reload.
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 use visor::names::InstanceId;
 
 use crate::{
-    config::{Settings, hosts, instance_of, server_name, server_options, shape},
+    config::{Settings, hosts, instance_of, server_name, server_options, structural_hash, has_structure},
     haproxy::ServerState,
     routes::{Mode, Routes, ServiceId},
 };
@@ -25,8 +25,8 @@ pub struct InForce {
     pub master: u32,
     /// The worker's process id.
     pub worker: u32,
-    /// The shape of its configuration.
-    pub shape: String,
+    /// The structural hash of its configuration.
+    pub structural_hash: String,
     /// Its servers by backend and name.
     pub servers: BTreeMap<String, BTreeMap<String, ServerState>>,
     /// Its backends, with servers or without.
@@ -48,7 +48,7 @@ impl InForce {
         let mut in_force = InForce {
             master,
             worker,
-            shape: shape(routes, settings),
+            structural_hash: structural_hash(routes, settings),
             hosts: hosts(routes, settings),
             public: settings.public.is_some(),
             git: settings.git.is_some(),
@@ -344,7 +344,7 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Plan {
     for host in in_force.hosts.keys().filter(|host| !hosts.contains_key(*host)) {
         go.push(Step::DeleteHost { host: host.clone() });
     }
-    let reload = (shape(routes, settings) != in_force.shape).then(|| {
+    let reload = (!has_structure(&in_force.structural_hash, routes, settings)).then(|| {
         let wanted: BTreeSet<String> = routes.services.keys().map(ServiceId::backend).collect();
         let ours = |name: &&String| ServiceId::of_backend(name).is_some();
         Reload {

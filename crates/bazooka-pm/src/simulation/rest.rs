@@ -109,7 +109,7 @@ fn proxy_amiss(world: &World, image: &Snapshot, name: &str) -> Option<String> {
         return Some(format!("{name} is to route to {meant_servers:?}, and routes to {servers:?}"));
     }
     let frame =
-        |of: &InForce| (of.hosts.clone(), of.ports.clone(), of.public, of.backends.clone(), of.shape.clone());
+        |of: &InForce| (of.hosts.clone(), of.ports.clone(), of.public, of.backends.clone(), of.structural_hash.clone());
     if frame(&meant) != frame(&in_force) {
         return Some(format!("{name} is to have {:?}, and has {:?}", frame(&meant), frame(&in_force)));
     }

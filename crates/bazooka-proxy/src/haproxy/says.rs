@@ -75,8 +75,8 @@ impl Cli {
     }
 }
 
-/// The shape that a worker runs, out of `show info`.
-pub fn shape(info: &str) -> Option<&str> {
+/// The structural hash of what a worker runs, out of `show info`.
+pub fn structural_hash(info: &str) -> Option<&str> {
     info.lines().find_map(|line| line.strip_prefix("description: shape="))
 }
 
@@ -186,8 +186,8 @@ mod tests {
     }
 
     #[test]
-    fn the_shape_is_found() {
-        assert_eq!(shape("Name: HAProxy\ndescription: shape=00ff\nStopping: 0"), Some("00ff"));
-        assert_eq!(shape("Name: HAProxy"), None);
+    fn the_structural_hash_is_found() {
+        assert_eq!(structural_hash("Name: HAProxy\ndescription: shape=00ff\nStopping: 0"), Some("00ff"));
+        assert_eq!(structural_hash("Name: HAProxy"), None);
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Proxy;
 use crate::{
     balancer::{InTheWay, ReloadError},
-    config::shape,
+    config::structural_hash,
     plan::{Plan, Reload, Step, Wanted, plan},
 };
 
@@ -18,7 +18,7 @@ use crate::{
 pub(super) enum Come {
     /// HAProxy has to be looked for first.
     Nowhere,
-    /// Its members are in force; its shape waits for old workers to end.
+    /// Its members are in force; its structure waits for old workers to end.
     Waiting,
     /// It is in force, but for what HAProxy refuses.
     InForce,
@@ -105,12 +105,12 @@ impl Proxy {
         let in_the_way = self.balancer.in_the_way().await.unwrap_or(InTheWay::Nothing);
         let Some(at) = self.crowd.wait(in_the_way, now) else { return false };
         self.look_again(Some(at));
-        self.keep_shape(wanted);
+        self.keep_structure(wanted);
         true
     }
 
-    /// The members of what is wanted are in force; the file follows in the shape that HAProxy has.
-    fn keep_shape(&mut self, wanted: &Wanted) {
+    /// The members of what is wanted are in force; the file follows in the structure that HAProxy has.
+    fn keep_structure(&mut self, wanted: &Wanted) {
         if let Some(good) = &mut self.good {
             good.routes.take_members(&wanted.routes);
             let good = good.clone();
@@ -119,17 +119,17 @@ impl Proxy {
     }
 
     async fn reload(&mut self, wanted: &Wanted, reason: &Reload, now: Instant) {
-        let shape = shape(&wanted.routes, &wanted.settings);
-        if let Some(at) = self.attempts.not_before(&shape, now) {
+        let hash = structural_hash(&wanted.routes, &wanted.settings);
+        if let Some(at) = self.attempts.not_before(&hash, now) {
             self.look_again(Some(at));
-            self.keep_shape(wanted);
+            self.keep_structure(wanted);
             return;
         }
         tracing::info!(reason = %reason, "reloading HAProxy");
         self.balancer.bound_log();
         match self.balancer.reload(wanted).await {
             Ok(in_force) => {
-                if in_force.shape != shape {
+                if in_force.structural_hash != hash {
                     tracing::warn!("HAProxy runs another configuration than it was given");
                 }
                 self.attempts.succeeded();
@@ -150,7 +150,7 @@ impl Proxy {
                     last_words,
                     "the new configuration is not in force; the last one is"
                 );
-                let at = self.attempts.failed(shape, error_chain(&error), now);
+                let at = self.attempts.failed(hash, error_chain(&error), now);
                 self.look_again(Some(at));
                 // A valid file that HAProxy could not start with must not stay for its next start.
                 if let (ReloadError::Refused, Some(good)) = (&error, &self.good) {

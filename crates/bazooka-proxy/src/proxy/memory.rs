@@ -31,25 +31,25 @@ pub struct Attempts {
 
 #[derive(Debug)]
 struct Failed {
-    shape: String,
+    hash: String,
     cause: String,
     again_at: Instant,
     pauses: Pauses,
 }
 
 impl Attempts {
-    /// When this shape may be tried again; none is now. Another shape is tried at once.
-    pub fn not_before(&self, shape: &str, now: Instant) -> Option<Instant> {
+    /// When the configuration with this structural hash may be tried again; none: now. Another is tried at once.
+    pub fn not_before(&self, hash: &str, now: Instant) -> Option<Instant> {
         let failed = self.failed.as_ref()?;
-        (failed.shape == shape && now < failed.again_at).then_some(failed.again_at)
+        (failed.hash == hash && now < failed.again_at).then_some(failed.again_at)
     }
 
     /// Notes a failure, and returns when to try again.
-    pub fn failed(&mut self, shape: String, cause: String, now: Instant) -> Instant {
-        let again = self.failed.as_ref().filter(|failed| failed.shape == shape);
+    pub fn failed(&mut self, hash: String, cause: String, now: Instant) -> Instant {
+        let again = self.failed.as_ref().filter(|failed| failed.hash == hash);
         let mut pauses = again.map_or(PAUSE.begin(), |failed| failed.pauses);
         let again_at = now + pauses.next();
-        self.failed = Some(Failed { shape, cause, again_at, pauses });
+        self.failed = Some(Failed { hash, cause, again_at, pauses });
         again_at
     }
 
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_shape_waits_longer_each_time_and_another_one_not_at_all() {
+    fn a_failed_configuration_waits_longer_each_time_and_another_one_not_at_all() {
         let mut attempts = Attempts::default();
         let mut now = Instant::now();
         for expected in [1, 2, 4, 8, 16, 32, 60, 60] {

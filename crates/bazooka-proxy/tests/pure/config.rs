@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use bazooka_proxy::{
-    config::{GitTls, RunAs, hosts, render, render_map, shape},
+    config::{GitTls, RunAs, hosts, has_structure, render, render_map, structural_hash},
     routes::routes,
 };
 use proptest::prelude::*;
@@ -18,10 +18,8 @@ fn golden(name: &str, text: &str) {
         std::fs::write(&path, text).expect("the golden file can be written");
     }
     let golden = std::fs::read_to_string(&path).unwrap_or_default();
-    // The shape is a digest of the rest.
-    let lines = |text: &str| -> Vec<String> {
-        text.lines().filter(|line| !line.contains("shape=")).map(str::to_owned).collect()
-    };
+    // The structural hash among them: another compiler, or another build, must come to the same.
+    let lines = |text: &str| -> Vec<String> { text.lines().map(str::to_owned).collect() };
     let differing = lines(text).into_iter().zip(lines(&golden)).find(|(is, was)| is != was);
     assert_eq!(differing, None, "{name} differs; BAZOOKA_GOLDEN=write writes it anew");
     assert_eq!(lines(text).len(), lines(&golden).len(), "{name} differs in length");
@@ -84,18 +82,29 @@ fn ports_that_cannot_be_opened_and_another_user_are_rendered() {
 }
 
 #[test]
-fn the_shape_changes_with_services_and_ports_alone() {
+fn the_structural_hash_changes_with_services_and_ports_alone() {
     let settings = settings();
-    let of = |rows: Rows| shape(&routes(&rows.0, None), &settings);
+    let of = |rows: Rows| structural_hash(&routes(&rows.0, None), &settings);
     let before = of(cluster());
     assert_eq!(of(cluster().running(9, "shop/web", "10.0.0.9:1")), before, "an instance");
     assert_eq!(of(cluster().domain("shop.example.org", "shop")), before, "a domain");
     assert_ne!(of(cluster().proc("shop/job", 8514)), before, "a service");
     assert_ne!(of(cluster().proc("shop/web", 8599)), before, "a port");
     let refused = routes(&cluster().0, None).without_ports(&[service("shop/web")]);
-    assert_ne!(shape(&refused, &settings), before, "a refused port");
+    assert_ne!(structural_hash(&refused, &settings), before, "a refused port");
     let text = render(&routes(&cluster().0, None), &settings);
     assert!(text.contains(&format!("\n    description shape={before}\n")));
+}
+
+#[test]
+fn the_hash_of_an_earlier_version_is_heeded_so_that_an_upgrade_reloads_nothing() {
+    let (settings, routes) = (settings(), routes(&cluster().0, None));
+    assert!(has_structure(&structural_hash(&routes, &settings), &routes, &settings));
+    // As the version before wrote it into HAProxy's configuration, for this very cluster.
+    assert!(has_structure("EARLIER", &routes, &settings));
+    for other in ["", "0000000000000000", &"0".repeat(32)] {
+        assert!(!has_structure(other, &routes, &settings), "{other}");
+    }
 }
 
 #[test]
