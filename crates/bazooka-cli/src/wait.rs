@@ -16,10 +16,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use visor::{
-    keys::{self, Key},
     names::{AppName, ProcName},
-    progress::missing,
-    store::Keys,
+    progress::who_is_missing,
 };
 
 use crate::{
@@ -110,7 +108,7 @@ pub async fn wait(context: &Context, waited: &mut impl Waited) -> Result<()> {
                 () = waited.next() => {}
                 () = sleep_until(until) => {}
             },
-            Step::AskWhoActs { is_last } => match who_is_missing(context).await {
+            Step::AskWhoActs { is_last } => match who_is_missing(&context.visor).await {
                 Some(missing) if is_last => return Err(waited.nobody(missing)),
                 Some(missing) => say(&format!("waiting: {missing}")),
                 None => {}
@@ -177,12 +175,4 @@ pub async fn until(watch: &mut Watch, end: Instant, mut condition: impl FnMut(&W
             () = sleep_until(end) => return condition(watch),
         }
     }
-}
-
-/// Who should act and isn't there, in words.
-async fn who_is_missing(context: &Context) -> Option<String> {
-    let leader = Keys::One(Key::Leader.to_string());
-    // Out of touch is judged elsewhere.
-    let there = context.visor.read(vec![leader, keys::hosts()]).await.ok()?;
-    missing(&there)
 }

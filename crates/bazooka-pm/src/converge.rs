@@ -6,13 +6,12 @@
 //!
 //! ```text
 //! facts     one instance, put together from its rows
-//! wanted    how many of which release should run
 //! memory    since when things are as they are
 //! hosts     which hosts have gone, and whether to give them up
 //! trial ─┐
 //! service ├▶ plan ─▶ apply
 //! drain ─┘    ▲
-//! room ───────┘      lead: the election and the loop around all of it; agenda: what it looks at
+//!  visor::rules      lead: the election and the loop around all of it; agenda: what it looks at
 //! ```
 
 mod agenda;
@@ -29,18 +28,13 @@ mod fixture;
 mod hosts;
 mod lead;
 #[cfg(test)]
-mod left_cases;
-#[cfg(test)]
 mod link_cases;
 pub mod memory;
 mod metrics;
 pub mod plan;
-mod room;
 mod service;
 mod tally;
 mod trial;
-mod wanted;
-mod zones;
 
 use std::{net::SocketAddr, time::Duration};
 

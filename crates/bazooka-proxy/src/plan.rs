@@ -13,7 +13,7 @@ use std::{
 use visor::names::InstanceId;
 
 use crate::{
-    config::{Settings, hosts, instance_of, server_name, server_options, structural_hash, has_structure},
+    config::{Settings, has_structure, hosts, instance_of, server_name, server_options, structural_hash},
     haproxy::ServerState,
     routes::{Mode, Routes, ServiceId},
 };

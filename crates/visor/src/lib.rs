@@ -26,6 +26,7 @@
 //! stats        what each day brought
 //! transitions  each change of state, as one guarded transaction
 //! wrapping     who can open the envs, kept so by each rm
+//! rules        what is wanted, what fails, and where there is room; each rule once
 //! progress     how far a service is from what is wanted
 //! capacity     what is taken of a host, and left of a cluster
 //! check        whether the rows fit together
@@ -48,6 +49,7 @@ pub mod names;
 pub mod pause;
 pub mod progress;
 pub mod recover;
+pub mod rules;
 pub mod schema;
 pub mod seal;
 pub mod settings;

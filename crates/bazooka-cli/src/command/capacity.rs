@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, str::FromStr};
 
 use serde::Serialize;
 use visor::{
-    capacity::left::{Loss, Part, Share, by_zone, fits, losses, total},
+    capacity::{Loss, Part, Share, by_zone, fits, losses, total},
     keys,
     names::{AppName, InvalidName, ProcName, ZoneName},
 };

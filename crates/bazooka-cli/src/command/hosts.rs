@@ -12,11 +12,11 @@ use std::{
 
 use serde::Serialize;
 use visor::{
-    capacity::Used,
     deadlines::HOST_DISAPPEARS,
     keys::{self, Key},
     names::{HostName, ZoneName},
     progress::frozen_words,
+    rules::usage::Used,
     schema::HostMeta,
     snapshot::{HostView, Snapshot},
     store::Keys,

@@ -13,6 +13,7 @@ use serde::Serialize;
 use visor::{
     keys::{self, Key},
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
+    rules::failing::is_down,
     schema::{Instance, State, Status},
     snapshot::Snapshot,
     store::Keys,
@@ -105,7 +106,7 @@ impl Row {
     }
 
     fn fails(&self) -> bool {
-        matches!(self.state, Some(State::Backoff | State::Failed | State::Lost))
+        self.state.is_some_and(is_down)
     }
 
     fn state_word(&self) -> &'static str {

@@ -11,7 +11,7 @@ use visor::{
     keys,
     mirror::Mirror,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
-    progress::is_to_be_replaced,
+    rules::replacing::is_to_restart,
     schema::{Assignment, Capacity, Desired, Extra, Host, Leader, State, Status},
     snapshot::{AppView, Snapshot},
     store::{LeaseId, Revision},
@@ -170,7 +170,7 @@ impl Stage {
         for (release, count) in &wanted {
             let fit: Vec<InstanceId> = of_proc
                 .iter()
-                .filter(|(id, i)| i.release == *release && !is_to_be_replaced(view, proc, **id))
+                .filter(|(id, i)| i.release == *release && !is_to_restart(view, proc, **id))
                 .map(|(id, _)| **id)
                 .collect();
             surplus.extend(fit.iter().skip(*count as usize));
@@ -185,7 +185,7 @@ impl Stage {
         surplus.extend(
             of_proc
                 .iter()
-                .filter(|(id, i)| !wanted.contains_key(&i.release) || is_to_be_replaced(view, proc, **id))
+                .filter(|(id, i)| !wanted.contains_key(&i.release) || is_to_restart(view, proc, **id))
                 .map(|(id, _)| **id),
         );
         if all_run {

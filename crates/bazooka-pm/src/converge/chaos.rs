@@ -26,7 +26,6 @@ use super::{
     memory::Memory,
     plan::{Act, Plan, Step, plan, plan_apps},
     tally::Tally,
-    zones::Places,
 };
 
 const APPS: [&str; 2] = ["a", "b"];
@@ -396,7 +395,7 @@ impl Day {
     /// Of each release no more are meant to run than are wanted, those that are to be replaced aside.
     fn nothing_is_there_twice(&self) -> Result<(), TestCaseError> {
         for (name, view) in &self.world.snapshot.apps {
-            let wanted = super::wanted::Wanted::of(view).of_proc(&self.world.proc("web"));
+            let wanted = visor::rules::wanted::Wanted::of(view).of_proc(&self.world.proc("web"));
             let formation = view.formation.values().next().expect("it was scaled");
             let mut there: BTreeMap<ReleaseId, u32> = BTreeMap::new();
             let all = Reader::of(&self.world.snapshot).instances(name);
@@ -404,10 +403,12 @@ impl Day {
                 formation.replace_before.is_some_and(|b| facts.id < b) || facts.host_drains
             };
             let head = view.head.as_ref().map(|head| head.release);
-            let misplaced = Places::of(formation.count, &formation.zones).seat(all.iter().filter(|facts| {
+            let of_head = all.iter().filter(|facts| {
                 let meant = facts.desired() == Desired::Run && !facts.is_over();
                 meant && Some(facts.row.release) == head && !is_to_go(facts)
-            }));
+            });
+            let misplaced = Places::of(formation.count, &formation.zones)
+                .seat(of_head.map(|facts| (facts.id, facts.zone)));
             for facts in all {
                 let replaced = is_to_go(&facts) || misplaced.contains(&facts.id);
                 if facts.desired() == Desired::Run && !facts.is_over() && !replaced {
@@ -525,7 +526,8 @@ impl Day {
             let all = Reader::of(&self.world.snapshot).instances(name);
             let head = view.head.as_ref().map(|head| head.release);
             let of_head = all.iter().filter(|facts| Some(facts.row.release) == head);
-            let misplaced = Places::of(formation.count, &formation.zones).seat(of_head);
+            let misplaced = Places::of(formation.count, &formation.zones)
+                .seat(of_head.map(|facts| (facts.id, facts.zone)));
             prop_assert!(misplaced.is_empty(), "{name}: {misplaced:?} stand in the wrong zone");
             prop_assert!(view.pending.is_empty() && view.trial.is_none(), "{:?}", view.pending);
             prop_assert!(view.history.len() <= 20, "{}", view.history.len());

@@ -3,10 +3,9 @@
 //! Owns that a host has each env that an instance there runs with, under the key that it has now, and no other. The
 //! converger can open none of them: it copies what is sealed, with that host's wrap alone. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use visor::{
-    links,
     names::{EnvRef, HostName},
     schema::{Env, Handed},
     snapshot::{AppView, Snapshot},
@@ -63,37 +62,4 @@ fn is_current(snapshot: &Snapshot, view: &AppView, host: &HostName, env: EnvRef,
     let key = snapshot.hosts.get(host).and_then(|host| host.host.as_ref()?.seal_key.as_ref());
     let is_its_own = |row: &Env| row.sealed.as_ref() == Some(&there.sealed) && row.links == there.links;
     key == Some(&there.to) && view.envs.get(&env).is_some_and(|row| is_its_own(row))
-}
-
-/// Why hosts can't take what runs with an env: those that never will as they are, and those that have to wait for an rm
-/// first.
-pub(super) fn hindered(
-    snapshot: &Snapshot,
-    view: &AppView,
-    env: EnvRef,
-) -> (BTreeMap<HostName, String>, BTreeMap<HostName, String>) {
-    let (mut older, mut without) = (BTreeMap::new(), BTreeMap::new());
-    let Some(row) = view.envs.get(&env).filter(|row| row.is_sealed() || !row.links.is_empty()) else {
-        return (older, without);
-    };
-    let wraps = view.wraps.get(&env);
-    for (name, host) in snapshot.hosts.iter().filter_map(|(name, view)| Some((name, view.host.as_ref()?))) {
-        if let Some(why) = links::refusal(row, host) {
-            older.insert(name.clone(), why.to_owned());
-            continue;
-        }
-        match &host.seal_key {
-            _ if !row.is_sealed() => {}
-            None => {
-                let why = "its bazooka-pm is of a version that can't open config vars";
-                older.insert(name.clone(), why.to_owned());
-            }
-            Some(key) if !wraps.is_some_and(|wraps| wraps.hosts.contains_key(key)) => {
-                let why = "it has no key to this app's config vars yet; a bazooka-rm adds it";
-                without.insert(name.clone(), why.to_owned());
-            }
-            Some(_) => {}
-        }
-    }
-    (older, without)
 }

@@ -10,6 +10,7 @@ use std::{
 use visor::{
     keys::Key,
     names::{AppName, HostName, InstanceId, ZoneName},
+    rules::{failing::is_failing, order::Health},
     schema::{Assignment, Desired, Instance, State, Status},
     snapshot::{HostView, Snapshot, Versioned},
 };
@@ -121,12 +122,22 @@ impl Facts<'_> {
     }
 
     /// It crashed and waits for its next start, or has failed for good.
-    pub fn ails(&self) -> bool {
-        matches!(self.state(), Some(State::Backoff | State::Failed))
+    pub fn is_failing(&self) -> bool {
+        self.state().is_some_and(is_failing)
     }
 
-    /// What ails it, for people: `web 17 on host1: exited with status 1`.
-    pub fn ailment(&self) -> String {
+    /// How it does, among those that are meant to run and aren't over. One whose host is gone, or is back and has yet
+    /// to say what became of it, counts as one that starts.
+    pub fn health(&self) -> Health {
+        match Health::of(self.state()) {
+            Health::Serves if self.host_here => Health::Serves,
+            Health::Fails => Health::Fails,
+            Health::Serves | Health::Starts | Health::Over => Health::Starts,
+        }
+    }
+
+    /// Its failure, for people: `web 17 on host1: exited with status 1`.
+    pub fn failure(&self) -> String {
         let cause = self.status.and_then(|status| status.cause.as_deref()).unwrap_or("no cause given");
         format!("{} {} on {}: {cause}", self.row.proc, self.id, self.row.host)
     }

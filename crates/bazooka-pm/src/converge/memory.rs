@@ -11,6 +11,10 @@ use std::{
 use jiff::Timestamp;
 use visor::{
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
+    rules::{
+        failing::{STEADY_AFTER, Seen, was_failing},
+        wanted::Wanted,
+    },
     schema::{Desired, Fault, ReleaseStatus, State, Status},
     snapshot::{AppView, Snapshot},
     transitions::releases::concerned,
@@ -18,7 +22,7 @@ use visor::{
 
 #[cfg(test)]
 use super::facts::Reader;
-use super::{facts::Facts, hosts::Hosts, wanted::Wanted};
+use super::{facts::Facts, hosts::Hosts};
 
 /// How long failures are remembered: replacements avoid those hosts, and come more slowly.
 pub const REMEMBER_FAILURES: Duration = Duration::from_secs(600);
@@ -161,7 +165,8 @@ impl AppMemory {
         }
         self.observe_trial(view, instances, now);
         let wanted = Wanted::of(view);
-        let short = wanted.short(instances);
+        let there = instances.iter().filter(|facts| facts.desired() == Desired::Run && !facts.is_over());
+        let short = wanted.short(there.map(|facts| (&facts.row.proc, facts.row.release)));
         self.short.retain(|(proc, release), _| short.contains(&(proc, *release)));
         for (proc, release) in short {
             self.short.entry((proc.clone(), release)).or_insert(now.clock);
@@ -212,15 +217,18 @@ impl AppMemory {
             Some(TrialMemory { release: trial.release, begun: now.clock, excused: excused.collect() });
     }
 
-    /// Whether head has instances of a proc and each of them crashes.
+    /// Whether a proc was failing before, with what was seen of its instances on our own clock.
     fn was_failing(&self, view: &AppView, instances: &[Facts<'_>], proc: &ProcName, now: Now) -> bool {
-        let Some(head) = &view.head else { return false };
-        let of_head = |facts: &&Facts<'_>| facts.row.proc == *proc && facts.row.release == head.release;
-        let mut old =
-            instances.iter().filter(of_head).filter(|facts| facts.desired() == Desired::Run).peekable();
-        let steady = |facts: &Facts<'_>| self.is_ready(facts.id, Duration::from_secs(1), now);
-        let crashed = |facts: &Facts<'_>| facts.status.is_some_and(|status| status.restarts > 0);
-        old.peek().is_some() && old.all(|facts| facts.ails() || (crashed(facts) && !steady(facts)))
+        let steady_after = STEADY_AFTER.unsigned_abs();
+        was_failing(view, proc, |id| {
+            let at = instances.binary_search_by_key(&id, |facts| facts.id).ok();
+            let facts = at.map(|at| &instances[at]);
+            Seen {
+                status: facts.and_then(|facts| facts.status).map(|status| &status.value),
+                is_meant_to_run: facts.is_some_and(|facts| facts.desired() == Desired::Run),
+                is_steady: self.is_ready(id, steady_after, now),
+            }
+        })
     }
 
     /// When an instance will have been healthy for `min_ready`; none unless it is healthy now.

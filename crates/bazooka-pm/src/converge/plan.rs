@@ -11,8 +11,12 @@ use std::{
 };
 
 use visor::{
-    names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId, ZoneName},
-    schema::{Desired, Limits, Pending},
+    names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId},
+    rules::{
+        placement::{Found, Place, PlacementRequest, Refusals, Room, allot},
+        wanted::{Wanted, procs, unsound},
+    },
+    schema::{Desired, Pending},
     snapshot::{AppView, Snapshot},
     transitions::placement::HISTORY_PER_PROC,
 };
@@ -21,11 +25,9 @@ use super::{
     envs,
     facts::{Facts, Instances, Reader},
     memory::{AppMemory, Memory, Now},
-    room::{Place, Room, Seeker},
     service,
     tally::Tally,
     trial,
-    wanted::{Wanted, procs, unsound},
 };
 
 /// What to do next.
@@ -146,7 +148,7 @@ pub struct Hindrance {
     /// Why.
     pub reason: String,
     /// Each host's refusal.
-    pub refusals: BTreeMap<HostName, String>,
+    pub refusals: Refusals,
 }
 
 impl Hindrance {
@@ -159,19 +161,10 @@ impl Hindrance {
 /// Instances that look for places, with what placement must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Demand {
-    pub proc: ProcName,
     pub release: ReleaseId,
-    pub trial: bool,
-    /// Each one's place among its kind.
-    pub indexes: Vec<u32>,
+    /// Why they are placed, for people.
     pub reason: String,
-    pub limits: Limits,
-    /// Why none of them has a place anywhere, if that is so.
-    pub hopeless: Option<String>,
-    pub avoid: BTreeMap<HostName, String>,
-    pub refuse: BTreeMap<HostName, String>,
-    /// The zone that they are to stand in, where that matters.
-    pub zone: Option<ZoneName>,
+    pub request: PlacementRequest,
 }
 
 /// Everything that an app's plan is made from.
@@ -293,78 +286,43 @@ fn give_room<'a>(
     if demands.is_empty() {
         return;
     }
-    let mut room = Room::of(snapshot, tally);
+    let mut room = Room::of(snapshot, |name, _| tally.used(name));
     for (name, draft) in drafts.iter() {
         for (proc, at) in &draft.spread {
             room.spread(name, proc, at);
         }
     }
-    // Demands stand in the order of apps, so that this is: by index, what is on trial first, then by app.
-    let mut queue: Vec<(u32, bool, usize)> = Vec::new();
-    for (nth, (_, demand)) in demands.iter().enumerate() {
-        queue.extend(demand.indexes.iter().map(|index| (*index, !demand.trial, nth)));
-    }
-    queue.sort_unstable();
-    let mut placed = 0;
-    // Room only shrinks within a plan: what found none finds none again.
-    let mut hopeless: BTreeMap<(&AppName, &ProcName), &Demand> = BTreeMap::new();
-    for (index, _, nth) in queue {
+    let requests: Vec<_> = demands.iter().map(|(name, demand)| (*name, &demand.request)).collect();
+    allot(&mut room, &requests, PLACED_AT_ONCE, |nth, index, found| {
         let (name, demand) = &demands[nth];
         let draft = drafts.get_mut(name).expect("the demand came from it");
-        if let Some(why) = &demand.hopeless {
+        let PlacementRequest { proc, trial, .. } = &demand.request;
+        match found {
+            Found::Place(place) => {
+                let seat = Seat { proc: proc.clone(), release: demand.release, index, trial: *trial };
+                return draft.act(Act::Place { seat, place }, demand.reason.clone());
+            }
+            Found::Later => return draft.look_again_at(now.clock),
+            Found::NoRoom(refusals) => lack(draft, demand, || (no_room(refusals), refusals.clone())),
             // What it lacks may come with any change, as room may.
+            Found::Impossible(why) => lack(draft, demand, || (why.to_owned(), Refusals::new())),
+        }
+        if !plan.hungry.contains(*name) {
             plan.hungry.insert((*name).clone());
-            lack(draft, demand, || (why.clone(), BTreeMap::new()));
-            continue;
         }
-        if placed == PLACED_AT_ONCE {
-            draft.look_again_at(now.clock);
-            continue;
-        }
-        let known = hopeless.get(&(*name, &demand.proc));
-        let is_alike = |known: &&Demand| {
-            known.limits == demand.limits && known.refuse == demand.refuse && known.zone == demand.zone
-        };
-        if known.is_some_and(is_alike) {
-            if let Some(hindrance) = draft.hindrances.get_mut(&demand.proc) {
-                hindrance.short += 1;
-            }
-            continue;
-        }
-        let seeker = Seeker {
-            app: name,
-            proc: &demand.proc,
-            limits: &demand.limits,
-            avoid: &demand.avoid,
-            refuse: &demand.refuse,
-            zone: demand.zone.as_ref(),
-        };
-        match room.take_place(&seeker) {
-            Ok(place) => {
-                placed += 1;
-                let Demand { proc, release, trial, .. } = demand;
-                let seat = Seat { proc: proc.clone(), release: *release, index, trial: *trial };
-                draft.act(Act::Place { seat, place }, demand.reason.clone());
-            }
-            Err(refusals) => {
-                hopeless.insert((name, &demand.proc), demand);
-                plan.hungry.insert((*name).clone());
-                lack(draft, demand, || (no_room(&refusals), refusals));
-            }
-        }
-    }
+    });
 }
 
 /// One more of a service has no place, for this reason unless there is one already.
-fn lack(draft: &mut Draft, demand: &Demand, why: impl FnOnce() -> (String, BTreeMap<HostName, String>)) {
-    let hindrance = draft.hindrances.entry(demand.proc.clone()).or_insert_with(|| {
+fn lack(draft: &mut Draft, demand: &Demand, why: impl FnOnce() -> (String, Refusals)) {
+    let lacking = draft.hindrances.entry(demand.request.proc.clone()).or_insert_with(|| {
         let (reason, refusals) = why();
         Hindrance { release: demand.release, short: 0, reason, refusals }
     });
-    hindrance.short += 1;
+    lacking.short += 1;
 }
 
-fn no_room(refusals: &BTreeMap<HostName, String>) -> String {
+fn no_room(refusals: &Refusals) -> String {
     match refusals.len() {
         0 => "no host is registered".into(),
         1 => "the only host can't take it".into(),

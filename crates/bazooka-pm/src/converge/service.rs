@@ -19,19 +19,25 @@ use visor::{
     links,
     names::{HostName, InstanceId, ProcName, ReleaseId, ZoneName},
     pause::Doubling,
-    schema::{Desired, Fault, Formation, Proc, ReleaseStatus, State},
+    rules::{
+        host_fit::{EnvHosts, env_hosts},
+        order::staying,
+        placement::{PlacementRequest, Refusals},
+        replacing::is_to_restart,
+        wanted::tried,
+        zones::Places,
+    },
+    schema::{Desired, Fault, Proc, ReleaseStatus, State},
     snapshot::AppView,
     transitions::envs::EMPTY_ENV,
 };
 
 use super::{
-    drain, envs,
+    drain,
     facts::Facts,
     memory::{Failure, START_WINDOW},
     plan::{Act, Context, Demand, Draft, Hindrance},
     trial,
-    wanted::tried,
-    zones::Places,
 };
 
 /// How long an instance must be healthy once it has crashed, if its proc doesn't ask for more.
@@ -94,7 +100,7 @@ impl Group<'_> {
         let stays = |facts: &Facts<'_>| Some(facts.row.release) != self.release && !facts.host_drains;
         let (mut held, mut old): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.old).into_iter().partition(stays);
-        held.sort_by_key(|facts| (!facts.runs(), facts.ails(), facts.row.index, facts.id));
+        held.sort_by_key(|facts| staying(facts.health(), facts.row.index, facts.id));
         old.extend(held.split_off(places.min(held.len())));
         self.count -= u32::try_from(held.len()).unwrap_or(u32::MAX).min(self.count);
         (self.held, self.old) = (held, old);
@@ -160,13 +166,7 @@ fn served(view: &AppView, release: ReleaseId) -> bool {
 
 /// Whether an instance of a wanted release is to be replaced by another of the same.
 fn is_to_be_replaced(view: &AppView, facts: &Facts<'_>) -> bool {
-    facts.host_drains || is_to_restart(view.formation.get(&facts.row.proc).map(|row| &row.value), facts.id)
-}
-
-fn is_to_restart(formation: Option<&Formation>, id: InstanceId) -> bool {
-    formation.is_some_and(|formation| {
-        formation.replace.contains(&id) || formation.replace_before.is_some_and(|before| id < before)
-    })
+    facts.host_drains || is_to_restart(view, &facts.row.proc, facts.id)
 }
 
 fn plan_group(
@@ -181,11 +181,11 @@ fn plan_group(
     let held = u32::try_from(group.held.len()).unwrap_or(u32::MAX);
     let mut places = Places::of(group.count.saturating_add(held), &group.zones);
     // They stay in any case.
-    places.seat(&group.held);
+    seat(&mut places, &group.held);
     for facts in surplus(&mut group.fresh, count, &places) {
         drain::remove(context, &facts, "scaled down", draft);
     }
-    let misplaced = places.seat(&group.fresh);
+    let misplaced = seat(&mut places, &group.fresh);
     let (moved, fresh) = group.fresh.into_iter().partition(|facts| misplaced.contains(&facts.id));
     group.fresh = fresh;
     group.old.extend::<Vec<_>>(moved);
@@ -203,9 +203,9 @@ fn plan_group(
         let start = if rolling { batch(settings, &group, ready, instances) } else { missing };
         demand(context, proc, settings, release, &group, &places, start.min(missing), missing, draft);
     }
-    let ailing = group.fresh.iter().find(|facts| facts.ails());
+    let ailing = group.fresh.iter().find(|facts| facts.is_failing());
     if let (true, Some(facts), Some(release)) = (rolling, ailing, group.release) {
-        let failing = group.fresh.iter().filter(|facts| facts.ails()).count();
+        let failing = group.fresh.iter().filter(|facts| facts.is_failing()).count();
         let short = u32::try_from(count - ready.min(count)).unwrap_or(u32::MAX);
         draft.hindrances.entry(proc.clone()).or_insert_with(|| Hindrance {
             release,
@@ -213,7 +213,7 @@ fn plan_group(
             reason: format!(
                 "the rollout of {release} waits: {failing} of its {} instances fail ({})",
                 group.fresh.len(),
-                facts.ailment()
+                facts.failure()
             ),
             refusals: BTreeMap::new(),
         });
@@ -232,18 +232,21 @@ fn proof(settings: &Settings, facts: &Facts<'_>) -> Duration {
 fn surplus<'a>(fresh: &mut Vec<Facts<'a>>, count: usize, places: &Places) -> Vec<Facts<'a>> {
     fresh.sort_by_key(|facts| {
         // What can't be read can't be stopped.
-        (!facts.unreadable, !facts.runs(), facts.ails(), facts.row.index, facts.id)
+        (!facts.unreadable, staying(facts.health(), facts.row.index, facts.id))
     });
     if fresh.len() > count && places.are_in_zones() {
-        let misplaced = places.clone().seat(fresh.iter());
-        fresh.sort_by_key(|facts| {
-            (!facts.unreadable, !facts.runs(), facts.ails(), misplaced.contains(&facts.id))
-        });
+        let misplaced = seat(&mut places.clone(), fresh.iter());
+        fresh.sort_by_key(|facts| (!facts.unreadable, facts.health(), misplaced.contains(&facts.id)));
     }
     let keep = fresh.iter().filter(|facts| facts.unreadable).count().max(count);
     let surplus = fresh.split_off(keep.min(fresh.len()));
     fresh.sort_by_key(|facts| facts.id);
     surplus
+}
+
+/// Gives instances their places. Returns those for which none is left where they stand.
+fn seat<'a>(places: &mut Places, instances: impl IntoIterator<Item = &'a Facts<'a>>) -> BTreeSet<InstanceId> {
+    places.seat(instances.into_iter().map(|facts| (facts.id, facts.zone)))
 }
 
 /// How many new ones a rollout may start now.
@@ -258,7 +261,7 @@ fn batch(settings: &Settings, group: &Group<'_>, ready: usize, instances: &[Fact
     let there = group.fresh.len() + group.old.len() + leaving.count();
     let by_batch = batch.saturating_sub(unready).min((count + batch).saturating_sub(there));
     // Scaled up meanwhile: what no old one stands in for needn't wait, unless new ones fail.
-    let failing = group.fresh.iter().any(Facts::ails);
+    let failing = group.fresh.iter().any(Facts::is_failing);
     let uncovered = count.saturating_sub(group.fresh.len() + group.old.len());
     if failing { by_batch } else { by_batch.max(uncovered) }
 }
@@ -296,10 +299,10 @@ fn demand(
     let mut refuse = refused(context, &failures, draft);
     let mut avoid = avoided(&failures);
     let env = context.view.releases.get(&release).map_or(EMPTY_ENV, |row| row.env);
-    let (older, without) = envs::hindered(context.snapshot, context.view, env);
-    refuse.extend(older);
+    let EnvHosts { unfit, keyless } = env_hosts(context.snapshot, context.view, env);
+    refuse.extend(unfit);
+    avoid.extend(keyless);
     let broken = links::broken(context.snapshot, context.view, env);
-    avoid.extend(without);
     let trial = tried(context.view).contains(&(proc, release));
     let taken: BTreeSet<u32> = group.fresh.iter().map(|facts| facts.row.index).collect();
     let free = (0..).filter(|index| !taken.contains(index));
@@ -313,18 +316,19 @@ fn demand(
     }
     for (zone, n) in next {
         let indexes: Vec<u32> = indexes.by_ref().take(n).collect();
-        draft.demands.push(Demand {
+        let request = PlacementRequest {
             proc: proc.clone(),
-            release,
+            limits: settings.proc.run.limits.clone(),
             trial,
             indexes,
-            reason: if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") },
-            limits: settings.proc.run.limits.clone(),
-            hopeless: broken.as_ref().map(|lead| format!("{release} {lead}")),
+            impossible: broken.as_ref().map(|lead| format!("{release} {lead}")),
             avoid: avoid.clone(),
             refuse: refuse.clone(),
             zone,
-        });
+        };
+        let reason =
+            if trial { format!("to try {release}") } else { format!("{proc} is short by {missing}") };
+        draft.demands.push(Demand { release, reason, request });
     }
 }
 
@@ -366,7 +370,7 @@ fn pause(step: usize) -> Duration {
 }
 
 /// The hosts where a release failed for want of something that the host has: memory, ports, disk.
-pub(super) fn avoided(failures: &[&Failure]) -> BTreeMap<HostName, String> {
+pub(super) fn avoided(failures: &[&Failure]) -> Refusals {
     failures
         .iter()
         .filter(|failure| failure.fault != Fault::App)
@@ -375,7 +379,7 @@ pub(super) fn avoided(failures: &[&Failure]) -> BTreeMap<HostName, String> {
 }
 
 /// The hosts where a release failed by the host's fault so lately that they aren't tried again yet.
-fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut Draft) -> BTreeMap<HostName, String> {
+fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut Draft) -> Refusals {
     let mut by_host: BTreeMap<&HostName, (usize, &Failure)> = BTreeMap::new();
     for failure in failures.iter().filter(|f| matches!(f.fault, Fault::Host | Fault::NoPort)) {
         let (times, last) = by_host.entry(&failure.host).or_insert((0, failure));
@@ -414,9 +418,10 @@ fn retire(
     // a proc that crashes in either release doesn't run twice for ever.
     let mut dead = (group.fresh.len() + group.old.len()).saturating_sub(count);
     let mut old = group.old.clone();
-    old.sort_by_key(|facts| (facts.runs(), !facts.ails(), Reverse(facts.row.index), Reverse(facts.id)));
+    old.sort_by_key(|facts| Reverse(staying(facts.health(), facts.row.index, facts.id)));
     for facts in &old {
-        let may_go = if facts.runs() { any > 0 && spare > 0 } else { any > 0 || (facts.ails() && dead > 0) };
+        let may_go =
+            if facts.runs() { any > 0 && spare > 0 } else { any > 0 || (facts.is_failing() && dead > 0) };
         if may_go {
             any = any.saturating_sub(1);
             dead = dead.saturating_sub(1);
@@ -427,11 +432,10 @@ fn retire(
 }
 
 fn why_old(view: &AppView, group: &Group<'_>, facts: &Facts<'_>) -> String {
-    let formation = view.formation.get(&facts.row.proc).map(|row| &row.value);
     match group.release {
         _ if view.app.as_ref().is_some_and(|app| app.destroying) => "the app is being destroyed".into(),
         Some(release) if release == facts.row.release && group.count > 0 => {
-            if is_to_restart(formation, facts.id) {
+            if is_to_restart(view, &facts.row.proc, facts.id) {
                 "restarted".into()
             } else if facts.host_drains {
                 format!("host {} is being drained", facts.row.host)

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 
 use visor::{
-    capacity::{Used, taken},
     keys::Key,
     mirror::Changes,
     names::{HostName, InstanceId},
+    rules::usage::{Used, taken},
     snapshot::{HostView, Snapshot},
 };
 

@@ -13,6 +13,7 @@ use visor::{
     deadlines::{EXCUSED_PROC, NO_ROOM, TRIAL_BEYOND_BOOT},
     keys::Key,
     names::{ProcName, ReleaseId},
+    rules::placement::elsewhere,
     schema::{Desired, Fault, ReleaseStatus},
     transitions::releases::concerned,
 };
@@ -20,7 +21,6 @@ use visor::{
 use super::{
     facts::Facts,
     plan::{Act, Context, Draft},
-    room::elsewhere,
     service::{STARTS_A_MINUTE, Settings, avoided},
 };
 
@@ -132,11 +132,11 @@ fn progress(context: Context<'_>, release: ReleaseId, proc: &ProcName, begun: In
     if tried.iter().any(|facts| memory.is_ready(facts.id, settings.min_ready, now)) {
         return Progress::Settled;
     }
-    let crashed = |facts: &&Facts<'_>| facts.ails() || facts.status.is_some_and(|s| s.restarts > 0);
+    let crashed = |facts: &&Facts<'_>| facts.is_failing() || facts.status.is_some_and(|s| s.restarts > 0);
     if excused && (tried.iter().any(|facts| crashed(&facts)) || begun + EXCUSED_PROC <= now.clock) {
         return Progress::Settled;
     }
-    if let Some(facts) = tried.iter().find(|facts| facts.ails())
+    if let Some(facts) = tried.iter().find(|facts| facts.is_failing())
         && !goes_elsewhere(context, proc, release, facts)
     {
         return Progress::Failed(story(facts));
@@ -172,7 +172,7 @@ pub(super) fn goes_elsewhere(
 
 /// Why an instance failed, with the last that it said.
 fn story(facts: &Facts<'_>) -> String {
-    let mut story = facts.ailment();
+    let mut story = facts.failure();
     for line in facts.status.iter().flat_map(|status| &status.last_output) {
         story.push('\n');
         story.push_str(line);

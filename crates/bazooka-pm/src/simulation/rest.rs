@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use visor::{
     check::findings,
     names::{HostName, InstanceId},
-    progress::is_to_be_replaced,
+    rules::replacing::is_to_restart,
     schema::{Desired, ReleaseStatus, State},
     snapshot::{AppView, Snapshot},
 };
@@ -108,8 +108,9 @@ fn proxy_amiss(world: &World, image: &Snapshot, name: &str) -> Option<String> {
     if meant_servers != servers {
         return Some(format!("{name} is to route to {meant_servers:?}, and routes to {servers:?}"));
     }
-    let frame =
-        |of: &InForce| (of.hosts.clone(), of.ports.clone(), of.public, of.backends.clone(), of.structural_hash.clone());
+    let frame = |of: &InForce| {
+        (of.hosts.clone(), of.ports.clone(), of.public, of.backends.clone(), of.structural_hash.clone())
+    };
     if frame(&meant) != frame(&in_force) {
         return Some(format!("{name} is to have {:?}, and has {:?}", frame(&meant), frame(&in_force)));
     }
@@ -155,7 +156,7 @@ fn app_amiss(
         if (desired, state, runs_on) != (Some(Desired::Run), Some(State::Running), Some(&row.host)) {
             return Some(format!("{id} on {} is {desired:?}, {state:?}, a process on {runs_on:?}", row.host));
         }
-        if is_to_be_replaced(view, &row.proc, *id) {
+        if is_to_restart(view, &row.proc, *id) {
             return Some(format!("{id} is to be replaced"));
         }
         placed.insert(*id);

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use bazooka_proxy::{
-    config::{GitTls, RunAs, hosts, has_structure, render, render_map, structural_hash},
+    config::{GitTls, RunAs, has_structure, hosts, render, render_map, structural_hash},
     routes::routes,
 };
 use proptest::prelude::*;

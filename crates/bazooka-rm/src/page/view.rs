@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::Serialize;
 use visor::{
-    capacity::Used,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, ZoneName},
     progress::{self, Observed, Verdict, progress},
+    rules::usage::Used,
     schema::{Ended, Fault, Release, ReleaseStatus, State},
     snapshot::{AppView, HostView, Snapshot},
     store::Revision,

@@ -6,12 +6,11 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use visor::{
-    keys::{self, Key},
+    keys::Key,
     names::{AppName, ReleaseId, RevId},
-    progress,
+    progress::who_is_missing,
     schema::{Promoter, ReleaseStatus, Rev, State},
     snapshot::AppView,
-    store::Keys,
     transitions::releases::{Begun, NewRelease, concerned},
 };
 
@@ -110,7 +109,7 @@ pub async fn try_release(
             () = sleep_until(alarm), if alarm < bound => {
                 alarms.next();
                 let is_last = alarms.peek().is_none();
-                match who_is_missing(rm).await {
+                match who_is_missing(&rm.visor).await {
                     Some(missing) if is_last => {
                         rm.visor.fail_trial(&push.app, release, &missing).await?;
                         push.held().trial = None;
@@ -133,12 +132,6 @@ pub async fn try_release(
             }
         }
     }
-}
-
-/// Who should act and isn't there, as far as the coordinator says.
-async fn who_is_missing(rm: &SharedRm) -> Option<String> {
-    let there = rm.visor.read(vec![Keys::One(Key::Leader.to_string()), keys::hosts()]).await.ok()?;
-    progress::missing(&there)
 }
 
 /// Which procs of a trial have an instance that isn't healthy yet, and how long it may take.

@@ -5,15 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use visor::{
+use crate::{
     keys::Key,
     names::{AppName, ProcName, ReleaseId},
-    schema::{Desired, ReleaseStatus},
+    schema::ReleaseStatus,
     snapshot::{AppView, Snapshot},
     transitions::releases::concerned,
 };
-
-use super::facts::Facts;
 
 /// What an app wants, by proc and release.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,12 +34,15 @@ impl Wanted {
         self.0.get(proc).cloned().unwrap_or_default()
     }
 
-    /// Each proc and release of which fewer instances are there than wanted, those that are about to be replaced
-    /// left in.
-    pub fn short(&self, instances: &[Facts<'_>]) -> BTreeSet<(&ProcName, ReleaseId)> {
+    /// Each proc and release of which fewer instances are there than wanted. `instances` are those that are meant to
+    /// run and haven't ended, each with its proc and release.
+    pub fn short<'a>(
+        &'a self,
+        instances: impl IntoIterator<Item = (&'a ProcName, ReleaseId)>,
+    ) -> BTreeSet<(&'a ProcName, ReleaseId)> {
         let mut there: BTreeMap<(&ProcName, ReleaseId), u32> = BTreeMap::new();
-        for facts in instances.iter().filter(|facts| facts.desired() == Desired::Run && !facts.is_over()) {
-            *there.entry((&facts.row.proc, facts.row.release)).or_default() += 1;
+        for of in instances {
+            *there.entry(of).or_default() += 1;
         }
         let wanted = self.0.iter().flat_map(|(proc, releases)| {
             releases.iter().map(move |(release, count)| ((proc, *release), *count))

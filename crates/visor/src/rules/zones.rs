@@ -6,13 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use visor::names::{InstanceId, ZoneName};
-
-use super::facts::Facts;
+use crate::names::{InstanceId, ZoneName};
 
 /// The places of a release's instances: so many in each zone, and so many anywhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Places {
+pub struct Places {
     zones: BTreeMap<ZoneName, u32>,
     anywhere: u32,
 }
@@ -35,19 +33,28 @@ impl Places {
         !self.zones.is_empty()
     }
 
-    /// Gives instances their places, the first ones first. Returns those for which none is left where they stand.
-    pub fn seat<'a>(&mut self, instances: impl IntoIterator<Item = &'a Facts<'a>>) -> BTreeSet<InstanceId> {
+    /// Gives instances their places, the first ones first; each with the zone where it stands, if that is known.
+    /// Returns those for which no place is left where they stand.
+    pub fn seat<'a>(
+        &mut self,
+        instances: impl IntoIterator<Item = (InstanceId, Option<&'a ZoneName>)>,
+    ) -> BTreeSet<InstanceId> {
         let mut left_over = BTreeSet::new();
-        for facts in instances {
-            match facts.zone.and_then(|zone| self.zones.get_mut(zone)).filter(|left| **left > 0) {
+        for (id, zone) in instances {
+            match zone.and_then(|zone| self.zones.get_mut(zone)).filter(|left| **left > 0) {
                 Some(left) => *left -= 1,
                 None if self.anywhere > 0 => self.anywhere -= 1,
                 // What stands nobody knows where isn't moved.
-                None if facts.zone.is_none() => {}
-                None => drop(left_over.insert(facts.id)),
+                None if zone.is_none() => {}
+                None => drop(left_over.insert(id)),
             }
         }
         left_over
+    }
+
+    /// How many places in a zone have no instance yet.
+    pub fn left_in(&self, zone: &ZoneName) -> u32 {
+        self.zones.get(zone).copied().unwrap_or(0)
     }
 
     /// How many of the next `n` instances are for which zone: first those that a zone is short of, so that none of the others

@@ -1,0 +1,59 @@
+//! Which instances of a release stay where there are too many.
+//!
+//! Owns their order: those that serve before those that start, those that start before those that fail, and among
+//! equals the lowest place first.
+
+use crate::{names::InstanceId, schema::State};
+
+use super::failing::is_failing;
+
+/// How an instance does, from best to worst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// It runs.
+    Serves,
+    /// It was placed, or starts.
+    Starts,
+    /// It has crashed and waits for its next start, or has failed for good.
+    Fails,
+    /// Nothing of it runs any more, or soon won't.
+    Over,
+}
+
+impl Health {
+    /// By what its host reports; none: nothing yet.
+    pub fn of(state: Option<State>) -> Health {
+        match state {
+            Some(State::Running) => Health::Serves,
+            None | Some(State::Claimed) => Health::Starts,
+            Some(state) if is_failing(state) => Health::Fails,
+            Some(_) => Health::Over,
+        }
+    }
+}
+
+/// An instance's rank among those of its release: where there are too many, those with the lowest stay.
+pub fn staying(health: Health, index: u32, id: InstanceId) -> (Health, u32, InstanceId) {
+    (health, index, id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_serves_stays_then_what_starts_then_the_lowest_place() {
+        let mut all = [
+            (1, Some(State::Failed), 0),
+            (2, Some(State::Backoff), 1),
+            (3, None, 2),
+            (4, Some(State::Claimed), 3),
+            (5, Some(State::Running), 5),
+            (6, Some(State::Running), 4),
+            (7, Some(State::Lost), 6),
+            (8, Some(State::Exited), 7),
+        ];
+        all.sort_by_key(|(id, state, index)| staying(Health::of(*state), *index, InstanceId(*id)));
+        assert_eq!(all.map(|(id, ..)| id), [6, 5, 3, 4, 1, 2, 7, 8]);
+    }
+}

@@ -1,0 +1,452 @@
+//! Where there is room, which room is best, and who gets it first.
+//!
+//! Owns placement: the reckoning of slots and memory over all hosts, the order among those that can take an
+//! instance (avoid where it failed lately, spread over zones, then hosts, then fill the emptiest), and the order
+//! among those that look for a place (the first instance of every service before the second of any).
+
+use std::collections::BTreeMap;
+
+use super::{
+    host_fit::closed,
+    usage::{Used, reckoned},
+};
+use crate::{
+    names::{AppName, HostName, ProcName, ZoneName},
+    schema::{Host, Limits},
+    snapshot::{HostView, Snapshot, Versioned},
+    store::Revision,
+};
+
+/// Why each host can't take an instance.
+pub type Refusals = BTreeMap<HostName, String>;
+
+/// What each host has left, as instances are placed one after the other.
+///
+/// A search looks at each host once, in rows that lie side by side: with a thousand hosts it takes a microsecond or
+/// two, which no order that had to be kept true would better.
+#[derive(Clone, Debug)]
+pub struct Room<'a> {
+    /// Each host of the image, in its order.
+    free: Vec<Row>,
+    /// The same hosts.
+    hosts: Vec<HostRoom<'a>>,
+    zones: BTreeMap<&'a ZoneName, u32>,
+    services: BTreeMap<&'a AppName, BTreeMap<ProcName, Spread>>,
+}
+
+/// What a host has free.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FreeCapacity {
+    /// Memory for instances.
+    pub memory_bytes: u64,
+    /// How many more instances it takes; none where nothing at all is placed.
+    pub slots: u32,
+}
+
+impl FreeCapacity {
+    /// What a host has free beside what is taken of it. One that is closed has nothing.
+    pub fn of(host: &Host, used: Used, is_closed: bool) -> Self {
+        if is_closed {
+            return FreeCapacity::default();
+        }
+        FreeCapacity {
+            memory_bytes: host.capacity.memory_bytes.saturating_sub(used.memory_bytes),
+            slots: host.capacity.instances.saturating_sub(used.instances),
+        }
+    }
+}
+
+/// What a host has free, and where it stands: all that a search looks at.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    memory_bytes: u64,
+    slots: u32,
+    zone: u32,
+}
+
+#[derive(Clone, Debug)]
+struct HostRoom<'a> {
+    name: &'a HostName,
+    /// Its registration, if there is one.
+    host: Option<&'a Versioned<Host>>,
+    /// Why nothing at all is placed there.
+    closed: Option<&'static str>,
+    used: Used,
+}
+
+/// How many instances that will stay a service has, on each host and in each zone.
+#[derive(Clone, Debug)]
+struct Spread {
+    at: Vec<u32>,
+    in_zone: Vec<u32>,
+}
+
+/// A place for an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The host.
+    pub host: HostName,
+    /// The revision that created its registration.
+    pub created_at: Revision,
+}
+
+/// Instances of a service that look for places, each under the same conditions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacementRequest {
+    /// Their proc.
+    pub proc: ProcName,
+    /// What each may use.
+    pub limits: Limits,
+    /// Whether they belong to a trial.
+    pub trial: bool,
+    /// Each one's place among its kind.
+    pub indexes: Vec<u32>,
+    /// Why none of them has a place anywhere, if that is so.
+    pub impossible: Option<String>,
+    /// Hosts that are the last choice, each with why.
+    pub avoid: Refusals,
+    /// Hosts that can't take them, each with why.
+    pub refuse: Refusals,
+    /// The zone that they are to stand in; none: any.
+    pub zone: Option<ZoneName>,
+}
+
+impl PlacementRequest {
+    /// Whether what found no host for one finds none for the other. Room only shrinks meanwhile.
+    fn is_as_hard_as(&self, other: &PlacementRequest) -> bool {
+        self.limits == other.limits && self.refuse == other.refuse && self.zone == other.zone
+    }
+}
+
+/// What became of an instance that looked for a place.
+#[derive(Debug)]
+pub enum Found<'r> {
+    /// It has one.
+    Place(Place),
+    /// No host can take it, each for its reason.
+    NoRoom(&'r Refusals),
+    /// It can't run anywhere, for this reason.
+    Impossible(&'r str),
+    /// So many were placed that it is left to the next plan.
+    Later,
+}
+
+/// Gives room to all that look for it, and tells of each what became of it: by the request's place in `requests`,
+/// and the instance's index. At most `most` are placed.
+///
+/// The order is by index; of equals what is on trial comes first, then as the requests stand.
+pub fn allot<'a>(
+    room: &mut Room<'a>,
+    requests: &[(&'a AppName, &PlacementRequest)],
+    most: usize,
+    mut tell: impl FnMut(usize, u32, Found<'_>),
+) {
+    let mut queue: Vec<(u32, bool, usize)> = Vec::new();
+    for (nth, (_, request)) in requests.iter().enumerate() {
+        queue.extend(request.indexes.iter().map(|index| (*index, !request.trial, nth)));
+    }
+    queue.sort_unstable();
+    let mut placed = 0;
+    let mut without: BTreeMap<(&AppName, &ProcName), (&PlacementRequest, Refusals)> = BTreeMap::new();
+    for (index, _, nth) in queue {
+        let (app, request) = requests[nth];
+        if let Some(why) = &request.impossible {
+            tell(nth, index, Found::Impossible(why));
+            continue;
+        }
+        if placed == most {
+            tell(nth, index, Found::Later);
+            continue;
+        }
+        let service = (app, &request.proc);
+        match without.get(&service) {
+            Some((other, refusals)) if request.is_as_hard_as(other) => {
+                tell(nth, index, Found::NoRoom(refusals));
+                continue;
+            }
+            _ => {}
+        }
+        match room.take_place(app, request) {
+            Ok(place) => {
+                placed += 1;
+                tell(nth, index, Found::Place(place));
+            }
+            Err(refusals) => {
+                tell(nth, index, Found::NoRoom(&refusals));
+                without.insert(service, (request, refusals));
+            }
+        }
+    }
+}
+
+impl<'a> Room<'a> {
+    /// What is free on each host of an image; `used` tells what is taken of one.
+    pub fn of(snapshot: &'a Snapshot, used: impl Fn(&HostName, &HostView) -> Used) -> Self {
+        let (mut free, mut hosts) = (Vec::new(), Vec::new());
+        let mut zones: BTreeMap<&ZoneName, u32> = BTreeMap::new();
+        for (name, view) in &snapshot.hosts {
+            let closed = closed(snapshot, name, view);
+            let used = used(name, view);
+            free.push(match &view.host {
+                Some(host) => {
+                    let next = u32::try_from(zones.len()).unwrap_or(u32::MAX);
+                    let FreeCapacity { memory_bytes, slots } = FreeCapacity::of(host, used, closed.is_some());
+                    Row { memory_bytes, slots, zone: *zones.entry(&host.zone).or_insert(next) }
+                }
+                None => Row { memory_bytes: 0, slots: 0, zone: 0 },
+            });
+            hosts.push(HostRoom { name, host: view.host.as_ref(), closed, used });
+        }
+        Room { free, hosts, zones, services: BTreeMap::new() }
+    }
+
+    /// The same without some hosts, as if they weren't registered.
+    pub fn without(mut self, goes: impl Fn(&HostName, &Host) -> bool) -> Self {
+        for (free, room) in self.free.iter_mut().zip(&mut self.hosts) {
+            if room.host.is_some_and(|host| goes(room.name, host)) {
+                (free.slots, free.memory_bytes, room.host) = (0, 0, None);
+            }
+        }
+        self
+    }
+
+    /// How many instances that need so much memory each registered host can take.
+    pub fn holds(&self, need: u64) -> impl Iterator<Item = (&'a HostName, &'a Host, u64)> {
+        self.free.iter().zip(&self.hosts).filter_map(move |(free, room)| {
+            let by_memory = free.memory_bytes.checked_div(need).unwrap_or(u64::MAX);
+            Some((room.name, &room.host?.value, by_memory.min(free.slots.into())))
+        })
+    }
+
+    /// Says where instances of a service are that will stay: the places of their hosts in the image.
+    pub fn spread(&mut self, app: &'a AppName, proc: &ProcName, at: &[usize]) {
+        let mut spread = Spread::nowhere(self.hosts.len(), self.zones.len());
+        for at in at.iter().filter(|at| self.hosts[**at].host.is_some()) {
+            spread.add(*at, self.free[*at].zone);
+        }
+        self.services.entry(app).or_default().insert(proc.clone(), spread);
+    }
+
+    /// Takes the best place for one instance.
+    ///
+    /// # Errors
+    /// Each host's refusal, where none can take it.
+    pub fn take_place(&mut self, app: &'a AppName, request: &PlacementRequest) -> Result<Place, Refusals> {
+        let services = self.services.entry(app).or_default();
+        if !services.contains_key(&request.proc) {
+            services.insert(request.proc.clone(), Spread::nowhere(self.hosts.len(), self.zones.len()));
+        }
+        let spread = services.get_mut(&request.proc).expect("it was put there");
+        let need = reckoned(&request.limits);
+        let hosts = &self.hosts;
+        let among = |names: &Refusals, at: usize| !names.is_empty() && names.contains_key(hosts[at].name);
+        // A zone without a host is none of those that there are.
+        let zone = request.zone.as_ref().map(|zone| self.zones.get(zone).copied().unwrap_or(u32::MAX));
+        let free = &self.free;
+        let open = |at: usize| zone.is_none_or(|zone| free[at].zone == zone) && !among(&request.refuse, at);
+        let liked = spread.best(&self.free, need, |at| open(at) && !among(&request.avoid, at));
+        let best = liked.or_else(|| spread.best(&self.free, need, open));
+        let taken = best.and_then(|at| Some((at, self.hosts[at].host?)));
+        let Some((at, host)) = taken else { return Err(self.refusals(request, need)) };
+        let free = &mut self.free[at];
+        spread.add(at, free.zone);
+        free.slots -= 1;
+        free.memory_bytes -= need;
+        self.hosts[at].used.take(need);
+        Ok(Place { created_at: host.create_revision, host: self.hosts[at].name.clone() })
+    }
+
+    fn refusals(&self, request: &PlacementRequest, need: u64) -> Refusals {
+        let refusals = self.hosts.iter().filter_map(|room| {
+            let zone = &room.host?.zone;
+            let elsewhere = request.zone.as_ref().filter(|wanted| *wanted != zone);
+            let why = elsewhere
+                .map(|wanted| format!("is in zone {zone}, not in {wanted}"))
+                .or_else(|| room.refusal(need))
+                .or_else(|| request.refuse.get(room.name).cloned())?;
+            Some((room.name.clone(), why))
+        });
+        refusals.collect()
+    }
+}
+
+/// The order among hosts that can take one more of a service: the zone with the fewest of it, the host with the
+/// fewest, the most memory free. The lowest comes first.
+fn rank(in_zone: u32, there: u32, free_bytes: u64) -> u128 {
+    u128::from(in_zone) << 96 | u128::from(there) << 64 | u128::from(u64::MAX - free_bytes)
+}
+
+impl Spread {
+    fn nowhere(hosts: usize, zones: usize) -> Self {
+        Spread { at: vec![0; hosts], in_zone: vec![0; zones] }
+    }
+
+    /// The best host for one more, among those that can take it and are `open`.
+    ///
+    /// It is asked for each instance that is placed. One number is compared for each host, since the order among
+    /// hosts is no more predictable to the machine than it looks.
+    fn best(&self, free: &[Row], need: u64, open: impl Fn(usize) -> bool) -> Option<usize> {
+        let (mut best, mut slots, mut best_at) = (u128::MAX, 0, None);
+        for (at, (free, there)) in free.iter().zip(&self.at).enumerate() {
+            if free.slots == 0 || free.memory_bytes < need || !open(at) {
+                continue;
+            }
+            let rank = rank(self.in_zone[free.zone as usize], *there, free.memory_bytes);
+            if rank < best || (rank == best && free.slots > slots) {
+                (best, slots, best_at) = (rank, free.slots, Some(at));
+            }
+        }
+        best_at
+    }
+
+    fn add(&mut self, host: usize, zone: u32) {
+        self.at[host] += 1;
+        self.in_zone[zone as usize] += 1;
+    }
+}
+
+impl HostRoom<'_> {
+    /// Why it can't take it, if it is registered and can't.
+    fn refusal(&self, need: u64) -> Option<String> {
+        let capacity = &self.host?.capacity;
+        if let Some(why) = self.closed {
+            return Some(why.to_owned());
+        }
+        if self.used.instances >= capacity.instances {
+            return Some(format!("is full: {} of {} instances", self.used.instances, capacity.instances));
+        }
+        let free = capacity.memory_bytes.saturating_sub(self.used.memory_bytes);
+        (free < need).then(|| format!("{} MiB of memory are free, {} MiB are needed", free >> 20, need >> 20))
+    }
+}
+
+/// Whether an instance that failed there could do better elsewhere.
+pub fn elsewhere(snapshot: &Snapshot, avoid: &Refusals) -> bool {
+    snapshot.hosts.iter().any(|(name, view)| {
+        view.host.is_some() && closed(snapshot, name, view).is_none() && !avoid.contains_key(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::rules::fixture::Cluster;
+
+    fn request() -> PlacementRequest {
+        PlacementRequest {
+            proc: "web".parse().expect("valid"),
+            limits: Limits::default(),
+            trial: false,
+            indexes: Vec::new(),
+            impossible: None,
+            avoid: Refusals::new(),
+            refuse: Refusals::new(),
+            zone: None,
+        }
+    }
+
+    /// Places `n` instances of a/web and says where they went.
+    fn places(cluster: &Cluster, n: usize, request: &PlacementRequest) -> Vec<String> {
+        let app = "a".parse().expect("valid");
+        let mut room = Room::of(&cluster.image, |_, view| Used::of(view));
+        (0..n)
+            .map(|_| match room.take_place(&app, request) {
+                Ok(place) => place.host.to_string(),
+                Err(refusals) => format!("{refusals:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn zones_come_before_hosts_and_hosts_before_room() {
+        let mut cluster = Cluster::default();
+        cluster
+            .host("host1", "north", 9, 1000)
+            .host("host2", "north", 9, 2000)
+            .host("host3", "south", 9, 1000);
+        assert_eq!(places(&cluster, 5, &request()), ["host2", "host3", "host1", "host3", "host2"]);
+    }
+
+    #[test]
+    fn what_is_to_stand_in_a_zone_stands_there_or_nowhere() {
+        let mut cluster = Cluster::default();
+        cluster
+            .host("host1", "default", 9, 100)
+            .host("host2", "north", 1, 100)
+            .host("host3", "default", 9, 100);
+        let in_zone = |zone: &str| PlacementRequest { zone: zone.parse().ok(), ..request() };
+        let placed = places(&cluster, 2, &in_zone("north"));
+        assert_eq!(placed[0], "host2");
+        assert!(placed[1].contains("is in zone default, not in north") && placed[1].contains("is full"));
+        assert!(places(&cluster, 1, &in_zone("west"))[0].contains("is in zone north, not in west"));
+    }
+
+    #[test]
+    fn a_full_or_closed_host_says_so() {
+        let mut cluster = Cluster::default();
+        cluster.host("host1", "a", 0, 100).host("host2", "a", 9, 1).host("host3", "a", 9, 100);
+        cluster.host("host4", "a", 9, 100);
+        cluster.mark("host3", &json!({ "cordoned": true })).mark("host4", &json!({ "draining": true }));
+        let refusals = &places(&cluster, 1, &request())[0];
+        for part in [
+            "is full: 0 of 0 instances",
+            "1 MiB of memory are free, 16 MiB are needed",
+            "cordoned",
+            "drained",
+        ] {
+            assert!(refusals.contains(part), "{refusals}");
+        }
+    }
+
+    #[test]
+    fn a_host_to_be_avoided_is_the_last_choice_and_one_that_refuses_is_none() {
+        let mut cluster = Cluster::default();
+        cluster.host("host1", "a", 2, 100).host("host2", "a", 2, 100).host("host3", "a", 2, 100);
+        let why = |host: &str| Refusals::from([(Cluster::host_name(host), "failed there".to_owned())]);
+        let request = PlacementRequest { avoid: why("host1"), refuse: why("host2"), ..request() };
+        let placed = places(&cluster, 5, &request);
+        assert_eq!(placed[..4], ["host3", "host3", "host1", "host1"]);
+        assert!(placed[4].contains("failed there") && placed[4].contains("is full: 2 of 2"), "{}", placed[4]);
+    }
+
+    /// Who gets which place, in turn: app, index, and what became of it.
+    fn turns(cluster: &Cluster, requests: &[(&str, PlacementRequest)], most: usize) -> Vec<String> {
+        let apps: Vec<AppName> = requests.iter().map(|(app, _)| app.parse().expect("valid")).collect();
+        let asked: Vec<_> = apps.iter().zip(requests).map(|(app, (_, request))| (app, request)).collect();
+        let mut room = Room::of(&cluster.image, |_, view| Used::of(view));
+        let mut turns = Vec::new();
+        allot(&mut room, &asked, most, |nth, index, found| {
+            let what = match found {
+                Found::Place(place) => place.host.to_string(),
+                Found::NoRoom(refusals) => format!("no room on {}", refusals.len()),
+                Found::Impossible(why) => why.to_owned(),
+                Found::Later => "later".to_owned(),
+            };
+            turns.push(format!("{}{index} {what}", asked[nth].0));
+        });
+        turns
+    }
+
+    #[test]
+    fn the_first_of_every_service_comes_before_the_second_of_any_and_a_trial_first() {
+        let mut cluster = Cluster::default();
+        cluster.host("host1", "a", 4, 1000);
+        let of = |indexes: &[u32]| PlacementRequest { indexes: indexes.to_vec(), ..request() };
+        let trial = PlacementRequest { trial: true, ..of(&[0]) };
+        let turns = turns(&cluster, &[("a", of(&[0, 1, 2])), ("b", of(&[0, 1])), ("c", trial)], usize::MAX);
+        let expected = ["c0 host1", "a0 host1", "b0 host1", "a1 host1", "b1 no room on 1", "a2 no room on 1"];
+        assert_eq!(turns, expected);
+    }
+
+    #[test]
+    fn what_is_too_much_or_impossible_takes_no_room() {
+        let mut cluster = Cluster::default();
+        cluster.host("host1", "a", 9, 1000);
+        let of = |indexes: &[u32]| PlacementRequest { indexes: indexes.to_vec(), ..request() };
+        let lost = PlacementRequest { impossible: Some("leads nowhere".to_owned()), ..of(&[0, 1]) };
+        let turns = turns(&cluster, &[("a", of(&[0, 1])), ("b", lost)], 1);
+        assert_eq!(turns, ["a0 host1", "b0 leads nowhere", "a1 later", "b1 leads nowhere"]);
+    }
+}

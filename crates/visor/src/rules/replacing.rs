@@ -1,0 +1,34 @@
+//! Whether an instance of a wanted release is to be replaced by another of the same.
+//!
+//! Owns the reading of what a restart asked for. That an instance on a host that is being drained is replaced too,
+//! or one that stands in the wrong zone, the converger adds: it alone sees hosts and zones with an instance.
+
+use crate::{
+    names::{InstanceId, ProcName},
+    schema::Formation,
+    snapshot::AppView,
+};
+
+/// Whether a restart asked for this instance's replacement.
+pub fn is_to_restart(view: &AppView, proc: &ProcName, id: InstanceId) -> bool {
+    view.formation.get(proc).is_some_and(|row| asks_for(row, id))
+}
+
+fn asks_for(formation: &Formation, id: InstanceId) -> bool {
+    formation.replace.contains(&id) || formation.replace_before.is_some_and(|first_kept| id < first_kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn named_ones_and_those_placed_before_the_restart_are_replaced() {
+        let row = r#"{"count":3,"replace":[7],"replace_before":5}"#;
+        let formation: Formation = serde_json::from_str(row).expect("readable");
+        let replaced: Vec<u64> = (1..9).filter(|id| asks_for(&formation, InstanceId(*id))).collect();
+        assert_eq!(replaced, [1, 2, 3, 4, 7]);
+        let nothing: Formation = serde_json::from_str(r#"{"count":3}"#).expect("readable");
+        assert!(!asks_for(&nothing, InstanceId(1)));
+    }
+}
