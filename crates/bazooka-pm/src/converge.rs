@@ -8,18 +8,22 @@
 //! facts     one instance, put together from its rows
 //! memory    since when things are as they are
 //! hosts     which hosts have gone, and whether to give them up
+//! step      what a plan is made of; draft: what an app's own plan is made from
+//! attempts  how often a release may be started, and where
 //! trial ─┐
 //! service ├▶ plan ─▶ apply
-//! drain ─┘    ▲
-//!  visor::rules      lead: the election and the loop around all of it; agenda: what it looks at
+//! drain ─┤    ▲
+//! envs ──┘ visor::rules   lead: the election and the loop around all of it; agenda: what it looks at
 //! ```
 
 mod agenda;
 pub mod apply;
+mod attempts;
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
 mod chaos;
+mod draft;
 mod drain;
 mod envs;
 mod facts;
@@ -33,6 +37,8 @@ pub mod memory;
 mod metrics;
 pub mod plan;
 mod service;
+mod settings;
+pub mod step;
 mod tally;
 mod trial;
 

@@ -12,7 +12,7 @@ use visor::{keys::Key, mirror::Changes, names::AppName, snapshot::Snapshot};
 
 use super::{
     memory::{Memory, Now},
-    plan::Plan,
+    step::Plan,
 };
 
 /// What is to be looked at.
@@ -23,7 +23,7 @@ pub(super) struct Agenda {
     /// These apps, for something of them changed.
     dirty: BTreeSet<AppName>,
     /// These apps, whenever room may have come free.
-    hungry: BTreeSet<AppName>,
+    waiting_for_capacity: BTreeSet<AppName>,
     /// These apps, at that time.
     look_again: BTreeMap<AppName, Instant>,
 }
@@ -97,7 +97,7 @@ impl Agenda {
         let mut due: BTreeSet<AppName> = self.dirty.iter().chain(timed).cloned().collect();
         if !due.is_empty() {
             // Room may have come free with any of them.
-            due.extend(self.hungry.iter().cloned());
+            due.extend(self.waiting_for_capacity.iter().cloned());
         }
         due
     }
@@ -108,10 +108,10 @@ impl Agenda {
         self.dirty.clear();
         for app in apps {
             self.look_again.remove(app);
-            self.hungry.remove(app);
+            self.waiting_for_capacity.remove(app);
         }
         self.look_again.extend(plan.look_again.iter().map(|(app, at)| (app.clone(), *at)));
-        self.hungry.extend(plan.hungry.iter().cloned());
+        self.waiting_for_capacity.extend(plan.waiting_for_capacity.iter().cloned());
     }
 
     /// Everything is to be looked at.

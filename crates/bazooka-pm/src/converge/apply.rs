@@ -23,7 +23,7 @@ use visor::{
 
 use super::{
     envs,
-    plan::{Act, Hindrance, Plan, Seat, Step},
+    step::{Act, Hindrance, Plan, Slot, Step},
 };
 
 /// What became of a plan.
@@ -138,8 +138,8 @@ pub fn apply<'a>(
 
 /// What a step places; none if it places nothing, or the image isn't the one that it was planned on.
 pub(super) fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {
-    let Act::Place { seat, place } = &step.act else { return None };
-    let Seat { proc, release, index, trial } = seat;
+    let Act::Place { slot, place } = &step.act else { return None };
+    let Slot { proc, release, index, trial } = slot;
     let view = snapshot.apps.get(&step.app)?;
     let row = view.releases.get(release)?;
     let rev = view.revs.get(&row.rev)?;
@@ -262,8 +262,8 @@ struct Told<'a>(&'a Act);
 impl std::fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
-            Act::Place { seat, place } => {
-                write!(f, "{}.{} of {} on {}", seat.proc, seat.index, seat.release, place.host)
+            Act::Place { slot, place } => {
+                write!(f, "{}.{} of {} on {}", slot.proc, slot.index, slot.release, place.host)
             }
             Act::Advance { id, .. } | Act::Lose { id } | Act::PutAway { id, .. } => write!(f, "{id}"),
             Act::Verify { release } | Act::Fail { release, .. } => write!(f, "{release}"),

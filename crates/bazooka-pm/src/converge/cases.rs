@@ -72,13 +72,13 @@ mod placement {
         world.mark("host1", |meta| meta.cordoned = true);
         world.edit_host("host2", |host| host.capacity.instances = 0);
         let plan = world.plan();
-        let super::super::plan::Act::Pend { pending: Some(hindrance), .. } = &plan.steps[0].act else {
+        let super::super::step::Act::Pend { pending: Some(hindrance), .. } = &plan.steps[0].act else {
             panic!("{plan:?}")
         };
         let refusals: Vec<String> =
             hindrance.refusals.iter().map(|(host, why)| format!("{host} {why}")).collect();
         assert_eq!(refusals, ["host1 is cordoned", "host2 is full: 0 of 0 instances"]);
-        assert_eq!(plan.hungry.len(), 1);
+        assert_eq!(plan.waiting_for_capacity.len(), 1);
         let row = world.row(visor::schema::Pending {
             release: hindrance.release,
             short: hindrance.short,
@@ -100,7 +100,7 @@ mod placement {
         let plan = world.plan();
         assert_eq!(plan.steps.len(), 8_000);
         assert_eq!(plan.look_again.get(&world.name("a")), Some(&world.now.clock));
-        assert!(plan.hungry.is_empty());
+        assert!(plan.waiting_for_capacity.is_empty());
     }
 
     #[test]
@@ -119,7 +119,7 @@ mod placement {
             status.cause = Some("the disk is full".into());
         });
         let plan = world.plan();
-        assert_eq!(plan.hungry.len(), 1);
+        assert_eq!(plan.waiting_for_capacity.len(), 1);
         assert!(plan.look_again.values().all(|at| *at > world.now.clock));
         assert_eq!(world.after(seconds(1)).steps(), ["put away 1", "place web.0@v1 on host1"]);
     }
@@ -295,7 +295,7 @@ mod ending {
             }
         };
         ended(&mut world, 100..120);
-        let super::super::plan::Act::PutAway { oldest, .. } = &world.plan().steps[0].act else { panic!() };
+        let super::super::step::Act::PutAway { oldest, .. } = &world.plan().steps[0].act else { panic!() };
         assert_eq!(*oldest, [InstanceId(100)]);
         ended(&mut world, 120..220);
         assert_eq!(world.steps(), ["put away 2", "forget 50"]);

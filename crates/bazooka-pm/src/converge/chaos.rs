@@ -24,7 +24,8 @@ use super::{
     facts::{Facts, Reader},
     fixture::{World, told},
     memory::Memory,
-    plan::{Act, Plan, Step, plan, plan_apps},
+    plan::{plan, plan_apps},
+    step::{Act, Plan, Step},
     tally::Tally,
 };
 
@@ -351,9 +352,9 @@ impl Day {
 
     /// What links a service is placed only while that is there, on a host that was told where it is.
     fn leads_somewhere(&mut self, step: &Step) -> Result<(), TestCaseError> {
-        let Act::Place { seat, place } = &step.act else { return Ok(()) };
+        let Act::Place { slot, place } = &step.act else { return Ok(()) };
         let view = &self.world.snapshot.apps[&step.app];
-        if links::of(view, view.releases[&seat.release].env).is_some() {
+        if links::of(view, view.releases[&slot.release].env).is_some() {
             let service = &self.world.snapshot.apps[&self.world.name(LINKED)].procs;
             prop_assert!(!service.is_empty(), "{} is placed, and what it links isn't there", step.app);
             let host = self.world.snapshot.hosts[&place.host].host.as_ref().expect("it is registered");
@@ -429,10 +430,10 @@ impl Day {
         self.world.turn_to(step.app.as_str());
         let web = self.world.proc("web");
         match &step.act {
-            Act::Place { seat, place } => {
+            Act::Place { slot, place } => {
                 self.last_id += 1;
-                let what = format!("{}@{}", seat.proc, seat.release);
-                self.world.place(self.last_id, &what, place.host.as_str(), seat.index);
+                let what = format!("{}@{}", slot.proc, slot.release);
+                self.world.place(self.last_id, &what, place.host.as_str(), slot.index);
             }
             Act::Advance { id, to } => self.world.mean(id.0, *to),
             Act::Lose { id } => self.say(&step.app, *id, State::Lost, None),

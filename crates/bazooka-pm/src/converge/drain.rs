@@ -13,8 +13,9 @@ use visor::{
 };
 
 use super::{
+    draft::{Context, Draft},
     facts::Facts,
-    plan::{Act, Context, Draft},
+    step::Act,
 };
 
 /// Begins an instance's end.

@@ -12,7 +12,7 @@ use visor::{
     transitions::envs::{EMPTY_ENV, handed},
 };
 
-use super::plan::{Act, Draft};
+use super::{draft::Draft, step::Act};
 
 /// An env as a host is to get it; none if that can't be, because the host isn't there, the env is an earlier version's, or no rm
 /// has wrapped it for that host yet.
@@ -37,7 +37,7 @@ pub(super) fn plan(snapshot: &Snapshot, view: &AppView, draft: &mut Draft) {
         .acts
         .iter()
         .filter_map(|(act, _)| match act {
-            Act::Place { seat, place } => Some((place.host.clone(), view.releases.get(&seat.release)?.env)),
+            Act::Place { slot, place } => Some((place.host.clone(), view.releases.get(&slot.release)?.env)),
             _ => None,
         })
         .collect();

@@ -17,7 +17,8 @@ use visor::{
 
 use super::{
     memory::{Memory, Now},
-    plan::{Act, Plan, plan},
+    plan::plan,
+    step::{Act, Plan},
 };
 
 /// An image, with the memory of a converger that has watched it.
@@ -485,9 +486,9 @@ impl World {
 /// A step in words.
 pub(crate) fn told(act: &Act) -> String {
     match act {
-        Act::Place { seat, place } => {
-            let trial = if seat.trial { "try" } else { "place" };
-            format!("{trial} {}.{}@{} on {}", seat.proc, seat.index, seat.release, place.host)
+        Act::Place { slot, place } => {
+            let trial = if slot.trial { "try" } else { "place" };
+            format!("{trial} {}.{}@{} on {}", slot.proc, slot.index, slot.release, place.host)
         }
         Act::Advance { id, to: Desired::Drain } => format!("drain {id}"),
         Act::Advance { id, .. } => format!("stop {id}"),

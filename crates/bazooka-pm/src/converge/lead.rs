@@ -41,7 +41,8 @@ use super::{
     facts::{Instances, Reader},
     memory::{Memory, Now},
     metrics::ConvergerMetrics,
-    plan::{Plan, plan_apps},
+    plan::plan_apps,
+    step::Plan,
     tally::Tally,
 };
 

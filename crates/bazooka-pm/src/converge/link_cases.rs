@@ -5,7 +5,8 @@ use super::{
     envs,
     facts::Reader,
     fixture::World,
-    plan::{Act, Step, plan_apps},
+    plan::plan_apps,
+    step::{Act, Step},
     tally::Tally,
 };
 

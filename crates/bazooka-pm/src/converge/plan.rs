@@ -5,208 +5,28 @@
 //! of every service before the second of any. So a plan over the apps that changed, and those that wait
 //! for room, equals the plan over all.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::collections::BTreeMap;
 
 use visor::{
-    names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId},
+    names::{AppName, InstanceId, ProcName, ReleaseId},
     rules::{
-        placement::{Found, Place, PlacementRequest, Refusals, Room, allot},
+        placement::{Found, PlacementRequest, Refusals, Room, allot},
         wanted::{Wanted, procs, unsound},
     },
-    schema::{Desired, Pending},
     snapshot::{AppView, Snapshot},
     transitions::placement::HISTORY_PER_PROC,
 };
 
 use super::{
+    draft::{Context, Demand, Draft},
     envs,
-    facts::{Facts, Instances, Reader},
+    facts::{Instances, Reader},
     memory::{AppMemory, Memory, Now},
     service,
+    step::{Act, Hindrance, Plan, Slot, Step},
     tally::Tally,
     trial,
 };
-
-/// What to do next.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// None depends on another.
-    pub steps: Vec<Step>,
-    /// When each app is to be planned again, even if nothing happens.
-    pub look_again: BTreeMap<AppName, Instant>,
-    /// The apps that wait for room: to be planned again whenever some may have come free.
-    pub hungry: BTreeSet<AppName>,
-    /// The apps that can't be acted on, and why.
-    pub blocked: BTreeMap<AppName, String>,
-}
-
-/// One thing to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The app that it is done for.
-    pub app: AppName,
-    /// What.
-    pub act: Act,
-    /// Why, for people.
-    pub reason: String,
-}
-
-/// What a step does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
-    /// Place an instance.
-    Place {
-        /// What it is.
-        seat: Seat,
-        /// Where.
-        place: Place,
-    },
-    /// Move an instance down: to drain, or to stop.
-    Advance {
-        /// The instance.
-        id: InstanceId,
-        /// Where to.
-        to: Desired,
-    },
-    /// Say that an instance is lost with its host.
-    Lose {
-        /// The instance.
-        id: InstanceId,
-    },
-    /// Put an instance away that has ended.
-    PutAway {
-        /// The instance.
-        id: InstanceId,
-        /// The oldest stories of its service, which make room for its own.
-        oldest: Vec<InstanceId>,
-    },
-    /// Forget stories that are too many.
-    Forget {
-        /// The proc.
-        proc: ProcName,
-        /// Whose stories.
-        ids: Vec<InstanceId>,
-    },
-    /// Say that a release on trial is good.
-    Verify {
-        /// The release.
-        release: ReleaseId,
-    },
-    /// Say that a release can't become head.
-    Fail {
-        /// The release.
-        release: ReleaseId,
-        /// Why, with the last output.
-        cause: String,
-    },
-    /// Hand an env to a host, or to its new key.
-    Hand {
-        /// The host.
-        host: HostName,
-        /// The env.
-        env: EnvRef,
-    },
-    /// Take an env back from a host that runs nothing with it.
-    TakeBack {
-        /// The host.
-        host: HostName,
-        /// The env.
-        env: EnvRef,
-    },
-    /// Say why a service isn't as it should be; or that nothing is in its way any more.
-    Pend {
-        /// The proc.
-        proc: ProcName,
-        /// What is in its way.
-        pending: Option<Hindrance>,
-    },
-}
-
-/// An instance that is to be placed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seat {
-    /// Its proc.
-    pub proc: ProcName,
-    /// Its release.
-    pub release: ReleaseId,
-    /// Its place among its kind.
-    pub index: u32,
-    /// Whether it belongs to a trial.
-    pub trial: bool,
-}
-
-/// What is in a service's way: a [`Pending`] without its time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hindrance {
-    /// The release.
-    pub release: ReleaseId,
-    /// How many instances are missing.
-    pub short: u32,
-    /// Why.
-    pub reason: String,
-    /// Each host's refusal.
-    pub refusals: Refusals,
-}
-
-impl Hindrance {
-    fn is_said_by(&self, row: &Pending) -> bool {
-        let Hindrance { release, short, reason, refusals } = self;
-        row.release == *release && row.short == *short && row.reason == *reason && row.refusals == *refusals
-    }
-}
-
-/// Instances that look for places, with what placement must know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Demand {
-    pub release: ReleaseId,
-    /// Why they are placed, for people.
-    pub reason: String,
-    pub request: PlacementRequest,
-}
-
-/// Everything that an app's plan is made from.
-#[derive(Clone, Copy)]
-pub(super) struct Context<'a> {
-    pub snapshot: &'a Snapshot,
-    pub name: &'a AppName,
-    pub view: &'a AppView,
-    /// The app's, by id.
-    pub instances: &'a [Facts<'a>],
-    pub memory: &'a AppMemory,
-    pub hosts: &'a super::hosts::Hosts,
-    pub now: Now,
-}
-
-impl<'a> Context<'a> {
-    /// The instances of a proc, by id.
-    pub fn of_proc(&self, proc: &ProcName) -> impl Iterator<Item = Facts<'a>> {
-        self.instances.iter().filter(move |facts| facts.row.proc == *proc).copied()
-    }
-}
-
-/// What an app's own plan comes to, before room is given out.
-#[derive(Default)]
-pub(super) struct Draft {
-    pub acts: Vec<(Act, String)>,
-    pub demands: Vec<Demand>,
-    /// Where the instances of each proc are that will stay: the place of each one's host in the image.
-    pub spread: BTreeMap<ProcName, Vec<usize>>,
-    pub hindrances: BTreeMap<ProcName, Hindrance>,
-    pub look_again: Option<Instant>,
-}
-
-impl Draft {
-    pub fn act(&mut self, act: Act, reason: impl Into<String>) {
-        self.acts.push((act, reason.into()));
-    }
-
-    pub fn look_again_at(&mut self, at: Instant) {
-        self.look_again = Some(self.look_again.map_or(at, |other| other.min(at)));
-    }
-}
 
 /// Plans every app.
 pub fn plan(snapshot: &Snapshot, memory: &Memory, now: Now) -> Plan {
@@ -299,16 +119,16 @@ fn give_room<'a>(
         let PlacementRequest { proc, trial, .. } = &demand.request;
         match found {
             Found::Place(place) => {
-                let seat = Seat { proc: proc.clone(), release: demand.release, index, trial: *trial };
-                return draft.act(Act::Place { seat, place }, demand.reason.clone());
+                let slot = Slot { proc: proc.clone(), release: demand.release, index, trial: *trial };
+                return draft.act(Act::Place { slot, place }, demand.reason.clone());
             }
             Found::Later => return draft.look_again_at(now.clock),
             Found::NoRoom(refusals) => lack(draft, demand, || (no_room(refusals), refusals.clone())),
             // What it lacks may come with any change, as room may.
             Found::Impossible(why) => lack(draft, demand, || (why.to_owned(), Refusals::new())),
         }
-        if !plan.hungry.contains(*name) {
-            plan.hungry.insert((*name).clone());
+        if !plan.waiting_for_capacity.contains(*name) {
+            plan.waiting_for_capacity.insert((*name).clone());
         }
     });
 }

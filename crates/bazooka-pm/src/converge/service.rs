@@ -17,27 +17,27 @@ use std::{
 
 use visor::{
     links,
-    names::{HostName, InstanceId, ProcName, ReleaseId, ZoneName},
-    pause::Doubling,
+    names::{InstanceId, ProcName, ReleaseId, ZoneName},
     rules::{
         host_fit::{EnvHosts, env_hosts},
         order::staying,
-        placement::{PlacementRequest, Refusals},
+        placement::PlacementRequest,
         replacing::is_to_restart,
         wanted::tried,
         zones::Places,
     },
-    schema::{Desired, Fault, Proc, ReleaseStatus, State},
+    schema::{Desired, ReleaseStatus, State},
     snapshot::AppView,
     transitions::envs::EMPTY_ENV,
 };
 
 use super::{
+    attempts::{allowance, avoided, goes_elsewhere, refused},
+    draft::{Context, Demand, Draft},
     drain,
     facts::Facts,
-    memory::{Failure, START_WINDOW},
-    plan::{Act, Context, Demand, Draft, Hindrance},
-    trial,
+    settings::Settings,
+    step::{Act, Hindrance},
 };
 
 /// How long an instance must be healthy once it has crashed, if its proc doesn't ask for more.
@@ -45,35 +45,6 @@ use super::{
 /// A rev that passes its trial and then crashes every other second would else be counted on between two crashes, and
 /// take over from one that works.
 const STEADY: Duration = Duration::from_secs(10);
-
-/// How many instances of a release that has failed are started within [`START_WINDOW`] over the whole cluster.
-pub const STARTS_A_MINUTE: usize = 10;
-
-/// The pause before an instance that failed for good is replaced.
-const PAUSE: Doubling = Doubling::new(Duration::from_secs(1), Duration::from_secs(60));
-
-/// What a proc says of how it is run and replaced.
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub min_ready: Duration,
-    /// How long an instance may take from its start until it is counted on.
-    pub counted_within: Duration,
-    pub max_unavailable: u32,
-    proc: Proc,
-}
-
-impl Settings {
-    /// Reads an app's proc; a proc that has no row has the default of each setting.
-    pub fn of(view: &AppView, proc: &ProcName) -> Self {
-        let proc = view.procs.get(proc).map_or_else(|| Proc::new(0), |proc| proc.value.clone());
-        Settings {
-            min_ready: proc.min_ready(),
-            counted_within: proc.counted_within(),
-            max_unavailable: proc.most_unavailable(),
-            proc,
-        }
-    }
-}
 
 /// One release of a service: those that are to stay, and those that they take over from.
 struct Group<'a> {
@@ -332,71 +303,6 @@ fn demand(
     }
 }
 
-/// How many instances of a release may start now, given how it failed lately. It says when more may.
-///
-/// One failure is replaced at once. Each further one doubles the pause, and [`STARTS_A_MINUTE`] bounds the
-/// starts over the cluster, so that a bad rev can't tour the hosts. A fault of the host's is none of the
-/// release's: there the host is avoided instead.
-fn allowance(
-    context: Context<'_>,
-    proc: &ProcName,
-    release: ReleaseId,
-    failures: &[&Failure],
-    draft: &mut Draft,
-) -> usize {
-    let own: Vec<_> =
-        failures.iter().filter(|failure| matches!(failure.fault, Fault::App | Fault::OutOfMemory)).collect();
-    let now = context.now.clock;
-    let Some(last) = own.last().filter(|_| own.len() > 1) else { return usize::MAX };
-    let again = last.at + pause(own.len() - 2);
-    if again > now {
-        draft.look_again_at(again);
-        return 0;
-    }
-    let starts = context.memory.starts_of(proc, release);
-    let allowed = STARTS_A_MINUTE.saturating_sub(starts.len());
-    if allowed == 0
-        && let Some(first) = starts.first()
-    {
-        // They count until the window is past.
-        draft.look_again_at((*first + START_WINDOW + Duration::from_millis(1)).max(now));
-    }
-    allowed
-}
-
-/// The pause after so many failures, of which each but the first doubles it.
-fn pause(step: usize) -> Duration {
-    PAUSE.after(u32::try_from(step).unwrap_or(u32::MAX))
-}
-
-/// The hosts where a release failed for want of something that the host has: memory, ports, disk.
-pub(super) fn avoided(failures: &[&Failure]) -> Refusals {
-    failures
-        .iter()
-        .filter(|failure| failure.fault != Fault::App)
-        .map(|failure| (failure.host.clone(), failure.cause.clone()))
-        .collect()
-}
-
-/// The hosts where a release failed by the host's fault so lately that they aren't tried again yet.
-fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut Draft) -> Refusals {
-    let mut by_host: BTreeMap<&HostName, (usize, &Failure)> = BTreeMap::new();
-    for failure in failures.iter().filter(|f| matches!(f.fault, Fault::Host | Fault::NoPort)) {
-        let (times, last) = by_host.entry(&failure.host).or_insert((0, failure));
-        *times += 1;
-        *last = failure;
-    }
-    let mut refused = BTreeMap::new();
-    for (host, (times, last)) in by_host {
-        let again = last.at + pause(times - 1);
-        if again > context.now.clock {
-            draft.look_again_at(again);
-            refused.insert(host.clone(), format!("failed it just now: {}", last.cause));
-        }
-    }
-    refused
-}
-
 /// Takes old ones out as new ones are healthy.
 fn retire(
     context: Context<'_>,
@@ -474,7 +380,7 @@ fn put_ended_away(
                 // Until another runs in its place: it may come back with its host.
                 Some(State::Lost) => !taken_over && missing_or_unready(group),
                 // It is the verdict's to read.
-                Some(State::Failed) if trying && !trial::goes_elsewhere(context, proc, release, facts) => {
+                Some(State::Failed) if trying && !goes_elsewhere(context, proc, release, facts) => {
                     judged += 1;
                     true
                 }

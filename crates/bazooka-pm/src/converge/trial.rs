@@ -13,15 +13,16 @@ use visor::{
     deadlines::{EXCUSED_PROC, NO_ROOM, TRIAL_BEYOND_BOOT},
     keys::Key,
     names::{ProcName, ReleaseId},
-    rules::placement::elsewhere,
-    schema::{Desired, Fault, ReleaseStatus},
+    schema::{Desired, ReleaseStatus},
     transitions::releases::concerned,
 };
 
 use super::{
+    attempts::{STARTS_A_MINUTE, goes_elsewhere},
+    draft::{Context, Draft},
     facts::Facts,
-    plan::{Act, Context, Draft},
-    service::{STARTS_A_MINUTE, Settings, avoided},
+    settings::Settings,
+    step::Act,
 };
 
 /// How many starts the procs of a trial have in all, over the whole cluster; twice their number, if that is more.
@@ -29,9 +30,6 @@ use super::{
 /// Each has its quick restarts on its own host, so without this a rev of many procs that crash would come to many
 /// starts before the first of them is given up.
 const STARTS: usize = STARTS_A_MINUTE;
-
-/// How many hosts a trial's instance may fail on for the hosts' own faults, before that is the release's.
-const HOSTS_TRIED: usize = 3;
 
 /// How far one proc of a trial has come.
 enum Progress {
@@ -154,20 +152,6 @@ fn progress(context: Context<'_>, release: ReleaseId, proc: &ProcName, begun: In
         until = Some(until.map_or(since + NO_ROOM, |at| at.min(since + NO_ROOM)));
     }
     Progress::Waits(until)
-}
-
-/// Whether a trial's instance failed by its host's fault and can still be tried on another.
-pub(super) fn goes_elsewhere(
-    context: Context<'_>,
-    proc: &ProcName,
-    release: ReleaseId,
-    facts: &Facts<'_>,
-) -> bool {
-    let fault = facts.status.and_then(|status| status.fault);
-    let failures = context.memory.failures_of(proc, release);
-    matches!(fault, Some(Fault::Host | Fault::NoPort))
-        && failures.len() <= HOSTS_TRIED
-        && elsewhere(context.snapshot, &avoided(&failures))
 }
 
 /// Why an instance failed, with the last that it said.
