@@ -12,9 +12,11 @@
 mod checks;
 mod engine;
 mod environment;
+mod envs;
 mod faults;
 mod folders;
 mod found;
+mod held;
 mod listeners;
 mod logs;
 pub(crate) mod metrics;
@@ -35,6 +37,7 @@ mod simulation;
 mod slugs;
 mod status;
 mod touch;
+mod trace;
 pub(crate) mod vault;
 
 use std::{
@@ -59,7 +62,7 @@ use bazooka_sandbox::{
 };
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use visor::{
     identity::Kind,
@@ -181,6 +184,7 @@ pub async fn run(
     let seed = u16::try_from(std::process::id() % 65_521).expect("it is below 65,536");
     let warning = cluster.clone();
     tokio::spawn(async move { warning.warn_of_old_coordinator().await });
+    let effects = answers.clone();
     let work = Work {
         visor: cluster.visor,
         name: name.clone(),
@@ -211,7 +215,7 @@ pub async fn run(
     }
     endpoint_end.cancel();
     let _ = endpoint.await;
-    Ok(())
+    effects.fault().map_or(Ok(()), |fault| Err(fault.to_string()))
 }
 
 /// Finds out whether instances can have a sandbox on this machine. Blocks.
@@ -286,7 +290,7 @@ pub(crate) struct Work {
     pub vault: vault::Vault,
     /// Where the runtime answers.
     pub answers: Answers,
-    pub messages: mpsc::UnboundedReceiver<Message>,
+    pub messages: mpsc::Receiver<Message>,
     pub ports: ports::Ports,
     /// What was found at start.
     pub locals: model::Locals,
@@ -304,11 +308,11 @@ impl Work {
     pub async fn run(self, shutdown: CancellationToken) {
         let Work { visor, name, host, answers, .. } = self;
         let address = host.address;
-        let (says, registered) = mpsc::unbounded_channel();
+        let (says, registered) = watch::channel(None);
         let (doubt, again) = mpsc::channel(1);
         let row = host.clone();
         let registration = register::run(visor.clone(), name.clone(), host, again, says, self.note_lease);
-        let _registration = AbortOnDropHandle::new(tokio::spawn(registration));
+        let _registration = AbortOnDropHandle::new(answers.spawn("the registration", registration));
         let scopes = vec![keys::assigned_to(&name), keys::handed_to(&name), keys::schema(), keys::rms()];
         let mirror = Mirror::new(visor.store().clone(), scopes, Snapshot::default());
         let reports = reports::Reports::new(visor.clone(), name.clone(), address, answers.clone());

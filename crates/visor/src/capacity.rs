@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     links,
-    names::{AppName, EnvRef, HostName, ProcName, ReleaseId, ZoneName},
+    names::{AppName, HostName, ProcName, ReleaseId, ZoneName},
     rules::{
         host_fit::{EnvHosts, closed, env_hosts},
         placement::{Found, FreeCapacity, PlacementRequest, Room, allot},

@@ -14,6 +14,7 @@ use visor::{
     links,
     mirror::Changes,
     names::{AppName, HostName, InstanceId, ReleaseId},
+    rules::zones::Places,
     schema::{Desired, Ended, Fault, Pending, ReleaseStatus, State},
     snapshot::{Snapshot, Versioned},
     store::Revision,

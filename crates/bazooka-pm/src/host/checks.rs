@@ -131,7 +131,7 @@ fn report(
         }
         (Verdict::Listens, Check::Http { path }) => {
             let asking = ask(id, probe.clone(), path.clone(), answers.clone(), probes.clone());
-            tokio::spawn(asking);
+            answers.spawn("an HTTP check", asking);
             return;
         }
         (Verdict::Listens, Check::Listening | Check::Started) => {

@@ -10,7 +10,7 @@ use std::{
 
 use bazooka_daemon::{NotReady, supervisor::Pulse};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -19,26 +19,27 @@ use visor::{
     links,
     mirror::Mirror,
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
-    recover::{Found, FoundEnv, FoundInstance},
-    schema::{Assignment, Check, Env, Era, Fault, Handed, Host},
-    seal::{OpenError, Vars},
-    snapshot::{Snapshot, Versioned},
+    recover::Found,
+    schema::{Check, Era, Fault, Host},
+    snapshot::Snapshot,
     store::Revision,
-    visor::{Visor, VisorError},
+    visor::Visor,
 };
 
 use super::{
+    envs::{Custody, Source, forget_unused, read_plain},
+    held,
     metrics::Metrics,
-    model::{Assigned, EnvState, Locals, Phase, SlugState, Tick},
+    model::{Assigned, Locals, Phase, SlugState, Tick},
     observe::{Event, enact, observe},
-    plan::{Plan, Reason, Step, plan},
+    plan::{Plan, Step, plan},
     ports::Ports,
     records::Note,
     register::Registered,
     reports::{Came, Reports},
     runtime::{Answers, Booting, Given, Message, Runtime},
-    status::status,
     touch::Touch,
+    trace::{log_event, log_step},
     vault::Vault,
 };
 
@@ -63,7 +64,7 @@ pub struct Parts {
     /// Where effects answer.
     pub answers: Answers,
     /// Where that arrives.
-    pub messages: mpsc::UnboundedReceiver<Message>,
+    pub messages: mpsc::Receiver<Message>,
     /// What is said of the instances.
     pub reports: Reports,
     /// Ports.
@@ -75,7 +76,7 @@ pub struct Parts {
     /// What is assigned to this host.
     pub mirror: Mirror<Snapshot>,
     /// Whether the host is registered, as it changes.
-    pub registered: mpsc::UnboundedReceiver<Registered>,
+    pub registered: watch::Receiver<Registered>,
     /// To be told when the registration is in doubt.
     pub doubt: mpsc::Sender<()>,
     /// Dropped once the host is registered and knows what it is to run.
@@ -92,15 +93,15 @@ pub struct Engine {
     host: HostName,
     row: Host,
     runtime: Box<dyn Runtime>,
-    vault: Vault,
+    custody: Custody,
     answers: Answers,
-    messages: mpsc::UnboundedReceiver<Message>,
+    messages: mpsc::Receiver<Message>,
     reports: Reports,
     ports: Ports,
     locals: Locals,
     metrics: Metrics,
     mirror: Mirror<Snapshot>,
-    registered_says: mpsc::UnboundedReceiver<Registered>,
+    registered: watch::Receiver<Registered>,
     doubt: mpsc::Sender<()>,
     not_ready: Option<NotReady>,
     pulse: Pulse,
@@ -128,10 +129,10 @@ impl Engine {
         let touched = parts.locals.instances.keys().copied().collect();
         Engine {
             visor: parts.visor,
+            custody: Custody::new(parts.host.clone(), parts.vault),
             host: parts.host,
             row: parts.row,
             runtime: parts.runtime,
-            vault: parts.vault,
             answers: parts.answers,
             messages: parts.messages,
             reports: parts.reports,
@@ -139,7 +140,7 @@ impl Engine {
             locals: parts.locals,
             metrics: parts.metrics,
             mirror: parts.mirror,
-            registered_says: parts.registered,
+            registered: parts.registered,
             doubt: parts.doubt,
             not_ready: Some(parts.not_ready),
             pulse: parts.pulse,
@@ -156,7 +157,8 @@ impl Engine {
         }
     }
 
-    /// Runs until `shutdown`, and then, if instances end with bazooka-pm, until they have.
+    /// Runs until `shutdown`, and then, if instances end with bazooka-pm, until they have; or until effects don't reach it
+    /// any more.
     pub async fn run(mut self, shutdown: CancellationToken) {
         self.converge();
         let mut last_reports = None;
@@ -179,7 +181,8 @@ impl Engine {
                     tracing::info!("ending all instances");
                     self.stopping = true;
                 }
-                Some(registered) = self.registered_says.recv() => self.take_up_registration(registered),
+                () = self.answers.broken() => break,
+                Ok(()) = self.registered.changed() => self.take_up_registration(),
                 Some(message) = self.messages.recv() => self.take_up(message),
                 _ = self.mirror.next() => self.take_up_assignments(),
                 () = sleep_until(wake_at) => {}
@@ -192,7 +195,7 @@ impl Engine {
             self.converge();
         }
         // What was decided stands for the next bazooka-pm.
-        while !self.notes.is_empty() || self.writing {
+        while (!self.notes.is_empty() || self.writing) && self.answers.fault().is_none() {
             self.write_notes();
             match self.messages.recv().await {
                 Some(message) => self.take_up(message),
@@ -236,119 +239,58 @@ impl Engine {
         });
         let unreadable = unreadable.collect();
         self.era = image.schema.as_ref().map(|schema| schema.era());
-        let held = self.held(&instances);
+        let era = self.era.as_ref();
+        self.touched.extend(held::note_era(&mut self.locals.instances, &instances, era));
+        let held = held::held(&self.locals.instances, &instances, era);
+        self.warn_of_held(&held);
         self.assigned = Some(Assigned { instances, unreadable, held });
-        self.take_up_envs();
+        self.custody.take_up(self.mirror.image(), &mut self.locals.envs);
         self.become_ready();
     }
 
-    /// What was last assigned by another cluster, or before this one was restored, and isn't now: that it isn't says
-    /// nothing. Takes note of who assigns the others.
-    fn held(&mut self, assigned: &BTreeMap<InstanceId, Assignment>) -> BTreeSet<InstanceId> {
-        let mut held = BTreeSet::new();
-        for (id, local) in &mut self.locals.instances {
-            if assigned.contains_key(id) {
-                if self.era.is_some() && local.era != self.era {
-                    local.era = self.era.clone();
-                    self.touched.insert(*id);
-                }
-            } else if local.era.is_some() && local.era != self.era && !local.has_ended() {
-                held.insert(*id);
-            }
-        }
+    /// Tells of instances that run on without the coordinator's knowledge, once for each set of them.
+    fn warn_of_held(&self, held: &BTreeSet<InstanceId>) {
         let before = self.assigned.as_ref().map(|assigned| &assigned.held);
-        if !held.is_empty() && before != Some(&held) {
+        if !held.is_empty() && before != Some(held) {
             let ids: Vec<String> = held.iter().map(ToString::to_string).collect();
             tracing::error!(
                 instances = ids.join(" "),
                 "the coordinator has never known these instances: it was restored, or is another; they run on"
             );
         }
-        held
     }
 
-    /// What this host has, for who recovers the coordinator.
+    /// What this host has, for whoever recovers the coordinator.
     fn found(&self) -> Found {
         let image = self.mirror.image();
-        let rms = || image.rms.values().filter_map(|rm| rm.seal_key.as_ref());
-        let instances = self.locals.instances.iter().map(|(id, local)| {
-            let (assignment, status) = (local.assignment.clone(), status(local, self.row.address));
-            let held = self.assigned.as_ref().is_some_and(|assigned| assigned.held.contains(id));
-            (*id, FoundInstance { assignment, status, held })
-        });
-        let envs = self.locals.envs.iter().filter_map(|((app, env), state)| {
-            let EnvState::Ready(handed) = state else { return None };
-            let rms = self.vault.wrapped_for(handed, rms()).unwrap_or_default();
-            Some(FoundEnv { app: app.clone(), env: *env, handed: handed.clone(), rms })
-        });
+        let rms = image.rms.values().filter_map(|rm| rm.seal_key.as_ref());
+        let held = self.assigned.as_ref().map(|assigned| &assigned.held);
         Found {
             name: self.host.clone(),
             host: self.row.clone(),
             seen: self.mirror.newest_revision().max(self.seen_revision),
             era: self.era.clone(),
-            instances: instances.collect(),
-            envs: envs.collect(),
+            instances: held::found(&self.locals.instances, held, self.row.address),
+            envs: self.custody.found(&self.locals.envs, rms),
         }
-    }
-
-    /// What was waited for may have been handed to this host now, and what it has may be another app's of the same name.
-    fn take_up_envs(&mut self) {
-        let (image, host) = (self.mirror.image(), &self.host);
-        for ((app, env), state) in &mut self.locals.envs {
-            let handed = image.apps.get(app).and_then(|view| view.handed.get(&(host.clone(), *env)));
-            let again = match (&*state, handed) {
-                (EnvState::Later(_), Some(_)) => true,
-                (EnvState::Ready(own), Some(handed)) => {
-                    own.sealed != handed.sealed || own.links != handed.links
-                }
-                _ => false,
-            };
-            if again {
-                *state = EnvState::Later(Tick(0));
-            }
-        }
-        let handed = image.apps.values().flat_map(|view| view.handed.values());
-        self.vault.retire(&handed.map(|handed| &handed.to).collect());
-    }
-
-    /// An env as this host was handed it.
-    fn handed(&self, app: &AppName, env: EnvRef) -> Option<&Handed> {
-        let view = self.mirror.image().apps.get(app)?;
-        view.handed.get(&(self.host.clone(), env)).map(|row| &row.value)
     }
 
     /// Has an env read: as it was handed to this host, or, where no converger and rm of this version have seen to it, as
     /// an earlier one left it.
     fn read_env(&mut self, app: AppName, env: EnvRef) {
-        let host = &self.host;
-        let no_key = format!("{host} has no key to this app's config vars ({env}) yet; a bazooka-rm adds it");
-        if let Some(handed) = self.handed(&app, env) {
-            let opened = self.vault.open(&app, env, handed).and_then(|_| self.vault.renewed(handed));
-            return match opened {
-                Ok(handed) => self.runtime.keep_env(app, env, handed),
-                // For a key that this host had before.
-                Err(OpenError::NotForUs) => self.answers.seen(Event::EnvFailed(app, env, no_key)),
-                Err(error) => {
-                    let cause = format!("can't open its config vars ({env}): {error}");
-                    self.answers.seen(Event::EnvFailed(app, env, cause));
-                }
-            };
+        match self.custody.source(self.mirror.image(), &app, env) {
+            Source::Handed(handed) => self.runtime.keep_env(app, env, handed),
+            Source::Failed(cause) => self.answers.seen(Event::EnvFailed(app, env, cause)),
+            Source::Coordinator(no_key) => {
+                let (visor, answers) = (self.visor.clone(), self.answers.clone());
+                let reading = async move { answers.seen(read_plain(visor, app, env, no_key).await) };
+                self.answers.spawn("the reading of an env", reading);
+            }
         }
-        let (visor, answers) = (self.visor.clone(), self.answers.clone());
-        tokio::spawn(async move {
-            let read: Result<Option<Versioned<Env>>, _> = visor.get(&Key::Env(app.clone(), env)).await;
-            answers.seen(match read.map(|found| found.map(|row| row.value)) {
-                Ok(Some(Env { sealed: None, vars: Some(vars), .. })) => Event::PlainEnvRead(app, env, vars),
-                // One that may not read that row isn't meant to, either.
-                Ok(Some(_)) => Event::EnvMissing(app, env, no_key),
-                Err(VisorError::Store(error)) if error.is_denied() => Event::EnvMissing(app, env, no_key),
-                Ok(None) => Event::EnvMissing(app, env, format!("its env {env} is not there")),
-                Err(error) => Event::EnvFailed(app, env, format!("can't read its env {env}: {error}")),
-            });
-        });
     }
 
-    fn take_up_registration(&mut self, registered: Registered) {
+    fn take_up_registration(&mut self) {
+        let registered = *self.registered.borrow_and_update();
         if registered.is_none() {
             tracing::warn!(host = %self.host, "no longer registered; instances run on");
         } else if registered != self.reports.registered() {
@@ -368,11 +310,13 @@ impl Engine {
     fn take_up(&mut self, message: Message) {
         match message {
             Message::Seen(Event::PlainEnvRead(app, env, vars)) => {
-                let handed = self.vault.keep(&app, env, &vars);
+                let handed = self.custody.keep(&app, env, &vars);
                 self.runtime.keep_env(app, env, handed);
             }
             // What is handed over and what is assigned are watched apart: the later write may be seen first.
-            Message::Seen(Event::EnvMissing(app, env, _)) if self.handed(&app, env).is_some() => {
+            Message::Seen(Event::EnvMissing(app, env, _))
+                if self.custody.handed(self.mirror.image(), &app, env).is_some() =>
+            {
                 self.read_env(app, env);
             }
             Message::Seen(Event::EnvMissing(app, env, cause)) => {
@@ -495,7 +439,9 @@ impl Engine {
             Step::Forget(id) => {
                 self.reports.forget(id);
                 self.notes.push(Note::PutAway(id));
-                self.forget_envs();
+                for (app, env) in forget_unused(&mut self.locals.envs, self.locals.instances.values()) {
+                    self.runtime.forget_env(&app, env);
+                }
             }
         }
     }
@@ -522,12 +468,8 @@ impl Engine {
         let assignment = &local.assignment;
         let (app, env) = (&assignment.app, assignment.env);
         let nothing = BTreeSet::new();
-        let (opened, links) = match self.locals.envs.get(&(app.clone(), env)) {
-            Some(EnvState::Ready(handed)) => (self.vault.open(app, env, handed), &handed.links),
-            _ => (Ok(Vars::default()), &nothing),
-        };
-        let vars = match opened {
-            Ok(vars) => vars,
+        let (vars, links) = match self.custody.vars(&self.locals.envs, app, env) {
+            Ok((vars, links)) => (vars, links.unwrap_or(&nothing)),
             Err(error) => {
                 let cause = format!("can't open its config vars ({env}): {error}");
                 return self.answers.seen(refused(Fault::Host, &cause));
@@ -562,21 +504,6 @@ impl Engine {
             (booting.check != Check::Started).then_some((*id, booting))
         });
         self.runtime.check(booting.collect());
-    }
-
-    /// Forgets envs that no instance has.
-    fn forget_envs(&mut self) {
-        let used: BTreeSet<_> = self
-            .locals
-            .instances
-            .values()
-            .map(|local| (local.assignment.app.clone(), local.assignment.env))
-            .collect();
-        let unused: Vec<_> = self.locals.envs.keys().filter(|key| !used.contains(*key)).cloned().collect();
-        for key in unused {
-            self.locals.envs.remove(&key);
-            self.runtime.forget_env(&key.0, key.1);
-        }
     }
 
     /// Removes the oldest of the slugs that nothing uses.
@@ -620,33 +547,5 @@ impl Engine {
         }
         self.writing = true;
         self.runtime.write(last.into_values().collect());
-    }
-}
-
-fn log_step(step: &Step, reason: &Reason) {
-    match step {
-        Step::Claim(id, assignment) | Step::Decline(id, assignment) => {
-            let (app, proc, rev) = (&assignment.app, &assignment.proc, assignment.rev.short());
-            tracing::info!(action = step.name(), instance = %id, %app, %proc, rev, %reason, "instance");
-        }
-        Step::Start(id) | Step::End(id, _) | Step::Finish(id) | Step::Force(id) => {
-            tracing::info!(action = step.name(), instance = %id, %reason, "instance");
-        }
-        Step::Adopt(id) | Step::Retry(id) | Step::Pass(id) | Step::Forget(id) | Step::Note(id, _) => {
-            tracing::debug!(action = step.name(), instance = %id, %reason, "instance");
-        }
-        Step::Fetch(digest) => tracing::info!(action = "fetch", slug = %digest, %reason, "slug"),
-        Step::ReadEnv(app, env) => tracing::debug!(action = "read-env", %app, %env, %reason, "env"),
-    }
-}
-
-fn log_event(event: &Event) {
-    match event {
-        Event::Started { id, pid, .. } => tracing::info!(instance = %id, pid, "instance runs"),
-        Event::Exited { id, words, .. } => tracing::info!(instance = %id, how = words, "instance has ended"),
-        Event::StartFailed { id, cause, .. } => tracing::warn!(instance = %id, cause, "instance can't start"),
-        Event::SlugFailed(digest, cause) => tracing::error!(slug = %digest, cause, "slug can't be had"),
-        Event::PortTaken { id, by, .. } => tracing::warn!(instance = %id, by, "instance needs another port"),
-        _ => tracing::debug!(?event, "seen"),
     }
 }

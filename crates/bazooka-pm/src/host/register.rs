@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep},
 };
 use visor::{
@@ -32,7 +32,7 @@ pub async fn run(
     name: HostName,
     host: Host,
     mut again: mpsc::Receiver<()>,
-    says: mpsc::UnboundedSender<Registered>,
+    says: watch::Sender<Registered>,
     note_lease: impl Fn(Duration),
 ) {
     let warn = |error: &visor::store::StoreError| {

@@ -20,7 +20,7 @@ use visor::{
 use super::{
     model::{Local, Phase},
     register::Registered,
-    runtime::{Answers, Message},
+    runtime::{Answers, Message, Written},
     status::status,
 };
 
@@ -42,9 +42,6 @@ pub struct Reports {
     reporting: bool,
     report_at: Instant,
 }
-
-/// For each status of a report whether it was written, and the revisions of what stands.
-pub type Written = (Vec<bool>, BTreeMap<InstanceId, Revision>);
 
 /// What a report came to.
 pub enum Came {
@@ -134,7 +131,7 @@ impl Reports {
         let (visor, host, answers) = (self.visor.clone(), self.host.clone(), self.answers.clone());
         let known = |(id, _): &(InstanceId, Status)| Some((*id, *self.stands.get(id)?));
         let mut stands: BTreeMap<InstanceId, Revision> = batch.iter().filter_map(known).collect();
-        tokio::spawn(async move {
+        self.answers.spawn("a report", async move {
             let result = visor.report(&host, created_at, &batch, &mut stands).await;
             answers.send(Message::Reported(batch, result.map(|written| (written, stands))));
         });

@@ -75,7 +75,7 @@ impl Shims {
     /// Over a machine. Must be called where tokio runs.
     pub fn new(machine: Machine, answers: Answers) -> Shims {
         let probes = watch::Sender::new(Probes::new());
-        let checks = tokio::spawn(checks::run(probes.subscribe(), answers.clone()));
+        let checks = answers.spawn("the checks", checks::run(probes.subscribe(), answers.clone()));
         Shims { machine, held: Held::default(), probes, answers, _checks: AbortOnDropHandle::new(checks) }
     }
 
@@ -148,7 +148,7 @@ impl Runtime for Shims {
 
     fn fetch(&mut self, visor: &Visor, digest: Digest) {
         let (visor, slugs, answers) = (visor.clone(), self.machine.slugs.clone(), self.answers.clone());
-        tokio::spawn(async move {
+        self.answers.spawn("a fetch", async move {
             let say = |cause| answers.seen(Event::SlugDelayed(digest.clone(), cause));
             match slugs.fetch(&visor, &digest, say).await {
                 Ok(()) => {
@@ -165,7 +165,7 @@ impl Runtime for Shims {
 
     fn keep_env(&mut self, app: AppName, env: EnvRef, handed: Handed) {
         let (folders, answers) = (self.machine.folders.clone(), self.answers.clone());
-        tokio::task::spawn_blocking(move || {
+        self.answers.spawn_blocking("the writing of an env", move || {
             if let Err(error) = records::keep_env(&folders, &app, env, &handed) {
                 tracing::warn!(%app, %env, error = %error, "can't write an env down; without the coordinator it can't be had again");
             }
@@ -181,7 +181,7 @@ impl Runtime for Shims {
         let (spec, env) = self.spec(id, local, given);
         let (folders, program) = (self.machine.folders.clone(), self.machine.shim.clone());
         let (run, watcher) = (local.run, self.watcher(id, local.run));
-        tokio::spawn(async move {
+        self.answers.spawn("a start", async move {
             match process::start(folders, program, id, run, spec, env).await {
                 Ok(shim) => watcher.watch(shim).await,
                 Err(error) => {
@@ -195,7 +195,7 @@ impl Runtime for Shims {
     fn adopt(&mut self, id: InstanceId, run: u32, started_at: Option<Timestamp>) {
         let (folders, watcher) = (self.machine.folders.clone(), self.watcher(id, run));
         let started_us = started_at.map_or(0, |at| u64::try_from(at.as_microsecond()).unwrap_or(0));
-        tokio::spawn(async move {
+        self.answers.spawn("an adoption", async move {
             match process::find(folders, id, run).await {
                 Found::Running(shim) => watcher.watch(shim).await,
                 Found::NotStarted(words) => watcher.answers.seen(Event::NotStarted { id, run, words }),
@@ -213,7 +213,7 @@ impl Runtime for Shims {
                 let (answers, address) = (self.answers.clone(), self.machine.address);
                 let (owner, port) = (owner(local.uid, &shim), local.port.unwrap_or(0));
                 let known = local.heard.is_some();
-                tokio::spawn(async move {
+                self.answers.spawn("the end of an instance", async move {
                     if !known {
                         let looked =
                             tokio::task::spawn_blocking(move || checks::instead(owner, port, address));
@@ -255,7 +255,7 @@ impl Runtime for Shims {
 
     fn write(&mut self, notes: Vec<Note>) {
         let (folders, answers) = (self.machine.folders.clone(), self.answers.clone());
-        tokio::task::spawn_blocking(move || {
+        self.answers.spawn_blocking("the writing of notes", move || {
             records::write(&folders, notes);
             answers.send(Message::Written);
         });
@@ -269,7 +269,7 @@ impl Runtime for Shims {
         unused.sort_by_key(|digest| std::cmp::Reverse(slugs.age(digest)));
         let doomed = unused.split_off(KEPT_UNUSED);
         for folder in doomed.iter().filter_map(|digest| slugs.discard(digest)) {
-            tokio::task::spawn_blocking(move || Slugs::remove(&folder));
+            self.answers.spawn_blocking("the removal of a slug", move || Slugs::remove(&folder));
         }
         doomed
     }

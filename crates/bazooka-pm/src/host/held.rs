@@ -1,0 +1,62 @@
+//! What a host has when the coordinator has lost its memory.
+//!
+//! Owns which instances run on although the coordinator doesn't know of them, and what the host tells whoever
+//! recovers it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use visor::{
+    names::InstanceId,
+    recover::FoundInstance,
+    schema::{Assignment, Era},
+};
+
+use super::{model::Local, status::status};
+
+/// The instances that were assigned by another cluster, or before this one was restored, and aren't now: that they
+/// aren't says nothing.
+pub fn held(
+    instances: &BTreeMap<InstanceId, Local>,
+    assigned: &BTreeMap<InstanceId, Assignment>,
+    era: Option<&Era>,
+) -> BTreeSet<InstanceId> {
+    let is_held = |id: &InstanceId, local: &Local| {
+        let from_another = local.era.is_some() && local.era.as_ref() != era;
+        !assigned.contains_key(id) && from_another && !local.has_ended()
+    };
+    instances.iter().filter(|(id, local)| is_held(id, local)).map(|(id, _)| *id).collect()
+}
+
+/// Notes which cluster assigns the instances. Returns those of which that is news.
+pub fn note_era(
+    instances: &mut BTreeMap<InstanceId, Local>,
+    assigned: &BTreeMap<InstanceId, Assignment>,
+    era: Option<&Era>,
+) -> Vec<InstanceId> {
+    let Some(era) = era else { return Vec::new() };
+    let mut noted = Vec::new();
+    for (id, local) in instances.iter_mut().filter(|(id, _)| assigned.contains_key(id)) {
+        if local.era.as_ref() != Some(era) {
+            local.era = Some(era.clone());
+            noted.push(*id);
+        }
+    }
+    noted
+}
+
+/// The instances of a host, for whoever recovers the coordinator.
+pub fn found(
+    instances: &BTreeMap<InstanceId, Local>,
+    held: Option<&BTreeSet<InstanceId>>,
+    address: IpAddr,
+) -> BTreeMap<InstanceId, FoundInstance> {
+    let of = |(id, local): (&InstanceId, &Local)| {
+        let (assignment, status) = (local.assignment.clone(), status(local, address));
+        let held = held.is_some_and(|held| held.contains(id));
+        (*id, FoundInstance { assignment, status, held })
+    };
+    instances.iter().map(of).collect()
+}
