@@ -182,9 +182,7 @@ fn is_passing(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
-    use nix::sys::socket::{Shutdown, shutdown};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -235,16 +233,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn accept_outlives_a_panic_and_ends_with_its_listener() {
+    async fn accept_outlives_a_panic() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("sock");
         let listener = UnixListener::bind(&path).expect("bound");
-        let fd = listener.as_raw_fd();
-        let accepting = tokio::spawn(accept(listener, "echo", 1, echo));
+        let _accepting =
+            tokio_util::task::AbortOnDropHandle::new(tokio::spawn(accept(listener, "echo", 1, echo)));
         assert_eq!(said(&path, b"panic").await, b"", "its connection ends");
         assert_eq!(said(&path, b"hello").await, b"hello", "one at a time, and the next is answered");
-        shutdown(fd, Shutdown::Both).expect("it listens");
-        let ended = accepting.await.expect("it returns").expect_err("its listener is shut");
-        assert_eq!(ended.raw_os_error(), Some(Errno::EINVAL as i32));
+    }
+
+    #[tokio::test]
+    async fn accept_ends_with_its_listener() {
+        let socket =
+            socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).expect("a socket");
+        // Nobody has called listen(2), so accept(2) fails at once.
+        let deaf =
+            UnixListener::from_std(std::os::unix::net::UnixListener::from(socket)).expect("registered");
+        let ended = tokio::time::timeout(Duration::from_secs(10), accept(deaf, "echo", 1, echo)).await;
+        let error = ended.expect("it ends").expect_err("it can't accept");
+        assert_eq!(error.raw_os_error(), Some(Errno::EINVAL as i32));
     }
 }

@@ -4,7 +4,6 @@ mod apps;
 mod builds;
 mod cut;
 mod hostile;
-mod loops;
 mod packs;
 mod refused;
 mod releases;
