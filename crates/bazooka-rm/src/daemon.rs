@@ -1,4 +1,4 @@
-//! Starts and ends bazooka-rm: what runs, in which order.
+//! Start and end of bazooka-rm: its arguments, its tasks, and their order.
 
 use std::{
     net::SocketAddr,
@@ -96,16 +96,17 @@ pub enum RmCommand {
     },
 }
 
-/// How soon a failed write of the presence is tried again.
+/// The pause before a failed write of this rm's row is retried.
 const PRESENCE_AGAIN: Duration = Duration::from_millis(500);
 
-/// How long requests that are under way have once bazooka-rm is to end; the endpoint's own bound is the same.
+/// How long requests under way may take to end at shutdown; the endpoint has the same bound.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Runs bazooka-rm until `shutdown`, or until one of its parts ends.
+/// Runs bazooka-rm until `shutdown`, or until one of its tasks ends.
 ///
 /// # Errors
-/// If it can't start: its state folder, its address, what it was told. If a part of it ends: which one, and why.
+/// If it can't start, because of its state folder, its address or its arguments. If one of its tasks ends: the task's
+/// name and the cause.
 pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let cluster = args.coordinator.cluster()?;
     let prefix = args.coordinator.prefix.clone();
@@ -123,7 +124,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         None => None,
     };
     let program = std::env::current_exe().context("bazooka-rm doesn't find its own program")?;
-    // The lock goes with the process.
+    // The kernel releases the lock when the process ends.
     let _alone = alone(&layout)?;
     layout.sweep().context("what an earlier run left can't be removed")?;
     let file = KeyFile::of(layout.root());
@@ -138,7 +139,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let url = url.trim_end_matches('/').to_owned();
     let mut closed = bazooka_sandbox::sandboxes::resolved(&args.coordinator.coordinator);
     closed.push(address);
-    // The same daemon, by another way.
+    // The git URL leads to the same daemon through the proxy, so builds must not reach it either.
     closed.extend(bazooka_sandbox::sandboxes::resolved(args.git_url.as_slice()));
     let builds = Builds::find(args.builds, &layout, &program, closed).await.map_err(anyhow::Error::msg)?;
     let git_url = args.git_url.map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
@@ -180,7 +181,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         loops.spawn_endless("the writer of authorized_keys", ssh::keep(rm.clone(), apps.clone(), file));
     }
     let routes = endpoint::routes(rm.clone(), readiness.clone(), Arc::new(Mutex::new(registry)));
-    // Of its own, so that a loop's end ends it too.
+    // A token of its own, so that the end of a loop also ends the endpoint.
     let ending = shutdown.child_token();
     let mut serving = tokio::spawn({
         let (cluster, ending) = (cluster.clone(), ending.clone());
@@ -275,7 +276,7 @@ async fn prepare(cluster: &Cluster, prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps this rm's row in the coordinator, for ever.
+/// Keeps this rm's row in the coordinator. Never returns while the lease keeper lives.
 async fn be_present(
     rm: SharedRm,
     mut state: watch::Receiver<LeaseState>,
@@ -343,7 +344,7 @@ pub(crate) fn own_name() -> anyhow::Result<HostName> {
     name.parse().with_context(|| "this machine's name can't be the rm's; give it one by --name")
 }
 
-/// Sees to it that no other rm works on the same state folder.
+/// Locks the state folder, so that no second bazooka-rm works on it.
 fn alone(layout: &Layout) -> anyhow::Result<nix::fcntl::Flock<std::fs::File>> {
     let path = layout.root().join("lock");
     let file = std::fs::File::create(&path).with_context(|| format!("{} can't be made", path.display()))?;

@@ -1,5 +1,5 @@
-//! bazooka-rm: registers apps, keeps their git repositories, builds what is pushed, stores slugs, and has
-//! what it built released.
+//! bazooka-rm, the repository manager: registers apps, keeps their git repositories, builds pushed commits, stores
+//! slugs, and requests the release of what it built. It never places or starts an instance.
 //!
 //! ```text
 //! git push ─HTTP─▶ endpoint ─▶ git receive-pack ─▶ hook ─socket─▶ push: check, build, store, register, try

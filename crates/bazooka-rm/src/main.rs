@@ -1,5 +1,5 @@
-//! bazooka-rm: the daemon; under other names git's hooks and the supervisor of a build's steps; and in builds what is done
-//! with their files.
+//! The bazooka-rm program, which has several roles by the name or first word of its call: the daemon, git's hooks, the
+//! supervisor of a build's steps, the worker that handles a build's files, and the carrier of git over SSH.
 
 use std::{path::Path, process::ExitCode};
 

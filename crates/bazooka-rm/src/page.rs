@@ -1,7 +1,7 @@
-//! The page: a cluster at a glance, read only, live.
+//! The web page: a live, read-only overview of the cluster.
 //!
-//! Owns its routes and what keeps it live; what it shows is [`view`]'s. Nobody who looks costs nothing: the image is kept
-//! while somebody does, once for all of them.
+//! Owns the page's routes and the image that keeps it live; [`view`] owns its content. Costs nothing while no viewer is
+//! connected: one image, shared by all viewers, is kept only while there are any.
 
 pub mod view;
 
@@ -34,34 +34,34 @@ use crate::{
     rm::SharedRm,
 };
 
-/// How often it is told anew, at most: an eye takes no more in.
+/// The shortest time between two updates sent to viewers; people don't notice faster ones.
 const EVERY: Duration = Duration::from_millis(250);
 
-/// How long the image is kept when nobody looks any more, and how often it is looked who does.
+/// How long the image is kept after the last viewer left, and the interval of the check for viewers.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// How long one connection lasts. A browser opens the next by itself, and is asked who it is.
+/// The lifetime of one connection. The browser then reconnects by itself and is authenticated again.
 const CONNECTION: Duration = Duration::from_secs(60);
 
-/// How many may look at once.
+/// The largest number of simultaneous viewers.
 const VIEWERS: usize = 100;
 
-/// Only what is served here is loaded and run.
+/// The content security policy: the browser loads and runs only what this endpoint serves.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Tells what is shown now, as JSON; none until the first image is whole.
+/// The sender of the page's current content as JSON; `None` until the first image is complete.
 type Teller = watch::Sender<Option<Arc<str>>>;
 
-/// What keeps the page live.
+/// The state that all requests of the page share.
 #[derive(Clone)]
 struct Page {
     rm: SharedRm,
-    /// None while nobody looks.
+    /// The sender of the content; `None` while there are no viewers.
     shown: Arc<Mutex<Option<Arc<Teller>>>>,
 }
 
-/// The page's routes. They are read by people and their scripts alike: `/live` is all that is shown, as JSON.
+/// Returns the page's routes. `/live` returns the whole content as JSON, for people and their scripts alike.
 pub fn routes(rm: SharedRm) -> Router {
     let page = Page { rm, shown: Arc::default() };
     Router::new()
@@ -72,7 +72,7 @@ pub fn routes(rm: SharedRm) -> Router {
         .with_state(page)
 }
 
-/// A part of the page that is the same for everybody, and says nothing of anybody.
+/// Returns a static file of the page. It is the same for every caller and holds no data of the cluster.
 async fn file(kind: &'static str, text: &'static str) -> Response {
     let head = [
         (header::CONTENT_TYPE, kind),
@@ -84,7 +84,7 @@ async fn file(kind: &'static str, text: &'static str) -> Response {
     (head, text).into_response()
 }
 
-/// What is shown, and each change of it, as events of a stream (server-sent events, as of the HTML standard).
+/// Streams the content and each change of it as server-sent events (HTML standard).
 async fn live(State(page): State<Page>, Extension(caller): Extension<Caller>) -> Result<Response, ApiError> {
     allow(&page.rm, &caller, Act::Directory, None).await?;
     let Some(shown) = page.look() else {
@@ -92,7 +92,7 @@ async fn live(State(page): State<Page>, Extension(caller): Extension<Caller>) ->
     };
     let until = Instant::now() + CONNECTION;
     let told = stream::unfold((shown, true), move |(mut shown, first)| async move {
-        // What is there is told at once, and from then on what changes.
+        // The first event carries the current content, later events carry changes.
         if first {
             shown.mark_changed();
         }
@@ -111,7 +111,7 @@ async fn live(State(page): State<Page>, Extension(caller): Extension<Caller>) ->
 }
 
 impl Page {
-    /// What is shown, for one more who looks; none if there are too many.
+    /// Adds a viewer and returns its receiver, or `None` at [`VIEWERS`]. The first viewer starts the image.
     fn look(&self) -> Option<watch::Receiver<Option<Arc<str>>>> {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let teller = shown.get_or_insert_with(|| {
@@ -122,7 +122,7 @@ impl Page {
         (teller.receiver_count() < VIEWERS).then(|| teller.subscribe())
     }
 
-    /// Whether nobody looks any more. From then on the next viewer begins anew.
+    /// Returns true, and drops the sender, if no viewers are left. The next viewer then starts a new image.
     fn let_go(&self, teller: &Teller) -> bool {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let alone = teller.receiver_count() == 0;
@@ -133,7 +133,7 @@ impl Page {
     }
 }
 
-/// Has the next viewer begin anew, however the image's keeping ended.
+/// Guard that drops the sender when the image's task ends for any reason, so that the next viewer starts a new one.
 struct Kept {
     page: Page,
     teller: Arc<Teller>,
@@ -148,7 +148,7 @@ impl Drop for Kept {
     }
 }
 
-/// Keeps what is shown true while somebody looks.
+/// Keeps the page's content current until no viewers are left.
 async fn keep(page: Page, teller: Arc<Teller>) {
     let Kept { page, teller } = &Kept { page, teller };
     let store = page.rm.visor.store().clone();
@@ -174,7 +174,7 @@ async fn keep(page: Page, teller: Arc<Teller>) {
                     return;
                 }
                 look_at = Instant::now() + LINGER;
-                // Out of touch is no change of the image.
+                // Losing touch with the coordinator doesn't change the image, so it is checked here.
                 stale |= mirror.is_synced() != was_synced;
             }
         }

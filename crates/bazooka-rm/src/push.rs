@@ -1,8 +1,7 @@
 //! Pushes: from git's hooks to a release.
 //!
-//! Owns a push's life, which spans two hooks and the process of git between them. A push belongs to the
-//! request that carries it: when that ends, so does all that the push still holds (its turn, its lease, its
-//! trial).
+//! Owns a push's life, which spans two hooks and the git process between them. A push belongs to the request that
+//! carries it: when the request ends, the push's turn, lease and trial end too.
 //!
 //! ```text
 //! opened ─pre-receive─▶ checked ─turn─▶ building ─▶ registered ─▶ trying ─▶ accepted ─post-receive─▶ released
@@ -10,7 +9,7 @@
 //!    └─────────────────────┴───────────────┴─────────────┴───────────┴──────────┴──▶ closed
 //! ```
 //!
-//! Where rms share a file storage, the turn is one over all of them, and a push is stored before it is accepted
+//! Where rms share a file storage, the turn covers all of them, and a push is stored before it is accepted
 //! ([`crate::stored`]).
 
 mod deploy;
@@ -42,23 +41,23 @@ use crate::{
     stored::{self, Stash},
 };
 
-/// How long a push waits for what.
+/// The time limits of a push.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// For another push to the same app to end: a build and a trial.
+    /// How long to wait until another push to the same app ends: a build and a trial.
     pub turn: Duration,
-    /// For a release that is being tried, of which this push knows nothing.
+    /// How long to wait until a release ends its trial that this push didn't start.
     pub other_trial: Duration,
-    /// For the verdict, beyond the time that the instances have to boot. The converger's own bound comes first:
-    /// it knows the cause.
+    /// How long to wait for the verdict, beyond the time that the instances have to boot. The converger's own limit
+    /// ends sooner, because the converger knows the cause.
     pub beyond_boot: Duration,
-    /// Until it is said what a trial waits for.
+    /// The time after which the pusher reads what a trial waits for.
     pub quiet: Duration,
-    /// For a converger and a host, where there is none. A new converger needs a lease's time to be elected.
+    /// How long to wait for a converger and a host if there is none. Electing a new converger takes as long as a lease.
     pub nobody: Duration,
-    /// For the coordinator to answer before anything is built.
+    /// How long to wait for the coordinator's answer before the build.
     pub coordinator: Duration,
-    /// For the rollout that is streamed.
+    /// The longest time that a rollout is streamed.
     pub rollout: Duration,
 }
 
@@ -78,33 +77,33 @@ impl Default for Times {
 
 /// A push that is under way.
 pub struct Push {
-    /// Its name, which only git's own processes are told.
+    /// The push's random id, which only git's own processes receive.
     pub id: String,
-    /// Where it goes.
+    /// The app that is pushed to.
     pub app: AppName,
-    /// Who pushes, if the request says so.
+    /// The pusher's name, if the request has it.
     pub user: Option<String>,
-    /// Where they push from.
+    /// The pusher's address.
     pub from: Option<SocketAddr>,
-    /// The pusher has gone.
+    /// Cancelled when the pusher has left.
     pub gone: CancellationToken,
     held: Mutex<Held>,
 }
 
-/// What a push holds.
+/// The resources that a push holds.
 #[derive(Default)]
 struct Held {
-    /// Its turn: no other push to the app is built meanwhile.
+    /// The app's turn on this rm: no other push to the app is built meanwhile.
     turn: Option<OwnedMutexGuard<()>>,
-    /// The lease of its trial.
+    /// The lease of the push's trial.
     lease: Option<LeaseKeeper>,
-    /// What ran, and what failed, before its trial.
+    /// The running instances and the failing procs before the trial.
     before: rollout::Before,
-    /// Its trial.
+    /// The release on trial.
     trial: Option<ReleaseId>,
-    /// What it deploys, once that is accepted.
+    /// The accepted change, once git has been told to carry it out.
     accepted: Option<Accepted>,
-    /// What it has stored, once that counts.
+    /// The objects that this push stored, once the app's row names them.
     landed: Option<Stash>,
 }
 
@@ -120,12 +119,12 @@ impl Push {
         self.held.lock().expect("no holder of this lock panics")
     }
 
-    /// Whether git has been told to carry it out.
+    /// True if git has been told to carry out the push.
     pub fn is_accepted(&self) -> bool {
         self.held().accepted.is_some()
     }
 
-    /// Gives up what nothing needs any more once head has moved: the next push may go on.
+    /// Releases turn, lease and trial once head has moved, so that the next push may go on.
     fn let_go(&self) {
         let mut held = self.held();
         held.trial = None;
@@ -139,12 +138,12 @@ impl Push {
 pub struct Pushes {
     open: Mutex<HashMap<String, Arc<Push>>>,
     turns: Mutex<BTreeMap<AppName, Arc<AsyncMutex<()>>>>,
-    /// Rung when a push has ended.
+    /// Notified when a push has ended.
     pub ended: Arc<Notify>,
 }
 
 impl Pushes {
-    /// Opens a push.
+    /// Opens a push with a new random id.
     pub fn open(&self, app: AppName, user: Option<String>, from: Option<SocketAddr>) -> Arc<Push> {
         let push = Arc::new(Push {
             id: format!("{:032x}", rand::random::<u128>()),
@@ -158,20 +157,20 @@ impl Pushes {
         push
     }
 
-    /// The push of this name, while it is under way.
+    /// Returns the push with this id, if it is under way.
     pub fn find(&self, id: &str) -> Option<Arc<Push>> {
         self.open.lock().expect("no holder of this lock panics").get(id).cloned()
     }
 
-    /// Whether any push to an app is under way.
+    /// True if any push to the app is under way.
     pub fn is_busy(&self, app: &AppName) -> bool {
         self.open.lock().expect("no holder of this lock panics").values().any(|push| push.app == *app)
     }
 
-    /// An app's turn.
+    /// Returns the lock that is an app's turn.
     fn turn(&self, app: &AppName) -> Arc<AsyncMutex<()>> {
         let mut turns = self.turns.lock().expect("no holder of this lock panics");
-        // Those that nobody holds or waits for are as good as none.
+        // Drop the locks that no push holds or waits for.
         turns.retain(|name, turn| name == app || Arc::strong_count(turn) > 1);
         turns.entry(app.clone()).or_default().clone()
     }
@@ -182,14 +181,14 @@ impl Pushes {
     }
 }
 
-/// Ends a push: its request is over, and with it git and its hooks.
+/// Ends a push after its request, git and the hooks have ended.
 pub async fn close(rm: &SharedRm, push: &Push) {
     let (trial, accepted, landed) = {
         let mut held = push.held();
         (held.trial, held.accepted.clone(), held.landed.take())
     };
     if landed.is_some() {
-        // What is stored counts; the branch may be here or not.
+        // The stored row is the truth, whether or not git has moved the branch of this copy.
         stored::not_landing(rm, &push.app);
         if let Err(error) = stored::bring_up(rm, &push.app).await {
             tracing::warn!(app = %push.app, error = %error, "a repository can't be brought up to what is stored");
@@ -209,10 +208,10 @@ pub async fn close(rm: &SharedRm, push: &Push) {
     }
 }
 
-/// A push has gone while its release was tried, or after that and before its second hook: if git has moved
-/// the branch all the same, so must head.
+/// Ends the trial of a push that ended while its release was tried, or between the trial and the second hook. If git
+/// has moved the branch all the same, head moves too.
 async fn end_trial(rm: &SharedRm, push: &Push, release: ReleaseId, accepted: Option<&Accepted>) {
-    // Where a storage is shared, a push that is accepted has moved what is stored.
+    // With a shared storage, an accepted push has already moved the stored row.
     let moved =
         accepted.is_some_and(|accepted| rm.storage.is_some() || mend::names(rm, &push.app, &accepted.set));
     let ended = if moved {
@@ -224,7 +223,7 @@ async fn end_trial(rm: &SharedRm, push: &Push, release: ReleaseId, accepted: Opt
         Ok(()) => {
             tracing::info!(app = %push.app, release = %release, released = moved, "the push went away");
         }
-        // Its lease ends it, and the converger marks the release.
+        // The push's lease ends the trial, and the converger marks the release failed.
         Err(error) => {
             tracing::warn!(app = %push.app, release = %release, error = %error, "can't end its trial")
         }

@@ -1,8 +1,8 @@
-//! Apps' repositories: from what the coordinator says to what the disk has.
+//! Apps' repositories: from the coordinator's rows to the disk.
 //!
-//! Owns the plan (pure) and the loop that carries it out. A repository is removed only where its app is known to
-//! have been destroyed: a name that is merely missing from the coordinator keeps it, since the
-//! coordinator may have lost more than the app, and a repository can't be made again.
+//! Owns the plan (pure) and the loop that carries it out. Removes a repository only if its app is known to have been
+//! destroyed. A repository whose app is merely missing from the coordinator stays: the coordinator may have lost data,
+//! and a repository can't be made again.
 //!
 //! ```text
 //! absent ─create─▶ created ─configure─▶ configured ─install hooks─▶ ready      each step reported in repos/A
@@ -26,65 +26,66 @@ pub use run::Repositories;
 
 use crate::apps::Known;
 
-/// What the disk has of a repository.
+/// The state of a repository on disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OnDisk {
-    /// The registration that it belongs to; empty: none that is known.
+    /// The token of the registration that the repository belongs to; empty if unknown.
     pub token: String,
-    /// Its configuration is as it should be.
+    /// True if the configuration is correct.
     pub configured: bool,
-    /// Its hooks are in place.
+    /// True if the hooks are in place.
     pub hooks: bool,
-    /// Its app is being destroyed.
+    /// True if the app is being destroyed.
     pub doomed: bool,
 }
 
-/// A step towards what should be.
+/// A step towards the wanted state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Make a bare repository for this registration.
     Create {
-        /// Its token.
+        /// The registration's token.
         token: String,
     },
-    /// Write its configuration.
+    /// Write the repository's configuration.
     Configure,
-    /// Put its hooks in place.
+    /// Put the hooks in place.
     InstallHooks,
-    /// Say in the coordinator how far it is.
+    /// Write the progress to the coordinator (`repos/A`).
     Report(Repo),
-    /// Note on disk that its app is being destroyed.
+    /// Mark on disk that the app is being destroyed.
     Doom,
-    /// Have the app's rows deleted, if nothing of it runs.
+    /// Delete the app's rows if none of its instances is left.
     Forget,
-    /// Take it away with all that belongs to it.
+    /// Remove the repository with the app's caches and build folder.
     Remove,
 }
 
-/// Who this rm is.
+/// This rm's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Own {
-    /// Its name.
+    /// The rm's name.
     pub name: HostName,
-    /// Names this process among those of its name.
+    /// A random id that tells this process from earlier ones of the same name.
     pub process: String,
-    /// The base of its endpoint as others reach it.
+    /// The endpoint's base URL as others reach it.
     pub url: String,
-    /// The base of what is pushed to.
+    /// The base URL for pushes.
     pub git_url: String,
-    /// It shares a file storage with other rms: each keeps a copy of what it is asked for.
+    /// True if this rm shares a file storage with other rms; it then keeps copies only of the repositories that are
+    /// requested.
     pub shares: bool,
 }
 
 impl Own {
-    /// Where an app's repository is pushed to.
+    /// Returns the URL to which an app is pushed.
     pub fn repo_url(&self, app: &AppName) -> String {
         format!("{}/{app}.git", self.git_url)
     }
 }
 
-/// The steps for each app that needs some, in order. Each is taken from what is observed, so that a rm
-/// that dies anywhere goes on where it was.
+/// Returns the steps, in order, for each app that needs any. They follow from what is observed, so an rm that dies
+/// between two steps goes on from there. An incomplete image gives no steps.
 pub fn plan(known: &Known, disk: &BTreeMap<AppName, OnDisk>, own: &Own) -> BTreeMap<AppName, Vec<Step>> {
     let mut plan = BTreeMap::new();
     if !known.complete {
@@ -114,8 +115,8 @@ pub fn plan(known: &Known, disk: &BTreeMap<AppName, OnDisk>, own: &Own) -> BTree
     plan
 }
 
-/// Where a file storage is shared, the first rm that is there speaks for all of them; each keeps the copies that
-/// it has, and makes others when they are asked for.
+/// Plans an app's steps where rms share a file storage. The first rm by name reports for all. Each rm keeps the copies
+/// that it has, and makes others on request.
 fn shared(
     app: &AppName,
     view: &AppView,
@@ -161,7 +162,7 @@ fn destroying(disk: Option<&OnDisk>, nothing_runs: bool) -> Vec<Step> {
 fn wanted(app: &AppName, token: &str, said: Option<&Repo>, disk: Option<&OnDisk>, own: &Own) -> Vec<Step> {
     let mut steps = Vec::new();
     let disk = match disk {
-        // Another registration's: the name was given up, and is somebody else's now.
+        // The repository belongs to an earlier registration of the name, or is marked for removal.
         Some(disk) if disk.token != token || disk.doomed => {
             steps.push(Step::Remove);
             None
@@ -192,8 +193,8 @@ fn wanted(app: &AppName, token: &str, said: Option<&Repo>, disk: Option<&OnDisk>
     steps
 }
 
-/// Whether this rm keeps an app's repository. With several, it is whose url the row has; of a new app, or one whose
-/// rm has gone, the one that has it on disk, else the first by name that is there.
+/// True if this rm keeps the app's repository. Of several rms, the one whose URL is in the row keeps it. For a new app,
+/// or if that rm has gone, an rm that has the repository on disk takes it, or else the first rm by name.
 fn is_ours(app: &AppName, repo: Option<&Repo>, token: &str, on_disk: bool, known: &Known, own: &Own) -> bool {
     let others = || known.rms.iter().filter(|(name, _)| **name != own.name);
     if let Some(repo) = repo.filter(|repo| repo.token == token) {
@@ -207,7 +208,7 @@ fn is_ours(app: &AppName, repo: Option<&Repo>, token: &str, on_disk: bool, known
     on_disk || others().all(|(name, _)| own.name < *name)
 }
 
-/// Whether a folder's name is that of an app's repository.
+/// Returns the app whose repository has this folder name, if it is one.
 pub fn app_of(folder: &Path) -> Option<AppName> {
     folder.file_name()?.to_str()?.strip_suffix(".git")?.parse().ok()
 }
@@ -351,7 +352,7 @@ mod tests {
         let old = OnDisk { token: "t0".into(), ..on_disk() };
         let steps = Case::registered(None, Some(old)).plan();
         assert_eq!(steps[..2], [Step::Remove, Step::Create { token: "t1".into() }]);
-        // A row that a registration before left doesn't count for this one.
+        // A row of an earlier registration doesn't count for this one.
         let stale = Repo { token: "t0".into(), ..repo(true, true, true) };
         assert_eq!(
             Case::registered(Some(stale), Some(on_disk())).plan(),
@@ -369,7 +370,7 @@ mod tests {
         let case = Case::registered(None, Some(doomed.clone())).destroying().running();
         assert_eq!(case.plan(), []);
         assert_eq!(Case::registered(None, None).destroying().plan(), [Step::Forget]);
-        // An rm that died between the two.
+        // An rm died between the deletion of the rows and the removal of the repository.
         let mut case = Case::registered(None, Some(doomed));
         case.known.apps.clear();
         assert_eq!(case.plan(), [Step::Remove]);
@@ -418,7 +419,7 @@ mod tests {
         assert_eq!(gone.plan(), [Step::Report(repo(true, true, true))]);
         let second = Case::registered(None, None).other_rm("rm0", "http://127.0.0.1:3");
         assert_eq!(second.plan(), [], "a new app is the first one's");
-        // Its own row of a run before, at another port, is no other rm's.
+        // The row was written by an earlier run of this rm at another port, not by another rm.
         let old = Repo { url: "http://127.0.0.1:9/a.git".into(), ..repo(true, true, true) };
         let case = Case::registered(Some(old), Some(on_disk())).other_rm("rm1", "http://127.0.0.1:9");
         assert_eq!(case.plan(), [Step::Report(repo(true, true, true))]);

@@ -1,4 +1,4 @@
-//! What all parts of a running bazooka-rm share.
+//! The state that all parts of a running bazooka-rm share.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -25,44 +25,45 @@ use crate::{
     tasks::Errands,
 };
 
-/// A running bazooka-rm. Shared by its endpoint, its hooks and its loops.
+/// A running bazooka-rm, shared by its endpoint, its hooks and its loops.
 pub struct Rm {
-    /// Who it is.
+    /// This rm's identity: name, process and URLs.
     pub own: Own,
-    /// Where it keeps things.
+    /// The paths below the state folder.
     pub layout: Layout,
-    /// Its own program: hooks, the build's supervisor; others of ours stand beside it.
+    /// The path of this program, which also serves as hook and as build supervisor; bazooka's other programs are beside
+    /// it.
     pub program: PathBuf,
-    /// The file storage that it shares with other rms; none: its state folder is all there is.
+    /// The file storage shared with other rms; `None` if this rm uses its state folder alone.
     pub storage: Option<Storage>,
-    /// Its copies of what is stored there.
+    /// The local copies of stored repositories.
     pub shelves: Shelves,
-    /// The coordinator.
+    /// The coordinator's rows.
     pub visor: Visor,
-    /// The cluster, and who this rm is in it.
+    /// The cluster, and this rm's identity in it.
     pub cluster: Cluster,
-    /// What etcd goes by of who may do what.
+    /// The access rights that etcd enforces now.
     pub in_force: InForce,
-    /// The apps.
+    /// The image of all apps.
     pub apps: Apps,
-    /// What keeps builds apart.
+    /// The isolation of builds.
     pub builds: Builds,
-    /// The pushes that are under way.
+    /// The pushes under way.
     pub pushes: Pushes,
-    /// How long a push waits for what.
+    /// The time limits of a push.
     pub times: Times,
-    /// What config vars are sealed to for it.
+    /// The private keys to which config vars are sealed for this rm.
     pub ring: SharedRing,
-    /// What it wants to hear from whoever asks for opened ones.
+    /// The nonce that a caller must include in a request for opened config vars.
     pub ask: Ask,
-    /// What is counted.
+    /// The metrics.
     pub metrics: RmMetrics,
-    /// What belongs to requests, and goes on without them.
+    /// Tasks that were started by requests and outlive them.
     pub errands: Errands,
 }
 
 impl Rm {
-    /// The cluster's state, for something that a caller asks for: it stands in the audit.
+    /// Returns the coordinator's rows for a caller's request, which is recorded in the audit.
     pub fn audited(
         &self,
         by: String,
@@ -83,5 +84,5 @@ impl Rm {
     }
 }
 
-/// A handle on it.
+/// A shared handle on the running bazooka-rm.
 pub type SharedRm = Arc<Rm>;

@@ -1,8 +1,7 @@
-//! The file storage that several rms share: an object store, S3 or compatible, or a folder that all of them mount.
+//! The file storage that several rms share: an object store (S3 or compatible), or a folder that all of them mount.
 //!
-//! Owns its names and the way in and out of it. What is stored has the SHA-256 of its bytes in its name and is
-//! never changed; what is fetched is checked against it. Nothing here says which of it counts: that is in
-//! the coordinator.
+//! Owns the objects' names, and all writes and reads of them. A stored object has the SHA-256 of its bytes in its name
+//! and never changes; each fetch verifies it. The storage doesn't know which objects are current: the coordinator does.
 //!
 //! ```text
 //! slugs/SHA256                               a slug
@@ -32,39 +31,39 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use visor::names::{AppName, Digest};
 
-/// How much of a file is in memory at a time. S3 takes parts of 5 MiB at least.
+/// The number of bytes of a file held in memory at a time. S3 requires parts of at least 5 MiB.
 const PART: usize = 8 * 1024 * 1024;
 
-/// How many parts are under way at a time.
+/// The number of parts in transfer at a time.
 const PARTS_AT_ONCE: usize = 4;
 
-/// How long a call may take; each part is a call of its own.
+/// The time limit of a call; each part is a call of its own.
 const CALL_TIMEOUT: &str = "60s";
 
-/// How long a connection may take.
+/// The time limit of a connection attempt.
 const CONNECT_TIMEOUT: &str = "2s";
 
-/// How long a storage that gives no answer is tried: a pusher waits for it.
+/// How long an unresponsive storage is retried. A pusher waits for it.
 const TRY_FOR: Duration = Duration::from_secs(10);
 
-/// The largest object that is read into memory: a manifest.
+/// The largest object that is read into memory, which is a manifest; in bytes.
 const MAX_SMALL: u64 = 16 * 1024 * 1024;
 
 /// A failed call on the file storage.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The storage failed, or gives no answer.
+    /// The storage failed, or does not answer.
     #[error("the file storage failed: {0}")]
     Store(#[source] object_store::Error),
-    /// It isn't there.
+    /// There is no object with this name.
     #[error("{0} is not in the file storage")]
     Missing(String),
-    /// It is there with other bytes.
+    /// The object has other bytes than its name says.
     #[error("{name} in the file storage is not what its name says: its SHA-256 is {found}")]
     Different {
-        /// Its name.
+        /// The object's name.
         name: String,
-        /// What was found.
+        /// The SHA-256 of the bytes that were read.
         found: String,
     },
     /// This rm's own disk failed.
@@ -91,7 +90,7 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// What is wrong with a URL, before anything is made or asked.
+    /// Returns the fault of a storage URL in words, if it has one, without touching the storage.
     pub fn refused(url: &str) -> Option<String> {
         match (url.strip_prefix("file://"), url.strip_prefix("s3://")) {
             (Some(folder), _) if !folder.starts_with('/') => {
@@ -105,8 +104,8 @@ impl Storage {
         }
     }
 
-    /// The storage of a URL: `s3://BUCKET/PREFIX`, with credentials, region and endpoint from the `AWS_*` variables
-    /// that other tools take too, or `file:///FOLDER`.
+    /// Opens the storage of a URL: `s3://BUCKET/PREFIX`, with credentials, region and endpoint from the usual `AWS_*`
+    /// variables, or `file:///FOLDER`.
     ///
     /// # Errors
     /// In words for the operator.
@@ -117,7 +116,7 @@ impl Storage {
         if let Some(folder) = url.strip_prefix("file://") {
             std::fs::create_dir_all(folder).map_err(|error| format!("{folder} can't be made: {error}"))?;
             let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| error.to_string())?;
-            // What a pusher is told is stored must be there after a loss of power.
+            // A push that was acknowledged as stored must survive a loss of power.
             return Ok(Storage { store: Arc::new(store.with_fsync(true)) });
         }
         let place = url.strip_prefix("s3://").unwrap_or_default();
@@ -129,7 +128,7 @@ impl Storage {
             .with_config(client(ClientConfigKey::ConnectTimeout), CONNECT_TIMEOUT)
             .with_config(client(ClientConfigKey::Timeout), CALL_TIMEOUT)
             .with_retry(retry);
-        // Who names such an endpoint means it.
+        // An explicit `http://` endpoint is deliberate, so plain HTTP is allowed for it.
         if std::env::var("AWS_ENDPOINT_URL").is_ok_and(|url| url.starts_with("http://")) {
             s3 = s3.with_allow_http(true);
         }
@@ -139,10 +138,10 @@ impl Storage {
         Ok(Storage { store: Arc::new(PrefixStore::new(s3, prefix)) })
     }
 
-    /// Stores a file under a name that its bytes have for good.
+    /// Stores a file under a name that contains the SHA-256 of its bytes.
     ///
     /// # Errors
-    /// [`StorageError`]. Nothing has that name then, or all of it has: the storage may have failed only after it.
+    /// [`StorageError`]. The object then does not exist, or is complete: the storage may have failed after the write.
     pub async fn put_file(&self, name: &Path, file: &File) -> Result<()> {
         let mut file = tokio::fs::File::open(file).await.map_err(StorageError::Disk)?;
         let mut out = BufWriter::with_capacity(self.store.clone(), name.clone(), PART)
@@ -158,7 +157,7 @@ impl Storage {
             }
         };
         if let Err(error) = copied.await {
-            // What isn't complete has no name; the parts are given up.
+            // An unfinished upload has no name; abandon its parts.
             let _ = out.abort().await;
             return Err(error);
         }
@@ -177,7 +176,7 @@ impl Storage {
         Ok(())
     }
 
-    /// Reads a small object, and checks it.
+    /// Reads a small object and verifies it.
     ///
     /// # Errors
     /// [`StorageError`].
@@ -192,7 +191,7 @@ impl Storage {
         Ok(bytes)
     }
 
-    /// Fetches an object into a file, and checks it. The file holds anything at all after an error.
+    /// Fetches an object into a file and verifies it. After an error, the file's content is undefined.
     ///
     /// # Errors
     /// [`StorageError`].
@@ -208,7 +207,7 @@ impl Storage {
         check(name, hash.finalize(), sha256)
     }
 
-    /// An object's length and its bytes, unchecked.
+    /// Returns an object's length in bytes and its unverified bytes.
     ///
     /// # Errors
     /// [`StorageError`].
@@ -220,7 +219,7 @@ impl Storage {
         Ok((found.meta.size, found.into_stream()))
     }
 
-    /// An object's length; none: it isn't there.
+    /// Returns an object's length in bytes, or `None` if there is no such object.
     ///
     /// # Errors
     /// [`StorageError`].
@@ -232,7 +231,7 @@ impl Storage {
         }
     }
 
-    /// What is below a name, is so old, and needn't be kept.
+    /// Returns the objects below a name that have reached an age and need not be kept.
     ///
     /// # Errors
     /// [`StorageError`].
@@ -249,10 +248,10 @@ impl Storage {
         Ok(litter.map(|found| found.location).filter(|name| !keep(name)).collect())
     }
 
-    /// Removes objects. What has vanished is removed already.
+    /// Deletes objects. A missing object counts as deleted.
     ///
     /// # Errors
-    /// [`StorageError`]; some may have gone then.
+    /// [`StorageError`]; some objects may be deleted.
     pub async fn remove(&self, names: Vec<Path>) -> Result<()> {
         let mut gone = self.store.delete_stream(futures::stream::iter(names.into_iter().map(Ok)).boxed());
         while let Some(removed) = gone.next().await {
@@ -273,34 +272,35 @@ fn check(name: &Path, found: impl AsRef<[u8]>, wanted: &Digest) -> Result<()> {
     Err(StorageError::Different { name: name.to_string(), found })
 }
 
-/// Bytes in hexadecimal.
+/// Returns bytes in hexadecimal.
 pub fn hex(bytes: impl AsRef<[u8]>) -> String {
     bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The SHA-256 of some bytes.
+/// Returns the SHA-256 of bytes.
 pub fn digest(bytes: &[u8]) -> Digest {
     hex(Sha256::digest(bytes)).parse().expect("a SHA-256 in hexadecimal is a digest")
 }
 
-/// Where a slug is.
+/// Returns a slug's name.
 pub fn slug(sha256: &Digest) -> Path {
     Path::from_iter(["slugs", sha256.as_str()])
 }
 
-/// Where all of a repository is. A name that is registered anew begins with nothing.
+/// Returns the name below which all objects of a repository are. Another registration of the app has another name, so
+/// it starts empty.
 pub fn repo(app: &AppName, registration: &str) -> Path {
-    // A registration's token is anything at all that fits a line.
+    // A registration's token may be any text of one line, so its hash is used.
     let registration = hex(&Sha256::digest(registration)[..8]);
     Path::from_iter(["repos", app.as_str(), &registration])
 }
 
-/// Where a manifest is.
+/// Returns a manifest's name.
 pub fn manifest(repo: &Path, generation: u64, sha256: &Digest) -> Path {
     repo.clone().join(format!("{generation}-{sha256}"))
 }
 
-/// Where a pack is.
+/// Returns a pack's name.
 pub fn pack(repo: &Path, sha256: &Digest) -> Path {
     repo.clone().join("packs").join(sha256.as_str())
 }
@@ -314,7 +314,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let storage = Storage::open(&format!("file://{}/store", dir.path().display())).expect("opened");
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        // More than one part.
+        // Long enough for more than one part.
         let bytes: Vec<u8> = (0..9_000_000_u32).map(|n| (n % 251) as u8).collect();
         std::fs::write(&from, &bytes).expect("written");
         let app: AppName = "a".parse().expect("valid");

@@ -1,18 +1,19 @@
-//! Repositories that outlive their rm: packs in the file storage, and a row in the coordinator that counts.
+//! Repositories that survive the loss of their rm: packs in the file storage, and one row in the coordinator that is
+//! the truth.
 //!
-//! Owns the way of a push into the storage and of what is stored into this rm's copy. The row (`stored/A`) says
-//! what each branch names and which manifest has the packs; packs and manifest are stored before it is moved,
-//! and it is moved before git moves this rm's own branch. So a push that was acknowledged is stored, and what an
-//! rm's death leaves of one is either a row that didn't move, or one that did, whose push is then taken for
-//! carried out: the next rm brings its copy up to it, and `push::mend` sees to the release.
+//! Owns a push's way into the storage, and the way from there into this rm's copy. The row (`stored/A`) has each
+//! branch's commit and the manifest that names the packs. Packs and manifest are stored before the row moves, and the
+//! row moves before git moves this rm's own branch. So an acknowledged push is stored. If an rm dies, the row has
+//! either not moved, or it has moved and the push counts as done: the next rm updates its copy to the row, and
+//! `push::mend` makes the release.
 //!
 //! ```text
 //! turn taken ─▶ copy brought up ─build─▶ packs, manifest stored ─trial─▶ row moved ─git─▶ branch moved ─▶ head moved
 //!      └── nothing changed ────────────────── litter in the storage ──┘      └── the push has gone through ──┘
 //! ```
 //!
-//! A copy is brought up before each request is answered. While a push has moved the row and git has not yet
-//! moved the branch, the copy is left to git.
+//! A copy is updated before each request is answered. After a push has moved the row and until git has moved the
+//! branch, the copy is left to git.
 
 pub mod manifest;
 pub mod packs;
@@ -48,58 +49,59 @@ use crate::{
     storage::{self, Storage, StorageError},
 };
 
-/// So many packs are made one by the next push: each is a fetch for an rm that comes anew.
+/// The number of packs at which the next push merges all into one. An rm without a copy fetches each pack.
 const MOST_PACKS: usize = 24;
 
-/// How old litter must be to be cleared: a push that another rm has under way may have stored what nothing names yet.
+/// The age at which an unnamed object is deleted. Younger ones may belong to another rm's push that has not moved the
+/// row yet.
 const LITTER_AFTER: Duration = Duration::from_secs(3600);
 
-/// How often a copy is brought up again when what it was to be made of was cleared meanwhile.
+/// How often an update of a copy is tried if a pack was merged and deleted meanwhile.
 const TRIES: usize = 3;
 
-/// Why a repository can't be stored, or brought up to what is stored.
+/// The reasons why a repository can't be stored, or a copy can't be updated.
 #[derive(Debug, thiserror::Error)]
 pub enum StoredError {
-    /// The file storage.
+    /// A failure of the file storage.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The coordinator.
+    /// A refusal or failure of the coordinator.
     #[error(transparent)]
     Visor(#[from] VisorError),
-    /// A git process.
+    /// A failure of a git process, with its message.
     #[error("git failed: {0}")]
     Git(String),
-    /// What was taken in isn't all that the branches reach.
+    /// Objects are missing that the branches reach; with git's message.
     #[error("what is stored of the repository isn't whole: {0}")]
     NotWhole(String),
-    /// Libgit2.
+    /// A failure of libgit2.
     #[error("the repository can't be changed: {0}")]
     Library(#[from] git2::Error),
-    /// The repository's folder.
+    /// A failure to make or change the repository's folder.
     #[error("{0}: {source}", source = std::error::Error::source(.0).map(ToString::to_string).unwrap_or_default())]
     Repository(#[from] DiskError),
-    /// This rm's disk.
+    /// A failure of this rm's disk.
     #[error("this bazooka-rm's disk failed: {0}")]
     Disk(#[source] io::Error),
-    /// The manifest.
+    /// A manifest that can't be parsed.
     #[error("the manifest of the repository can't be read: {0}")]
     Manifest(#[source] serde_json::Error),
-    /// The app has gone.
+    /// The app is no longer registered.
     #[error("the app has gone")]
     Gone,
 }
 
 type Result<T, E = StoredError> = std::result::Result<T, E>;
 
-/// This rm's copies, and what is being done to them.
+/// The state of this rm's copies of repositories.
 #[derive(Default)]
 pub struct Shelves(Mutex<BTreeMap<AppName, Arc<Shelf>>>);
 
 #[derive(Default)]
 struct Shelf {
-    /// One at a time changes a copy.
+    /// Serialises changes of the copy.
     alone: AsyncMutex<()>,
-    /// A push has moved the row, and git is moving the branch.
+    /// True after a push has moved the row, while git moves the branch.
     landing: AtomicBool,
 }
 
@@ -113,20 +115,20 @@ impl Shelves {
     }
 }
 
-/// A push that has all it needs in the storage; only the row is still to be moved.
+/// A push whose objects are all in the storage; only the row has still to move.
 #[derive(Clone, Debug)]
 pub struct Stash {
     before: Option<Revision>,
     after: Stored,
     mark: Mark,
-    /// Earlier packs are in one of these by now.
+    /// True if this push merged all earlier packs into one.
     remade: bool,
 }
 
-/// Brings this rm's copy up to what is stored. Without a shared storage the copy is all there is.
+/// Updates this rm's copy to the stored row. Does nothing without a shared storage.
 ///
 /// # Errors
-/// [`StoredError`]; the copy is as it was, or has more objects that no branch names yet.
+/// [`StoredError`]; the copy is unchanged, or has more objects that no branch names yet.
 pub async fn bring_up(rm: &SharedRm, app: &AppName) -> Result<()> {
     let Some(storage) = &rm.storage else { return Ok(()) };
     let shelf = rm.shelves.of(app);
@@ -143,7 +145,7 @@ pub async fn bring_up(rm: &SharedRm, app: &AppName) -> Result<()> {
     loop {
         let row = match rm.visor.stored(app).await {
             Ok(row) => row,
-            // Fetches go on without the coordinator; a push has asked it before.
+            // Fetches work without the coordinator, from the last known row. A push has already needed the coordinator.
             Err(VisorError::Store(error)) => {
                 tracing::warn!(app = %app, error = %error, "can't ask what is stored; going by the last word");
                 view.stored.clone()
@@ -152,9 +154,10 @@ pub async fn bring_up(rm: &SharedRm, app: &AppName) -> Result<()> {
         };
         let Some(row) = row.filter(|row| row.token == token) else { return Ok(()) };
         match take_in(rm, storage, app, &row).await {
-            // Made one with others meanwhile: the row names that by now.
+            // The pack was merged into another one meanwhile; the current row names that.
             Err(StoredError::Storage(StorageError::Missing(_))) if tries < TRIES => tries += 1,
-            // It has lost something, or a git that outlived its rm holds a lock in it. All of it is stored.
+            // The copy has lost an object, or a git process of a dead rm holds a lock in it. The storage has
+            // everything.
             Err(error @ (StoredError::Git(_) | StoredError::NotWhole(_) | StoredError::Library(_)))
                 if !anew =>
             {
@@ -213,7 +216,7 @@ async fn fetch(
     Ok(())
 }
 
-/// Has the branches of a copy name what is stored.
+/// Sets a copy's branches to the commits of the stored row.
 fn point(repository: &Path, row: &Stored) -> Result<(), git2::Error> {
     let repository = Repository::open_bare(repository)?;
     for name in BRANCHES {
@@ -237,7 +240,7 @@ fn point(repository: &Path, row: &Stored) -> Result<(), git2::Error> {
     Ok(())
 }
 
-/// What each branch of a copy names.
+/// Returns the commit of each branch of a copy.
 fn tips(repository: &Path) -> Result<BTreeMap<String, String>, git2::Error> {
     let repository = Repository::open_bare(repository)?;
     let tip = |name: &str| Some((name.to_owned(), repository.refname_to_id(name).ok()?.to_string()));
@@ -248,20 +251,20 @@ fn commits(row: &Stored) -> BTreeMap<String, String> {
     row.branches.iter().map(|(name, branch)| (name.clone(), branch.commit.to_string())).collect()
 }
 
-/// What a push stores.
+/// A push to be stored.
 pub struct Pushed<'a> {
     /// The app.
     pub app: &'a AppName,
-    /// The branches that it moves.
+    /// The branches that the push moves, with their new entries.
     pub branches: BTreeMap<String, Branch>,
-    /// Where git keeps its objects until it is accepted.
+    /// The folder where git keeps the pushed objects until the push is accepted.
     pub quarantine: Option<&'a Path>,
 }
 
-/// Stores all that a push needs, and nothing that counts yet. The copy has been brought up within this turn.
+/// Stores a push's objects and manifest without moving the row. The copy must have been updated within this turn.
 ///
 /// # Errors
-/// [`StoredError`]; the storage may have litter.
+/// [`StoredError`]; unnamed objects may be left in the storage.
 pub async fn stash(rm: &SharedRm, storage: &Storage, pushed: &Pushed<'_>) -> Result<Stash> {
     let app = pushed.app;
     let view = rm.apps.view(app).ok_or(StoredError::Gone)?;
@@ -276,7 +279,7 @@ pub async fn stash(rm: &SharedRm, storage: &Storage, pushed: &Pushed<'_>) -> Res
     }
     let mut branches = match &row {
         Some(row) => row.branches.clone(),
-        // It is stored for the first time, with what it had before.
+        // The repository is stored for the first time, together with the branches that it already had.
         None => adopted(tips(&repository)?)?,
     };
     let had: Vec<String> = branches.values().map(|branch| branch.commit.to_string()).collect();
@@ -316,7 +319,8 @@ pub async fn stash(rm: &SharedRm, storage: &Storage, pushed: &Pushed<'_>) -> Res
     Ok(Stash { before, after, mark: Mark { manifest: Some(digest), packs }, remade })
 }
 
-/// Stores a repository that this rm has kept by itself. False: a push to it is under way, or it is stored.
+/// Stores a repository that this rm has kept only in its state folder. Returns false if a push to it is under way or it
+/// is already stored.
 ///
 /// # Errors
 /// [`StoredError`].
@@ -349,17 +353,17 @@ fn adopted(tips: BTreeMap<String, String>) -> Result<BTreeMap<String, Branch>> {
     let mut branches = BTreeMap::new();
     for (name, commit) in tips {
         let commit: RevId = commit.parse().map_err(|error| StoredError::Git(format!("{error}")))?;
-        // Whatever became of it is over.
+        // Without a push id, `push::mend` takes the commit as handled.
         let branch = Branch { commit, push: String::new(), no_rollout: true, extra: Extra::new() };
         branches.insert(name, branch);
     }
     Ok(branches)
 }
 
-/// Moves the row: from here on the push has gone through. Git is to move the branch next.
+/// Moves the row. From here on the push is done, and git moves the branch next.
 ///
 /// # Errors
-/// [`VisorError`]; it hasn't, unless the coordinator didn't say.
+/// [`VisorError`]: the row has not moved, unless the coordinator's answer was lost.
 pub async fn land(rm: &SharedRm, app: &AppName, push: &str, stash: &Stash) -> Result<(), VisorError> {
     let shelf = rm.shelves.of(app);
     let _alone = shelf.alone.lock().await;
@@ -368,24 +372,25 @@ pub async fn land(rm: &SharedRm, app: &AppName, push: &str, stash: &Stash) -> Re
     Ok(())
 }
 
-/// Git has moved the branch: this copy is of what is stored.
+/// Records that this copy equals the stored row, after git has moved the branch.
 pub async fn landed(rm: &SharedRm, app: &AppName, stash: &Stash) {
     let shelf = rm.shelves.of(app);
     let _alone = shelf.alone.lock().await;
     let (repository, mark) = (rm.layout.repo(app), stash.mark.clone());
-    // Unwritten, the copy is brought up once more for nothing.
+    // Without the mark, the next request updates the copy once more, without effect.
     if let Err(error) = blocking(move || mark.write(&repository).map_err(StoredError::Disk)).await {
         tracing::warn!(app = %app, error = %error, "can't note how far a repository's copy is");
     }
     shelf.landing.store(false, Ordering::SeqCst);
 }
 
-/// A push that had moved the row is over, and git may not have moved the branch.
+/// Ends the time in which the copy is left to git, for a push that has ended after it moved the row. Git may not have
+/// moved the branch.
 pub fn not_landing(rm: &SharedRm, app: &AppName) {
     rm.shelves.of(app).landing.store(false, Ordering::SeqCst);
 }
 
-/// Clears what pushes that came to nothing left, and packs that were made one. Within the push's turn.
+/// Deletes objects of failed pushes, and packs that were merged. Must run within the push's turn.
 pub async fn clear(rm: &SharedRm, storage: &Storage, app: &AppName, stash: &Stash) {
     if !stash.remade {
         return;
@@ -396,7 +401,7 @@ pub async fn clear(rm: &SharedRm, storage: &Storage, app: &AppName, stash: &Stas
     kept.insert(storage::manifest(&place, stash.after.generation, &stash.after.manifest));
     let litter = async {
         let litter = storage.litter(&place, LITTER_AFTER, |name| kept.contains(name)).await?;
-        // Another rm may have gone on from here while this one was paused.
+        // Another rm may have moved the row again while this one was paused.
         let row = rm.visor.stored(app).await?;
         if row.is_some_and(|row| row.value == stash.after) {
             storage.remove(litter).await?;

@@ -1,4 +1,4 @@
-//! The two hooks of a push, as the daemon answers them.
+//! The daemon's answers to the two hooks of a push.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -32,7 +32,7 @@ use crate::{
     voice::Voice,
 };
 
-/// Why a push is rejected, in words for the pusher.
+/// The reasons to reject a push, in words for the pusher.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum Rejected {
@@ -70,7 +70,7 @@ pub enum Rejected {
     Cancelled,
 }
 
-/// Answers the first hook: builds, registers and tries what is pushed.
+/// Answers the pre-receive hook: builds, registers and tries the pushed commit.
 ///
 /// # Errors
 /// [`Rejected`]: the branch stays where it is.
@@ -89,13 +89,13 @@ pub async fn pre_receive(
     voice.say("change-set accepted").await;
     turn(rm, push, &repository, &set, voice, cancelled).await?;
 
-    // Should this rm or the pusher die, the trial ends with the lease.
+    // If this rm or the pusher dies, the trial ends with the lease.
     let keeper = LeaseKeeper::start(rm.visor.store().clone(), LeaseTiming::default());
     timeout(rm.times.coordinator, keeper.wait_held()).await.map_err(|_| Rejected::NoCoordinator)?;
     push.held().lease = Some(keeper);
     if rm.storage.is_some() {
         take_turn(rm, push, voice, cancelled).await?;
-        // Another rm may have taken a push since this one's branches were told.
+        // Another rm may have taken a push since git read this copy's branches.
         stored::bring_up(rm, &push.app).await?;
         unmoved(&repository, &set)?;
     }
@@ -132,7 +132,7 @@ pub async fn pre_receive(
     Ok(())
 }
 
-/// What a push makes of the branches, as it is stored.
+/// Returns the pushed branches' entries for the `stored` row.
 fn moves(push: &Push, set: &ChangeSet, rev: &RevId, options: refs::Options) -> BTreeMap<String, Branch> {
     let branch = Branch {
         commit: rev.clone(),
@@ -143,7 +143,7 @@ fn moves(push: &Push, set: &ChangeSet, rev: &RevId, options: refs::Options) -> B
     set.updates.iter().map(|update| (update.name.clone(), branch.clone())).collect()
 }
 
-/// Answers the second hook: the branch has moved, and so must head.
+/// Answers the post-receive hook: the branch has moved, so head moves too.
 pub async fn post_receive(rm: &SharedRm, push: &Arc<Push>, voice: &Voice, cancelled: &CancellationToken) {
     let (accepted, trial) = {
         let held = push.held();
@@ -153,7 +153,7 @@ pub async fn post_receive(rm: &SharedRm, push: &Arc<Push>, voice: &Voice, cancel
     if let Some(release) = trial {
         match rm.visor.promote(&push.app, release).await {
             Ok(()) => voice.say(format!("{release} released")).await,
-            // The branch has moved: what it names is released after all, once this push is out of the way.
+            // The branch has moved, so `mend` releases its commit once this push has ended.
             Err(error) => {
                 voice.say(format!("{release} can't be made head: {error}")).await;
                 voice.say("it will be released as soon as that can be").await;
@@ -166,7 +166,7 @@ pub async fn post_receive(rm: &SharedRm, push: &Arc<Push>, voice: &Voice, cancel
     let landed = push.held().landed.clone();
     if let Some((stash, storage)) = landed.as_ref().zip(rm.storage.as_ref()) {
         stored::landed(rm, &push.app, stash).await;
-        // Not before: what is left of a hook that vanished here is for the push's end to see to.
+        // Cleared only now: if the hook is cancelled before this line, `close` still finds the stash and cleans up.
         push.held().landed = None;
         stored::clear(rm, storage, &push.app, stash).await;
     }
@@ -185,7 +185,7 @@ pub async fn post_receive(rm: &SharedRm, push: &Arc<Push>, voice: &Voice, cancel
     }
 }
 
-/// The app, which is registered and not being destroyed.
+/// Returns the app if it is registered and not being destroyed.
 fn registered(rm: &SharedRm, app: &AppName) -> Result<Arc<AppView>, Rejected> {
     let view = rm.apps.view(app).ok_or_else(|| Rejected::NoSuchApp(app.clone()))?;
     if view.app.as_ref().is_some_and(|row| row.destroying) {
@@ -194,7 +194,8 @@ fn registered(rm: &SharedRm, app: &AppName) -> Result<Arc<AppView>, Rejected> {
     Ok(view)
 }
 
-/// Git itself looks at this only after the hook: a whole build would be for nothing.
+/// Rejects a forced push if the repository denies it. Git checks this only after the hook, when the build is already
+/// done.
 fn fast_forward(
     app: &AppName,
     repository: &Path,
@@ -238,7 +239,7 @@ async fn turn(
     unmoved(repository, set)
 }
 
-/// Waits until no other rm takes a push to the app, and takes the turn.
+/// Waits until no other rm handles a push to the app, and takes the turn shared by all rms.
 async fn take_turn(
     rm: &SharedRm,
     push: &Arc<Push>,
@@ -270,10 +271,10 @@ async fn take_turn(
     }
 }
 
-/// Waits until what another push has is over, as the apps' rows show it.
+/// Waits until `is_over`, asked after each change of the apps' rows.
 ///
 /// # Errors
-/// What `late` says, at the deadline; [`Rejected::Cancelled`].
+/// The error from `late` at the deadline; [`Rejected::Cancelled`].
 pub(super) async fn wait(
     changes: &mut watch::Receiver<u64>,
     cancelled: &CancellationToken,
@@ -295,7 +296,7 @@ pub(super) async fn wait(
     }
 }
 
-/// Whether the branches are where the pusher saw them. Git would refuse it only after the build.
+/// Checks that the branches are where the pusher saw them. Git would reject a moved branch only after the build.
 fn unmoved(repository: &Path, set: &ChangeSet) -> Result<(), Rejected> {
     let repository = tree::open(repository, None)?;
     for update in &set.updates {
@@ -308,7 +309,7 @@ fn unmoved(repository: &Path, set: &ChangeSet) -> Result<(), Rejected> {
     Ok(())
 }
 
-/// Has a clone check out the branch that is deployed.
+/// Points the repository's HEAD at the deployed branch, so that a clone checks it out.
 fn point_head(repository: &Path, branch: &str) {
     let point = || -> Result<(), git2::Error> {
         let repository = git2::Repository::open_bare(repository)?;
@@ -324,7 +325,7 @@ fn point_head(repository: &Path, branch: &str) {
 }
 
 impl Rejected {
-    /// Whether the release of this push is another's to deal with.
+    /// Returns the other release whose trial made this one impossible for now.
     pub(super) fn being_tried(error: &VisorError) -> Option<visor::names::ReleaseId> {
         match error {
             VisorError::Refused(Refusal::BeingTried(_, release)) => Some(*release),

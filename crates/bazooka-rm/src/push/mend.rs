@@ -1,16 +1,16 @@
-//! Branches that moved without their release becoming head.
+//! Repair of branches that moved without their release becoming head.
 //!
-//! Owns the comparison of what branches name with what was dealt with ([`crate::settled`]). Git moves a
-//! branch after the first hook has accepted the push, whether or not the pusher is still there; a pusher,
-//! a git or an rm that dies between that and the second hook leaves a branch whose commit was built, registered and
-//! verified, and is not what runs. Such a commit is released again, now by the converger's word alone.
+//! Owns the comparison of branches with the commits that were already handled ([`crate::settled`]). Git moves a branch
+//! after the first hook has accepted the push, even if the pusher has left. If the pusher, git or the rm dies between
+//! that and the second hook, the branch names a commit that was built, registered and verified, but does not run. This
+//! module releases such a commit again; only the converger then decides its promotion.
 //!
-//! Where rms share a file storage, what branches name and which push moved them is in the coordinator: each rm
-//! compares that with the releases, so that what a dead one left is released by those that live.
+//! Where rms share a file storage, the coordinator has each branch's commit and the push that moved it. Each rm
+//! compares that with the releases, so that a living rm releases what a dead one left.
 //!
-//! What is left alone: a commit that was dealt with (a rollback leaves the branch where it is, and a push with
-//! `no-rollout` says so before the branch moves), one that was never registered, and, in a repository that has no note of
-//! anything, one that was head at some time.
+//! Three kinds of commits are left alone: a handled one (a rollback leaves the branch where it is, and a push with
+//! `no-rollout` is recorded before the branch moves), one that was never registered, and, in a repository that has no
+//! record at all, one that has been head before.
 
 use std::{path::Path, time::Duration};
 
@@ -26,24 +26,24 @@ use visor::{
 use super::refs::{BRANCHES, ChangeSet};
 use crate::{rm::SharedRm, settled, stored};
 
-/// How soon a release that couldn't be made is tried again, if nothing changes.
+/// The pause before a failed release is retried, if no row changes sooner.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// A branch and the commit that it names.
 type Tip = (String, RevId);
 
-/// What is to be done about a tip.
+/// The action that a branch's commit needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Due {
-    /// Nothing: it was dealt with, or can't be.
+    /// No action: the commit was handled, or is not registered.
     Nothing,
-    /// It needs no more than a note.
+    /// A record that the commit was handled.
     Note,
-    /// It must be released.
+    /// A release.
     Release,
 }
 
-/// Whether each branch of a push names its commit by now.
+/// True if each branch of a push names the pushed commit by now.
 pub fn names(rm: &SharedRm, app: &AppName, set: &ChangeSet) -> bool {
     let tips = tips(&rm.layout.repo(app));
     set.updates
@@ -51,9 +51,10 @@ pub fn names(rm: &SharedRm, app: &AppName, set: &ChangeSet) -> bool {
         .all(|update| tips.iter().any(|(name, tip)| *name == update.name && tip.as_str() == set.commit))
 }
 
-/// Releases what an app's branches name and was never dealt with.
+/// Releases the commits of an app's branches that were never handled.
 ///
-/// A push that is under way does this at its own end. While another release is tried it waits for that.
+/// Returns without doing anything if a push is under way: that push calls this at its end. While another release is on
+/// trial, waits until that ends.
 pub async fn mend(rm: &SharedRm, app: &AppName) {
     let mut changes = rm.apps.changes();
     loop {
@@ -74,19 +75,19 @@ pub async fn mend(rm: &SharedRm, app: &AppName) {
     }
 }
 
-/// Releases what pushes left behind, for ever.
+/// Releases the commits that pushes left behind. Never returns before shutdown.
 pub async fn run(rm: &SharedRm) {
     if rm.storage.is_some() {
         adopt(rm).await;
         return keep(rm).await;
     }
-    // Those that an earlier run didn't live to end; each of this run is seen to at its own end.
+    // Only pushes that an earlier run of bazooka-rm left: a push of this run is mended when it closes.
     let known = rm.apps.known().apps;
     futures::future::join_all(known.keys().map(|app| mend(rm, app))).await;
     std::future::pending().await
 }
 
-/// Stores the repositories that this rm has kept by itself until now.
+/// Stores the repositories that this rm has kept only in its state folder so far.
 async fn adopt(rm: &SharedRm) {
     for (app, view) in rm.apps.known().apps {
         let is_stored =
@@ -102,7 +103,7 @@ async fn adopt(rm: &SharedRm) {
     }
 }
 
-/// Releases what branches of stored repositories name and was never dealt with, for ever.
+/// Releases unhandled commits of stored repositories' branches, until shutdown.
 async fn keep(rm: &SharedRm) {
     let mut changes = rm.apps.changes();
     loop {
@@ -122,12 +123,13 @@ async fn keep(rm: &SharedRm) {
     }
 }
 
-/// A push's release when the push itself couldn't make it: one, whichever rm makes it.
+/// Returns the token of the release that replaces a push's own. All rms derive the same token, so only one release is
+/// made.
 fn again(push: &str) -> String {
     format!("{push}-again")
 }
 
-/// The branch of a stored repository whose push moved it and died. While one is under way, none.
+/// Returns a branch whose push moved it and died. `None` while a push or trial is under way.
 fn left_behind(view: &AppView) -> Option<Branch> {
     let row = view.stored.as_ref()?;
     let app = view.app.as_ref()?;
@@ -149,7 +151,8 @@ fn left_behind(view: &AppView) -> Option<Branch> {
 }
 
 async fn release_left(rm: &SharedRm, app: &AppName) -> Result<(), VisorError> {
-    // The view's parts may be of different moments; a push ends its turn after its release.
+    // The rows in the apps' image may be of different moments, and a push ends its turn after its release; so read them
+    // again.
     let Some(view) = rm.visor.app_with_stored(app).await? else { return Ok(()) };
     let Some(branch) = left_behind(&view) else { return Ok(()) };
     let new = NewRelease {
@@ -164,7 +167,7 @@ async fn release_left(rm: &SharedRm, app: &AppName) -> Result<(), VisorError> {
             tracing::info!(app = %app, rev = branch.commit.short(), "released what a push left behind");
             Ok(())
         }
-        // The change that ends the trial, or the app, is looked at too.
+        // The end of the trial or of the app is a change, after which this app is looked at again.
         Err(VisorError::Refused(_)) => Ok(()),
         Err(error) => Err(error),
     }
@@ -248,7 +251,7 @@ mod tests {
         digit.to_string().repeat(40).parse().expect("valid")
     }
 
-    /// An app with these registered revs and these releases (the last one that was released is head).
+    /// Returns an app with these registered revs and these releases; the last released one is head.
     fn view(revs: &[char], releases: &[(char, ReleaseStatus)]) -> AppView {
         let mut view = AppView::default();
         for digit in revs {
@@ -311,7 +314,7 @@ mod tests {
     #[test]
     fn what_a_stored_branch_names_is_released_once_its_push_is_dead_and_never_twice() {
         use ReleaseStatus::{Failed, Released};
-        // Each release is the push's of the same digit; "2-again" is what an rm made of push 2.
+        // Each release belongs to the push of the same digit; "2-again" is the release that an rm made for push 2.
         let make = |releases: &[(char, ReleaseStatus, &str)], tip: char, push: &str, turn: bool| {
             let of: Vec<_> = releases.iter().map(|(digit, status, _)| (*digit, *status)).collect();
             let mut view = view(&['1', '2'], &of);

@@ -1,4 +1,4 @@
-//! From a pushed commit to a registered rev: export, build, store, register.
+//! The way from a pushed commit to a registered rev: export, build, store, register.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,10 +26,10 @@ use crate::{
     voice::Voice,
 };
 
-/// How many service ports beyond the last one are tried whether an outsider has them.
+/// How many service ports after the last assigned one are probed for foreign listeners.
 const PORTS_TRIED: u16 = 100;
 
-/// A commit that didn't become a rev.
+/// The reasons why a commit did not become a rev.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum Unprepared {
@@ -53,22 +53,22 @@ pub enum Unprepared {
     Internal(String),
 }
 
-/// What is to be prepared.
+/// A commit to build and register.
 pub struct Commit<'a> {
-    /// Its app.
+    /// The app.
     pub app: &'a AppName,
-    /// Its id.
+    /// The commit's id.
     pub rev: &'a RevId,
-    /// Where git keeps it until it is accepted.
+    /// The folder where git keeps the pushed objects until the push is accepted.
     pub quarantine: Option<PathBuf>,
-    /// Who pushed it, if that is known.
+    /// The pusher's name, if known.
     pub user: Option<&'a str>,
 }
 
-/// Builds a commit and registers it; one that was built before is not built again.
+/// Builds a commit and registers it as a rev; a commit that has a rev and a stored slug is not built again.
 ///
 /// # Errors
-/// [`Unprepared`]; nothing is registered then, and only the caches have changed.
+/// [`Unprepared`]: nothing is registered, and only the caches have changed.
 pub async fn prepare(
     rm: &SharedRm,
     commit: &Commit<'_>,
@@ -115,7 +115,7 @@ async fn build_in(
         let (quarantine, rev) = (commit.quarantine.clone(), commit.rev.clone());
         let (folder, cancelled) = (folder.to_owned(), cancelled.clone());
         move || -> Result<_, Unprepared> {
-            // What an earlier push left when its rm died.
+            // An rm that died during an earlier push of this commit may have left the folder.
             layout::remove(&folder).map_err(|error| Unprepared::Internal(error.to_string()))?;
             let repository = tree::open(&repository, quarantine.as_deref())?;
             let says = tree::describe(&repository, rev.as_str())?;
@@ -188,7 +188,7 @@ async fn build_in(
     })
 }
 
-/// Whether a slug is where every host can get it.
+/// True if every host can fetch the slug.
 async fn is_stored(rm: &SharedRm, slug: &Slug) -> Result<bool, StorageError> {
     match &rm.storage {
         Some(storage) => Ok(storage.size(&storage::slug(&slug.sha256)).await? == Some(slug.size_bytes)),
@@ -214,8 +214,8 @@ async fn register(
     Ok(ports)
 }
 
-/// The service ports to come that somebody listens on here. A proxy on another machine finds its own; this keeps
-/// the common case, one machine, out of trouble.
+/// Returns those of the next service ports on which another program listens on this machine. A proxy on another machine
+/// detects its own conflicts; this covers the common case of a single machine.
 async fn taken_ports(rm: &SharedRm, new: usize) -> Result<BTreeSet<u16>, VisorError> {
     let last = rm.visor.get::<u64>(&Key::PortCounter).await?;
     let last = last.map_or(u64::from(SERVICE_PORT_BASE), |last| last.value);

@@ -1,11 +1,11 @@
-//! Which refs a push may move, and what its options are. Pure.
+//! The refs that a push may move, and the push options. Pure.
 
 use crate::hook::wire::RefUpdate;
 
-/// The branches that are deployed.
+/// The branches whose commits are deployed.
 pub const BRANCHES: [&str; 2] = ["refs/heads/master", "refs/heads/main"];
 
-/// What a push is refused for before anything of it is read.
+/// The reasons to reject a push before its objects are read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum Refused {
@@ -25,28 +25,28 @@ pub enum Refused {
     UnknownOption(String),
 }
 
-/// What is to be deployed.
+/// The commit to deploy and the branches that will name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeSet {
-    /// The commit.
+    /// The commit's id.
     pub commit: String,
-    /// The branches that shall name it, as they are now.
+    /// The updates of the branches that will name the commit, with their present commits.
     pub updates: Vec<RefUpdate>,
 }
 
-/// What the pusher asked for with `-o`.
+/// The options of `git push -o`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Build and register, and leave what runs.
+    /// Build and register the rev without releasing it.
     pub no_rollout: bool,
     /// Don't stream the rollout.
     pub no_wait: bool,
 }
 
-/// What a push is to deploy.
+/// Returns what a push deploys.
 ///
 /// # Errors
-/// [`Refused`], for the first ref that isn't allowed: git takes all refs of a push or none here.
+/// [`Refused`], for the first ref that isn't allowed: git takes either all refs of a push or none.
 pub fn change_set(updates: &[RefUpdate]) -> Result<ChangeSet, Refused> {
     for update in updates {
         allowed(update)?;
@@ -77,7 +77,7 @@ fn short(name: &str) -> &str {
     name.strip_prefix("refs/heads/").or_else(|| name.strip_prefix("refs/tags/")).unwrap_or(name)
 }
 
-/// Reads push options.
+/// Parses push options.
 ///
 /// # Errors
 /// [`Refused::UnknownOption`].

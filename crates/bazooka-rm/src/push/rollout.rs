@@ -1,6 +1,6 @@
-//! The rollout after a push, told step by step.
+//! The rollout after a push, reported step by step.
 //!
-//! Owns the telling alone: the rollout goes on without it, whoever listens.
+//! Owns only the report: the rollout goes on without a listener.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,19 +24,19 @@ use visor::{
 use super::Push;
 use crate::{rm::SharedRm, voice::Voice};
 
-/// How many instances of each proc and rev run.
+/// The number of running instances of each proc and rev.
 type Running = BTreeMap<(ProcName, RevId), u32>;
 
-/// What there was of an app before its release was tried.
+/// The state of an app before its release's trial.
 #[derive(Clone, Debug, Default)]
 pub struct Before {
     running: Running,
-    /// Which procs failed.
+    /// The procs that were failing.
     pub failing: BTreeSet<ProcName>,
 }
 
 impl Before {
-    /// Reads it.
+    /// Reads the state of an app.
     ///
     /// # Errors
     /// The store's.
@@ -55,7 +55,7 @@ impl Before {
     }
 }
 
-/// Tells each step until all is as wanted, or can't be, or the pusher has gone.
+/// Reports each step until the rollout has converged, is stuck or paused, or the pusher has left.
 pub async fn stream(
     rm: &SharedRm,
     push: &Arc<Push>,
@@ -84,7 +84,7 @@ async fn tell(rm: &SharedRm, push: &Push, release: ReleaseId, before: Before, vo
     let (failing, mut before) = (before.failing, before.running);
     let mut no_room_since: Option<Instant> = None;
     loop {
-        // What hosts are told and say is watched for this app's hosts alone.
+        // Assignments and statuses are watched only for the hosts of this app's instances.
         let mut scopes = keys::app(app);
         scopes.extend(hosts.iter().flat_map(|host| [keys::assigned_to(host), keys::status_of(host)]));
         let mut mirror = Mirror::new(rm.visor.store().clone(), scopes, Snapshot::default());
@@ -104,7 +104,7 @@ async fn tell(rm: &SharedRm, push: &Push, release: ReleaseId, before: Before, vo
             let Some(view) = snapshot.apps.get(app).filter(|_| mirror.is_synced()) else { continue };
             let observed = Observed::of(snapshot, app);
             let mut now = running(view, &observed);
-            // What crashes anyway comes and goes: that is no step of this rollout.
+            // A failing proc's instances come and go by themselves: those changes are no steps of this rollout.
             now.retain(|(proc, _), _| !failing.contains(proc));
             before.retain(|(proc, _), _| !failing.contains(proc));
             for line in steps(&before, &now) {
@@ -133,7 +133,7 @@ async fn tell(rm: &SharedRm, push: &Push, release: ReleaseId, before: Before, vo
                 Verdict::Stuck { cause } => Some(cause.clone()),
                 _ => None,
             });
-            // One that fails must not hide what becomes of the others.
+            // A failing proc must not hide the outcome of the others.
             let others_done = all.iter().all(|progress| progress.verdict != Verdict::Underway);
             if let Some(cause) = stuck.filter(|_| others_done) {
                 voice.say(format!("the rollout stopped: {cause}")).await;
@@ -157,7 +157,7 @@ fn hosts_of(view: &AppView) -> BTreeSet<HostName> {
     view.instances.values().map(|instance| instance.host.clone()).collect()
 }
 
-/// What runs and is to go on.
+/// Counts the instances that run and are to go on running.
 fn running(view: &AppView, observed: &Observed<'_>) -> Running {
     let mut running = Running::new();
     for (id, instance) in &view.instances {
@@ -170,7 +170,8 @@ fn running(view: &AppView, observed: &Observed<'_>) -> Running {
     running
 }
 
-/// A line for each proc and rev of which more or fewer run: as `scale` tells it, a dot for each instance.
+/// Returns a line for each proc and rev whose number of running instances changed, with a dot for each instance as
+/// `scale` prints it.
 fn steps(before: &Running, now: &Running) -> Vec<String> {
     let keys: BTreeSet<_> = before.keys().chain(now.keys()).collect();
     let count = |running: &Running, key| running.get(key).copied().unwrap_or(0);
@@ -182,7 +183,7 @@ fn steps(before: &Running, now: &Running) -> Vec<String> {
             (from != to).then(|| (to < from, format!("{proc}@{} {from} -> {to} {dots}", rev.short())))
         })
         .collect();
-    // What starts comes before what stops.
+    // Starts are printed before stops.
     lines.sort_by_key(|(stops, _)| *stops);
     lines.into_iter().map(|(_, line)| line).collect()
 }

@@ -1,4 +1,4 @@
-//! A push's trial: begun, watched, and told as it goes.
+//! A push's trial: its begin, its watch and its report.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::{rm::SharedRm, voice::Voice};
 
-/// Begins the release of a rev and waits until it is verified, where there is something to try.
+/// Begins the release of a rev and, if there is something to try, waits until it is verified.
 ///
 /// # Errors
-/// [`Rejected`]: the release has failed, or was never begun.
+/// [`Rejected`]: the release has failed, or did not begin.
 pub async fn try_release(
     rm: &SharedRm,
     push: &Arc<Push>,
@@ -35,7 +35,7 @@ pub async fn try_release(
     push.held().before = Before::read(rm, &push.app).await?;
     let by = match &push.user {
         Some(user) => user.clone(),
-        // Registered just now: the view need not have it yet.
+        // The rev was registered just now, and the apps' image may not have it yet.
         None => rm
             .visor
             .get::<Rev>(&Key::Rev(push.app.clone(), rev.clone()))
@@ -50,7 +50,7 @@ pub async fn try_release(
         turn: rm.storage.as_ref().map(|_| push.id.clone()),
         ..NewRelease::default()
     };
-    // This push's own writes are in the view from here on, or a change tells of them.
+    // Subscribed before the writes: from here on, this push's own writes are in the view or cause a change.
     let mut changes = rm.apps.changes();
     let begun = begin(rm, push, &new, voice, cancelled).await?;
     let release = match begun {
@@ -88,7 +88,7 @@ pub async fn try_release(
                     });
                     tell_shortfall(&view, release, &mut told, voice).await;
                 }
-                // Not seen yet.
+                // The apps' image doesn't have the release yet.
                 Some((ReleaseStatus::Beside, _)) | None => {}
             }
         }
@@ -134,7 +134,7 @@ pub async fn try_release(
     }
 }
 
-/// Which procs of a trial have an instance that isn't healthy yet, and how long it may take.
+/// Returns a line with the procs of a trial whose instances aren't healthy yet, and how long those may take.
 async fn what_is_awaited(rm: &SharedRm, push: &Push, release: ReleaseId) -> Option<String> {
     let view = rm.apps.view(&push.app)?;
     let failed = push.held().before.failing.clone();
@@ -152,7 +152,7 @@ async fn what_is_awaited(rm: &SharedRm, push: &Push, release: ReleaseId) -> Opti
     (!names.is_empty()).then(|| format!("waiting: {} may take {most} s to become healthy", names.join(", ")))
 }
 
-/// Begins the release; while another one is tried, waits for that for a while.
+/// Begins the release. If another release is on trial, waits for its end until the deadline.
 async fn begin(
     rm: &SharedRm,
     push: &Push,
@@ -193,7 +193,7 @@ fn is_tried(rm: &SharedRm, app: &AppName, release: ReleaseId) -> bool {
     rm.apps.view(app).is_some_and(|view| view.trial.as_ref().is_some_and(|trial| trial.release == release))
 }
 
-/// How long the slowest proc of a trial may take until it counts as healthy.
+/// Returns how long the slowest proc of a trial may take until it counts as healthy.
 fn counted_within(view: &AppView, release: ReleaseId) -> Duration {
     let Some(row) = view.releases.get(&release) else { return Duration::ZERO };
     concerned(view, row)
@@ -204,7 +204,7 @@ fn counted_within(view: &AppView, release: ReleaseId) -> Duration {
         .unwrap_or_default()
 }
 
-/// Tells of instances without a place, once for each reason.
+/// Reports instances that found no place, once for each reason.
 async fn tell_shortfall(view: &AppView, release: ReleaseId, told: &mut Option<String>, voice: &Voice) {
     let short = view.pending.iter().find(|(_, pending)| pending.release == release);
     let word = short.map(|(proc, pending)| format!("{proc}: {}", pending.reason));

@@ -1,6 +1,6 @@
-//! Repositories on the disk: what is there, and each step that changes it.
+//! Repositories on disk: their observed state, and each step that changes it.
 //!
-//! Owns every write to a repository that isn't git's own.
+//! Owns every write to a repository that isn't made by git itself.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,10 @@ use crate::layout::{Layout, remove};
 /// The hooks that each repository has.
 const HOOKS: [&str; 2] = ["pre-receive", "post-receive"];
 
-/// From this age on a lock file, or a push's temporary folder, belongs to no push that could still be under way.
+/// The age from which a lock file or a push's temporary folder can't belong to a push under way.
 const STALE_AFTER: Duration = Duration::from_secs(3600);
 
-/// A step that failed.
+/// A failed step.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} of {app} failed")]
 pub struct DiskError {
@@ -46,17 +46,17 @@ enum Cause {
 #[derive(Clone, Debug)]
 pub struct Disk {
     layout: Layout,
-    /// What hooks are: this program.
+    /// The path of this program, to which the hooks link.
     program: PathBuf,
 }
 
 impl Disk {
-    /// The repositories of `layout`, with `program` for their hooks.
+    /// Returns the repositories of `layout`, whose hooks will be links to `program`.
     pub fn new(layout: Layout, program: PathBuf) -> Disk {
         Disk { layout, program }
     }
 
-    /// What is there.
+    /// Reads the state of all repositories.
     ///
     /// # Errors
     /// If the folder can't be read.
@@ -74,7 +74,7 @@ impl Disk {
     fn observe_one(&self, app: &AppName) -> OnDisk {
         let path = self.layout.repo(app);
         let Ok(config) = Repository::open_bare(&path).and_then(|repo| repo.config()?.snapshot()) else {
-            // Made halfway, or broken: its token is none, so it is made anew.
+            // An incomplete or broken repository has no token, so the plan makes it again.
             return OnDisk::default();
         };
         let is = |(name, value): &(&str, &str)| config.get_str(name).is_ok_and(|found| found == *value);
@@ -89,7 +89,7 @@ impl Disk {
         }
     }
 
-    /// Makes a bare repository for a registration. It appears with its token or not at all.
+    /// Makes a bare repository for a registration. It appears with its token, or not at all.
     ///
     /// # Errors
     /// If the disk fails.
@@ -108,7 +108,7 @@ impl Disk {
         create().map_err(self.failed(app, "making the repository"))
     }
 
-    /// Writes its configuration.
+    /// Writes a repository's configuration.
     ///
     /// # Errors
     /// If the disk fails.
@@ -131,7 +131,7 @@ impl Disk {
         configure().map_err(self.failed(app, "configuring the repository"))
     }
 
-    /// Puts its hooks in place: links to this program, which knows by its name which it is.
+    /// Puts the hooks in place: links to this program, which takes its role from the name that it is called by.
     ///
     /// # Errors
     /// If the disk fails.
@@ -149,7 +149,7 @@ impl Disk {
         install().map_err(self.failed(app, "putting the hooks in place"))
     }
 
-    /// Makes what is missing of a registration's repository; another's that stands in its place goes.
+    /// Makes the missing parts of a registration's repository. Removes another registration's repository in its place.
     ///
     /// # Errors
     /// If the disk fails.
@@ -172,7 +172,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Notes that its app is being destroyed.
+    /// Marks that the repository's app is being destroyed.
     ///
     /// # Errors
     /// If the disk fails.
@@ -184,10 +184,10 @@ impl Disk {
         doom().map_err(self.failed(app, "marking the repository"))
     }
 
-    /// Takes away the repository, the app's caches and its build folder.
+    /// Removes the repository, the app's caches and its build folder.
     ///
     /// # Errors
-    /// If the disk fails. Half of it may have gone then.
+    /// If the disk fails; a part may be removed.
     pub fn remove(&self, app: &AppName) -> Result<(), DiskError> {
         let take_away = || -> Result<(), Cause> {
             self.put_away(app)?;
@@ -198,12 +198,12 @@ impl Disk {
         take_away().map_err(self.failed(app, "removing the repository"))
     }
 
-    /// Takes away the repository alone.
+    /// Removes only the repository.
     ///
     /// # Errors
-    /// If the disk fails. It has no name any more then, or is as it was.
+    /// If the disk fails. The repository is then unchanged, or no longer has its name.
     pub fn put_away(&self, app: &AppName) -> io::Result<()> {
-        // Out of sight first: half a repository must not be taken for one.
+        // Renamed first, so that a half-deleted repository is never taken for a whole one.
         let away = tempfile::tempdir_in(self.layout.gone())?;
         match fs::rename(self.layout.repo(app), away.path().join("repo")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -212,7 +212,7 @@ impl Disk {
         away.close()
     }
 
-    /// Removes what pushes that were killed left in the repositories: git's locks and temporary objects.
+    /// Removes git's lock files and temporary objects that killed pushes left in the repositories.
     pub fn sweep(&self) {
         let Ok(apps) = self.observe() else { return };
         for app in apps.keys() {
@@ -248,7 +248,7 @@ fn clear(folder: &Path, is_left: impl Fn(&str) -> bool) {
     }
 }
 
-/// Whether a repository refuses pushes that leave commits behind.
+/// True if the repository rejects forced pushes.
 pub fn denies_non_fast_forwards(repository: &Repository) -> bool {
     repository.config().and_then(|config| config.get_bool(DENY_NON_FAST_FORWARDS)).unwrap_or(false)
 }

@@ -1,4 +1,4 @@
-//! The loop that keeps the repositories as they should be.
+//! The loop that brings the repositories to the wanted state.
 
 use std::time::Duration;
 
@@ -14,29 +14,29 @@ use crate::{
     storage::{self, Storage},
 };
 
-/// How soon a step that failed is tried again.
+/// The pause before a failed step is retried.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 
-/// Keeps the repositories.
+/// The loop over all repositories, and what it needs.
 pub struct Repositories {
-    /// The apps.
+    /// The image of all apps.
     pub apps: Apps,
-    /// The coordinator.
+    /// The coordinator's rows.
     pub visor: Visor,
-    /// The repositories.
+    /// The repositories on disk.
     pub disk: Disk,
-    /// What it shares with other rms.
+    /// The file storage shared with other rms.
     pub storage: Option<Storage>,
-    /// Who this rm is.
+    /// This rm's identity.
     pub own: Own,
-    /// Pushes that are under way hold back the removal of their repository.
+    /// True for an app with a push under way; the removal of its repository then waits.
     pub busy: Box<dyn Fn(&AppName) -> bool + Send + Sync>,
-    /// Rung when a push has ended.
+    /// Notified when a push has ended.
     pub push_ended: std::sync::Arc<Notify>,
 }
 
 impl Repositories {
-    /// Keeps them, for ever. `settled` is told when everything is as it should be for the first time.
+    /// Runs the loop until shutdown. Sends `settled` when no step was left for the first time.
     pub async fn run(self, settled: oneshot::Sender<()>) {
         let mut settled = Some(settled);
         let mut changes = self.apps.changes();
@@ -45,7 +45,7 @@ impl Repositories {
             let pause = if known.complete && !self.converge(&known).await { Some(TRY_AGAIN) } else { None };
             if known.complete && pause.is_none() {
                 if let Some(settled) = settled.take() {
-                    // Without a listener there is nobody to tell.
+                    // The receiver may have gone.
                     let _ = settled.send(());
                 }
             }
@@ -60,7 +60,7 @@ impl Repositories {
         }
     }
 
-    /// Takes every step that is due; false if one failed.
+    /// Takes every step that is due. Returns false if one failed.
     async fn converge(&self, known: &crate::apps::Known) -> bool {
         let disk = self.disk.clone();
         let observed = tokio::task::spawn_blocking(move || disk.observe()).await;
@@ -92,7 +92,8 @@ impl Repositories {
         well
     }
 
-    /// Forgets an app: what is stored of its repository goes first, since the app's row is what tells of it.
+    /// Deletes an app's rows. The stored objects of its repository are deleted before, because only the app's row leads
+    /// to them.
     async fn forget(&self, app: &AppName) -> Result<bool, VisorError> {
         let token = self.apps.view(app).and_then(|view| view.app.as_ref().map(|row| row.token.clone()));
         if let Some((storage, token)) = self.storage.as_ref().zip(token) {
@@ -108,19 +109,19 @@ impl Repositories {
         self.visor.forget_app(app).await
     }
 
-    /// Takes a step; false: those after it can't be taken now.
+    /// Takes a step. Returns false if the steps after it can't be taken now.
     async fn take(&self, app: &AppName, step: &Step) -> Result<bool, String> {
         let said = |error: VisorError| error.to_string();
         match step {
             Step::Report(repo) => match self.visor.report_repo(app, repo).await {
-                // It has gone meanwhile; the next look knows.
+                // The app has gone meanwhile; the next plan sees that.
                 Err(VisorError::Refused(Refusal::NoSuchApp(_))) => return Ok(false),
                 other => other.map_err(said)?,
             },
             Step::Forget => match self.forget(app).await {
                 Ok(true) => tracing::info!(app = %app, "app forgotten"),
                 Ok(false) => return Ok(false),
-                // Another one was quicker.
+                // Another rm deleted the app first.
                 Err(VisorError::Refused(Refusal::NoSuchApp(_))) => {}
                 Err(error) => return Err(said(error)),
             },

@@ -1,4 +1,4 @@
-//! A stored repository's manifest, and the mark that says how far this rm's own copy has come.
+//! A stored repository's manifest, and the mark with the state of this rm's copy.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -7,36 +7,36 @@ use visor::{names::Digest, schema::Stored};
 
 use crate::layout;
 
-/// The mark's file in a repository.
+/// The mark's file name in a repository.
 const MARK: &str = "bazooka-stored.json";
 
-/// What a repository is made of, as it is stored. With the packs it is all that a repository can be made again from,
-/// should the coordinator be lost.
+/// The contents of a stored repository. Should the coordinator be lost, manifest and packs are enough to make the
+/// repository again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The app's name.
     pub app: String,
-    /// [`Stored::generation`].
+    /// The generation, as [`Stored::generation`].
     pub generation: u64,
-    /// Each branch's commit.
+    /// The commit of each branch.
     pub branches: BTreeMap<String, String>,
     /// The branch that a clone checks out.
     pub head: String,
-    /// The packs, oldest first; together they have all that the branches reach.
+    /// The packs, oldest first; together they have every object that the branches reach.
     pub packs: Vec<Digest>,
 }
 
-/// What this rm's copy of a repository has in it. Written last, so that it never says too much.
+/// The state of this rm's copy of a repository. Written after the copy, so it never claims too much.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// The manifest that the branches are of; none: an earlier one's, or none's at all.
+    /// The manifest that the branches equal; `None` if they equal none, or an older one.
     pub manifest: Option<Digest>,
-    /// The packs that were taken in.
+    /// The packs that the copy has.
     pub packs: Vec<Digest>,
 }
 
 impl Mark {
-    /// Reads a repository's; one that isn't there or can't be read says nothing.
+    /// Reads a repository's mark. A missing or unreadable mark is an empty one.
     pub fn read(repository: &Path) -> Mark {
         fs::read(repository.join(MARK))
             .ok()
@@ -44,16 +44,16 @@ impl Mark {
             .unwrap_or_default()
     }
 
-    /// Writes a repository's.
+    /// Writes a repository's mark.
     ///
     /// # Errors
-    /// If the disk fails; it is as it was then.
+    /// If the disk fails; the mark is then unchanged.
     pub fn write(&self, repository: &Path) -> io::Result<()> {
         let bytes = serde_json::to_vec(self).expect("digests are always valid JSON");
         layout::replace(&repository.join(MARK), &bytes)
     }
 
-    /// Whether the copy is of this stored state.
+    /// True if the copy equals this stored row.
     pub fn is_of(&self, row: &Stored) -> bool {
         self.manifest.as_ref() == Some(&row.manifest)
     }

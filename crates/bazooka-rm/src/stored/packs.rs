@@ -1,4 +1,4 @@
-//! Packs: what of a repository is stored, made and taken in by the system's git.
+//! Packs of stored repositories, made and indexed by the system's git.
 
 use std::{
     fs::File,
@@ -15,7 +15,7 @@ use visor::names::Digest;
 use super::StoredError;
 use crate::{git, storage::hex};
 
-/// A pack on this rm's disk that is to be stored. The file goes with it.
+/// A pack on this rm's disk that will be stored. The file is deleted with this value.
 #[derive(Debug)]
 pub struct Made {
     /// The file.
@@ -24,9 +24,9 @@ pub struct Made {
     pub sha256: Digest,
 }
 
-/// Packs all that these commits reach and those don't; none where that is nothing.
+/// Packs the objects that the commits `wanted` reach and the commits `stored` do not. Returns `None` if there are none.
 ///
-/// The pack stands by itself: no object in it is a change to one that isn't.
+/// The pack is complete in itself: no object in it is a delta against one outside.
 ///
 /// # Errors
 /// [`StoredError`].
@@ -44,7 +44,7 @@ pub async fn make(
         .stdin(Stdio::piped())
         .stdout(out);
     if let Some(quarantine) = quarantine {
-        // As git itself has it for the hook.
+        // The same variables that git sets for the hook.
         command
             .env("GIT_OBJECT_DIRECTORY", quarantine)
             .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", repository.join("objects"));
@@ -58,7 +58,7 @@ pub async fn make(
     }
     words.push('\n');
     let mut input = child.stdin.take().expect("it is piped");
-    // Git says itself what it misses.
+    // If git ends early, its own message tells why.
     let _ = input.write_all(words.as_bytes()).await;
     drop(input);
     let ended = child.wait_with_output().await.map_err(|error| StoredError::Git(error.to_string()))?;
@@ -67,7 +67,7 @@ pub async fn make(
     }
     let read = move || -> io::Result<Option<Made>> {
         let mut bytes = File::open(&file)?;
-        // "PACK", the version, and how many objects it has.
+        // The header: "PACK", the version, and the number of objects.
         let mut head = [0; 12];
         bytes.read_exact(&mut head)?;
         if head[8..] == [0; 4] {
@@ -83,7 +83,7 @@ pub async fn make(
     made.and_then(|made| made).map_err(StoredError::Disk)
 }
 
-/// Takes a pack into a repository. It is there wholly or not at all.
+/// Adds a pack to a repository, completely or not at all.
 ///
 /// # Errors
 /// [`StoredError`].
@@ -94,10 +94,10 @@ pub async fn take_in(repository: &Path, pack: &Path) -> Result<(), StoredError> 
     git::run(&mut command).await.map_err(StoredError::Git)
 }
 
-/// Whether a repository has all that these commits reach, given that it has all that its refs reach.
+/// Checks that a repository has every object that the commits reach, given that it has all that its refs reach.
 ///
 /// # Errors
-/// What git misses.
+/// Git's message about the missing objects.
 pub async fn connected(repository: &Path, commits: &[String]) -> Result<(), StoredError> {
     let mut command = git::git(repository);
     command.args(["rev-list", "--objects", "--quiet"]).args(commits).args(["--not", "--all"]);
