@@ -1,8 +1,8 @@
-//! etcd's users and roles, made from the rows that say who is in and whose each app is.
+//! etcd's users and roles, derived from the rows of admitted identities and of each app's people.
 //!
-//! Owns the loop. bazooka-rm alone holds etcd's root role; several of them do the same and don't disturb each
-//! other, since a step that has been done is done. What etcd has is read at start, after a failure, and now and then; in
-//! between it is known from the steps.
+//! Owns the loop that applies them. Only bazooka-rm has etcd's root role. Several rms apply the same steps without
+//! disturbing each other, because a step that is done needs no repetition. etcd's users and roles are read at start,
+//! after a failure and every five minutes; in between they are known from the steps.
 
 use std::time::Duration;
 
@@ -20,22 +20,22 @@ use visor::{
 
 use crate::apps::{Apps, Known};
 
-/// How soon a failed step is tried again.
+/// The pause before a failed step is retried.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How often etcd's users and roles are read anew, whoever changed them.
+/// How often etcd's users and roles are read again, in case someone else changed them.
 const READ_EVERY: Duration = Duration::from_secs(300);
 
-/// How long who changed a row waits until etcd goes by it.
+/// How long a request that changed a row waits until etcd enforces the change.
 const IN_FORCE_WITHIN: Duration = Duration::from_secs(5);
 
-/// The rows that etcd's users and roles were last made from.
+/// The rows that etcd's users and roles were last derived from.
 #[derive(Clone)]
 pub struct InForce(watch::Receiver<Option<Rows>>);
 
 impl InForce {
-    /// Waits until etcd goes by rows of which this is true, 5 s at most. Returns whether it does. Where nobody is told apart
-    /// there is nothing to wait for.
+    /// Waits at most 5 s until etcd enforces rows for which `is_so` is true. Returns whether it does. Returns true at
+    /// once in a cluster without identities (`told_apart` is false).
     pub async fn wait(&self, told_apart: bool, is_so: impl FnMut(&Rows) -> bool) -> bool {
         let mut is_so = is_so;
         let mut rows = self.0.clone();
@@ -44,13 +44,13 @@ impl InForce {
     }
 }
 
-/// The loop's end that tells, and the others'.
+/// Returns the loop's sender of enforced rows, and the receiver for everyone else.
 pub fn in_force() -> (watch::Sender<Option<Rows>>, InForce) {
     let (says, rows) = watch::channel(None);
     (says, InForce(rows))
 }
 
-/// What the rows say.
+/// Returns the rows that decide access.
 pub fn rows(known: &Known) -> Rows {
     let people = |view: &visor::snapshot::AppView| {
         view.access.as_ref().map(|access| access.users.keys().cloned().collect()).unwrap_or_default()
@@ -61,8 +61,8 @@ pub fn rows(known: &Known) -> Rows {
     }
 }
 
-/// Prepares etcd so that this rm can do its work in it: its own user with the root role, and users told apart. In a cluster
-/// without identities nothing is done.
+/// Prepares etcd for this rm: makes its own user with the root role, and turns authentication on. Does nothing in a
+/// cluster without identities.
 ///
 /// # Errors
 /// The store's.
@@ -73,7 +73,7 @@ pub async fn prepare(cluster: &Cluster, prefix: &str) -> Result<(), StoreError> 
         |error: &StoreError| tracing::warn!(error = %error, "waiting for the coordinator to let this rm in");
     wait_until_ready(cluster.visor.store().as_ref(), say).await?;
     let found = cluster.etcd.users().await?;
-    // Until there are users nobody is told apart: then this is the first rm, and lets itself in.
+    // Without users, etcd lets everyone write: then this is the first rm, and makes its own user.
     let asked = wanted(prefix, &Rows::default(), &own);
     let only_ours = Users {
         roles: asked.roles.clone(),
@@ -93,7 +93,7 @@ pub async fn prepare(cluster: &Cluster, prefix: &str) -> Result<(), StoreError> 
     cluster.etcd.enable_auth().await
 }
 
-/// Keeps etcd's users and roles as the rows want them, for ever.
+/// Keeps etcd's users and roles as the rows want them. Never returns before shutdown.
 pub async fn run(cluster: Cluster, prefix: String, apps: Apps, says: watch::Sender<Option<Rows>>) {
     let Some(credentials) = cluster.credentials.clone() else { return };
     let own = credentials.identity();
@@ -145,7 +145,7 @@ async fn bring_about(
     }
     let (mut users, read) = known;
     if !steps.is_empty() {
-        // Each that is ours is now as it is wanted; the others' are as they were.
+        // All of this cluster's roles are now as wanted, and all others are unchanged.
         let ours = format!("{prefix}:");
         users.roles.retain(|role, _| !role.starts_with(&ours));
         users.roles.extend(wanted.roles.clone());
@@ -164,7 +164,7 @@ async fn bring_about(
     Ok(())
 }
 
-/// Lets this rm's own name stand among those admitted, so that others see it there and leave it its rights.
+/// Writes this rm's own identity to the admitted ones, so that other rms leave its rights in place.
 ///
 /// # Errors
 /// The store's.

@@ -1,7 +1,7 @@
-//! The apps as the coordinator has them, kept true by one watch and shared by all that serves.
+//! The image of all apps, kept current by one watch and shared by all requests and loops.
 //!
-//! Owns the mirror's loop. What others get is each app's view as of some revision; who waits for a change
-//! subscribes and looks again at each.
+//! Owns the mirror's loop. Readers get each app's view as of some revision. A reader that waits for a change
+//! subscribes, and looks again after each change.
 
 use std::{
     collections::BTreeMap,
@@ -19,22 +19,22 @@ use visor::{
     store::SharedStore,
 };
 
-/// All that is known of the apps.
+/// All known rows about apps and the cluster's members.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// By name; those that have no row of their own (any more) are left out.
+    /// The registered apps by name.
     pub apps: BTreeMap<AppName, Arc<AppView>>,
-    /// What else belongs to names without an app: a repository's row that was left.
+    /// The rms that are up, by name.
     pub rms: BTreeMap<HostName, Rm>,
-    /// Who is admitted to the cluster.
+    /// The identities admitted to the cluster.
     pub identities: BTreeMap<Identity, Admission>,
-    /// Everyone's SSH keys.
+    /// The SSH keys of each person.
     pub ssh_keys: BTreeMap<UserName, SshKeys>,
-    /// Whether a complete list has been seen. Before, what isn't here isn't known to be absent.
+    /// True once a complete list was seen. Before, a missing row may exist.
     pub complete: bool,
 }
 
-/// The apps. Cheap to clone.
+/// The image of all apps. Cheap to clone.
 #[derive(Clone)]
 pub struct Apps {
     known: Arc<Mutex<Known>>,
@@ -42,7 +42,7 @@ pub struct Apps {
 }
 
 impl Apps {
-    /// The apps, unknown as yet, and the task that gets to know them.
+    /// Returns an empty image, and the task that fills it and keeps it current.
     pub fn new(store: SharedStore) -> (Apps, Following) {
         let (says, changed) = watch::channel(0);
         let known = Arc::new(Mutex::new(Known::default()));
@@ -61,22 +61,22 @@ impl Apps {
         (Apps { known: known.clone(), changed }, Following { mirror, known, says })
     }
 
-    /// All that is known now.
+    /// Returns a copy of everything known now.
     pub fn known(&self) -> Known {
         self.known.lock().expect("no holder of this lock panics").clone()
     }
 
-    /// Whether a complete list has been seen.
+    /// True once a complete list was seen.
     pub fn is_complete(&self) -> bool {
         self.known.lock().expect("no holder of this lock panics").complete
     }
 
-    /// One app, if it is registered.
+    /// Returns an app's view, if it is registered.
     pub fn view(&self, app: &AppName) -> Option<Arc<AppView>> {
         self.known.lock().expect("no holder of this lock panics").apps.get(app).cloned()
     }
 
-    /// Tells of each change. What was changed before is seen already.
+    /// Returns a receiver that reports each later change. Earlier changes are already in the image.
     pub fn changes(&self) -> watch::Receiver<u64> {
         let mut changes = self.changed.clone();
         changes.mark_unchanged();
@@ -84,7 +84,7 @@ impl Apps {
     }
 }
 
-/// What follows the coordinator.
+/// The task that keeps the image current.
 pub struct Following {
     mirror: Mirror<Snapshot>,
     known: Arc<Mutex<Known>>,
@@ -92,7 +92,7 @@ pub struct Following {
 }
 
 impl Following {
-    /// Follows, for ever.
+    /// Runs the task. Never returns.
     pub async fn run(mut self) {
         loop {
             let changes = self.mirror.next().await;
@@ -123,7 +123,7 @@ impl Following {
     }
 }
 
-/// The app that a key belongs to.
+/// Returns the app that a key belongs to.
 fn app_of(key: &str) -> Option<AppName> {
     match key.parse::<Key>().ok()? {
         Key::App(app)

@@ -1,17 +1,17 @@
-//! Keeps the audit bounded.
+//! The loop that keeps the audit bounded.
 
 use std::time::Duration;
 
 use tokio::time::sleep;
 use visor::visor::Visor;
 
-/// How many entries are kept: some hundred kilobytes.
+/// The number of entries kept, which take some hundred kilobytes.
 pub const KEPT: usize = 2000;
 
-/// How often it is looked at.
+/// The pause between two checks.
 const EVERY: Duration = Duration::from_secs(600);
 
-/// Takes old entries away, for ever. Several rms at it don't disturb each other.
+/// Deletes old entries, without end. Several rms may do this at the same time.
 pub async fn keep(visor: Visor) {
     loop {
         match visor.trim_audit(KEPT).await {

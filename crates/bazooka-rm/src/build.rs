@@ -1,8 +1,8 @@
-//! From a pushed tree to what its slug holds: detect what it is, and run its own tools.
+//! The build: from a pushed tree to the contents of its slug.
 //!
-//! Owns the order of a build. Each kind's steps are in a file of its own; processes run in the build's sandbox, under a
-//! supervisor that leaves none behind. An app's config vars are not given to its build: a slug is built once and runs with
-//! each of its app's envs.
+//! Owns the order of a build: detect the kinds of the tree, then run each kind's own tools. Each kind's steps are in a
+//! file of its own. Processes run in the build's sandbox, under a supervisor that leaves none behind. A build never
+//! gets the app's config vars: a slug is built once, and runs with each env of its app.
 
 pub mod detect;
 pub mod environment;
@@ -28,43 +28,43 @@ use self::{
 };
 use crate::{layout, procfile, tree::Files, voice::Voice};
 
-/// A build that failed, in words for the pusher.
+/// A failed build, in words for the pusher.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// There is no Procfile, and the kind of app has no proc of its own.
+    /// There is no Procfile, and the kind of app has no default proc.
     #[error(
         "there is no Procfile; put a file of that name at the top, with a line such as `web: ./server` for each proc"
     )]
     NoProcfile,
-    /// The Procfile is faulty.
+    /// The Procfile has a fault.
     #[error(transparent)]
     Procfile(#[from] procfile::Fault),
-    /// A file of the app that its build must read is faulty.
+    /// A file of the app that its build must read has a fault.
     #[error("{0}")]
     Faulty(String),
     /// A step failed.
     #[error("`{step}` {how}")]
     Failed {
-        /// The command.
+        /// The step's command.
         step: String,
-        /// How it ended.
+        /// How the command ended.
         how: String,
     },
-    /// A step can't be started here, whatever it is.
+    /// No step can be started on this machine; with the cause.
     #[error("nothing can be built here: {0}")]
     NotStarted(String),
-    /// It took too long.
+    /// The build took longer than its limit.
     #[error("the build took longer than {} and was ended", in_words(*.0))]
     TimedOut(Duration),
-    /// The push has gone.
+    /// The pusher has left.
     #[error("the push was called off")]
     Cancelled,
     /// A file can't be read or written.
     #[error("{what} failed: {source}")]
     Disk {
-        /// What was done.
+        /// The action that failed.
         what: String,
-        /// Why it failed.
+        /// The file system's error.
         #[source]
         source: io::Error,
     },
@@ -77,23 +77,23 @@ impl BuildError {
     }
 }
 
-/// What a build works on.
+/// The input of a build, and its surroundings.
 pub struct Work<'a> {
-    /// The exported tree.
+    /// The folder of the exported tree.
     pub dir: &'a Path,
-    /// What was exported.
+    /// The files that were exported.
     pub files: &'a Files,
     /// The app's dependency caches.
     pub cache: &'a Path,
-    /// bazooka-rm's own program, which supervises; other programs of ours stand beside it.
+    /// The path of this program, which also supervises steps; bazooka's other programs are beside it.
     pub own_program: &'a Path,
-    /// Where the build's processes run.
+    /// The place where the build's processes run.
     pub place: &'a Place,
-    /// How long they may, in all.
+    /// The time limit of the whole build.
     pub time: Duration,
-    /// Speaks to the pusher.
+    /// The lines to the pusher.
     pub voice: &'a Voice,
-    /// The push has gone.
+    /// Cancelled when the pusher has left.
     pub cancelled: &'a CancellationToken,
 }
 
@@ -104,23 +104,23 @@ fn in_words(time: Duration) -> String {
     }
 }
 
-/// What was built.
+/// A finished build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Built {
-    /// Its procs.
+    /// The app's procs and their commands.
     pub procs: BTreeMap<ProcName, String>,
-    /// What it was built as.
+    /// The kinds of the tree, as [`Detected::name`].
     pub kind: String,
 }
 
-/// What a tree is, and its procs, before anything is run.
+/// Returns a tree's kinds and procs, without running anything.
 ///
 /// # Errors
 /// [`BuildError::NoProcfile`], [`BuildError::Procfile`].
 pub fn read(dir: &Path, files: &Files) -> Result<(Detected, BTreeMap<ProcName, String>), BuildError> {
     let detected = detect::detect(files);
     let procs = if files.contains_key(Path::new("Procfile")) {
-        // Links lead nowhere out of the tree, and no file is larger than git's own limit here.
+        // A plain read is safe: the export rejects links out of the tree, and files above its size limit.
         let content =
             std::fs::read(dir.join("Procfile")).map_err(BuildError::disk("reading the Procfile"))?;
         procfile::parse(&content)?
@@ -132,15 +132,15 @@ pub fn read(dir: &Path, files: &Files) -> Result<(Detected, BTreeMap<ProcName, S
     Ok((detected, procs))
 }
 
-/// Whether no process is needed for it.
+/// True if the build needs no process.
 pub fn runs_nothing(detected: &Detected) -> bool {
     detected.kinds.iter().all(|kind| matches!(kind, Kind::Static | Kind::Procfile))
 }
 
-/// Builds a tree in its place.
+/// Builds a tree in its folder.
 ///
 /// # Errors
-/// [`BuildError`]. The folder is left as it stands then; no process is.
+/// [`BuildError`]. The folder then stays as it is; no process of the build is left.
 pub async fn build(work: &Work<'_>, detected: &Detected) -> Result<(), BuildError> {
     for note in &detected.notes {
         work.voice.say(note).await;

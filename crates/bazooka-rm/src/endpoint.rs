@@ -1,4 +1,4 @@
-//! The endpoint: apps, slugs, and git's smart HTTP.
+//! The HTTP endpoint: apps, access, keys, slugs, the page, and git's smart HTTP.
 
 mod access;
 mod apps;
@@ -27,13 +27,13 @@ use visor::{
 
 use crate::{page, rm::SharedRm};
 
-/// All routes.
+/// Returns all routes.
 pub fn routes(rm: SharedRm, readiness: Readiness, metrics: Metrics) -> Router {
     let git = Router::new()
         .route("/{repo}/info/refs", get(git::info_refs))
         .route("/{repo}/git-receive-pack", post(git::receive_pack))
         .route("/{repo}/git-upload-pack", post(git::upload_pack))
-        // Git compresses what it asks for when it fetches.
+        // Git compresses its request when it fetches.
         .layer(RequestDecompressionLayer::new());
     Router::new()
         .route("/apps", post(apps::register))
@@ -50,7 +50,7 @@ pub fn routes(rm: SharedRm, readiness: Readiness, metrics: Metrics) -> Router {
         .merge(common_routes(readiness, metrics, &rm.cluster))
 }
 
-/// Refuses who may not.
+/// Rejects a caller who may not perform an act.
 pub(crate) async fn allow(
     rm: &SharedRm,
     caller: &Caller,
@@ -87,7 +87,7 @@ pub(crate) async fn allow(
 
 pub(crate) use git::{MAX_FETCH, carry_push, is_protocol};
 
-/// An app's repository, ready to be used, if the caller may; otherwise why not, in words.
+/// Returns an app and its up-to-date repository if the caller may use them. Otherwise returns the reason in words.
 pub(crate) async fn repository(
     rm: &SharedRm,
     caller: &Caller,
@@ -96,7 +96,7 @@ pub(crate) async fn repository(
     git::repository(rm, caller, repo).await.map_err(git::Refused::into_words)
 }
 
-/// A failed call of the API, in words for whoever made it.
+/// A failed call of the API, in words for the caller.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,

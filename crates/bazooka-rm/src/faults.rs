@@ -1,4 +1,4 @@
-//! What is wrong with what an rm is told, as far as that can be seen before anything is done.
+//! The check of an rm's settings, as far as it needs no action.
 
 use bazooka_daemon::settings::{ConfigError, ConfigFile, Settings};
 use bazooka_sandbox::isolation::Isolation;
@@ -25,7 +25,7 @@ impl Settings for RmArgs {
     }
 }
 
-/// All that is wrong. Nothing is bound, made or asked.
+/// Returns all faults. Binds no address, makes no file and calls no other program.
 fn faults(args: &RmArgs) -> Vec<ConfigError> {
     let has_identity = args.coordinator.identity.identity.is_some();
     let mut wrong = args.coordinator.validate(Kind::Rm, args.name.as_ref());
@@ -51,7 +51,7 @@ fn faults(args: &RmArgs) -> Vec<ConfigError> {
     {
         say("ssh-user", Some(format!("there is no user {user:?} on this machine")));
     }
-    // Without root there is a warning where nothing was asked for; that is for the start.
+    // Without root and without a requested isolation, the start only prints a warning, so that is no fault.
     if matches!(args.builds.isolation, Some(Isolation::Sandbox | Isolation::Uid)) {
         say("build-isolation", chosen(args.builds.isolation, geteuid().is_root()).err());
     }

@@ -4,17 +4,18 @@ use std::{path::Path, process::Stdio};
 
 use tokio::process::Command;
 
-/// The most memory that git may ask for at once: a file that its clients store as a difference from another is 512 MiB at most
-/// (their `core.bigFileThreshold`), and is held whole to be unpacked. Without it a pack of some kilobytes could unpack to any size.
+/// The limit of one memory allocation of git's. A file that clients store as a delta is at most 512 MiB (their
+/// `core.bigFileThreshold`) and is held in memory whole when unpacked. Without the limit, a pack of some kilobytes
+/// could unpack to any size.
 const MOST_AT_ONCE: &str = "513m";
 
-/// A command of git's in a repository; its arguments are still to come.
+/// Returns a git command in a repository, without arguments so far.
 pub fn git(repository: &Path) -> Command {
     let mut command = Command::new("git");
     command
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()))
-        // Whose machine this is must not matter.
+        // The machine's and the user's own settings of git must not matter.
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_ALLOC_LIMIT", MOST_AT_ONCE)
@@ -23,10 +24,10 @@ pub fn git(repository: &Path) -> Command {
     command
 }
 
-/// Runs a command to its end, which is the caller's at the latest, and returns its standard error if it failed.
+/// Runs a command to its end. If this is dropped, the command is killed.
 ///
 /// # Errors
-/// What it said.
+/// The command's standard error.
 pub async fn run(command: &mut Command) -> Result<(), String> {
     let ended = command.stderr(Stdio::piped()).kill_on_drop(true).spawn();
     let ended = match ended {

@@ -1,7 +1,7 @@
-//! The hooks' half in the process that git starts: it tells the daemon what git said, and prints what it answers.
+//! The hook's process, which git starts: sends git's call to the daemon, and prints the daemon's answer.
 //!
-//! Owns nothing: it decides nothing and touches no repository. Git waits for it, and its end is the
-//! verdict. The daemon sees a hook that vanishes by the end of its connection.
+//! It decides nothing and touches no repository. Git waits for it, and its exit status is the verdict. The daemon
+//! notices the end of a killed hook by the end of its connection.
 
 pub mod wire;
 
@@ -14,7 +14,7 @@ use std::{
 use self::wire::{Call, Hook, MAX_CALL, RefUpdate, Reply};
 use crate::layout::SOCKET;
 
-/// Which hook a program's own name says that it is.
+/// Returns the hook that the program was called as, if any.
 pub fn by_name(program: &str) -> Option<Hook> {
     match program.rsplit('/').next() {
         Some("pre-receive") => Some(Hook::PreReceive),
@@ -23,12 +23,12 @@ pub fn by_name(program: &str) -> Option<Hook> {
     }
 }
 
-/// Runs a hook, and returns its exit status.
+/// Runs a hook and returns its exit status.
 pub fn run(hook: Hook) -> i32 {
     match call(hook) {
         Ok(status) => status,
         Err(error) => {
-            // Git has gone where this can't be written.
+            // If this can't be written, git has ended.
             let _ = writeln!(io::stdout(), "bazooka-rm can't be asked: {error}");
             1
         }
@@ -45,7 +45,8 @@ fn call(hook: Hook) -> io::Result<i32> {
         quarantine: std::env::var_os("GIT_QUARANTINE_PATH").map(PathBuf::from),
         options: push_options(),
     };
-    // Git starts hooks in the repository, REPOS/A.git: a short path, which a socket's must be.
+    // Git starts hooks in the repository, REPOS/A.git. A relative path fits the short length that a socket's path may
+    // have.
     let mut daemon = UnixStream::connect(format!("../../{SOCKET}"))?;
     let mut words = serde_json::to_vec(&call)?;
     words.push(b'\n');

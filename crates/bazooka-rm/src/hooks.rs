@@ -1,6 +1,6 @@
-//! The hooks' calls, as the daemon takes them: a connection for each hook that runs.
+//! The daemon's side of the hooks' calls: one connection for each running hook.
 //!
-//! Owns the socket. A hook that vanishes ends its connection, and with that what is done for it.
+//! Owns the socket. When a hook ends early, its connection closes, and the work for it is cancelled.
 
 use std::{
     fs, io,
@@ -32,20 +32,20 @@ use crate::{
     voice::Voice,
 };
 
-/// How many hooks are answered at a time; others wait. Each push has one at most.
+/// The number of hooks answered at a time; others wait. Each push has at most one.
 const MOST_HOOKS: usize = 1024;
 
-/// How long a hook may take to say what it wants.
+/// How long a hook may take to send its call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens the socket, for this user's processes alone.
+/// Opens the socket, for processes of this user only.
 ///
 /// # Errors
 /// If it can't be opened.
 pub fn listen(rm: &SharedRm) -> io::Result<UnixListener> {
-    // An rm that was killed leaves it.
+    // A killed rm leaves its socket.
     remove(&rm.layout.socket())?;
-    // A socket's path is short, and the state folder's needn't be.
+    // A socket's path must be short, and the state folder's may be long; so bind through the folder's descriptor.
     let folder = fs::OpenOptions::new()
         .read(true)
         .custom_flags(nix::fcntl::OFlag::O_DIRECTORY.bits())
@@ -74,7 +74,7 @@ async fn answer(rm: SharedRm, hook: UnixStream) {
     let (voice, lines) = Voice::new();
     let cancelled = CancellationToken::new();
     let work = async {
-        // All clones of the voice are gone after this, so that the lines end.
+        // Moved in, so that the last clone is dropped with this block and the lines end.
         let voice = voice;
         perform(&rm, &call, &voice, &cancelled).await
     };
@@ -93,7 +93,7 @@ async fn answer(rm: SharedRm, hook: UnixStream) {
         (status, ()) = async { tokio::join!(work, told) } => status,
         () = vanished => 1,
     };
-    // It has vanished where this can't be said.
+    // The hook may have ended; then nobody reads this.
     let _ = say(&mut output, &Reply::Done { status }).await;
 }
 
@@ -122,7 +122,7 @@ async fn perform(rm: &SharedRm, call: &Call, voice: &Voice, cancelled: &Cancella
     }
 }
 
-/// The first hook's work, which ends with its pusher too.
+/// Runs the pre-receive hook's work, and cancels it when the pusher leaves.
 async fn wanted(
     rm: &SharedRm,
     push: &Arc<Push>,
@@ -144,7 +144,7 @@ async fn wanted(
 
 async fn read_call(input: &mut BufReader<OwnedReadHalf>) -> io::Result<Call> {
     let mut line = Vec::new();
-    // The words of JSON are longer than git's own.
+    // A call in JSON is longer than git's own words.
     input.take(4 * MAX_CALL).read_until(b'\n', &mut line).await?;
     Ok(serde_json::from_slice(&line)?)
 }

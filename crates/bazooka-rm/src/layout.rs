@@ -1,16 +1,16 @@
-//! Where bazooka-rm keeps things: every path below its state folder, made here alone.
+//! The layout of bazooka-rm's state folder: every path below it is made here.
 //!
 //! ```text
 //! repos/A.git         an app's bare repository            slugs/SHA256    the file storage
 //! gone/               repositories to be removed          slugs/.new/     slugs that are being written
 //! builds/A            the tree that is being built        cache/A         an app's dependency caches
 //! packs/              packs on their way to or from a shared file storage
-//! cache/.pip          what all apps' builds have of pip
-//! root/, etc/         what builds' sandboxes are mounted on, and the /etc that they see
-//! hooks.sock          where hooks call
+//! cache/.pip          Python environments with pip, shared by the builds of all apps
+//! root/, etc/         the mount point of builds' sandboxes, and the /etc that they see
+//! hooks.sock          the socket that hooks call
 //! ```
 //!
-//! Builds have users of their own: they get through to their own tree and cache, and to nothing else in here.
+//! Builds run as users of their own, which can reach their own tree and cache and nothing else in here.
 
 use std::{
     io::{self, Write},
@@ -27,13 +27,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Makes what is missing of the state folder.
+    /// Makes the missing parts of the state folder.
     ///
     /// # Errors
-    /// If it can't be made, or isn't ours to write.
+    /// If it can't be made or written.
     pub fn open(root: &Path) -> io::Result<Layout> {
         std::fs::create_dir_all(root)?;
-        // Children have other working folders.
+        // Absolute, because child processes have other working folders.
         let layout = Layout { root: root.canonicalize()? };
         for folder in
             [layout.repos(), layout.gone(), layout.slugs(), layout.unfinished_slugs(), layout.packs()]
@@ -52,73 +52,74 @@ impl Layout {
         Ok(layout)
     }
 
-    /// The folder itself.
+    /// Returns the state folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// All repositories.
+    /// Returns the folder of all repositories.
     pub fn repos(&self) -> PathBuf {
         self.root.join("repos")
     }
 
-    /// One app's repository.
+    /// Returns an app's repository.
     pub fn repo(&self, app: &AppName) -> PathBuf {
         self.repos().join(format!("{app}.git"))
     }
 
-    /// Repositories that were taken away and wait for their removal.
+    /// Returns the folder of repositories that are being removed.
     pub fn gone(&self) -> PathBuf {
         self.root.join("gone")
     }
 
-    /// The file storage.
+    /// Returns the folder of slugs.
     pub fn slugs(&self) -> PathBuf {
         self.root.join("slugs")
     }
 
-    /// One slug.
+    /// Returns a slug's file.
     pub fn slug(&self, sha256: &Digest) -> PathBuf {
         self.slugs().join(sha256.as_str())
     }
 
-    /// Slugs that are being written. On the same file system as [`Layout::slugs`], for the rename.
+    /// Returns the folder of slugs that are being written. It is on the file system of [`Layout::slugs`], for the
+    /// rename.
     pub fn unfinished_slugs(&self) -> PathBuf {
         self.slugs().join(".new")
     }
 
-    /// Packs on their way to or from a shared file storage.
+    /// Returns the folder of packs on their way to or from a shared file storage.
     pub fn packs(&self) -> PathBuf {
         self.root.join("packs")
     }
 
-    /// Where an app's tree is built. The same path each time, since compilers keep paths in their caches;
-    /// one push of an app is built at a time.
+    /// Returns the folder where an app's tree is built. The path is the same for each build, because compilers keep
+    /// paths in their caches; only one push of an app is built at a time.
     pub fn build(&self, app: &AppName) -> PathBuf {
         self.root.join("builds").join(app.as_str())
     }
 
-    /// An app's dependency caches.
+    /// Returns the folder of an app's dependency caches.
     pub fn cache(&self, app: &AppName) -> PathBuf {
         self.root.join("cache").join(app.as_str())
     }
 
-    /// The environments of Python that have pip, which all apps' builds use. No app's name begins with a dot.
+    /// Returns the folder of the Python environments with pip that all builds use. No app's name begins with a dot.
     pub fn tools(&self) -> PathBuf {
         self.root.join("cache/.pip")
     }
 
-    /// Where it is tried at start whether builds can be kept apart.
+    /// Returns the folder of the test of builds' isolation at start.
     pub fn trial(&self) -> PathBuf {
         self.root.join("builds/.trial")
     }
 
-    /// Where hooks call. A hook finds it from its repository, where git starts it.
+    /// Returns the socket of the hooks. A hook finds it by a path relative to its repository, where git starts it.
     pub fn socket(&self) -> PathBuf {
         self.root.join(SOCKET)
     }
 
-    /// Removes what an earlier process left half done. Nothing may be under way.
+    /// Removes unfinished work of an earlier process. No work may be under way.
     ///
     /// # Errors
     /// If something can't be removed.
@@ -132,13 +133,13 @@ impl Layout {
     }
 }
 
-/// The socket's name in the state folder.
+/// The name of the hooks' socket in the state folder.
 pub const SOCKET: &str = "hooks.sock";
 
-/// Has a file hold these bytes, and reach the disk. It holds them or what it held before, whatever dies when.
+/// Writes a file and syncs it. After a crash at any time, the file has either its old or its new content.
 ///
 /// # Errors
-/// If it can't be written; it is as it was then.
+/// If it can't be written; it then has its old content.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".new");
@@ -148,7 +149,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::rename(unfinished, path)
 }
 
-/// Removes a file, a link or a folder with all that is in it; what isn't there is removed already.
+/// Removes a file, a link, or a folder with its contents. A missing file counts as removed.
 ///
 /// # Errors
 /// If it can't be removed.
@@ -161,10 +162,10 @@ pub fn remove(path: &Path) -> io::Result<()> {
     if kind.is_dir() { remove_folder(path) } else { std::fs::remove_file(path) }
 }
 
-/// Removes a folder from its top: what lies in its folders is moved up first. However deep a build has made it, no more
-/// than two folders are open, and no path is longer than a name.
+/// Removes a folder from its top: moves the contents of its subfolders up first. However deep a build has nested
+/// folders, at most two are open and no path is longer than a name.
 fn remove_folder(top: &Path) -> io::Result<()> {
-    // No name that a build could have chosen.
+    // A random prefix that a build can't have chosen for its own names.
     let mark = format!(".{:032x}-", rand::random::<u128>());
     let mut moved = 0_u64;
     loop {
@@ -193,7 +194,7 @@ fn remove_folder(top: &Path) -> io::Result<()> {
     }
 }
 
-/// What is in a file of a folder that a build could write to: no link is followed, and no more than `most` bytes are read.
+/// Reads a file in a folder that a build could write to. Follows no link, and reads at most `most` bytes.
 ///
 /// # Errors
 /// If it is no regular file, is larger, or can't be read.

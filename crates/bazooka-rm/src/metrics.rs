@@ -1,4 +1,4 @@
-//! What bazooka-rm counts.
+//! bazooka-rm's metrics.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -11,41 +11,41 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// How a build ended, and what was built.
+/// The labels of a build.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct BuildLabels {
-    /// `done`, `failed` or `reused`.
+    /// The build's result: `done`, `failed` or `reused`.
     pub result: &'static str,
-    /// `node`, `python`, ...
+    /// The tree's kinds: `node`, `python`, ...
     pub kind: String,
 }
 
-/// How something ended.
+/// The label of a result.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ResultLabel {
-    /// A word.
+    /// The result, in one word.
     pub result: &'static str,
 }
 
 /// The metrics.
 #[derive(Clone, Debug)]
 pub struct RmMetrics {
-    /// Builds.
+    /// The number of builds.
     pub builds: Family<BuildLabels, Counter>,
-    /// How long they took.
+    /// The duration of builds.
     pub build_duration: Histogram,
-    /// Pushes: `accepted` or `rejected`.
+    /// The number of pushes by result: `accepted` or `rejected`.
     pub pushes: Family<ResultLabel, Counter>,
-    /// Those that are under way.
+    /// The number of pushes under way.
     pub pushes_under_way: Gauge,
-    /// The size of each slug that was stored.
+    /// The size of each stored slug.
     pub slug_bytes: Histogram,
-    /// Slugs asked for: `served`, `passed-on` (from the shared storage) or `missing`.
+    /// The number of requests for slugs by result: `served`, `passed-on` (from the shared storage) or `missing`.
     pub slug_requests: Family<ResultLabel, Counter>,
 }
 
 impl RmMetrics {
-    /// New ones, in a registry.
+    /// Registers new metrics.
     pub fn register(registry: &mut Registry) -> RmMetrics {
         let metrics = RmMetrics {
             builds: Family::default(),

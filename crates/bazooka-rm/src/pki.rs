@@ -1,8 +1,8 @@
-//! `bazooka-rm pki`: the cluster's own certificate authority, and the certificates that name who takes part.
+//! `bazooka-rm pki`: the cluster's certificate authority, and the certificates that identify its members.
 //!
-//! Owns the files and what stands in the certificates. The authority's key is needed for nothing else: it belongs on a
-//! machine of the operator's, not on one that serves. Keys are of P-256, which etcd, HAProxy, git and browsers
-//! all take.
+//! Owns the authority's files and the certificates' contents. The authority's key has no other use: it belongs on a
+//! machine of the operator's, and never on one that serves. Keys use P-256, which etcd, HAProxy, git and browsers all
+//! accept.
 
 use std::{
     fs, io,
@@ -24,7 +24,7 @@ use visor::{
     names::HostName,
 };
 
-/// How much earlier than now a certificate begins: clocks differ.
+/// How long before the present a certificate becomes valid, because clocks differ.
 const BEGINS_BEFORE_MINUTES: i64 = 5;
 
 /// `bazooka-rm pki`: make an authority, and identities of it
@@ -62,12 +62,12 @@ pub enum PkiCommand {
     },
 }
 
-/// Where a daemon is reached, as a certificate says it.
+/// An address of a daemon, as a certificate has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// By number.
+    /// An IP address.
     Ip(IpAddr),
-    /// By name.
+    /// A host name.
     Name(HostName),
 }
 
@@ -80,10 +80,10 @@ impl std::str::FromStr for Address {
     }
 }
 
-/// Does what was asked, and says it.
+/// Runs a command and returns its output.
 ///
 /// # Errors
-/// In words that name the file, or what to do.
+/// In words that name the file or the remedy.
 pub fn run(command: PkiCommand) -> Result<String, String> {
     let now = Timestamp::now();
     match command {
@@ -106,18 +106,18 @@ pub fn run(command: PkiCommand) -> Result<String, String> {
     }
 }
 
-/// The authority of a cluster.
+/// A cluster's certificate authority.
 pub struct Authority {
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// An identity that was made.
+/// A new identity: certificate and key.
 pub struct Issued {
     authority_pem: String,
     certificate_pem: String,
     key_pem: String,
-    /// Until when it holds.
+    /// When the certificate expires.
     pub not_after: Timestamp,
 }
 
@@ -125,7 +125,7 @@ const CERTIFICATE: &str = "ca.pem";
 const KEY: &str = "ca-key.pem";
 
 impl Authority {
-    /// Makes one, in a folder that has none.
+    /// Makes an authority in a folder that has none.
     ///
     /// # Errors
     /// If there is one, or it can't be written.
@@ -145,16 +145,16 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         (params.not_before, params.not_after, _) = validity(now, days)?;
         let made = params.self_signed(&key).map_err(|error| format!("can't make a certificate: {error}"))?;
-        // The key first: without its certificate it counts for nothing, and the folder can be used again.
+        // The key is written first: without its certificate it is of no use to anyone.
         write(&at(KEY), key.serialize_pem().as_bytes(), 0o600)?;
         write(&at(CERTIFICATE), made.pem().as_bytes(), 0o644)?;
         Authority::open(folder)
     }
 
-    /// Opens one.
+    /// Opens the authority of a folder.
     ///
     /// # Errors
-    /// If it isn't there, or isn't one.
+    /// If there is none, or its files are invalid.
     pub fn open(folder: &Path) -> Result<Authority, String> {
         let read = |name: &str| {
             let path = folder.join(name);
@@ -174,7 +174,7 @@ impl Authority {
         Ok(Authority { certificate_pem, issuer })
     }
 
-    /// Makes an identity with a key of its own.
+    /// Makes an identity with a new key.
     ///
     /// # Errors
     /// If a daemon has no address, or a person has one.
@@ -224,8 +224,8 @@ impl Authority {
 }
 
 impl Issued {
-    /// Puts the files in a folder, over those that are there. Who reads them in between finds that they don't fit
-    /// together, and goes on with what it has.
+    /// Writes the files to a folder, over existing ones. A daemon that reads them in between finds that they don't
+    /// match, and keeps the ones that it has.
     ///
     /// # Errors
     /// If they can't be written.
@@ -253,7 +253,7 @@ fn alternative(address: &Address) -> Result<SanType, String> {
     }
 }
 
-/// When a certificate begins and ends, in the forms that are asked for.
+/// Returns begin and end of a certificate, and the end once more as a timestamp.
 fn validity(now: Timestamp, days: u32) -> Result<(OffsetDateTime, OffsetDateTime, Timestamp), String> {
     let end = now
         .checked_add((24 * i64::from(days)).hours())

@@ -1,45 +1,44 @@
-//! What an app's Procfile says: a name and a command a line.
+//! The parser of an app's Procfile: a name and a command in each line.
 //!
-//! Owns the reading of it and the words for what is wrong with it. Pure: bytes in, procs or a fault out.
+//! Owns the parsing and the words for each fault. Pure: bytes in, procs or a fault out.
 
 use std::collections::BTreeMap;
 
 use visor::names::ProcName;
 
-/// The longest Procfile; a real one has some hundred bytes.
+/// The largest Procfile in bytes; a real one has some hundred.
 pub const MAX_BYTES: usize = 64 * 1024;
 
-/// The most procs: each is compared and written in the transaction that registers the rev, and etcd takes
-/// 128 operations in one.
+/// The largest number of procs. Each is compared and written in the transaction that registers the rev, and etcd
+/// accepts 128 operations in one.
 pub const MAX_PROCS: usize = 50;
 
-/// The longest command: it travels in the row of each instance.
+/// The longest command in bytes; each instance's row has a copy.
 pub const MAX_COMMAND: usize = 4096;
 
-/// What is wrong with a Procfile.
+/// A fault in a Procfile.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It is too long to be one.
+    /// The file is too large; with its size in bytes.
     #[error("Procfile: it is {0} bytes long; {MAX_BYTES} is the most")]
     TooLong(usize),
-    /// Something is wrong with a line.
+    /// A line has a fault.
     #[error("Procfile, line {line}: {what}")]
     Line {
-        /// Counted from 1.
+        /// The line's number, from 1.
         line: usize,
-        /// What, with the line's own words where they help.
+        /// The fault, with the line's own words where they help.
         what: String,
     },
-    /// There is no proc in it.
+    /// There is no proc.
     #[error("Procfile: there is no proc in it; a line such as `web: ./server` makes one")]
     NoProcs,
-    /// There are too many procs in it.
+    /// There are too many procs; with their number.
     #[error("Procfile: it has {0} procs; {MAX_PROCS} is the most")]
     TooManyProcs(usize),
 }
 
-/// Reads a Procfile: `name: command` a line, as Heroku does; empty lines and lines that begin with `#` are
-/// passed over.
+/// Parses a Procfile: one `name: command` a line, as with Heroku. Skips empty lines and lines that begin with `#`.
 ///
 /// # Errors
 /// The first fault from the top.

@@ -54,7 +54,8 @@ pub struct Rm {
     pub times: Times,
     /// The private keys to which config vars are sealed for this rm.
     pub ring: SharedRing,
-    /// The nonce that a caller must include in a request for opened config vars.
+    /// The random word that a caller without an identity presents to read config vars; only readers of `asks/` in the
+    /// coordinator know it.
     pub ask: Ask,
     /// The metrics.
     pub metrics: RmMetrics,

@@ -1,37 +1,37 @@
-//! Which commits of an app's branches have been dealt with: a file beside the repository's refs.
+//! The commits of an app's branches that were handled, recorded in a file beside the repository's refs.
 //!
-//! Owns the one thing that neither git nor the coordinator can tell: whether a branch names a commit
-//! because its push went through to its end. A push moves its branch a moment before its release becomes
-//! head; who dies between the two leaves a commit that isn't noted here, and it is then released after
-//! all. A rollback moves head and leaves the branch: its commit is noted, and nothing is to be done.
+//! Owns a fact that neither git nor the coordinator has: whether the push that moved a branch ran to its end. A push
+//! moves its branch a moment before its release becomes head. If the pusher or the rm dies between the two, the
+//! branch's commit is not in the file, and is then released after all. A rollback moves head and leaves the branch:
+//! that commit is in the file, so nothing is done.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 use crate::layout;
 
-/// The file in a repository.
+/// The file's name in a repository.
 const NAME: &str = "bazooka-settled.json";
 
-/// The commits that are kept for a branch: what it names, and what a push that is accepted will make it name.
+/// The number of commits kept for a branch: its present one, and the one that an accepted push will move it to.
 const KEPT: usize = 2;
 
-/// For each branch the commits that were dealt with, newest last; none: nothing is known of this repository.
+/// Returns the handled commits of each branch, newest last. `None` if the repository has no record.
 ///
 /// # Errors
 /// If the file can't be read.
 pub fn read(repository: &Path) -> io::Result<Option<BTreeMap<String, Vec<String>>>> {
     match fs::read(repository.join(NAME)) {
-        // One that can't be read tells nothing.
+        // An invalid file counts as no record.
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Notes that a branch's commit was dealt with. What was noted before it stays noted, once.
+/// Records that a branch's commit was handled. The commit recorded before it is kept too.
 ///
 /// # Errors
-/// If the file can't be written; it is as it was then.
+/// If the file can't be written; it is then unchanged.
 pub fn note(repository: &Path, branch: &str, commit: &str) -> io::Result<()> {
     let mut noted = read(repository)?.unwrap_or_default();
     let commits = noted.entry(branch.to_owned()).or_default();
@@ -42,7 +42,7 @@ pub fn note(repository: &Path, branch: &str, commit: &str) -> io::Result<()> {
     commits.push(commit.to_owned());
     let surplus = commits.len().saturating_sub(KEPT);
     commits.drain(..surplus);
-    // Lost in a power cut, it would have a commit released again that a rollback has left since.
+    // Synced: if a power cut lost the record, a commit that a later rollback has left would be released again.
     layout::replace(&repository.join(NAME), &serde_json::to_vec(&noted)?)
 }
 

@@ -1,11 +1,11 @@
 //! Slugs: a built tree as one compressed archive, named by the SHA-256 of its bytes.
 //!
-//! Owns their format and their way into the file storage. The same tree makes the same bytes: entries are
-//! sorted, and times, owners and all rights but that to execute are not kept. A slug is written under another name, synced,
-//! and renamed: what has a slug's name is whole, whatever dies when.
+//! Owns their format and their way into this rm's slug folder. The same tree makes the same bytes: entries are sorted,
+//! and times, owners and all rights except the one to execute are dropped. A slug is written under another name, synced
+//! and renamed, so that a file with a slug's name is complete after any crash.
 //!
-//! A tree is what a build left, so anything may be in it; no process of the build is there any more to change it. A slug
-//! holds regular files, folders and links that stay inside. A file with several names becomes several files.
+//! A build may have left anything in its tree, but none of its processes is left to change the tree. A slug holds
+//! regular files, folders and links that stay inside. A file with several names becomes several files.
 
 use std::{
     collections::BTreeMap,
@@ -24,64 +24,64 @@ use crate::{
     tree::links,
 };
 
-/// The largest slug: as large as Heroku allows.
+/// The largest slug in bytes, as with Heroku.
 pub const MAX_BYTES: u64 = 500_000_000;
 
-/// From this size on a pusher is warned: each host fetches it before the first instance can start.
+/// The size in bytes from which the pusher is warned: each host fetches the slug before its first instance can start.
 pub const WARN_BYTES: u64 = 300_000_000;
 
-/// The most bytes that its files may have: what each host must have room for. It is told before anything is packed.
+/// The largest total size of its files in bytes, for which each host must have room. Checked before anything is packed.
 const MAX_UNPACKED_BYTES: u64 = 2_000_000_000;
 
-/// The most files, folders and links: no more are unpacked.
+/// The largest number of files, folders and links; hosts unpack no more.
 const MAX_ENTRIES: usize = 500_000;
 
-/// The deepest folder; the recursion's bound.
+/// The largest depth of folders, which bounds the recursion.
 const MAX_DEPTH: usize = 200;
 
-/// How many slugs are kept beside a storage that has all of them.
+/// The number of slugs kept on this rm if a shared storage has all of them.
 const KEPT: usize = 32;
 
-/// zstd's level: at 3 it takes what a disk gives, and more costs each push more than it saves a fetch.
+/// zstd's level: 3 keeps up with a disk, and a higher one costs each push more time than it saves a fetch.
 const LEVEL: i32 = 3;
 
-/// A slug that was not made.
+/// The reasons why a slug was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum SlugError {
-    /// It is too large.
+    /// The slug is too large.
     #[error("the slug is larger than {} MB; what needn't run should not be in it", MAX_BYTES / 1_000_000)]
     TooLarge,
-    /// What it would be unpacked is too large.
+    /// The unpacked files are too large or too many.
     #[error(
         "the slug's files are larger than {} MB, or more than {MAX_ENTRIES}; what needn't run should not be in it",
         MAX_UNPACKED_BYTES / 1_000_000
     )]
     TooMuch,
-    /// The build left something that a slug can't hold.
+    /// The build left a file of a kind that a slug can't hold.
     #[error("{} is a {kind}; an app may have regular files, folders and links", path.display())]
     Strange {
-        /// Where.
+        /// The file's path.
         path: PathBuf,
-        /// What.
+        /// The file's kind.
         kind: &'static str,
     },
     /// The build left a link that leads out of the tree.
     #[error("{} is a symbolic link that leads out of the app: {}", .path.display(), .target.display())]
     LinkOut {
-        /// The link.
+        /// The link's path.
         path: PathBuf,
-        /// Where to.
+        /// The link's target.
         target: PathBuf,
     },
-    /// The push has gone.
+    /// The pusher has left.
     #[error("the push was called off")]
     Cancelled,
     /// The disk failed.
     #[error("{what} failed: {source}")]
     Disk {
-        /// What was done.
+        /// The action that failed.
         what: String,
-        /// Why it failed.
+        /// The file system's error.
         #[source]
         source: io::Error,
     },
@@ -94,17 +94,17 @@ impl SlugError {
     }
 }
 
-/// What a tree's entry is.
+/// The kind of a tree's entry.
 enum Kind {
     Folder,
     File { executable: bool },
     Link(PathBuf),
 }
 
-/// Packs a tree into the file storage.
+/// Packs a tree into this rm's slug folder.
 ///
 /// # Errors
-/// [`SlugError`]. Nothing is left in the storage then.
+/// [`SlugError`]. No file is left in the folder then.
 pub fn store(tree: &Path, layout: &Layout, cancelled: &CancellationToken) -> Result<Slug, SlugError> {
     store_within(tree, layout, cancelled, MAX_BYTES)
 }
@@ -138,14 +138,14 @@ fn store_within(
     unfinished
         .persist(layout.slug(&sha256))
         .map_err(|error| SlugError::disk("storing the slug")(error.error))?;
-    // The name must last as the bytes do.
+    // Syncs the folder too, so that the name survives a power cut as the bytes do.
     File::open(layout.slugs())
         .and_then(|folder| folder.sync_all())
         .map_err(SlugError::disk("syncing the file storage"))?;
     Ok(Slug { sha256, size_bytes })
 }
 
-/// What a pusher is to know of a slug of this size.
+/// Returns a warning for the pusher if a slug of this size is large.
 pub fn warning(size_bytes: u64) -> Option<String> {
     (size_bytes > WARN_BYTES).then(|| {
         let (size, most) = (size_bytes / 1_000_000, MAX_BYTES / 1_000_000);
@@ -153,7 +153,7 @@ pub fn warning(size_bytes: u64) -> Option<String> {
     })
 }
 
-/// Where a storage is shared, this rm's own folder holds the newest slugs alone: hosts ask for those.
+/// Removes all but the newest slugs from this rm's folder. Used with a shared storage; hosts mostly ask for the newest.
 ///
 /// # Errors
 /// If the disk fails.
@@ -174,7 +174,7 @@ pub fn keep_newest(layout: &Layout) -> Result<(), SlugError> {
     Ok(())
 }
 
-/// Whether a slug is in the file storage. It was whole when it got its name.
+/// True if this rm has the slug. A slug was complete when it got its name.
 pub fn is_stored(layout: &Layout, slug: &Slug) -> bool {
     fs::metadata(layout.slug(&slug.sha256)).is_ok_and(|file| file.len() == slug.size_bytes)
 }
@@ -260,7 +260,7 @@ fn write(
                 header.set_entry_type(tar::EntryType::Regular);
                 header.set_mode(if *executable { 0o755 } else { 0o644 });
                 header.set_size(length);
-                // No process of the build is left that could change its length.
+                // No process of the build is left that could change the file's length.
                 archive
                     .append_data(&mut header, path, BufReader::new(content).take(length))
                     .map_err(writing)?;
@@ -279,7 +279,7 @@ fn write(
     Ok((name.parse().expect("a SHA-256 in hexadecimal is a digest"), hashing.bytes))
 }
 
-/// Writes, hashes and counts.
+/// A writer that hashes and counts the bytes.
 struct Hashing<W> {
     out: W,
     hash: Sha256,
@@ -287,7 +287,7 @@ struct Hashing<W> {
     most: u64,
 }
 
-/// A slug has become too large.
+/// The slug has become too large.
 #[derive(Debug, thiserror::Error)]
 #[error("the slug is too large")]
 struct Full;

@@ -1,14 +1,14 @@
 //! Pushes and fetches over the system's OpenSSH.
 //!
-//! Owns `authorized_keys`, which is written from the rows of who has which key, and the way from sshd's forced command to a
-//! repository. Nothing of SSH itself is here: sshd has checked the key, and each key's line says whose it is.
+//! Owns `authorized_keys`, which is written from the rows of people's keys, and the way from sshd's forced command to a
+//! repository. Does nothing of SSH itself: sshd has verified the key, and each key's line has its owner.
 //!
 //! ```text
 //! git ─ssh─▶ sshd ─▶ bazooka-rm ssh SOCKET USER ─frames─▶ the daemon ─▶ git receive-pack
 //! ```
 //!
-//! The forced command only carries bytes. The socket is for the one user that sshd runs it as; whoever has that user's rights
-//! can push as anybody, as with any `authorized_keys`.
+//! The forced command only carries bytes. Only the user that sshd runs it as may open the socket. Whoever has that
+//! user's rights can push as any person, as with any `authorized_keys`.
 
 pub mod carry;
 
@@ -43,13 +43,13 @@ use crate::{
 /// The socket's name in the state folder.
 const SOCKET: &str = "ssh.sock";
 
-/// The longest first word of a connection: a user's name and a command.
+/// The largest first message of a connection in bytes: a user's name and a command.
 const MAX_HELLO: usize = 16 * 1024;
 
-/// How many connections are answered at a time; others wait.
+/// The number of connections answered at a time; others wait.
 const MOST_CONNECTIONS: usize = 1024;
 
-/// How long the forced command may take to say what it wants.
+/// How long the forced command may take to send its first message.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
 /// How SSH keys are used.
@@ -66,37 +66,37 @@ pub struct SshArgs {
     pub ssh_url: Option<String>,
 }
 
-/// What the forced command says first.
+/// The first message of the forced command.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Hello {
-    /// Whose key it was.
+    /// The owner of the key.
     pub user: String,
-    /// What git asked for (`SSH_ORIGINAL_COMMAND`).
+    /// The command that git asked for (`SSH_ORIGINAL_COMMAND`).
     pub command: String,
-    /// `GIT_PROTOCOL`, if sshd lets it through.
+    /// The value of `GIT_PROTOCOL`, if sshd accepts it.
     pub protocol: Option<String>,
 }
 
-/// How the daemon answers, before anything of git's.
+/// The daemon's first answer, before any output of git's.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Welcome {
-    /// Git's own output follows.
+    /// Accepted; git's output follows.
     Go,
-    /// Why not, in words for the user.
+    /// Rejected; with the reason in words for the user.
     No(String),
 }
 
-/// What git asks for.
+/// The service that git asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Service {
     Push,
     Fetch,
 }
 
-/// Opens the socket, for the one user alone that sshd runs the forced command as.
+/// Opens the socket, only for the user that sshd runs the forced command as.
 ///
 /// # Errors
-/// In words that name what is missing.
+/// In words that name the fault.
 pub fn listen(rm: &SharedRm, args: &SshArgs) -> Result<UnixListener, String> {
     let path = rm.layout.root().join(SOCKET);
     let failed = |error: &dyn std::fmt::Display| format!("can't open {}: {error}", path.display());
@@ -112,7 +112,7 @@ pub fn listen(rm: &SharedRm, args: &SshArgs) -> Result<UnixListener, String> {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(|error| failed(&error))?;
     if let Some(user) = owner.filter(|user| user.uid != Uid::effective()) {
         nix::unistd::chown(&path, Some(user.uid), None).map_err(|error| failed(&error))?;
-        // It has to pass the state folder, and needn't see what is in it.
+        // That user must pass through the state folder, and must not list it.
         let root = rm.layout.root();
         let mode = fs::metadata(root).map_err(|error| failed(&error))?.permissions().mode();
         fs::set_permissions(root, fs::Permissions::from_mode(mode | 0o011))
@@ -156,7 +156,7 @@ async fn answer(rm: SharedRm, stream: UnixStream) {
     if welcome(&mut output, &Welcome::Go).await.is_err() {
         return;
     }
-    // An empty frame is the end of git's input; the end of the connection is the end of its user.
+    // An empty frame ends git's input. The end of the connection means that the user has left.
     let request = Body::from_stream(
         frames
             .map(|frame| frame.map(bytes::BytesMut::freeze))
@@ -189,7 +189,8 @@ async fn welcome(output: &mut OwnedWriteHalf, words: &Welcome) -> io::Result<()>
     output.write_all(&line).await
 }
 
-/// Git's output, to whoever asked. Once that one has gone the body is dropped, which the process's carrier notices.
+/// Copies git's output to the user. If the user has left, the body is dropped, which the carrier of the process
+/// notices.
 async fn tell(body: Body, mut output: OwnedWriteHalf) {
     let mut body = body.into_data_stream();
     while let Some(Ok(chunk)) = body.next().await {
@@ -199,7 +200,7 @@ async fn tell(body: Body, mut output: OwnedWriteHalf) {
     }
 }
 
-/// Who asks for what, if they may.
+/// Returns user, service and app of a request, if the user may use the app.
 async fn wanted(rm: &SharedRm, hello: &Hello) -> Result<(UserName, Service, AppName), String> {
     let user: UserName = hello.user.parse().map_err(|error| format!("{error}"))?;
     let (service, app) = parse(&hello.command)?;
@@ -213,7 +214,7 @@ async fn wanted(rm: &SharedRm, hello: &Hello) -> Result<(UserName, Service, AppN
     }
 }
 
-/// A command of git's: `git-receive-pack '/A.git'`. Nothing else is run here.
+/// Parses a command of git's: `git-receive-pack '/A.git'`. No other command is accepted.
 fn parse(command: &str) -> Result<(Service, AppName), String> {
     let only = "only git's pushes and fetches are taken here";
     let (service, path) = command.trim().split_once(' ').ok_or(only)?;
@@ -229,7 +230,7 @@ fn parse(command: &str) -> Result<(Service, AppName), String> {
     Ok((service, app))
 }
 
-/// What `authorized_keys` says: one line a key, of those who are admitted.
+/// Returns the text of `authorized_keys`: one line for each key of each admitted person.
 pub fn authorized_keys(program: &str, socket: &str, known: &Known) -> String {
     let mut lines = String::from("# Written by bazooka-rm; changes are lost. `bazooka keys` changes it.\n");
     let admitted = known
@@ -250,12 +251,12 @@ pub fn authorized_keys(program: &str, socket: &str, known: &Known) -> String {
     lines
 }
 
-/// A word of the shell's, inside the quotes of an option of sshd's.
+/// Quotes a word for the shell, inside the quotes of one of sshd's options.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''")).replace('\\', r"\\").replace('"', "\\\"")
 }
 
-/// Keeps `authorized_keys`, for ever.
+/// Keeps `authorized_keys` current. Never returns before shutdown.
 pub async fn keep(rm: SharedRm, apps: Apps, file: PathBuf) {
     let program = rm.program.display().to_string();
     let socket = rm.layout.root().join(SOCKET).display().to_string();
@@ -282,7 +283,7 @@ pub async fn keep(rm: SharedRm, apps: Apps, file: PathBuf) {
     }
 }
 
-/// Renamed into place: sshd reads a whole one, old or new.
+/// Renames the new file into place, so that sshd reads either the old or the new one.
 fn write(file: &std::path::Path, text: &str) -> io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut draft = tempfile::Builder::new()

@@ -9,7 +9,7 @@
 //! repos/APP/REGISTRATION/packs/SHA256        a pack of git's
 //! ```
 //!
-//! An rm without one has its state folder for a storage: slugs lie there, and its repositories are the only ones.
+//! An rm without a storage keeps slugs and repositories in its state folder.
 
 use std::{
     path::Path as File,

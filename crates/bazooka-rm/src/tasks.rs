@@ -1,8 +1,8 @@
-//! The tasks of a running daemon, and who notices their ends.
+//! The tasks of a running daemon, and the owners that notice their ends.
 //!
-//! Owns two kinds. A *loop* lasts as long as the daemon, and its end is the daemon's: one that panics must not leave a daemon
-//! that calls itself ready and answers nobody. An *errand* belongs to one request, and its panic is that request's alone.
-//! Nothing else in this crate spawns a task.
+//! Owns two kinds of task. A *loop* lasts as long as the daemon, and its end ends the daemon: otherwise a panic would
+//! leave a daemon that reports ready and answers nobody. An *errand* belongs to one request, and its panic affects only
+//! that request. Other modules spawn only tasks that they await or abort themselves.
 
 use std::{any::Any, collections::HashMap, future::Future, io, panic::AssertUnwindSafe, time::Duration};
 
@@ -15,40 +15,40 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-/// How long a listener pauses when the machine is short of something: some connections will be closed.
+/// The pause of a listener when the machine lacks a resource, in which some connections will be closed.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The end of a loop that was to last as long as the daemon.
+/// The unexpected end of a loop.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopEnded {
-    /// It panicked.
+    /// The loop panicked.
     #[error("{name} panicked: {message}")]
     Panicked {
-        /// The loop.
+        /// The loop's name.
         name: &'static str,
         /// The panic's message.
         message: String,
     },
-    /// It failed.
+    /// The loop failed.
     #[error("{name} failed")]
     Failed {
-        /// The loop.
+        /// The loop's name.
         name: &'static str,
-        /// Why.
+        /// The loop's error.
         #[source]
         source: BoxError,
     },
-    /// It returned.
+    /// The loop returned.
     #[error("{name} ended by itself")]
     Returned {
-        /// The loop.
+        /// The loop's name.
         name: &'static str,
     },
 }
 
-/// The daemon's loops. Dropped, it ends all of them.
+/// The daemon's loops. Dropping this ends all of them.
 #[derive(Default)]
 pub struct Loops {
     set: JoinSet<Result<(), BoxError>>,
@@ -56,7 +56,7 @@ pub struct Loops {
 }
 
 impl Loops {
-    /// Runs a loop that ends with an error, or never.
+    /// Starts a loop that ends only with an error.
     pub fn spawn<E: Into<BoxError>>(
         &mut self,
         name: &'static str,
@@ -66,7 +66,7 @@ impl Loops {
         self.names.insert(handle.id(), name);
     }
 
-    /// Runs a loop that never ends.
+    /// Starts a loop that never ends.
     pub fn spawn_endless(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         self.spawn(name, async move {
             work.await;
@@ -77,7 +77,7 @@ impl Loops {
     /// Waits for the first loop that ends.
     ///
     /// # Cancel safety
-    /// Nothing is lost.
+    /// If this is dropped, no end is lost.
     pub async fn first_end(&mut self) -> LoopEnded {
         let Some(ended) = self.set.join_next_with_id().await else { return std::future::pending().await };
         let id = match &ended {
@@ -110,30 +110,30 @@ fn message(panic: &(dyn Any + Send)) -> String {
 pub struct Errands(TaskTracker);
 
 impl Errands {
-    /// Runs an errand to its end, whether or not its request is still there.
+    /// Runs an errand to its end, even if its request has ended.
     pub fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         self.0.spawn(unharmed(name, work));
     }
 
-    /// Waits until all errands have ended, for so long at most.
+    /// Waits until all errands have ended, at most for `most`.
     pub async fn end_within(&self, most: Duration) {
         self.0.close();
-        // What is left then ends with the process.
+        // The remaining errands end with the process.
         let _ = tokio::time::timeout(most, self.0.wait()).await;
     }
 }
 
-/// Runs a request's work. Its panic is logged, and goes no further.
+/// Runs a request's work. Catches and logs its panic.
 pub async fn unharmed(name: &'static str, work: impl Future<Output = ()>) {
-    // What a request works on is shared only through locks, which tell of a panic.
+    // Sound: requests share state only through locks, which are poisoned by a panic.
     if let Err(panic) = AssertUnwindSafe(work).catch_unwind().await {
         tracing::error!(task = name, reason = message(&*panic), "a request's task panicked");
     }
 }
 
-/// Accepts connections and answers each, so many at a time. Ends only if the listener fails.
+/// Accepts connections and answers at most `most` at a time. Returns only if the listener fails.
 ///
-/// Dropped, it ends what it answers.
+/// If this is dropped, the answers under way are cancelled.
 ///
 /// # Errors
 /// The listener's.
@@ -162,7 +162,7 @@ where
     }
 }
 
-/// Whether a failed accept tells of one connection or of a shortage, not of the listener.
+/// True if a failed accept concerns one connection or a lack of resources, and not the listener.
 fn is_passing(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(
@@ -216,7 +216,7 @@ mod tests {
         is_done.await.expect("the other one has run to its end");
     }
 
-    /// Echoes what a connection sends, and panics at "panic".
+    /// Echoes a connection's input, and panics at "panic".
     async fn echo(mut stream: UnixStream) {
         let mut word = [0; 5];
         stream.read_exact(&mut word).await.expect("sent");

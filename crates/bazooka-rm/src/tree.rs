@@ -1,7 +1,7 @@
-//! The pushed tree: from git's objects into a folder, refused where it could reach out of it.
+//! The export of a pushed tree: from git's objects into a folder, with checks that nothing leads out of it.
 //!
-//! Owns the checks of what a commit may hold. The objects of a push that is not accepted yet are read
-//! through git's quarantine. Files are created anew each, never written through what is there already.
+//! Owns the checks of a commit's contents. Objects of a push that is not accepted yet are read through git's
+//! quarantine. Each file is created new, and never written through an existing one.
 
 pub mod links;
 
@@ -16,88 +16,88 @@ use std::{
 use git2::{ObjectType, Odb, Oid, Repository};
 use tokio_util::sync::CancellationToken;
 
-/// The largest file: it is held in memory while it is written. A slug has a limit of its own.
+/// The largest file in bytes; it is held in memory while it is written. A slug has a limit of its own.
 const MAX_FILE_BYTES: usize = 100 * 1024 * 1024;
 
-/// The most bytes of all files together.
+/// The largest total size of all files, in bytes.
 const MAX_TREE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 
-/// The most entries. A large monorepo has some ten thousand.
+/// The largest number of entries. A large monorepo has some ten thousand.
 const MAX_ENTRIES: usize = 200_000;
 
-/// The deepest folder; the recursion's bound.
+/// The largest depth of folders, which bounds the recursion.
 const MAX_DEPTH: usize = 100;
 
-/// A tree that is not built, or one that can't be read.
+/// The reasons why a tree is rejected or can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
-    /// It holds a submodule.
+    /// The tree has a submodule.
     #[error("{} is a submodule: submodules are not built; commit its files, or install it as a dependency", .0.display())]
     Submodule(PathBuf),
-    /// A symbolic link leads out of it.
+    /// A symbolic link leads out of the tree.
     #[error("{} is a symbolic link that leads out of the app: {}", .path.display(), .target.display())]
     LinkOut {
-        /// The link.
+        /// The link's path.
         path: PathBuf,
-        /// Where to.
+        /// The link's target.
         target: PathBuf,
     },
-    /// A name that a file can't have, or must not.
+    /// The tree has a name that a file can't or must not have.
     #[error("{:?} is no name for a file of an app", .0)]
     BadName(PathBuf),
     /// A file is too large.
     #[error("{} is {} MB large; {} MB is the most for one file", .path.display(), .bytes / 1_000_000, MAX_FILE_BYTES / 1_000_000)]
     FileTooLarge {
-        /// The file.
+        /// The file's path.
         path: PathBuf,
-        /// Its size.
+        /// The file's size in bytes.
         bytes: usize,
     },
-    /// It is too large.
+    /// The tree is too large.
     #[error("the app's files are too many or too large: {MAX_ENTRIES} files and {} MB are the most", MAX_TREE_BYTES / 1_000_000)]
     TooLarge,
-    /// Git can't read it.
+    /// git can't read the tree.
     #[error("the pushed commit can't be read")]
     Git(#[from] git2::Error),
     /// The folder can't be written.
     #[error("{} can't be written", .path.display())]
     Write {
-        /// What was written.
+        /// The path of the failed write.
         path: PathBuf,
-        /// Why it failed.
+        /// The file system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The push has gone.
+    /// The pusher has left.
     #[error("the push was called off")]
     Cancelled,
 }
 
-/// A file of a tree, by its path.
+/// An entry of a tree that is no folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum File {
-    /// A regular file, which can be executed or not.
+    /// A regular file.
     Regular {
-        /// Whether it can.
+        /// True if the file may be executed.
         executable: bool,
     },
     /// A symbolic link.
     Link,
 }
 
-/// The files of a tree.
+/// The files of a tree, by path.
 pub type Files = BTreeMap<PathBuf, File>;
 
-/// What a commit says of itself.
+/// The facts about a commit that a rev records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
-    /// Its message's first line.
+    /// The first line of the commit's message.
     pub subject: String,
-    /// Who committed it.
+    /// The committer's name.
     pub committer: String,
 }
 
-/// A repository, with the objects of a push that is being checked.
+/// Opens a repository, with the objects of a push that is being checked.
 ///
 /// # Errors
 /// If it can't be opened.
@@ -109,7 +109,7 @@ pub fn open(repository: &Path, quarantine: Option<&Path>) -> Result<Repository, 
     Ok(repository)
 }
 
-/// What a commit says of itself.
+/// Returns the facts about a commit.
 ///
 /// # Errors
 /// If there is no such commit.
@@ -122,10 +122,10 @@ pub fn describe(repository: &Repository, commit: &str) -> Result<Commit, git2::E
     Ok(Commit { subject: plain(subject, 200), committer: plain(commit.committer().name_bytes(), 100) })
 }
 
-/// Writes a commit's tree into a new folder, and says what is in it. A failure leaves the folder half written.
+/// Writes a commit's tree into a new folder and returns its files. A failure leaves the folder incomplete.
 ///
 /// # Errors
-/// [`TreeError`]: what isn't built, what can't be read or written.
+/// [`TreeError`]: the tree is rejected, or can't be read or written.
 pub fn export(
     repository: &Repository,
     commit: &str,
@@ -141,7 +141,7 @@ pub fn export(
     if let Some((path, target)) = links::first_out(&export.links) {
         return Err(TreeError::LinkOut { path, target });
     }
-    // Last, so that nothing can have been written through one.
+    // Links come last, so that no file was written through one.
     for (path, target) in &export.links {
         let path = into.join(path);
         std::os::unix::fs::symlink(target, &path).map_err(|source| TreeError::Write { path, source })?;
@@ -230,7 +230,7 @@ fn folder(path: &Path) -> Result<(), TreeError> {
     std::fs::create_dir(path).map_err(|source| TreeError::Write { path: path.into(), source })
 }
 
-/// Git itself refuses these too; here they would become paths.
+/// True for a name that can be one file's. Git rejects the other names too, but here they would become paths.
 fn is_file_name(name: &[u8]) -> bool {
     !name.is_empty()
         && name != b"."
@@ -244,7 +244,7 @@ fn is_file_name(name: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// A bare repository with one commit of these entries (mode, name, content).
+    /// Returns a bare repository with one commit of these entries (mode, name, content).
     fn commit(dir: &Path, entries: &[(i32, &str, &str)]) -> (Repository, String) {
         let repository = Repository::init_bare(dir).expect("a repository can be made");
         let id = {

@@ -1,35 +1,35 @@
-//! What a pusher is told, line by line, while a push is under way.
+//! The lines to a pusher while a push is under way.
 //!
-//! Owns the queue of lines to a pusher, and how long a line may be. Each is cleaned ([`visor::terminal`]): the output of
-//! an app's build must not steer the pusher's terminal.
+//! Owns the queue of lines and a line's largest length. Each line is cleaned ([`visor::terminal`]): the output of an
+//! app's build must not steer the pusher's terminal.
 
 use tokio::sync::mpsc;
 use visor::terminal;
 
-/// The longest line; the rest of it is cut.
+/// The longest line in bytes; the rest is cut.
 const MAX_LINE: usize = 2000;
 
-/// How many lines may wait for a slow pusher before the build waits too.
+/// The number of lines that may wait for a slow pusher; after that the build waits too.
 const WAITING_LINES: usize = 256;
 
-/// Speaks to one pusher. Once that one has gone it speaks to nobody.
+/// The sender of lines to one pusher. After the pusher has left, lines are dropped.
 #[derive(Clone, Debug)]
 pub struct Voice(mpsc::Sender<String>);
 
 impl Voice {
-    /// A voice, and where its lines come out.
+    /// Returns a voice and the receiver of its lines.
     pub fn new() -> (Voice, mpsc::Receiver<String>) {
         let (lines, out) = mpsc::channel(WAITING_LINES);
         (Voice(lines), out)
     }
 
-    /// Says a line. Waits while the pusher is slow.
+    /// Sends a line. Waits while the pusher is slow.
     pub async fn say(&self, line: impl AsRef<str>) {
-        // Nobody listens any more: whoever works for the pusher learns that elsewhere.
+        // If the pusher has left, the line is dropped; cancellation reaches the work by another way.
         let _ = self.0.send(clean(line.as_ref())).await;
     }
 
-    /// Says each line of a text.
+    /// Sends each line of a text.
     pub async fn say_all(&self, text: &str) {
         for line in text.lines() {
             self.say(line).await;

@@ -1,6 +1,6 @@
 //! bazooka-static: serves the files of a folder on $PORT. It ships in the slugs of static apps.
 //!
-//! What begins with a dot, the Procfile and this program itself are not served; `.well-known` is.
+//! Names that begin with a dot are not served, except `.well-known`; nor are the Procfile and this program itself.
 
 use std::{net::Ipv4Addr, path::PathBuf, process::ExitCode};
 
@@ -45,7 +45,7 @@ async fn serve(folder: PathBuf, port: u16) -> std::io::Result<()> {
         .await
 }
 
-/// The folder's own page for what isn't there, if it has one.
+/// Answers requests for missing files, with the folder's own 404.html if it has one.
 fn page_not_found(page: PathBuf) -> Router {
     Router::new().fallback(move || async move {
         match tokio::fs::read(&page).await {
@@ -58,7 +58,7 @@ fn page_not_found(page: PathBuf) -> Router {
 }
 
 async fn hide(request: Request, next: Next) -> Response {
-    // Decoded as what serves it does, so that a name has no second spelling here.
+    // Decoded like in ServeDir, so that a hidden name has no second spelling.
     let path = percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let hidden = parts.iter().any(|part| part.starts_with('.') && *part != ".well-known")

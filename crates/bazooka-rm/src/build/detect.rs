@@ -1,23 +1,23 @@
-//! What a tree is, told by the names of its files alone.
+//! The kinds of a tree, detected only from the names of its files.
 
 use std::path::Path;
 
 use crate::tree::{File, Files};
 
-/// A way to build.
+/// A kind of tree, with its way to build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// By the app's own `bin/build`.
+    /// Built by the app's own `bin/build`.
     Own,
-    /// By npm.
+    /// Built by npm.
     Node,
-    /// By pip, in a virtual environment.
+    /// Built by pip, in a virtual environment.
     Python,
-    /// By cargo.
+    /// Built by cargo.
     Rust,
-    /// Files that are served as they are.
+    /// A folder of static files; gets a server.
     Static,
-    /// Nothing to build: a Procfile says it all.
+    /// Not built: the Procfile is enough.
     Procfile,
 }
 
@@ -34,27 +34,27 @@ impl Kind {
     }
 }
 
-/// How a tree is built.
+/// The detected way to build a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detected {
-    /// In this order; never empty.
+    /// The kinds in the order of their builds; never empty.
     pub kinds: Vec<Kind>,
-    /// What the pusher should know about it.
+    /// Notes for the pusher.
     pub notes: Vec<String>,
 }
 
 impl Detected {
-    /// Its name: `node`, or `node+python` for an app that is both.
+    /// Returns the names of the kinds: `node`, or `node+python` for an app with both.
     pub fn name(&self) -> String {
         self.kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join("+")
     }
 }
 
-/// What a tree is.
+/// Detects a tree's kinds.
 ///
-/// An own `bin/build` is all there is to do. Else each language whose file is there is built: an app in Python
-/// may have its pages made by Node. A `pyproject.toml` counts where nothing else does, since many hold no more
-/// than a linter's settings.
+/// If there is a `bin/build`, it alone is run. Otherwise each language whose file is there is built: an app in Python
+/// may have pages that Node makes. A `pyproject.toml` counts only if no other file does, since many hold no more than a
+/// linter's settings.
 pub fn detect(files: &Files) -> Detected {
     let has = |name: &str| files.contains_key(Path::new(name));
     let mut notes = Vec::new();

@@ -1,10 +1,11 @@
-//! The variables of a build: a clean set, with what the registries' clients need to reach them.
+//! The environment of a build: a clean set of variables, with those that package clients need to reach their
+//! registries.
 //!
-//! Owns the choice of what passes from bazooka-rm's own environment. Nothing of the app's config vars does.
+//! Owns the choice of variables that pass from bazooka-rm's own environment. An app's config vars never pass.
 
 use std::{collections::BTreeMap, path::Path};
 
-/// Whole names that pass as they are.
+/// The names of variables that pass.
 const PASSED: &[&str] = &[
     "LANG",
     "LC_ALL",
@@ -23,7 +24,7 @@ const PASSED: &[&str] = &[
     "ALL_PROXY",
 ];
 
-/// Beginnings of names that pass: the clients' own settings.
+/// The prefixes of names that pass: settings of the package clients.
 const PASSED_BEGINNINGS: &[&str] = &[
     "PIP_",
     "NPM_CONFIG_",
@@ -36,16 +37,16 @@ const PASSED_BEGINNINGS: &[&str] = &[
     "RUSTUP_",
 ];
 
-/// Ends of names that pass: where other clients look for certificates.
+/// The suffixes of names that pass: where other clients look for certificates.
 const PASSED_ENDS: &[&str] = &["_CA_BUNDLE", "_CA_CERTS", "_CA_CERT", "_CA_CERTS_FILE", "_CA_FILE"];
 
-/// Where programs are, if bazooka-rm's own environment doesn't say.
+/// The PATH if bazooka-rm's own environment has none.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// What a build's processes get.
+/// Returns the environment of a build's processes.
 ///
-/// `own` is bazooka-rm's own environment and `cache` the app's caches; `exists` says whether a file is
-/// there, for the user's own settings of the clients.
+/// `own` is bazooka-rm's own environment, and `cache` the folder of the app's caches. `exists` returns true if a file
+/// exists; it is asked for the user's own settings of the package clients.
 pub fn environment(
     own: &BTreeMap<String, String>,
     cache: &Path,
@@ -65,7 +66,7 @@ pub fn environment(
         .get("PATH")
         .map_or(DEFAULT_PATH, String::as_str)
         .split(':')
-        // They answer for each version by the user's home, which a build doesn't have.
+        // Shims of version managers choose a version from the user's home, which a build doesn't have.
         .filter(|entry| !entry.is_empty() && !entry.ends_with("/shims"))
         .map(str::to_owned)
         .collect();

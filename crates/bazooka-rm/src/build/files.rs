@@ -1,7 +1,7 @@
-//! What bazooka-rm itself does with files that a build has had in its hands: as a step of that build.
+//! The actions of bazooka-rm on files that a build could write, run as steps of that build.
 //!
-//! A build may have put a link, a pipe or a file without end wherever it could write. Who follows it is then this
-//! program as the build's own user, in the build's own sandbox and limits, and not bazooka-rm.
+//! A build may have put a link, a pipe or an endless file wherever it could write. As a step, the action that meets
+//! such a file runs as the build's own user, in the build's own sandbox and limits, and not as the daemon.
 
 use std::{
     ffi::OsString,
@@ -12,10 +12,10 @@ use std::{
 use super::{python, rust};
 use crate::layout;
 
-/// The argument by which the program is told to do it.
+/// The first argument that selects this role of the program.
 pub const WORD: &str = "build-files";
 
-/// Does what the arguments say, and returns an exit status; the cause of a failure is on standard error.
+/// Runs the action that the arguments name and returns an exit status. The cause of a failure goes to standard error.
 pub fn run(mut args: impl Iterator<Item = OsString>) -> i32 {
     let name = args.next().unwrap_or_default();
     let paths: Vec<PathBuf> = args.map(PathBuf::from).collect();

@@ -1,7 +1,7 @@
-//! How builds are kept apart on this machine: chosen once, at start, and tried there.
+//! The isolation of builds on this machine, chosen and tested once at start.
 //!
-//! Owns the choice, the users that builds get, and what holds for each of them. What is asked for and can't be had is an
-//! error at start: a build never gets less than what was said.
+//! Owns the choice, the builds' users, and their limits. An isolation that was requested and is not available is an
+//! error at start: a build never gets a weaker one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,10 +27,10 @@ use visor::names::AppName;
 use super::{place, place::Place, run};
 use crate::layout::{self, Layout};
 
-/// How much `/tmp` of a build holds; it counts to the memory limit. TMPDIR is on the disk.
+/// The size limit of a build's `/tmp`, in bytes; it counts against the memory limit. TMPDIR is on the disk.
 const TMP_BYTES: u64 = 256 << 20;
 
-/// What the clients of registries read in `/etc` besides what every program needs.
+/// The files of `/etc` that package clients read, besides those that every program needs.
 const MORE_OF_ETC: [&str; 3] = ["gitconfig", "npmrc", "pip.conf"];
 
 /// What bazooka-rm can be told of builds.
@@ -77,21 +77,21 @@ pub struct BuildOptions {
     pub uids: Range<u32>,
 }
 
-/// What keeps builds apart on this machine.
+/// The isolation of builds on this machine.
 #[derive(Debug)]
 pub struct Builds {
     options: BuildOptions,
     cgroups: Option<Cgroups>,
     sandboxes: Option<Sandboxes>,
-    /// None where builds run as bazooka-rm's own user.
+    /// The users of builds; `None` if builds run as bazooka-rm's own user.
     users: Option<Mutex<Uids>>,
 }
 
 impl Builds {
-    /// What is asked for, tried. `closed` is where builds can't connect to.
+    /// Sets up the requested isolation and tests it. Builds can't connect to the addresses in `closed`.
     ///
     /// # Errors
-    /// What can't be had here, and how to go on.
+    /// What is not available here, and which options go on without it.
     pub async fn find(
         options: BuildOptions,
         layout: &Layout,
@@ -118,7 +118,7 @@ impl Builds {
         let uids = Uids::new(builds.options.uids.inclusive(), Path::new(MARKS), layout.root());
         let uids = uids.map_err(|error| in_words(&error))?;
         builds.users = Some(Mutex::new(uids));
-        // Another rm's of the machine are its own.
+        // The group's name contains a hash of the state folder, so another rm of this machine keeps its own groups.
         let cgroups = Cgroups::find(&format!("builds-{mark}")).inspect(|found| found.sweep(|_| false));
         if isolation == Isolation::Uid {
             let complained = cgroups.inspect_err(|error| {
@@ -176,7 +176,7 @@ impl Builds {
         })
     }
 
-    /// Removes the control groups, once nothing is built any more.
+    /// Removes the control groups. No build may be running.
     pub fn leave(&self) {
         if let Some(groups) = &self.cgroups {
             groups.sweep(|_| false);
@@ -184,15 +184,16 @@ impl Builds {
         }
     }
 
-    /// How long a build may take.
+    /// Returns the time limit of a build.
     pub fn time(&self) -> Duration {
         Duration::from_secs(self.options.seconds)
     }
 
-    /// Where an app's tree is built with these variables. The tree and the app's cache are there. Blocks.
+    /// Prepares the place where an app's tree is built with these variables. The tree must exist; the cache is made if
+    /// missing. Blocks.
     ///
     /// # Errors
-    /// What can't be done, in one line.
+    /// The failed action, in one line.
     pub fn place(
         &self,
         layout: &Layout,
@@ -254,7 +255,7 @@ impl Builds {
         });
     }
 
-    /// Runs something in a build's sandbox.
+    /// Runs a command in a build's sandbox.
     async fn try_out(&self, layout: &Layout, own_program: &Path) -> Result<(), String> {
         let trial = layout.trial();
         let failed = |error: io::Error| format!("can't use {}: {error}", trial.display());
@@ -268,7 +269,7 @@ impl Builds {
             .into_iter()
             .chain(self.options.paths.iter().map(|path| Mount { path: path.clone(), writable: false }))
             .collect();
-        // No app's name begins with a dot.
+        // `.trial` can't collide with an app: no app's name begins with a dot.
         let uid = *self.options.uids.inclusive().start();
         let place = Place::plain(&trial, environment)
             .apart(|spec| self.keep_apart(spec, ".trial", Some(uid), mounts));
@@ -278,8 +279,7 @@ impl Builds {
     }
 }
 
-/// How builds are kept apart.
-/// What builds get, for who runs bazooka-rm.
+/// Returns the isolation to use, from the option and the user who runs bazooka-rm.
 pub(crate) fn chosen(wanted: Option<Isolation>, is_root: bool) -> Result<Isolation, String> {
     match wanted {
         Some(kind @ (Isolation::Sandbox | Isolation::Uid)) if !is_root => {
@@ -305,8 +305,8 @@ fn lacking(part: Part, cause: &str) -> String {
     )
 }
 
-/// The user of an app's builds: the one that its cache belongs to, or a new one that no other app's does. The cache is
-/// that user's then.
+/// Returns the user of an app's builds, and gives that user the app's cache: the cache's owner if no other app's cache
+/// has the same one, or else an unused user.
 fn user_of(uids: &mut Uids, cache: &Path) -> Result<u32, String> {
     let failed = |error: io::Error| format!("can't use {}: {error}", cache.display());
     let owner = fs::symlink_metadata(cache).map_err(failed)?.uid();

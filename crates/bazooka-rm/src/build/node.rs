@@ -1,4 +1,4 @@
-//! Node: npm installs, and builds where package.json has a build script.
+//! Builds for Node: npm installs, and runs the build script of package.json if there is one.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{BuildError, Work, run::Runner};
 
-/// What is read of a package.json.
+/// The fields of package.json that decide the build.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Package {
@@ -20,7 +20,7 @@ struct Package {
 
 /// Installs and builds.
 ///
-/// What is only for development is installed where there is something to build, and taken out afterwards.
+/// Development dependencies are installed only if there is a build script, and removed after it.
 ///
 /// # Errors
 /// [`BuildError`].
@@ -50,7 +50,7 @@ pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildErro
     Ok(())
 }
 
-/// Whether there is anything for npm to install: dependencies, or scripts of the app's own around it.
+/// True if npm has anything to install: dependencies, or scripts of the app's own that run with an install.
 fn installs(package: &Package, locked: bool) -> bool {
     let scripts = ["preinstall", "install", "postinstall", "prepare"];
     locked

@@ -1,7 +1,7 @@
-//! Where one build's steps run: its tree and its cache, its user, and what else of the machine it sees.
+//! The place where one build's steps run: its tree, its cache, its user, and the visible parts of the machine.
 //!
-//! Owns what is made of the app's folders before a build: that they belong to the build's user, and what of the
-//! operator's own settings is put there. Nothing of the app runs meanwhile, so that what was looked at stays as it is.
+//! Owns the preparation of the app's folders before a build: it gives them to the build's user, and copies the
+//! operator's own settings into them. No process of the app runs meanwhile, so a file that was checked stays as it is.
 
 use std::{
     collections::BTreeMap,
@@ -14,27 +14,28 @@ use bazooka_sandbox::protocol::{LaunchSpec, Mount, PROTOCOL};
 
 use crate::layout;
 
-/// Where a build in a sandbox has its tree.
+/// The path of the tree in a sandboxed build.
 const SEEN: &str = "/app";
 
-/// What every sandbox has of the machine anyway.
+/// The folders of the machine that every sandbox has.
 const ANYWAY: [&str; 10] =
     ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sys", "/dev"];
 
-/// Variables that name folders, one or several, which a build is to see.
+/// The variables that name one or several folders which a build sees.
 const FOLDERS: [&str; 4] = ["PATH", "RUSTUP_HOME", "PIP_FIND_LINKS", "SSL_CERT_DIR"];
 
-/// A larger file is none of a client's settings or certificates.
+/// The largest file of settings or certificates that is copied, in bytes.
 const MOST_BYTES: u64 = 4 << 20;
 
-/// Where a build's steps run.
+/// The place where a build's steps run.
 #[derive(Clone, Debug)]
 pub struct Place {
     spec: LaunchSpec,
 }
 
 impl Place {
-    /// A folder, with these variables, as bazooka-rm's own user, who sees the whole machine.
+    /// Returns a place without isolation: a folder and variables, for bazooka-rm's own user, who sees the whole
+    /// machine.
     pub fn plain(dir: &Path, environment: BTreeMap<String, String>) -> Place {
         Place {
             spec: LaunchSpec {
@@ -55,23 +56,23 @@ impl Place {
         }
     }
 
-    /// The same, kept apart: `keep` says how.
+    /// Returns this place with the isolation that `keep` sets.
     pub(super) fn apart(mut self, keep: impl FnOnce(&mut LaunchSpec)) -> Place {
         keep(&mut self.spec);
         self
     }
 
-    /// The tree, as the steps see it.
+    /// Returns the tree's path as the steps see it.
     pub fn seen(&self) -> &Path {
         if self.spec.sandbox.is_some() { Path::new(SEEN) } else { &self.spec.folder }
     }
 
-    /// The user that the steps run as, where it isn't bazooka-rm's own.
+    /// Returns the user that the steps run as, or `None` if it is bazooka-rm's own.
     pub fn uid(&self) -> Option<u32> {
         self.spec.uid
     }
 
-    /// Another place for the same user: this folder is all that can be written in it, and nothing of the app is there.
+    /// Returns a place for the same user in which only `folder` is writable and nothing of the app is visible.
     pub fn without_the_app(&self, folder: &Path) -> Place {
         let mut spec = self.spec.clone();
         spec.folder = folder.to_owned();
@@ -85,22 +86,22 @@ impl Place {
         Place { spec }
     }
 
-    /// What is to be started for a command of these words.
+    /// Returns what to launch for a command of these words.
     pub(super) fn spec(&self, words: &[String]) -> LaunchSpec {
         LaunchSpec { command: line(words), ..self.spec.clone() }
     }
 }
 
-/// A line for a shell that becomes this command.
+/// Returns a shell's line that replaces the shell by this command.
 fn line(words: &[String]) -> String {
     let words = words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''")));
     std::iter::once("exec".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }
 
-/// Makes a folder the user's own, with all in it. What is in it already belongs to the same one, if itself does.
+/// Gives a folder and its contents to a user. Skips the contents if the folder itself already belongs to the user.
 ///
 /// # Errors
-/// The file system's. It isn't the user's own then, so that this is done again.
+/// The file system's. The folder itself then keeps its owner, so that the next call does all of it again.
 pub(super) fn give(folder: &Path, uid: u32) -> io::Result<()> {
     let known = fs::symlink_metadata(folder)?;
     if known.uid() == uid && known.gid() == uid {
@@ -109,7 +110,7 @@ pub(super) fn give(folder: &Path, uid: u32) -> io::Result<()> {
     give_all(folder, uid)
 }
 
-/// The same, whomever the folder itself belongs to.
+/// Gives a folder and its contents to a user, whatever the folder's present owner.
 ///
 /// # Errors
 /// The file system's.
@@ -122,7 +123,7 @@ pub(super) fn give_all(path: &Path, uid: u32) -> io::Result<()> {
     lchown(path, Some(uid), Some(uid))
 }
 
-/// A folder of the cache that is there, and is no link, whatever an earlier build made of it.
+/// Makes a folder of the cache, replacing whatever else an earlier build left there, a link included.
 ///
 /// # Errors
 /// The file system's.
@@ -134,7 +135,7 @@ pub(super) fn folder(path: &Path, uid: Option<u32>) -> io::Result<()> {
     uid.map_or(Ok(()), |uid| lchown(path, Some(uid), Some(uid)))
 }
 
-/// Copies a file of the operator's into such a folder, for this user alone.
+/// Copies a file of the operator's into such a folder, readable only by this user.
 ///
 /// # Errors
 /// The file system's.
@@ -146,13 +147,14 @@ pub(super) fn hand_over(file: &Path, copy: &Path, uid: Option<u32>) -> io::Resul
     uid.map_or(Ok(()), |uid| lchown(copy, Some(uid), Some(uid)))
 }
 
-/// The folders that the variables name and a sandbox hasn't anyway. `hidden` isn't shown, nor what it is in.
+/// Returns the folders that the variables name and a sandbox does not have. Leaves out `/etc` and the folders that
+/// contain `hidden`.
 pub(super) fn shown(environment: &BTreeMap<String, String>, hidden: &Path) -> Vec<PathBuf> {
     let named = FOLDERS.iter().filter_map(|name| environment.get(*name));
     let named = named.flat_map(|value| value.split([':', ' '])).map(PathBuf::from);
     let mut shown: Vec<PathBuf> =
         named.filter(|path| path.is_absolute() && !is_anyway(path) && !hidden.starts_with(path)).collect();
-    // What is below another comes after it, and is mounted in it.
+    // A folder is mounted before the folders below it.
     shown.sort();
     shown.dedup();
     shown.retain(|path| !path.starts_with("/etc") && path.is_dir());
@@ -163,8 +165,8 @@ fn is_anyway(path: &Path) -> bool {
     ANYWAY.iter().any(|known| path.starts_with(known))
 }
 
-/// Has variables that name a file name a copy of it, in the folder `given`, where the build couldn't read the file itself.
-/// `etc` is what the build has of the machine's.
+/// Copies the files that variables name and that the build couldn't read itself to `given`, and points the variables at
+/// the copies. `etc` is the folder that the build sees as `/etc`.
 ///
 /// # Errors
 /// The file system's.
@@ -232,7 +234,7 @@ mod tests {
             (dir.path().join("npmrc"), dir.path().join("target"), dir.path().join("given"));
         fs::write(&npmrc, "token").expect("written");
         fs::write(&target, "as it was").expect("written");
-        // As an earlier build may have left it.
+        // The state that an earlier build may have left.
         std::os::unix::fs::symlink(dir.path(), &given).expect("made");
         folder(&given, None).expect("it can be made");
         assert!(!given.is_symlink());

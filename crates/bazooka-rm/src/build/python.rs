@@ -1,9 +1,9 @@
-//! Python: a virtual environment in the slug, made so that it can be moved.
+//! Builds for Python: a virtual environment in the slug, made relocatable.
 //!
-//! Owns `.venv`. A slug is unpacked elsewhere than it was built, and may hold no link out of itself: the
-//! interpreter is copied, scripts find it through PATH (an instance's begins with `.venv/bin`), and compiled
-//! files are trusted without a look at their source's time, which a slug doesn't keep. What was installed
-//! for one list of requirements is kept for the next push with the same list.
+//! Owns `.venv`. A slug is unpacked at another path than it was built at, and may hold no link that leads out of it. So
+//! the interpreter is copied, scripts find it through PATH (an instance's begins with `.venv/bin`), and compiled files
+//! are used without a comparison with their source's time, which a slug doesn't keep. The packages installed for one
+//! list of requirements are kept for the next push with the same list.
 
 use std::{
     ffi::OsStr,
@@ -18,19 +18,19 @@ use tokio::sync::Mutex;
 use super::{BuildError, Work, place, run::Runner};
 use crate::layout;
 
-/// The system's own: what a host's processes will find the library of.
+/// The system's interpreter: hosts have the libraries that it needs.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// The environment's place in the slug.
+/// The environment's path in the slug.
 const VENV: &str = ".venv";
 
-/// Says, in an environment of ours, that it is whole.
+/// The name of the file that marks an environment of bazooka's as complete.
 const WHOLE: &str = ".bazooka-whole";
 
-/// A longer list is none.
+/// The largest accepted list of requirements, in bytes.
 const MOST_REQUIREMENTS: u64 = 4 << 20;
 
-/// One build makes the environment that pip runs in, the others wait for it.
+/// Held by the build that makes the environment with pip, while others wait.
 static MAKING_PIP: Mutex<()> = Mutex::const_new(());
 
 /// Installs and compiles.
@@ -39,7 +39,7 @@ static MAKING_PIP: Mutex<()> = Mutex::const_new(());
 /// [`BuildError`].
 pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
     let venv = work.dir.join(VENV);
-    // One that was committed was made for another machine.
+    // A committed environment was made for another machine.
     layout::remove(&venv).map_err(BuildError::disk("removing a committed .venv"))?;
     let python = interpreter().map_err(BuildError::disk(format!("reading {PYTHON}")))?;
     let requirements = work.files.contains_key(Path::new("requirements.txt"));
@@ -64,7 +64,7 @@ pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildErro
     compile(work, runner, work.place.seen(), &["-x", r"/\.venv/"]).await
 }
 
-/// The environment, as the build's steps see it.
+/// Returns the environment's path as the build's steps see it.
 fn seen(work: &Work<'_>) -> PathBuf {
     work.place.seen().join(VENV)
 }
@@ -74,8 +74,7 @@ async fn take(runner: &Runner<'_>, what: &str, word: &str, paths: &[&Path]) -> R
     runner.files(what, &std::iter::once(OsStr::new(word)).chain(paths).collect::<Vec<_>>()).await
 }
 
-/// Makes the environment and has pip fill it. Pip itself stays outside: it would be the larger part of
-/// most slugs.
+/// Makes the environment and has pip fill it. Pip itself stays out of it: it would be the larger part of most slugs.
 async fn install(
     work: &Work<'_>,
     runner: &Runner<'_>,
@@ -93,21 +92,22 @@ async fn install(
     runner.run(&pip, &words).await
 }
 
-/// The interpreter of an environment that has pip, shared by all apps.
+/// Returns the interpreter of an environment with pip that all apps share. Makes the environment if it is missing.
 async fn pip(work: &Work<'_>, runner: &Runner<'_>, python: &str) -> Result<PathBuf, BuildError> {
-    // No app's name begins with a dot.
+    // `.pip` can't collide with an app: no app's name begins with a dot.
     let tools = work.cache.with_file_name(".pip").join(python);
     let making = || BuildError::disk("making pip's environment");
     let _making = MAKING_PIP.lock().await;
     if !tools.join(WHOLE).exists() {
         layout::remove(&tools).and_then(|()| fs::create_dir_all(&tools)).map_err(making())?;
-        // Every app's user reads it, whatever the mask is.
+        // The builds' users of all apps must read it, whatever the umask is.
         fs::set_permissions(&tools, fs::Permissions::from_mode(0o755)).map_err(making())?;
         if let Some(uid) = work.place.uid() {
             place::give_all(&tools, uid).map_err(making())?;
         }
         let place = tools.display().to_string();
-        // It is every app's: nothing of this one is in sight, and -I has Python look for nothing in HOME.
+        // All apps will use it. So nothing of this app is visible while it is made, and -I keeps Python from reading
+        // HOME.
         let words = ["-I", "-m", "venv", &place];
         work.voice.say(format!("$ {PYTHON} {}", words.join(" "))).await;
         runner.run_in(&work.place.without_the_app(&tools), Path::new(PYTHON), &words).await?;
@@ -119,7 +119,7 @@ async fn pip(work: &Work<'_>, runner: &Runner<'_>, python: &str) -> Result<PathB
     Ok(tools.join("bin/python3"))
 }
 
-/// Names this very interpreter: another one would not run what was made for it.
+/// Returns a name for this version of the interpreter. Another one would not run compiled files of this one.
 fn interpreter() -> io::Result<String> {
     let path = fs::canonicalize(PYTHON)?;
     let metadata = fs::metadata(&path)?;
@@ -127,9 +127,10 @@ fn interpreter() -> io::Result<String> {
     Ok(format!("{name}-{}-{}", metadata.len(), metadata.mtime()))
 }
 
-/// Where an environment for these requirements is kept, if they say it all.
+/// Returns the folder where the environment for these requirements is kept, or `None` if the list alone doesn't
+/// determine it.
 fn kept_for(work: &Work<'_>, python: &str) -> Result<Option<PathBuf>, BuildError> {
-    // An earlier step may have made something else of it.
+    // An earlier step may have replaced the file, so no link is followed and the size is limited.
     let list = layout::read_plain(&work.dir.join("requirements.txt"), MOST_REQUIREMENTS)
         .map_err(BuildError::disk("reading requirements.txt"))?;
     if !says_all(&list) {
@@ -143,7 +144,7 @@ fn kept_for(work: &Work<'_>, python: &str) -> Result<Option<PathBuf>, BuildError
     Ok(Some(work.cache.join("venv").join(name)))
 }
 
-/// Whether a list of requirements names packages of a registry alone: no other file, nothing of the app's tree.
+/// True if a list of requirements names only packages of a registry: no other file, and nothing of the app's tree.
 fn says_all(list: &[u8]) -> bool {
     let Ok(list) = std::str::from_utf8(list) else { return false };
     list.lines().map(str::trim).all(|line| {
@@ -155,7 +156,7 @@ fn says_all(list: &[u8]) -> bool {
     })
 }
 
-/// Keeps an environment, and that one alone.
+/// Keeps an environment, and removes all others of the app.
 pub(super) fn keep(venv: &Path, kept: &Path) -> io::Result<()> {
     let others = kept.parent().ok_or(io::ErrorKind::InvalidInput)?;
     layout::remove(others)?;
@@ -164,7 +165,7 @@ pub(super) fn keep(venv: &Path, kept: &Path) -> io::Result<()> {
     fs::write(kept.join(WHOLE), "")
 }
 
-/// Copies a folder, but for the mark that one is whole.
+/// Copies a folder, except the mark of a complete environment.
 pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -184,8 +185,8 @@ pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Compiles what is in a folder, with a worker for each core. A file that can't be compiled is of no matter
-/// until it is imported.
+/// Compiles the files in a folder, with one worker per core. A file that can't be compiled matters only once it is
+/// imported, so it fails no build.
 async fn compile(
     work: &Work<'_>,
     runner: &Runner<'_>,
@@ -207,13 +208,13 @@ async fn step(work: &Work<'_>, runner: &Runner<'_>, words: &[&str]) -> Result<()
     runner.run(Path::new(words[0]), &words[1..]).await
 }
 
-/// Takes the place where it was built out of an environment.
+/// Removes the path where an environment was built from its files.
 pub(super) fn relocate(venv: &Path, tree: &Path) -> io::Result<()> {
     let bin = venv.join("bin");
     for entry in fs::read_dir(&bin)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // They tell the place to a shell that works in it, which an instance has none of.
+        // Activation scripts hold the path, and only an interactive shell uses them; an instance has none.
         if name.to_ascii_lowercase().starts_with("activate") {
             fs::remove_file(&path)?;
             continue;
@@ -221,7 +222,7 @@ pub(super) fn relocate(venv: &Path, tree: &Path) -> io::Result<()> {
         if !fs::symlink_metadata(&path)?.is_file() {
             continue;
         }
-        // The interpreter is copied under each of its names.
+        // venv copies the interpreter under each of its names; one copy and links are enough.
         if name != "python3" && name.starts_with("python") && same(&path, &bin.join("python3"))? {
             fs::remove_file(&path)?;
             std::os::unix::fs::symlink("python3", &path)?;
@@ -260,7 +261,8 @@ fn same(one: &Path, other: &Path) -> io::Result<bool> {
     Ok(fs::metadata(one)?.len() == fs::metadata(other)?.len() && fs::read(one)? == fs::read(other)?)
 }
 
-/// A script with the environment's interpreter in its first line, made to look for it in PATH instead.
+/// Returns a script with its first line changed to look for the interpreter in PATH, if that line names the
+/// environment's own.
 fn movable(script: &[u8], bin: &Path) -> Option<Vec<u8>> {
     let bin = bin.to_str()?;
     let text = script.strip_prefix(b"#!")?;
@@ -270,7 +272,7 @@ fn movable(script: &[u8], bin: &Path) -> Option<Vec<u8>> {
     if interpreter.starts_with(&format!("{bin}/python")) {
         return Some([b"#!/usr/bin/env python3", rest].concat());
     }
-    // Where the place is too long for a first line, pip writes a shell's that Python takes for a string.
+    // If the path is too long for a first line, pip writes a shell's line, which Python takes for a string.
     if interpreter == "/bin/sh" {
         let body = std::str::from_utf8(rest).ok()?;
         let script = body
@@ -282,13 +284,13 @@ fn movable(script: &[u8], bin: &Path) -> Option<Vec<u8>> {
     None
 }
 
-/// A `.pth` file whose lines into the app's tree go by where it lies itself.
+/// Returns a `.pth` file with its lines into the app's tree made relative to its own folder, if it has any.
 fn relative_paths(text: &str, tree: &Path) -> Option<String> {
     let tree = tree.to_str()?;
     if !text.contains(tree) {
         return None;
     }
-    // From .venv/lib/pythonX.Y/site-packages.
+    // Relative to .venv/lib/pythonX.Y/site-packages.
     let line = |line: &str| match line.strip_prefix(tree) {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("../../../..{rest}\n"),
         _ => format!("{line}\n"),

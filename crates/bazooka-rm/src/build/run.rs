@@ -1,6 +1,6 @@
-//! Runs a build's steps, and streams what they print to the pusher.
+//! The runner of a build's steps, which streams their output to the pusher.
 //!
-//! Owns the steps' processes: none is left when a run returns, is dropped, or bazooka-rm itself goes.
+//! Owns the steps' processes: none is left after a run returns or is dropped, or bazooka-rm itself ends.
 
 use std::{
     ffi::OsStr,
@@ -32,30 +32,31 @@ use super::{
 };
 use crate::voice::Voice;
 
-/// The longest line that is kept together; longer ones come in pieces.
+/// The length, in bytes, beyond which a line is split.
 const MAX_LINE: usize = 4096;
 
-/// How much a build may print; nobody reads more, and each line costs the pusher's network.
+/// The amount of a build's output that is passed on, in bytes. Nobody reads more, and each line costs the pusher's
+/// network.
 pub const MAX_OUTPUT_BYTES: u64 = 16 << 20;
 
-/// Runs the steps of one build.
+/// The runner of one build's steps.
 pub struct Runner<'a> {
-    /// bazooka-rm's own program, which supervises.
+    /// The path of this program, which also supervises steps.
     own_program: &'a Path,
-    /// Where they run.
+    /// The place where the steps run.
     place: &'a Place,
-    /// Hears their output.
+    /// The receiver of the steps' output.
     voice: &'a Voice,
-    /// The push has gone.
+    /// Cancelled when the pusher has left.
     cancelled: &'a CancellationToken,
-    /// When they are ended.
+    /// When the build times out.
     deadline: Instant,
-    /// How long they had in all, for the words.
+    /// The build's whole time limit, for the error message.
     limit: Duration,
     output: Output,
 }
 
-/// What is known of a build's output.
+/// The state of a build's output.
 #[derive(Default)]
 struct Output {
     bytes: AtomicU64,
@@ -63,7 +64,7 @@ struct Output {
 }
 
 impl<'a> Runner<'a> {
-    /// Runs steps in a place, for so long in all from now on.
+    /// Returns a runner of steps in a place. Their common time limit begins now.
     pub fn new(
         own_program: &'a Path,
         place: &'a Place,
@@ -75,19 +76,18 @@ impl<'a> Runner<'a> {
         Runner { own_program, place, voice, cancelled, deadline, limit, output }
     }
 
-    /// Runs a step and waits until nothing of it is left.
+    /// Runs a step and waits until none of its processes is left.
     ///
     /// # Errors
-    /// [`BuildError::Failed`], [`BuildError::TimedOut`], [`BuildError::Cancelled`],
-    /// [`BuildError::NotStarted`].
+    /// [`BuildError::Failed`], [`BuildError::TimedOut`], [`BuildError::Cancelled`], [`BuildError::NotStarted`].
     ///
     /// # Cancel safety
-    /// Dropped, the step is ended in the background.
+    /// If this is dropped, the step is ended in the background.
     pub async fn run<S: AsRef<OsStr>>(&self, program: &Path, args: &[S]) -> Result<(), BuildError> {
         self.run_in(self.place, program, args).await
     }
 
-    /// The same in another place than the build's own.
+    /// Runs a step in another place than the build's own, like [`Runner::run`].
     ///
     /// # Errors
     /// Those of [`Runner::run`].
@@ -114,17 +114,17 @@ impl<'a> Runner<'a> {
         match ended {
             Ok(answer) => verdict(words.join(" "), answer.map_err(not_started)?),
             Err(error) => {
-                // It kills the step now; there is nothing more to hear.
+                // The supervisor kills the step now and gives no answer that matters.
                 let _ = supervisor.wait().await;
                 Err(error)
             }
         }
     }
 
-    /// Does something with files that the build has had in its hands, as one of its steps: see [`files`].
+    /// Acts on files that the build could write, as one of its steps: see [`files`].
     ///
     /// # Errors
-    /// Those of [`Runner::run`]; `what` was done, in words.
+    /// Those of [`Runner::run`]; `what` names the action in the message.
     pub async fn files<S: AsRef<OsStr>>(&self, what: &str, words: &[S]) -> Result<(), BuildError> {
         let words: Vec<&OsStr> =
             std::iter::once(OsStr::new(files::WORD)).chain(words.iter().map(AsRef::as_ref)).collect();
@@ -135,10 +135,10 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// A step that runs.
+/// A running step.
 struct Started {
     supervisor: Child,
-    /// With this it ends.
+    /// The supervisor's input; when it closes, the supervisor ends the step.
     life: ChildStdin,
     output: pipe::Receiver,
 }
@@ -149,7 +149,7 @@ async fn start(own_program: &Path, spec: &LaunchSpec) -> io::Result<Started> {
     command.arg0(supervisor::NAME).env_clear().current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(write);
     let mut supervisor = command.spawn()?;
-    // Its own copy of the pipe's end goes with it, so that the output ends with the step.
+    // Closes this process's copy of the pipe's writing end, so that the output ends with the step.
     drop(command);
     let mut life = supervisor.stdin.take().expect("it is piped");
     let mut line = serde_json::to_vec(spec)?;
@@ -170,10 +170,10 @@ async fn answer(supervisor: &mut Child) -> io::Result<Answer> {
         .map_err(|_| io::Error::other(format!("its supervisor gave no answer ({status})")))
 }
 
-/// Has something run in a place that prints nothing, and waits for that.
+/// Runs `true` in a place and waits for its end.
 ///
 /// # Errors
-/// Why it can't, in one line.
+/// Why it failed, in one line.
 pub async fn try_out(own_program: &Path, place: &Place) -> Result<(), String> {
     let tried = async {
         let mut started = start(own_program, &place.spec(&["true".to_owned()])).await?;
@@ -196,8 +196,8 @@ fn verdict(step: String, answer: Answer) -> Result<(), BuildError> {
     }
 }
 
-/// Says each line as it comes, until the output ends. A carriage return ends a line too: progress bars
-/// become lines. What is too much is read all the same, so that the build doesn't wait for ever.
+/// Passes each line of the output to the pusher as it comes. A carriage return ends a line too: progress bars become
+/// lines. Output beyond the limit is read and dropped, so that the build doesn't block.
 async fn stream(output: impl AsyncRead + Unpin, voice: &Voice, known: &Output) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
@@ -233,7 +233,7 @@ async fn stream(output: impl AsyncRead + Unpin, voice: &Voice, known: &Output) {
 mod tests {
     use super::*;
 
-    /// All lines that are said of an output in pieces.
+    /// Returns all lines passed on for an output that comes in pieces.
     async fn said(pieces: &[&[u8]]) -> Vec<String> {
         let (voice, mut lines) = Voice::new();
         let heard = tokio::spawn(async move {

@@ -1,18 +1,18 @@
-//! Rust: cargo builds in the app's cache, and its programs go to `target/release` in the slug.
+//! Builds for Rust: cargo builds in the app's cache, and its programs go to `target/release` in the slug.
 
 use std::{ffi::OsStr, fs, io, os::unix::fs::PermissionsExt, path::Path};
 
 use super::{BuildError, Work, place, run::Runner};
 use crate::layout;
 
-/// Builds, and copies the programs alone: the rest of a target folder is many times their size.
+/// Builds, and copies only the programs: the rest of a target folder is many times their size.
 ///
 /// # Errors
 /// [`BuildError`]; also if there is no program.
 pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
     let built = work.cache.join("target/release");
     if built.exists() {
-        // Programs of an earlier commit that this one doesn't have would be taken for its own.
+        // A program of an earlier commit that this commit doesn't build must not get into its slug.
         runner.files("clearing cargo's cache", &[OsStr::new("clear-programs"), built.as_os_str()]).await?;
     }
     settings(work).map_err(BuildError::disk("copying cargo's settings"))?;
@@ -42,7 +42,7 @@ pub(super) fn clear(built: &Path) -> io::Result<()> {
     programs(built)?.into_iter().try_for_each(|program| layout::remove(&built.join(program)))
 }
 
-/// Copies the programs into the tree; a committed target folder makes room.
+/// Copies the programs into the tree. A committed target folder is replaced.
 pub(super) fn take(built: &Path, release: &Path) -> io::Result<()> {
     release.parent().map_or(Ok(()), layout::remove)?;
     fs::create_dir_all(release)?;
@@ -52,7 +52,7 @@ pub(super) fn take(built: &Path, release: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The names of the programs in a folder that cargo builds into.
+/// Returns the names of the programs in a folder that cargo builds into.
 fn programs(release: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(release) {
         Ok(entries) => entries,
@@ -73,7 +73,7 @@ fn programs(release: &Path) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// The user's own settings of cargo (its registries), where the build's cargo looks for them.
+/// Copies cargo's settings of bazooka-rm's user (its registries) to where the build's cargo looks for them.
 fn settings(work: &Work<'_>) -> io::Result<()> {
     let home = work.cache.join("cargo");
     place::folder(&home, work.place.uid())?;

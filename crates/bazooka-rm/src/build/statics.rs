@@ -1,4 +1,4 @@
-//! Folders of static files: a small server of ours goes into the slug, since a host has none to count on.
+//! Builds for folders of static files: a small server of bazooka's goes into the slug, because hosts need not have one.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -6,15 +6,15 @@ use visor::names::ProcName;
 
 use super::{BuildError, Work};
 
-/// The server, beside bazooka-rm's own program and in the slug's `bin`, which is in an instance's PATH.
+/// The server's name, beside bazooka-rm's own program and in the slug's `bin`, which is in an instance's PATH.
 const SERVER: &str = "bazooka-static";
 
-/// What such a folder runs unless its Procfile says otherwise.
+/// Returns the procs of such a folder without a Procfile.
 pub fn procs() -> BTreeMap<ProcName, String> {
     BTreeMap::from([("web".parse().expect("it is a proc's name"), format!("exec ./bin/{SERVER}"))])
 }
 
-/// Puts the server into the tree. A file of that name is left as it is: it is the app's own.
+/// Puts the server into the tree. A file of that name in the tree is the app's own and stays as it is.
 ///
 /// # Errors
 /// If there is no server beside bazooka-rm.

@@ -1,14 +1,14 @@
-//! The process between bazooka-rm and a build's step: whatever the step starts ends with it.
+//! The process between bazooka-rm and a build's step: all processes that the step starts end with it.
 //!
-//! Owns the step from its start to the last of its processes: starts it as bazooka-shim starts an instance, in its
-//! sandbox where it has one, and ends what is left. As their subreaper it inherits those whose parents have gone, however
-//! they detach.
+//! Owns the step from its start to the end of its last process. It starts the step as bazooka-shim starts an instance,
+//! in a sandbox if the build has one, and kills what is left. As the subreaper it inherits processes whose parents have
+//! ended, however they detach.
 //!
 //! ```text
-//! stdin    a line: what to start, as of bazooka_sandbox::protocol; its end says that the step is to end at once, be it
-//!          because the push has gone or because bazooka-rm has
-//! stderr   what the step prints
-//! stdout   a line, at the end: how it ended, or why it couldn't be started
+//! stdin    one line: what to start, as in bazooka_sandbox::protocol. When stdin closes, because the pusher has left or
+//!          bazooka-rm has ended, the step ends at once
+//! stderr   the step's output
+//! stdout   one line at the end: how the step ended, or why it couldn't be started
 //!
 //! running ──step exits──▶ ending (kill what is left) ──nothing left──▶ answer
 //!    └──input ends──────▶ ending
@@ -44,32 +44,32 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The name by which the program is told to be a supervisor.
+/// The program's name in its role as supervisor.
 pub const NAME: &str = "bazooka-build";
 
-/// How often what is left is killed while it goes on to fork.
+/// The interval at which remaining processes are killed while they go on to fork.
 const KILL_EVERY: Duration = Duration::from_millis(5);
 
-/// After so many rounds of killing, what is left is taken for something that multiplies.
+/// The number of rounds of killing after which the remaining processes are treated as ones that keep forking.
 const STUBBORN_ROUNDS: u32 = 20;
 
-/// What a supervisor says in the end.
+/// A supervisor's answer at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// The step has ended, and nothing of it is left.
+    /// The step has ended, and none of its processes is left.
     Ended(ExitRecord),
-    /// It couldn't be started: why, in one line.
+    /// The step couldn't be started; with the cause in one line.
     Failed(String),
 }
 
-/// Supervises the step that it is told of, and returns an exit status.
+/// Supervises the step that standard input describes, and returns an exit status.
 pub fn run() -> i32 {
     let (answer, status) = match supervise() {
         Ok(exit) => (Answer::Ended(exit), 0),
         Err(cause) => (Answer::Failed(cause), 1),
     };
-    // Nobody hears it if bazooka-rm has gone.
+    // If bazooka-rm has ended, nobody reads the answer.
     let _ = serde_json::to_writer(std::io::stdout(), &answer);
     status
 }
@@ -80,7 +80,7 @@ fn supervise() -> Result<ExitRecord, String> {
         |fd: std::io::Result<OwnedFd>| fd.map_err(|error| format!("can't use its own streams: {error}"));
     let mut life = File::from(copy(std::io::stdin().as_fd().try_clone_to_owned())?);
     let spec = told_by(&mut life)?;
-    // A signal to the terminal's group isn't for us: bazooka-rm says when a build ends.
+    // Leaves the terminal's process group, whose signals are not for builds: bazooka-rm decides when a build ends.
     let _ = setsid();
     prctl::set_child_subreaper(true).map_err(failed("can't become the subreaper"))?;
     let mut mask = SigSet::empty();
@@ -90,7 +90,7 @@ fn supervise() -> Result<ExitRecord, String> {
         .map_err(failed("can't receive signals"))?;
 
     let groups = spec.all_groups();
-    // What a supervisor that was killed left has counted already.
+    // A group that a killed supervisor left still has the counters of that supervisor's step.
     remove_groups(&groups);
     let output = || copy(std::io::stderr().as_fd().try_clone_to_owned());
     let begun = Instant::now();
@@ -110,7 +110,7 @@ fn supervise() -> Result<ExitRecord, String> {
     Ok(exit)
 }
 
-/// The first line of the input.
+/// Reads the first line of the input.
 fn told_by(life: &mut File) -> Result<LaunchSpec, String> {
     let mut line = Vec::new();
     let mut piece = [0; 4096];
@@ -124,17 +124,17 @@ fn told_by(life: &mut File) -> Result<LaunchSpec, String> {
 }
 
 struct Step {
-    /// With this one all has ended, where it has a sandbox.
+    /// The child whose end is the end of the whole step, if it is in a sandbox.
     child: Pid,
-    /// Its first process; the same, unless it is in a sandbox.
+    /// The step's first process; the same as `child` without a sandbox.
     command: Pid,
     init: Option<InitSocket>,
-    /// How its first process ended.
+    /// How the first process ended.
     ended: Option<WaitStatus>,
 }
 
 impl Step {
-    /// Until no process of it is left.
+    /// Waits until none of the step's processes is left.
     fn watch_over(&mut self, signals: &SignalFd, life: &mut File) -> Result<(), String> {
         let mut given_up = false;
         let mut rounds = 0;
@@ -154,7 +154,7 @@ impl Step {
                     Err(error) => return Err(format!("can't wait for events: {error}")),
                 }
                 let last = fds.last().and_then(PollFd::revents);
-                // Whatever comes, the end of it is what counts.
+                // Any data on the input is ignored; only its end counts.
                 let said = !given_up && last.is_some_and(|events| !events.is_empty());
                 drop(fds);
                 given_up |= said && !life.read(&mut [0; 64]).is_ok_and(|n| n > 0);
@@ -175,7 +175,7 @@ impl Step {
         }
     }
 
-    /// Takes up what is said of the first process.
+    /// Reads the sandbox's report on the first process, if there is one.
     fn hear(&mut self) {
         let Some(init) = &mut self.init else { return };
         match init.ended(self.command) {
@@ -186,13 +186,13 @@ impl Step {
         self.init = None;
     }
 
-    /// Takes up what has ended; says whether nothing is left.
+    /// Reaps ended processes. Returns true if none is left.
     fn reap(&mut self) -> bool {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => return false,
                 Ok(status) if status.pid() == Some(self.child) => {
-                    // What it said last may not have been heard yet.
+                    // Its last report may be unread.
                     self.hear();
                     self.ended.get_or_insert(status);
                 }

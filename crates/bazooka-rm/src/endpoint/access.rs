@@ -1,4 +1,4 @@
-//! Letting people and daemons in, and making apps theirs.
+//! Requests that grant and revoke access: to the cluster, to operators' rights, and to apps.
 
 use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
 use bazooka_daemon::CallsFrom;
@@ -14,19 +14,19 @@ use visor::{
 use super::{ApiError, allow};
 use crate::rm::SharedRm;
 
-/// What is granted or revoked, to or from whom.
+/// The body of a request to grant or revoke.
 #[derive(Debug, Deserialize)]
 struct Asked {
     who: String,
-    /// An app; none: taking part in the cluster at all.
+    /// The app to which access is granted; `None` for admission to the cluster.
     #[serde(default)]
     app: Option<String>,
-    /// What operators may.
+    /// True for an operator's rights.
     #[serde(default)]
     operator: bool,
 }
 
-/// Whether etcd goes by it already.
+/// The answer: whether etcd enforces the change already.
 #[derive(Debug, Serialize)]
 pub struct Done {
     in_force: bool,
@@ -38,7 +38,7 @@ enum What {
     Admission,
 }
 
-/// `POST /access/grant`. Safe to repeat.
+/// Handles `POST /access/grant`. Safe to repeat.
 pub async fn grant(
     State(rm): State<SharedRm>,
     Extension(caller): Extension<Caller>,
@@ -59,7 +59,7 @@ pub async fn grant(
     done(&rm, |rows| holds(rows, &who, &what)).await
 }
 
-/// `POST /access/revoke`.
+/// Handles `POST /access/revoke`.
 pub async fn revoke(
     State(rm): State<SharedRm>,
     Extension(caller): Extension<Caller>,
@@ -76,16 +76,16 @@ pub async fn revoke(
     done(&rm, |rows| !holds(rows, &who, &what)).await
 }
 
-/// What is asked for, by somebody who may.
+/// A request that its caller was allowed to make.
 struct Order {
     who: Identity,
     what: What,
     by: String,
-    /// The cluster's state, with the order in its audit.
+    /// The coordinator's rows; writes record the request in the audit.
     visor: Visor,
 }
 
-/// Reads an order of who may give it: an app is granted by its people, all else by operators.
+/// Reads a request and checks its caller: people of an app grant access to it, operators grant everything else.
 async fn order(
     rm: &SharedRm,
     caller: &Caller,
@@ -93,7 +93,7 @@ async fn order(
     how: &str,
     body: &[u8],
 ) -> Result<Order, ApiError> {
-    // Who is in at all, before anything is read of what they send.
+    // Callers who are not admitted are rejected before their body is read.
     allow(rm, caller, Act::Register, None).await?;
     let (who, what) = read(body)?;
     let (act, app) = match &what {

@@ -1,4 +1,4 @@
-//! Registering and destroying apps.
+//! Requests that register and destroy apps.
 
 use axum::{
     Extension, Json,
@@ -18,10 +18,10 @@ use visor::{
 use super::{ApiError, allow};
 use crate::rm::SharedRm;
 
-/// The longest body; a real one has some hundred bytes.
+/// The largest body in bytes; a real one has some hundred.
 const MAX_BODY: usize = 16 * 1024;
 
-/// What registers an app.
+/// The body of a request to register an app.
 #[derive(Debug, Deserialize)]
 struct Register {
     name: String,
@@ -29,7 +29,7 @@ struct Register {
     token: String,
 }
 
-/// An app, as it was registered or is being destroyed.
+/// The answer: an app that was registered or is being destroyed.
 #[derive(Debug, Serialize)]
 pub struct AppBody {
     name: AppName,
@@ -37,14 +37,14 @@ pub struct AppBody {
     owner: Option<String>,
 }
 
-/// `POST /apps`. With the same token it is the same registration: safe to repeat.
+/// Handles `POST /apps`. Safe to repeat: the same token is the same registration.
 pub async fn register(
     State(rm): State<SharedRm>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
-    // Before anything is read of what they send.
+    // Callers who are not admitted are rejected before their body is read.
     allow(&rm, &caller, Act::Register, None).await?;
     let bad = |error: String| {
         ApiError::new(
@@ -68,7 +68,7 @@ pub async fn register(
     if !is_word(&asked.token, 200) {
         return Err(bad("token must be a line of 1 to 200 characters".into()));
     }
-    // Who is known isn't asked for a name.
+    // A caller with an identity owns the app under that name, whatever the body says.
     let (owner, user) = match &caller {
         Caller::Known(Identity::User(user)) => (user.to_string(), Some(user)),
         Caller::Known(other) => (other.to_string(), None),
@@ -78,14 +78,14 @@ pub async fn register(
     visor.register_app_of(&name, &owner, user, &asked.token, Timestamp::now()).await?;
     tracing::info!(app = %name, owner, "app registered");
     if let Some(user) = user {
-        // Whoever registered it goes on with it at once.
+        // The caller's next command needs access to the app, so wait until etcd enforces it.
         let is_theirs = |rows: &Rows| rows.apps.get(&name).is_some_and(|people| people.contains(user));
         rm.in_force.wait(true, is_theirs).await;
     }
     Ok((StatusCode::CREATED, Json(AppBody { name, owner: Some(owner) })))
 }
 
-/// `DELETE /apps/A`: all of it stops, then all of it goes.
+/// Handles `DELETE /apps/A`: marks the app, whose instances are then stopped and rows deleted.
 pub async fn destroy(
     State(rm): State<SharedRm>,
     Extension(caller): Extension<Caller>,

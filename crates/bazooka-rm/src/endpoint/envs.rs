@@ -1,4 +1,4 @@
-//! Config vars, opened for those who may see them. Nothing of them is logged.
+//! Requests for an app's opened config vars. Never logs a name or value.
 
 use axum::{
     Extension, Json,
@@ -19,7 +19,7 @@ use visor::{
 use super::{ApiError, allow, apps::invalid};
 use crate::rm::SharedRm;
 
-/// `GET /apps/A/envs/E`: names and values, as one JSON map.
+/// Handles `GET /apps/A/envs/E`: returns names and values as one JSON map.
 pub async fn show(
     State(rm): State<SharedRm>,
     Path((app, env)): Path<(String, String)>,
@@ -47,8 +47,8 @@ pub async fn show(
     }
 }
 
-/// Refuses who may not see the config vars of an app: with identities, all but its people; in a cluster that has none,
-/// whoever can't read this rm's word in the coordinator, such as an instance.
+/// Rejects callers who may not see an app's config vars. With identities, only the app's people may. In a cluster
+/// without identities, a caller must present this rm's word from the coordinator, which an instance can't read.
 async fn may_see(rm: &SharedRm, caller: &Caller, headers: &HeaderMap, app: &AppName) -> Result<(), ApiError> {
     if *caller != Caller::Anyone {
         return allow(rm, caller, Act::App, Some(app)).await;
@@ -65,7 +65,7 @@ async fn may_see(rm: &SharedRm, caller: &Caller, headers: &HeaderMap, app: &AppN
     ))
 }
 
-/// Takes the same time wherever they differ.
+/// Compares in a time that doesn't depend on where the two differ.
 fn is_same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }

@@ -1,4 +1,4 @@
-//! Git's smart HTTP: advertisements, fetches and pushes. The packs are the system git's business.
+//! Git's smart HTTP: advertisements, fetches and pushes. The system's git handles the packs.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -22,20 +22,20 @@ use crate::{
     tasks::unharmed,
 };
 
-/// The most that a request may bring: what `receive.maxInputSize` lets git take, and some words.
+/// The largest body of a push in bytes: the limit of `receive.maxInputSize`, and 1 MiB for commands.
 const MAX_PUSH: u64 = 2 * 1024 * 1024 * 1024 + 1024 * 1024;
 
-/// The most that a fetch may ask.
+/// The largest body of a fetch in bytes.
 pub const MAX_FETCH: u64 = 64 * 1024 * 1024;
 
-/// How long a push waits for a repository that is being made: it takes some milliseconds.
+/// How long a request waits for a repository that is being made; that takes some milliseconds.
 const REPOSITORY_IN: Duration = Duration::from_secs(5);
 
-/// A request that is refused, in words that the git client shows.
+/// A rejected request, in words that the git client shows.
 pub struct Refused(StatusCode, String);
 
 impl Refused {
-    /// What is said of it.
+    /// Returns the words.
     pub fn into_words(self) -> String {
         self.1
     }
@@ -46,7 +46,7 @@ impl IntoResponse for Refused {
         let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
         let mut response = (self.0, kind, format!("{}\n", self.1)).into_response();
         if self.0 == StatusCode::UNAUTHORIZED {
-            // Git asks its credential helper now.
+            // Makes git ask its credential helper.
             let how = HeaderValue::from_static("Basic realm=\"bazooka\", charset=\"UTF-8\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
         }
@@ -54,13 +54,13 @@ impl IntoResponse for Refused {
     }
 }
 
-/// What `info/refs` is asked with.
+/// The query of `info/refs`.
 #[derive(Debug, Deserialize)]
 pub struct Service {
     service: Option<String>,
 }
 
-/// `GET /A.git/info/refs?service=...`.
+/// Handles `GET /A.git/info/refs?service=...`.
 pub async fn info_refs(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
@@ -83,7 +83,7 @@ pub async fn info_refs(
         return Err(Refused(StatusCode::INTERNAL_SERVER_ERROR, "the repository can't be read".into()));
     }
     let mut body = Vec::new();
-    // The later protocol does without the announcement.
+    // Protocol version 2 has no such announcement.
     if !protocol.is_some_and(|protocol| protocol.contains("version=2")) {
         let line = format!("# service=git-{command}\n");
         body = format!("{:04x}{line}0000", line.len() + 4).into_bytes();
@@ -92,7 +92,7 @@ pub async fn info_refs(
     Ok((answer_headers(&format!("application/x-git-{command}-advertisement")), body).into_response())
 }
 
-/// `POST /A.git/git-upload-pack`: a clone or a fetch.
+/// Handles `POST /A.git/git-upload-pack`: a clone or a fetch.
 pub async fn upload_pack(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
@@ -107,7 +107,7 @@ pub async fn upload_pack(
     Ok((answer_headers("application/x-git-upload-pack-result"), body).into_response())
 }
 
-/// `POST /A.git/git-receive-pack`: a push.
+/// Handles `POST /A.git/git-receive-pack`: a push.
 pub async fn receive_pack(
     State(rm): State<SharedRm>,
     Path(repo): Path<String>,
@@ -140,12 +140,12 @@ pub async fn receive_pack(
     Ok((answer_headers("application/x-git-receive-pack-result"), body).into_response())
 }
 
-/// Carries a push to its end, whoever still listens, and closes it however its process ended.
+/// Carries a push to its end, even if the pusher leaves, and closes it however its git process ended.
 pub async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request: Body) {
     rm.metrics.pushes_under_way.inc();
     let carried = answering.carry(request, MAX_PUSH, || {
         push.gone.cancel();
-        // Git is moving the branch: it must be let, so that head moves with it.
+        // Git is moving the branch; it must finish, so that head moves too.
         push.is_accepted()
     });
     unharmed("a push's process", carried).await;
@@ -153,11 +153,11 @@ pub async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, req
     rm.metrics.pushes_under_way.dec();
 }
 
-/// The app of a path, and its repository, ready to be used.
+/// Returns the app of a path and its up-to-date repository, if the caller may use them.
 pub async fn repository(rm: &SharedRm, caller: &Caller, repo: &str) -> Result<(AppName, PathBuf), Refused> {
     let name = repo.strip_suffix(".git").unwrap_or(repo);
     let app: AppName = name.parse().map_err(|error| Refused(StatusCode::NOT_FOUND, format!("{error}")))?;
-    // Before anything is read of the request's body, or told of the app.
+    // Checked before the request's body is read, and before the answer tells whether the app exists.
     match rm.cluster.may(caller, Act::App, Some(&app)).await {
         Ok(true) => {}
         Ok(false) => {
@@ -216,10 +216,10 @@ pub async fn repository(rm: &SharedRm, caller: &Caller, repo: &str) -> Result<(A
     }
 }
 
-/// An app, once its repository is there: who has just been told of one may be faster than our own image. None if
-/// there is no such app; without a repository if that takes too long.
+/// Returns an app, and waits for its repository: a client that has just registered the app may be faster than this rm's
+/// image. Returns `None` if there is no such app. After [`REPOSITORY_IN`], returns the app without a repository.
 async fn view(rm: &SharedRm, app: &AppName) -> Option<Arc<AppView>> {
-    // Before the first look, so that no change is missed.
+    // Subscribed before the first look, so that no change is missed.
     let mut changes = rm.apps.changes();
     let is_there = |view: &Arc<AppView>| view.repo.as_ref().is_some_and(|repo| repo.hooks);
     let known = rm.apps.view(app);
@@ -227,7 +227,7 @@ async fn view(rm: &SharedRm, app: &AppName) -> Option<Arc<AppView>> {
         return known;
     }
     if known.is_none() {
-        // A coordinator that doesn't answer knows no more than we do.
+        // If the coordinator doesn't answer, the image has no such app and that stands.
         let asked = rm.visor.read(keys::app(app)).await.ok()?;
         asked.apps.get(app)?.app.as_ref()?;
     }
@@ -242,19 +242,19 @@ async fn view(rm: &SharedRm, app: &AppName) -> Option<Arc<AppView>> {
     rm.apps.view(app)
 }
 
-/// The protocol version that the client speaks.
+/// Returns the protocol version that the client offers.
 fn protocol(headers: &HeaderMap) -> Option<String> {
     let value = headers.get("git-protocol")?.to_str().ok()?;
     is_protocol(value).then(|| value.to_owned())
 }
 
-/// Whether a word could be a version of git's protocol, as it is passed on to git.
+/// True if a word may be passed to git as a protocol version.
 pub fn is_protocol(value: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '=' | ':' | '.' | '-' | '_' | '/');
     value.len() <= 200 && value.chars().all(plain)
 }
 
-/// Who asks, if the client says so.
+/// Returns the user's name from the client's credentials, if there are any.
 fn user(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let encoded = value.strip_prefix("Basic ")?;

@@ -1,4 +1,4 @@
-//! People's SSH keys.
+//! Requests that add and remove people's SSH keys.
 
 use axum::{
     Extension, Json,
@@ -20,19 +20,19 @@ use visor::{
 use super::{ApiError, allow};
 use crate::rm::SharedRm;
 
-/// A key, as `ssh-keygen` writes it in its `.pub` file.
+/// The body of a request: a key as in the `.pub` file of `ssh-keygen`.
 #[derive(Debug, Deserialize)]
 struct Asked {
     key: String,
 }
 
-/// A key that was added or removed.
+/// The answer: the key that was added or removed.
 #[derive(Debug, Serialize)]
 pub struct Done {
     fingerprint: String,
 }
 
-/// `POST /keys`: one more key of the caller's. Safe to repeat.
+/// Handles `POST /keys`: adds a key of the caller's. Safe to repeat.
 pub async fn add(
     State(rm): State<SharedRm>,
     Extension(caller): Extension<Caller>,
@@ -55,7 +55,8 @@ pub async fn add(
     let mut key = PublicKey::from_openssh(asked.key.trim())
         .map_err(|error| bad(format!("this is no public key of OpenSSH's: {error}")))?;
     let comment: String = key.comment().chars().filter(|c| !c.is_control()).take(100).collect();
-    // What is written for sshd is a key, and nothing else of what was sent.
+    // The line written for sshd is made from the parsed key without its comment, so nothing else of the body gets into
+    // it.
     key.set_comment("");
     let line = key.to_openssh().map_err(|error| bad(format!("this key can't be written: {error}")))?;
     let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
@@ -71,7 +72,7 @@ pub async fn add(
     Ok(Json(Done { fingerprint }))
 }
 
-/// `DELETE /keys/FINGERPRINT`: one of the caller's keys.
+/// Handles `DELETE /keys/FINGERPRINT`: removes a key of the caller's.
 pub async fn remove(
     State(rm): State<SharedRm>,
     Extension(caller): Extension<Caller>,

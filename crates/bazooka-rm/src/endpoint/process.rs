@@ -1,7 +1,7 @@
-//! A process of git's behind a request: the body goes in, what it prints goes out, as both come.
+//! A git process behind a request: streams the body to its input, and its output to the client.
 //!
-//! Owns the process until it has ended. It has a process group of its own, so that it is ended with its
-//! children (the hooks among them).
+//! Owns the process until it has ended. The process has its own process group, so that its children, hooks among them,
+//! end with it.
 
 use std::{io, path::Path, process::Stdio, time::Duration};
 
@@ -20,23 +20,23 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long a pusher may be silent while its pack is expected.
+/// How long a pusher may send nothing while the pack is expected.
 const IDLE: Duration = Duration::from_secs(120);
 
-/// How long git may take to end by itself once whoever asked has gone. Told to end, it leaves temporary
-/// files where its children still write them.
+/// How long git may take to end by itself after the client has left. If it is killed earlier, it leaves temporary files
+/// that its children are still writing.
 const LEFT_GRACE: Duration = Duration::from_secs(15);
 
-/// How long it may take to end once it is told to.
+/// How long git may take to end after it was told to.
 const END_GRACE: Duration = Duration::from_secs(3);
 
-/// How much of an answer may wait for a slow reader.
+/// The number of chunks that may wait for a slow client.
 const WAITING_CHUNKS: usize = 8;
 
-/// How much is read at a time.
+/// The number of bytes read at a time.
 const CHUNK: usize = 32 * 1024;
 
-/// A command of git's, in a clean environment.
+/// Returns a git command in a clean environment.
 pub fn git(args: &[&str], repository: &Path, protocol: Option<&str>) -> Command {
     let mut command = crate::git::git(repository);
     command.args(args).arg(repository).process_group(0);
@@ -56,7 +56,7 @@ pub struct Answering {
 }
 
 impl Answering {
-    /// Starts a process, and returns it with the body that its answer comes out of.
+    /// Starts a process and returns it with the body of its answer.
     ///
     /// # Errors
     /// If it can't be started.
@@ -76,10 +76,10 @@ impl Answering {
         Ok((Answering { child, input, output, errors, answer }, Body::from_stream(body)))
     }
 
-    /// Carries the request in and the answer out until the process has ended.
+    /// Streams the request in and the answer out until the process has ended.
     ///
-    /// `left` is called when whoever asked has gone, and says whether the process may take its time all the
-    /// same. Its input ends in any case; otherwise it is to end soon, or is ended.
+    /// `left` is called when the client has left, and returns true if the process may take its time. Its input ends in
+    /// any case. If `left` returns false, the process has [`LEFT_GRACE`] to end before it is ended.
     pub async fn carry(self, request: Body, limit: u64, left: impl Fn() -> bool) {
         let Answering { mut child, input, output, errors, answer } = self;
         let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
@@ -90,7 +90,7 @@ impl Answering {
         tokio::select! {
             () = &mut pumping => {}
             () = asker.closed() => {
-                // What it prints must go somewhere, or it would be ended by its pipe.
+                // The output must still be read, or the process would die of a broken pipe.
                 if left() {
                     pumping.await;
                 } else if timeout(LEFT_GRACE, &mut pumping).await.is_err() {
@@ -108,37 +108,37 @@ impl Answering {
     }
 }
 
-/// Ends a process that nobody waits for any more, with all of its group.
+/// Signals an abandoned process and all of its group.
 fn end(group: Option<Pid>, signal: Signal) {
     if let Some(group) = group {
-        // Its id is its own until it has been waited for, which is only done after this.
+        // The group's id can't have been reused: the process is waited for only after this.
         let _ = killpg(group, signal);
     }
 }
 
-/// The request's body, into the process. Its end, be it too early, is the end of the input.
+/// Copies the request's body to the process. The process's input ends with the body, even an incomplete one.
 async fn feed(request: Body, mut input: ChildStdin, limit: u64) {
     let mut request = request.into_data_stream();
     let mut bytes = 0;
     while let Ok(Some(Ok(chunk))) = timeout(IDLE, request.next()).await {
         bytes += chunk.len() as u64;
-        // Git says itself what it misses.
+        // If the body is too large or git has stopped reading, git's own message tells the client.
         if bytes > limit || input.write_all(&chunk).await.is_err() {
             break;
         }
     }
 }
 
-/// What the process prints, to whoever asked; to nobody once that one has gone.
+/// Copies the process's output to the client. After the client has left, the output is read and dropped.
 async fn pump(mut output: ChildStdout, answer: mpsc::Sender<io::Result<Bytes>>) {
     let mut chunk = vec![0; CHUNK];
     while let Ok(read @ 1..) = output.read(&mut chunk).await {
-        // Nobody listens any more: the rest is read all the same.
+        // The client may have left; read the rest all the same.
         let _ = answer.send(Ok(Bytes::copy_from_slice(&chunk[..read]))).await;
     }
 }
 
-/// What git says to its operator.
+/// Logs git's standard error.
 async fn note(errors: ChildStderr) {
     use tokio::io::AsyncBufReadExt;
     let mut lines = tokio::io::BufReader::new(errors.take(1024 * 1024)).lines();

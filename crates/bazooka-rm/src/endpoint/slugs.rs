@@ -1,4 +1,4 @@
-//! The file storage, as hosts fetch from it.
+//! Requests for slugs, by hosts and other rms.
 
 use std::io;
 
@@ -24,10 +24,10 @@ use crate::{
     storage::{self, StorageError},
 };
 
-/// How much is read from the disk at a time.
+/// The number of bytes read from the disk at a time.
 const CHUNK: usize = 64 * 1024;
 
-/// `GET /slugs/SHA256` (and `HEAD`). What is there is whole; a host checks it all the same.
+/// Handles `GET /slugs/SHA256` (and `HEAD`). A stored slug is complete; a host verifies it all the same.
 pub async fn serve(
     State(rm): State<SharedRm>,
     Extension(caller): Extension<Caller>,
@@ -65,7 +65,7 @@ pub async fn serve(
     Ok(answer(length, body))
 }
 
-/// Refuses a slug to who may not have it: it is for the hosts that were told to run it, and for other rms.
+/// Rejects callers who may not have a slug: only hosts with an assignment that needs it and other rms may.
 async fn may_have(rm: &SharedRm, caller: &Caller, sha256: &Digest) -> Result<(), ApiError> {
     allow(rm, caller, Act::Slug, None).await?;
     let Caller::Known(Identity::Daemon(Kind::Pm, host)) = caller else { return Ok(()) };
@@ -78,7 +78,7 @@ async fn may_have(rm: &SharedRm, caller: &Caller, sha256: &Digest) -> Result<(),
     Err(ApiError::new(StatusCode::FORBIDDEN, words, "a host has the slugs of its own instances"))
 }
 
-/// A slug from the storage that is shared, passed on as it comes.
+/// Streams a slug from the shared storage.
 async fn stored(rm: &SharedRm, method: &Method, sha256: &Digest) -> Result<Option<Response>, ApiError> {
     let Some(storage) = &rm.storage else { return Ok(None) };
     let name = storage::slug(sha256);
@@ -104,7 +104,7 @@ fn answer(length: u64, body: Body) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/zstd".to_owned()),
         (header::CONTENT_LENGTH, length.to_string()),
-        // A name never gets other bytes.
+        // A slug's name never has other bytes.
         (header::CACHE_CONTROL, "public, max-age=31536000, immutable".to_owned()),
     ];
     (headers, body).into_response()

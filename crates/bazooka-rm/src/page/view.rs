@@ -1,7 +1,7 @@
-//! What the page shows of a cluster.
+//! The content of the page: a cluster at one revision.
 //!
-//! Owns the choice and the order of it; pure. No config var is in it, nor anything that an instance has printed but the
-//! cause of its end.
+//! Owns the choice and the order of the content. Pure. Never contains a config var, nor any output of an instance
+//! except the cause of its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,32 +16,32 @@ use visor::{
     store::Revision,
 };
 
-/// How many events are told.
+/// The number of events shown.
 const EVENTS: usize = 40;
 
-/// How many instances of a host are drawn one by one.
+/// The number of a host's instances that are drawn one by one.
 const DRAWN: usize = 200;
 
 /// A cluster at one revision.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct View {
-    /// When it was looked at.
+    /// When the view was made.
     pub at: Timestamp,
     /// The revision.
     pub revision: Revision,
-    /// What keeps it from being worked on, in words.
+    /// The missing part that keeps desired state from being applied, in words.
     pub missing: Option<String>,
-    /// Each zone with its hosts.
+    /// The zones with their hosts.
     pub zones: Vec<Zone>,
-    /// Each app.
+    /// The apps.
     pub apps: Vec<App>,
-    /// Who takes requests, who takes pushes, who places.
+    /// The proxies, rms and convergers.
     pub daemons: Vec<Daemon>,
-    /// What happened lately, the newest first.
+    /// The latest events, newest first.
     pub events: Vec<Event>,
 }
 
-/// A zone; hosts that have gone stand in one without a name.
+/// A zone. The zone without a name has the hosts that are gone.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Zone {
     name: Option<ZoneName>,
@@ -54,7 +54,7 @@ pub struct Host {
     name: HostName,
     state: &'static str,
     instances: Vec<Instance>,
-    /// How many more there are.
+    /// The number of instances that are not in `instances`.
     more: usize,
     used: u32,
     capacity: Option<u32>,
@@ -80,7 +80,7 @@ pub struct App {
     owner: String,
     head: Option<Head>,
     procs: Vec<Proc>,
-    /// What is going on, in words.
+    /// The running change of the app, in words.
     rollout: Option<String>,
 }
 
@@ -101,13 +101,13 @@ pub struct Proc {
     port: u16,
     wanted: u32,
     running: u32,
-    /// `ok`, `paused`, `underway` or `stuck`.
+    /// The verdict: `ok`, `paused`, `underway` or `stuck`.
     verdict: &'static str,
-    /// What is in its way.
+    /// The obstacle, in words.
     cause: Option<String>,
 }
 
-/// One of the parts that aren't hosts.
+/// A daemon that is not a host's.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Daemon {
     kind: &'static str,
@@ -116,17 +116,17 @@ pub struct Daemon {
     note: Option<String>,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Event {
     at: Timestamp,
     app: AppName,
-    /// `good`, `bad` or `plain`.
+    /// The mood: `good`, `bad` or `plain`.
     mood: &'static str,
     text: String,
 }
 
-/// What the page shows of an image.
+/// Returns the page's view of an image.
 pub fn view(snapshot: &Snapshot, now: Timestamp) -> View {
     View {
         at: now,
@@ -172,7 +172,7 @@ fn zones(snapshot: &Snapshot) -> Vec<Zone> {
     zones.into_iter().map(|(name, hosts)| Zone { name, hosts }).collect()
 }
 
-/// Those of a host that are there still, each service's beside each other.
+/// Returns a host's assigned instances, those of a service next to each other.
 fn instances(view: &HostView) -> Vec<Instance> {
     let mut all: Vec<Instance> = view
         .assigned
@@ -213,7 +213,7 @@ fn app(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<App> {
     Some(App { name: name.clone(), owner: row.owner.clone(), head, procs, rollout })
 }
 
-/// That head hasn't taken over from all that served before, if so.
+/// Reports in words how many instances of earlier releases are left, if head has not replaced all of them.
 fn rolling(view: &AppView) -> Option<String> {
     let (head, _) = view.head_release()?;
     let beside: BTreeSet<ReleaseId> =

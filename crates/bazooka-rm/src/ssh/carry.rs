@@ -1,7 +1,7 @@
 //! `bazooka-rm ssh SOCKET USER`: sshd's forced command, which carries bytes between git and the daemon.
 //!
-//! It ends with its user: when the connection is lost, sshd closes the output's pipe, which is watched, since the
-//! input's end only means that git has sent its pack.
+//! It ends with its user's connection: when that is lost, sshd closes the pipe of the output, which is therefore
+//! watched. The end of the input only means that git has sent its pack.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -13,13 +13,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Hello, Welcome};
 
-/// The word after the program's name.
+/// The program's first argument in this role.
 pub const NAME: &str = "ssh";
 
-/// How much is carried at a time.
+/// The number of bytes carried at a time.
 const CHUNK: usize = 32 * 1024;
 
-/// Carries, until git is done or its user has gone.
+/// Carries bytes until git is done or the user has left.
 pub fn run(mut args: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     let (Some(socket), Some(user), None) = (args.next(), args.next(), args.next()) else {
         eprintln!("bazooka-rm: this is sshd's forced command, as `bazooka keys` sets it up");
@@ -65,19 +65,20 @@ fn carry(socket: &std::ffi::OsStr, hello: &Hello) -> io::Result<Option<String>> 
             }
         }
         let _ = frame(&mut sending, &[]);
-        // Open until the process ends: the connection's end says that its user has gone.
+        // Kept open until the process ends, because the end of the connection tells the daemon that the user has left.
         std::mem::forget(sending);
     });
     std::thread::spawn(|| {
         let output = io::stdout();
         let mut watched = [PollFd::new(output.as_fd(), PollFlags::empty())];
-        // An error or a hang-up comes unasked.
+        // poll reports an error or a hang-up without being asked for it.
         while poll(&mut watched, PollTimeout::NONE).is_ok_and(|ready| ready == 0) {}
         std::process::exit(1);
     });
-    // Not through the standard library's buffer, which waits for the end of a line that may not come.
+    // Written directly: the standard library's buffer waits for the end of a line, which may not come.
     let mut output = std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    // Piece by piece as it comes: `io::copy` would hand both ends to the kernel, which may wait for more than there is.
+    // Copied in chunks as they come: `io::copy` would leave the copy to the kernel, which may wait for more bytes than
+    // there are.
     let mut chunk = vec![0; CHUNK];
     loop {
         match receiving.read(&mut chunk)? {
@@ -87,7 +88,7 @@ fn carry(socket: &std::ffi::OsStr, hello: &Hello) -> io::Result<Option<String>> 
     }
 }
 
-/// A frame: its length (four bytes, the highest first), and what is in it.
+/// Sends a frame: its length (four bytes, big-endian), then its bytes.
 fn frame(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     stream.write_all(&length.to_be_bytes())?;

@@ -1,4 +1,4 @@
-//! Where symbolic links lead, without a disk: whether one could lead out of its tree.
+//! The check, without a disk, of whether a symbolic link leads out of its tree.
 
 use std::{
     collections::BTreeMap,
@@ -6,21 +6,20 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// How many links one path may lead through; what Linux allows.
+/// The largest number of links that one path may lead through, as in Linux.
 const MAX_HOPS: usize = 40;
 
-/// The first of these links (by path, with its target) that leads out of the tree that they stand in, with that target.
+/// Returns the first of these links (target by path) that leads out of its tree, with its target.
 ///
-/// A link that leads nowhere in the tree, or in a circle, leads nowhere out of it either.
+/// A link to nothing in the tree, or in a circle, does not lead out of it.
 pub fn first_out(links: &BTreeMap<PathBuf, PathBuf>) -> Option<(PathBuf, PathBuf)> {
     links.iter().find(|(path, _)| leads_out(links, path)).map(|(path, target)| (path.clone(), target.clone()))
 }
 
-/// Follows a link as the kernel does, step by step, so that `link/..` is the parent of where the link
-/// leads and not the folder that it stands in.
+/// Follows a link step by step as the kernel does: `link/..` is the parent of the link's target, not of the link.
 fn leads_out(links: &BTreeMap<PathBuf, PathBuf>, link: &Path) -> bool {
     let mut at = PathBuf::new();
-    // What is still to be walked, the next step last.
+    // The steps left to walk, the next one last.
     let mut steps: Vec<Step> = steps_of(link);
     let mut hops = 0;
     while let Some(step) = steps.pop() {
@@ -92,7 +91,7 @@ mod tests {
             (&[("d/a", "../..")], Some("d/a")),
             (&[("d/a", "../../app/b")], Some("d/a")),
             (&[("a", "d/../../x")], Some("a")),
-            // Word by word this stays inside; the kernel goes by where the first link leads.
+            // Read as text this path stays inside; the kernel follows the first link's target.
             (&[("d/e/l", "../.."), ("y", "d/e/l/..")], Some("y")),
             (&[("d/e/l", "../.."), ("y", "d/e/l/d")], None),
         ] {
@@ -102,7 +101,7 @@ mod tests {
     }
 
     proptest! {
-        /// The kernel is asked where each link leads.
+        /// Compares with the kernel's answer to where each link leads.
         #[test]
         fn what_stays_inside_stays_inside_on_a_disk(
             pairs in proptest::collection::btree_map(
@@ -117,7 +116,7 @@ mod tests {
             let mut made = BTreeMap::new();
             for (path, target) in &pairs {
                 let at = root.join(path);
-                // `a` can be a link or a folder with links in it.
+                // `a` can be a link, or a folder with links in it.
                 let parent = at.parent().expect("it has one");
                 if std::fs::create_dir(parent).is_err()
                     && !std::fs::symlink_metadata(parent).expect("it is there").is_dir()
