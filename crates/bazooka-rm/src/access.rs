@@ -23,10 +23,10 @@ use crate::apps::{Apps, Known};
 /// The pause before a failed step is retried.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How often etcd's users and roles are read again, in case someone else changed them.
+/// The interval at which etcd's users and roles are read again, in case someone else changed them.
 const READ_EVERY: Duration = Duration::from_secs(300);
 
-/// How long a request that changed a row waits until etcd enforces the change.
+/// The time that a request which changed a row waits until etcd enforces the change.
 const IN_FORCE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The rows that etcd's users and roles were last derived from.

@@ -47,7 +47,7 @@ pub enum BuildError {
     Failed {
         /// The step's command.
         step: String,
-        /// How the command ended.
+        /// The command's end, in words.
         how: String,
     },
     /// No step can be started on this machine; with the cause.

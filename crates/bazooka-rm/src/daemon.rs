@@ -99,7 +99,7 @@ pub enum RmCommand {
 /// The pause before a failed write of this rm's row is retried.
 const PRESENCE_AGAIN: Duration = Duration::from_millis(500);
 
-/// How long requests under way may take to end at shutdown; the endpoint has the same bound.
+/// The time that requests under way have at shutdown; the endpoint has the same bound.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Runs bazooka-rm until `shutdown`, or until one of its tasks ends.

@@ -1,7 +1,7 @@
 //! The hook's process, which git starts: sends git's call to the daemon, and prints the daemon's answer.
 //!
-//! It decides nothing and touches no repository. Git waits for it, and its exit status is the verdict. The daemon
-//! notices the end of a killed hook by the end of its connection.
+//! Decides nothing and touches no repository. Git waits for the process, and its exit status is the verdict. If a hook
+//! is killed, the daemon notices the end of its connection.
 
 pub mod wire;
 

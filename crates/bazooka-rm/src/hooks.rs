@@ -35,7 +35,7 @@ use crate::{
 /// The number of hooks answered at a time; others wait. Each push has at most one.
 const MOST_HOOKS: usize = 1024;
 
-/// How long a hook may take to send its call.
+/// The time that a hook has to send its call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the socket, for processes of this user only.

@@ -1,7 +1,7 @@
 //! The layout of bazooka-rm's state folder: every path below it is made here.
 //!
 //! ```text
-//! repos/A.git         an app's bare repository            slugs/SHA256    the file storage
+//! repos/A.git         an app's bare repository            slugs/SHA256    slugs
 //! gone/               repositories to be removed          slugs/.new/     slugs that are being written
 //! builds/A            the tree that is being built        cache/A         an app's dependency caches
 //! packs/              packs on their way to or from a shared file storage

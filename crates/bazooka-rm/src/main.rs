@@ -1,5 +1,5 @@
-//! The bazooka-rm program, which has several roles by the name or first word of its call: the daemon, git's hooks, the
-//! supervisor of a build's steps, the worker that handles a build's files, and the carrier of git over SSH.
+//! The bazooka-rm program. The name that it is called by, or its first argument, selects its role: the daemon, one of
+//! git's hooks, the supervisor of a build's steps, the worker on a build's files, or sshd's forced command.
 
 use std::{path::Path, process::ExitCode};
 

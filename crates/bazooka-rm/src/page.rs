@@ -37,7 +37,7 @@ use crate::{
 /// The shortest time between two updates sent to viewers; people don't notice faster ones.
 const EVERY: Duration = Duration::from_millis(250);
 
-/// How long the image is kept after the last viewer left, and the interval of the check for viewers.
+/// The time that the image is kept after the last viewer left, and the interval of the check for viewers.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// The lifetime of one connection. The browser then reconnects by itself and is authenticated again.

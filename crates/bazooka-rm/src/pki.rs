@@ -24,7 +24,7 @@ use visor::{
     names::HostName,
 };
 
-/// How long before the present a certificate becomes valid, because clocks differ.
+/// The time before the present from which a certificate is valid, in minutes, because clocks differ.
 const BEGINS_BEFORE_MINUTES: i64 = 5;
 
 /// `bazooka-rm pki`: make an authority, and identities of it

@@ -44,20 +44,20 @@ use crate::{
 /// The time limits of a push.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// How long to wait until another push to the same app ends: a build and a trial.
+    /// The wait for another push to the same app to end: a build and a trial.
     pub turn: Duration,
-    /// How long to wait until a release ends its trial that this push didn't start.
+    /// The wait for the trial of another release, which this push didn't start.
     pub other_trial: Duration,
-    /// How long to wait for the verdict, beyond the time that the instances have to boot. The converger's own limit
-    /// ends sooner, because the converger knows the cause.
+    /// The wait for the verdict, beyond the time that the instances have to boot. The converger's own limit ends
+    /// sooner, because the converger knows the cause.
     pub beyond_boot: Duration,
     /// The time after which the pusher reads what a trial waits for.
     pub quiet: Duration,
-    /// How long to wait for a converger and a host if there is none. Electing a new converger takes as long as a lease.
+    /// The wait for a converger and a host if there is none. Electing a new converger takes as long as a lease.
     pub nobody: Duration,
-    /// How long to wait for the coordinator's answer before the build.
+    /// The wait for the coordinator's answer before the build.
     pub coordinator: Duration,
-    /// The longest time that a rollout is streamed.
+    /// The longest time that a rollout is reported to the pusher.
     pub rollout: Duration,
 }
 

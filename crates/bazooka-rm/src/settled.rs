@@ -12,7 +12,7 @@ use crate::layout;
 /// The file's name in a repository.
 const NAME: &str = "bazooka-settled.json";
 
-/// The number of commits kept for a branch: its present one, and the one that an accepted push will move it to.
+/// The number of commits kept for a branch: its present one, and the one to which an accepted push will move it.
 const KEPT: usize = 2;
 
 /// Returns the handled commits of each branch, newest last. `None` if the repository has no record.

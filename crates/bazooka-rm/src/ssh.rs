@@ -49,7 +49,7 @@ const MAX_HELLO: usize = 16 * 1024;
 /// The number of connections answered at a time; others wait.
 const MOST_CONNECTIONS: usize = 1024;
 
-/// How long the forced command may take to send its first message.
+/// The time that the forced command has to send its first message.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
 /// How SSH keys are used.

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! slugs/SHA256                               a slug
-//! repos/APP/REGISTRATION/GENERATION-SHA256   a manifest: which packs a repository is made of
-//! repos/APP/REGISTRATION/packs/SHA256        a pack of git's
+//! repos/APP/REGISTRATION/GENERATION-SHA256   a manifest: a repository's branches and packs
+//! repos/APP/REGISTRATION/packs/SHA256        a pack, complete in itself
 //! ```
 //!
 //! An rm without a storage keeps slugs and repositories in its state folder.
@@ -43,7 +43,7 @@ const CALL_TIMEOUT: &str = "60s";
 /// The time limit of a connection attempt.
 const CONNECT_TIMEOUT: &str = "2s";
 
-/// How long an unresponsive storage is retried. A pusher waits for it.
+/// The time for which an unresponsive storage is retried. A pusher waits for it.
 const TRY_FOR: Duration = Duration::from_secs(10);
 
 /// The largest object that is read into memory, which is a manifest; in bytes.

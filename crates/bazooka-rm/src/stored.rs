@@ -8,8 +8,8 @@
 //! `push::mend` makes the release.
 //!
 //! ```text
-//! turn taken ─▶ copy brought up ─build─▶ packs, manifest stored ─trial─▶ row moved ─git─▶ branch moved ─▶ head moved
-//!      └── nothing changed ────────────────── litter in the storage ──┘      └── the push has gone through ──┘
+//! turn taken ─▶ copy updated ─build─▶ packs, manifest stored ─trial─▶ row moved ─git─▶ branch moved ─▶ head moved
+//!      └── nothing changed ─────────────── litter in the storage ──┘      └────── the push is done ──────────┘
 //! ```
 //!
 //! A copy is updated before each request is answered. After a push has moved the row and until git has moved the
@@ -56,7 +56,7 @@ const MOST_PACKS: usize = 24;
 /// row yet.
 const LITTER_AFTER: Duration = Duration::from_secs(3600);
 
-/// How often an update of a copy is tried if a pack was merged and deleted meanwhile.
+/// The number of tries to update a copy, if a pack was merged and deleted meanwhile.
 const TRIES: usize = 3;
 
 /// The reasons why a repository can't be stored, or a copy can't be updated.

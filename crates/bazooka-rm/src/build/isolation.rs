@@ -91,7 +91,7 @@ impl Builds {
     /// Sets up the requested isolation and tests it. Builds can't connect to the addresses in `closed`.
     ///
     /// # Errors
-    /// What is not available here, and which options go on without it.
+    /// The part that is not available here, and the options that go on without it, in words.
     pub async fn find(
         options: BuildOptions,
         layout: &Layout,

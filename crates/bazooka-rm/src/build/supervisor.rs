@@ -129,7 +129,7 @@ struct Step {
     /// The step's first process; the same as `child` without a sandbox.
     command: Pid,
     init: Option<InitSocket>,
-    /// How the first process ended.
+    /// The wait status of the first process, once it has ended.
     ended: Option<WaitStatus>,
 }
 

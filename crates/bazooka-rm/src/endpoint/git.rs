@@ -28,7 +28,7 @@ const MAX_PUSH: u64 = 2 * 1024 * 1024 * 1024 + 1024 * 1024;
 /// The largest body of a fetch in bytes.
 pub const MAX_FETCH: u64 = 64 * 1024 * 1024;
 
-/// How long a request waits for a repository that is being made; that takes some milliseconds.
+/// The time that a request waits for a repository that is being made, which takes some milliseconds.
 const REPOSITORY_IN: Duration = Duration::from_secs(5);
 
 /// A rejected request, in words that the git client shows.
@@ -227,7 +227,7 @@ async fn view(rm: &SharedRm, app: &AppName) -> Option<Arc<AppView>> {
         return known;
     }
     if known.is_none() {
-        // If the coordinator doesn't answer, the image has no such app and that stands.
+        // If the coordinator doesn't answer, the app counts as unknown, as in the image.
         let asked = rm.visor.read(keys::app(app)).await.ok()?;
         asked.apps.get(app)?.app.as_ref()?;
     }

@@ -20,14 +20,14 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long a pusher may send nothing while the pack is expected.
+/// The time that a pusher may send nothing while the pack is expected.
 const IDLE: Duration = Duration::from_secs(120);
 
-/// How long git may take to end by itself after the client has left. If it is killed earlier, it leaves temporary files
+/// The time that git has to end by itself after the client has left. If it is killed earlier, it leaves temporary files
 /// that its children are still writing.
 const LEFT_GRACE: Duration = Duration::from_secs(15);
 
-/// How long git may take to end after it was told to.
+/// The time that git has to end after SIGTERM.
 const END_GRACE: Duration = Duration::from_secs(3);
 
 /// The number of chunks that may wait for a slow client.
@@ -79,7 +79,7 @@ impl Answering {
     /// Streams the request in and the answer out until the process has ended.
     ///
     /// `left` is called when the client has left, and returns true if the process may take its time. Its input ends in
-    /// any case. If `left` returns false, the process has [`LEFT_GRACE`] to end before it is ended.
+    /// any case. If `left` returns false, the process has 15 s to end before it is ended.
     pub async fn carry(self, request: Body, limit: u64, left: impl Fn() -> bool) {
         let Answering { mut child, input, output, errors, answer } = self;
         let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);

@@ -26,7 +26,7 @@ use crate::{
     voice::Voice,
 };
 
-/// How many service ports after the last assigned one are probed for foreign listeners.
+/// The number of service ports after the last assigned one that are probed for foreign listeners.
 const PORTS_TRIED: u16 = 100;
 
 /// The reasons why a commit did not become a rev.

@@ -20,7 +20,7 @@ pub const SETTINGS: &[(&str, &str)] = &[
     // An accepted push survives a power cut.
     ("core.fsync", "committed"),
     ("core.fsyncMethod", "batch"),
-    // The daemon itself runs the garbage collection, when no push waits for it.
+    // A push never waits for garbage collection; `git gc --auto` collects from 2000 loose objects on, in the foreground.
     ("receive.autoGc", "false"),
     ("gc.auto", "2000"),
     ("gc.autoDetach", "false"),

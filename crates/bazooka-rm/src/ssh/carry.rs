@@ -1,7 +1,7 @@
 //! `bazooka-rm ssh SOCKET USER`: sshd's forced command, which carries bytes between git and the daemon.
 //!
-//! It ends with its user's connection: when that is lost, sshd closes the pipe of the output, which is therefore
-//! watched. The end of the input only means that git has sent its pack.
+//! The process ends with its user's connection. When the connection is lost, sshd closes the pipe of the output, so
+//! that pipe is watched. The end of the input only means that git has sent its pack.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
