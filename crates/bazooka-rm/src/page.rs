@@ -1,7 +1,7 @@
 //! The web page: a live, read-only overview of the cluster.
 //!
 //! Owns the page's routes and the image that keeps it live; [`view`] owns its content. Costs nothing while no viewer is
-//! connected: one image, shared by all viewers, is kept only while there are any.
+//! connected: one image, shared by all viewers, is dropped some seconds after the last of them has left.
 
 pub mod view;
 

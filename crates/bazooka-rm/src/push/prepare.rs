@@ -115,7 +115,7 @@ async fn build_in(
         let (quarantine, rev) = (commit.quarantine.clone(), commit.rev.clone());
         let (folder, cancelled) = (folder.to_owned(), cancelled.clone());
         move || -> Result<_, Unprepared> {
-            // An rm that died during an earlier push of this commit may have left the folder.
+            // An rm that died during an earlier push to this app may have left the folder.
             layout::remove(&folder).map_err(|error| Unprepared::Internal(error.to_string()))?;
             let repository = tree::open(&repository, quarantine.as_deref())?;
             let says = tree::describe(&repository, rev.as_str())?;

@@ -55,7 +55,8 @@ impl Before {
     }
 }
 
-/// Reports each step until the rollout has converged, is stuck or paused, or the pusher has left.
+/// Reports each step until the rollout has converged, is stuck, is paused or finds no room, until the time for reports
+/// has passed, or until the pusher has left.
 pub async fn stream(
     rm: &SharedRm,
     push: &Arc<Push>,
