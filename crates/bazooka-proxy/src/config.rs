@@ -1,14 +1,14 @@
 //! HAProxy's configuration: one pure function from routes and settings to text.
 //!
-//! Owns every line of it. Three ideas carry it:
+//! Owns every line of the configuration. It rests on three ideas:
 //!
-//! - Hosts are looked up in a map file that the Runtime API changes too, so that a domain comes and
-//!   goes without a reload.
-//! - A worker that is stopping hands each further request to its successor through a socket
-//!   (`if { stopping }`). So an old worker, whose servers can't be changed any more, sends nothing to
-//!   an instance that was taken out since; what it has under way is all that it still does.
-//! - The hash of the configuration without its servers is its structural hash. Only another hash needs a
-//!   reload; the hash in force stands in `description`, where a worker can be asked for it.
+//! - Hosts are looked up in a map file that the Runtime API can change, so adding or removing a domain needs no
+//!   reload.
+//! - A stopping worker passes each further request to its successor through a socket (`if { stopping }`). The servers
+//!   of a stopping worker can't be changed any more, so otherwise it could send requests to an instance that has been
+//!   taken out since. It only finishes the requests that it already has.
+//! - The hash of the configuration without its servers is its structural hash. HAProxy is reloaded only when this
+//!   hash changes. The hash in force stands in `description`, where a worker reports it.
 
 use std::{
     collections::BTreeMap,
@@ -23,57 +23,58 @@ use visor::names::{HostName, InstanceId};
 
 use crate::routes::{Mode, RmPlace, Routes, Service, ServiceId};
 
-/// What doesn't come from the cluster.
+/// Settings of this proxy, which don't come from the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where requests for `<app>.<domain>` are taken; none while that can't be opened.
+    /// The address for requests to `<app>.<domain>`; `None` while it can't be opened.
     pub public: Option<SocketAddr>,
-    /// Where pushes and fetches are taken for whichever bazooka-rm serves; none: they go to an rm itself.
+    /// The address for pushes and fetches, routed to an available bazooka-rm; `None` if clients connect to an rm
+    /// directly.
     pub git: Option<SocketAddr>,
-    /// How that address, and the way from it to an rm, speak TLS; none: in the clear.
+    /// The TLS files for git's address and for the connections from it to the rms; `None`: without TLS.
     pub git_tls: Option<GitTls>,
-    /// Where services' own ports are opened.
+    /// The address at which the services' own ports are opened.
     pub bind: IpAddr,
     /// The domain below which each app has its name.
     pub domain: HostName,
     /// The folder of the map and the sockets.
     pub folder: PathBuf,
-    /// Whom the workers run as, where that is another than who starts them.
+    /// The user of the workers, if it differs from the user that starts HAProxy.
     pub run_as: Option<RunAs>,
-    /// Whether this HAProxy can tell its own metrics.
+    /// True if this HAProxy has its Prometheus exporter built in.
     pub exporter: bool,
 }
 
-/// The files of TLS on git's address.
+/// The TLS files of git's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GitTls {
-    /// This proxy's certificate, those after it, and its key, in one file.
+    /// This proxy's certificate, the certificates of its chain, and its key, in one file.
     pub identity: PathBuf,
-    /// The cluster's authority.
+    /// The certificate of the cluster's authority.
     pub authority: PathBuf,
 }
 
-/// Whom HAProxy's workers run as.
+/// The user and group of HAProxy's workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunAs {
     /// The user's name.
     pub user: String,
-    /// Its group's name.
+    /// The group's name.
     pub group: String,
 }
 
 impl Settings {
-    /// The file of the host map.
+    /// Returns the path of the host map.
     pub fn map_file(&self) -> PathBuf {
         self.folder.join("hosts.map")
     }
 
-    /// The master's command socket.
+    /// Returns the path of the master's command socket.
     pub fn master_socket(&self) -> PathBuf {
         self.folder.join("master.sock")
     }
 
-    /// Where HAProxy tells its own metrics.
+    /// Returns the path of the socket on which HAProxy serves its metrics.
     pub fn exporter_socket(&self) -> PathBuf {
         self.folder.join("exporter.sock")
     }
@@ -87,23 +88,25 @@ impl Settings {
     }
 }
 
-/// The header by which a stopping worker names the service to its successor. No client can set it.
+/// The header in which a stopping worker passes the service's name to its successor. HAProxy removes it from clients'
+/// requests.
 const SERVICE_HEADER: &str = "x-bazooka-service";
 
-/// The host that was asked for: without port, case and final dot.
+/// The requested host, without port and final dot, in lower case.
 const HOST: &str = "req.hdr(host),lower,field(1,:),rtrim(.)";
 
-/// Repeated without harm (RFC 9110, 9.2.2). Others are sent again only if nothing was sent before.
+/// The methods that may be repeated (RFC 9110, 9.2.2). Other requests are sent again only if no byte of them was
+/// sent.
 const IDEMPOTENT: &str = "GET HEAD OPTIONS TRACE PUT DELETE";
 
-/// A server's options in each mode, bar its weight. They are spelled out for each server, because `add server` takes
-/// none from `default-server`.
+/// Returns a server's options in a mode, except its weight. Each server has them spelled out, because `add server`
+/// ignores `default-server`.
 ///
-/// One refused connection marks a server down at once (`observe layer4`), so that the next request doesn't
-/// try it again. It is looked at again soon: an instance that crashed is started again on the
-/// same port within milliseconds. A proc that isn't HTTP may well listen on nothing, so it is asked less often.
-/// Checks alone find a host that answers nothing any more, before a request does.
-/// Idle connections end before the app is likely to close them (Node does so after 5 s, gunicorn after 2 s).
+/// One refused connection marks a server down at once (`observe layer4`), so that the next request doesn't try it
+/// again. A down server is checked again soon, because an instance that crashed starts again on the same port within
+/// milliseconds. TCP procs are checked less often, because many of them listen on nothing. Only the checks find a
+/// host that no longer answers at all before a request does. Idle connections end before the app is likely to close
+/// them (Node does so after 5 s, gunicorn after 2 s).
 pub fn server_options(mode: Mode) -> &'static str {
     match mode {
         Mode::Http => {
@@ -117,22 +120,22 @@ pub fn server_options(mode: Mode) -> &'static str {
     }
 }
 
-/// The name of an instance's server.
+/// Returns the name of an instance's server.
 pub fn server_name(instance: InstanceId) -> String {
     format!("i{instance}")
 }
 
-/// The instance that a server's name stands for.
+/// Returns the instance that a server's name stands for; `None` for a server that isn't an instance's.
 pub fn instance_of(server: &str) -> Option<InstanceId> {
     server.strip_prefix('i')?.parse().ok()
 }
 
-/// The name of the frontend of a service's own port.
+/// Returns the name of the frontend of a service's own port.
 pub fn frontend_name(id: &ServiceId, port: u16) -> String {
     format!("{}.{port}", id.backend())
 }
 
-/// The port that a frontend's name stands for.
+/// Returns the port in the name of a service's frontend; `None` for other frontends.
 pub fn port_of_frontend(name: &str) -> Option<u16> {
     name.rsplit_once('.')?.1.parse().ok()
 }
@@ -140,13 +143,13 @@ pub fn port_of_frontend(name: &str) -> Option<u16> {
 /// The name of the public frontend.
 pub const PUBLIC: &str = "public";
 
-/// The name of the way to the rms.
+/// The name of the frontend and the backend that lead to the rms.
 pub const GIT: &str = "git";
 
-/// Each host name that leads somewhere, with the backend that it leads to.
+/// Returns the backend for each host name.
 ///
-/// `<app>.<domain>` is the app's proc `web`, `<proc>.<app>.<domain>` another that speaks HTTP. A custom domain
-/// leads to `web` too, unless the name is an app's own.
+/// `<app>.<domain>` is the app's proc `web`, `<proc>.<app>.<domain>` another HTTP proc. A custom domain leads to
+/// `web` too, unless it equals an app's own name.
 pub fn hosts(routes: &Routes, settings: &Settings) -> BTreeMap<String, String> {
     let mut hosts = BTreeMap::new();
     let web = |app: &visor::names::AppName| {
@@ -170,7 +173,7 @@ pub fn hosts(routes: &Routes, settings: &Settings) -> BTreeMap<String, String> {
     hosts
 }
 
-/// The text of the map file.
+/// Returns the text of the map file.
 pub fn render_map(hosts: &BTreeMap<String, String>) -> String {
     hosts.iter().fold(String::new(), |mut text, (host, backend)| {
         let _ = writeln!(text, "{host} {backend}");
@@ -178,25 +181,25 @@ pub fn render_map(hosts: &BTreeMap<String, String>) -> String {
     })
 }
 
-/// The structural hash of a configuration: configurations that differ in servers, weights and domains alone have
-/// the same.
+/// Returns the structural hash of a configuration. Configurations that differ only in servers, weights and domains
+/// have the same hash.
 ///
-/// A proxy compares it with the hash that a running HAProxy was started with, perhaps by another build. So it must
-/// depend on the text alone, and not on the compiler.
+/// A proxy compares it with the hash that a running HAProxy was started with, perhaps by another build. So the hash
+/// must depend on the text alone, and not on the compiler.
 pub fn structural_hash(routes: &Routes, settings: &Settings) -> String {
     digest(&structure(routes, settings))
 }
 
-/// Whether a hash that HAProxy has in force is that of this configuration.
+/// Reports whether the hash that HAProxy has in force is that of this configuration.
 ///
-/// A HAProxy that an earlier version of bazooka-proxy started shows the hash of before. That one is heeded too, so
-/// that an upgrade reloads nothing; it disappears with the next reload.
+/// A HAProxy that was started by an earlier version of bazooka-proxy shows that version's hash. It is accepted too,
+/// so that an upgrade doesn't reload HAProxy; the next reload replaces it.
 pub fn has_structure(in_force: &str, routes: &Routes, settings: &Settings) -> bool {
     let text = structure(routes, settings);
     in_force == digest(&text) || (in_force.len() == EARLIER_DIGITS && in_force == earlier_digest(&text))
 }
 
-/// The first half of a SHA-256.
+/// Returns the first half of a SHA-256 in hexadecimal.
 fn digest(text: &str) -> String {
     Sha256::digest(text).iter().take(16).fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
@@ -204,30 +207,30 @@ fn digest(text: &str) -> String {
     })
 }
 
-/// How long the hash of earlier versions is.
+/// The length of earlier versions' hash, in hexadecimal digits.
 const EARLIER_DIGITS: usize = 16;
 
-/// The hash of earlier versions, as long as the standard library keeps its algorithm.
+/// Returns the hash of earlier versions. It matches as long as the standard library keeps its algorithm.
 fn earlier_digest(text: &str) -> String {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 
-/// The text of a configuration without its servers, weights, domains and hash.
+/// Returns the text of a configuration without its servers, weights, domains and hash.
 fn structure(routes: &Routes, settings: &Settings) -> String {
     let mut bare = routes.clone();
     for service in bare.services.values_mut() {
         service.servers.clear();
-        // That there are weights stays: HAProxy heeds them by another way of taking turns.
+        // Whether a service has weights is structure: with weights its `balance` algorithm differs.
         service.weights.iter_mut().for_each(BTreeMap::clear);
     }
-    // Domains live in the map.
+    // Domains are in the map file.
     bare.domains.clear();
     render_with(&bare, settings, "")
 }
 
-/// The whole configuration.
+/// Returns the text of the whole configuration.
 pub fn render(routes: &Routes, settings: &Settings) -> String {
     render_with(routes, settings, &structural_hash(routes, settings))
 }
@@ -254,7 +257,7 @@ fn render_with(routes: &Routes, settings: &Settings, hash: &str) -> String {
     text
 }
 
-/// Adds lines; a `String` takes them all.
+/// Appends a line to a `String`, which can't fail.
 macro_rules! lines {
     ($text:expr, $($line:tt)*) => {
         let _ = writeln!($text, $($line)*);
@@ -267,17 +270,18 @@ fn global(text: &mut String, settings: &Settings, hash: &str) {
     lines!(text, "global");
     lines!(text, "    description shape={hash}");
     lines!(text, "    stats socket {} mode 600 level admin expose-fd listeners", quoted(&socket));
-    // Old workers end after this, whatever is open on them.
+    // Old workers end after this time, even with open connections.
     lines!(text, "    hard-stop-after 30m");
     if let Some(RunAs { user, group }) = &settings.run_as {
         lines!(text, "    user {user}");
         lines!(text, "    group {group}");
     }
-    // leastconn: one that is slow, or holds long connections, gets fewer requests; equals take turns.
-    // tcp-check with linger: a check that ends with a reset is a traceback in many an app's log.
-    // timeout connect: what a request waits for a host that has vanished before it goes to another. A first packet
-    // that gets lost is repeated by the kernel after 1 s only; another instance answers sooner.
-    // srvtcpka: what waits for an answer of a host that has vanished learns of it in 4 s instead of 2 min.
+    // leastconn: a slow instance, or one that holds long connections, gets fewer requests; equal instances take
+    // turns.
+    // tcp-check with linger: many apps log a traceback when a check ends with a reset.
+    // timeout connect: the time a request waits for a vanished host before it goes to another instance. The kernel
+    // repeats a lost first packet only after 1 s; another instance answers sooner.
+    // srvtcpka: a request that waits for the response of a vanished host fails after 4 s instead of 2 min.
     text.push_str(
         r#"
 defaults http
@@ -325,14 +329,14 @@ defaults tcp
     );
 }
 
-/// What each way in for HTTP does first.
+/// Writes the first rules of each HTTP frontend.
 fn http_rules(text: &mut String) {
     lines!(text, "    option forwardfor");
     lines!(text, "    http-request del-header {SERVICE_HEADER}");
     lines!(text, "    http-request set-header x-forwarded-proto http");
 }
 
-/// Answers who asks for a host that leads nowhere.
+/// Answers 404 to a request for a host that leads nowhere.
 fn unknown_host(text: &mut String, settings: &Settings, unless: &str) {
     let domain = &settings.domain;
     lines!(
@@ -354,7 +358,7 @@ fn public_frontend(text: &mut String, settings: &Settings, public: SocketAddr) {
     lines!(text, "    use_backend %[var(txn.backend)]");
 }
 
-/// The way from a stopping worker to the one that follows it.
+/// Writes the socket over which a stopping worker passes requests to its successor.
 fn handover(text: &mut String, settings: &Settings) {
     let map = quoted_map(settings);
     let socket = settings.handover_socket();
@@ -374,13 +378,13 @@ fn handover(text: &mut String, settings: &Settings) {
     lines!(text, "    server next \"unix@{socket}\"");
 }
 
-/// Whom a socket in the folder belongs to: the workers.
+/// Returns the owner of a socket in the folder: the workers' user.
 fn owner(settings: &Settings) -> String {
     settings.run_as.as_ref().map(|run_as| format!(" user {}", run_as.user)).unwrap_or_default()
 }
 
-/// HAProxy's own metrics, on a socket that bazooka-proxy alone can open: who may read them is asked at its endpoint, and no
-/// visitor of an app gets near.
+/// Writes the frontend of HAProxy's own metrics, on a socket that only bazooka-proxy can open. bazooka-proxy's
+/// endpoint checks who may read the metrics, and visitors of apps can't reach them.
 fn exporter(text: &mut String, settings: &Settings) {
     let socket = settings.exporter_socket();
     lines!(text, "\nfrontend exporter from http");
@@ -389,10 +393,12 @@ fn exporter(text: &mut String, settings: &Settings) {
     lines!(text, "    http-request return status 404");
 }
 
-/// The way to the rms, for git alone: what else they answer is for the cluster's own parts.
+/// Writes git's frontend, which leads to the rms. It serves git requests alone; the rms' other endpoints are for the
+/// cluster's daemons.
 ///
-/// One app's requests go to one rm while that is there (its copy and its caches are warm), and to the next one by
-/// the same rule once it has gone. A build may print nothing for long: rm itself bounds a push.
+/// The requests for one app all go to one rm while it is available, because its clone and its caches are warm; after
+/// it has gone, they go to the next rm by the same hash. A build may print nothing for a long time, so the timeouts
+/// are long; the rm limits a push itself.
 fn git_frontend(text: &mut String, git: SocketAddr, tls: Option<&GitTls>, routes: &Routes) {
     lines!(text, "\nfrontend {GIT} from http");
     let secured = tls.map_or_else(String::new, |tls| {
@@ -417,10 +423,10 @@ fn git_frontend(text: &mut String, git: SocketAddr, tls: Option<&GitTls>, routes
         "    http-error status 503 content-type \"text/plain; charset=utf-8\" \
          string \"No bazooka-rm answers now; try again in a moment.\\n\" hdr retry-after 1"
     );
-    // In the clear to none that speaks TLS, and with TLS to none that doesn't.
+    // Never plaintext to an rm that speaks TLS, nor TLS to an rm that doesn't.
     let fitting = routes.rms.iter().filter(|(_, place)| place.secured == tls.is_some());
     for (name, RmPlace { address, .. }) in fitting {
-        // It must be that rm by its certificate's name, at whatever address: any other of the authority's won't do.
+        // The certificate must name this rm, whatever its address; no other certificate of the authority is accepted.
         let secured = tls.map_or_else(String::new, |tls| {
             format!(" ssl verify required ca-file {} verifyhost rm:{name}", quoted(&tls.authority))
         });
@@ -469,7 +475,7 @@ fn backend(text: &mut String, id: &ServiceId, service: &Service) {
         }
     }
     if service.weights.is_some() {
-        // leastconn gives idle servers equal turns whatever their weights.
+        // leastconn gives idle servers equal turns, whatever their weights.
         lines!(text, "    balance roundrobin");
     }
     for (instance, address) in &service.servers {
@@ -478,7 +484,7 @@ fn backend(text: &mut String, id: &ServiceId, service: &Service) {
     }
 }
 
-/// A path as one word of the configuration. The folder is checked at start to need no more than quotes.
+/// Quotes a path as one word of the configuration. Start-up checks that the folder's path needs no more than quotes.
 fn quoted(path: &std::path::Path) -> String {
     format!("\"{}\"", path.display())
 }

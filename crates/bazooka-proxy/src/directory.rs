@@ -1,8 +1,8 @@
-//! Who is where, for those who ask: what runs of each service, and every daemon of the cluster.
+//! The directory: the running instances of each service, and every daemon of the cluster.
 //!
-//! Owns the rule for what discovery names. It is made of the same image as the routes, but doesn't wait for HAProxy: a
-//! reload that takes its time keeps nobody from hearing what has stopped. It answers nobody itself: that is
-//! [`targets`]'s and [`crate::endpoint`]'s business.
+//! Owns the rule for what discovery names. The directory is built from the same image as the routes, but doesn't wait
+//! for HAProxy: a slow reload doesn't delay the news that an instance has stopped. It answers no requests itself:
+//! [`targets`] and [`crate::endpoint`] do.
 
 pub mod targets;
 
@@ -24,33 +24,33 @@ use visor::{
 
 use crate::routes::{ServiceId, address, is_routed};
 
-/// An instance that runs.
+/// A running instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Where it is reached.
+    /// The instance's address.
     pub address: SocketAddr,
     /// The host that runs it.
     pub host: HostName,
-    /// Where that host stands; none while that isn't known.
+    /// The host's zone; `None` while it isn't known.
     pub zone: Option<ZoneName>,
-    /// What it runs.
+    /// The release that the instance runs.
     pub release: ReleaseId,
     /// That release's rev.
     pub rev: RevId,
-    /// Whether requests are routed to it. One that is being drained runs, and takes none.
+    /// True if requests are routed to the instance. A draining instance runs, but takes none.
     pub routed: bool,
 }
 
 /// A daemon of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Daemon {
-    /// What it is.
+    /// The kind of daemon.
     pub kind: Kind,
-    /// Its name among those of its kind.
+    /// Its name, unique among daemons of its kind.
     pub name: String,
-    /// The base of its endpoint.
+    /// The base URL of its endpoint.
     pub url: String,
-    /// Where it stands, if it says so.
+    /// Its zone, if it reports one.
     pub zone: Option<ZoneName>,
 }
 
@@ -60,21 +60,21 @@ pub type Places = BTreeMap<InstanceId, Place>;
 /// The services, each with its instances.
 pub type Services = BTreeMap<ServiceId, Places>;
 
-/// Who is where.
+/// The instances and daemons of the cluster, as discovery names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Directory {
-    /// Each registered proc, with instances or without.
+    /// Each registered proc, with or without instances.
     pub services: Arc<Services>,
-    /// Each daemon that is there; of the convergers the elected one.
+    /// Each registered daemon; of the convergers only the leader.
     pub daemons: BTreeSet<Daemon>,
-    /// The apps that the services are of.
+    /// The apps that have services.
     pub apps: BTreeSet<AppName>,
-    /// The zones in which there is anything.
+    /// The zones that have an instance or a daemon.
     pub zones: BTreeSet<ZoneName>,
 }
 
 impl Directory {
-    /// Of services and daemons.
+    /// Creates the directory of these services and daemons.
     pub fn of(services: Arc<Services>, daemons: BTreeSet<Daemon>) -> Self {
         let apps = services.keys().map(|id| id.app.clone()).collect();
         let places = services.values().flat_map(BTreeMap::values).filter_map(|place| place.zone.as_ref());
@@ -83,10 +83,10 @@ impl Directory {
     }
 }
 
-/// The directory as its readers have it: none until the first complete list.
+/// A receiver of the directory; `None` until the first complete list.
 pub type Shown = watch::Receiver<Option<Arc<Directory>>>;
 
-/// The newest directory, for whoever asks.
+/// The newest directory, which readers can watch.
 #[derive(Debug)]
 pub struct Board(watch::Sender<Option<Arc<Directory>>>);
 
@@ -97,12 +97,13 @@ impl Default for Board {
 }
 
 impl Board {
-    /// A reader.
+    /// Returns a receiver of the directory.
     pub fn shown(&self) -> Shown {
         self.0.subscribe()
     }
 
-    /// Takes a change of the image in. While out of touch with the coordinator, what was said last stays.
+    /// Updates the directory from a change of the image. Without contact to the coordinator, the last directory
+    /// stays.
     pub fn see(&self, changes: &Changes, mirror: &Mirror<Snapshot>) {
         if !mirror.is_synced() {
             return;
@@ -135,7 +136,7 @@ impl Board {
     }
 }
 
-/// Whether a key is of one of these kinds; of an app's, its procs alone count.
+/// Reports whether a key is of one of these kinds; of an app's keys, only its procs count.
 fn is_of(key: &str, kinds: &[&str]) -> bool {
     let mut parts = key.split('/');
     match parts.next() {
@@ -145,8 +146,8 @@ fn is_of(key: &str, kinds: &[&str]) -> bool {
     }
 }
 
-/// The services with what runs of each. What can't be read is left as it was before, and so is the zone of an instance
-/// whose host has lost its registration: it hasn't moved.
+/// Returns the running instances of each service. An entry whose row can't be read stays as it was before. So does
+/// the zone of an instance whose host has lost its registration, because the host hasn't moved.
 pub fn services(snapshot: &Snapshot, before: &Services) -> Services {
     let mut services = Services::new();
     for (app, view) in &snapshot.apps {
@@ -200,7 +201,7 @@ pub fn services(snapshot: &Snapshot, before: &Services) -> Services {
     services
 }
 
-/// Every daemon that has said where it is. What can't be read is left as it was before.
+/// Returns every daemon that has reported its URL. An entry whose row can't be read stays as it was before.
 pub fn daemons(snapshot: &Snapshot, before: &BTreeSet<Daemon>) -> BTreeSet<Daemon> {
     let daemon = |kind, name: &dyn ToString, url: &str, zone: Option<&ZoneName>| Daemon {
         kind,

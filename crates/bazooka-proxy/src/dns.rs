@@ -1,7 +1,7 @@
-//! Services by name: what a question about one is answered.
+//! Services by name: the answers to DNS questions about services.
 //!
-//! Owns the names and the rule for who is named: what requests are routed to, and nothing else. It is pure; bytes are
-//! [`wire`]'s, sockets [`server`]'s.
+//! Owns the names and the rule for which instances are named: only those to which requests are routed. It is pure;
+//! [`wire`] reads and writes the packets, [`server`] has the sockets.
 //!
 //! ```text
 //! PROC.APP.DOMAIN         A, AAAA: instances of the own zone, of others only where that has none
@@ -29,23 +29,23 @@ use crate::{
     routes::ServiceId,
 };
 
-/// How long an answer may be kept, in seconds: what has stopped is known to everyone a second later.
+/// The time to live of an answer, in seconds. Resolvers learn within a second that an instance has stopped.
 pub const TTL: u32 = 1;
 
-/// How many instances an answer names at most. Another answer names others.
+/// The most instances in one answer. The next answer names others.
 pub const MOST: usize = 64;
 
-/// What is answered for.
+/// The names that this proxy answers for.
 #[derive(Clone, Debug)]
 pub struct Zone {
     /// The domain below which services have their names.
     domain: Name,
-    /// Where this proxy stands.
+    /// The proxy's own zone.
     own: ZoneName,
 }
 
 impl Zone {
-    /// The names below a domain, as they are seen from a zone.
+    /// Creates the names below a domain, as seen from the zone `own`.
     pub fn new(domain: &HostName, own: ZoneName) -> Self {
         let mut domain = Name::from_ascii(domain.as_str()).expect("a host name is a name");
         domain.set_fqdn(true);
@@ -56,28 +56,29 @@ impl Zone {
 /// An answer, by its sections.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// What became of it.
+    /// The response code.
     pub code: ResponseCode,
     /// The records that were asked for.
     pub answers: Vec<Record>,
-    /// The addresses of the names in them.
+    /// The addresses of the names in `answers`, for SRV.
     pub additionals: Vec<Record>,
-    /// How long it may be believed that there is nothing; with an empty answer alone.
+    /// The SOA record with the time for which an empty answer may be cached; only with an empty answer.
     pub authority: Option<Record>,
 }
 
-/// What a name stands for.
+/// The meaning of a name.
 enum Meaning<'a> {
-    /// These instances.
+    /// The name of a service, or of one instance of it.
     Instances(Vec<(InstanceId, &'a ServiceId, &'a Place)>),
     /// The domain itself.
     Apex,
-    /// Nothing by itself: there are names below it.
+    /// No record has this name, but names below it exist.
     Between,
     Nothing,
 }
 
-/// The answer to a question about a name. `turn` tells which instances come first: let it grow with each question.
+/// Returns the answer to a question about a name. `turn` rotates the instances: the caller increments it with each
+/// question.
 pub fn answer(directory: &Directory, zone: &Zone, name: &Name, kind: RecordType, turn: usize) -> Answer {
     let mut answer =
         Answer { code: ResponseCode::NoError, answers: Vec::new(), additionals: Vec::new(), authority: None };
@@ -95,7 +96,7 @@ pub fn answer(directory: &Directory, zone: &Zone, name: &Name, kind: RecordType,
                 let first = turn % instances.len();
                 instances.rotate_left(first);
             }
-            // Stable: in turn within each.
+            // The sort is stable, so the rotation stays within each group.
             instances.sort_by_key(|(_, _, place)| !is_near(zone, place));
             records(&mut answer, zone, name, kind, &instances);
         }
@@ -158,8 +159,7 @@ fn routed<'a>(id: &'a ServiceId, places: &'a Places) -> Vec<(InstanceId, &'a Ser
     places.iter().filter(|(_, place)| place.routed).map(|(instance, place)| (*instance, id, place)).collect()
 }
 
-/// Puts the records of a kind into an answer. The instances come in the order in which they are to be named, near ones
-/// first.
+/// Adds the records of a kind to an answer. `instances` come in the order of the answer, near ones first.
 fn records(
     answer: &mut Answer,
     zone: &Zone,
@@ -168,11 +168,11 @@ fn records(
     instances: &[(InstanceId, &ServiceId, &Place)],
 ) {
     match kind {
-        // Of both kinds of addresses where anything is asked for (RFC 8482: one set of records is enough).
+        // ANY is answered with both kinds of addresses (RFC 8482: one record set is enough).
         RecordType::A | RecordType::AAAA | RecordType::ANY => {
             let near = instances.iter().filter(|(.., place)| is_near(zone, place)).count();
             let named = if near > 0 { &instances[..near] } else { instances };
-            // Two instances of one host have one address.
+            // Instances on one host share an address.
             let mut addresses = BTreeSet::new();
             let distinct = named.iter().filter(|(.., place)| addresses.insert(place.address.ip()));
             let records = distinct.map(|(.., place)| address(name.clone(), place));
@@ -183,7 +183,7 @@ fn records(
             for (id, service, place) in instances.iter().take(MOST) {
                 let labels = [id.to_string(), service.proc.to_string(), service.app.to_string()];
                 let labels = labels.iter().map(String::as_bytes).chain(zone.domain.iter());
-                // Only a domain of more than 160 characters leaves no room for it.
+                // The name is too long only below a domain of more than 160 characters.
                 let Ok(target) = Name::from_labels(labels) else { continue };
                 let priority = u16::from(!is_near(zone, place));
                 let srv = SRV::new(priority, 1, place.address.port(), target.clone());
@@ -203,7 +203,8 @@ fn address(name: Name, place: &Place) -> Record {
     Record::from_rdata(name, TTL, data)
 }
 
-/// It says how long a name may be believed not to be there. Nothing is ever transferred: its other numbers mean nothing.
+/// Returns the SOA record, which says how long a missing name may be cached. There are no zone transfers, so its
+/// other numbers have no meaning.
 fn soa(zone: &Zone) -> Record {
     let hostmaster = zone.domain.prepend_label("hostmaster").unwrap_or_else(|_| zone.domain.clone());
     let soa = SOA::new(zone.domain.clone(), hostmaster, 1, 3600, 600, 86_400, TTL);

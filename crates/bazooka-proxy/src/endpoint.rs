@@ -1,7 +1,7 @@
-//! What bazooka-proxy is asked over HTTP, beside health and its own metrics: who is where, and HAProxy's metrics.
+//! bazooka-proxy's HTTP endpoint, beside health and its own metrics: the directory, and HAProxy's metrics.
 //!
-//! Owns who may ask. It decides nothing, and no visitor of an app comes here: it is the daemon's own endpoint, behind TLS
-//! where the cluster tells its parts apart.
+//! Owns the check of who may read them; it decides nothing else. Visitors of apps can't reach it: it is the daemon's
+//! own endpoint, behind TLS in a cluster whose daemons have identities.
 //!
 //! ```text
 //! GET /sd                  targets, for Prometheus
@@ -35,26 +35,26 @@ use crate::{
     routes::ServiceId,
 };
 
-/// Where HAProxy's own metrics are.
+/// The path of HAProxy's metrics.
 pub const HAPROXY_METRICS: &str = "/haproxy/metrics";
 
-/// How soon HAProxy must begin to answer.
+/// How long HAProxy may take to begin its answer.
 const HAPROXY_ANSWERS: Duration = Duration::from_secs(5);
 
-/// What the answers are made of.
+/// The data from which requests are answered.
 #[derive(Clone)]
 pub struct Endpoint {
-    /// Who may ask.
+    /// The cluster, which checks who may read.
     pub cluster: Cluster,
-    /// Who is where.
+    /// The current directory.
     pub directory: Shown,
-    /// Where this proxy stands.
+    /// The proxy's own zone.
     pub zone: ZoneName,
-    /// Where HAProxy tells its own metrics; none: it can't.
+    /// The socket of HAProxy's exporter; `None` if HAProxy was built without it.
     pub exporter: Option<PathBuf>,
 }
 
-/// The routes that are bazooka-proxy's own.
+/// Returns the routes of this endpoint.
 pub fn routes(endpoint: Endpoint) -> Router {
     Router::new()
         .route("/sd", get(sd))
@@ -64,8 +64,10 @@ pub fn routes(endpoint: Endpoint) -> Router {
 }
 
 impl Endpoint {
+    /// Checks that a caller may do `act`.
+    ///
     /// # Errors
-    /// The answer to who may not.
+    /// The response to a caller that may not, or 503 if that can't be checked.
     async fn allow(&self, caller: &Caller, act: Act) -> Result<(), Response> {
         match self.cluster.may(caller, act, None).await {
             Ok(true) => Ok(()),
@@ -75,10 +77,10 @@ impl Endpoint {
     }
 }
 
-/// `GET /sd`. With the coordinator gone, the last that was heard of it.
+/// Answers `GET /sd`. While the coordinator is unreachable, the answer is the last known directory.
 ///
 /// # Errors
-/// 503 until there is a first list: Prometheus keeps what it has then, where an empty list would take it away.
+/// 503 until there is a first directory: Prometheus then keeps its targets, where an empty list would remove them.
 async fn sd(
     State(endpoint): State<Endpoint>,
     Extension(caller): Extension<Caller>,
@@ -112,10 +114,11 @@ struct FoundInstance {
     rev: RevId,
 }
 
-/// `GET /services/APP/PROC`.
+/// Answers `GET /services/APP/PROC`.
 ///
 /// # Errors
-/// 404 where there is no such service: one of which nothing runs has no instances. 503 until there is a first list.
+/// 404 if there is no such service (a service that runs nothing has an empty list). 503 until there is a first
+/// directory.
 async fn service(
     State(endpoint): State<Endpoint>,
     Extension(caller): Extension<Caller>,
@@ -143,11 +146,11 @@ async fn service(
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(found)).into_response())
 }
 
-/// `GET /haproxy/metrics`: what HAProxy's exporter answers, as it comes. What is asked goes through: `?scope=server`,
-/// `?no-maint`.
+/// Answers `GET /haproxy/metrics` with the response of HAProxy's exporter, unchanged. The query is passed on:
+/// `?scope=server`, `?no-maint`.
 ///
 /// # Errors
-/// 404 where this HAProxy has none; 502 while HAProxy isn't there.
+/// 404 if this HAProxy has no exporter; 502 while HAProxy doesn't answer.
 async fn haproxy(
     State(endpoint): State<Endpoint>,
     Extension(caller): Extension<Caller>,
@@ -167,7 +170,7 @@ async fn haproxy(
         let stream = UnixStream::connect(socket).await.map_err(|error| failed(&error))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-        // It ends with the answer's body.
+        // The connection ends with the response's body.
         tokio::spawn(connection);
         sender.send_request(request).await.map_err(|error| failed(&error))
     };

@@ -1,4 +1,4 @@
-//! What is wrong with what a proxy is told, as far as that can be seen before anything is done.
+//! Validation of a proxy's settings, as far as it is possible before anything starts.
 
 use bazooka_daemon::settings::{ConfigError, ConfigFile, Settings};
 use visor::identity::Kind;

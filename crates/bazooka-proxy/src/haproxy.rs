@@ -1,8 +1,8 @@
-//! HAProxy as a program: its command socket, what it says of itself, and its process.
+//! HAProxy as a program: its command socket, its reports and its process.
 //!
-//! Owns HAProxy's words and formats; what they mean for routing is decided elsewhere. All commands go
-//! through the master's socket, which reaches each worker by its process id, old ones included: a
-//! command can't end up in another worker than the one that it was meant for.
+//! Owns HAProxy's commands and formats, not their meaning for routing. All commands go through the master's socket,
+//! which addresses each worker, old ones included, by its process id. So a command never reaches a worker other than
+//! the intended one.
 
 pub mod cli;
 pub mod process;

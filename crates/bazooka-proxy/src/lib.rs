@@ -1,7 +1,7 @@
 //! bazooka-proxy: writes HAProxy's configuration and drives its Runtime API; HAProxy carries the traffic.
 //!
-//! Owns what is routed, and says in the coordinator how far it has come. It never touches a request
-//! itself, so that nothing here can slow one down or lose it.
+//! Owns the routes, and reports in the coordinator which revision HAProxy has in force. bazooka-proxy never touches a
+//! request, so no fault in it can slow a request down or lose one.
 //!
 //! ```text
 //! mirror ─▶ routes ─▶ plan ─▶ balancer ─▶ driver ──Runtime API──▶ HAProxy    pure: routes, config, plan

@@ -1,4 +1,4 @@
-//! What bazooka-proxy counts.
+//! bazooka-proxy's metrics.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +16,7 @@ use prometheus_client::{
 /// The metrics of the process.
 #[derive(Clone, Debug)]
 pub struct ProxyMetrics {
-    /// Reloads that HAProxy took.
+    /// Reloads that HAProxy made.
     pub reloads: Counter,
     /// Reloads that failed, and configurations that HAProxy refused.
     pub refused_reloads: Counter,
@@ -26,11 +26,11 @@ pub struct ProxyMetrics {
     pub steps: Family<[(&'static str, &'static str); 1], Counter>,
     /// Changes that HAProxy refused.
     pub failed_steps: Counter,
-    /// A batch of commands, from sending to the last answer.
+    /// The duration of a batch of commands, from sending to the last answer, in seconds.
     pub command_duration: Histogram,
-    /// From a change in the image to its being in force.
+    /// The time from a change in the image until it is in force, in seconds.
     pub apply_duration: Histogram,
-    /// Old workers ended to make room, with what was open on them.
+    /// Old workers that were ended to make room, with their open connections.
     pub ended_workers: Counter,
     /// Routed instances.
     pub servers: Gauge,
@@ -38,20 +38,20 @@ pub struct ProxyMetrics {
     pub services: Gauge,
     /// Ports that can't be opened.
     pub refused: Gauge,
-    /// Instances that were taken out and have something under way.
+    /// Instances that were taken out and have open sessions.
     pub busy: Gauge,
     /// HAProxy's workers, old ones included.
     pub workers: Gauge,
     /// The revision in force.
     pub applied: Gauge,
-    /// Answers about names, by what became of them.
+    /// Answers to DNS questions, by response code.
     pub dns_answers: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 impl ProxyMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn register(registry: &Arc<Mutex<Registry>>) -> Self {
-        // From 0.1 ms on, doubling: 0.1 s is the eleventh.
+        // 0.1 ms, doubling: the eleventh bucket is about 0.1 s.
         let durations = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
         let metrics = ProxyMetrics {
             reloads: Counter::default(),
@@ -102,7 +102,7 @@ impl ProxyMetrics {
         metrics
     }
 
-    /// A question about a name was answered.
+    /// Counts the answer to a DNS question.
     pub fn dns_answered(&self, code: ResponseCode) {
         let code = match code {
             ResponseCode::NoError => "noerror",

@@ -1,8 +1,8 @@
-//! What to do about the difference between what HAProxy has in force and what is wanted.
+//! Plan: the steps from what HAProxy has in force to what is wanted.
 //!
-//! Owns the decision and its order; pure. New servers come before old ones go, so that a service is
-//! never without one in between. What needs another structure waits for a reload; what can be changed
-//! at once is, whatever becomes of the reload.
+//! Owns the decision and the order of the steps; pure. New servers are added before old ones are removed, so that a
+//! service always has a server. A change of structure waits for a reload; all other changes are made at once by the
+//! Runtime API, whether or not the reload succeeds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use crate::{
     routes::{Mode, Routes, ServiceId},
 };
 
-/// What HAProxy's current worker runs.
+/// The configuration that HAProxy's current worker runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InForce {
     /// The master's process id.
@@ -31,18 +31,18 @@ pub struct InForce {
     pub servers: BTreeMap<String, BTreeMap<String, ServerState>>,
     /// Its backends, with servers or without.
     pub backends: BTreeSet<String>,
-    /// The service ports that it has open.
+    /// The service ports that the worker has open.
     pub ports: BTreeSet<u16>,
-    /// Whether it has the public port open.
+    /// True if the worker has the public port open.
     pub public: bool,
-    /// Whether it has the way to the rms open.
+    /// True if the worker has git's port, which leads to the rms, open.
     pub git: bool,
     /// Its host map.
     pub hosts: BTreeMap<String, String>,
 }
 
 impl InForce {
-    /// All of what is wanted, as a worker runs it that has just started with it.
+    /// Returns the state of a worker that has just started with all of `wanted`.
     pub fn of(wanted: &Wanted, master: u32, worker: u32) -> Self {
         let Wanted { routes, settings } = wanted;
         let mut in_force = InForce {
@@ -66,7 +66,7 @@ impl InForce {
         in_force
     }
 
-    /// Notes that a step was carried out.
+    /// Records that a step was carried out.
     pub fn note(&mut self, step: &Step) {
         match step {
             Step::Add { service, instance, address, weight } => {
@@ -106,95 +106,95 @@ impl InForce {
         self.servers.get_mut(&service.backend())?.get_mut(&server_name(instance))
     }
 
-    /// Whether an instance takes new requests.
+    /// Reports whether HAProxy sends new requests to an instance.
     pub fn takes(&self, service: &ServiceId, instance: InstanceId) -> bool {
         let server = self.servers.get(&service.backend()).and_then(|all| all.get(&server_name(instance)));
         server.is_some_and(|server| !server.maintenance)
     }
 }
 
-/// What is wanted.
+/// The routes and settings that HAProxy shall have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// The routes, without the ports that can't be opened.
     pub routes: Routes,
-    /// The settings, without a public port, or git's, that can't be opened.
+    /// The settings, without a public or git address that can't be opened.
     pub settings: Settings,
 }
 
-/// One change by the Runtime API.
+/// A change by the Runtime API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A new server, enabled.
+    /// Adds an enabled server.
     Add {
-        /// Its service.
+        /// The service of the server.
         service: ServiceId,
-        /// Its instance.
+        /// The instance of the server.
         instance: InstanceId,
-        /// Where it is.
+        /// The instance's address.
         address: SocketAddr,
-        /// Its weight.
+        /// The server's weight.
         weight: u16,
     },
-    /// A server has another weight.
+    /// Sets a server's weight.
     Weigh {
-        /// Its service.
+        /// The service of the server.
         service: ServiceId,
-        /// Its instance.
+        /// The instance of the server.
         instance: InstanceId,
-        /// The weight.
+        /// The new weight.
         weight: u16,
     },
-    /// A server that was taken out takes requests again.
+    /// Enables a disabled server, or moves a server to another address.
     Enable {
-        /// Its service.
+        /// The service of the server.
         service: ServiceId,
-        /// Its instance.
+        /// The instance of the server.
         instance: InstanceId,
-        /// Where it is.
+        /// The instance's address.
         address: SocketAddr,
-        /// It was elsewhere before.
+        /// True if the server has another address so far.
         moved: bool,
     },
-    /// A server takes no more requests.
+    /// Disables a server: HAProxy sends it no new requests.
     Disable {
-        /// Its backend.
+        /// The server's backend.
         backend: String,
-        /// Its name.
+        /// The server's name.
         server: String,
     },
-    /// A disabled server goes, if nothing is open on it any more.
+    /// Deletes a disabled server; HAProxy refuses while the server has open sessions.
     Delete {
-        /// Its backend.
+        /// The server's backend.
         backend: String,
-        /// Its name.
+        /// The server's name.
         server: String,
     },
-    /// A host leads to a backend.
+    /// Maps a host name to a backend.
     SetHost {
-        /// The host.
+        /// The host name.
         host: String,
         /// The backend.
         backend: String,
-        /// It led to another before.
+        /// True if the host name is mapped to another backend so far.
         replaces: bool,
     },
-    /// A host leads nowhere.
+    /// Removes a host name from the map.
     DeleteHost {
-        /// The host.
+        /// The host name.
         host: String,
     },
 }
 
 impl Step {
-    /// The commands that carry it out, in order.
+    /// Returns the Runtime API commands of the step, in order. `map` is the path of the map file.
     pub fn commands(&self, map: &str) -> Vec<String> {
         match self {
             Step::Add { service, instance, address, weight } => {
                 let options = server_options(Mode::of(&service.proc));
                 let server = format!("{}/{}", service.backend(), server_name(*instance));
-                // A new server starts in maintenance. The word `enabled` would have it look ready, but
-                // HAProxy 2.6 then never gives it a request.
+                // A new server starts in maintenance. With the option `enabled` it would look ready, but HAProxy 2.6
+                // would never send it a request.
                 vec![
                     format!("add server {server} {address} {options} weight {weight}"),
                     format!("enable health {server}"),
@@ -228,22 +228,22 @@ impl Step {
         }
     }
 
-    /// Whether these answers to its commands say that it was carried out.
+    /// Reports whether these answers to the step's commands mean success.
     pub fn succeeded(&self, answers: &[String]) -> bool {
         answers.iter().all(|answer| {
             matches!(answer.as_str(), "" | "New server registered." | "Server deleted.")
-                // `set server addr` tells what it changed.
+                // `set server addr` answers with what it changed.
                 || answer.contains("changed from")
                 || answer.starts_with("no need to change")
         })
     }
 
-    /// Whether its failure does no harm: it is tried again a little later.
+    /// Reports whether a failure of the step is harmless. Such a step is tried again a little later.
     pub fn may_wait(&self) -> bool {
         matches!(self, Step::Delete { .. })
     }
 
-    /// The kind, for metrics and logs.
+    /// Returns the kind of step, for metrics and logs.
     pub fn action(&self) -> &'static str {
         match self {
             Step::Add { .. } => "add",
@@ -257,12 +257,12 @@ impl Step {
     }
 }
 
-/// Why a reload is needed.
+/// The reason for a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reload {
-    /// Services that come.
+    /// Backends to be added.
     pub come: BTreeSet<String>,
-    /// Services that go.
+    /// Backends to be removed.
     pub go: BTreeSet<String>,
 }
 
@@ -278,16 +278,16 @@ impl fmt::Display for Reload {
     }
 }
 
-/// All that is to be done, in order.
+/// Everything to be done, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// What the Runtime API can do.
+    /// The changes that the Runtime API can make.
     pub steps: Vec<Step>,
-    /// What it can't.
+    /// The reload, if some change needs one.
     pub reload: Option<Reload>,
 }
 
-/// What leads from what is in force to what is wanted.
+/// Returns the plan that leads from `in_force` to `wanted`.
 pub fn plan(in_force: &InForce, wanted: &Wanted) -> Plan {
     let Wanted { routes, settings } = wanted;
     let (mut come, mut go, mut gone) = (Vec::new(), Vec::new(), Vec::new());
@@ -302,13 +302,13 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Plan {
             let (service, instance, address) = (id.clone(), *instance, *address);
             let server = there.and_then(|servers| servers.get(&server_name(instance)));
             if server.is_some_and(|server| server.weight != weight) {
-                // Before it is enabled: not one request more than its share.
+                // Before the server is enabled, so that it never gets more than its share.
                 come.push(Step::Weigh { service: service.clone(), instance, weight });
             }
             match server {
                 None => come.push(Step::Add { service, instance, address, weight }),
                 Some(server) if server.address != Some(address) => {
-                    // What is under way at the old address goes on; new requests take the new one.
+                    // Sessions at the old address continue; new requests go to the new address.
                     come.push(Step::Enable { service, instance, address, moved: true });
                 }
                 Some(server) if server.maintenance => {
@@ -335,7 +335,7 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Plan {
     let hosts = hosts(routes, settings);
     for (host, backend) in &hosts {
         let before = in_force.hosts.get(host);
-        // A backend that isn't there yet comes with the reload, and its hosts with it.
+        // The reload adds missing backends together with their hosts.
         if before != Some(backend) && in_force.backends.contains(backend) {
             let (host, backend) = (host.clone(), backend.clone());
             come.push(Step::SetHost { host, backend, replaces: before.is_some() });

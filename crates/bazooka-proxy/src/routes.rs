@@ -1,6 +1,7 @@
-//! What is to be routed where, read from a snapshot of the cluster.
+//! Routes: the services, servers and domains that HAProxy shall have, read from a snapshot of the cluster.
 //!
-//! Owns the rule for who is routed: assigned to run, and running, or lost since. It decides nothing about HAProxy.
+//! Owns the rule for which instances are routed: those assigned to run that are running, and those that were running
+//! and have been marked lost. It decides nothing about HAProxy.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use crate::{
     zones::Locality,
 };
 
-/// An app's proc: what has a port of its own and a set of instances.
+/// A service: an app's proc, with a port of its own and a set of instances.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId {
     /// The app.
@@ -30,12 +31,13 @@ pub struct ServiceId {
 }
 
 impl ServiceId {
-    /// The name of its backend in HAProxy: neither part may hold a dot, so that no two share one.
+    /// Returns the name of the service's backend in HAProxy, `APP.PROC`. Neither part can contain a dot, so no two
+    /// services share a name.
     pub fn backend(&self) -> String {
         format!("{}.{}", self.app, self.proc)
     }
 
-    /// The service that a backend's name stands for.
+    /// Returns the service that a backend's name stands for; `None` for a backend that isn't a service's.
     pub fn of_backend(name: &str) -> Option<Self> {
         let (app, proc) = name.split_once('.')?;
         Some(ServiceId { app: app.parse().ok()?, proc: proc.parse().ok()? })
@@ -48,65 +50,65 @@ impl fmt::Display for ServiceId {
     }
 }
 
-/// What HAProxy understands of a service's traffic.
+/// The protocol at which HAProxy handles a service's traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// Requests and answers.
+    /// HTTP requests and responses.
     Http,
-    /// Bytes.
+    /// TCP connections, whose bytes HAProxy doesn't interpret.
     Tcp,
 }
 
 impl Mode {
-    /// The mode of a proc: `web` and what begins with it speak HTTP.
+    /// Returns the mode of a proc: HTTP for `web` and procs whose name begins with it, TCP for all others.
     pub fn of(proc: &ProcName) -> Self {
         if proc.is_web() { Mode::Http } else { Mode::Tcp }
     }
 }
 
-/// A service with the instances that take its traffic.
+/// A service and the instances that take its traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// Its own port; none while that can't be opened here.
+    /// The service's own port; `None` while the port can't be opened on this machine.
     pub port: Option<u16>,
-    /// How its traffic is understood.
+    /// The protocol at which its traffic is handled.
     pub mode: Mode,
-    /// Where each routed instance is reached.
+    /// The address of each routed instance.
     pub servers: BTreeMap<InstanceId, SocketAddr>,
-    /// HAProxy's weight of each, where the traffic is shared out by release or by zone.
+    /// HAProxy's weight for each instance; `None` if the traffic isn't split by release or by zone.
     pub weights: Option<BTreeMap<InstanceId, u16>>,
 }
 
 impl Service {
-    /// The weight of an instance's server.
+    /// Returns the weight of an instance's server, [`EVEN`] if none is set.
     pub fn weight(&self, instance: InstanceId) -> u16 {
         self.weights.as_ref().and_then(|weights| weights.get(&instance)).copied().unwrap_or(EVEN)
     }
 }
 
-/// Everything that is to be routed.
+/// Everything that HAProxy shall route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes {
-    /// Each service.
+    /// The services.
     pub services: BTreeMap<ServiceId, Service>,
-    /// Each custom domain with its app.
+    /// The custom domains, each with its app.
     pub domains: BTreeMap<Domain, AppName>,
-    /// Each bazooka-rm that serves.
+    /// The registered bazooka-rms.
     pub rms: BTreeMap<HostName, RmPlace>,
 }
 
 impl Routes {
-    /// How many instances are routed.
+    /// Returns the number of routed instances.
     pub fn servers(&self) -> usize {
         self.services.values().map(|service| service.servers.len()).sum()
     }
 
-    /// Takes over the instances and domains of others, for the services that are in both.
+    /// Copies the instances, weights and domains of `other` into these routes, for the services that are in both.
     pub fn take_members(&mut self, other: &Routes) {
         for (id, service) in &mut self.services {
             let other = other.services.get(id);
             service.servers = other.map(|other| other.servers.clone()).unwrap_or_default();
-            // Who shares traffic out is a matter of shape; how much each gets isn't.
+            // Having weights is part of the structure (a reload changes it); their values aren't.
             if let (Some(weights), Some(others)) =
                 (&mut service.weights, other.and_then(|other| other.weights.as_ref()))
             {
@@ -116,7 +118,7 @@ impl Routes {
         self.domains = other.domains.clone();
     }
 
-    /// The same without the own ports of these services.
+    /// Returns the routes without the own ports of the `refused` services.
     pub fn without_ports<'a>(mut self, refused: impl IntoIterator<Item = &'a ServiceId>) -> Self {
         for id in refused {
             if let Some(service) = self.services.get_mut(id) {
@@ -127,20 +129,20 @@ impl Routes {
     }
 }
 
-/// Whether an instance takes requests: it is meant to run, and its host says that it does.
+/// Reports whether an instance takes requests: it is assigned to run and its host reports it running.
 pub fn is_routed(assigned: &Assignment, status: &Status) -> bool {
     assigned.desired == Desired::Run && status.state == State::Running
 }
 
-/// Where its host says that an instance is reached.
+/// Returns the address that a host reports for an instance; `None` until its status has both IP and port.
 pub fn address(status: &Status) -> Option<SocketAddr> {
     Some(SocketAddr::new(status.ip?, status.port?))
 }
 
-/// What is to be routed.
+/// Returns the routes that a snapshot describes.
 ///
-/// Each registered proc is a service, with instances or without. An instance is routed while it is
-/// assigned to run and its host says that it runs. A proxy with a `locality` prefers its own zone.
+/// Each registered proc is a service, with or without instances. An instance is routed while it is assigned to run
+/// and its host reports it running. A proxy with a `locality` prefers the instances of its own zone.
 pub fn routes(snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
     let mut routes = Routes::default();
     for (app, view) in &snapshot.apps {
@@ -193,16 +195,16 @@ pub fn routes(snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
     routes
 }
 
-/// Where an rm is reached.
+/// The address of an rm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RmPlace {
-    /// Its `address:port`, as one word of the configuration.
+    /// Its `address:port`, as one word of HAProxy's configuration.
     pub address: String,
-    /// Whether it speaks TLS.
+    /// True if the rm speaks TLS.
     pub secured: bool,
 }
 
-/// Where an rm is reached, by its URL. One below a path isn't led to.
+/// Parses an rm's URL. Returns `None` for a URL with a path: HAProxy can't route to one.
 fn rm_place(url: &str) -> Option<RmPlace> {
     let (place, secured) = match url.strip_prefix("https://") {
         Some(place) => (place, true),
@@ -217,8 +219,8 @@ fn rm_place(url: &str) -> Option<RmPlace> {
     Some(RmPlace { address: format!("{host}:{port}"), secured })
 }
 
-/// The services whose traffic is shared out, and how. Of a release that doesn't run beside head any more nothing
-/// counts: its share is a word about what has gone.
+/// Returns the services whose traffic is split by release, with the percent of each release. Ignores the share of a
+/// release that no longer runs beside the head.
 fn shares(snapshot: &Snapshot) -> BTreeMap<ServiceId, BTreeMap<ReleaseId, u32>> {
     let mut all = BTreeMap::new();
     for (app, view) in &snapshot.apps {
@@ -233,8 +235,8 @@ fn shares(snapshot: &Snapshot) -> BTreeMap<ServiceId, BTreeMap<ReleaseId, u32>> 
     all
 }
 
-/// The same routes, with what can't be read in the snapshot left as it was before: a value of
-/// which nothing is known is no reason to stop anything.
+/// Returns the routes with each entry whose row can't be read left as it was before: an unreadable row is no reason
+/// to stop routing.
 pub fn keeping_unreadable(mut routes: Routes, before: &Routes, snapshot: &Snapshot) -> Routes {
     for key in snapshot.unreadable.keys() {
         match key.parse::<Key>() {
@@ -276,13 +278,14 @@ pub fn keeping_unreadable(mut routes: Routes, before: &Routes, snapshot: &Snapsh
     routes
 }
 
-/// The weight of who is lost: the lowest there is.
+/// The weight of a lost instance: the lowest that HAProxy takes requests with.
 const LAST: u16 = 1;
 
-/// The same routes, with those that are lost and not replaced yet where they were before.
+/// Returns the routes with each lost instance that hasn't been replaced at the address that it had before.
 ///
-/// Lost means that the converger doesn't hear their host. Whether they can be reached from here HAProxy finds out by itself, and
-/// a proxy that was cut off with them may have nothing else: when it hears of that, the others are still down to it.
+/// A `lost` instance's host doesn't reach the converger, but this proxy may still reach the host: a partition can cut
+/// both off together. When this proxy reads that the instance is lost, its HAProxy may still have every other server
+/// marked down. So the instance stays as the last resort, and HAProxy's health checks decide.
 pub fn keeping_lost(mut routes: Routes, before: &Routes, snapshot: &Snapshot) -> Routes {
     for view in snapshot.hosts.values() {
         for (instance, assigned) in view.assigned.iter().filter(|(_, row)| row.desired == Desired::Run) {
@@ -300,7 +303,7 @@ pub fn keeping_lost(mut routes: Routes, before: &Routes, snapshot: &Snapshot) ->
     routes
 }
 
-/// The instances that are being taken out: assigned still, but no longer to run.
+/// Returns the instances that are being taken out: still assigned, but no longer to run.
 pub fn leaving(snapshot: &Snapshot) -> BTreeMap<InstanceId, ServiceId> {
     let mut leaving = BTreeMap::new();
     for view in snapshot.hosts.values() {
@@ -314,7 +317,7 @@ pub fn leaving(snapshot: &Snapshot) -> BTreeMap<InstanceId, ServiceId> {
     leaving
 }
 
-/// Whether a change of these keys can change what is routed.
+/// Reports whether a change of these keys can change the routes.
 pub fn concerns_routing<'a>(keys: impl IntoIterator<Item = &'a String>) -> bool {
     let kinds = BTreeSet::from(["assigned", "status", "domains", "rms", "hosts"]);
     keys.into_iter().any(|key| {

@@ -1,24 +1,24 @@
-//! How much of a service's traffic each of its instances gets, where shares are set.
+//! Shares: how much of a service's traffic each instance gets, if the traffic is split by release.
 //!
-//! Owns the arithmetic from shares of releases to HAProxy's weights of servers. Pure.
+//! Owns the arithmetic that turns the shares of releases into HAProxy's weights of servers. Pure.
 
 use std::collections::BTreeMap;
 
 use visor::names::{InstanceId, ReleaseId};
 
-/// The weight of a server where no share is set: equals take turns.
+/// The weight of a server if no share is set: equal servers take turns.
 pub const EVEN: u16 = 100;
 
-/// HAProxy knows no higher weight.
+/// The highest weight that HAProxy takes.
 const MOST: f64 = 256.0;
 
-/// The weight of each instance of a service, by release.
+/// Returns the weight of each instance of a service.
 ///
-/// A release with a share gets it, in percent, whatever the number of its instances; all the others, head among them,
-/// get the rest. What some get together is parted among them as `parts` says, by parts that add up to 1. A release of
-/// which nothing runs leaves its share to the others. A share of none means no requests, but never that nobody serves:
-/// then all are even again. HAProxy's weights are whole numbers up to 256, so that an instance gets no less than a 256th
-/// of what the next one gets.
+/// A release with a share gets that percentage, whatever the number of its instances; all others, the head among
+/// them, share the rest. `parts` splits the traffic of a group among its instances, in parts that add up to 1. The
+/// share of a release without instances goes to the others. A share of 0 means no requests, unless no other instance
+/// is left: then all get equal weights. HAProxy's weights are whole numbers up to 256, so an instance with any
+/// traffic gets at least a 256th of what the instance with the most gets.
 pub fn weights(
     shares: &BTreeMap<ReleaseId, u32>,
     instances: &BTreeMap<ReleaseId, Vec<InstanceId>>,
@@ -46,7 +46,7 @@ pub fn weights(
     all.into_iter().map(|(id, part)| (id, weight(part))).collect()
 }
 
-/// Each gets as much as the next.
+/// Splits traffic equally.
 pub fn evenly(ids: &[InstanceId]) -> Vec<f64> {
     vec![1.0 / ids.len() as f64; ids.len()]
 }

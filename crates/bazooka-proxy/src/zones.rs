@@ -1,37 +1,38 @@
-//! How much of a proxy's traffic each zone's instances get.
+//! Zones: how much of a proxy's traffic the instances of each zone get.
 //!
-//! Owns the arithmetic alone. Pure.
+//! Owns only the arithmetic. Pure.
 //!
-//! A proxy prefers its own zone: its traffic stays there as long as no instance there gets a fifth more than it
-//! would if all instances of all zones shared alike. What is over that goes to zones with room to spare.
+//! A proxy prefers its own zone. Its traffic stays there as long as no instance there gets over a fifth more than an
+//! equal share among all instances of all zones. The excess goes to zones with spare capacity.
 
 use std::collections::BTreeMap;
 
 use visor::{names::ZoneName, snapshot::Snapshot};
 
-/// How much more than an equal share an instance takes for the sake of staying in the zone.
+/// How much more than an equal share an instance takes to keep traffic in its zone.
 const SLACK: f64 = 1.2;
 
-/// What an instance elsewhere gets beside one that is preferred, where nothing of it is needed: so little that HAProxy's
-/// lowest weight comes of it, and more than nothing, so that HAProxy goes there at once should all that is preferred be down.
+/// The part of an instance in another zone while it isn't needed. It is so small that HAProxy's lowest weight
+/// results, and above zero so that HAProxy uses it at once if all preferred instances are down.
 const HARDLY: f64 = 1e-9;
 
-/// The name of the zone of whatever hasn't been told one.
+/// The name of the zone of hosts and proxies without `--zone`.
 const UNNAMED: &str = "default";
 
-/// Where a proxy stands among the others.
+/// A proxy's zone and the zones of all proxies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Locality {
     own: ZoneName,
-    /// How many proxies are in each zone, this one with them.
+    /// The number of proxies in each zone, this proxy included.
     proxies: BTreeMap<ZoneName, usize>,
 }
 
 impl Locality {
-    /// That of a proxy in a zone; none where it hasn't been told one: it then prefers nothing.
+    /// Returns the locality of a proxy in the zone `own`; `None` without `--zone`: such a proxy treats all zones
+    /// alike.
     ///
-    /// That it has one is a matter of its configuration, so that HAProxy's way of taking turns doesn't change as hosts
-    /// come and go.
+    /// Only the proxy's own settings decide whether it has a locality, so HAProxy's `balance` algorithm doesn't
+    /// change as hosts come and go.
     pub fn of(own: &ZoneName, snapshot: &Snapshot) -> Option<Self> {
         if own.as_str() == UNNAMED {
             return None;
@@ -40,13 +41,13 @@ impl Locality {
         for zone in snapshot.proxies.values().filter_map(|proxy| proxy.zone.as_ref()) {
             *proxies.entry(zone.clone()).or_default() += 1;
         }
-        // Its own row may not be there yet.
+        // The proxy's own row may not be there yet.
         proxies.entry(own.clone()).or_insert(1);
         Some(Locality { own: own.clone(), proxies })
     }
 
-    /// The part of the traffic for each of some instances that stand in these zones; the parts add up to 1. Where it isn't
-    /// known, its host has gone, and it is the last choice.
+    /// Returns each instance's part of the traffic, given the instances' zones; the parts add up to 1. An instance
+    /// whose zone isn't known has lost its host's registration and is the last choice.
     pub fn parts(&self, zones: &[Option<&ZoneName>]) -> Vec<f64> {
         let mut counts: BTreeMap<&ZoneName, usize> = BTreeMap::new();
         zones.iter().flatten().for_each(|zone| *counts.entry(*zone).or_default() += 1);
@@ -58,10 +59,11 @@ impl Locality {
         zones.iter().map(|zone| zone.map_or(0.0, part).max(HARDLY)).collect()
     }
 
-    /// The part of each zone.
+    /// Returns each zone's part of the traffic.
     fn of_zones<'a>(&self, counts: &BTreeMap<&'a ZoneName, usize>) -> BTreeMap<&'a ZoneName, f64> {
         let (instances, proxies) = (counts.values().sum::<usize>(), self.proxies.values().sum::<usize>());
-        // What a zone has of the instances, and what its proxies take of the traffic, clients being spread alike.
+        // `has`: a zone's part of the instances. `takes`: its proxies' part of the traffic, if clients use all
+        // proxies alike.
         let has = |zone: &ZoneName| counts.get(zone).copied().unwrap_or(0) as f64 / instances as f64;
         let takes = |zone: &ZoneName| self.proxies.get(zone).copied().unwrap_or(0) as f64 / proxies as f64;
         let spare = |zone: &ZoneName| (has(zone) - takes(zone)).max(0.0);
@@ -128,7 +130,7 @@ mod tests {
     }
 
     proptest! {
-        /// Over all proxies together, no instance gets more than a fifth above its share.
+        /// Over all proxies together, no instance gets over a fifth more than an equal share.
         #[test]
         fn no_instance_is_overloaded_for_the_sake_of_a_zone(
             instances in proptest::collection::vec(0..4_usize, 1..20),

@@ -1,7 +1,7 @@
-//! The directory as Prometheus reads it (`http_sd_configs`): what is scraped, and what each is called.
+//! The directory in the format of Prometheus (`http_sd_configs`): the targets and their labels.
 //!
-//! Owns the labels. What a scrape needs (`__scheme__`, `__metrics_path__`) goes with each target, so that a daemon with an
-//! identity and one without can stand in one list; which of them a job takes is told by `__meta_bazooka_role`.
+//! Owns the labels. Each target carries what its scrape needs (`__scheme__`, `__metrics_path__`), so one list can
+//! hold daemons with and without an identity. A scrape job selects its targets by `__meta_bazooka_role`.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use visor::identity::Kind;
 use super::{Daemon, Directory, Place};
 use crate::{endpoint::HAPROXY_METRICS, routes::ServiceId};
 
-/// What tells instances, daemons and HAProxy apart in a scrape's configuration.
+/// The label that distinguishes instances, daemons and HAProxy in a scrape's configuration.
 const ROLE: &str = "__meta_bazooka_role";
 
-/// Targets with the same labels, as Prometheus takes them.
+/// Targets that have the same labels, in Prometheus's format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Group {
-    /// Each as `address:port`.
+    /// The targets, each as `address:port`.
     pub targets: Vec<String>,
-    /// Those that begin with `__` are for the scrape alone, the others for each series.
+    /// The labels. Those that begin with `__` are for the scrape only; the others go on each series.
     pub labels: BTreeMap<&'static str, String>,
 }
 
-/// Every running instance, every daemon, and the HAProxy of each proxy.
+/// Returns every running instance, every daemon, and the HAProxy of each proxy.
 pub fn targets(directory: &Directory) -> Vec<Group> {
     let mut groups = Vec::new();
     for (service, places) in &*directory.services {
@@ -35,7 +35,7 @@ pub fn targets(directory: &Directory) -> Vec<Group> {
         groups.push(of_daemon(daemon, daemon.kind.as_str(), scheme, address));
         if daemon.kind == Kind::Proxy {
             let mut haproxy = of_daemon(daemon, "haproxy", scheme, address);
-            // Two of them name the same servers.
+            // HAProxies of several proxies have servers of the same names.
             haproxy.labels.insert("haproxy", daemon.name.clone());
             haproxy.labels.insert("__metrics_path__", HAPROXY_METRICS.to_owned());
             groups.push(haproxy);
@@ -52,7 +52,7 @@ fn of_instance(service: &ServiceId, id: &str, place: &Place) -> Group {
         ("service", service.to_string()),
         ("instance", id.to_owned()),
         ("release", place.release.to_string()),
-        // As people are shown it.
+        // The short form, as shown to people.
         ("rev", place.rev.short().to_owned()),
         ("host", place.host.to_string()),
     ]);

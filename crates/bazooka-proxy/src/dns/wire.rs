@@ -1,6 +1,6 @@
-//! A question's bytes to an answer's bytes: RFC 1035, with EDNS (RFC 6891).
+//! The wire format of DNS: RFC 1035, with EDNS (RFC 6891).
 //!
-//! Owns what is refused before anything is looked up, and how long an answer may be. It knows no socket.
+//! Owns which questions are refused before the lookup, and the size limit of an answer. It never touches a socket.
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, ResponseCode},
@@ -10,22 +10,23 @@ use hickory_proto::{
 use super::{Zone, answer};
 use crate::directory::Directory;
 
-/// What goes into one UDP packet on any network (as the DNS Flag Day of 2020 has it), in bytes.
+/// The payload of a UDP packet that passes on any network (DNS Flag Day 2020), in bytes.
 pub const MOST_UDP: u16 = 1232;
 
-/// What goes into one for who doesn't say that it can take more, in bytes.
+/// The payload of a UDP packet for a client that doesn't announce a larger one, in bytes.
 const LEAST_UDP: u16 = 512;
 
-/// How a question came.
+/// The transport of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// In one packet: an answer that is too long says so, and is asked for again by TCP.
+    /// UDP: an answer that is too long is marked truncated, and the client asks again over TCP.
     Udp,
-    /// On a connection.
+    /// TCP.
     Tcp,
 }
 
-/// The answer to a packet; none to what is no question. Without a directory it is that this isn't known yet.
+/// Returns the answer to a packet and its code; `None` if the packet isn't a question. Without a directory the answer
+/// is SERVFAIL.
 pub fn respond(
     directory: Option<&Directory>,
     zone: &Zone,
@@ -87,10 +88,10 @@ fn fill(response: &mut Message, directory: Option<&Directory>, zone: &Zone, ques
         .add_name_servers(answer.authority);
 }
 
-/// What can be said to who sent something that can't be read: that, if it was meant as a question.
+/// Returns the answer to a packet that can't be parsed: FORMERR if the packet was a question, else none.
 fn unreadable(packet: &[u8]) -> Option<(ResponseCode, Vec<u8>)> {
     let [high, low, flags, ..] = packet else { return None };
-    // The highest bit tells an answer.
+    // The highest bit marks a response.
     if packet.len() < 12 || flags & 0x80 != 0 {
         return None;
     }
@@ -99,7 +100,8 @@ fn unreadable(packet: &[u8]) -> Option<(ResponseCode, Vec<u8>)> {
     Some((ResponseCode::FormErr, response.to_vec().ok()?))
 }
 
-/// The bytes, within a limit: without addresses that can be asked for by name, else cut and said to be.
+/// Returns the response's bytes within a limit: first without the additional addresses, which can be asked for by
+/// name, then truncated and marked so.
 fn bytes(mut response: Message, limit: usize) -> Option<Vec<u8>> {
     let whole = response.to_vec().ok()?;
     if whole.len() <= limit {

@@ -1,7 +1,7 @@
 //! The master's command socket.
 //!
-//! Owns the exchange: many commands in one connection, an answer for each. A connection is opened
-//! for each exchange, because a reload closes them all.
+//! Owns the exchange of many commands and their answers over one connection. Each exchange opens a new connection,
+//! because a reload closes them all.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,45 +14,45 @@ use tokio::{
     time::timeout,
 };
 
-/// How long an exchange may take. A busy HAProxy answers within milliseconds.
+/// How long an exchange may take. Even a busy HAProxy answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The most commands that go into one connection.
+/// The most commands in one connection.
 const BATCH: usize = 200;
 
-/// A failed exchange.
+/// An exchange that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// HAProxy's master isn't there.
+    /// No HAProxy master listens on the socket.
     #[error("no HAProxy answers at {}", path.display())]
     Unreachable {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// What went wrong.
+        /// The error of the connection attempt.
         #[source]
         source: std::io::Error,
     },
-    /// The exchange was cut off.
+    /// HAProxy closed the connection during the exchange.
     #[error("HAProxy ended the exchange")]
     Cut(#[source] std::io::Error),
-    /// No whole answer in time.
+    /// HAProxy gave no whole answer in time.
     #[error("HAProxy did not answer in {} s", PATIENCE.as_secs())]
     Silent,
-    /// Fewer or more answers than commands.
+    /// HAProxy gave fewer or more answers than commands.
     #[error("HAProxy gave {answers} answers to {commands} commands")]
     Miscounted {
-        /// How many were sent.
+        /// The number of commands sent.
         commands: usize,
-        /// How many came back.
+        /// The number of answers received.
         answers: usize,
     },
-    /// The worker that was meant has gone.
+    /// The worker with this process id has gone.
     #[error("HAProxy's worker {0} has gone")]
     NoWorker(u32),
-    /// An answer that makes no sense.
+    /// The answer to a command can't be parsed.
     #[error("HAProxy's answer to {command:?} can't be read: {answer:?}")]
     Unreadable {
-        /// What was asked.
+        /// The command.
         command: String,
         /// The answer, cut to 200 characters.
         answer: String,
@@ -65,24 +65,24 @@ impl CliError {
     }
 }
 
-/// A way to HAProxy's master.
+/// A client of the master's command socket.
 #[derive(Clone, Debug)]
 pub struct Cli {
     path: PathBuf,
 }
 
 impl Cli {
-    /// Over this socket. Nothing is opened yet.
+    /// Creates a client of this socket, without connecting.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Cli { path: path.into() }
     }
 
-    /// The socket.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Asks the master, and returns its answer.
+    /// Sends a command to the master, and returns its answer.
     ///
     /// # Errors
     /// If there is no whole answer.
@@ -91,11 +91,11 @@ impl Cli {
         Ok(answers.pop().unwrap_or_default())
     }
 
-    /// Gives a worker commands and returns its answer to each, in order.
+    /// Sends commands to a worker, and returns the answer to each, in order.
     ///
     /// # Errors
-    /// If a worker of this process id isn't there (what came before may have been carried out), or an
-    /// answer is missing.
+    /// If there is no worker with this process id (earlier commands may have been carried out), or if an answer is
+    /// missing.
     pub async fn worker(&self, pid: u32, commands: &[String]) -> Result<Vec<String>, CliError> {
         let mut answers = Vec::with_capacity(commands.len());
         for batch in commands.chunks(BATCH) {
@@ -108,22 +108,22 @@ impl Cli {
         Ok(answers)
     }
 
-    /// Reloads: the master starts again with the file as it is, and closes every command connection.
+    /// Reloads HAProxy: the master starts again with the current file, and closes every command connection.
     ///
     /// # Errors
-    /// If the master isn't there.
+    /// If the master can't be reached.
     pub async fn reload(&self) -> Result<(), CliError> {
-        // The answer is that the connection ends.
+        // A reload has no answer; the master just closes the connection.
         match self.exchange(&["reload".to_owned()]).await {
             Ok(_) | Err(CliError::Cut(_) | CliError::Miscounted { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Opens a connection that stays open until the master ends or starts again.
+    /// Opens a connection that stays open until the master ends or reloads.
     ///
     /// # Errors
-    /// If the master isn't there.
+    /// If the master can't be reached.
     pub async fn open(&self) -> Result<UnixStream, CliError> {
         UnixStream::connect(&self.path)
             .await
@@ -134,7 +134,7 @@ impl Cli {
         let text = timeout(PATIENCE, self.send(lines)).await.map_err(|_| CliError::Silent)??;
         let answers = split_answers(&text);
         if answers.len() != lines.len() {
-            // A worker that has gone ends the connection with its first answer.
+            // For a worker that has gone, HAProxy gives one answer and closes the connection.
             if let Some(gone) = answers.first().filter(|first| first.starts_with("Can't find the target PID"))
             {
                 let pid = gone.rsplit("@!").next().and_then(|rest| rest.trim_end_matches('\'').parse().ok());
@@ -154,10 +154,10 @@ impl Cli {
             write.shutdown().await
         };
         let mut answer = Vec::new();
-        // Both at once: HAProxy stops reading commands while its answers aren't read.
+        // Both at once, because HAProxy stops reading commands while its answers aren't read.
         let (sent, received) = tokio::join!(sending, read.read_to_end(&mut answer));
         received.map_err(CliError::Cut)?;
-        // What was answered is worth more than how the sending ended.
+        // A send error doesn't matter if there are answers.
         if let (Err(error), true) = (sent, answer.is_empty()) {
             return Err(CliError::Cut(error));
         }
@@ -165,7 +165,7 @@ impl Cli {
     }
 }
 
-/// Parts a stream of answers: each ends with an empty line.
+/// Splits a stream of answers, each of which ends with an empty line.
 fn split_answers(text: &str) -> Vec<String> {
     let mut answers = Vec::new();
     let mut answer = String::new();

@@ -1,9 +1,9 @@
 //! HAProxy's process, where bazooka-proxy runs it.
 //!
-//! Owns its start, its adoption and its end. It is started apart from this process, so that it goes on
-//! when this one ends, however that is; it is found again by its command line, which names the master
-//! socket in this proxy's own folder. It is signalled through a pidfd that was opened before
-//! the command line was read, so that a process id that was used again is never hit.
+//! Owns starting, adopting and ending HAProxy. HAProxy is started in a process group of its own, so it continues when
+//! bazooka-proxy ends for whatever reason. After a restart, bazooka-proxy finds HAProxy by its command line, which
+//! names the master socket in this proxy's own folder. It signals a process through a pidfd that it opened before
+//! reading the command line, so a reused process id is never hit.
 //!
 //! ```text
 //!           answers ┌───────────┐
@@ -36,36 +36,36 @@ use super::cli::{Cli, CliError};
 /// How long HAProxy may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long its processes may take to end when they are told to.
+/// How long HAProxy's processes may take to end after a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a process is looked at while it starts or ends.
+/// The interval at which a process is checked while it starts or ends.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// The size at which HAProxy's own output is cut.
+/// The size at which HAProxy's log is truncated, in bytes.
 const LOG_LIMIT: u64 = 1024 * 1024;
 
-/// HAProxy could not be started.
+/// A start of HAProxy that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// The program could not be run.
+    /// The program can't be run.
     #[error("can't run {}", program.display())]
     Spawn {
-        /// The program.
+        /// The path of the program.
         program: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// It ended at once.
+    /// HAProxy ended during its start; with the last lines of its log.
     #[error("HAProxy ended as it started: {0}")]
     Ended(String),
-    /// It runs, and doesn't answer.
+    /// HAProxy runs but doesn't answer.
     #[error("HAProxy does not answer")]
     Silent(#[source] CliError),
 }
 
-/// A process of ours, held so that no other can be meant.
+/// A process of this HAProxy, held by a pidfd so that a reused process id is never meant.
 struct Held {
     pid: u32,
     fd: OwnedFd,
@@ -73,7 +73,7 @@ struct Held {
 
 impl Held {
     fn signal(&self, signal: Signal) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = pidfd_send_signal(&self.fd, signal);
     }
 
@@ -84,26 +84,27 @@ impl Held {
     }
 }
 
-/// HAProxy's process.
+/// The process of a HAProxy that bazooka-proxy runs.
 pub struct Process {
     program: PathBuf,
     config: PathBuf,
     log: PathBuf,
     cli: Cli,
-    /// The master, if this process started it: to be reaped.
+    /// The master, if this process started it and so must reap it.
     child: Option<Child>,
-    /// The processes that were seen last: one that is just ending has no command line any more, but
-    /// its ports still.
+    /// The processes that were last seen. A process that is ending no longer has a command line, but still has its
+    /// ports.
     known: Vec<Held>,
 }
 
 impl Process {
-    /// A process that isn't looked for yet.
+    /// Creates the handle, without looking for processes yet.
     pub fn new(program: PathBuf, config: PathBuf, log: PathBuf, cli: Cli) -> Self {
         Process { program, config, log, cli, child: None, known: Vec::new() }
     }
 
-    /// Whether this master runs, whether it answers or not; where none is known, whether anything of it does.
+    /// Reports whether this master is alive, even if it doesn't answer. Without a master: whether any process of this
+    /// HAProxy is.
     pub fn is_running(&mut self, master: Option<u32>) -> bool {
         self.reap();
         match master {
@@ -112,7 +113,7 @@ impl Process {
         }
     }
 
-    /// Remembers processes, so that their end can be awaited.
+    /// Remembers these processes, so that their end can be awaited.
     pub fn remember(&mut self, pids: impl IntoIterator<Item = u32>) {
         self.known.retain(Held::is_alive);
         for pid in pids {
@@ -122,15 +123,15 @@ impl Process {
         }
     }
 
-    /// Ends whatever is left of it, at once.
+    /// Kills all remaining processes of this HAProxy.
     pub async fn clear(&mut self) {
         self.end_all(Signal::KILL).await;
     }
 
-    /// Starts HAProxy with the file as it is, once nothing is left of an earlier one.
+    /// Starts HAProxy with the current file, after killing all processes of an earlier one.
     ///
     /// # Errors
-    /// If it doesn't come up; nothing of it is left then.
+    /// If HAProxy doesn't start; none of its processes is left then.
     pub async fn start(&mut self) -> Result<(), ProcessError> {
         self.end_all(Signal::KILL).await;
         let spawn = |source| ProcessError::Spawn { program: self.program.clone(), source };
@@ -139,10 +140,10 @@ impl Process {
         let mut socket = self.cli.path().as_os_str().to_owned();
         socket.push(",mode,600");
         let mut command = Command::new(&self.program);
-        // Quiet: each command of the Runtime API would be a line of its log.
+        // `-q`, because HAProxy would log each command of the Runtime API.
         command.args(["-W", "-q", "-S"]).arg(socket).arg("-f").arg(&self.config);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(spawn)?).stderr(log);
-        // A group of its own: the terminal's signals are not meant for it.
+        // A group of its own, so that the terminal's signals don't reach HAProxy.
         command.process_group(0).current_dir("/");
         let mut child = command.spawn().map_err(spawn)?;
         let deadline = Instant::now() + START_TIMEOUT;
@@ -151,7 +152,7 @@ impl Process {
                 return Err(ProcessError::Ended(self.last_words()));
             }
             match self.cli.processes().await {
-                // The worker answers, or is about to: commands wait for it.
+                // The worker answers or is about to; commands wait for it.
                 Ok(processes) if processes.worker.is_some() => break,
                 Ok(_) | Err(_) if Instant::now() < deadline => sleep(LOOK_EVERY).await,
                 Ok(_) => {
@@ -168,13 +169,13 @@ impl Process {
         Ok(())
     }
 
-    /// Ends HAProxy with all its workers, whoever started it.
+    /// Ends HAProxy with all its workers, whichever process started it.
     pub async fn stop(&mut self) {
         self.end_all(Signal::TERM).await;
         self.reap();
     }
 
-    /// The last that HAProxy said, in one line.
+    /// Returns the last lines of HAProxy's log, as one line.
     pub fn last_words(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let alerts: Vec<&str> = text.lines().filter(|line| line.contains("[ALERT]")).collect();
@@ -182,15 +183,15 @@ impl Process {
         lines.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join("; ")
     }
 
-    /// Keeps HAProxy's own output within its limit.
+    /// Truncates HAProxy's log if it exceeds its limit.
     pub fn bound_log(&self) {
         if fs::metadata(&self.log).is_ok_and(|log| log.len() > LOG_LIMIT) {
-            // It appends, so that it goes on at the start. A log that can't be cut is no reason to stop.
+            // HAProxy appends, so it continues at the start. A failure to truncate is no reason to stop.
             let _ = fs::File::options().write(true).open(&self.log).and_then(|log| log.set_len(0));
         }
     }
 
-    /// Takes note of a child that has ended.
+    /// Reaps the master if it has ended.
     fn reap(&mut self) {
         if let Some(child) = &mut self.child {
             if !matches!(child.try_wait(), Ok(None)) {
@@ -214,7 +215,7 @@ impl Process {
         self.reap();
     }
 
-    /// Every process of this proxy's HAProxy: master and workers share the command line.
+    /// Returns all processes of this proxy's HAProxy: master and workers have the same command line.
     fn processes(&self) -> Vec<Held> {
         let Ok(folder) = fs::read_dir("/proc") else { return Vec::new() };
         folder
@@ -225,7 +226,7 @@ impl Process {
     }
 }
 
-/// Ends a worker at once, if it is this HAProxy's.
+/// Kills a worker, if it belongs to this HAProxy.
 pub fn end_worker(pid: u32, socket: &Path) -> bool {
     let held = hold(pid, socket);
     if let Some(worker) = &held {
@@ -234,7 +235,7 @@ pub fn end_worker(pid: u32, socket: &Path) -> bool {
     held.is_some()
 }
 
-/// Holds a process whose command line names this master socket.
+/// Opens a process, if its command line names this master socket.
 fn hold(pid: u32, socket: &Path) -> Option<Held> {
     let is_ours = || {
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -243,7 +244,7 @@ fn hold(pid: u32, socket: &Path) -> Option<Held> {
         let name = words.next()?.split(|byte| *byte == b',').next()?;
         (name == socket.as_os_str().as_bytes()).then_some(())
     };
-    // Opening is dear for each process of the machine: look, then open, then look again.
+    // A pidfd for each process of the machine would be expensive: check, then open, then check again.
     is_ours()?;
     let fd = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
     is_ours()?;

@@ -1,4 +1,4 @@
-//! What HAProxy says of itself, read.
+//! Parsers for HAProxy's reports about itself.
 //!
 //! Owns the formats of `show proc`, `show info`, `show servers state`, `show stat` and `show map`.
 
@@ -7,16 +7,16 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use super::cli::{Cli, CliError};
 use crate::shares::EVEN;
 
-/// HAProxy's processes, as its master knows them.
+/// HAProxy's processes, as its master reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Processes {
-    /// The master.
+    /// The master's process id.
     pub master: u32,
-    /// How many reloads have failed.
+    /// The number of reloads that have failed.
     pub failed_reloads: u32,
-    /// The worker that takes connections.
+    /// The process id of the worker that accepts connections.
     pub worker: Option<u32>,
-    /// Workers that end once their last connection does, the oldest last.
+    /// The process ids of old workers, oldest last. Each ends once its last connection closes.
     pub old: Vec<u32>,
 }
 
@@ -46,26 +46,26 @@ impl Processes {
     }
 }
 
-/// A server as a worker has it.
+/// A worker's state of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerState {
-    /// Where it is; none for one that isn't an address (a socket).
+    /// The server's address; `None` if it isn't an IP address (a socket).
     pub address: Option<SocketAddr>,
-    /// It is in maintenance: takes nothing new.
+    /// True if the server is in maintenance: HAProxy sends it no new requests.
     pub maintenance: bool,
-    /// Its weight, as it was set last.
+    /// The weight that was last set.
     pub weight: u16,
 }
 
-/// What is under way on a server.
+/// The open sessions of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sessions {
-    /// Requests or connections, waiting ones included.
+    /// The number of requests or connections, queued ones included.
     pub open: u32,
 }
 
 impl Cli {
-    /// HAProxy's processes.
+    /// Returns HAProxy's processes.
     ///
     /// # Errors
     /// If the master gives no whole answer.
@@ -75,19 +75,19 @@ impl Cli {
     }
 }
 
-/// The structural hash of what a worker runs, out of `show info`.
+/// Returns the structural hash of a worker's configuration from `show info`.
 pub fn structural_hash(info: &str) -> Option<&str> {
     info.lines().find_map(|line| line.strip_prefix("description: shape="))
 }
 
-/// How many connections a worker has open, out of `show info`.
+/// Returns the number of a worker's open connections from `show info`.
 pub fn connections(info: &str) -> Option<u32> {
     info.lines().find_map(|line| line.strip_prefix("CurrConns: ")?.parse().ok())
 }
 
-/// Each server by backend and name, out of `show servers state`.
+/// Returns the servers by backend and name from `show servers state`.
 pub fn servers(answer: &str) -> BTreeMap<String, BTreeMap<String, ServerState>> {
-    // Set if the operator or the configuration says maintenance (SRV_ADMF_FMAINT, IMAINT, CMAINT).
+    // The operator or the configuration set maintenance (SRV_ADMF_FMAINT, IMAINT, CMAINT).
     const MAINTENANCE: u32 = 0x01 | 0x02 | 0x04;
     let mut backends: BTreeMap<String, BTreeMap<String, ServerState>> = BTreeMap::new();
     for line in answer.lines().filter(|line| !line.starts_with('#')) {
@@ -102,13 +102,13 @@ pub fn servers(answer: &str) -> BTreeMap<String, BTreeMap<String, ServerState>> 
     backends
 }
 
-/// A line of `show stat`: proxy, server, and the columns by name.
+/// Returns the lines of `show stat`, each as its columns by name.
 fn stat_lines(answer: &str) -> impl Iterator<Item = BTreeMap<&str, &str>> {
     let header: Vec<&str> = answer.lines().next().unwrap_or("").trim_start_matches("# ").split(',').collect();
     answer.lines().skip(1).map(move |line| header.iter().copied().zip(line.split(',')).collect())
 }
 
-/// What is under way on each server, by backend and name, out of `show stat`.
+/// Returns the open sessions by backend and server from `show stat`.
 pub fn sessions(answer: &str) -> BTreeMap<(String, String), Sessions> {
     let number = |fields: &BTreeMap<&str, &str>, name| fields.get(name).and_then(|n| n.parse::<u32>().ok());
     stat_lines(answer)
@@ -120,12 +120,12 @@ pub fn sessions(answer: &str) -> BTreeMap<(String, String), Sessions> {
         .collect()
 }
 
-/// The names of the proxies, out of `show stat`.
+/// Returns the names of the proxies from `show stat`, one for each line.
 pub fn proxies(answer: &str) -> Vec<String> {
     stat_lines(answer).filter_map(|fields| fields.get("pxname").map(|name| (*name).to_owned())).collect()
 }
 
-/// The entries of a map, out of `show map FILE`.
+/// Returns the entries of a map from `show map FILE`.
 pub fn map(answer: &str) -> BTreeMap<String, String> {
     answer
         .lines()

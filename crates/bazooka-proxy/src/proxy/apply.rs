@@ -1,6 +1,6 @@
 //! The part of the loop that changes HAProxy: plan, Runtime API, reload, files.
 //!
-//! Owns what happens when HAProxy isn't as it was believed to be, or refuses.
+//! Owns the handling of a HAProxy that refuses a change or whose state differs from the recorded one.
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use crate::{
     plan::{Plan, Reload, Step, Wanted, plan},
 };
 
-/// How far a plan has come.
+/// How much of a plan HAProxy has applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Come {
-    /// HAProxy has to be looked for first.
+    /// HAProxy must be observed again first.
     Nowhere,
-    /// Its members are in force; its structure waits for old workers to end.
+    /// The servers and hosts are in force; the structure waits for old workers to end.
     Waiting,
-    /// It is in force, but for what HAProxy refuses.
+    /// The plan is in force, except for a configuration that HAProxy refuses.
     InForce,
 }
 
 impl Proxy {
-    /// Carries the plan out.
+    /// Applies what is wanted to HAProxy, and returns how much of it is in force.
     pub(super) async fn bring_about(&mut self, wanted: &Wanted, now: Instant) -> Come {
-        // A second time, because what HAProxy says may not be what was believed.
+        // Twice, because HAProxy's state may differ from the recorded one; it is then observed again.
         for _ in 0..2 {
             let Some(in_force) = &self.in_force else { return Come::Nowhere };
             let Plan { steps, reload } = plan(in_force, wanted);
@@ -63,12 +63,13 @@ impl Proxy {
             }
             return if self.in_force.is_some() { Come::InForce } else { Come::Nowhere };
         }
-        // HAProxy refuses again and again: what the cluster wants is not in force, and nobody is told so.
+        // HAProxy refuses repeatedly: what is wanted isn't in force, so no revision is reported as applied.
         self.look_again(Some(now + Duration::from_secs(1)));
         Come::Nowhere
     }
 
-    /// Changes servers and hosts by the Runtime API. Returns whether HAProxy was as believed.
+    /// Changes servers and hosts by the Runtime API. Returns false if HAProxy refused a step, so that its state isn't
+    /// the recorded one.
     async fn change_members(&mut self, steps: &[Step], now: Instant) -> bool {
         let Some(in_force) = &mut self.in_force else { return true };
         if steps.is_empty() {
@@ -100,7 +101,7 @@ impl Proxy {
         }
     }
 
-    /// Whether a reload is better put off: the limit on workers would cut what is open on old ones.
+    /// Reports whether the reload is postponed: the limit on workers would cut open connections of old ones.
     async fn waits_for_old_workers(&mut self, wanted: &Wanted, now: Instant) -> bool {
         let in_the_way = self.balancer.in_the_way().await.unwrap_or(InTheWay::Nothing);
         let Some(at) = self.crowd.wait(in_the_way, now) else { return false };
@@ -109,7 +110,7 @@ impl Proxy {
         true
     }
 
-    /// The members of what is wanted are in force; the file follows in the structure that HAProxy has.
+    /// Updates the files with the wanted servers and hosts, which are in force, in the structure that HAProxy has.
     fn keep_structure(&mut self, wanted: &Wanted) {
         if let Some(good) = &mut self.good {
             good.routes.take_members(&wanted.routes);
@@ -152,18 +153,18 @@ impl Proxy {
                 );
                 let at = self.attempts.failed(hash, error_chain(&error), now);
                 self.look_again(Some(at));
-                // A valid file that HAProxy could not start with must not stay for its next start.
+                // A valid file with which HAProxy couldn't start must not stay on disk for its next start.
                 if let (ReloadError::Refused, Some(good)) = (&error, &self.good) {
                     let good = good.clone();
                     self.write(good);
                 }
-                // How far it came is HAProxy's to say.
+                // Only HAProxy knows how much of the reload has happened.
                 self.in_force = self.balancer.observe().await.ok();
             }
         }
     }
 
-    /// Has the files hold this, if they don't.
+    /// Writes the files, unless they already hold this configuration.
     fn write(&mut self, wanted: Wanted) {
         if self.on_disk.as_ref() != Some(&wanted) {
             self.balancer.write(&wanted);

@@ -1,7 +1,7 @@
-//! What the loop remembers between two looks.
+//! The loop's memory between two rounds.
 //!
-//! Owns four small memories, each pure: reloads that failed, a reload that waits for old workers, instances
-//! that are being taken out, servers that are to be deleted.
+//! Owns four small states, each pure: failed reloads, a reload that waits for old workers, instances that are being
+//! taken out, and servers that are to be deleted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,10 +20,10 @@ use crate::{
     routes::ServiceId,
 };
 
-/// The pause before the same configuration is tried again.
+/// The pause before a failed configuration is tried again.
 const PAUSE: Doubling = Doubling::new(Duration::from_secs(1), Duration::from_secs(60));
 
-/// The reload that failed last.
+/// The last failed reload.
 #[derive(Debug, Default)]
 pub struct Attempts {
     failed: Option<Failed>,
@@ -38,13 +38,14 @@ struct Failed {
 }
 
 impl Attempts {
-    /// When the configuration with this structural hash may be tried again; none: now. Another is tried at once.
+    /// Returns when the configuration with this structural hash may be tried again; `None` for now. A configuration
+    /// with another hash is never delayed.
     pub fn not_before(&self, hash: &str, now: Instant) -> Option<Instant> {
         let failed = self.failed.as_ref()?;
         (failed.hash == hash && now < failed.again_at).then_some(failed.again_at)
     }
 
-    /// Notes a failure, and returns when to try again.
+    /// Records a failure, and returns when to try again.
     pub fn failed(&mut self, hash: String, cause: String, now: Instant) -> Instant {
         let again = self.failed.as_ref().filter(|failed| failed.hash == hash);
         let mut pauses = again.map_or(PAUSE.begin(), |failed| failed.pauses);
@@ -53,34 +54,35 @@ impl Attempts {
         again_at
     }
 
-    /// What is wanted is in force.
+    /// Records that what is wanted is in force.
     pub fn succeeded(&mut self) {
         self.failed = None;
     }
 
-    /// Why the last one failed, while it is wanted still.
+    /// Returns why the last reload failed, until one succeeds.
     pub fn cause(&self) -> Option<&str> {
         self.failed.as_ref().map(|failed| failed.cause.as_str())
     }
 }
 
-/// How long a reload waits for the requests of old workers that would have to be ended for it.
+/// How long a reload waits for requests on old workers that the reload would end.
 const FOR_REQUESTS: Duration = Duration::from_secs(5);
 
-/// How long it waits for their connections. One that is used is closed within that time, by an answer that says so.
+/// How long a reload waits for idle connections on such workers. A connection in use closes within that time, because
+/// the next response asks for it.
 const FOR_CONNECTIONS: Duration = Duration::from_secs(1);
 
-/// How often they are looked at meanwhile.
+/// How often old workers are checked while a reload waits for them.
 const LOOK_AT_CROWD: Duration = Duration::from_millis(50);
 
-/// A reload that waits, because old workers with something open would have to be ended for it.
+/// A reload that waits because it would end old workers with open connections.
 #[derive(Debug, Default)]
 pub struct Crowd {
     since: Option<Instant>,
 }
 
 impl Crowd {
-    /// When to look again; none if the reload is to be made now, with whatever has to end for it.
+    /// Returns when to check again; `None` if the reload shall be made now, ending old workers as needed.
     pub fn wait(&mut self, in_the_way: InTheWay, now: Instant) -> Option<Instant> {
         let since = *self.since.get_or_insert(now);
         let time = match in_the_way {
@@ -98,8 +100,7 @@ impl Crowd {
 
 /// The instances that are being taken out.
 ///
-/// One that was seen out of the routing and without a session is settled for good: no worker sends
-/// it anything new.
+/// An instance seen out of the routing and without a session is settled for good: no worker sends it new requests.
 #[derive(Debug, Default)]
 pub struct Drains {
     settled: BTreeSet<InstanceId>,
@@ -113,7 +114,7 @@ impl Drains {
         self.busy.retain(|instance| leaving.contains_key(instance));
     }
 
-    /// Those that may have something under way.
+    /// Returns the instances that may have open sessions.
     pub fn pending(&self, leaving: &BTreeMap<InstanceId, ServiceId>) -> BTreeMap<InstanceId, ServiceId> {
         leaving
             .iter()
@@ -122,7 +123,7 @@ impl Drains {
             .collect()
     }
 
-    /// Takes in what was counted after they had been taken out.
+    /// Records the sessions that were counted after the instances had been taken out of the routing.
     pub fn count(
         &mut self,
         pending: &BTreeMap<InstanceId, ServiceId>,
@@ -141,29 +142,29 @@ impl Drains {
         }
     }
 
-    /// They can't be counted: what isn't known to be idle is busy.
+    /// Marks all of `pending` busy, because the sessions can't be counted.
     pub fn unknown(&mut self, pending: &BTreeMap<InstanceId, ServiceId>) {
         self.busy.extend(pending.keys());
     }
 
-    /// Those that had something under way when it was last counted.
+    /// Returns the instances that had open sessions at the last count.
     pub fn busy(&self) -> &BTreeSet<InstanceId> {
         &self.busy
     }
 }
 
-/// How long a disabled server stays before it is deleted: a request that is between two servers just
-/// then may still look at it, and an instance that was restarted takes its place again without a new server.
+/// How long a disabled server stays before it is deleted. A request that is being redispatched may still refer to it,
+/// and an instance that restarts meanwhile gets its server back without a new one.
 const REST: Duration = Duration::from_secs(10);
 
-/// The servers that were disabled, with the time from which they may be deleted.
+/// The disabled servers, with the time from which each may be deleted.
 #[derive(Debug, Default)]
 pub struct Retired {
     from: BTreeMap<(String, String), Instant>,
 }
 
 impl Retired {
-    /// Another worker: what is disabled in it counts from now.
+    /// Starts over with a new worker: the time of each server disabled in it counts from now.
     pub fn restart(&mut self, in_force: &InForce, now: Instant) {
         self.from = in_force
             .servers
@@ -176,7 +177,7 @@ impl Retired {
             .collect();
     }
 
-    /// Whether a step may be taken now: only a delete may have to wait.
+    /// Reports whether a step may be taken now. Only a delete may have to wait.
     pub fn may(&self, step: &Step, now: Instant) -> bool {
         match step {
             Step::Delete { backend, server } => {
@@ -186,7 +187,7 @@ impl Retired {
         }
     }
 
-    /// Takes in what was done.
+    /// Records the steps that were carried out.
     pub fn note(&mut self, steps: &[Step], now: Instant) {
         for step in steps {
             match step {
@@ -204,14 +205,14 @@ impl Retired {
         }
     }
 
-    /// A delete that HAProxy refused is tried again later.
+    /// Postpones a delete that HAProxy refused.
     pub fn later(&mut self, step: &Step, now: Instant) {
         if let Step::Delete { backend, server } = step {
             self.from.insert((backend.clone(), server.clone()), now + REST);
         }
     }
 
-    /// When the next one may go.
+    /// Returns when the next server may be deleted.
     pub fn next_at(&self) -> Option<Instant> {
         self.from.values().min().copied()
     }
@@ -264,7 +265,7 @@ mod tests {
         assert!(drains.busy().contains(&id), "it may be, for all that is known");
         drains.count(&drains.pending(&leaving), &BTreeMap::from([(id, 2)]), |_, _| true);
         assert!(drains.busy().contains(&id));
-        // Nothing open, but new requests may come still.
+        // No open session, but new requests may still arrive.
         drains.count(&drains.pending(&leaving), &BTreeMap::new(), |_, _| false);
         assert!(!drains.busy().contains(&id));
         assert_eq!(drains.pending(&leaving).len(), 1);

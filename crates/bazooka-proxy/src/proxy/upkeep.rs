@@ -1,7 +1,7 @@
-//! What keeps HAProxy there.
+//! Upkeep: starts HAProxy when it has gone.
 //!
-//! Owns the decision to start it: only where bazooka-proxy runs it, and only with a configuration that it
-//! is known to take. Where a unit of its own runs it, waiting is all.
+//! Owns the decision to start it: only where bazooka-proxy runs HAProxy, and only with a configuration that HAProxy
+//! accepts. Where a systemd unit runs HAProxy, upkeep writes a valid file once and waits.
 
 use std::time::Duration;
 
@@ -10,48 +10,50 @@ use visor::pause::{Doubling, Pauses};
 
 use crate::{balancer::Balancer, config::Settings, haproxy::CliError, metrics::ProxyMetrics, plan::Wanted};
 
-/// How long a master that runs may be out of reach before it is ended and started anew.
+/// How long a running master may be unreachable before it is killed and started again.
 const OUT_OF_REACH: Duration = Duration::from_secs(5);
 
-/// How long a master may take requests and answer none before it is ended and started anew. A busy one answers
-/// within milliseconds; while it doesn't, no instance can be taken out or come in.
+/// How long a master may accept commands without answering before it is killed and started again. A busy master
+/// answers within milliseconds; without answers, no instance can be added or taken out.
 const OUT_OF_ANSWER: Duration = Duration::from_secs(10);
 
-/// The pause after a start that failed.
+/// The pause after a failed start.
 const PAUSE: Doubling = Doubling::new(Duration::from_millis(200), Duration::from_secs(5));
 
-/// A start so soon after the last one is no accident.
+/// A start within this time of the last one counts as a failure.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Keeps HAProxy there.
+/// The state of HAProxy's upkeep.
 pub(super) struct Upkeep {
     metrics: ProxyMetrics,
-    /// The master that answered last.
+    /// The process id of the master that answered last.
     master: Option<u32>,
-    /// Since when a running master can't be reached.
+    /// When HAProxy stopped answering.
     missing_since: Option<Instant>,
-    /// Where a unit runs it: a valid file was seen to since it went.
+    /// Where a unit runs HAProxy: true once a valid file was written since it went.
     laid_out: bool,
-    /// When it was started last.
+    /// When HAProxy was last started.
     started_at: Option<Instant>,
-    /// After a failed start, or several soon after another: not before this, and how the pauses go on.
+    /// The time before which HAProxy isn't started, with the pauses; set by a failed start or several starts in a
+    /// short time.
     hold: Option<(Instant, Pauses)>,
 }
 
 impl Upkeep {
-    /// Of one that hasn't been seen yet.
+    /// Creates the upkeep of a HAProxy that hasn't been observed yet.
     pub fn new(metrics: ProxyMetrics) -> Self {
         Upkeep { metrics, master: None, missing_since: None, laid_out: false, started_at: None, hold: None }
     }
 
-    /// It answers, and this is its master.
+    /// Records that HAProxy answered, with its master's process id.
     pub fn found(&mut self, master: u32) {
         self.master = Some(master);
         self.missing_since = None;
         self.laid_out = false;
     }
 
-    /// Whether it has gone for good and may be started now.
+    /// Reports whether HAProxy has gone and may be started now. Where a unit runs it: whether a valid file is to be
+    /// written.
     pub fn is_due(&mut self, balancer: &mut dyn Balancer, error: &CliError, now: Instant) -> bool {
         let since = *self.missing_since.get_or_insert(now);
         if self.hold.is_some_and(|(until, _)| now < until) {
@@ -59,7 +61,7 @@ impl Upkeep {
         }
         let unreachable = matches!(error, CliError::Unreachable { .. } | CliError::NoWorker(_));
         if !balancer.runs_here() {
-            // A unit of its own starts it; all that it needs is a valid file, once.
+            // The unit starts HAProxy; it only needs a valid file, once.
             return unreachable && !std::mem::replace(&mut self.laid_out, true);
         }
         // A master that is slow to answer still has workers that serve.
@@ -67,9 +69,9 @@ impl Upkeep {
         now.duration_since(since) >= patience || !balancer.is_running(self.master)
     }
 
-    /// Starts it. Returns whether it runs.
+    /// Starts HAProxy and returns true if it runs.
     ///
-    /// With what is wanted, if that is known; else it starts with what it ran last.
+    /// The configuration is `wanted` if that is known, else the one that HAProxy ran last.
     pub async fn start(
         &mut self,
         balancer: &mut dyn Balancer,
@@ -92,7 +94,7 @@ impl Upkeep {
             tracing::error!(error = &error as &dyn std::error::Error, "HAProxy can't be started");
             return self.pause(now);
         }
-        // One that ends soon after each start is started less and less often.
+        // A HAProxy that ends soon after each start is started at growing intervals.
         if self.started_at.is_some_and(|last| now.duration_since(last) < SOON) {
             self.pause(now);
         } else {
