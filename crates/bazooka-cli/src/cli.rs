@@ -1,7 +1,7 @@
-//! The command line as a whole: what goes with every command, and the command.
+//! The whole command line: the options of every command, and the command.
 //!
-//! Owns no command: each has its arguments in its own file below [`crate::command`]. Everything is parsed before anything
-//! is read or written, so that a name which can't be right costs nothing and is exit 2.
+//! Owns no command: each has its arguments in its own file below [`crate::command`]. Everything is parsed before
+//! anything is read or written, so an invalid name costs no request and exits with 2.
 
 use bazooka_daemon::CoordinatorArgs;
 use clap::{Args, Parser};

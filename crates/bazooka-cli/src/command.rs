@@ -1,7 +1,7 @@
-//! The commands, one a file, and the list of them.
+//! The commands, one per file, and their list.
 //!
-//! A command's file owns its arguments (`Args`), what kind of command they make it (`Args::kind`) and what it does
-//! (`run`). To add a command, write its file and name it here, twice: as a module, and in the list. Help shows the
+//! A command's file owns its arguments (`Args`), the kind of command that they make (`Args::kind`), and its action
+//! (`run`). To add a command, write its file and name it here twice: as a module, and in the list. Help shows the
 //! commands in the list's order.
 
 pub mod access;
@@ -42,37 +42,38 @@ use futures::FutureExt;
 
 use crate::{failure::Result, invocation::Invocation};
 
-/// What kind of command the arguments make it.
+/// The kind of a command, which depends on its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandKind {
-    /// It needs no cluster.
+    /// The command needs no cluster.
     Local {
-        /// Whether it has something to print as JSON.
+        /// True if the command can print JSON.
         prints_json: bool,
     },
-    /// It lists or shows, and prints JSON if asked to.
+    /// The command lists or shows something; with `--json`, as JSON.
     Shows,
-    /// It shows until it is interrupted, and prints JSON if asked to.
+    /// The command shows something until it is interrupted; with `--json`, as JSON.
     Follows,
-    /// It changes something, and prints no JSON.
+    /// The command changes something, and prints no JSON.
     Changes(Audited),
 }
 
-/// What the audit says of a change.
+/// The audit entry of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Audited {
-    /// The words of the command line, as a change of the app.
+    /// The command line's words, as a change of the app.
     Words,
-    /// The words of the command line, as a change of no app: of hosts, or of the whole cluster.
+    /// The command line's words, as a change of hosts or of the whole cluster.
     WordsOfNoApp,
-    /// These words, as a change of the app: the command line holds what must not be kept.
+    /// These words, as a change of the app, because the command line contains a secret.
     Instead(String),
-    /// Nothing, since bazooka-rm makes the change and its entry.
+    /// No entry: bazooka-rm makes the change and its entry.
     ByRm,
 }
 
 impl CommandKind {
-    /// Whether it can print JSON: what lists or shows can, what changes something can't.
+    /// Reports whether the command can print JSON: commands that list or show can, commands that change something
+    /// can't.
     pub fn prints_json(&self) -> bool {
         match self {
             CommandKind::Local { prints_json } => *prints_json,
@@ -82,7 +83,7 @@ impl CommandKind {
     }
 }
 
-/// The kind of a command that lists unless it is told to do something.
+/// Returns the kind of a command that lists unless its arguments ask for a change.
 pub fn lists_unless(changes: bool, audited: Audited) -> CommandKind {
     if changes { CommandKind::Changes(audited) } else { CommandKind::Shows }
 }
@@ -98,7 +99,7 @@ macro_rules! commands {
         }
 
         impl Command {
-            /// What kind of command it is.
+            /// Returns the kind of the command.
             pub fn kind(&self) -> CommandKind {
                 match self {
                     $(Command::$clustered(args) => args.kind(),)*
@@ -106,10 +107,10 @@ macro_rules! commands {
                 }
             }
 
-            /// Runs it.
+            /// Runs the command.
             ///
             /// # Errors
-            /// Its own; those of reaching the cluster.
+            /// Those of the command, and of reaching the cluster.
             pub fn run(self, invocation: &Invocation) -> Result<()> {
                 let kind = self.kind();
                 match self {

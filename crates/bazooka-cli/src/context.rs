@@ -1,7 +1,7 @@
-//! What a command runs with: the cluster, the app, who asks.
+//! The context in which a command runs: the cluster, the app and the user.
 //!
-//! Owns finding these out: the app from `-a` or the git remote, the user from the system. Reads of an
-//! app go through here, so that an unknown one is told with the nearest name.
+//! Owns finding them: the app from `-a` or the git remote, the user from the system. Commands read an app through
+//! this file, so that the error for an unknown app names the nearest app.
 
 use std::{cell::Cell, process::Stdio};
 
@@ -26,32 +26,32 @@ use crate::{
 /// The name of the git remote that leads to an app.
 pub const REMOTE: &str = "bazooka";
 
-/// The git remote `bazooka` of this folder. git is asked for it once, and only if somebody wants to know.
+/// The git remote `bazooka` of this folder. git is asked at most once, when the remote is first needed.
 #[derive(Debug, Default)]
 pub struct Remote(OnceCell<Option<String>>);
 
 impl Remote {
-    /// Its URL, if this is a repository that has one.
+    /// Returns the remote's URL, if this folder is in a repository that has the remote.
     pub async fn url(&self) -> Option<&str> {
         let ask = async || Some(git(&["remote", "get-url", REMOTE]).await?.trim_end().to_owned());
         self.0.get_or_init(ask).await.as_deref()
     }
 
-    /// The app that it leads to.
+    /// Returns the app in the remote's URL.
     pub async fn app(&self) -> Option<AppName> {
         app_of(self.url().await?)
     }
 }
 
-/// What a command runs with.
+/// The cluster, the app and the user of a command.
 pub struct Context {
     /// The cluster's state.
     pub visor: Visor,
-    /// Who asks, where the cluster tells its users apart.
+    /// The user's credentials, in a cluster with identities.
     pub credentials: Option<Credentials>,
-    /// Print JSON.
+    /// True to print JSON.
     pub json: bool,
-    /// Who asks, for people.
+    /// The user's name, as shown to people.
     pub who: String,
     said: Option<AppName>,
     remote: Remote,
@@ -59,37 +59,37 @@ pub struct Context {
 }
 
 impl Context {
-    /// A context; nothing is read yet.
+    /// Creates a context, without reading anything.
     pub fn new(visor: Visor, credentials: Option<Credentials>, said: Option<AppName>, json: bool) -> Self {
         let who = credentials.as_ref().map_or_else(who, |credentials| credentials.identity().to_string());
         let (remote, changed) = (Remote::default(), Cell::new(false));
         Context { visor, credentials, json, said, remote, who, changed }
     }
 
-    /// With what is known of the git remote already.
+    /// Sets what is already known of the git remote.
     pub fn with_remote(self, remote: Remote) -> Self {
         Context { remote, ..self }
     }
 
-    /// Takes note that a change was made: from here on, an interrupted command leaves it behind.
+    /// Records that a change was made, so an interrupt from now on reports that the change stands.
     pub fn note_change(&self) {
         self.changed.set(true);
     }
 
-    /// Whether a change was made.
+    /// Reports whether a change was made.
     pub fn has_changed(&self) -> bool {
         self.changed.get()
     }
 
-    /// The app as it was said with `-a`.
+    /// Returns the app of `-a`.
     pub fn said(&self) -> Option<&AppName> {
         self.said.as_ref()
     }
 
-    /// The app: as it was said, or else the one that the git remote here leads to.
+    /// Returns the app: that of `-a`, else that of this folder's git remote.
     ///
     /// # Errors
-    /// If neither names one.
+    /// If there is neither.
     pub async fn app(&self) -> Result<AppName> {
         if let Some(app) = &self.said {
             return Ok(app.clone());
@@ -106,23 +106,23 @@ impl Context {
         })
     }
 
-    /// The URL of the git remote `bazooka`, if this is a repository that has one.
+    /// Returns the URL of the git remote `bazooka`, if this folder is in a repository that has it.
     pub async fn remote_url(&self) -> Option<&str> {
         self.remote.url().await
     }
 
-    /// An app and all that belongs to it.
+    /// Reads an app and everything that belongs to it.
     ///
     /// # Errors
-    /// Unknown, with the nearest name; the store's.
+    /// `Unknown` with the nearest name; the store's.
     pub async fn view(&self, app: &AppName) -> Result<AppView> {
         self.view_with(app, Vec::new()).await.map(|(view, _)| view)
     }
 
-    /// An app and all that belongs to it, with more in one read.
+    /// Reads an app and everything that belongs to it, and `more` keys in the same read.
     ///
     /// # Errors
-    /// As [`Context::view`].
+    /// Those of [`Context::view`].
     pub async fn view_with(&self, app: &AppName, more: Vec<Keys>) -> Result<(AppView, Snapshot)> {
         let mut scopes = keys::app(app);
         scopes.extend(more);
@@ -132,10 +132,10 @@ impl Context {
         Ok((view, snapshot))
     }
 
-    /// Makes sure that an app is there in a snapshot that has its own row.
+    /// Checks that an app exists, in a snapshot that was read with the app's own row.
     ///
     /// # Errors
-    /// Unknown, with the nearest name; a row that can't be read.
+    /// `Unknown` with the nearest name; a row that can't be read.
     pub async fn registered(&self, app: &AppName, snapshot: &Snapshot) -> Result<()> {
         if snapshot.apps.get(app).is_some_and(|view| view.app.is_some()) {
             return Ok(());
@@ -147,19 +147,19 @@ impl Context {
         Err(self.no_such_app(app).await)
     }
 
-    /// The failure for an app that isn't there.
+    /// Returns the failure for an app that doesn't exist.
     pub async fn no_such_app(&self, app: &AppName) -> Failure {
-        // The list only serves the hint: without it the failure is the same.
+        // The list only serves the hint; the failure is the same without it.
         let all = self.visor.read(vec![keys::apps()]).await.unwrap_or_default();
         let names = all.apps.iter().filter(|(_, view)| view.app.is_some()).map(|(name, _)| name.as_str());
         unknown(format!("there is no app '{app}'"), app.as_str(), names, "apps")
     }
 
-    /// Makes sure that an app is one of the caller's, where the cluster tells them apart. Each daemon asks that again; here
-    /// it is told once, instead of by every host.
+    /// Checks that the user may access an app, in a cluster with identities. Each daemon checks that again; here one
+    /// error replaces one from every host.
     ///
     /// # Errors
-    /// It isn't, with how it could be; the store's.
+    /// If the user may not, with a hint at how to get access; the store's.
     pub async fn theirs(&self, app: &AppName) -> Result<()> {
         let Some(Identity::User(user)) = self.credentials.as_ref().map(Credentials::identity) else {
             return Ok(());
@@ -176,7 +176,7 @@ impl Context {
         )))
     }
 
-    /// Makes a failed change's words better where this knows more: nearest names.
+    /// Turns an error of a change into a failure, with the nearest name where a name is unknown.
     pub async fn explain(&self, view: &AppView, error: VisorError) -> Failure {
         match error {
             VisorError::Refused(Refusal::NoSuchApp(app)) => self.no_such_app(&app).await,
@@ -185,16 +185,16 @@ impl Context {
         }
     }
 
-    /// Now, by this machine's clock: for people alone.
+    /// Returns this machine's time; only for display.
     pub fn now(&self) -> Timestamp {
         Timestamp::now()
     }
 }
 
-/// Makes sure that an app has a proc.
+/// Checks that an app has a proc.
 ///
 /// # Errors
-/// Unknown, with the nearest name.
+/// `Unknown` with the nearest name.
 pub fn known_proc(app: &AppName, view: &AppView, proc: &ProcName) -> Result<()> {
     if view.procs.contains_key(proc) { Ok(()) } else { Err(no_such_proc(app, view, proc)) }
 }
@@ -208,17 +208,17 @@ fn no_such_proc(app: &AppName, view: &AppView, proc: &ProcName) -> Failure {
     unknown(what, proc.as_str(), view.procs.keys().map(ProcName::as_str), "procs")
 }
 
-/// The failure for a release that isn't there.
+/// Returns the failure for a release that doesn't exist.
 pub fn no_such_release(app: &AppName, view: &AppView, release: ReleaseId) -> Failure {
     let names: Vec<String> = view.releases.keys().map(ReleaseId::to_string).collect();
     let what = format!("app '{app}' has no release {release}");
     unknown(what, &release.to_string(), names.iter().map(String::as_str), "releases")
 }
 
-/// The rev that a few digits name.
+/// Returns the rev whose id begins with `prefix`.
 ///
 /// # Errors
-/// If none does, or several do.
+/// If no rev's id does, or those of several do.
 pub fn find_rev(app: &AppName, view: &AppView, prefix: &RevPrefix) -> Result<RevId> {
     let said = prefix.as_str();
     let found: Vec<&RevId> = view.revs.keys().filter(|rev| rev.as_str().starts_with(said)).collect();
@@ -237,19 +237,19 @@ pub fn find_rev(app: &AppName, view: &AppView, prefix: &RevPrefix) -> Result<Rev
     }
 }
 
-/// What a git command prints, if it succeeds.
+/// Runs a git command and returns its output; `None` if it fails.
 pub async fn git(args: &[&str]) -> Option<String> {
     let asked = Command::new("git").args(args).stdin(Stdio::null()).output().await.ok()?;
     asked.status.success().then(|| String::from_utf8_lossy(&asked.stdout).into_owned())
 }
 
-/// The app at the end of a remote's URL.
+/// Returns the app at the end of a remote's URL.
 pub fn app_of(url: &str) -> Option<AppName> {
     let last = url.trim_end_matches('/').rsplit(['/', ':']).next()?;
     last.strip_suffix(".git").unwrap_or(last).parse().ok()
 }
 
-/// Who runs this: the login name, in printable characters.
+/// Returns the login name of the user, in printable characters.
 pub fn who() -> String {
     let name = std::env::var("USER").ok().filter(|name| !name.is_empty()).or_else(|| {
         let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok()??;

@@ -1,6 +1,6 @@
-//! What config vars and links share: the env in force, and the next one, made of it and sealed.
+//! Envs, as config changes and links use them: reading the env in force, and sealing the next one.
 //!
-//! It isn't a command of its own.
+//! Owns no command.
 
 use std::collections::BTreeSet;
 
@@ -20,23 +20,23 @@ use crate::{
     rm,
 };
 
-/// What a change is made from: the env in force, and all that sealing the next one takes.
+/// The env in force, with everything that sealing the next env needs.
 pub struct Current {
     /// The app.
     pub view: AppView,
-    /// The env's ref.
+    /// The reference of the env.
     pub env: EnvRef,
-    /// Its vars.
+    /// The env's config vars.
     pub vars: Vars,
-    /// Its links.
+    /// The env's links.
     pub links: BTreeSet<Link>,
     snapshot: Snapshot,
 }
 
-/// Reads it. An env that is sealed is opened by a bazooka-rm.
+/// Reads the env in force. A bazooka-rm opens it if it is sealed.
 ///
 /// # Errors
-/// No such app; no bazooka-rm to open it; the store's.
+/// No such app; no bazooka-rm to open the env; the store's.
 pub async fn current(context: &Context, app: &AppName) -> Result<Current> {
     let mut scopes = envs::recipients();
     scopes.extend([keys::asks(), keys::wraps_of(app)]);
@@ -53,10 +53,10 @@ pub async fn current(context: &Context, app: &AppName) -> Result<Current> {
     Ok(Current { view, env, vars, links, snapshot })
 }
 
-/// The env in force, which the snapshot has been read with.
+/// Returns the reference of the env in force, from the snapshot that was read with it.
 ///
 /// # Errors
-/// Its row can't be read.
+/// If its row can't be read.
 pub fn in_force(app: &AppName, view: &AppView, snapshot: &Snapshot) -> Result<EnvRef> {
     let env = base_env(view);
     let key = Key::Env(app.clone(), env).to_string();
@@ -67,10 +67,10 @@ pub fn in_force(app: &AppName, view: &AppView, snapshot: &Snapshot) -> Result<En
 }
 
 impl Current {
-    /// The env that comes of a change, sealed; none if nothing changes.
+    /// Seals the env that results from a change; `None` if nothing changes.
     ///
     /// # Errors
-    /// The vars are too many; no bazooka-rm is there to seal to.
+    /// If the config vars are too large; if there is no bazooka-rm to seal to.
     pub fn next(
         &self,
         context: &Context,

@@ -1,7 +1,7 @@
-//! What went wrong, for people and for scripts.
+//! Failures of commands, for people and for scripts.
 //!
-//! Owns the exit codes and the three parts of an error: what failed, what caused it, and a hint that
-//! names the next command.
+//! Owns the exit codes and the three parts of an error: what failed, the causes, and a hint that names the next
+//! command.
 
 use std::{error::Error, fmt};
 
@@ -12,7 +12,7 @@ use visor::{
 
 use crate::show::clean;
 
-/// What each exit status means, for help.
+/// The meaning of each exit status, for help.
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0    done
@@ -24,36 +24,36 @@ Exit codes:
   6    no coordinator answers
   130  interrupted; a change that was made stands and goes on";
 
-/// What kind of failure, which is the exit code.
+/// The kind of a failure; its value is the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// The change can't converge, or something failed.
+    /// The change can't converge, or an operation failed.
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
     /// No such app, proc, rev, release or instance.
     Unknown = 3,
-    /// Not allowed as things stand.
+    /// The change isn't allowed in the current state.
     Refused = 4,
-    /// A part of the cluster isn't there.
+    /// A part of the cluster isn't running.
     PartMissing = 5,
     /// No coordinator answers.
     Coordinator = 6,
-    /// Ctrl-C.
+    /// The user interrupted the command (Ctrl-C).
     Interrupted = 130,
 }
 
 /// A failed command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Its kind.
+    /// The kind, which gives the exit code.
     pub kind: Kind,
     /// What failed, in one line.
     pub what: String,
-    /// What caused it; each line deeper than the one before.
+    /// The causes, the outermost first.
     pub causes: Vec<String>,
-    /// What to do next.
+    /// A hint at the next command.
     pub hint: Option<String>,
 }
 
@@ -61,28 +61,28 @@ pub struct Failure {
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
-    /// A failure without cause or hint.
+    /// Creates a failure without cause or hint.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
         Failure { kind, what: what.into(), causes: Vec::new(), hint: None }
     }
 
-    /// A failure that needs no word: whoever sees its exit code knows.
+    /// Creates a failure that prints nothing; its exit code says all.
     pub fn silent(kind: Kind) -> Self {
         Failure::new(kind, "")
     }
 
-    /// Whether nothing is said of it.
+    /// Reports whether the failure prints nothing.
     pub fn is_silent(&self) -> bool {
         self.what.is_empty()
     }
 
-    /// With a cause.
+    /// Adds a cause.
     pub fn because(mut self, cause: impl Into<String>) -> Self {
         self.causes.push(cause.into());
         self
     }
 
-    /// With an error and all that it names as its source.
+    /// Creates a failure from an error, with the error and its sources as causes.
     pub fn from_error(kind: Kind, what: impl Into<String>, error: &dyn Error) -> Self {
         let mut failure = Failure::new(kind, what);
         let mut next = Some(error);
@@ -93,10 +93,10 @@ impl Failure {
         failure
     }
 
-    /// The first of several failures, with the others as its causes; nothing if there are none.
+    /// Returns the first of several failures as the error, with the others as its causes; `Ok` if there are none.
     ///
     /// # Errors
-    /// That failure.
+    /// The first failure.
     pub fn first_of(failures: Vec<Failure>) -> Result<()> {
         let mut failures = failures.into_iter();
         let Some(first) = failures.next() else { return Ok(()) };
@@ -107,7 +107,7 @@ impl Failure {
         }))
     }
 
-    /// With a hint.
+    /// Sets the hint.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
@@ -169,7 +169,7 @@ impl From<StoreError> for Failure {
                     "name it with --coordinator URL or BAZOOKA_COORDINATOR; `bazooka dev` runs a local one",
                 )
             }
-            // etcd's words for an exceeded --quota-backend-bytes.
+            // etcd's message when `--quota-backend-bytes` is exceeded.
             StoreError::Refused { detail } if detail.contains("database space exceeded") => {
                 Failure::new(Kind::Failed, "the coordinator is full, and takes no change until it has room")
                     .because(detail)
@@ -264,21 +264,21 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// The name that is meant, if one of these is near enough.
+/// Returns the name that was probably meant, if one of `names` is similar enough.
 pub fn nearest<'a>(said: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     names
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(said, name), name))
         .filter(|(distance, name)| {
             let length = name.len().max(said.len());
-            // What has no letter in common is no slip of the finger.
+            // Names with no letter in common aren't a typing error.
             *distance < length && *distance <= 1 + length / 4
         })
         .min()
         .map(|(_, name)| name)
 }
 
-/// A failure for a name that isn't there, with the nearest one that is.
+/// Creates a failure for a name that doesn't exist, with the nearest name that does.
 pub fn unknown<'a>(
     what: String,
     said: &str,

@@ -1,7 +1,7 @@
-//! One call of `bazooka`: what it was told beside the command, and how it reaches the cluster.
+//! An invocation of `bazooka`: its global options, and its connection to the cluster.
 //!
-//! Owns the order in which flags, environment and settings files are asked, the entry of a change in the audit, and what an
-//! interrupt means.
+//! Owns the precedence of flags, environment and settings files, the audit entry of a change, and the effect of an
+//! interrupt.
 
 use bazooka_daemon::{Cluster, CoordinatorArgs, in_words};
 use clap::{ArgMatches, parser::ValueSource};
@@ -25,22 +25,22 @@ use crate::{
 /// The options that say where the coordinator is.
 pub const COORDINATOR_OPTIONS: [&str; 2] = ["coordinator", "prefix"];
 
-/// What a command does in the cluster.
+/// The work of a command in the cluster.
 pub type Work = Box<dyn for<'a> FnOnce(&'a Context) -> LocalBoxFuture<'a, Result<()>>>;
 
-/// One call of `bazooka`.
+/// An invocation of `bazooka`.
 pub struct Invocation {
-    /// Print JSON.
+    /// True to print JSON.
     pub json: bool,
     app: Option<AppName>,
     coordinator: CoordinatorArgs,
-    /// Whether flags or the environment name the endpoints, and the prefix.
+    /// True for each of endpoints and prefix that a flag or the environment sets.
     named: [bool; 2],
     flag: Option<&'static str>,
 }
 
 impl Invocation {
-    /// The call that these options make.
+    /// Creates the invocation from the global options.
     pub fn new(global: Global, matches: &ArgMatches) -> Self {
         let source = |name: &str| matches.value_source(name);
         Invocation {
@@ -53,15 +53,16 @@ impl Invocation {
         }
     }
 
-    /// The option of this command line that says where the coordinator is, if there is one.
+    /// Returns the option of this command line that says where the coordinator is, if there is one.
     pub fn coordinator_flag(&self) -> Option<&'static str> {
         self.flag
     }
 
-    /// Where the coordinator is and who asks: flags come first, then the environment, then the settings files.
+    /// Returns the coordinator's address and the identity: from flags, else from the environment, else from the
+    /// settings files.
     ///
     /// # Errors
-    /// A settings file that can't be used.
+    /// If a settings file can't be used.
     pub fn coordinator(&self) -> Result<CoordinatorArgs> {
         let mut coordinator = self.coordinator.clone();
         let settings = settings::read(&settings::files(|name| std::env::var_os(name).map(Into::into)))?;
@@ -72,7 +73,7 @@ impl Invocation {
         if let Some(prefix) = settings.prefix.filter(|_| !prefix_named) {
             coordinator.prefix = prefix;
         }
-        // An identity of the settings isn't meant for an endpoint that takes none.
+        // The settings' identity doesn't apply to an endpoint without TLS.
         let takes_one = coordinator.coordinator.iter().any(|url| url.starts_with("https://"));
         if coordinator.identity.identity.is_none() && takes_one {
             coordinator.identity.identity = settings.identity;
@@ -83,12 +84,12 @@ impl Invocation {
     /// Runs a command's work with a context.
     ///
     /// # Errors
-    /// The work's; an endpoint or an identity that is no good; an interrupt.
+    /// Those of the work; an invalid endpoint or identity; an interrupt.
     pub fn in_cluster(&self, kind: CommandKind, work: Work) -> Result<()> {
         let coordinator = self.coordinator()?;
         let runtime = runtime()?;
         let ended = runtime.block_on(self.with_context(kind, &coordinator, work));
-        // A question that nobody has answered must not hold up the end.
+        // A pending request must not delay the exit.
         runtime.shutdown_background();
         ended
     }
@@ -107,7 +108,7 @@ impl Invocation {
             done = work(&context) => done,
             interrupted = tokio::signal::ctrl_c() => {
                 let failure = match context.has_changed() {
-                    // Nothing else ends it.
+                    // A command that follows ends only by an interrupt, so that is no failure to report.
                     false if follows => Failure::silent(Kind::Interrupted),
                     true => Failure::new(Kind::Interrupted, "interrupted; the change stands and goes on")
                         .hint("`bazooka events` shows how it goes"),
@@ -121,7 +122,7 @@ impl Invocation {
         }
     }
 
-    /// The cluster's state, for a command whose changes stand in the audit.
+    /// Returns access to the cluster's state that writes an audit entry with each change.
     async fn audited(&self, cluster: &Cluster, remote: &Remote, audited: Audited) -> Visor {
         let (what, is_of_an_app) = match audited {
             Audited::Words => (words(std::env::args().skip(1)), true),
@@ -138,7 +139,7 @@ impl Invocation {
             nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let entry = AuditEntry { what, app, by: None, from, at: jiff::Timestamp::now(), extra: Extra::new() };
         let who = cluster.credentials.as_ref().map(Credentials::identity);
-        // Without identities, as the system says; a name of the system's that is none here isn't told apart.
+        // Without identities, the system's login name, or `someone` if that isn't a valid name here.
         let who = who.or_else(|| context::who().parse().ok());
         match who.or_else(|| "someone".parse().ok()) {
             Some(who) => cluster.visor.audited(&who, entry, rand::random()),
@@ -147,7 +148,7 @@ impl Invocation {
     }
 }
 
-/// A runtime on this thread.
+/// Creates a runtime on this thread.
 ///
 /// # Errors
 /// If the system refuses.
@@ -158,7 +159,7 @@ pub fn runtime() -> Result<Runtime> {
         .map_err(|error| Failure::from_error(Kind::Failed, "the runtime can't be started", &error))
 }
 
-/// The words of the command line, without those that every command takes.
+/// Returns the command line's words without the global options.
 fn words(words: impl IntoIterator<Item = String>) -> String {
     const WITH_VALUE: [&str; 5] = ["-a", "--app", "--coordinator", "--prefix", "--identity"];
     let mut kept = Vec::new();
@@ -173,7 +174,7 @@ fn words(words: impl IntoIterator<Item = String>) -> String {
     cut(&kept.join(" "))
 }
 
-/// Words as the audit keeps them: some lines at most, and nothing that steers a terminal.
+/// Cleans and shortens words for the audit: at most 300 characters, none of which controls a terminal.
 fn cut(words: &str) -> String {
     visor::terminal::clean(words).chars().take(300).collect()
 }

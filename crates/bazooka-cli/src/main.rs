@@ -1,7 +1,7 @@
 //! `bazooka`: deploys apps on the machines of a cluster, and shows what runs.
 //!
-//! Owns the first screen: parse, run one command, and turn its end into an exit code. Each command has a file of its
-//! own below `command`.
+//! Owns the frame of each invocation: parse the command line, run one command, and turn the result into an exit code.
+//! Each command has its own file below `command`.
 
 mod cli;
 mod command;
@@ -59,17 +59,17 @@ fn run(command: command::Command, invocation: &Invocation) -> Result<()> {
     command.run(invocation)
 }
 
-/// Prints a failure, unless it needs no word, and returns its exit code.
+/// Prints a failure, unless it is silent, and returns its exit code.
 fn ended_with(failure: &Failure) -> ExitCode {
-    // Its parts are clean already, and newlines part them.
+    // The failure's parts are already cleaned; newlines separate them.
     if !failure.is_silent() {
-        // One write, so that nobody else's words come in between. Nobody is left to be told of a closed standard error.
+        // One write, so that no other output comes in between. A closed standard error can't be reported.
         let _ = std::io::stderr().write_all(format!("{failure}\n").as_bytes());
     }
     ExitCode::from(failure.kind as u8)
 }
 
-/// Prints help, or what is wrong with the command line: it may repeat what was said, so it is cleaned.
+/// Prints help or a usage error, cleaned because it may repeat the command line's words.
 fn usage(error: &clap::Error) -> ExitCode {
     let invalid = error.source().and_then(|source| source.downcast_ref::<InvalidValue>());
     if let Some(invalid) = invalid {

@@ -1,6 +1,6 @@
-//! What a config change and a rollback share: a new release, tried first, then rolled out.
+//! New releases, as config changes and rollbacks make them: created, tried, then rolled out.
 //!
-//! It isn't a command of its own.
+//! Owns the waiting and its output; it isn't a command.
 
 use std::time::Duration;
 
@@ -25,27 +25,27 @@ use crate::{
     watch::Watch,
 };
 
-/// How often a release is made anew because another's config vars came first: one gets through each time.
+/// How often a release is created again because another config change came first. In each round one client succeeds.
 const MOST_ROUNDS: usize = 50;
 
-/// A token that no other release has.
+/// Returns a token that no other release has.
 pub fn token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// Makes a release and waits until it has been tried and rolled out.
+/// Creates a release, and waits until it has been tried and rolled out.
 ///
-/// `new` says what it is, and is asked again when another's config vars came first.
+/// `new` describes the release, and is called again if another config change came first.
 ///
 /// # Errors
-/// If it can't run: head stays where it was. If its rollout stops: head has moved.
+/// If the release can't run: the head is unchanged. If its rollout stops: the head has moved.
 pub async fn make(
     context: &Context,
     app: &AppName,
     new: impl AsyncFn() -> Result<NewRelease>,
     no_wait: bool,
 ) -> Result<()> {
-    // Where nobody answers, this says so; a watch would wait.
+    // Fails if the coordinator is unreachable; a watch would wait.
     let first = new().await?;
     let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;
     let mut arrivals = Arrivals::begin(&watch);
@@ -109,7 +109,7 @@ async fn begin(
         if !std::mem::replace(&mut said, true) {
             say(&format!("{release} is being tried; waiting for that"));
         }
-        // The view may not have that trial yet: look again soon either way.
+        // The view may not show that trial yet, so try again soon in any case.
         let soon = Instant::now() + Duration::from_millis(500);
         until(watch, soon, |watch| watch.view().trial.is_some()).await;
         until(watch, end, |watch| watch.view().trial.is_none()).await;
@@ -131,7 +131,7 @@ struct Trying<'a> {
 }
 
 impl Waited for Trying<'_> {
-    /// Nothing that happens during a trial makes it take longer.
+    /// No event during a trial extends its time.
     type Seen = ();
 
     async fn next(&mut self) {
@@ -151,7 +151,7 @@ impl Waited for Trying<'_> {
         Ok(if self.watch.is_whole() { Look::Waiting(waiting) } else { Look::Partial })
     }
 
-    /// The converger gives the verdict on a trial that has no place.
+    /// The converger decides on a trial without a place, so it never ends the waiting here.
     fn no_room(&self, _: &[Service]) -> Failure {
         self.late(self.limit)
     }
@@ -176,11 +176,11 @@ fn failed(watch: &Watch, release: ReleaseId, cause: Option<&str>) -> Failure {
     }
 }
 
-/// Waits until each proc runs the release, with a line for each. One that fails must not hide what became of
-/// the others.
+/// Waits until each proc runs the release, and prints a line for each. The failure of one proc doesn't hide the
+/// results of the others.
 ///
 /// # Errors
-/// If it stops on its way, or is called off.
+/// If the rollout stops, or is called off.
 pub async fn roll_out(
     context: &Context,
     watch: &mut Watch,
@@ -224,7 +224,7 @@ pub async fn roll_out(
     })
 }
 
-/// Whether a release's rollout goes on: another's word may have called it off.
+/// Checks that a release's rollout goes on; another command may have called it off.
 fn goes_on(watch: &Watch, release: ReleaseId) -> Result<()> {
     let view = watch.view();
     let Some(row) = view.releases.get(&release).filter(|row| row.was_aborted()) else { return Ok(()) };
@@ -236,7 +236,7 @@ fn goes_on(watch: &Watch, release: ReleaseId) -> Result<()> {
     Err(Failure::new(Kind::Refused, what).because(format!("{head} is current again")))
 }
 
-/// The procs that fail as things stand.
+/// Returns the procs that currently fail.
 pub fn failing(watch: &Watch, now: Timestamp) -> Vec<ProcName> {
     let observed = watch.observed();
     let fails = |proc: &&ProcName| was_failing(watch.view(), &observed, proc, now);

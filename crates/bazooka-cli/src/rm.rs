@@ -1,7 +1,6 @@
-//! What is asked of bazooka-rm.
+//! A client of bazooka-rm.
 //!
-//! Owns its HTTP, as a client: apps are registered and destroyed there, since a name reaches beyond
-//! one app.
+//! Owns the HTTP requests. bazooka-rm registers and destroys apps, because an app's name affects the whole cluster.
 
 use std::time::Duration;
 
@@ -21,21 +20,21 @@ use crate::{
     failure::{Failure, Kind, Result},
 };
 
-/// bazooka-rm answers at once: it only writes to the coordinator.
+/// The limit of a request. bazooka-rm answers at once, because it only writes to the coordinator.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What an app is registered with.
+/// The registration of an app.
 #[derive(Clone, Debug, Serialize)]
 pub struct NewApp<'a> {
-    /// Its name.
+    /// The app's name.
     pub name: &'a AppName,
-    /// Who registers it.
+    /// The user who registers the app.
     pub owner: &'a str,
-    /// Tells this registration from any other, so that it may be asked for twice.
+    /// A token of this registration, so that the request may be repeated.
     pub token: &'a str,
 }
 
-/// How bazooka-rm says no.
+/// The body of bazooka-rm's error responses.
 #[derive(Debug, Default, Deserialize)]
 struct No {
     #[serde(default)]
@@ -47,41 +46,41 @@ struct No {
 /// Registers an app.
 ///
 /// # Errors
-/// Refused (the name is taken); no bazooka-rm answers.
+/// `Refused` if the name is taken; if no bazooka-rm answers.
 pub async fn register(context: &Context, app: &NewApp<'_>) -> Result<()> {
     ask(context, Method::POST, "/apps", Some(app)).await.map(drop)
 }
 
-/// Has an app destroyed.
+/// Asks bazooka-rm to destroy an app.
 ///
 /// # Errors
-/// No such app; no bazooka-rm answers.
+/// If there is no such app; if no bazooka-rm answers.
 pub async fn destroy(context: &Context, app: &AppName) -> Result<()> {
     ask::<()>(context, Method::DELETE, &format!("/apps/{app}"), None).await.map(drop)
 }
 
-/// What is granted or revoked, to or from whom.
+/// The access to grant or revoke, and its user.
 #[derive(Clone, Debug, Serialize)]
 pub struct Access<'a> {
-    /// Who.
+    /// The identity that gains or loses the access.
     pub who: &'a Identity,
-    /// An app.
+    /// The app, for access to one app.
     pub app: Option<&'a AppName>,
-    /// What operators may.
+    /// True for operator rights.
     pub operator: bool,
 }
 
-/// A change of who may what.
+/// The result of a change of access.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Changed {
-    /// Whether the coordinator goes by it already.
+    /// True if the change is in force in the coordinator already.
     pub in_force: bool,
 }
 
-/// Has access granted (`how` is `grant`) or revoked.
+/// Grants access (`how` is `grant`) or revokes it.
 ///
 /// # Errors
-/// Who may not; no such app; no bazooka-rm answers.
+/// If the user may not; if there is no such app; if no bazooka-rm answers.
 pub async fn access(context: &Context, how: &str, what: &Access<'_>) -> Result<Changed> {
     let answer = ask(context, Method::POST, &format!("/access/{how}"), Some(what)).await?;
     answer
@@ -90,17 +89,17 @@ pub async fn access(context: &Context, how: &str, what: &Access<'_>) -> Result<C
         .map_err(|error| Failure::from_error(Kind::Failed, "bazooka-rm's answer can't be read", &error))
 }
 
-/// A key that was added.
+/// The response to an added key.
 #[derive(Clone, Debug, Deserialize)]
 pub struct KeyAdded {
-    /// Its name.
+    /// The key's fingerprint, which names it.
     pub fingerprint: String,
 }
 
-/// Adds an SSH key of the user's.
+/// Adds an SSH key of the user.
 ///
 /// # Errors
-/// What is no key; no identity; no bazooka-rm answers.
+/// If the text is no key; without an identity; if no bazooka-rm answers.
 pub async fn add_key(context: &Context, key: &str) -> Result<KeyAdded> {
     let answer = ask(context, Method::POST, "/keys", Some(&serde_json::json!({ "key": key }))).await?;
     answer
@@ -109,21 +108,22 @@ pub async fn add_key(context: &Context, key: &str) -> Result<KeyAdded> {
         .map_err(|error| Failure::from_error(Kind::Failed, "bazooka-rm's answer can't be read", &error))
 }
 
-/// Takes an SSH key of the user's away.
+/// Removes an SSH key of the user.
 ///
 /// # Errors
-/// No such key; no identity; no bazooka-rm answers.
+/// If there is no such key; without an identity; if no bazooka-rm answers.
 pub async fn remove_key(context: &Context, fingerprint: &str) -> Result<()> {
-    // A fingerprint has the letters of base64: of those, + and / mean something else in a URL, and % is none of them.
+    // A fingerprint is base64, whose `+` and `/` have other meanings in a URL; `%` doesn't occur in it.
     let word: String =
         fingerprint.chars().filter(|c| c.is_ascii_alphanumeric() || "+/:=".contains(*c)).collect();
     ask::<()>(context, Method::DELETE, &format!("/keys/{}", word.replace('+', "%2B")), None).await.map(drop)
 }
 
-/// The values of an env, opened by an rm that can. `snapshot` has the rms and how they are asked.
+/// Reads the values of an env, which a bazooka-rm with the key opens. `snapshot` has the rms and the credentials for
+/// them.
 ///
 /// # Errors
-/// No bazooka-rm answers that can open them. No value is in any error.
+/// If no bazooka-rm that can open them answers. No error contains a value.
 pub async fn vars(context: &Context, snapshot: &Snapshot, app: &AppName, env: EnvRef) -> Result<Vars> {
     let mut failure =
         Failure::new(Kind::PartMissing, format!("no bazooka-rm opens the config vars of app '{app}'"));
@@ -187,7 +187,7 @@ async fn ask<B: Serialize>(
         }
         match request.send().await {
             Ok(answer) => return read(answer).await,
-            // Both requests may be sent twice: the token, or the mark, is there already.
+            // Both requests may be repeated, because they carry a token or a mark.
             Err(error) => failure = failure.because(format!("{}: {}", rm.url, chain(&error))),
         }
     }
@@ -215,7 +215,7 @@ async fn read(answer: reqwest::Response) -> Result<reqwest::Response> {
     Err(if no.hint.is_empty() { failure } else { failure.hint(no.hint) })
 }
 
-/// An error with all that it names as its source, in one line.
+/// Formats an error and its sources in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut next = error.source();

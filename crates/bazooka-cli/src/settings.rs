@@ -1,7 +1,7 @@
-//! Where the coordinator is, when neither a flag nor the environment says so.
+//! Settings files, which say where the coordinator is if neither a flag nor the environment does.
 //!
-//! Owns the configuration files: `~/.config/bazooka/config.toml`, then `/etc/bazooka/bazooka.toml`.
-//! Each may hold `coordinator` (a URL or a list of them), `prefix` and `identity` (a folder).
+//! Owns the format of `~/.config/bazooka/config.toml` and `/etc/bazooka/bazooka.toml`, in this order of precedence.
+//! Each may contain `coordinator` (a URL or a list of them), `prefix` and `identity` (a folder).
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::failure::{Failure, Kind, Result};
 
-/// What a file may say.
+/// The contents of a settings file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -41,7 +41,7 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<S
 }
 
 impl Settings {
-    /// These, with what they don't say taken from others.
+    /// Fills the settings that are missing from `others`.
     pub fn or(self, others: Settings) -> Settings {
         Settings {
             coordinator: self.coordinator.or(others.coordinator),
@@ -51,17 +51,17 @@ impl Settings {
     }
 }
 
-/// The files, the user's own first.
+/// Returns the paths of the files, the user's own first.
 pub fn files(look_up: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     let own = look_up("XDG_CONFIG_HOME").or_else(|| look_up("HOME").map(|home| home.join(".config")));
     let own = own.filter(|dir| dir.is_absolute()).map(|dir| dir.join("bazooka/config.toml"));
     own.into_iter().chain([PathBuf::from("/etc/bazooka/bazooka.toml")]).collect()
 }
 
-/// What the files say together. One that isn't there says nothing.
+/// Reads the files and merges them; earlier ones take precedence. Missing files are skipped.
 ///
 /// # Errors
-/// If a file can't be read, or isn't what it should be.
+/// If a file can't be read or parsed.
 pub fn read(files: &[PathBuf]) -> Result<Settings> {
     files.iter().try_fold(Settings::default(), |settings, file| Ok(settings.or(read_one(file)?)))
 }
@@ -72,7 +72,7 @@ fn read_one(file: &Path) -> Result<Settings> {
     };
     let text = match std::fs::read_to_string(file) {
         Ok(text) => text,
-        // `~/.config` may be a file, for all we know.
+        // `~/.config` may be a file.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(Settings::default());
         }

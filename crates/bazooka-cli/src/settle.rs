@@ -1,7 +1,7 @@
-//! Waiting until services are as they are wanted.
+//! Settling: waits until services run as wanted.
 //!
-//! Owns what is said meanwhile, and the causes when it doesn't come about. How long is waited for what is [`crate::wait`]'s;
-//! what has come about is [`visor::progress`]'s judgement; what is printed is the command's.
+//! Owns the messages meanwhile, and the causes if they don't come to run as wanted. [`crate::wait`] decides how long
+//! to wait, [`visor::progress`] judges the progress, and the commands print the results.
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -26,24 +26,24 @@ use crate::{
     watch::Watch,
 };
 
-/// A line of standard output that grows by dots, and is ended however the command ends.
+/// A line of standard output that grows by dots. It is ended in all cases, also on failure.
 pub struct Line {
     words: String,
     is_dotted: bool,
 }
 
 impl Line {
-    /// Writes the line's words.
+    /// Begins the line with these words.
     pub fn begin(words: &str) -> Self {
         begin_open_line(words);
         Line { words: words.to_owned(), is_dotted: false }
     }
 
-    /// Adds dots.
+    /// Appends `n` dots to the line.
     pub fn dots(&mut self, n: usize) {
         if n > 0 {
             if !is_line_open() {
-                // Something was said in between: on a terminal that stands where the dots would.
+                // A message has ended the line; on a terminal it stands where the dots would be.
                 begin_open_line(&self.words);
                 self.is_dotted = false;
             }
@@ -59,7 +59,8 @@ impl Drop for Line {
     }
 }
 
-/// Which instances came to run since it began, and at which revision each was first seen so.
+/// The instances that have started running since the beginning, with the revision at which each was first seen
+/// running.
 #[derive(Clone, Debug, Default)]
 pub struct Arrivals {
     before: Vec<InstanceId>,
@@ -67,7 +68,7 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// Begins: what runs now has been there before.
+    /// Begins with the instances that run now; they don't count.
     pub fn begin(watch: &Watch) -> Self {
         let mut arrivals = Arrivals::default();
         arrivals.look(watch);
@@ -75,31 +76,31 @@ impl Arrivals {
         arrivals
     }
 
-    /// Takes note of what has come to run.
+    /// Records the instances that have started running.
     pub fn look(&mut self, watch: &Watch) {
         for id in watch.view().instances.keys() {
             let Some(status) = watch.status(*id).filter(|status| status.state == State::Running) else {
                 continue;
             };
             if !self.before.contains(id) {
-                // The first sight: a later report needn't concern routing, and proxies don't confirm it.
+                // Keep the first revision: a later status needn't concern routing, so proxies might never confirm it.
                 self.seen.entry(*id).or_insert(status.mod_revision);
             }
         }
     }
 
-    /// The revision that a proxy must have applied to route all of them that still run.
+    /// Returns the revision that a proxy must have applied to route all new instances that still run.
     fn to_be_routed(&self, watch: &Watch) -> Revision {
         let runs = |id: &InstanceId| watch.status(*id).is_some_and(|status| status.state == State::Running);
         self.seen.iter().filter(|(id, _)| runs(id)).map(|(_, revision)| *revision).max().unwrap_or(0)
     }
 }
 
-/// Waits until these services are as wanted, or as a pause keeps them, and the proxies know it; telling `on` of
-/// each look.
+/// Waits until these services run as wanted, or as a pause keeps them, and the proxies have applied it. Calls `on`
+/// after each change.
 ///
 /// # Errors
-/// If what is wanted fails, has no room, or takes too long: the change itself stands. What `on` fails with.
+/// If a service fails, has no room or takes too long; the change itself stands. The errors of `on`.
 ///
 /// # Cancel safety
 /// Nothing is lost.
@@ -121,7 +122,7 @@ pub async fn settle(
     Ok(())
 }
 
-/// Services that have yet to be as they are wanted.
+/// The services that don't run as wanted yet.
 struct Settling<'a, F> {
     watch: &'a mut Watch,
     procs: &'a [ProcName],
@@ -204,13 +205,13 @@ impl<F: FnMut(&Watch) -> Result<()>> Waited for Settling<'_, F> {
     }
 }
 
-/// What proxies can't serve of these services, in their words. Of what is not wanted to run nothing is missed.
+/// Returns the proxies' reasons why they can't serve these services. Services with nothing wanted are skipped.
 fn refusals(watch: &Watch, procs: &[ProcName]) -> Vec<String> {
     let wanted = procs.iter().filter(|proc| !watch.view().wanted(proc).is_empty());
     wanted.flat_map(|proc| unserved(watch.app(), proc, watch.proxies())).collect()
 }
 
-/// Which proxies can't serve a service, and why.
+/// Returns, for each proxy that can't serve a service, a line with the reason.
 pub fn unserved(
     app: &AppName,
     proc: &ProcName,
@@ -224,7 +225,7 @@ pub fn unserved(
     proxies.iter().filter_map(of).collect()
 }
 
-/// Says of each service that a pause keeps as it is.
+/// Prints a notice for each service whose rollout is paused.
 fn say_paused(watch: &Watch, procs: &[ProcName]) {
     let observed = watch.observed();
     let by = watch.view().pause.as_ref().map(|pause| pause.by.as_str()).unwrap_or_default();
@@ -239,7 +240,7 @@ fn say_paused(watch: &Watch, procs: &[ProcName]) {
     }
 }
 
-/// Waits until each proxy has what has come to run in force.
+/// Waits until each proxy routes the new instances.
 async fn routed(watch: &mut Watch, arrivals: &Arrivals) {
     let behind = |watch: &Watch| behind(watch, arrivals.to_be_routed(watch));
     if !until(watch, Instant::now() + PROXIES_FOLLOW, |watch| behind(watch).is_empty()).await {
@@ -247,7 +248,7 @@ async fn routed(watch: &mut Watch, arrivals: &Arrivals) {
     }
 }
 
-/// Waits until each proxy has everything up to a revision in force.
+/// Waits until each proxy has applied all changes up to a revision.
 pub async fn enforced(watch: &mut Watch, revision: Revision) {
     let is_enforced = |watch: &Watch| behind(watch, revision).is_empty() && watch.has(revision);
     if !until(watch, Instant::now() + PROXIES_FOLLOW, is_enforced).await {
@@ -255,13 +256,14 @@ pub async fn enforced(watch: &mut Watch, revision: Revision) {
     }
 }
 
-/// The proxies that haven't applied a revision, parted by commas.
+/// Returns the proxies that haven't applied a revision, separated by commas.
 fn behind(watch: &Watch, revision: Revision) -> String {
     let behind = watch.proxies().iter().filter(|(_, proxy)| proxy.applied < revision);
     behind.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// How long a service may show no progress: what its instances may take to start, to count, or to end.
+/// Returns how long a service may show no progress: the time that its instances may take to start, to count, or to
+/// end.
 fn limit_of(watch: &Watch, proc: &ProcName) -> Duration {
     let Some(row) = watch.view().procs.get(proc) else {
         return limit_of_run(&RunSettings::default(), Duration::ZERO);
@@ -269,12 +271,12 @@ fn limit_of(watch: &Watch, proc: &ProcName) -> Duration {
     limit_of_run(&row.run, Proc::min_ready(row))
 }
 
-/// How long an instance that is run so may take to start and to count, or to end.
+/// Returns how long an instance with these settings may take to start and to count, or to end.
 pub fn limit_of_run(run: &RunSettings, min_ready: Duration) -> Duration {
     (run.boot_timeout() + min_ready).max(DRAIN + run.stop_timeout()) + COMMAND_SLACK
 }
 
-/// The failure of a service of which what is wanted fails.
+/// Returns the failure of a service whose instances fail.
 fn stuck_failure(watch: &Watch, proc: &ProcName, progress: &Progress) -> Failure {
     let mut failure = Failure::new(Kind::Failed, format!("{proc} fails"));
     for (id, cause) in progress.failing.iter().take(3) {
@@ -294,7 +296,7 @@ fn stuck_failure(watch: &Watch, proc: &ProcName, progress: &Progress) -> Failure
     failure.hint(format!("the change stands; `bazooka why {id}` and `bazooka logs -p {proc}` tell more"))
 }
 
-/// `1 instance`, `2 instances`.
+/// Formats a number of instances: `1 instance`, `2 instances`.
 pub fn instances(n: u32) -> String {
     if n == 1 { "1 instance".to_owned() } else { format!("{n} instances") }
 }

@@ -1,6 +1,6 @@
-//! What reaches a terminal or a pipe.
+//! Output to a terminal or a pipe.
 //!
-//! Owns tables, times, sizes and colours, and that all text from outside is cleaned ([`visor::terminal`]) before a
+//! Owns tables, times, sizes and colours, and the cleaning ([`visor::terminal`]) of all outside text before a
 //! terminal gets it.
 
 use std::{
@@ -16,22 +16,22 @@ use visor::terminal;
 
 pub use visor::settings::size as bytes;
 
-/// What to do with control characters, colours and columns.
+/// The target of output, which decides on control characters, colours and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sink {
-    /// A person reads it.
+    /// A terminal: a person reads it.
     Terminal,
-    /// A program reads it.
+    /// A pipe or file: a program reads it.
     Pipe,
 }
 
 impl Sink {
-    /// What standard output is.
+    /// Returns the sink of standard output.
     pub fn stdout() -> Self {
         if io::stdout().is_terminal() { Sink::Terminal } else { Sink::Pipe }
     }
 
-    /// Whether colours are wanted there: on a terminal, unless `NO_COLOR` is set.
+    /// Reports whether to use colours: on a terminal, unless `NO_COLOR` is set.
     pub fn has_colours(self) -> bool {
         self == Sink::Terminal
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -39,13 +39,13 @@ impl Sink {
     }
 }
 
-/// Returns a text that steers no terminal ([`visor::terminal`]), on one line and in one cell of a table: tabs become
-/// spaces.
+/// Returns a text without terminal control characters ([`visor::terminal`]), on one line and in one cell of a table:
+/// tabs become spaces.
 pub fn clean(text: &str) -> String {
     terminal::clean(text).replace('\t', " ")
 }
 
-/// A value on one line with nothing lost: control characters as escapes, `''` where there is none.
+/// Returns a value on one line without loss: control characters as escapes, an empty value as `''`.
 pub fn escape(value: &str) -> String {
     if value.is_empty() {
         return "''".to_owned();
@@ -56,8 +56,7 @@ pub fn escape(value: &str) -> String {
         .collect()
 }
 
-/// Writes to standard output, at once. When nobody reads it any more, the command ends as SIGPIPE would
-/// have ended it.
+/// Writes to standard output and flushes it. If the reader has gone, the command ends as by SIGPIPE.
 pub fn put(text: &str) {
     let mut out = io::stdout().lock();
     if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
@@ -70,49 +69,49 @@ pub fn put_line(line: &str) {
     put(&format!("{line}\n"));
 }
 
-/// Whether a line of standard output has begun and not ended.
+/// True while a line of standard output has begun and not ended.
 static OPEN_LINE: AtomicBool = AtomicBool::new(false);
 
-/// Writes a line to standard output that is to grow.
+/// Begins a line of standard output that will grow.
 pub fn begin_open_line(words: &str) {
     OPEN_LINE.store(true, Ordering::Relaxed);
     put(words);
 }
 
-/// Whether what is written now goes on that line.
+/// Reports whether output would continue the open line.
 pub fn is_line_open() -> bool {
     OPEN_LINE.load(Ordering::Relaxed)
 }
 
-/// Ends that line, if nothing that was said has done so.
+/// Ends the open line, unless a message has already ended it.
 pub fn end_open_line() {
     if OPEN_LINE.swap(false, Ordering::Relaxed) {
         put("\n");
     }
 }
 
-/// Says something beside the data: on standard error. Where both are one terminal, it has a line of its own.
+/// Prints a message on standard error. If both outputs are one terminal, the message gets a line of its own.
 pub fn say(words: &str) {
     if io::stdout().is_terminal() && io::stderr().is_terminal() {
         end_open_line();
     }
-    // Nobody is left to be told of a closed standard error.
+    // A closed standard error can't be reported.
     let _ = writeln!(io::stderr().lock(), "{}", clean(words));
 }
 
-/// Writes a value as JSON.
+/// Prints a value as JSON.
 pub fn put_json(value: &impl Serialize) {
     let text = serde_json::to_string_pretty(value).expect("the shapes of listings are always valid JSON");
     put_line(&text);
 }
 
-/// Writes a value as one line of JSON.
+/// Prints a value as one line of JSON.
 pub fn put_json_line(value: &impl Serialize) {
     let text = serde_json::to_string(value).expect("the shapes of listings are always valid JSON");
     put_line(&text);
 }
 
-/// A listing with a head.
+/// A table with a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     head: Vec<&'static str>,
@@ -120,18 +119,18 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table without rows.
+    /// Creates a table without rows.
     pub fn new(head: &[&'static str]) -> Self {
         Table { head: head.to_vec(), rows: Vec::new() }
     }
 
-    /// Adds a row; what is empty is shown as a dash.
+    /// Adds a row; empty cells are shown as dashes.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let cells = cells.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { clean(&cell) });
         self.rows.push(cells.collect());
     }
 
-    /// In aligned columns on a terminal, else parted by tabs.
+    /// Formats the table: aligned columns on a terminal, else tab-separated.
     pub fn render(&self, sink: Sink) -> String {
         match sink {
             Sink::Pipe => {
@@ -150,24 +149,24 @@ impl Table {
                 for column in table.column_iter_mut() {
                     column.set_padding((0, 2)).set_cell_alignment(CellAlignment::Left);
                 }
-                // Trailing blanks would break a narrow terminal's lines in two.
+                // Trailing blanks would wrap lines on a narrow terminal.
                 table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
             }
         }
     }
 
-    /// Writes it to standard output.
+    /// Prints the table to standard output.
     pub fn put(&self) {
         put(&self.render(Sink::stdout()));
     }
 }
 
-/// How long ago, in one unit: `12s`, `5m`, `3h`, `4d`.
+/// Formats the time since `then` in one unit: `12s`, `5m`, `3h`, `4d`.
 pub fn ago(then: Timestamp, now: Timestamp) -> String {
     span(now.duration_since(then))
 }
 
-/// A time span in one unit. A negative one (clocks differ) is none.
+/// Formats a time span in one unit. A negative span (clocks differ) counts as zero.
 pub fn span(span: SignedDuration) -> String {
     let seconds = span.as_secs().max(0);
     match seconds {
@@ -178,14 +177,14 @@ pub fn span(span: SignedDuration) -> String {
     }
 }
 
-/// A cause with the next start as it stands now: what was written with it has aged since.
+/// Formats a cause with the time until the next start, computed now, because the one in the text has aged.
 pub fn cause(cause: &str, next_start_at: Option<Timestamp>, now: Timestamp) -> String {
     let Some(at) = next_start_at else { return cause.to_owned() };
     let told = cause.find("; next start in ").map_or(cause, |at| &cause[..at]);
     format!("{told}; next start in {}", span(at.duration_since(now)))
 }
 
-/// A moment in the reader's own time zone, to the second.
+/// Formats a time in the reader's time zone, to the second.
 pub fn moment(at: Timestamp) -> String {
     at.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }

@@ -1,13 +1,13 @@
-//! What a command is told to act on, as more than one command takes it.
+//! The targets of commands, as more than one command takes them.
 
 use std::str::FromStr;
 
 use visor::names::{InstanceId, InvalidName, ProcName};
 
-/// A proc, or one instance.
+/// A proc or one of its instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// All of a proc.
+    /// All instances of a proc.
     Proc(ProcName),
     /// One instance.
     Instance(InstanceId),
@@ -30,13 +30,13 @@ impl FromStr for Target {
 pub struct RevPrefix(String);
 
 impl RevPrefix {
-    /// The digits.
+    /// Returns the digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// It isn't the beginning of a rev's id.
+/// An error: the text isn't the beginning of a rev's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a rev is named by 4 or more of its hexadecimal digits")]
 pub struct InvalidRevPrefix;

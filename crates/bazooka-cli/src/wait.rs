@@ -1,13 +1,14 @@
-//! Waiting until a change has come about, and for how long.
+//! Waiting for a change to take effect, with a limit.
 //!
-//! Owns patience: what is said of a change that takes a while, and when a command gives up with which cause. Each command
-//! that waits says what it sees, and what it has to say of it ([`Waited`]); the deadlines are [`visor::deadlines`].
+//! Owns the messages while a change takes long, and when a command gives up and with which cause. Each command that
+//! waits implements [`Waited`] to report what it observes and to word its failures; the deadlines are in
+//! [`visor::deadlines`].
 //!
 //! ```text
-//! nothing happens     2 s: says who should act and isn't there     15 s: gives up, if somebody isn't
+//! no progress         2 s: names a daemon that should act and isn't there     15 s: gives up, if one isn't
 //!                     what an instance may take, and some slack: gives up
-//! nothing is known   15 s: gives up; the coordinator is out of touch
-//! no room            15 s: gives up with what each host says
+//! incomplete view    15 s: gives up; the coordinator is out of touch
+//! no room            15 s: gives up with each host's refusal
 //! ```
 
 mod patience;
@@ -28,68 +29,68 @@ use crate::{
 };
 use patience::{Patience, Step, Why};
 
-/// A service.
+/// A service: an app's proc.
 pub type Service = (AppName, ProcName);
 
-/// What is seen of something that is waited for.
+/// The observed state of a change that a command waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Look<S> {
-    /// Not all of it is known: the coordinator is out of touch, or has yet to tell the rest.
+    /// The view is incomplete: the coordinator is out of touch, or hasn't sent everything yet.
     Partial,
-    /// It has yet to come about.
+    /// The change hasn't taken effect yet.
     Waiting(Waiting<S>),
-    /// It has come about.
+    /// The change has taken effect.
     Done,
 }
 
-/// Something that has yet to come about.
+/// A change that hasn't taken effect yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting<S> {
-    /// What is seen of it: as long as that stays the same, nothing happens.
+    /// The observed state. While it stays equal, there is no progress.
     pub seen: S,
-    /// For how long nothing may happen.
+    /// How long there may be no progress.
     pub limit: Duration,
-    /// The services of which an instance has no place.
+    /// The services that have an instance without a place.
     pub without_room: Vec<Service>,
 }
 
-/// Something that a command waits for.
+/// A change that a command waits for.
 pub trait Waited {
-    /// What is seen of it.
+    /// The observed state of the change.
     type Seen: PartialEq;
 
-    /// Waits for a change of what is seen.
+    /// Waits for the observed state to change.
     ///
     /// # Cancel safety
     /// Nothing is lost.
     async fn next(&mut self);
 
-    /// Looks at it.
+    /// Returns the observed state.
     ///
     /// # Errors
-    /// It won't come about.
+    /// If the change can't take effect any more.
     fn look(&mut self) -> Result<Look<Self::Seen>>;
 
-    /// The failure of services that have had no place for too long.
+    /// Returns the failure for services that have had an instance without a place for too long.
     fn no_room(&self, services: &[Service]) -> Failure;
 
-    /// The failure of nothing happening for so long.
+    /// Returns the failure for no progress within `limit`.
     fn late(&self, limit: Duration) -> Failure;
 
-    /// The failure of nobody being there that could act, in the words for that.
+    /// Returns the failure for a missing daemon, which `missing` names.
     fn nobody(&self, missing: String) -> Failure;
 
-    /// The failure of a coordinator that is out of touch.
+    /// Returns the failure for a coordinator that is out of touch.
     fn out_of_touch(&self) -> Failure {
         Failure::new(Kind::Coordinator, "the coordinator has been out of touch for 15 s; the change stands")
             .hint("`bazooka ps -l` tells how it went on")
     }
 }
 
-/// Waits until it has come about.
+/// Waits until a change has taken effect.
 ///
 /// # Errors
-/// It won't, or takes too long: the change itself stands.
+/// If it can't, or takes too long; the change itself stands.
 ///
 /// # Cancel safety
 /// Nothing is lost.
@@ -120,10 +121,10 @@ pub async fn wait(context: &Context, waited: &mut impl Waited) -> Result<()> {
     }
 }
 
-/// Waits until a watch shows a change that was made, so that nothing is judged by a view from before it.
+/// Waits until a watch shows the change that was made, so that no decision uses an older view.
 ///
 /// # Errors
-/// The coordinator is out of touch.
+/// If the coordinator is out of touch.
 ///
 /// # Cancel safety
 /// Nothing is lost.
@@ -131,7 +132,7 @@ pub async fn shown(context: &Context, watch: &mut Watch, is_shown: impl FnMut(&W
     wait(context, &mut Showing { watch, is_shown }).await
 }
 
-/// A change that a watch has yet to show.
+/// A change that a watch doesn't show yet.
 struct Showing<'a, F> {
     watch: &'a mut Watch,
     is_shown: F,
@@ -161,7 +162,7 @@ impl<F: FnMut(&Watch) -> bool> Waited for Showing<'_, F> {
     }
 }
 
-/// Waits for a condition until a moment, and returns whether it holds.
+/// Waits for a condition until `end`, and returns whether it holds.
 ///
 /// # Cancel safety
 /// Nothing is lost.

@@ -1,7 +1,7 @@
-//! An app as it is at every moment: its own rows, and what is said on each host that has an instance of it.
+//! A live view of an app: its own rows, and its instances' rows on each host.
 //!
-//! Owns which keys are watched. The app's rows say which hosts have instances; those hosts alone are
-//! watched, from the moment when the first instance is placed there. Never the whole cluster.
+//! Owns the choice of watched keys. The app's rows say which hosts have instances; only those hosts are watched, from
+//! the moment that the first instance is placed there. It never watches the whole cluster.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use visor::{
     store::{Revision, SharedStore},
 };
 
-/// The place of the app's own rows among a mirror's scopes (see [`keys::app`]).
+/// The index of the app's own rows among a mirror's scopes (see [`keys::app`]).
 const BELOW_APP: usize = 1;
 
 /// A live view of an app.
@@ -25,27 +25,27 @@ pub struct Watch {
     store: SharedStore,
     own: Mirror<Snapshot>,
     hosts: BTreeMap<HostName, Mirror<Snapshot>>,
-    /// What [`Watch::view`] shows of an app that has no row.
+    /// The view for an app without rows.
     nothing: AppView,
 }
 
-/// An app as it was seen at one moment.
+/// An app's state at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
-    /// Its own rows.
+    /// The app's own rows.
     pub view: AppView,
-    /// What its instances are meant to do.
+    /// The assignments of its instances.
     pub assigned: BTreeMap<InstanceId, Assignment>,
-    /// What their hosts say of them.
+    /// The statuses that hosts report for its instances.
     pub statuses: BTreeMap<InstanceId, Status>,
-    /// What a proxy can't serve of it, by proxy and service.
+    /// The reasons why a proxy can't serve a service of the app, by proxy and service.
     pub refused: BTreeMap<(HostName, String), String>,
 }
 
 impl Watch {
-    /// Starts to watch, and waits for the first complete view.
+    /// Starts the watch, and waits for the first complete view.
     ///
-    /// It waits as long as it takes: read something first, so that a coordinator that is out of reach is noticed.
+    /// There is no time limit: read something first, so that an unreachable coordinator is noticed.
     pub async fn open(store: SharedStore, app: AppName) -> Watch {
         let mut scopes = keys::app(&app);
         scopes.push(keys::proxies());
@@ -58,7 +58,7 @@ impl Watch {
         watch
     }
 
-    /// Waits for a change; the keys that changed, sorted.
+    /// Waits for a change, and returns the changed keys, sorted.
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -78,44 +78,44 @@ impl Watch {
         changes
     }
 
-    /// Whether everything is known and believed true.
+    /// Reports whether the view is complete and up to date.
     pub fn is_whole(&self) -> bool {
         self.own.is_synced() && self.hosts.values().all(Mirror::is_synced)
     }
 
-    /// Whether a write to the app's own rows at this revision has arrived.
+    /// Reports whether the view includes a write to the app's own rows at this revision.
     pub fn has(&self, revision: Revision) -> bool {
         self.own.scope_revision(BELOW_APP) >= revision
     }
 
-    /// Its name.
+    /// Returns the app's name.
     pub fn app(&self) -> &AppName {
         &self.app
     }
 
-    /// The app.
+    /// Returns the app's own rows.
     pub fn view(&self) -> &AppView {
         self.view_of_own().unwrap_or(&self.nothing)
     }
 
-    /// The proxies.
+    /// Returns the proxies.
     pub fn proxies(&self) -> &BTreeMap<HostName, Versioned<Proxy>> {
         &self.own.image().proxies
     }
 
-    /// What a host says of an instance.
+    /// Returns the status that a host reports for an instance.
     pub fn status(&self, id: InstanceId) -> Option<&Versioned<Status>> {
         let host = &self.view().instances.get(&id)?.host;
         self.hosts.get(host)?.image().hosts.get(host)?.status.get(&id)
     }
 
-    /// What an instance is meant to do.
+    /// Returns the assignment of an instance.
     pub fn assigned(&self, id: InstanceId) -> Option<&Versioned<Assignment>> {
         let host = &self.view().instances.get(&id)?.host;
         self.hosts.get(host)?.image().hosts.get(host)?.assigned.get(&id)
     }
 
-    /// What [`visor::progress`] judges by.
+    /// Returns the state from which [`visor::progress`] judges.
     pub fn observed(&self) -> Observed<'_> {
         let mut observed = Observed::default();
         for id in self.view().instances.keys() {
@@ -129,7 +129,7 @@ impl Watch {
         observed
     }
 
-    /// All of it as it stands, for a comparison later.
+    /// Returns a copy of the current state, to compare with later.
     pub fn seen(&self) -> Seen {
         let view = self.view().clone();
         let assigned = view.instances.keys().filter_map(|id| Some((*id, self.assigned(*id)?.value.clone())));

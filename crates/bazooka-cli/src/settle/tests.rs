@@ -1,4 +1,4 @@
-//! What is waited for, and for how long, while time stands still.
+//! Tests of what commands wait for and how long, with paused time.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use visor::{
 
 use super::*;
 
-/// An app with a released `web`, of which one is wanted, on a store in memory; time stands still.
+/// An app with a released `web` of which one instance is wanted, on a store in memory, with paused time.
 pub(crate) struct Rig {
     pub context: Context,
     pub store: ModelStore,
@@ -48,7 +48,7 @@ impl Rig {
         Rig { context: Context::new(visor, None, None, false), store, app, web }
     }
 
-    /// What a command begins with that is called for this app: nothing is known of the cluster.
+    /// Returns the context of a new command for this app, with nothing read yet.
     pub fn fresh(&self) -> Context {
         Context::new(Visor::new(self.store.shared()), None, Some(self.app.clone()), false)
     }
@@ -57,7 +57,7 @@ impl Rig {
         self.context.visor.commit(Change::new().put(key, value)).await.expect("the model answers");
     }
 
-    /// Waits for it, and says how long that took.
+    /// Settles, and returns how long that took.
     async fn settle(&self) -> (Duration, Result<()>) {
         let mut watch = Watch::open(self.context.visor.store().clone(), self.app.clone()).await;
         let mut arrivals = Arrivals::begin(&watch);
@@ -72,7 +72,7 @@ impl Rig {
         self.write(&Key::Leader, &leader).await;
     }
 
-    /// A host that answers for its instances.
+    /// Registers a host that answers for its instances.
     async fn host(&self) {
         let host: HostName = "h1".parse().expect("valid");
         let row = serde_json::json!({

@@ -1,6 +1,6 @@
-//! Since when something has been waited for, and what is to be done about it.
+//! Patience: how long a command has waited, and its next step.
 //!
-//! Pure: it is told the time, and neither sleeps nor speaks.
+//! Pure: the caller passes the time; nothing here sleeps or prints.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,35 +9,35 @@ use visor::deadlines::{COMMAND_QUIET, NO_ROOM, NOBODY, OUT_OF_TOUCH};
 
 use super::{Service, Waiting};
 
-/// What a command that waits does next.
+/// The next step of a command that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// It looks again after a change, or then.
+    /// Sleep until a change or this time, then observe again.
     Sleep {
-        /// When.
+        /// The time to observe again at the latest.
         until: Instant,
     },
-    /// It finds out who should act and isn't there.
+    /// Check whether a daemon that should act is missing.
     AskWhoActs {
-        /// Whether it gives up if somebody isn't.
+        /// True if the command gives up when one is missing.
         is_last: bool,
     },
-    /// It gives up.
+    /// Give up.
     GiveUp(Why),
 }
 
-/// Why a command gives up.
+/// The reason for giving up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
     /// The coordinator has been out of touch for too long.
     OutOfTouch,
-    /// These services have had no place for too long.
+    /// These services have had an instance without a place for too long.
     NoRoom(Vec<Service>),
-    /// Nothing has happened for so long.
+    /// There has been no progress for this long.
     Late(Duration),
 }
 
-/// How often it was asked who should act, since something happened last.
+/// How often the daemons have been checked since the last progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Never,
@@ -45,10 +45,10 @@ enum Asked {
     ForTheLastTime,
 }
 
-/// Since when something has been waited for.
+/// The times since which a command has been waiting.
 #[derive(Debug)]
 pub struct Patience<S> {
-    /// What was seen at the last change, and since when.
+    /// The state at the last progress, which was at `since`.
     seen: Option<S>,
     since: Instant,
     asked: Asked,
@@ -62,13 +62,13 @@ impl<S: PartialEq> Patience<S> {
         Patience { seen: None, since: now, asked: Asked::Never, out_of_touch: None, no_room: BTreeMap::new() }
     }
 
-    /// What to do while not all is known.
+    /// Returns the next step while the view is incomplete.
     pub fn out_of_touch(&mut self, now: Instant) -> Step {
         let until = *self.out_of_touch.get_or_insert(now) + OUT_OF_TOUCH;
         if now < until { Step::Sleep { until } } else { Step::GiveUp(Why::OutOfTouch) }
     }
 
-    /// What to do while it has yet to come about.
+    /// Returns the next step while the change hasn't taken effect.
     pub fn waits(&mut self, now: Instant, waiting: Waiting<S>) -> Step {
         let Waiting { seen, limit, without_room } = waiting;
         self.out_of_touch = None;
@@ -115,7 +115,7 @@ mod tests {
         Waiting { seen, limit: LIMIT, without_room: Vec::new() }
     }
 
-    /// The steps that are no sleep, each with its second, when what is seen is as `seen` says.
+    /// Returns the steps other than sleep, each with its second, if `seen` gives the state at each second.
     fn steps(seen: impl Fn(u64) -> Waiting<u32>) -> Vec<(u64, Step)> {
         let begin = Instant::now();
         let mut patience = Patience::new(begin);
@@ -144,7 +144,7 @@ mod tests {
         let ask = |is_last| Step::AskWhoActs { is_last };
         let late = Step::GiveUp(Why::Late(LIMIT));
         assert_eq!(steps(|_| waiting(0)), [(2, ask(false)), (15, ask(true)), (90, late.clone())]);
-        // What happens at the tenth second begins it anew.
+        // The change at the tenth second starts the waiting over.
         let seen = |second| waiting(u32::from(second >= 10));
         assert_eq!(steps(seen), [(2, ask(false)), (12, ask(false)), (25, ask(true)), (100, late)]);
     }
