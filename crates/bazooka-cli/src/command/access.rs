@@ -1,4 +1,5 @@
-//! `bazooka access` and `bazooka whoami`: who takes part, whose each app is, and who asks.
+//! `bazooka access`: who takes part in the cluster and who may use each app. It shares its rows with `bazooka
+//! whoami`.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(!matches!(self.action, None | Some(Action::List)), Audited::ByRm)
     }
@@ -51,10 +52,10 @@ pub struct Grant {
     pub operator: bool,
 }
 
-/// Grants, revokes or lists.
+/// Grants, revokes or lists access.
 ///
 /// # Errors
-/// Who may not; unknown names; no bazooka-rm.
+/// A user that may not; unknown names; no bazooka-rm.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     match args.action.unwrap_or(Action::List) {
         Action::List => list(context).await,
@@ -91,7 +92,7 @@ async fn change(context: &Context, args: &Grant, how: &str) -> Result<String> {
     })
 }
 
-/// What somebody may.
+/// The access of one identity.
 #[derive(Serialize)]
 pub struct Row {
     pub who: Identity,
@@ -100,7 +101,7 @@ pub struct Row {
     pub apps: Vec<AppName>,
 }
 
-/// What each of them may, by name.
+/// Returns the access of each identity, by name.
 pub fn rows(all: &Snapshot) -> Vec<Row> {
     let mut rows: BTreeMap<Identity, Row> = BTreeMap::new();
     let row = |who: &Identity| Row { who: who.clone(), admitted: false, operator: false, apps: Vec::new() };

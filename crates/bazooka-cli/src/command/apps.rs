@@ -1,4 +1,4 @@
-//! `bazooka apps`.
+//! `bazooka apps`: the list of apps.
 
 use serde::Serialize;
 use visor::{
@@ -19,7 +19,7 @@ use crate::{
 pub struct Args {}
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Shows
     }
@@ -40,7 +40,7 @@ struct Row {
 /// Lists the apps.
 ///
 /// # Errors
-/// The store's.
+/// Those of the store.
 pub async fn run(context: &Context, _: Args) -> Result<()> {
     let rows = rows(&context.visor.read(vec![keys::apps()]).await?);
     if context.json {

@@ -1,4 +1,4 @@
-//! `bazooka audit`: who did what, when, and from where.
+//! `bazooka audit`: the changes, with who made each, when and from where.
 
 use serde::Serialize;
 use visor::{
@@ -25,7 +25,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Shows
     }
@@ -35,21 +35,21 @@ impl Args {
 struct Row {
     at: jiff::Timestamp,
     who: String,
-    /// Who wrote it down: for a daemon, on somebody's word.
+    /// The identity that wrote the entry. A daemon writes entries on behalf of users.
     written_by: Identity,
     from: String,
     app: Option<AppName>,
     what: String,
 }
 
-/// Lists the last entries, of all apps or, with `-a`, of one.
+/// Lists the last entries of all apps, or with `-a` of one.
 ///
 /// # Errors
-/// The store's.
+/// Those of the store.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let Args { lines } = args;
     let all = context.visor.read(vec![keys::audit()]).await?;
-    // In the order in which they were written: a clock may be wrong, a revision isn't.
+    // In the order of their revisions, because a clock may be wrong.
     let mut entries: Vec<(&(AuditId, Identity), &Versioned<AuditEntry>)> = all.audit.iter().collect();
     entries.sort_by_key(|(_, entry)| entry.create_revision);
     let of_app = |entry: &AuditEntry| context.said().is_none_or(|app| entry.app.as_ref() == Some(app));

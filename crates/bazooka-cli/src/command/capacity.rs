@@ -1,7 +1,7 @@
-//! `bazooka capacity`: what is reserved, used and free, how many more of a service fit, and what would be lost.
+//! `bazooka capacity`: what is reserved, used and free, how many more instances fit, and what a failure would lose.
 //!
-//! The reckoning is `visor::capacity`, the same as the converger's. Nothing is measured: an instance takes its memory
-//! limit, one without is reckoned at 16 MiB.
+//! `visor::capacity` computes it, as for the converger. Nothing is measured: an instance counts with its memory
+//! limit, and without a limit with 16 MiB.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -32,7 +32,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Shows
     }
@@ -47,13 +47,13 @@ pub struct Service {
     pub proc: ProcName,
 }
 
-/// It isn't a service.
+/// The error for a text that isn't a service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidService {
-    /// Not of that form.
+    /// The text doesn't have the form `APP/PROC`.
     #[error("a service is APP/PROC, for example goto-rocket/web")]
     Form,
-    /// A name is not valid.
+    /// A name is invalid.
     #[error(transparent)]
     Name(#[from] InvalidName),
 }
@@ -84,7 +84,7 @@ struct Answer {
     losses: Vec<Loss>,
 }
 
-/// Shows it; with a proc or a service, how many more of that fit, too.
+/// Shows the capacity; with a proc or a service, also how many more instances of it fit.
 ///
 /// # Errors
 /// Unknown apps and procs; the store's.

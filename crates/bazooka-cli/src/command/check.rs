@@ -1,6 +1,6 @@
-//! `bazooka check`: whether the coordinator's rows fit together; with `--repair`, mends those that can be.
+//! `bazooka check`: checks that the coordinator's rows are consistent; with `--repair`, repairs what can be repaired.
 //!
-//! What is wrong is a failure, so that a timer can tell: exit 1 while a finding is left. `visor::check` has the rules.
+//! It exits with 1 while findings remain, so that a timer can react. `visor::check` has the rules.
 
 use std::time::Duration;
 
@@ -27,27 +27,27 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(self.repair, Audited::WordsOfNoApp)
     }
 }
 
-/// What a converger clears up is looked at again after this time: it has had it long done.
+/// The time after which a finding that a converger may clear up is checked again; the converger is long done by then.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 #[derive(Serialize)]
 struct Answer {
     revision: Revision,
     findings: Vec<Finding>,
-    /// Keys that this version doesn't know; no finding, since they may be a newer version's.
+    /// Keys that this version doesn't know. They aren't findings, because a newer version may use them.
     unknown_keys: Vec<String>,
 }
 
-/// Looks, and mends if it is asked to.
+/// Checks, and repairs with `--repair`.
 ///
 /// # Errors
-/// Findings that are left; the store's.
+/// Remaining findings; the store's.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let Args { repair } = args;
     let mut answer = look(context).await?;
@@ -88,7 +88,7 @@ async fn look(context: &Context) -> Result<Answer> {
     Ok(Answer { revision: stock.snapshot.revision, findings, unknown_keys: stock.unknown })
 }
 
-/// Carries out what can be mended, one transaction each, and says of each what came of it.
+/// Repairs the findings that can be repaired, each in a transaction, and prints the result of each.
 async fn mend(context: &Context, findings: &[Finding]) -> Result<()> {
     for finding in findings {
         let Some(change) = &finding.mend else { continue };

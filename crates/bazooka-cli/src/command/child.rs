@@ -1,7 +1,7 @@
-//! Becoming a program that ends with its parent.
+//! `bazooka child`: becomes a program that ends with its parent.
 //!
-//! `bazooka dev` starts each part through this: the kernel sends SIGTERM when `dev` dies, however it
-//! dies, so that nothing of the cluster is left behind.
+//! `bazooka dev` starts each part through this command. The kernel sends the part SIGTERM when `dev` dies, however it
+//! dies, so that no part is left behind.
 
 use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
 
@@ -29,17 +29,16 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Local { prints_json: false }
     }
 }
 
-/// Replaces this process by a program, after asking for SIGTERM at the parent's end. It returns only if
-/// that fails.
+/// Replaces this process by a program, after arranging for SIGTERM at the parent's end. Returns only if that fails.
 ///
 /// # Errors
-/// If the program can't be started, or the parent has gone meanwhile.
+/// If the program can't be started, or the parent has ended meanwhile.
 pub fn run(_: &Invocation, args: Args) -> Result<()> {
     let Args { of: parent, command } = args;
     let [program, args @ ..] = &command[..] else {
@@ -49,7 +48,7 @@ pub fn run(_: &Invocation, args: Args) -> Result<()> {
         Failure::from_error(Kind::Failed, format!("{} can't be started", Path::new(program).display()), error)
     };
     prctl::set_pdeathsig(Signal::SIGTERM).map_err(|error| failed(&error))?;
-    // A parent that died before that was asked for sends nothing any more.
+    // If the parent died before the call, the kernel sends no signal.
     if u32::try_from(getppid().as_raw()) != Ok(parent) {
         return Err(Failure::new(Kind::Failed, "the parent has gone"));
     }

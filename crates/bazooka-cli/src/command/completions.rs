@@ -1,4 +1,4 @@
-//! `bazooka completions`: what a shell needs in order to complete `bazooka`'s words.
+//! `bazooka completions`: completion scripts for shells.
 
 use clap::CommandFactory;
 use clap_complete::Shell;
@@ -13,13 +13,13 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Local { prints_json: false }
     }
 }
 
-/// Prints a shell's completions.
+/// Prints the completion script of a shell.
 ///
 /// # Errors
 /// None.

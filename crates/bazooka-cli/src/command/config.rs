@@ -1,8 +1,8 @@
-//! `bazooka config`: an app's config vars, which its instances find in their environment.
+//! `bazooka config`: an app's config vars, which its instances get as environment variables.
 //!
-//! Each change makes a new immutable env and a release of it. It is sealed here, before it goes anywhere
-//! ([`visor::seal`]); what is there already is opened by a bazooka-rm. A value is shown by `list` and `get` alone:
-//! never in an error, a log or a release's reason.
+//! Each change makes a new immutable env and a release of it. This command seals the env before it sends it anywhere
+//! ([`visor::seal`]); a bazooka-rm opens the existing one. Only `list` and `get` show values: an error, a log or a
+//! release's reason never does.
 
 use std::{
     cell::Cell,
@@ -35,11 +35,11 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         match &self.action {
             None | Some(Action::List | Action::Get { .. }) => CommandKind::Shows,
-            // Never a value.
+            // The names only, never a value.
             Some(Action::Set { pairs, .. }) => {
                 let names: Vec<&str> =
                     pairs.iter().map(|pair| pair.split('=').next().unwrap_or_default()).collect();
@@ -87,7 +87,7 @@ pub enum Action {
 /// Shows or changes config vars.
 ///
 /// # Errors
-/// Names that are not valid; a release that can't run with the new ones.
+/// Invalid names; a release that can't run with the new config vars.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     match args.action.unwrap_or(Action::List) {
         Action::List => list(context).await,
@@ -112,7 +112,7 @@ fn var_name(name: &str) -> Result<String> {
     Ok(name.into())
 }
 
-/// The vars that these say, each as NAME=VALUE.
+/// Parses config vars from NAME=VALUE arguments.
 fn vars_of<'a>(pairs: impl Iterator<Item = &'a str>) -> Result<Vars> {
     let vars: Result<BTreeMap<String, String>, InvalidVar> =
         pairs.map(|said| vars::pair(said).map(|(name, value)| (name.into(), value.to_owned()))).collect();
@@ -157,7 +157,7 @@ async fn get(context: &Context, name: &str) -> Result<()> {
     } else if Sink::stdout() == Sink::Terminal {
         put_line(&clean(value));
     } else {
-        // A program gets it as it is.
+        // A program gets the value unescaped.
         put(&format!("{value}\n"));
     }
     Ok(())
@@ -167,7 +167,7 @@ async fn change(context: &Context, set: Vars, unset: BTreeSet<String>, no_wait: 
     let app = context.app().await?;
     let new = release_of(context, &set, &unset);
     let said = Cell::new(false);
-    // Each time that another's env comes first, it is made anew from that.
+    // If another user's env comes first, the change is applied to that env.
     let made = async || {
         let now = current(context, &app).await?;
         if !said.replace(true) {
@@ -195,7 +195,7 @@ fn release_of(context: &Context, set: &Vars, unset: &BTreeSet<String>) -> NewRel
     }
 }
 
-/// The vars that come of a change.
+/// Returns the config vars after a change.
 fn changed(before: &Vars, set: &Vars, unset: &BTreeSet<String>) -> Vars {
     let mut vars = before.clone();
     let map = vars.as_map_mut();
@@ -204,10 +204,10 @@ fn changed(before: &Vars, set: &Vars, unset: &BTreeSet<String>) -> Vars {
     vars
 }
 
-/// Config vars from standard input: JSON as `config --json` prints it, or lines of NAME=VALUE.
+/// Reads config vars from standard input: JSON as `config --json` prints it, or lines of NAME=VALUE.
 async fn from_stdin() -> Result<Vars> {
     let mut text = Zeroizing::new(String::new());
-    // More than that can't be set, with all the quotes that it may be written with.
+    // The limit on config vars, with room for the longest escapes.
     let mut input = tokio::io::stdin().take(8 * MOST_BYTES as u64);
     let read = input.read_to_string(&mut text).await;
     read.map_err(|error| usage(format!("standard input can't be read: {error}")))?;
@@ -216,7 +216,7 @@ async fn from_stdin() -> Result<Vars> {
 
 fn pairs_in(text: &str) -> Result<Vars> {
     if text.trim_start().starts_with('{') {
-        // The library's own words could have a value in them.
+        // The parser's own message could contain a value.
         let vars: Vars = serde_json::from_str(text)
             .map_err(|_| usage("standard input isn't JSON of the kind that `config --json` prints"))?;
         for (name, value) in vars.as_map() {

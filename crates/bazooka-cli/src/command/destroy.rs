@@ -1,4 +1,4 @@
-//! `bazooka destroy`: an app goes, with its instances, its releases and its repository.
+//! `bazooka destroy`: removes an app, with its instances, its releases and its repository.
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
@@ -28,16 +28,16 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Changes(Audited::ByRm)
     }
 }
 
-/// Draining (30 s), stopping (30 s unless set otherwise), and forgetting the rows.
+/// How long destroying may take: draining (30 s), stopping (30 s unless set otherwise), and deleting the rows.
 const GONE_IN: Duration = Duration::from_secs(120);
 
-/// Destroys an app, once its name has been said again.
+/// Destroys an app, after the user has repeated its name.
 ///
 /// # Errors
 /// A wrong name; no such app; no bazooka-rm; instances that don't end.
@@ -54,7 +54,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         }
         None => {
             let (asked, instances) = (app.clone(), view.instances.len());
-            // Off this thread, which waits for Ctrl-C meanwhile.
+            // On a thread of its own, because this thread waits for Ctrl-C.
             let asking = tokio::task::spawn_blocking(move || ask(&asked, instances));
             asking.await.map_err(|error| Failure::new(Kind::Failed, error.to_string()))??;
         }
@@ -93,7 +93,7 @@ fn ask(app: &AppName, instances: usize) -> Result<()> {
         return Err(Failure::new(Kind::Usage, what).hint(hint));
     }
     let mut words = io::stderr().lock();
-    // Without the question nobody would answer, and then nothing is destroyed.
+    // If the question can't be printed, there is no answer, and nothing is destroyed.
     let _ = write!(
         words,
         "This ends {} of '{app}' and removes its releases and its repository.\n\
@@ -101,7 +101,7 @@ fn ask(app: &AppName, instances: usize) -> Result<()> {
         settle::instances(u32::try_from(instances).unwrap_or(u32::MAX))
     )
     .and_then(|()| words.flush());
-    // While this waits, others have something to say.
+    // Release standard error for other messages while the question waits.
     drop(words);
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);

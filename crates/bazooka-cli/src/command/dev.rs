@@ -1,14 +1,13 @@
 //! `bazooka dev`: a whole cluster on this machine, in the foreground.
 //!
-//! Owns the order of things: what is checked before anything starts, who starts before whom, and who
-//! ends before whom. It does nothing in the cluster itself: every part is the real program, as a child
-//! with its own state folder, log and ports.
+//! Owns the checks before anything starts, and the order in which the parts start and stop. It does nothing in the
+//! cluster itself: every part is the real program, as a child with its own state folder, log and ports.
 //!
 //! ```text
 //! start  etcd ─▶ bazooka-rm ─▶ converger ─▶ bazooka-pm of each host ─▶ bazooka-proxy with HAProxy
 //! stop   converger ─▶ bazooka-pm of each host, with its instances ─▶ proxy, HAProxy ─▶ rm ─▶ etcd
 //! ```
-//! The converger goes first, so that it doesn't replace what is being stopped.
+//! The converger stops first, so that it doesn't replace the instances that are being stopped.
 
 mod isolation;
 mod orphans;
@@ -78,26 +77,25 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Local { prints_json: false }
     }
 }
 
-/// How long a part may take until it is ready: a busy machine, a cold disk.
+/// How long a part may take to become ready, on a busy machine with a cold disk.
 const READY_FOR: Duration = Duration::from_secs(60);
 
-/// How many notices may wait until they are printed; then the parts' supervision waits, too.
+/// The number of notices that may queue for printing; beyond it, the supervision of the parts waits too.
 const WAITING_NOTICES: usize = 64;
 
-/// How often it is said what is being waited for at the end.
+/// The interval at which `dev` prints what it waits for while it stops.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs the cluster until Ctrl-C or SIGTERM.
 ///
 /// # Errors
-/// If something is missing or taken, or a part doesn't become ready. Whatever was started has ended
-/// by then.
+/// If a program is missing, a port is taken, or a part doesn't become ready. All started parts have ended by then.
 pub fn run(invocation: &Invocation, args: Args) -> Result<()> {
     if let Some(flag) = invocation.coordinator_flag() {
         let what = format!("--{flag} is not for dev: its cluster has a coordinator of its own");
@@ -111,8 +109,8 @@ async fn run_cluster(args: &Args) -> Result<()> {
         .domain
         .parse()
         .map_err(|error| Failure::from_error(Kind::Usage, "--domain is not valid", &error))?;
-    // Instances have users of their own, who read their slugs wherever the state is, whatever this user
-    // keeps from others by default. What is secret has a mode of its own.
+    // Each instance has its own user, who must be able to read its slug below the state folder, whatever this user's
+    // umask. Secret files have a mode of their own.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let state = State::open(args.state.as_deref())?;
     let programs = Programs::find()?;
@@ -147,7 +145,7 @@ async fn run_cluster(args: &Args) -> Result<()> {
     ended
 }
 
-/// How to use it. The first line is what `deploy/up` waits for and reads.
+/// Prints how to use the cluster. `deploy/up` waits for the first line and reads it.
 fn welcome(args: &Args) {
     let port = if args.public_port == 80 { String::new() } else { format!(":{}", args.public_port) };
     put_line(&format!("ready: each app's web proc answers at http://<app>.{}{port}/", args.domain));
@@ -160,7 +158,7 @@ fn welcome(args: &Args) {
     put_line("Ctrl-C stops all of it");
 }
 
-/// Who reaches the apps.
+/// Returns who can reach the apps.
 fn reach(public: IpAddr) -> String {
     if public.is_loopback() {
         return "        to this machine alone; --public-address 0.0.0.0 opens apps and services to others"
@@ -171,16 +169,16 @@ fn reach(public: IpAddr) -> String {
     format!("        apps and services are open to other machines, on {at}")
 }
 
-/// The parts that run, in the order in which they were started.
+/// The running parts, in the order in which they were started.
 #[derive(Default)]
 struct Cluster {
     running: Vec<Running>,
-    /// What prints notices, and what waits for orphans. They end with this.
+    /// The tasks that print notices and reap orphans. They end with this.
     tasks: JoinSet<()>,
 }
 
 impl Cluster {
-    /// Starts each part and waits for it; false if it is to end before that.
+    /// Starts each part and waits until it is ready; returns false if the user interrupts that.
     async fn start(
         &mut self,
         args: &Args,
@@ -194,7 +192,7 @@ impl Cluster {
                 say(&format!("{part}: {words}"));
             }
         });
-        // The hosts don't need each other: they start side by side.
+        // The hosts don't depend on each other, so they start at the same time.
         let mut waiting: Vec<usize> = Vec::new();
         for part in parts {
             let kind = part.kind;
@@ -208,7 +206,7 @@ impl Cluster {
         self.all_ready(&mut waiting, args, shutdown).await
     }
 
-    /// Waits until these are ready, with a line for each; false if it is to end before that.
+    /// Waits until these parts are ready, and prints a line for each; returns false if the user interrupts that.
     async fn all_ready(
         &mut self,
         waiting: &mut Vec<usize>,
@@ -238,7 +236,7 @@ impl Cluster {
         Ok(true)
     }
 
-    /// Waits until a task ends that never does: parts would die unnoticed from then on.
+    /// Waits until one of the supervising tasks ends, which should never happen: parts would then die unnoticed.
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -253,7 +251,7 @@ impl Cluster {
         Failure::new(Kind::Failed, what).hint("start it again")
     }
 
-    /// Ends all parts, each kind after the one that needs it.
+    /// Ends all parts, each kind after the kinds that need it.
     async fn stop(&mut self) {
         if self.running.is_empty() {
             return;
@@ -285,7 +283,7 @@ impl Cluster {
     }
 }
 
-/// Waits until etcd answers, or its process has given up.
+/// Waits until etcd answers, or its process has died too often.
 async fn etcd_answers(port: u16, part: &mut Running) -> Result<String, StartError> {
     let url = format!("http://127.0.0.1:{port}");
     let store = EtcdStore::new(EtcdConfig::new(vec![url.clone()], "/bazooka"));

@@ -1,7 +1,7 @@
-//! `bazooka events`: what happens to an app, as it happens.
+//! `bazooka events`: changes of an app, as they happen.
 //!
-//! Nothing records events: each is the difference between two looks at the app's rows, so that what
-//! is told is what has become so. [`tell`] is pure.
+//! The cluster doesn't record events. Each event is a difference between two successive views of the app's rows.
+//! [`tell`] is pure.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -27,30 +27,30 @@ use crate::{
 pub struct Args {}
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Follows
     }
 }
 
-/// How long the coordinator may be silent before that is told.
+/// How long the coordinator may be out of touch before a notice.
 const OUT_OF_TOUCH_AFTER: Duration = Duration::from_secs(3);
 
-/// Something that has become so.
+/// A change of the app.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Event {
-    /// Of what: `app`, `rev`, `env`, `release`, `formation`, `pending`, `instance`, `proxy`.
+    /// The kind of the changed thing: `app`, `rev`, `env`, `release`, `formation`, `pending`, `instance` or `proxy`.
     pub of: &'static str,
-    /// Its proc.
+    /// The proc, if the change is of one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proc: Option<ProcName>,
-    /// Its instance.
+    /// The instance, if the change is of one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
-    /// Its release.
+    /// The release, if the change is of one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseId>,
-    /// What, for people.
+    /// A description for people.
     pub what: String,
 }
 
@@ -61,10 +61,10 @@ struct Told<'a> {
     event: &'a Event,
 }
 
-/// Shows what happens until it is interrupted, or the app is gone.
+/// Prints events until the user interrupts it or the app is destroyed.
 ///
 /// # Errors
-/// The store's at the start; no such app.
+/// Those of the store at the start; no such app.
 pub async fn run(context: &Context, _: Args) -> Result<()> {
     let app = context.app().await?;
     context.view(&app).await?;
@@ -72,7 +72,7 @@ pub async fn run(context: &Context, _: Args) -> Result<()> {
     let mut before = watch.seen();
     loop {
         if !watch.is_whole() {
-            // A new host's rows take a moment; only what lasts is worth a word.
+            // The rows of a new host take a moment to arrive; only a longer gap gets a notice.
             let whole = async {
                 while !watch.is_whole() {
                     watch.next().await;
@@ -118,7 +118,7 @@ fn line(at: Timestamp, event: &Event) -> String {
     format!("{}  {subject}  {}", moment(at), clean(&event.what))
 }
 
-/// What has become so between two looks.
+/// Returns the changes between two views.
 pub fn tell(before: &Seen, after: &Seen) -> Vec<Event> {
     let mut events = Vec::new();
     of_app(before, after, &mut events);
@@ -273,7 +273,7 @@ fn of_instances(before: &Seen, after: &Seen, events: &mut Vec<Event>) {
     }
 }
 
-/// What a host's new word comes to, if it is worth telling.
+/// Returns the event for a host's new status; `None` if it isn't worth showing.
 fn status_event(was: Option<&Status>, is: &Status) -> Option<String> {
     let same = was.is_some_and(|was| was.state == is.state);
     let again = was.is_some_and(|was| was.restarts < is.restarts);

@@ -1,4 +1,4 @@
-//! `bazooka exit-codes`: what each exit status means.
+//! `bazooka exit-codes`: the meaning of each exit status.
 
 use crate::{
     command::CommandKind,
@@ -13,13 +13,13 @@ use crate::{
 pub struct Args {}
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Local { prints_json: false }
     }
 }
 
-/// Prints them.
+/// Prints the exit codes.
 ///
 /// # Errors
 /// None.

@@ -1,6 +1,7 @@
-//! `bazooka git-credential`: what git asks when a repository takes an identity (gitcredentials(7)).
+//! `bazooka git-credential`: git's credential helper for repositories of a cluster with identities
+//! (gitcredentials(7)).
 //!
-//! Owns that protocol. `init` sets it up for one repository's URL; it needs no coordinator, and keeps nothing.
+//! Owns that protocol. `init` configures it for one repository's URL. It needs no coordinator, and stores nothing.
 
 use std::{collections::BTreeMap, io::Read};
 
@@ -25,19 +26,19 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Local { prints_json: false }
     }
 }
 
-/// The most that git says: some lines.
+/// The size limit of git's request, which has a few lines, in bytes.
 const MOST: u64 = 64 << 10;
 
-/// Answers git. To anything but `get` there is nothing to say: no token is worth keeping.
+/// Answers git's request. Operations other than `get` need no answer, because tokens aren't stored.
 ///
 /// # Errors
-/// No identity; a request about no app.
+/// No identity; a request that names no app.
 pub fn run(invocation: &Invocation, args: Args) -> Result<()> {
     let credentials = invocation.coordinator()?.identity.open();
     let credentials = credentials.map_err(|error| Failure::new(Kind::Usage, in_words(&error)))?;
@@ -60,7 +61,7 @@ pub fn run(invocation: &Invocation, args: Args) -> Result<()> {
 fn answer(credentials: &Credentials, asked: &str, now: Timestamp) -> Result<String> {
     let said: BTreeMap<&str, &str> = asked.lines().filter_map(|line| line.split_once('=')).collect();
     let wrong = |what: String| Failure::new(Kind::Usage, what);
-    // A token shows who one is to whoever gets it: not in the clear.
+    // Whoever has a token can act as its user, so it is never sent without TLS.
     if said.get("protocol") != Some(&"https") {
         return Err(wrong("a token goes over https alone".into()));
     }

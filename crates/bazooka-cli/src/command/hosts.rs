@@ -1,7 +1,7 @@
-//! `bazooka hosts`: which hosts there are, what they have to give, and taking one out of service.
+//! `bazooka hosts`: the hosts with their resources, and taking a host out of service.
 //!
-//! What an operator says of a host is a row beside its registration, so that it holds while the host is
-//! away. `drain` waits until nothing is left there; the rest is done once it is written.
+//! An operator's override of a host is a row beside its registration, so it stays while the host is away. `drain`
+//! waits until the host is empty; the other actions end once the row is written.
 
 mod drain;
 
@@ -39,7 +39,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(self.action.is_some(), Audited::WordsOfNoApp)
     }
@@ -75,10 +75,10 @@ pub enum Action {
     Unfreeze,
 }
 
-/// Lists the hosts, or does what is said to one.
+/// Lists the hosts, or carries out an action on one.
 ///
 /// # Errors
-/// Unknown hosts; nothing to unfreeze; a host that can't be emptied.
+/// Unknown hosts; nothing to unfreeze; a host that can't be drained.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let (host, words, mark): (HostName, &str, fn(&mut HostMeta)) = match args.action {
         None => return list(context).await,
@@ -104,7 +104,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that a host is there, or has been: a slip of the finger would mark nobody.
+/// Checks that a host is or was registered, so that a typing error isn't written as an override.
 async fn known(context: &Context, host: &HostName) -> Result<()> {
     let snapshot = context.visor.read(keys::host(host)).await?;
     let mut unreadable = snapshot.unreadable.keys();
@@ -123,7 +123,7 @@ async fn forget(context: &Context, host: &HostName) -> Result<()> {
     loop {
         match context.visor.forget_host(host).await {
             Ok(()) => break,
-            // A host on which instances run hasn't been stopped to be taken away.
+            // Wait only for a drained host: if instances run there, the host hasn't been stopped to be removed.
             Err(VisorError::Refused(Refusal::HostThere(_)))
                 if Instant::now() < deadline && is_empty(context, host).await? =>
             {
@@ -140,7 +140,7 @@ async fn forget(context: &Context, host: &HostName) -> Result<()> {
     Ok(())
 }
 
-/// Whether a host is drained and nothing is left there.
+/// Reports whether a host is drained and empty.
 async fn is_empty(context: &Context, host: &HostName) -> Result<bool> {
     let snapshot = context.visor.read(keys::host(host)).await?;
     Ok(snapshot.hosts.get(host).is_none_or(|view| {
@@ -155,23 +155,23 @@ async fn unfreeze(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// How a host stands.
+/// The state of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Standing {
-    /// It takes instances.
+    /// The host takes instances.
     Up,
-    /// It takes no new ones.
+    /// The host takes no new instances.
     Cordoned,
-    /// What runs there is being replaced elsewhere.
+    /// The host's instances are being replaced elsewhere.
     Draining,
-    /// Nothing is left there, and nothing new comes.
+    /// The host is empty, and takes no new instances.
     Drained,
-    /// Its registration can't be read.
+    /// The host's registration can't be read.
     Unreadable,
-    /// Its lease has ended.
+    /// The host's lease has ended.
     Gone,
-    /// As gone, with so many others that none is given up.
+    /// The host's lease has ended, together with so many others that the converger marks no instance lost.
     Frozen,
 }
 
@@ -221,7 +221,7 @@ async fn list(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Each host that is here, or of which something is left.
+/// Returns each host that is registered or of which rows remain.
 fn rows(snapshot: &Snapshot) -> Vec<Row> {
     let unreadable = |name: &HostName| snapshot.unreadable.contains_key(&Key::Host(name.clone()).to_string());
     let is_told = |name: &HostName, view: &HostView| {

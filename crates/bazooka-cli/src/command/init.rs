@@ -1,7 +1,7 @@
-//! `bazooka init`: from a folder to an app that can be pushed.
+//! `bazooka init`: registers an app and prepares this folder to push it.
 //!
-//! bazooka-rm registers the app, then makes its repository ready; each step is told as it becomes so. Run
-//! again by the app's owner, it changes nothing but the remote.
+//! bazooka-rm registers the app and sets up its repository; each step is printed when it is done. If the app's owner
+//! runs it again, it changes only the remote.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -38,19 +38,19 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Changes(Audited::ByRm)
     }
 }
 
-/// A repository is set up in a moment; beyond this, bazooka-rm has stopped working.
+/// How long bazooka-rm may take to set up a repository, which normally takes a moment.
 const SET_UP_FOR: Duration = Duration::from_secs(30);
 
-/// Registers the app and makes the remote.
+/// Registers the app and adds the remote.
 ///
 /// # Errors
-/// No git repository; a name that isn't valid or is taken; no bazooka-rm.
+/// No git repository; a name that is invalid or taken; no bazooka-rm.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let Args { name, ssh: over_ssh } = args;
     let top = git(&["rev-parse", "--show-toplevel"]).await.map(|top| top.trim_end().to_owned());
@@ -62,7 +62,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         }
         (Some(name), _) => name,
         (None, Some(said)) => said.clone(),
-        // Run again, it means the app that it made, whatever the folder is called.
+        // A second run means the app that the first run registered, whatever the folder's name.
         (None, None) => match remote.and_then(app_of) {
             Some(app) => app,
             None => {
@@ -71,7 +71,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
             }
         },
     };
-    // Everything that can be known to be wrong, before anything is made.
+    // Check everything that can be checked before any change.
     if top.is_none() {
         let what = "this is no git repository (or git isn't installed)";
         return Err(Failure::new(Kind::Usage, what).hint("git init && git add -A && git commit -m begin"));
@@ -112,7 +112,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Where an app is pushed to over SSH.
+/// Returns the URL for pushing an app over SSH.
 async fn ssh_url(context: &Context, name: &AppName) -> Result<String> {
     let there = context.visor.read(vec![keys::rms()]).await?;
     let base = there.rms.values().find_map(|rm| rm.ssh_url.as_deref());
@@ -123,7 +123,7 @@ async fn ssh_url(context: &Context, name: &AppName) -> Result<String> {
     Ok(format!("{}/{name}.git", base.trim_end_matches('/')))
 }
 
-/// Whether an app that is there is one of the caller's.
+/// Reports whether an existing app belongs to the user.
 async fn is_theirs(context: &Context, name: &AppName) -> Result<bool> {
     let Some(Identity::User(user)) = context.credentials.as_ref().map(Credentials::identity) else {
         return Ok(false);
@@ -132,7 +132,8 @@ async fn is_theirs(context: &Context, name: &AppName) -> Result<bool> {
     Ok(access.is_some_and(|access| access.users.contains_key(&user)))
 }
 
-/// Has git trust the cluster's authority, and ask this program who pushes, for this repository's URL alone.
+/// Configures git, for this repository's URL only: to trust the cluster's authority, and to ask this program for
+/// credentials.
 async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
     let failed = |what: &dyn std::fmt::Display| {
         Failure::new(
@@ -152,7 +153,7 @@ async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
     let settings = [
         ("--replace-all", key("http", "sslCAInfo"), authority.as_str()),
         ("--replace-all", key("credential", "useHttpPath"), "true"),
-        // An empty one first: no other helper is to be asked, nor to keep what ours says.
+        // The empty entry first, so that git neither asks other helpers nor lets them store our token.
         ("--replace-all", key("credential", "helper"), ""),
         ("--add", key("credential", "helper"), helper.as_str()),
     ];
@@ -163,24 +164,24 @@ async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
     }
     put_line("git set up to push as you");
     if std::env::var_os("GIT_SSL_CAINFO").is_some() {
-        // Git lets it stand above any configuration.
+        // git prefers this variable to any configuration.
         say("warning: GIT_SSL_CAINFO is set, and git goes by it instead: unset it to push");
     }
     Ok(())
 }
 
-/// A path as a word of the shell's, to which git gives a helper.
+/// Quotes a path for the shell, through which git starts a helper.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
-/// A URL without its path.
+/// Returns a URL without its path.
 fn base_of(url: &str) -> &str {
     let start = url.find("://").map_or(0, |at| at + 3);
     url[start..].find('/').map_or(url, |at| &url[..start + at])
 }
 
-/// An app's name made of a folder's.
+/// Derives an app's name from a folder's name.
 fn name_of(folder: &str) -> Result<AppName> {
     let last = Path::new(folder).file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let mut name = String::new();
@@ -213,7 +214,7 @@ async fn anothers(context: &Context, name: &AppName, owner: &str) -> Failure {
     })
 }
 
-/// Waits until the repository is ready, and returns where to push.
+/// Waits until the repository is set up, and returns the URL for pushing.
 async fn set_up(context: &Context, name: &AppName, tell: bool) -> Result<String> {
     let until = Instant::now() + SET_UP_FOR;
     let mut mirror = Mirror::new(context.visor.store().clone(), keys::app(name), Snapshot::default());
@@ -228,7 +229,7 @@ async fn set_up(context: &Context, name: &AppName, tell: bool) -> Result<String>
         let Some(view) = mirror.image().apps.get(name) else { continue };
         let (Some(app), Some(repo)) = (&view.app, &view.repo) else { continue };
         if repo.token != app.token {
-            // What an app of this name left behind.
+            // The row is from an earlier app of this name.
             continue;
         }
         let steps = [
@@ -261,15 +262,15 @@ async fn add_remote(before: Option<&str>, url: &str) -> Result<()> {
         }
     }
     if is_on_this_machine(url) {
-        // git would ask the company's web proxy for it, and that one has a loopback of its own. Without
-        // such a proxy nothing is lost if this fails.
+        // git would use a configured HTTP proxy, whose loopback is another machine's. Without such a proxy, a failure
+        // of this has no effect.
         let _ = git(&["config", &format!("remote.{REMOTE}.proxy"), ""]).await;
     }
     put_line(done);
     Ok(())
 }
 
-/// Whether a repository's URL names an address that no other machine could answer for.
+/// Reports whether a repository's URL has a loopback address.
 fn is_on_this_machine(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split('/').next().unwrap_or_default();

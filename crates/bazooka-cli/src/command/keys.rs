@@ -1,4 +1,4 @@
-//! `bazooka keys`: the SSH keys with which one pushes.
+//! `bazooka keys`: the user's SSH keys for pushing.
 
 use std::{
     io::Read,
@@ -25,7 +25,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(!matches!(self.action, None | Some(Action::List)), Audited::ByRm)
     }
@@ -49,13 +49,13 @@ pub enum Action {
     },
 }
 
-/// The most that a public key's file may hold: one of 16,384 bits has three thousand characters.
+/// The size limit of a public key's file, in bytes. A key of 16,384 bits has three thousand characters.
 const MOST: u64 = 16 << 10;
 
-/// Adds, removes or lists.
+/// Adds, removes or lists keys.
 ///
 /// # Errors
-/// No identity; a file that is no public key; no bazooka-rm.
+/// No identity; a file that isn't a public key; no bazooka-rm.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     match args.action.unwrap_or(Action::List) {
         Action::List => list(context).await,
@@ -83,7 +83,7 @@ fn read(file: &Path) -> Result<String> {
     let opened = std::fs::File::open(file).map_err(|error| wrong(&error))?;
     opened.take(MOST).read_to_string(&mut text).map_err(|error| wrong(&error))?;
     if text.contains("PRIVATE KEY") {
-        // It doesn't leave this machine.
+        // A private key isn't sent anywhere.
         let what = format!("{} is a private key", file.display());
         return Err(
             Failure::new(Kind::Usage, what).hint(format!("give the public one: {}.pub", file.display()))

@@ -1,6 +1,6 @@
-//! `bazooka link`: the services whose address an app's instances find in their environment.
+//! `bazooka link`: the services whose addresses an app's instances get as environment variables.
 //!
-//! A link is a part of the app's env, so a change is a release, as one of config vars is.
+//! A link is part of the app's env, so a change of links makes a release, like a change of config vars.
 
 use std::{cell::Cell, collections::BTreeSet};
 
@@ -33,7 +33,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(!matches!(self.action, None | Some(Action::List)), Audited::Words)
     }
@@ -67,7 +67,7 @@ pub enum Action {
 #[derive(Serialize)]
 struct Row {
     link: Link,
-    /// None: it leads nowhere.
+    /// `None` if the linked service doesn't exist.
     port: Option<u16>,
     variable: String,
 }
@@ -75,7 +75,8 @@ struct Row {
 /// Shows or changes links.
 ///
 /// # Errors
-/// A link that leads nowhere, or can't be had beside the others; a release that can't run with them.
+/// A link to a service that doesn't exist, or that conflicts with another; a release that can't run with the new
+/// links.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     match args.action.unwrap_or(Action::List) {
         Action::List => list(context).await,
@@ -119,13 +120,13 @@ async fn list(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The rows that say where a link leads.
+/// Returns the keys of the rows from which a link's service is known.
 fn rows_of(link: &Link) -> [Keys; 2] {
     let Link { app, proc } = link;
     [Key::App(app.clone()), Key::Proc(app.clone(), proc.clone())].map(|key| Keys::One(key.to_string()))
 }
 
-/// What is said of links.
+/// The kind of change of links.
 #[derive(Clone, Copy)]
 enum Word {
     Add,
@@ -146,7 +147,7 @@ async fn change(context: &Context, word: Word, links: &BTreeSet<Link>, no_wait: 
         ..NewRelease::default()
     };
     let said = Cell::new(false);
-    // Each time that another's env comes first, it is made anew from that.
+    // If another user's env comes first, the change is applied to that env.
     let made = async || {
         let now = current(context, &app).await?;
         let tell = !said.replace(true);
@@ -196,7 +197,7 @@ fn removed(
     now.next(context, app, &now.vars, &links)
 }
 
-/// Makes sure that a link's service is there. It may be the app's own: one proc of it calls another.
+/// Checks that a link's service exists. It may be one of the app's own procs, which another of its procs calls.
 async fn leads_somewhere(context: &Context, app: &AppName, view: &AppView, link: &Link) -> Result<()> {
     if link.app == *app {
         return known_proc(app, view, &link.proc);

@@ -1,7 +1,7 @@
-//! `bazooka logs`: what an app's instances write, merged over hosts in the order of time.
+//! `bazooka logs`: the output of an app's instances, merged over hosts by time.
 //!
-//! Each host's bazooka-pm keeps its own instances' output; all are asked at once. A host that
-//! doesn't answer is told of, and the others' lines are shown.
+//! Each host's bazooka-pm stores the output of its own instances; all hosts are asked at once. For a host that
+//! doesn't answer, the command prints a notice and shows the other hosts' lines.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -59,37 +59,37 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         if self.follow { CommandKind::Follows } else { CommandKind::Shows }
     }
 }
 
-/// A host that hasn't begun to answer by then is left out.
+/// How long a host may take to begin its answer before it is left out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a line waits for earlier ones of other hosts.
+/// How long a line is held back for earlier lines of other hosts.
 const HOLD: Duration = Duration::from_millis(50);
 
-/// The lines of before come in one piece from each host: when this long nothing more has come, all are there.
+/// The pause after which the earlier lines count as complete. Each host sends its earlier lines without a break.
 const BACKLOG_QUIET: Duration = Duration::from_millis(150);
 
-/// A line is cut by bazooka-pm long before this.
+/// The size limit of a line, in bytes. bazooka-pm cuts lines long before it.
 const MOST_LINE_BYTES: usize = 1 << 20;
 
 /// The pause before a host is asked again.
 const PAUSE: Doubling = Doubling::new(Duration::from_millis(250), Duration::from_secs(5));
 
-/// A line of an instance's output, or a word of its host about it.
+/// A line of an instance's output, or a message of its host about it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Entry {
     at: Timestamp,
     proc: ProcName,
     instance: InstanceId,
-    /// `out`, `err`, or `sys`: its host's own words.
+    /// `out`, `err`, or `sys` for the host's messages.
     stream: String,
     line: String,
-    /// As it came.
+    /// The line as received.
     #[serde(skip)]
     raw: String,
 }
@@ -102,10 +102,10 @@ impl Entry {
     }
 }
 
-/// Shows the lines, and with `-f` goes on until it is interrupted.
+/// Shows the lines; with `-f` until the user interrupts it.
 ///
 /// # Errors
-/// Unknown names; no host answers.
+/// Unknown names; no host that answers.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
     let more = vec![keys::hosts(), keys::history_of(&app)];
@@ -136,7 +136,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     }
 }
 
-/// Each host's endpoint.
+/// Returns the endpoint of each host.
 fn hosts(around: &Snapshot, only: Option<&HostName>) -> BTreeMap<HostName, String> {
     let there = around.hosts.iter().filter_map(|(name, view)| Some((name, view.host.as_ref()?)));
     there
@@ -145,7 +145,7 @@ fn hosts(around: &Snapshot, only: Option<&HostName>) -> BTreeMap<HostName, Strin
         .collect()
 }
 
-/// Which lines are asked for.
+/// A request for lines.
 struct Query {
     app: AppName,
     args: Args,
@@ -153,7 +153,7 @@ struct Query {
 
 impl Query {
     fn url(&self, base: &str, lines: u32, follow: bool) -> String {
-        // Names and numbers need no escape.
+        // Names and numbers need no escaping.
         let mut url = format!("{base}/logs?app={}&n={lines}&follow={follow}", self.app);
         if let Some(proc) = &self.args.proc {
             url.push_str(&format!("&proc={proc}"));
@@ -170,21 +170,21 @@ fn client(context: &Context) -> Result<reqwest::Client> {
     client.map_err(|error| Failure::from_error(Kind::Failed, "no HTTP client can be made", &error))
 }
 
-/// Why a host's lines can't be read.
+/// The reason why a host's lines can't be read.
 #[derive(Debug, thiserror::Error)]
 enum Unread {
-    /// It doesn't answer.
+    /// The host doesn't answer.
     #[error("no answer")]
     NoAnswer,
-    /// It can't be asked, or refuses.
+    /// The request failed, or the host refused it.
     #[error("{}", chain(.0))]
     Http(#[from] reqwest::Error),
-    /// What comes is no line.
+    /// The answer contains an invalid line.
     #[error(transparent)]
     Line(#[from] LinesCodecError),
 }
 
-/// The lines of an answer as they come.
+/// Returns a host's lines as they arrive.
 async fn lines(
     client: &reqwest::Client,
     url: &str,
@@ -234,7 +234,7 @@ async fn once(
     Err(failure)
 }
 
-/// The last lines over all hosts, in the order of time; what was written at once stays in its host's order.
+/// Returns the last lines of all hosts by time. Lines with equal times stay in their host's order.
 fn latest(mut entries: Vec<Entry>, most: usize) -> Vec<Entry> {
     entries.sort_by_key(|entry| entry.at);
     entries.split_off(entries.len().saturating_sub(most))
@@ -248,7 +248,7 @@ async fn follow(context: &Context, query: Query, only: Option<HostName>, look: L
     let mut following: BTreeMap<HostName, (String, AbortHandle)> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     let mut held: Vec<Entry> = Vec::new();
-    // The lines of before first, as they would be without -f.
+    // The earlier lines are shown first, like without `-f`.
     let mut is_backlog = true;
     let mut flush_at: Option<Instant> = None;
     loop {
@@ -282,7 +282,7 @@ async fn follow(context: &Context, query: Query, only: Option<HostName>, look: L
                 Err(error) if error.is_panic() => {
                     return Err(Failure::from_error(Kind::Failed, "a host's lines can't be followed any more", &error));
                 }
-                // Its host has gone, or is followed elsewhere.
+                // The task was aborted, because its host has gone or has another endpoint.
                 Ok(()) | Err(_) => {}
             },
             Some(entry) = receive.recv() => {
@@ -303,7 +303,7 @@ async fn follow(context: &Context, query: Query, only: Option<HostName>, look: L
     }
 }
 
-/// One host whose lines are followed.
+/// A host whose lines are followed.
 struct FollowHost {
     name: HostName,
     url: String,
@@ -312,7 +312,7 @@ struct FollowHost {
 }
 
 impl FollowHost {
-    /// Sends its lines on, for ever; after a break it goes on from the last line that was sent.
+    /// Sends the host's lines for ever. After a broken connection it continues after the last line sent.
     async fn run(self, send: mpsc::Sender<Entry>, mut with_backlog: bool) {
         let mut last: Option<Timestamp> = None;
         let mut pauses = PAUSE.begin();
@@ -351,7 +351,7 @@ impl FollowHost {
     }
 }
 
-/// How lines are shown.
+/// The format of lines.
 struct Look {
     json: bool,
     timestamps: bool,
@@ -359,7 +359,7 @@ struct Look {
     colours: bool,
 }
 
-/// Told apart at a glance, and readable on light and dark.
+/// Colours that are easy to distinguish, and readable on light and dark backgrounds.
 const COLOURS: [AnsiColors; 6] = [
     AnsiColors::Cyan,
     AnsiColors::Yellow,
@@ -385,7 +385,7 @@ impl Look {
         }
         let mut prefix = format!("{}.{} ", entry.proc, entry.instance);
         if self.timestamps {
-            // Always as wide.
+            // Three decimals, so that all times have the same width.
             prefix = format!("{:.3} {prefix}", entry.at);
         }
         let own = entry.stream == "sys";

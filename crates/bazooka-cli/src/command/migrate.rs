@@ -1,7 +1,8 @@
-//! `bazooka migrate`: after an upgrade, brings what the release before wrote into today's form, and shuts that release out.
+//! `bazooka migrate`: after an upgrade, rewrites the previous release's rows in the current form, and shuts that
+//! release out.
 //!
-//! `visor::migrate` has the order; this takes its steps and waits for those that others take. Stopped anywhere, it goes on
-//! when it is run again.
+//! `visor::migrate` decides the order. This command takes its own steps, and waits for those of the daemons. If it is
+//! stopped, another run continues.
 
 use std::time::Duration;
 
@@ -32,22 +33,22 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(!self.dry_run, Audited::WordsOfNoApp)
     }
 }
 
-/// How often it looks whether others have done their part.
+/// The interval at which it checks for the daemons' steps.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// How long they may take: an rm looks for what to seal at each change.
+/// How long the daemons may take. An rm checks at each change whether there is something to seal.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Takes the steps that are left, or tells the first of them.
+/// Takes the remaining steps, or with `--dry-run` prints the next one.
 ///
 /// # Errors
-/// No cluster; a later one; parts of an older release; rows that nobody rewrites; the store's.
+/// No cluster; a cluster of a later version; daemons of an older release; rows that aren't rewritten; the store's.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let Args { dry_run } = args;
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -95,7 +96,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         context.note_change();
         match context.visor.commit(raise.change()).await {
             Ok(Committed::Done(_)) => put_line(words),
-            // Decided anew, from what is there now.
+            // The next round decides again from the current rows.
             Ok(Committed::Conflict) => {}
             Err(VisorError::Store(error)) if error.is_denied() => {
                 return Err(Failure::new(Kind::Refused, "only an rm may change the cluster's schema")

@@ -1,4 +1,4 @@
-//! `bazooka procs`: what an app has of procs, and how each is run.
+//! `bazooka procs`: an app's procs and their settings.
 
 mod set;
 
@@ -38,16 +38,16 @@ pub enum Action {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(self.action.is_some(), Audited::Words)
     }
 }
 
-/// Lists an app's procs, or changes settings of one.
+/// Lists an app's procs, or changes the settings of one.
 ///
 /// # Errors
-/// The store's; no such app or proc.
+/// Those of the store; no such app or proc.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
     let view = context.view(&app).await?;
@@ -72,7 +72,7 @@ struct Row<'a> {
     app: &'a AppName,
     proc: &'a ProcName,
     port: u16,
-    /// Each setting by its name in JSON; null where it isn't set.
+    /// The settings by their JSON names; null if not set.
     #[serde(flatten)]
     settings: BTreeMap<&'static str, serde_json::Value>,
     instances: usize,
@@ -101,7 +101,7 @@ fn rows<'a>(app: &'a AppName, view: &'a AppView) -> Vec<Row<'a>> {
     rows.collect()
 }
 
-/// The value in force, as a cell; nothing where there is no limit.
+/// Returns a value as a table cell; empty if there is no limit.
 fn cell(value: &Value) -> String {
     if *value == Value::NoLimit { String::new() } else { value.to_string() }
 }
@@ -121,7 +121,7 @@ fn short(rows: &[Row<'_>]) -> Table {
     table
 }
 
-/// With what holds of each setting, be it set or not.
+/// Returns the table with the effective value of each setting, set or default.
 fn long(rows: &[Row<'_>], view: &AppView) -> Table {
     let headings = settings::ALL.map(|setting| setting.heading);
     let mut table = Table::new(&[&["APP", "PROC", "PORT"][..], &headings, &["INSTANCES"]].concat());

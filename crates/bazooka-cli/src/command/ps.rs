@@ -1,7 +1,7 @@
-//! `bazooka ps`: what runs, and where.
+//! `bazooka ps`: the running instances, with their hosts.
 //!
-//! Costs two round trips whatever the cluster holds: the app's instances, and what their hosts say
-//! of exactly those.
+//! Costs two round trips, however large the cluster is: one for the app's instances, one for their rows on their
+//! hosts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,13 +39,13 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Shows
     }
 }
 
-/// What is known of an instance.
+/// The known facts of an instance.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     id: InstanceId,
@@ -54,7 +54,7 @@ struct Row {
     rev: RevId,
     ip: Option<IpAddr>,
     port: Option<u16>,
-    /// None while its host has said nothing.
+    /// `None` until its host has reported a status.
     state: Option<State>,
     since: Option<Timestamp>,
     host: HostName,
@@ -93,7 +93,7 @@ impl Row {
         }
     }
 
-    /// With the isolation and the zone of its host, where that is known.
+    /// Adds the isolation and the zone of the instance's host, where known.
     fn on(mut self, snapshot: &Snapshot) -> Row {
         let host = snapshot.hosts.get(&self.host).and_then(|view| view.host.as_ref());
         self.isolation = host.map(|host| host.isolation.clone());
@@ -114,10 +114,10 @@ impl Row {
     }
 }
 
-/// Lists instances: of one app, or of all.
+/// Lists the instances of one app, or of all apps.
 ///
 /// # Errors
-/// The store's; no such app.
+/// Those of the store; no such app.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let Args { all, long } = args;
     let (rows, lacks) = if all { (of_all(context).await?, Vec::new()) } else { of_one(context).await? };
@@ -133,7 +133,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The instances of an app, and what doesn't show by them: those without a place, services that can't be reached.
+/// Returns an app's instances, and notices about instances without a place and services that can't be reached.
 async fn of_one(context: &Context) -> Result<(Vec<Row>, Vec<String>)> {
     let app = context.app().await?;
     let own = Keys::One(Key::App(app.clone()).to_string());
@@ -190,7 +190,7 @@ fn sorted(mut rows: Vec<Row>) -> Vec<Row> {
     rows
 }
 
-/// The listing. When not all of them run, a column at the end says so.
+/// Returns the table. If some instances don't run, a last column shows the states.
 fn table(rows: &[Row], long: bool, now: Timestamp) -> Table {
     let mut head = vec!["ID", "APP", "PROC", "REV", "IP", "PORT"];
     let with_state = !long && rows.iter().any(|row| !row.runs());
@@ -229,7 +229,7 @@ fn table(rows: &[Row], long: bool, now: Timestamp) -> Table {
     table
 }
 
-/// What must not be missed: instances that fail, a line for each proc.
+/// Returns a warning for each proc that has failing instances.
 fn words(rows: &[Row], now: Timestamp) -> Vec<String> {
     let mut failing: BTreeMap<(&AppName, &ProcName), Vec<&Row>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.fails()) {
@@ -245,7 +245,7 @@ fn words(rows: &[Row], now: Timestamp) -> Vec<String> {
     failing.into_iter().map(line).collect()
 }
 
-/// Aligned as on a terminal, for tests of what people see.
+/// Returns the output as aligned on a terminal.
 #[cfg(test)]
 fn seen(rows: &[Row], long: bool, now: Timestamp) -> String {
     table(rows, long, now).render(crate::show::Sink::Terminal)

@@ -1,7 +1,8 @@
-//! `bazooka recover`: takes up in a restored coordinator what hosts have gone on running.
+//! `bazooka recover`: takes over into a restored coordinator what the hosts still run.
 //!
-//! `visor::recover` has the rules; this asks the hosts, carries the plan out and prints what is newer than the
-//! backup. It ends leases and raises counters, so it takes somebody's word that nobody else reaches the coordinator.
+//! `visor::recover` has the rules. This command asks the hosts, carries out the plan and prints what is newer than
+//! the backup. It ends leases and raises counters, so it requires the user's assurance that nothing else reaches the
+//! coordinator.
 
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(!self.dry_run, Audited::WordsOfNoApp)
     }
@@ -51,7 +52,7 @@ impl Args {
 /// How long a host may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks the hosts and carries it out.
+/// Asks the hosts and carries out the plan.
 ///
 /// # Errors
 /// No cluster there; a host of another cluster; the store's.
@@ -73,7 +74,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     let moment = if args.late {
         Moment::Late { end_unknown: args.end_unknown }
     } else if args.dry_run {
-        // The lease isn't used then.
+        // A dry run doesn't use the lease.
         Moment::Restored(0)
     } else {
         Moment::Restored(context.visor.presence_lease().await?)
@@ -99,7 +100,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     Ok(())
 }
 
-/// What each host tells that answers, the coordinator's and those that were named.
+/// Returns the answers of the hosts in the coordinator and of `more`. Prints a notice for each that doesn't answer.
 async fn ask(context: &Context, snapshot: &Snapshot, more: Vec<String>) -> Result<Vec<Found>> {
     let client = http_client(context.credentials.as_ref())
         .timeout(TIMEOUT)
@@ -122,7 +123,7 @@ async fn ask(context: &Context, snapshot: &Snapshot, more: Vec<String>) -> Resul
     let mut found: Vec<Found> = Vec::new();
     for (url, answer) in urls.iter().zip(answers.await) {
         match answer {
-            // A host that was started again may be known by two addresses.
+            // A restarted host may be known by two addresses.
             Ok(host) if found.iter().any(|other| other.name == host.name) => {}
             Ok(host) => found.push(host),
             Err(error) => say(&format!(
@@ -134,7 +135,7 @@ async fn ask(context: &Context, snapshot: &Snapshot, more: Vec<String>) -> Resul
     Ok(found)
 }
 
-/// A host of another cluster would be given this one's work.
+/// Refuses hosts of another cluster, which would otherwise be given this cluster's work.
 fn refuse_others(schema: &Schema, found: &[Found]) -> Result<()> {
     let Some(own) = &schema.cluster else { return Ok(()) };
     let other = found.iter().find_map(|host| {

@@ -1,4 +1,4 @@
-//! `bazooka releases`.
+//! `bazooka releases`: the list of an app's releases.
 
 use serde::Serialize;
 use visor::{
@@ -19,7 +19,7 @@ use crate::{
 pub struct Args {}
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Shows
     }
@@ -41,7 +41,7 @@ struct Row {
 /// Lists an app's releases, the newest first.
 ///
 /// # Errors
-/// The store's; no such app.
+/// Those of the store; no such app.
 pub async fn run(context: &Context, _: Args) -> Result<()> {
     let app = context.app().await?;
     let rows = rows(&context.view(&app).await?);
@@ -75,7 +75,7 @@ pub async fn run(context: &Context, _: Args) -> Result<()> {
     Ok(())
 }
 
-/// A release's status, as it is told.
+/// Returns the word for a release's status.
 pub fn word(status: ReleaseStatus) -> &'static str {
     match status {
         ReleaseStatus::Trying => "being tried",

@@ -1,4 +1,4 @@
-//! `bazooka restart`: new instances in the place of those that run, each up before its forerunner goes.
+//! `bazooka restart`: replaces running instances; each new one runs before the old one is stopped.
 
 use std::collections::BTreeSet;
 
@@ -30,13 +30,13 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Changes(Audited::Words)
     }
 }
 
-/// Replaces a proc's instances, or one, or all.
+/// Replaces a proc's instances, one instance, or all.
 ///
 /// # Errors
 /// Unknown names; replacements that can't run.
@@ -84,7 +84,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     Failure::first_of(failures)
 }
 
-/// What is to be restarted: procs that have instances, or one instance of a proc.
+/// Returns the targets of the restart: the procs that have instances, or one instance.
 fn targets(
     app: &AppName,
     view: &AppView,
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::settle::tests::Rig;
 
-    /// Reads the app, lists it for its watch, reads what it decides from, commits.
+    /// The four round trips: read the app, list it for the watch, read what the decision needs, commit.
     #[tokio::test(start_paused = true)]
     async fn a_restart_takes_four_round_trips() {
         let rig = Rig::new().await;
@@ -123,7 +123,7 @@ mod tests {
         rig.write(&Key::Instance(rig.app.clone(), InstanceId(1)), &instance).await;
         let before = rig.store.round_trips();
         let target = Some(Target::Proc(rig.web.clone()));
-        // The watch of the instance's host lists once more; it is waited for only if the command waits.
+        // Listing the rows of the instance's host is one more, but only a command that waits awaits it.
         run(&rig.fresh(), Args { target, no_wait: true }).await.expect("it runs");
         let of_host = 1;
         assert_eq!(rig.store.round_trips() - before, 4 + of_host);

@@ -1,4 +1,4 @@
-//! `bazooka revs`.
+//! `bazooka revs`: the list of an app's revs.
 
 use serde::Serialize;
 use visor::{
@@ -18,7 +18,7 @@ use crate::{
 pub struct Args {}
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Shows
     }
@@ -40,7 +40,7 @@ struct Row {
 /// Lists an app's revs, the newest first.
 ///
 /// # Errors
-/// The store's; no such app.
+/// Those of the store; no such app.
 pub async fn run(context: &Context, _: Args) -> Result<()> {
     let app = context.app().await?;
     let rows = rows(&context.view(&app).await?);

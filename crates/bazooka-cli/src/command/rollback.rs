@@ -1,6 +1,6 @@
-//! `bazooka rollback`: what an earlier release was becomes the current one again, as a new release.
+//! `bazooka rollback`: makes an earlier release current again, as a new release.
 //!
-//! The slug is there already, so nothing is built.
+//! The slug exists already, so nothing is built.
 
 use visor::{
     names::{AppName, ReleaseId},
@@ -28,13 +28,13 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Changes(Audited::Words)
     }
 }
 
-/// Goes back.
+/// Rolls back.
 ///
 /// # Errors
 /// No such release, or none to go back to; a release that can't run any more.
@@ -53,8 +53,8 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     release::make(context, &app, async || Ok(new.clone()), args.no_wait).await
 }
 
-/// The release to go back to: as said, or the newest before head that was head, was not aborted, and differs
-/// from it.
+/// Returns the release to go back to: the given one, else the newest earlier head that wasn't aborted and differs
+/// from the current head.
 fn target<'a>(app: &AppName, view: &'a AppView, to: Option<ReleaseId>) -> Result<(ReleaseId, &'a Release)> {
     let (head, current) = view.head_release().ok_or_else(|| Refusal::NotReleased(app.clone()))?;
     if let Some(id) = to {
@@ -92,7 +92,7 @@ mod tests {
         Versioned { value, create_revision: 1, mod_revision: 1, lease: None }
     }
 
-    /// Releases v1, v2, ... by rev and status; the last one is head.
+    /// Returns a view with releases v1, v2, ... by rev and status; the last one is the head.
     fn view(releases: &[(u8, ReleaseStatus)]) -> AppView {
         let mut view = AppView::default();
         for (n, (rev, status)) in (1..).zip(releases) {

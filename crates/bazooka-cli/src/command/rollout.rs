@@ -1,4 +1,4 @@
-//! `bazooka rollout`: how far a rollout is, and the words that hold it, let it go on or call it off.
+//! `bazooka rollout`: shows the progress of a rollout, and pauses, resumes or aborts it.
 
 use serde::Serialize;
 use visor::{
@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(!matches!(self.action, Action::Status), Audited::Words)
     }
@@ -57,13 +57,13 @@ pub enum Action {
     },
 }
 
-/// Shows the app's rollout, or does what is said to it.
+/// Shows, pauses, resumes or aborts the app's rollout.
 ///
 /// # Errors
-/// No such app; nothing to abort; a release that stops on its way.
+/// No such app; nothing to abort; a rollout that stops.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
-    // An unknown app is told with the nearest name before anything is waited for.
+    // Report an unknown app, with the nearest name, before waiting for anything.
     context.view(&app).await?;
     match args.action {
         Action::Status => status(context, &app).await,
@@ -140,13 +140,13 @@ struct Page {
     procs: Vec<Row>,
 }
 
-/// One proc of the rollout.
+/// The rollout of one proc.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Row {
     proc: ProcName,
     wanted: u32,
     running: u32,
-    /// How many of it are of an earlier release, and of which.
+    /// The number of instances of each earlier release.
     old: Vec<Old>,
     state: &'static str,
     cause: Option<String>,
@@ -195,7 +195,7 @@ async fn status(context: &Context, app: &AppName) -> Result<()> {
     Ok(())
 }
 
-/// Each proc of which something is wanted or there.
+/// Returns a row for each proc that has instances or wants some.
 fn rows(view: &AppView, observed: &Observed<'_>) -> Vec<Row> {
     let trial = view.trial.as_ref().map(|trial| trial.release);
     let row = |proc: &ProcName| {

@@ -1,7 +1,7 @@
-//! `bazooka scale`: how many instances of what should run.
+//! `bazooka scale`: sets how many instances of a proc run.
 //!
-//! It writes the formation, then waits until what was written is so, with a dot for each instance as
-//! it starts or stops. What it says holds when it returns: a request sent after it is answered.
+//! It writes the formation, then waits until it is reached, and prints a dot for each instance that starts or stops.
+//! When it returns, the result is in force: a request sent then is answered.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,33 +51,33 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(!self.only_shows(), Audited::Words)
     }
 
-    /// Whether nothing is to be changed.
+    /// Reports whether the command only shows the formation.
     fn only_shows(&self) -> bool {
         self.targets.is_empty() && self.count.is_none() && self.rev.is_none() && self.zone.is_none()
     }
 }
 
-/// What is to be scaled: a proc, perhaps with its count.
+/// A proc to be scaled, with or without its count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Count {
     /// The proc.
     pub proc: ProcName,
-    /// How many, if it was said with it.
+    /// The count, if the argument has one.
     pub count: Option<u32>,
 }
 
-/// It isn't a proc with or without its count.
+/// The error for an argument that isn't a proc with or without a count.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCount {
-    /// The number is none, or out of range.
+    /// The count isn't a number, or is out of range.
     #[error("after the = stands a number from 0 to {MOST_INSTANCES}")]
     Number,
-    /// The proc's name is not valid.
+    /// The proc's name is invalid.
     #[error(transparent)]
     Proc(#[from] InvalidName),
 }
@@ -98,10 +98,10 @@ impl FromStr for Count {
     }
 }
 
-/// Scales, or shows the formation when nothing is said.
+/// Scales, or shows the formation if there are no targets.
 ///
 /// # Errors
-/// A command line that makes no sense; unknown names; a change that can't converge.
+/// Arguments that don't fit together; unknown names; a change that can't converge.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     if args.only_shows() {
         return show(context).await;
@@ -133,14 +133,14 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         let before = Before::of(&watch, &proc);
         let by = watch.view().formation.get(&proc).map(|row| row.by.clone()).unwrap_or_default();
         let Decided { value: scaled, revision } = scale(context, &app, &view, &proc, count, which).await?;
-        // Nothing has been looked at since: this is still how it was before.
+        // The view hasn't been updated since, so it still shows the state before the change.
         let overtaken = overtakes(&watch, &proc, scaled, &before, &by);
         changes.push((proc, scaled, before, overtaken));
         changed_at = changed_at.max(revision);
     }
-    // Nothing is judged by a view from before the changes.
+    // Judge only a view that includes the changes.
     shown(context, &mut watch, |watch| watch.has(changed_at)).await?;
-    // One that fails must not hide what became of the others.
+    // The failure of one proc must not hide the results of the others.
     let mut failures = Vec::new();
     for (proc, scaled, before, overtaken) in changes {
         overtaken.iter().for_each(|words| say(words));
@@ -157,7 +157,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     Failure::first_of(failures)
 }
 
-/// What is asked for: a count for each proc.
+/// Returns the requested count for each proc.
 fn requests(args: &Args) -> Result<Vec<(ProcName, u32)>> {
     let usage = |what: &str| {
         Err(Failure::new(Kind::Usage, what).hint("bazooka scale -n 2 web, or bazooka scale web=2 job=1"))
@@ -180,14 +180,14 @@ fn requests(args: &Args) -> Result<Vec<(ProcName, u32)>> {
     Ok(requests)
 }
 
-/// Which of a proc's instances are scaled; with neither, all of head's.
+/// The instances of a proc to be scaled, limited to a rev or a zone; without limits, all of the head's.
 #[derive(Clone, Copy)]
 struct Which<'a> {
     rev: Option<&'a RevId>,
     zone: Option<&'a ZoneName>,
 }
 
-/// Refuses a zone in which no host is.
+/// Refuses a zone that has no host.
 async fn known_zone(context: &Context, zone: &ZoneName) -> Result<()> {
     let snapshot = context.visor.read(vec![keys::hosts()]).await?;
     let zones: BTreeSet<&ZoneName> =
@@ -222,7 +222,7 @@ async fn scale(
     }
 }
 
-/// That another's scale had not come about yet, if so: this one is the later, and stands.
+/// Returns a notice if another user's scale hadn't been reached yet. This later scale replaces it.
 fn overtakes(watch: &Watch, proc: &ProcName, scaled: Scaled, before: &Before, by: &str) -> Option<String> {
     let of =
         |id: &&InstanceId| watch.view().instances.get(id).is_some_and(|row| row.release == scaled.release);
@@ -231,7 +231,7 @@ fn overtakes(watch: &Watch, proc: &ProcName, scaled: Scaled, before: &Before, by
         .then(|| format!("{proc} was scaled to {} by {by} and had not come to that", scaled.from))
 }
 
-/// Whether what was asked for is still what is wanted: of two scales the later stands.
+/// Checks that the formation still has the requested count. Of two scales, the later one counts.
 fn stands(watch: &Watch, dots: &Dots) -> Result<()> {
     let Dots { proc, scaled, beside, .. } = dots;
     let Some(formation) = watch.view().formation.get(proc) else { return Ok(()) };
@@ -245,7 +245,7 @@ fn stands(watch: &Watch, dots: &Dots) -> Result<()> {
     Err(Failure::new(Kind::Failed, what).hint("`bazooka scale` shows what is wanted"))
 }
 
-/// `web@16f7cbf 0 -> 1`, or that it is so already.
+/// Returns `web@16f7cbf 0 -> 1`, or that the count is reached already.
 fn words(view: &AppView, proc: &ProcName, scaled: Scaled, zone: Option<&ZoneName>) -> String {
     let rev = view.releases.get(&scaled.release).map_or("?", |release| release.rev.short());
     let (from, to) = scaled.in_zone.unwrap_or((scaled.from, scaled.to));
@@ -257,9 +257,9 @@ fn words(view: &AppView, proc: &ProcName, scaled: Scaled, zone: Option<&ZoneName
     }
 }
 
-/// What of a proc was there before the change.
+/// A proc's instances before the change.
 struct Before {
-    /// What hadn't ended by then.
+    /// The instances that hadn't ended.
     alive: BTreeSet<InstanceId>,
     running: BTreeSet<InstanceId>,
 }
@@ -279,18 +279,18 @@ fn state(watch: &Watch, id: InstanceId) -> Option<State> {
     watch.status(id).map(|status| status.state)
 }
 
-/// Counts instances as they start, or stop.
+/// A counter of instances that start or stop.
 struct Dots {
     proc: ProcName,
     scaled: Scaled,
     before: Before,
     counted: BTreeSet<InstanceId>,
-    /// It is of a release beside head.
+    /// True for a release beside the head.
     beside: bool,
 }
 
 impl Dots {
-    /// How many have started, or stopped, since the last look.
+    /// Returns how many instances have started or stopped since the last call.
     fn look(&mut self, watch: &Watch) -> usize {
         let Dots { proc, scaled, before, counted, .. } = self;
         let instances = &watch.view().instances;
@@ -321,7 +321,7 @@ struct Row {
     rev: Option<RevId>,
     count: u32,
     instances: usize,
-    /// How many of them are to stand in a zone, where that was said.
+    /// The number of instances that must be in each zone, where set.
     zones: BTreeMap<ZoneName, u32>,
 }
 
@@ -394,7 +394,7 @@ mod tests {
         Ok(requests.into_iter().map(|(proc, count)| (proc.to_string(), count)).collect())
     }
 
-    /// Reads the app, lists it for its watch, reads what it decides from, commits.
+    /// The four round trips: read the app, list it for the watch, read what the decision needs, commit.
     #[tokio::test(start_paused = true)]
     async fn a_scale_takes_four_round_trips() {
         let rig = Rig::new().await;
@@ -403,7 +403,7 @@ mod tests {
             let Command::scale(args) = cli.command else { panic!("it is scale") };
             let before = rig.store.round_trips();
             run(&rig.fresh(), args).await.expect("nothing runs that would have to stop");
-            // One that changes nothing commits nothing.
+            // Without a change there is no commit.
             let commits = u64::from(from != to);
             assert_eq!(rig.store.round_trips() - before, 3 + commits, "{words} from {from}");
         }

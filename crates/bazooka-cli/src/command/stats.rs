@@ -1,4 +1,4 @@
-//! `bazooka stats`: how many apps, procs, revs, releases and instances there are, and what each day brought.
+//! `bazooka stats`: the numbers of apps, procs, revs, releases and instances, and the changes of each day.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Shows
     }
@@ -38,7 +38,7 @@ struct Row {
     pushed: u64,
     released: u64,
     started: u64,
-    /// As it was counted last on that day; none of a day that was counted afterwards alone.
+    /// The last totals counted on that day; `None` for a day counted only afterwards.
     totals: Option<DayTotals>,
 }
 
@@ -49,10 +49,10 @@ struct Answer {
     days: Vec<Row>,
 }
 
-/// Shows it, with the last `days` that were counted.
+/// Shows the totals, and the last `days` days that were counted.
 ///
 /// # Errors
-/// The store's.
+/// Those of the store.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let Args { days } = args;
     let snapshot = context.visor.read(vec![keys::apps(), keys::days(), keys::all_statuses()]).await?;

@@ -1,4 +1,4 @@
-//! `bazooka traffic`: how much of a proc's traffic goes to revs that run beside the current release.
+//! `bazooka traffic`: the shares of a proc's traffic for revs that run beside the current release.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         lists_unless(!self.shares.is_empty(), Audited::Words)
     }
@@ -38,19 +38,19 @@ impl Args {
 /// A rev's share of the traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// The rev.
+    /// The rev, by the beginning of its id.
     pub rev: RevPrefix,
-    /// How much of a hundred; none takes it back.
+    /// The percentage; `None` removes the share.
     pub percent: Option<u32>,
 }
 
-/// It isn't a share.
+/// The error for a text that isn't a share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidShare {
-    /// Not of that form.
+    /// The text doesn't have the form of a share.
     #[error("a share is REV=PERCENT, from 0 to 100, or REV=off")]
     Form,
-    /// It names no rev.
+    /// The rev's part isn't a rev's id or its beginning.
     #[error(transparent)]
     Rev(#[from] InvalidRevPrefix),
 }
@@ -69,10 +69,10 @@ impl FromStr for Share {
     }
 }
 
-/// Sets shares, or shows them. Returns when each proxy heeds them.
+/// Sets or shows shares. Returns once each proxy has applied them.
 ///
 /// # Errors
-/// Unknown names; a rev that doesn't run beside; more than a hundred percent.
+/// Unknown names; a rev that doesn't run beside the head; over 100 percent.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let Args { proc, shares } = &args;
     let app = context.app().await?;
@@ -93,7 +93,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     };
     context.note_change();
     let set = shared.value;
-    // What doesn't run yet has no server that a proxy could weigh.
+    // A release without instances has no server that a proxy could weigh.
     let has_instance = |release: &ReleaseId| {
         watch.view().instances.values().any(|row| row.proc == *proc && row.release == *release)
     };
@@ -122,7 +122,7 @@ struct Row {
     rev: Option<RevId>,
     current: bool,
     count: u32,
-    /// None where no shares are set: each instance gets as much as the next.
+    /// `None` if no shares are set: each instance gets an equal part.
     percent: Option<u32>,
 }
 

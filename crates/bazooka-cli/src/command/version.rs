@@ -1,4 +1,4 @@
-//! `bazooka version`.
+//! `bazooka version`: the versions of this program and its schema.
 
 use serde::Serialize;
 
@@ -14,7 +14,7 @@ use crate::{
 pub struct Args {}
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Local { prints_json: true }
     }
@@ -26,7 +26,7 @@ struct Version {
     schema: u32,
 }
 
-/// Prints this program's version and the schema's that it writes.
+/// Prints the version of this program, and of the schema that it writes.
 ///
 /// # Errors
 /// None.

@@ -1,4 +1,4 @@
-//! `bazooka whoami`: who asks, and what they may.
+//! `bazooka whoami`: the user's identity and rights.
 
 use serde::Serialize;
 use visor::{keys, names::AppName};
@@ -15,7 +15,7 @@ use crate::{
 pub struct Args {}
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Shows
     }
@@ -24,7 +24,7 @@ impl Args {
 #[derive(Serialize)]
 struct Me {
     who: String,
-    /// None: the cluster tells nobody apart.
+    /// `None` in a cluster without identities.
     identity: Option<std::path::PathBuf>,
     not_after: Option<jiff::Timestamp>,
     admitted: bool,
@@ -32,10 +32,10 @@ struct Me {
     apps: Vec<AppName>,
 }
 
-/// Says who asks, and what they may.
+/// Shows the user's identity and rights.
 ///
 /// # Errors
-/// The store's.
+/// Those of the store.
 pub async fn run(context: &Context, _: Args) -> Result<()> {
     let mut me = Me {
         who: context.who.clone(),
@@ -49,7 +49,7 @@ pub async fn run(context: &Context, _: Args) -> Result<()> {
         (me.identity, me.not_after) = (Some(credentials.dir().to_owned()), Some(credentials.not_after()));
         let rows = match context.visor.read(vec![keys::identities(), keys::access()]).await {
             Ok(all) => rows(&all),
-            // Who isn't let in can't read that, and may know it all the same.
+            // An identity that isn't admitted can't read these rows, but may still learn that.
             Err(visor::visor::VisorError::Store(error)) if error.is_denied() => Vec::new(),
             Err(error) => return Err(error.into()),
         };

@@ -1,6 +1,6 @@
 //! `bazooka why`: the whole story of an instance, or of a proc and what it lacks.
 //!
-//! Reads, and tells: [`of_instance`] and [`of_proc`] are pure.
+//! Owns the wording. [`of_instance`] and [`of_proc`] are pure.
 
 use std::fmt::Write;
 
@@ -34,16 +34,16 @@ pub struct Args {
 }
 
 impl Args {
-    /// What kind of command it is.
+    /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         CommandKind::Shows
     }
 }
 
-/// How many ended instances of a proc are told of.
+/// The number of ended instances that are shown for a proc.
 const ENDED_SHOWN: usize = 5;
 
-/// What is known of an instance, whether it lives or has ended.
+/// The known facts of a living or ended instance.
 #[derive(Clone, Debug, Serialize)]
 struct Story<'a> {
     id: InstanceId,
@@ -51,14 +51,14 @@ struct Story<'a> {
     instance: &'a Instance,
     assigned: Option<&'a Assignment>,
     status: Option<&'a Status>,
-    /// When and why it was put away.
+    /// When and why the instance ended, once it is archived.
     ended: Option<&'a Ended>,
 }
 
-/// Tells the story.
+/// Prints the story.
 ///
 /// # Errors
-/// The store's; unknown names.
+/// Those of the store; unknown names.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
     let more = vec![keys::history_of(&app), keys::proxies(), Keys::One(Key::Leader.to_string())];
@@ -149,13 +149,13 @@ fn story_of_ended<'a>(app: &'a AppName, id: InstanceId, ended: &'a Ended) -> Sto
     Story { id, app, instance: &ended.instance, assigned: None, status, ended: Some(ended) }
 }
 
-/// The last ended ones of a proc, newest first.
+/// Returns the last ended instances of a proc, newest first.
 fn ended_of<'a>(app: &'a AppName, view: &'a AppView, proc: &ProcName) -> Vec<Story<'a>> {
     let of = view.history.iter().rev().filter(|((of, _), _)| of == proc).take(ENDED_SHOWN);
     of.map(|((_, id), ended)| story_of_ended(app, *id, &ended.value)).collect()
 }
 
-/// A writer of indented `label: words` lines; what comes from outside is cleaned on the way.
+/// A writer of indented `label: words` lines, which cleans text from outside.
 struct Page(String);
 
 impl Page {
@@ -169,7 +169,7 @@ impl Page {
     }
 }
 
-/// The story of one instance.
+/// Returns the story of an instance.
 fn of_instance(story: &Story<'_>, view: &AppView, now: Timestamp) -> String {
     let Story { id, app, instance, assigned, status, ended } = story;
     let mut page = Page(String::new());
@@ -238,7 +238,7 @@ fn of_status(page: &mut Page, status: &Status, now: Timestamp) {
     }
 }
 
-/// How a process ended.
+/// Describes how a process ended.
 fn exit_words(exit: &Exit) -> String {
     let ran = match exit.ran_ms {
         ms @ 0..10_000 => format!("after {:.1} s", ms as f64 / 1000.0),
@@ -259,7 +259,7 @@ fn exit_words(exit: &Exit) -> String {
     format!("{how} {ran}")
 }
 
-/// The story of a proc: what is wanted, what is there, what stands in the way.
+/// Returns the story of a proc: the wanted and existing instances, and the obstacles.
 #[allow(clippy::too_many_arguments, reason = "each is one thing that was read, and there is one caller")]
 fn of_proc(
     app: &AppName,

@@ -1,7 +1,8 @@
-//! How a local cluster's instances and builds are kept apart: the most that this machine can give.
+//! Isolation of a local cluster's instances and builds: the strongest that this machine allows.
 //!
-//! Owns trying it, by `bazooka-pm probe`. A daemon by itself never takes less than it was told; here a developer's own machine is
-//! at stake, often a container without control groups, and what it can't give is said and done without.
+//! Owns trying it with `bazooka-pm probe`. A daemon never falls back to weaker isolation than it is configured for.
+//! `dev` does, because it often runs in a developer's container without control groups; it warns about what is
+//! missing.
 
 use std::{ffi::OsString, path::Path, process::Stdio};
 
@@ -9,22 +10,22 @@ use tokio::process::Command;
 
 use crate::failure::{Failure, Kind, Result};
 
-/// What can be done without, the least first.
+/// The parts of a sandbox to leave out, in the order in which they are tried: none first.
 const WITHOUT: [&str; 3] = ["", "fence", "limits,fence"];
 
-/// How instances and builds are kept apart.
+/// The isolation of instances and builds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Apart {
-    /// In sandboxes, whole but for these parts.
+    /// Sandboxes without these parts.
     Without(&'static str),
-    /// By their users.
+    /// A user for each instance.
     Uid,
-    /// Not at all: this isn't root.
+    /// No isolation, because `dev` doesn't run as root.
     No,
 }
 
 impl Apart {
-    /// Tries what there is.
+    /// Tries each isolation, and returns the first that works, with the reason why full sandboxes don't.
     ///
     /// # Errors
     /// If bazooka-pm can't be started.
@@ -48,7 +49,7 @@ impl Apart {
             }
             if first.is_empty() {
                 let said = String::from_utf8_lossy(&probed.stderr);
-                // What comes after that is how a bazooka-pm goes on, which is found out here.
+                // The rest of the message advises how to continue with less, which this loop finds out itself.
                 let cause = said.trim().trim_start_matches("Error: ").split("; go on with").next();
                 first = cause.unwrap_or_default().to_owned();
             }
@@ -56,7 +57,7 @@ impl Apart {
         Ok((Apart::Uid, first))
     }
 
-    /// The words for bazooka-pm, or with `--build` for bazooka-rm.
+    /// Returns the arguments for bazooka-pm; for bazooka-rm, `dashes` is `--build-`.
     pub fn words(self, dashes: &str) -> Vec<OsString> {
         match self {
             Apart::Without("") | Apart::No => Vec::new(),
@@ -65,7 +66,7 @@ impl Apart {
         }
     }
 
-    /// What a person should know of it.
+    /// Returns the warning to print; `None` if the sandboxes are complete.
     pub fn warning(self, cause: &str) -> Option<String> {
         let less = match self {
             Apart::Without("") => return None,

@@ -1,7 +1,8 @@
-//! What a part leaves behind when it dies: HAProxy, instances. It becomes a child of this process.
+//! Orphans: processes that a part leaves behind when it dies (HAProxy, instances). They become children of this
+//! process.
 //!
-//! Owns their end. While the cluster runs they go on, since the part that is started again takes them
-//! over; at its end none may be left.
+//! Owns reaping and ending them. While the cluster runs they continue, because the restarted part adopts them; when
+//! the cluster stops, all must end.
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -20,16 +21,16 @@ use tokio::{
 
 use crate::failure::{Failure, Kind, Result};
 
-/// How long those that are left have from SIGTERM to SIGKILL.
+/// The time from SIGTERM to SIGKILL for the remaining processes.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// After SIGKILL the kernel needs a moment; one that doesn't end then can't be ended by anyone.
+/// How long a process may take to end after SIGKILL. A process that still runs then can't be ended.
 const KILLED_FOR: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether they have gone.
+/// The interval at which the remaining processes are checked.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Takes this process's orphaned descendants in, from now on. What it returns waits for those that end, for ever.
+/// Makes this process adopt its orphaned descendants from now on. The returned future reaps them, and never ends.
 ///
 /// # Errors
 /// If the kernel refuses.
@@ -46,18 +47,18 @@ pub fn adopt() -> Result<impl Future<Output = ()> + Send + 'static> {
     })
 }
 
-/// Waits for those that have ended. The parts themselves are waited for by who started them: they head
-/// a process group each, as `supervise` makes them, and are still in `parts` until then.
+/// Reaps the orphans that have ended. It leaves the parts to the tasks that started them: `supervise` makes each part
+/// the head of a process group, and lists it in `parts` until it is reaped.
 fn reap() {
     for pid in children().into_iter().filter(|pid| is_orphan(*pid)) {
-        // It may not have ended yet.
+        // The orphan may still run.
         let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
     }
 }
 
-/// Ends all that are left, once every part has ended.
+/// Ends all remaining processes, once every part has ended.
 ///
-/// Returns the names of those that couldn't be ended.
+/// Returns the names of processes that couldn't be ended.
 pub async fn end_all() -> Vec<String> {
     let begin = Instant::now();
     let mut told: BTreeSet<Pid> = BTreeSet::new();
@@ -73,8 +74,8 @@ pub async fn end_all() -> Vec<String> {
             return left.iter().map(|pid| format!("{} ({pid})", name(*pid))).collect();
         }
         for pid in left {
-            // Children of this process, not waited for: their ids are theirs. Those of a child that ends
-            // become ours, and are told in the next round.
+            // These are children that haven't been reaped, so their process ids can't have been reused. The children
+            // of a child that ends become ours, and get their signal in the next round.
             if begin.elapsed() > GRACE {
                 let _ = kill(pid, Signal::SIGKILL);
             } else if told.insert(pid) {
@@ -85,7 +86,7 @@ pub async fn end_all() -> Vec<String> {
     }
 }
 
-/// The children of this process, whichever thread started them.
+/// Returns the children of this process, of all its threads.
 fn children() -> Vec<Pid> {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().filter_map(Result::ok);
     let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());

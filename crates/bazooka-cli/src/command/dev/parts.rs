@@ -1,6 +1,6 @@
-//! What a local cluster is made of: each part's program and arguments.
+//! The parts of a local cluster: each part's program and arguments.
 //!
-//! Pure, but for [`Programs::find`], which looks where the programs are.
+//! Pure, except that [`Programs::find`] looks for the programs.
 
 use std::{
     ffi::OsString,
@@ -19,13 +19,13 @@ use crate::{
 const FIRST_PORT: u16 = 21_000;
 const PORTS_PER_HOST: u16 = 1_000;
 
-/// A daemon that has nothing to wait for.
+/// How long a daemon that waits for nothing may take to stop.
 const SOON: Duration = Duration::from_secs(10);
 
-/// Instances have 30 s from SIGTERM unless their proc is given another time.
+/// How long bazooka-pm may take to stop: instances have 30 s from SIGTERM, unless their proc has another setting.
 const AFTER_INSTANCES: Duration = Duration::from_secs(60);
 
-/// Where the programs are.
+/// The paths of the programs.
 #[derive(Clone, Debug)]
 pub struct Programs {
     etcd: PathBuf,
@@ -36,15 +36,15 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Finds each: ours beside this one first, then in `$PATH`.
+    /// Finds each program: ours beside this program first, then in `$PATH`.
     ///
     /// # Errors
-    /// If one isn't there, with the package that has it.
+    /// If a program is missing; the error names its package.
     pub fn find() -> Result<Self> {
         let own = std::env::current_exe().ok();
         let beside = own.as_deref().and_then(Path::parent).map(Path::to_owned);
         let path = std::env::var_os("PATH").unwrap_or_default();
-        // Debian keeps daemons where an ordinary user's shell doesn't look.
+        // Debian installs daemons in folders that aren't in an ordinary user's `$PATH`.
         let path = || std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
         let find = |name: &str, mut dirs: Box<dyn Iterator<Item = PathBuf>>| {
             dirs.find_map(|dir| Some(dir.join(name)).filter(|file| is_executable(file)))
@@ -65,7 +65,7 @@ impl Programs {
                 .hint("build all of it: cargo build --release --workspace, or deploy/up")
             })
         };
-        // bazooka-rm starts git, bazooka-pm starts bazooka-shim: found out here rather than at the first push.
+        // bazooka-rm starts git, bazooka-pm starts bazooka-shim. Fail now rather than at the first push.
         system("git", "git")?;
         let programs = Programs {
             etcd: system("etcd", "etcd-server")?,
@@ -83,7 +83,7 @@ impl Programs {
         Ok(programs)
     }
 
-    /// Where bazooka-pm is.
+    /// Returns the path of bazooka-pm.
     pub fn pm(&self) -> &Path {
         &self.pm
     }
@@ -95,50 +95,50 @@ fn is_executable(file: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// What a part is.
+/// The kind of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The coordinator.
+    /// etcd, the coordinator.
     Etcd,
     /// bazooka-rm.
     Rm,
     /// bazooka-pm converge.
     Converger,
-    /// bazooka-pm of one host.
+    /// bazooka-pm of a host.
     Host,
     /// bazooka-proxy.
     Proxy,
 }
 
-/// Where a part's endpoint is.
+/// The address of a part's endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// It has none of ours.
+    /// The part has no endpoint of Bazooka's kind.
     None,
-    /// Here.
+    /// A fixed address.
     At(SocketAddr),
-    /// On any free port of this address; chosen at each start, and added to the arguments.
+    /// Any free port of this address, chosen at each start and added to the arguments.
     On(IpAddr),
 }
 
 /// A part of a local cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Its name in words and in its log's.
+    /// The part's name, in messages and of its log.
     pub name: String,
-    /// What it is.
+    /// The kind of part.
     pub kind: Kind,
-    /// Its program.
+    /// The path of its program.
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// Its endpoint.
+    /// The address of its endpoint.
     pub endpoint: Endpoint,
-    /// How long it may take to end.
+    /// How long it may take to stop.
     pub stop_within: Duration,
 }
 
-/// The parts, in the order in which they start.
+/// Returns the parts, in the order in which they start.
 pub fn of(args: &Args, state: &Path, programs: &Programs, apart: Apart) -> Vec<Part> {
     let coordinator = format!("http://127.0.0.1:{}", args.coordinator_port);
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -164,7 +164,7 @@ pub fn of(args: &Args, state: &Path, programs: &Programs, apart: Apart) -> Vec<P
     let public = SocketAddr::new(args.public_address, args.public_port);
     proxy.extend(["--public".into(), public.to_string().into()]);
     proxy.extend(["--bind".into(), args.public_address.to_string().into()]);
-    // Where instances reach the services' ports. Every address has this machine's own among them.
+    // The address at which instances reach the services' ports. 0.0.0.0 includes this machine's loopback address.
     let services = if args.public_address.is_unspecified() { localhost } else { args.public_address };
 
     let mut parts = vec![
@@ -190,7 +190,7 @@ pub fn of(args: &Args, state: &Path, programs: &Programs, apart: Apart) -> Vec<P
 }
 
 fn etcd(client: &str, state: &Path, programs: &Programs) -> Part {
-    // It has no peers; the kernel chooses the port on which none will call.
+    // etcd has no peers here; the kernel chooses a port that is never used.
     let peer = "http://127.0.0.1:0";
     let mut data = OsString::from("--data-dir=");
     data.push(state.join("etcd"));
@@ -201,7 +201,7 @@ fn etcd(client: &str, state: &Path, programs: &Programs) -> Part {
         format!("--listen-peer-urls={peer}"),
         format!("--initial-advertise-peer-urls={peer}"),
         format!("--initial-cluster=dev={peer}"),
-        // The history is only there for watches that were away for a moment.
+        // Only watches that were briefly disconnected need the history.
         "--auto-compaction-mode=periodic".to_owned(),
         "--auto-compaction-retention=10m".to_owned(),
         "--quota-backend-bytes=2147483648".to_owned(),

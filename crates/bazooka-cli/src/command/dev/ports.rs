@@ -1,4 +1,4 @@
-//! Whether the ports of a local cluster are free, and who has them if not.
+//! The ports of a local cluster: checks that they are free, and finds the process that has a taken one.
 
 use std::{
     fs,
@@ -16,16 +16,16 @@ use crate::{
     show::clean,
 };
 
-/// How long parts of a cluster that was killed may take to end: their instances have 30 s.
+/// How long parts of a killed cluster may take to end: their instances have 30 s.
 const LEFTOVERS_FOR: Duration = Duration::from_secs(40);
 
-/// Makes sure that each port can be had.
+/// Checks that each port is free.
 ///
-/// What a cluster on the same folder left behind when it was killed is waited for, while it ends; an
-/// HAProxy of it is taken over by the new proxy.
+/// Waits for processes of a killed cluster on the same folder while they end. An HAProxy of that cluster stays: the
+/// new proxy adopts it.
 ///
 /// # Errors
-/// If one is taken, by whom if that can be known, and which flag changes it.
+/// If a port is taken. The error names the process, if it can be known, and the flag that changes the port.
 pub async fn check(args: &Args, state: &Path) -> Result<()> {
     let ports = [
         ("--coordinator-port", args.coordinator_port, IpAddr::V4(Ipv4Addr::LOCALHOST)),
@@ -88,14 +88,14 @@ struct Holder {
 }
 
 impl Holder {
-    /// Whether it was started for a cluster on this folder.
+    /// Reports whether the process belongs to a cluster on this folder.
     fn is_of(&self, state: &Path) -> bool {
         let folder = format!("{}/", state.display());
         self.command.contains(&folder)
     }
 }
 
-/// The process that listens where `address` would, as far as this user may see.
+/// Returns the process that listens on `address`, if this user may see it.
 fn holder_of(address: SocketAddr) -> Option<Holder> {
     let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
@@ -117,7 +117,7 @@ fn holder_of(address: SocketAddr) -> Option<Holder> {
     })
 }
 
-/// The sockets of a `/proc/net/tcp` table that listen on an address, or on every one.
+/// Returns the sockets of a `/proc/net/tcp` table that listen on an address, or on all addresses.
 fn listeners(table: &str, wanted: SocketAddr) -> Vec<String> {
     let row = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -132,7 +132,7 @@ fn listeners(table: &str, wanted: SocketAddr) -> Vec<String> {
     table.lines().filter_map(row).collect()
 }
 
-/// An address as the kernel's table has it: words of 32 bits, each in this machine's order of bytes.
+/// Parses an address of the kernel's table: words of 32 bits, each in this machine's byte order.
 fn ip_of(digits: &str) -> Option<IpAddr> {
     let word = |at: usize| u32::from_str_radix(digits.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
     match digits.len() {

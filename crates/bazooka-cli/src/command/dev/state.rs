@@ -1,4 +1,4 @@
-//! The folder of a local cluster: its lock, its logs.
+//! The folder of a local cluster, with its lock and its logs.
 
 use std::{
     fs::{self, File},
@@ -14,27 +14,27 @@ use nix::{
 
 use crate::failure::{Failure, Kind, Result};
 
-/// A log that is longer when a cluster starts is put aside, once.
+/// The size beyond which a log is renamed when a cluster starts; one earlier log is kept.
 const MOST_LOG_BYTES: u64 = 10 << 20;
 
-/// A local cluster's folder, locked while this lives.
+/// A local cluster's folder, locked as long as this value exists.
 pub struct State {
     dir: PathBuf,
     _lock: Flock<File>,
 }
 
 impl State {
-    /// Opens the folder, making it if it isn't there.
+    /// Opens the folder, and creates it if it doesn't exist.
     ///
     /// # Errors
-    /// If it can't be made, or another cluster runs on it.
+    /// If it can't be created, or another cluster runs on it.
     pub fn open(said: Option<&Path>) -> Result<State> {
         let dir = match said {
-            // Children have other folders to work in.
+            // Absolute, because children have other working folders.
             Some(dir) => std::path::absolute(dir).map_err(|error| failed(dir, &error))?,
             None => by_default()?,
         };
-        // Instances have users of their own, and their slugs lie below.
+        // World-readable, because each instance has its own user, and the slugs are below this folder.
         let make = fs::DirBuilder::new().recursive(true).mode(0o755).create(dir.join("logs"));
         make.map_err(|error| failed(&dir, &error))?;
         let open = fs::Permissions::from_mode(0o755);
@@ -46,7 +46,7 @@ impl State {
             Ok(lock) => lock,
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut holder = String::new();
-                // Without its id the words are the same.
+                // Without the holder's process id, the message is the same.
                 let _ = file.read_to_string(&mut holder);
                 let what = format!("a cluster runs on {} already", dir.display());
                 return Err(Failure::new(Kind::Refused, what)
@@ -63,15 +63,15 @@ impl State {
         Ok(State { dir, _lock: lock })
     }
 
-    /// The folder, as an absolute path.
+    /// Returns the folder as an absolute path.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Where a part's log goes.
+    /// Returns the path of a part's log.
     ///
     /// # Errors
-    /// If a long log of before can't be put aside.
+    /// If a long earlier log can't be renamed.
     pub fn log(&self, part: &str) -> Result<PathBuf> {
         let log = self.dir.join("logs").join(format!("{part}.log"));
         if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > MOST_LOG_BYTES) {

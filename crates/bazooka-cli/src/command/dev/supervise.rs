@@ -1,6 +1,6 @@
-//! One part of a local cluster as a child: started, started again when it dies, ended.
+//! Supervision of a part of a local cluster: a child that is started, restarted when it dies, and stopped.
 //!
-//! Owns a task for each part; the part's process never outlives it.
+//! Owns a task for each part; the part's process never outlives its task.
 //!
 //! ```text
 //! starting ─▶ up ──died──▶ pause (0.2 s, doubling to 5 s) ─▶ starting
@@ -41,44 +41,44 @@ use crate::{
 /// The pause before a dead part is started again.
 const PAUSE: Doubling = Doubling::new(Duration::from_millis(200), Duration::from_secs(5));
 
-/// A part that ran this long has earned the first pause again.
+/// A part that ran this long starts again with the first pause.
 const STEADY_AFTER: Duration = Duration::from_secs(30);
 
-/// A part that dies this often before it was ever ready won't become so.
+/// A part that dies this often before it was ready is given up.
 const DEATHS_BEFORE_READY: u32 = 3;
 
-/// How often a starting part is asked whether it is ready. It takes some tens of milliseconds.
+/// The interval at which a starting part is asked if it is ready. A start takes some tens of milliseconds.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 
-/// A part without an endpoint that was started again and has lived for so long is back.
+/// How long a restarted part without an endpoint must live to count as back.
 const BACK_AFTER: Duration = Duration::from_secs(1);
 
-/// Something that a person at the terminal should know.
+/// A message about a part, for the person at the terminal.
 #[derive(Debug)]
 pub struct Notice {
-    /// The part.
+    /// The part's name.
     pub part: String,
-    /// What.
+    /// The message.
     pub words: String,
 }
 
-/// Why a part didn't start.
+/// The reason why a part didn't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// It died as often as it was started.
+    /// The part died each time that it was started.
     #[error("ended {deaths} times as it started: {last_end}")]
     Died {
-        /// How often.
+        /// The number of deaths.
         deaths: u32,
-        /// How it ended last.
+        /// How its last process ended.
         last_end: String,
     },
-    /// It runs, and can't be used.
+    /// The part runs but can't be used.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What is known of a part's process.
+/// The state of a part's process.
 #[derive(Clone, Debug, Default)]
 struct Process {
     endpoint: Option<SocketAddr>,
@@ -86,7 +86,7 @@ struct Process {
     last_end: String,
 }
 
-/// A part that is kept running.
+/// A supervised part.
 pub struct Running {
     part: Part,
     log: PathBuf,
@@ -96,7 +96,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a part and keeps it running.
+    /// Starts a part and its supervision.
     pub fn start(part: Part, log: PathBuf, notices: mpsc::Sender<Notice>) -> Self {
         let (says, process) = watch::channel(Process::default());
         let stop = CancellationToken::new();
@@ -104,33 +104,33 @@ impl Running {
         Running { part, log, process, stop, task: tokio::spawn(keeping.run()) }
     }
 
-    /// Its name.
+    /// Returns the part's name.
     pub fn name(&self) -> &str {
         &self.part.name
     }
 
-    /// What it is.
+    /// Returns the kind of part.
     pub fn kind(&self) -> Kind {
         self.part.kind
     }
 
-    /// Waits until it has died too often.
+    /// Waits until the part has died too often.
     pub async fn gave_up(&mut self) -> StartError {
-        // The sender lives as long as the task, and that as long as this.
+        // The sender lives as long as the task, and the task as long as this value.
         let _ = self.process.wait_for(|process| process.deaths >= DEATHS_BEFORE_READY).await;
         let process = self.process.borrow();
         StartError::Died { deaths: process.deaths, last_end: process.last_end.clone() }
     }
 
-    /// Waits until the task that keeps it running has ended, without having been asked to.
+    /// Waits until the supervising task has ended without having been asked to.
     pub async fn unattended(&mut self) {
         while self.process.changed().await.is_ok() {}
     }
 
-    /// Waits until its endpoint says that it is ready; returns where that is, in words.
+    /// Waits until the part's endpoint reports ready; returns a message with the endpoint's address.
     ///
     /// # Errors
-    /// If it dies too often.
+    /// If the part dies too often.
     pub async fn answers_ready(&mut self) -> Result<String, StartError> {
         let mut process = self.process.clone();
         let ready = async {
@@ -144,7 +144,7 @@ impl Running {
                 };
                 tokio::select! {
                     () = ready => {}
-                    // Another start of it may have another.
+                    // A restarted part may have another endpoint.
                     changed = process.changed() => match changed {
                         Ok(()) => continue,
                         Err(_) => std::future::pending().await,
@@ -161,21 +161,21 @@ impl Running {
         }
     }
 
-    /// A failure of this part, with the last that it wrote.
+    /// Creates a failure about this part, with the last lines of its log.
     pub fn failure(&self, words: &str) -> Failure {
         let mut failure = Failure::new(FailureKind::PartMissing, format!("{} {words}", self.name()));
         failure.causes = last_lines(&self.log, 10);
         failure.hint(format!("its whole log is {}", self.log.display()))
     }
 
-    /// Asks it to end; [`Running::stopped`] waits for that.
+    /// Asks the part to stop; [`Running::stopped`] waits for it.
     pub fn ask_to_stop(&self) {
         self.stop.cancel();
     }
 
-    /// Waits until its process has ended.
+    /// Waits until the part's process has ended.
     pub async fn stopped(self) {
-        // A task that panicked has dropped its child, and with that killed it.
+        // If the task panicked, dropping its child has killed the process.
         let _ = self.task.await;
     }
 }
@@ -233,7 +233,7 @@ impl Keeping {
         }
     }
 
-    /// Says so once a part that was started again is ready, and then waits for ever.
+    /// Announces a restarted part once it is ready, and then waits for ever.
     async fn tell_when_back(&self, again: bool) -> Infallible {
         if again {
             let endpoint = self.says.borrow().endpoint;
@@ -251,17 +251,18 @@ impl Keeping {
         let endpoint = match self.part.endpoint {
             Endpoint::None => None,
             Endpoint::At(at) => Some(at),
-            // Free now; should another take it in the moment until the part does, that dies and is started anew.
+            // The port is free now. If another process takes it first, the part dies and is started with another
+            // port.
             Endpoint::On(address) => Some(TcpListener::bind((address, 0))?.local_addr()?),
         };
-        // This very program, though another may lie at its path by now.
+        // The running program itself, even if its file has been replaced.
         let mut command = Command::new("/proc/self/exe");
         command.args(["child", "--of", &std::process::id().to_string(), "--"]);
         command.arg(&self.part.program).args(&self.part.args);
         if let (Endpoint::On(_), Some(at)) = (self.part.endpoint, endpoint) {
             command.args(["--listen", &at.to_string()]);
         }
-        // What is set for a daemon of another cluster, or for the command line, must not reach these.
+        // Variables for a daemon of another cluster, or for the command line, must not reach the parts.
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             let ours = name.starts_with("BAZOOKA_") && !name.starts_with("BAZOOKA_LOG");
@@ -269,14 +270,14 @@ impl Keeping {
                 command.env_remove(name.as_ref());
             }
         }
-        // Nor a file of this machine's.
+        // Neither must this machine's settings file.
         command.env("BAZOOKA_CONFIG", "/dev/null");
         if self.part.kind == Kind::Etcd && cfg!(target_arch = "aarch64") {
-            // etcd 3.4 wants to be told that it is known to be less tested there.
+            // etcd 3.4 doesn't start on this architecture without this acknowledgement.
             command.env("ETCD_UNSUPPORTED_ARCH", "arm64");
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // A group of its own: Ctrl-C is for us, who end the parts in their order.
+        // A group of its own, so that Ctrl-C reaches only `dev`, which stops the parts in order.
         command.process_group(0).kill_on_drop(true);
         let child = command.spawn()?;
         if let Some(pid) = child.id() {
@@ -288,24 +289,24 @@ impl Keeping {
 
     async fn end(&self, mut child: Child) {
         let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
-        // Not waited for yet, so the id is still its own.
+        // The child hasn't been reaped, so its process id can't have been reused.
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         if timeout(self.part.stop_within, wait(&mut child)).await.is_err() {
             let words = format!("has not ended in {} s: killed", self.part.stop_within.as_secs());
             self.notice(words).await;
-            // It fails only if it has ended meanwhile.
+            // This fails only if the process has just ended.
             let _ = child.start_kill();
             let _ = wait(&mut child).await;
         }
     }
 
     async fn notice(&self, words: String) {
-        // Nobody listens any more once all is being stopped.
+        // Notices have no receiver while the cluster stops.
         let _ = self.notices.send(Notice { part: self.part.name.clone(), words }).await;
     }
 }
 
-/// Waits until an endpoint says that it is ready.
+/// Waits until an endpoint reports ready.
 async fn is_ready(at: SocketAddr) {
     let client = bazooka_daemon::http_client(None).timeout(Duration::from_secs(1)).build();
     let client = client.expect("without TLS there is nothing that could be missing");
@@ -318,18 +319,18 @@ async fn is_ready(at: SocketAddr) {
     }
 }
 
-/// The processes of parts: whoever reaps orphans must leave these to us.
+/// Returns the process ids of parts, which must not be reaped as orphans.
 fn parts() -> MutexGuard<'static, BTreeSet<u32>> {
     static PARTS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
     PARTS.lock().expect("no holder of this lock panics")
 }
 
-/// Whether a process is a part that has not been waited for.
+/// Reports whether a process is a part that hasn't been reaped.
 pub fn is_a_part(pid: Pid) -> bool {
     u32::try_from(pid.as_raw()).is_ok_and(|pid| parts().contains(&pid))
 }
 
-/// Waits for a part's process; from then on its id may be another's.
+/// Reaps a part's process. From then on its process id may be reused.
 async fn wait(child: &mut Child) -> std::io::Result<ExitStatus> {
     let pid = child.id();
     let ended = child.wait().await;
@@ -339,7 +340,7 @@ async fn wait(child: &mut Child) -> std::io::Result<ExitStatus> {
     ended
 }
 
-/// How a process ended.
+/// Describes how a process ended.
 fn how(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
@@ -352,7 +353,7 @@ fn how(status: ExitStatus) -> String {
     }
 }
 
-/// The last lines of a log, cleaned.
+/// Returns the last lines of a log, cleaned.
 fn last_lines(log: &Path, most: usize) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(log)?;

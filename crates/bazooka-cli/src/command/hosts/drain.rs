@@ -1,7 +1,7 @@
-//! `bazooka hosts drain`: everything on a host is replaced elsewhere, then stopped.
+//! `bazooka hosts drain`: replaces everything on a host elsewhere, then stops it.
 //!
-//! The converger does it; this waits, with a dot for each instance that has ended there, and says why
-//! when it can't be.
+//! The converger does the work. This command waits, prints a dot for each instance that has ended there, and reports
+//! why the host can't be drained.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -21,13 +21,13 @@ use crate::{
     wait::{Look, Service, Waited, Waiting, wait},
 };
 
-/// What is still there on a host.
+/// What remains on a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Left {
     ids: BTreeSet<InstanceId>,
-    /// The services of which something is still meant to run there.
+    /// The services that still have an instance assigned to run there.
     services: BTreeSet<Service>,
-    /// How long they may show no progress.
+    /// How long these services may show no progress.
     limit: Duration,
 }
 
@@ -62,7 +62,7 @@ fn apps(view: Option<&HostView>) -> BTreeSet<AppName> {
 /// Drains a host.
 ///
 /// # Errors
-/// If something there has nowhere to go, doesn't end, or nobody moves it; it stays wanted.
+/// If an instance can't be placed elsewhere or doesn't end, or no daemon moves it. The host stays to be drained.
 pub async fn run(context: &Context, host: &HostName, no_wait: bool) -> Result<()> {
     context.visor.mark_host(host, |meta| meta.draining = true).await?;
     context.note_change();
@@ -78,7 +78,7 @@ pub async fn run(context: &Context, host: &HostName, no_wait: bool) -> Result<()
     wait(context, &mut Draining { context, host, mirror, apps, left, line }).await
 }
 
-/// What is seen of a host that is drained, and of the apps that have something there.
+/// Creates a mirror of the host that is drained, and of the apps that have instances there.
 fn mirror(context: &Context, host: &HostName, apps: &BTreeSet<AppName>) -> Mirror<Snapshot> {
     let mut scopes = keys::host(host);
     for app in apps {
@@ -88,12 +88,12 @@ fn mirror(context: &Context, host: &HostName, apps: &BTreeSet<AppName>) -> Mirro
         .with_jitter(u64::from(std::process::id()))
 }
 
-/// A host on which something is left.
+/// A host that is being drained.
 struct Draining<'a> {
     context: &'a Context,
     host: &'a HostName,
     mirror: Mirror<Snapshot>,
-    /// The apps that the mirror has.
+    /// The apps in the mirror.
     apps: BTreeSet<AppName>,
     left: Left,
     line: Line,

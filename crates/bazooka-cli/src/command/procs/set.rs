@@ -1,6 +1,7 @@
-//! `bazooka procs set`: how the instances of a proc are run and replaced.
+//! `bazooka procs set`: changes how the instances of a proc are run and replaced.
 //!
-//! Its options are the settings of [`visor::settings`]; here is how they become options, and what is said of a change.
+//! Its options are the settings of [`visor::settings`]. Owns the mapping from settings to options, and the report of
+//! a change.
 
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches, error::ErrorKind, value_parser};
 use visor::{
@@ -66,10 +67,10 @@ impl FromArgMatches for Args {
     }
 }
 
-/// Makes the changes, and says what holds then, and from when on.
+/// Makes the changes, and prints the resulting settings and when they take effect.
 ///
 /// # Errors
-/// The store's; no such proc.
+/// Those of the store; no such proc.
 pub async fn run(context: &Context, app: &AppName, view: &AppView, args: Args) -> Result<()> {
     let Args { proc, changes } = args;
     known_proc(app, view, &proc)?;
@@ -93,7 +94,7 @@ pub async fn run(context: &Context, app: &AppName, view: &AppView, args: Args) -
     Ok(())
 }
 
-/// The limits, and each other setting that was changed or isn't at its default.
+/// Returns the limits, and the other settings that were changed or aren't at their default.
 fn in_words(name: &ProcName, proc: &Proc, changes: &[Change]) -> String {
     let is_told = |setting: &&&Setting| {
         let is_limit = [&MEMORY, &CPU, &PIDS].contains(*setting);
@@ -104,7 +105,7 @@ fn in_words(name: &ProcName, proc: &Proc, changes: &[Change]) -> String {
     told.map(|setting| format!("{} {}", setting.name, setting.of(name, proc))).collect::<Vec<_>>().join(", ")
 }
 
-/// `batch holds`, `memory and cpu hold`.
+/// Returns the changed settings with the verb: `batch holds`, `memory and cpu hold`.
 fn hold(changes: &[&Change]) -> String {
     match changes {
         [one] => format!("{} holds", one.setting.name),
