@@ -49,7 +49,7 @@ pub enum Kind {
 pub struct Failure {
     /// The kind, which gives the exit code.
     pub kind: Kind,
-    /// What failed, in one line.
+    /// The failed operation, in one line.
     pub what: String,
     /// The causes, the outermost first.
     pub causes: Vec<String>,

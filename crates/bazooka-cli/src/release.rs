@@ -25,7 +25,8 @@ use crate::{
     watch::Watch,
 };
 
-/// How often a release is created again because another config change came first. In each round one client succeeds.
+/// The number of times that a release is created again because another config change came first. In each round one
+/// client succeeds.
 const MOST_ROUNDS: usize = 50;
 
 /// Returns a token that no other release has.

@@ -48,7 +48,7 @@ pub enum Look<S> {
 pub struct Waiting<S> {
     /// The observed state. While it stays equal, there is no progress.
     pub seen: S,
-    /// How long there may be no progress.
+    /// The time without progress after which the command gives up.
     pub limit: Duration,
     /// The services that have an instance without a place.
     pub without_room: Vec<Service>,

@@ -4,9 +4,9 @@
 //! [`wire`] reads and writes the packets, [`server`] has the sockets.
 //!
 //! ```text
-//! PROC.APP.DOMAIN         A, AAAA: instances of the own zone, of others only where that has none
-//!                         SRV: all, those of the own zone first (by priority)
-//! PROC.APP.ZONE.DOMAIN    A, AAAA, SRV: that zone's
+//! PROC.APP.DOMAIN         A, AAAA: the instances in the proxy's own zone; if there are none, those in other zones
+//!                         SRV: all instances, those in the own zone with priority 0, the others with 1
+//! PROC.APP.ZONE.DOMAIN    A, AAAA, SRV: the instances in that zone
 //! ID.PROC.APP.DOMAIN      A, AAAA: one instance, as SRV names it. No proc's name begins with a digit
 //! ```
 

@@ -4,8 +4,8 @@
 //! own endpoint, behind TLS in a cluster whose daemons have identities.
 //!
 //! ```text
-//! GET /sd                  targets, for Prometheus
-//! GET /services/APP/PROC   where a service is, as by DNS
+//! GET /sd                  the targets, for Prometheus
+//! GET /services/APP/PROC   the instances of a service, as by DNS
 //! GET /haproxy/metrics     HAProxy's own exporter
 //! ```
 
@@ -38,7 +38,7 @@ use crate::{
 /// The path of HAProxy's metrics.
 pub const HAPROXY_METRICS: &str = "/haproxy/metrics";
 
-/// How long HAProxy may take to begin its answer.
+/// The time that HAProxy may take to begin its answer.
 const HAPROXY_ANSWERS: Duration = Duration::from_secs(5);
 
 /// The data from which requests are answered.

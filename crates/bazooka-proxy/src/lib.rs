@@ -6,9 +6,9 @@
 //! ```text
 //! mirror ─▶ routes ─▶ plan ─▶ balancer ─▶ driver ──Runtime API──▶ HAProxy    pure: routes, config, plan
 //!                      ▲                     └──file, reload──▶ HAProxy
-//!                      └── what is in force, as HAProxy says
+//!                      └── in force, as observed from HAProxy
 //! proxy (the loop) ─▶ publisher ─▶ proxies/X in the coordinator
-//! mirror ─▶ directory ─▶ endpoint, dns ─▶ who asks what runs where
+//! mirror ─▶ directory ─▶ endpoint, dns ─▶ answers about instances and daemons
 //! ```
 
 pub mod balancer;

@@ -103,7 +103,8 @@ impl Routes {
         self.services.values().map(|service| service.servers.len()).sum()
     }
 
-    /// Copies the instances, weights and domains of `other` into these routes, for the services that are in both.
+    /// Replaces the domains by those of `other`, and each service's instances and weights by those of the same
+    /// service in `other`. A service that isn't in `other` has no instances then.
     pub fn take_members(&mut self, other: &Routes) {
         for (id, service) in &mut self.services {
             let other = other.services.get(id);
@@ -235,8 +236,8 @@ fn shares(snapshot: &Snapshot) -> BTreeMap<ServiceId, BTreeMap<ReleaseId, u32>> 
     all
 }
 
-/// Returns the routes with each entry whose row can't be read left as it was before: an unreadable row is no reason
-/// to stop routing.
+/// Restores each entry of `before` whose row can't be read now, because an unreadable row is no reason to stop
+/// routing.
 pub fn keeping_unreadable(mut routes: Routes, before: &Routes, snapshot: &Snapshot) -> Routes {
     for key in snapshot.unreadable.keys() {
         match key.parse::<Key>() {
@@ -278,14 +279,14 @@ pub fn keeping_unreadable(mut routes: Routes, before: &Routes, snapshot: &Snapsh
     routes
 }
 
-/// The weight of a lost instance: the lowest that HAProxy takes requests with.
+/// The weight of a lost instance: the lowest with which HAProxy still sends it requests.
 const LAST: u16 = 1;
 
-/// Returns the routes with each lost instance that hasn't been replaced at the address that it had before.
+/// Adds each lost instance that hasn't been replaced yet, at the address that it had in `before`.
 ///
-/// A `lost` instance's host doesn't reach the converger, but this proxy may still reach the host: a partition can cut
-/// both off together. When this proxy reads that the instance is lost, its HAProxy may still have every other server
-/// marked down. So the instance stays as the last resort, and HAProxy's health checks decide.
+/// The host of a `lost` instance has lost contact with the cluster, but this proxy may still reach the host: a
+/// partition can cut both off together. When this proxy reads that the instance is lost, its HAProxy may still have
+/// every other server marked down. So the instance stays as the last resort, and HAProxy's health checks decide.
 pub fn keeping_lost(mut routes: Routes, before: &Routes, snapshot: &Snapshot) -> Routes {
     for view in snapshot.hosts.values() {
         for (instance, assigned) in view.assigned.iter().filter(|(_, row)| row.desired == Desired::Run) {

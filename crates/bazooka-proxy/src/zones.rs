@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use visor::{names::ZoneName, snapshot::Snapshot};
 
-/// How much more than an equal share an instance takes to keep traffic in its zone.
+/// The most that an instance gets to keep traffic in its zone, as a multiple of an equal share.
 const SLACK: f64 = 1.2;
 
 /// The part of an instance in another zone while it isn't needed. It is so small that HAProxy's lowest weight

@@ -34,7 +34,7 @@ impl Args {
     }
 }
 
-/// How long destroying may take: draining (30 s), stopping (30 s unless set otherwise), and deleting the rows.
+/// The time that destroying may take: draining (30 s), stopping (30 s unless set otherwise), and deleting the rows.
 const GONE_IN: Duration = Duration::from_secs(120);
 
 /// Destroys an app, after the user has repeated its name.

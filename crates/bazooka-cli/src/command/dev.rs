@@ -83,7 +83,7 @@ impl Args {
     }
 }
 
-/// How long a part may take to become ready, on a busy machine with a cold disk.
+/// The time that a part may take to become ready, on a busy machine with a cold disk.
 const READY_FOR: Duration = Duration::from_secs(60);
 
 /// The number of notices that may queue for printing; beyond it, the supervision of the parts waits too.

@@ -33,7 +33,7 @@ impl Args {
     }
 }
 
-/// How long the coordinator may be out of touch before a notice.
+/// The time that the coordinator may be out of touch before a notice.
 const OUT_OF_TOUCH_AFTER: Duration = Duration::from_secs(3);
 
 /// A change of the app.

@@ -171,7 +171,7 @@ enum Standing {
     Unreadable,
     /// The host's lease has ended.
     Gone,
-    /// The host's lease has ended, together with so many others that the converger marks no instance lost.
+    /// The host's lease has ended, together with so many others that none of their instances is replaced.
     Frozen,
 }
 

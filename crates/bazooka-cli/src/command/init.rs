@@ -44,7 +44,7 @@ impl Args {
     }
 }
 
-/// How long bazooka-rm may take to set up a repository, which normally takes a moment.
+/// The time that bazooka-rm may take to set up a repository, which normally takes a moment.
 const SET_UP_FOR: Duration = Duration::from_secs(30);
 
 /// Registers the app and adds the remote.

@@ -65,10 +65,10 @@ impl Args {
     }
 }
 
-/// How long a host may take to begin its answer before it is left out.
+/// The time that a host may take to begin its answer before it is left out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a line is held back for earlier lines of other hosts.
+/// The time that a line is held back for earlier lines of other hosts.
 const HOLD: Duration = Duration::from_millis(50);
 
 /// The pause after which the earlier lines count as complete. Each host sends its earlier lines without a break.

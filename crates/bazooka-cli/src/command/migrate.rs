@@ -42,7 +42,7 @@ impl Args {
 /// The interval at which it checks for the daemons' steps.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// How long the daemons may take. An rm checks at each change whether there is something to seal.
+/// The time that the daemons may take. An rm checks at each change whether there is something to seal.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Takes the remaining steps, or with `--dry-run` prints the next one.

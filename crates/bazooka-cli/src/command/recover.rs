@@ -49,7 +49,7 @@ impl Args {
     }
 }
 
-/// How long a host may take to answer.
+/// The time that a host may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks the hosts and carries out the plan.

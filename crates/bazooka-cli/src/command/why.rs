@@ -51,7 +51,7 @@ struct Story<'a> {
     instance: &'a Instance,
     assigned: Option<&'a Assignment>,
     status: Option<&'a Status>,
-    /// When and why the instance ended, once it is archived.
+    /// The end of the instance with its cause, once it is archived.
     ended: Option<&'a Ended>,
 }
 

@@ -37,7 +37,7 @@ pub enum Why {
     Late(Duration),
 }
 
-/// How often the daemons have been checked since the last progress.
+/// The number of times that the daemons have been checked since the last progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Never,

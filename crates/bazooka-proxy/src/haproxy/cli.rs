@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-/// How long an exchange may take. Even a busy HAProxy answers within milliseconds.
+/// The time that an exchange may take. Even a busy HAProxy answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The most commands in one connection.

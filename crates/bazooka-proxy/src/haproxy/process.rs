@@ -33,10 +33,10 @@ use tokio::{
 
 use super::cli::{Cli, CliError};
 
-/// How long HAProxy may take to start.
+/// The time that HAProxy may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long HAProxy's processes may take to end after a signal.
+/// The time that HAProxy's processes may take to end after a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The interval at which a process is checked while it starts or ends.

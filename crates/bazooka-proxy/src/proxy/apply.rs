@@ -13,7 +13,7 @@ use crate::{
     plan::{Plan, Reload, Step, Wanted, plan},
 };
 
-/// How much of a plan HAProxy has applied.
+/// The part of a plan that HAProxy has applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Come {
     /// HAProxy must be observed again first.

@@ -65,14 +65,14 @@ impl Attempts {
     }
 }
 
-/// How long a reload waits for requests on old workers that the reload would end.
+/// The time that a reload waits for requests on old workers that the reload would end.
 const FOR_REQUESTS: Duration = Duration::from_secs(5);
 
-/// How long a reload waits for idle connections on such workers. A connection in use closes within that time, because
-/// the next response asks for it.
+/// The time that a reload waits for idle connections on such workers. A connection in use closes within that time,
+/// because the next response asks for it.
 const FOR_CONNECTIONS: Duration = Duration::from_secs(1);
 
-/// How often old workers are checked while a reload waits for them.
+/// The interval at which old workers are checked while a reload waits for them.
 const LOOK_AT_CROWD: Duration = Duration::from_millis(50);
 
 /// A reload that waits because it would end old workers with open connections.
@@ -153,8 +153,8 @@ impl Drains {
     }
 }
 
-/// How long a disabled server stays before it is deleted. A request that is being redispatched may still refer to it,
-/// and an instance that restarts meanwhile gets its server back without a new one.
+/// The time that a disabled server stays before it is deleted. A request that is being redispatched may still refer
+/// to it, and an instance that restarts meanwhile gets its server back without a new one.
 const REST: Duration = Duration::from_secs(10);
 
 /// The disabled servers, with the time from which each may be deleted.

@@ -10,10 +10,10 @@ use visor::pause::{Doubling, Pauses};
 
 use crate::{balancer::Balancer, config::Settings, haproxy::CliError, metrics::ProxyMetrics, plan::Wanted};
 
-/// How long a running master may be unreachable before it is killed and started again.
+/// The time that a running master may be unreachable before it is killed and started again.
 const OUT_OF_REACH: Duration = Duration::from_secs(5);
 
-/// How long a master may accept commands without answering before it is killed and started again. A busy master
+/// The time that a master may accept commands without answering before it is killed and started again. A busy master
 /// answers within milliseconds; without answers, no instance can be added or taken out.
 const OUT_OF_ANSWER: Duration = Duration::from_secs(10);
 

@@ -24,7 +24,7 @@ use crate::failure::{Failure, Kind, Result};
 /// The time from SIGTERM to SIGKILL for the remaining processes.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How long a process may take to end after SIGKILL. A process that still runs then can't be ended.
+/// The time that a process may take to end after SIGKILL. A process that still runs then can't be ended.
 const KILLED_FOR: Duration = Duration::from_secs(5);
 
 /// The interval at which the remaining processes are checked.

@@ -19,10 +19,10 @@ use crate::{
 const FIRST_PORT: u16 = 21_000;
 const PORTS_PER_HOST: u16 = 1_000;
 
-/// How long a daemon that waits for nothing may take to stop.
+/// The time that a daemon that waits for nothing may take to stop.
 const SOON: Duration = Duration::from_secs(10);
 
-/// How long bazooka-pm may take to stop: instances have 30 s from SIGTERM, unless their proc has another setting.
+/// The time that bazooka-pm may take to stop: instances have 30 s from SIGTERM, unless their proc has another setting.
 const AFTER_INSTANCES: Duration = Duration::from_secs(60);
 
 /// The paths of the programs.
@@ -134,7 +134,7 @@ pub struct Part {
     pub args: Vec<OsString>,
     /// The address of its endpoint.
     pub endpoint: Endpoint,
-    /// How long it may take to stop.
+    /// The time that it may take to stop.
     pub stop_within: Duration,
 }
 

@@ -16,7 +16,7 @@ use crate::{
     show::clean,
 };
 
-/// How long parts of a killed cluster may take to end: their instances have 30 s.
+/// The time that parts of a killed cluster may take to end: their instances have 30 s.
 const LEFTOVERS_FOR: Duration = Duration::from_secs(40);
 
 /// Checks that each port is free.

@@ -50,7 +50,7 @@ const DEATHS_BEFORE_READY: u32 = 3;
 /// The interval at which a starting part is asked if it is ready. A start takes some tens of milliseconds.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 
-/// How long a restarted part without an endpoint must live to count as back.
+/// The time that a restarted part without an endpoint must live to count as back.
 const BACK_AFTER: Duration = Duration::from_secs(1);
 
 /// A message about a part, for the person at the terminal.
@@ -70,7 +70,7 @@ pub enum StartError {
     Died {
         /// The number of deaths.
         deaths: u32,
-        /// How its last process ended.
+        /// A description of how its last process ended.
         last_end: String,
     },
     /// The part runs but can't be used.

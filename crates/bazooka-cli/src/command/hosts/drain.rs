@@ -21,13 +21,13 @@ use crate::{
     wait::{Look, Service, Waited, Waiting, wait},
 };
 
-/// What remains on a host.
+/// The rest of a host that is being drained.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Left {
     ids: BTreeSet<InstanceId>,
     /// The services that still have an instance assigned to run there.
     services: BTreeSet<Service>,
-    /// How long these services may show no progress.
+    /// The time that these services may show no progress.
     limit: Duration,
 }
 
