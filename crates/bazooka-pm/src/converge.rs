@@ -1,19 +1,19 @@
-//! The converger: turns what should run into placed instances.
+//! The converger: turns what users want to run into placed instances.
 //!
-//! One elected process of any number does it, on any machine. It owns `assigned/`, `apps/A/instances/`,
-//! `apps/A/pending/`, `history/` and the verdict on a release that is being tried; it runs nothing itself,
-//! and reads nothing but the coordinator.
+//! Any number of processes take part in the election, on any machine; the elected one converges. It owns `assigned/`,
+//! `apps/A/instances/`, `apps/A/pending/`, `history/` and the verdict on a release on trial. It runs no instance, and
+//! reads only the coordinator.
 //!
 //! ```text
 //! facts     one instance, put together from its rows
-//! memory    since when things are as they are
-//! hosts     which hosts have gone, and whether to give them up
-//! step      what a plan is made of; draft: what an app's own plan is made from
+//! memory    since when each condition has lasted
+//! hosts     which hosts are gone, and whether to give them up
+//! step      the vocabulary of a plan; draft: the vocabulary of one app's planners
 //! attempts  how often a release may be started, and where
 //! trial ─┐
 //! service ├▶ plan ─▶ apply
 //! drain ─┤    ▲
-//! envs ──┘ visor::rules   lead: the election and the loop around all of it; agenda: what it looks at
+//! envs ──┘ visor::rules   lead: the election and the loop around it; agenda: which apps a plan looks at
 //! ```
 
 mod agenda;
@@ -76,27 +76,27 @@ pub struct ConvergeArgs {
     pub coordinator: CoordinatorArgs,
 }
 
-/// How a converger runs.
+/// The options of a running converger.
 #[derive(Clone, Debug)]
 pub struct ConvergeOptions {
-    /// This process, for people.
+    /// This process's name, for people.
     pub name: String,
-    /// The base of its endpoint; empty if it has none.
+    /// The base URL of its endpoint; empty if it has none.
     pub url: String,
-    /// The lease that its election hangs on: a dead converger is replaced after this time.
+    /// The timing of the lease that its election depends on. A dead converger is replaced once the lease ends.
     pub timing: LeaseTiming,
-    /// Ready once it has seen the whole cluster, elected or not.
+    /// Becomes ready once the process has seen the whole cluster, elected or not.
     pub readiness: Readiness,
-    /// Where its metrics go.
+    /// The registry of its metrics.
     pub metrics: Metrics,
-    /// What time it writes down.
+    /// The clock of the times that it writes down.
     pub wall: WallClock,
-    /// The loop's life sign.
+    /// The loop's life sign to systemd.
     pub pulse: Pulse,
 }
 
 impl ConvergeOptions {
-    /// The usual, under this name.
+    /// Returns the default options, under this name.
     pub fn named(name: impl Into<String>) -> Self {
         ConvergeOptions {
             name: name.into(),
@@ -110,27 +110,27 @@ impl ConvergeOptions {
     }
 }
 
-/// Between two tries to find or write the schema.
+/// The pause between two attempts to find or write the schema.
 const SET_UP_PAUSE: Duration = Duration::from_millis(200);
 
-/// A converger that can't go on.
+/// Reasons for which a converger stops.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvergeError {
-    /// An argument is wrong.
+    /// An argument is invalid.
     #[error(transparent)]
     Arguments(#[from] ClusterError),
-    /// Its endpoint can't be opened.
+    /// The endpoint can't be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The coordinator refuses it.
+    /// The coordinator rejects this process.
     #[error("the coordinator can't be used")]
     Coordinator(#[source] VisorError),
 }
 
-/// The whole daemon: its endpoint, and [`run`].
+/// Runs the whole daemon: its endpoint, and [`run`].
 ///
 /// # Errors
-/// As [`run`]; wrong arguments; an endpoint that can't be opened.
+/// As [`run`]; invalid arguments; an endpoint that can't be opened.
 pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(), ConvergeError> {
     let cluster = args.coordinator.cluster()?;
     let own = cluster.own_name(Kind::Converger, None).map_err(ClusterError::from)?;
@@ -147,7 +147,7 @@ pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(
     });
     let ran = run(cluster.visor, options, shutdown.clone()).await;
     shutdown.cancel();
-    // A panic there has been reported; what matters has been done.
+    // A panic of the endpoint's task has been reported already, and the converger's work is done.
     let _ = serving.await;
     ran
 }
@@ -156,17 +156,17 @@ fn machine() -> Option<String> {
     nix::unistd::gethostname().ok()?.into_string().ok()
 }
 
-/// `/healthz`, `/readyz` and `/metrics`.
+/// Returns the routes `/healthz`, `/readyz` and `/metrics`.
 pub fn routes(options: &ConvergeOptions, cluster: &Cluster) -> Router {
     common_routes(options.readiness.clone(), options.metrics.clone(), cluster)
 }
 
-/// Waits for the election and converges the cluster, until shutdown; then hands over at once.
+/// Waits for the election and converges the cluster until shutdown; then hands over at once.
 ///
-/// A coordinator that isn't there is waited for; one that goes away later stops nothing.
+/// At start it waits for a coordinator that can't be reached; a coordinator that goes away later stops nothing.
 ///
 /// # Errors
-/// If the coordinator refuses it, or its schema is of a later version.
+/// If the coordinator rejects this process, or its schema is of a later version.
 pub async fn run(
     visor: Visor,
     options: ConvergeOptions,
@@ -192,7 +192,7 @@ pub async fn run(
     Ok(())
 }
 
-/// Waits for the coordinator, and sees to it that it holds a cluster.
+/// Waits for the coordinator, and ensures that it holds a cluster.
 async fn set_up(visor: &Visor) -> Result<(), VisorError> {
     loop {
         wait_until_ready(visor.store().as_ref(), |error| {

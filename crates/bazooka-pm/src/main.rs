@@ -1,4 +1,4 @@
-//! bazooka-pm: runs the instances of this host; with `converge`, places those of the whole cluster.
+//! bazooka-pm: runs the instances of this host. With `converge`, places the instances of the whole cluster.
 
 use std::path::PathBuf;
 
@@ -66,13 +66,13 @@ fn main() -> anyhow::Result<()> {
     init_logs();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // What blocks is short, and each thread costs memory.
+        // Blocking work is short here, and each thread costs memory.
         .max_blocking_threads(4)
         .thread_keep_alive(std::time::Duration::from_secs(2))
         .thread_stack_size(512 << 10)
         .build()?;
     let done = runtime.block_on(run(args));
-    // An effect that still blocks must not hold the end up.
+    // An effect that still blocks must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     done
 }

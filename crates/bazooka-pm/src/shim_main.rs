@@ -1,4 +1,4 @@
-//! bazooka-shim: stands between bazooka-pm and one instance; what it does is in [`bazooka_sandbox::shim`].
+//! bazooka-shim: stands between bazooka-pm and one instance. [`bazooka_sandbox::shim`] has the code.
 
 fn main() -> std::process::ExitCode {
     bazooka_sandbox::shim::main()

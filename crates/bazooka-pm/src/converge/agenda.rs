@@ -1,7 +1,7 @@
-//! Which apps are to be looked at, and when.
+//! The agenda: the apps that the next plan looks at, and when.
 //!
-//! Owns the way from changed keys to apps. What it names is a hint that saves work: a plan over the apps that it
-//! names equals the plan over all.
+//! Owns the way from changed keys to apps. The apps that it names are a hint that saves work: a plan over them equals
+//! the plan over all apps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,21 +15,21 @@ use super::{
     step::Plan,
 };
 
-/// What is to be looked at.
+/// The apps to look at.
 #[derive(Default)]
 pub(super) struct Agenda {
-    /// Everything.
+    /// True if all apps are due.
     all: bool,
-    /// These apps, for something of them changed.
+    /// Apps of which a row changed.
     dirty: BTreeSet<AppName>,
-    /// These apps, whenever room may have come free.
+    /// Apps to look at whenever capacity may have come free.
     waiting_for_capacity: BTreeSet<AppName>,
-    /// These apps, at that time.
+    /// Apps to look at at a given time.
     look_again: BTreeMap<AppName, Instant>,
 }
 
 impl Agenda {
-    /// Marks what changed keys concern.
+    /// Marks the apps that changed keys concern.
     pub fn note(&mut self, changes: &Changes, snapshot: &Snapshot, memory: &Memory) {
         self.all |= changes.relisted;
         for key in changes.keys.iter().filter(|_| !changes.relisted) {
@@ -54,7 +54,7 @@ impl Agenda {
                     let assigned = snapshot.hosts.get(&host).and_then(|view| view.assigned.get(&id));
                     match assigned {
                         Some(assigned) => drop(self.dirty.insert(assigned.app.clone())),
-                        // The app's own row of it, if it is left, still says whose it was.
+                        // The app's own row of the instance, if it still exists, tells which app it belongs to.
                         None => self.dirty.extend(
                             snapshot
                                 .apps
@@ -88,7 +88,7 @@ impl Agenda {
         }
     }
 
-    /// The apps that are due now.
+    /// Returns the apps that are due now.
     pub fn due(&self, snapshot: &Snapshot, now: Now) -> BTreeSet<AppName> {
         if self.all {
             return snapshot.apps.keys().cloned().collect();
@@ -96,13 +96,13 @@ impl Agenda {
         let timed = self.look_again.iter().filter(|(_, at)| **at <= now.clock).map(|(name, _)| name);
         let mut due: BTreeSet<AppName> = self.dirty.iter().chain(timed).cloned().collect();
         if !due.is_empty() {
-            // Room may have come free with any of them.
+            // Each of these apps may have freed capacity.
             due.extend(self.waiting_for_capacity.iter().cloned());
         }
         due
     }
 
-    /// Takes note of a plan that was made.
+    /// Clears what a plan has covered, and takes over its times and waiting apps.
     pub fn planned(&mut self, apps: &BTreeSet<AppName>, plan: &Plan) {
         self.all = false;
         self.dirty.clear();
@@ -114,23 +114,23 @@ impl Agenda {
         self.waiting_for_capacity.extend(plan.waiting_for_capacity.iter().cloned());
     }
 
-    /// Everything is to be looked at.
+    /// Marks all apps as due.
     pub fn look_at_all(&mut self) {
         self.all = true;
     }
 
-    /// An app is to be looked at by then.
+    /// Marks an app as due at `at`, or earlier if it is already.
     pub fn look_again_at(&mut self, app: AppName, at: Instant) {
         let noted = self.look_again.entry(app).or_insert(at);
         *noted = at.min(*noted);
     }
 
-    /// When something is to be looked at, even if nothing happens.
+    /// Returns when something is due even if nothing happens.
     pub fn next_look(&self) -> Option<Instant> {
         self.look_again.values().min().copied()
     }
 
-    /// Lets the memory take note of the hosts.
+    /// Records the hosts in the memory. All apps are due if any host came, went, or is judged anew.
     pub fn observe_hosts(&mut self, snapshot: &Snapshot, memory: &mut Memory, now: Now) {
         self.all |= memory.observe_hosts(snapshot, now);
     }

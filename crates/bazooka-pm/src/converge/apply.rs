@@ -1,7 +1,7 @@
-//! From a plan to transactions.
+//! The converger's writes: turns a plan's steps into transactions.
 //!
-//! Owns the making of changes out of steps, against the very image that was planned on, and the account of
-//! what became of them. It decides nothing.
+//! Owns the changes that the steps become, made against the very image that was planned on, and the outcome of each.
+//! It decides nothing.
 
 use std::collections::BTreeSet;
 
@@ -26,16 +26,16 @@ use super::{
     step::{Act, Hindrance, Plan, Slot, Step},
 };
 
-/// What became of a plan.
+/// The outcome of applying a plan.
 #[derive(Debug, Default)]
 pub struct Applied {
     /// The revision of the last write; 0 if nothing was written.
     pub revision: Revision,
-    /// Something may have been carried out, or may yet be: settle before planning again.
+    /// True if some writes may have been carried out, or may yet be. Settle them before the next plan.
     pub doubtful: bool,
-    /// Apps of which a step met a change that the image didn't show yet.
+    /// Apps of which a step conflicted with a change that the image didn't show yet.
     pub overtaken: BTreeSet<AppName>,
-    /// What failed, if the coordinator did.
+    /// The coordinator's error, if it failed.
     pub error: Option<VisorError>,
 }
 
@@ -72,11 +72,11 @@ impl Applied {
     }
 }
 
-/// Carries out a plan that was made on this image. Once it has begun it needs the image no longer, so that this
-/// may be kept up meanwhile.
+/// Applies a plan that was made on this image. The returned future doesn't borrow the image, so that the caller can
+/// update it meanwhile.
 ///
 /// # Cancel safety
-/// Dropping it leaves what it has carried out, and a few transactions in doubt.
+/// Dropping the future leaves the writes that were carried out, and a few transactions uncertain.
 pub fn apply<'a>(
     visor: &'a Visor,
     reign: Reign,
@@ -103,7 +103,7 @@ pub fn apply<'a>(
     let counter = snapshot.instance_counter.clone();
     async move {
         let mut applied = Applied::default();
-        // What a new instance runs with is there before it, so that it need not wait.
+        // A new instance's env is handed to its host before the instance is placed, so that it need not wait.
         if !handings.is_empty() {
             match visor.commit_all(reign, handings).await {
                 Ok(outcomes) => {
@@ -112,7 +112,7 @@ pub fn apply<'a>(
                 Err(error) => return applied.failed(error),
             }
         }
-        // Then new instances: people wait for them.
+        // Then new instances, because people wait for them.
         if !placements.is_empty() {
             match visor.place(reign, placements, counter.as_ref(), now).await {
                 Ok(placed) => {
@@ -136,7 +136,7 @@ pub fn apply<'a>(
     }
 }
 
-/// What a step places; none if it places nothing, or the image isn't the one that it was planned on.
+/// Returns what a step places; none if it places nothing, or the image isn't the one that it was planned on.
 pub(super) fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {
     let Act::Place { slot, place } = &step.act else { return None };
     let Slot { proc, release, index, trial } = slot;
@@ -155,7 +155,7 @@ pub(super) fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {
         command: rev.procs.get(proc)?.clone(),
         index: *index,
         run: view.procs.get(proc).map(|row| row.run.clone()).unwrap_or_default(),
-        // Planned on this very image, which has them all.
+        // The plan was made on this very image, which has all of these ports.
         links: links::ports(snapshot, links::of(view, row.env).into_iter().flatten()).ok()?,
         trial: *trial,
         extra: Extra::new(),
@@ -238,7 +238,7 @@ fn log(step: &Step) {
 }
 
 impl Act {
-    /// Its name, for logs and metrics.
+    /// Returns the act's name, for logs and metrics.
     pub fn kind(&self) -> &'static str {
         match self {
             Act::Place { .. } => "place",
@@ -256,7 +256,7 @@ impl Act {
     }
 }
 
-/// A step's subject, for logs.
+/// Displays a step's subject, for logs.
 struct Told<'a>(&'a Act);
 
 impl std::fmt::Display for Told<'_> {

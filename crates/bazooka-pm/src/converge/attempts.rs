@@ -1,7 +1,7 @@
-//! How often a release may be started, and where no more.
+//! Limits on the starts of a failing release: how often, and on which hosts.
 //!
-//! Owns the brakes on a release that fails: a pause that doubles, a number of starts a minute over the cluster, and
-//! hosts that are avoided or not tried again yet. A trial and a service ask the same.
+//! Owns the brakes on a release that fails: a pause that doubles, a number of starts a minute over the cluster, hosts
+//! that are avoided, and hosts that are not tried again yet. Trials and services obey the same limits.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,20 +18,21 @@ use super::{
     memory::{Failure, START_WINDOW},
 };
 
-/// How many instances of a release that has failed are started within [`START_WINDOW`] over the whole cluster.
+/// The most starts of a release that has failed within [`START_WINDOW`], over the whole cluster.
 pub const STARTS_A_MINUTE: usize = 10;
 
 /// The pause before an instance that failed for good is replaced.
 const PAUSE: Doubling = Doubling::new(Duration::from_secs(1), Duration::from_secs(60));
 
-/// How many hosts a trial's instance may fail on for the hosts' own faults, before that is the release's.
+/// The number of hosts on which a trial's instance may fail by the hosts' own fault. The next such failure counts
+/// against the release.
 const HOSTS_TRIED: usize = 3;
 
-/// How many instances of a release may start now, given how it failed lately. It says when more may.
+/// Returns how many instances of a release may start now, given its recent failures. Notes in the draft when more may.
 ///
-/// One failure is replaced at once. Each further one doubles the pause, and [`STARTS_A_MINUTE`] bounds the
-/// starts over the cluster, so that a bad rev can't tour the hosts. A fault of the host's is none of the
-/// release's: there the host is avoided instead.
+/// The first failure is replaced at once. Each further one doubles the pause, and [`STARTS_A_MINUTE`] bounds the
+/// starts over the cluster, so that a bad rev can't visit one host after the other. A failure by the host's fault
+/// doesn't count against the release; the host is avoided instead.
 pub(super) fn allowance(
     context: Context<'_>,
     proc: &ProcName,
@@ -53,18 +54,18 @@ pub(super) fn allowance(
     if allowed == 0
         && let Some(first) = starts.first()
     {
-        // They count until the window is past.
+        // Starts count until the window is past.
         draft.look_again_at((*first + START_WINDOW + Duration::from_millis(1)).max(now));
     }
     allowed
 }
 
-/// The pause after so many failures, of which each but the first doubles it.
+/// Returns the pause for the `step`th doubling.
 fn pause(step: usize) -> Duration {
     PAUSE.after(u32::try_from(step).unwrap_or(u32::MAX))
 }
 
-/// The hosts where a release failed for want of something that the host has: memory, ports, disk.
+/// Returns the hosts where a release failed because the host lacked something: memory, ports, disk.
 pub(super) fn avoided(failures: &[&Failure]) -> Refusals {
     failures
         .iter()
@@ -73,7 +74,7 @@ pub(super) fn avoided(failures: &[&Failure]) -> Refusals {
         .collect()
 }
 
-/// The hosts where a release failed by the host's fault so lately that they aren't tried again yet.
+/// Returns the hosts where a release failed by the host's fault so recently that they aren't tried again yet.
 pub(super) fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut Draft) -> Refusals {
     let mut by_host: BTreeMap<&HostName, (usize, &Failure)> = BTreeMap::new();
     for failure in failures.iter().filter(|f| matches!(f.fault, Fault::Host | Fault::NoPort)) {
@@ -92,7 +93,7 @@ pub(super) fn refused(context: Context<'_>, failures: &[&Failure], draft: &mut D
     refused
 }
 
-/// Whether a trial's instance failed by its host's fault and can still be tried on another.
+/// Reports whether a trial's instance failed by its host's fault and can still be tried on another host.
 pub(super) fn goes_elsewhere(
     context: Context<'_>,
     proc: &ProcName,

@@ -1,4 +1,4 @@
-//! What the planner does, case by case.
+//! Tests of the planner, case by case.
 
 use std::time::Duration;
 
@@ -455,7 +455,7 @@ mod trials {
 mod rollouts {
     use super::*;
 
-    /// `old` healthy ones of v1, `new` of v2, which is head; ids follow each other.
+    /// `old` healthy instances of v1 and `new` of v2, which is head. Ids run on from v1's to v2's.
     fn rolling(old: u64, new: u64, count: u32) -> World {
         let mut world = app();
         for id in 1..=old {
@@ -482,7 +482,7 @@ mod rollouts {
 
     #[test]
     fn old_ones_go_as_new_ones_are_healthy() {
-        // A quarter of four: the next comes when the one that goes has gone.
+        // A quarter of four is one: the next instance starts once the leaving one has gone.
         assert_eq!(rolling(4, 1, 4).steps(), ["stop 4"]);
         assert_eq!(rolling(3, 1, 4).steps(), ["place web.1@v2 on host1"]);
         assert_eq!(rolling(1, 4, 4).steps(), ["stop 1"]);
@@ -572,7 +572,7 @@ mod rollouts {
     fn a_pause_stands_in_no_drains_way() {
         let mut world = rolling(3, 1, 4).paused();
         world.mark("host1", |meta| meta.draining = true);
-        // The old ones are there, and what takes their places is of the new release.
+        // The old instances still run, and their replacements are of the new release.
         assert_eq!(world.steps(), ["place web.1@v2 on host2"]);
         let mut world = world.placed(5, "web@v2", "host2").says(5, State::Running).after(seconds(1));
         assert_eq!(world.steps(), ["stop 3"]);

@@ -1,7 +1,7 @@
-//! Whatever happens, what should run runs in the end; and on the way nothing is stopped that serves.
+//! Random days of a small cluster: what is wanted runs in the end, and no serving instance is stopped on the way.
 //!
-//! Random days of a small cluster, on images alone: what the plan says is written at once, hosts and proxies do
-//! their part or don't. Each plan is made twice, over all apps and over those that the agenda names.
+//! The test works on images alone: it writes each planned step at once, and hosts and proxies do their part or don't.
+//! Each plan is made twice, over all apps and over those that the agenda names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,10 +36,10 @@ const HOSTS: u32 = 4;
 /// The app whose web the others link.
 const LINKED: &str = "linked";
 
-/// The first half of the hosts stands in the first.
+/// The first half of the hosts is in the first zone, the rest in the second.
 const ZONES: [&str; 2] = ["north", "south"];
 
-/// Something that happens.
+/// An event of a day.
 #[derive(Clone, Debug)]
 enum Event {
     Scale {
@@ -74,16 +74,16 @@ enum Event {
     Abort {
         app: usize,
     },
-    /// From its next release on.
+    /// The app links the service, from its next release on.
     Link {
         app: usize,
         links: bool,
     },
-    /// The service that apps link is registered, or not.
+    /// The linked service is registered, or not.
     Service {
         is_there: bool,
     },
-    /// A host's pm is told where services are, or not.
+    /// A host's pm gets the services' address, or loses it.
     HostTold {
         host: u32,
         is_told: bool,
@@ -140,7 +140,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Has a host stand in its zone.
+/// Puts a host into its zone.
 fn stand(world: &mut World, host: u32) {
     let zone = ZONES[usize::from(host > HOSTS / 2)].parse().expect("valid");
     world.edit_host(&format!("host{host}"), |host| host.zone = zone);
@@ -163,7 +163,7 @@ impl Day {
         for app in APPS {
             world = world.app(app).released("web").scaled("web", 1);
         }
-        // Of which nothing is wanted, so that only its row is there.
+        // No instance of the linked app is wanted; only its row has to exist.
         world = world.app(LINKED).released("web").scaled("web", 0);
         (1..=HOSTS).for_each(|host| stand(&mut world, host));
         let mut agenda = Agenda::default();
@@ -260,7 +260,7 @@ impl Day {
         }
     }
 
-    /// Every instance with its app and host.
+    /// Returns every instance with its app and host.
     fn everyone(&self) -> Vec<(AppName, InstanceId, HostName)> {
         let apps = self.world.snapshot.apps.iter();
         apps.flat_map(|(app, view)| {
@@ -278,7 +278,7 @@ impl Day {
         });
     }
 
-    /// One of the instances on a host that is there crashes or fails.
+    /// Crashes or fails one of the instances on a registered host.
     fn strike(&mut self, nth: usize, state: State, fault: Option<Fault>) {
         let struck: Vec<_> = self
             .everyone()
@@ -293,7 +293,7 @@ impl Day {
         }
     }
 
-    /// Each host brings its instances on: what is to run runs, what is to stop ends.
+    /// Lets each host advance its instances: those that should run run, those that should stop end.
     fn hosts_work(&mut self) {
         for (app, id, host) in self.everyone() {
             let view = &self.world.snapshot.hosts[&host];
@@ -308,7 +308,7 @@ impl Day {
         }
     }
 
-    /// A host that registers again says of each instance what has become of it.
+    /// Reports the state of each instance of a host that registers again.
     fn report_anew(&mut self, name: &str) {
         let host = self.world.host(name);
         for (app, id, at) in self.everyone() {
@@ -319,7 +319,7 @@ impl Day {
         }
     }
 
-    /// The converger looks, twice, and what it says is written.
+    /// Plans twice, compares the plans and writes the steps.
     fn converge(&mut self) -> Result<Plan, TestCaseError> {
         let changes = Changes { keys: changed(&self.before, &self.world.snapshot), relisted: false };
         self.before = self.world.snapshot.clone();
@@ -351,7 +351,8 @@ impl Day {
         Ok(all)
     }
 
-    /// What links a service is placed only while that is there, on a host that was told where it is.
+    /// Checks that an app with links is placed only while the service exists, on a host that knows the services'
+    /// address.
     fn leads_somewhere(&mut self, step: &Step) -> Result<(), TestCaseError> {
         let Act::Place { slot, place } = &step.act else { return Ok(()) };
         let view = &self.world.snapshot.apps[&step.app];
@@ -364,7 +365,7 @@ impl Day {
         Ok(())
     }
 
-    /// How many instances serve on behalf of each app's head.
+    /// Returns how many instances serve for each app's head.
     fn serving(&self) -> BTreeMap<AppName, usize> {
         let of = |(name, view): (&AppName, &visor::snapshot::AppView)| {
             let head = view.head.as_ref().expect("it was released").release;
@@ -380,7 +381,8 @@ impl Day {
         self.world.snapshot.apps.iter().map(of).collect()
     }
 
-    /// No plan takes the number of those that serve below what is wanted, nor lower if it is there already.
+    /// Checks that no plan takes the number of serving instances below what is wanted, or lower still if it was below
+    /// already.
     fn nothing_is_lost(&self, before: &BTreeMap<AppName, usize>) -> Result<(), TestCaseError> {
         for (name, now) in self.serving() {
             let view = &self.world.snapshot.apps[&name];
@@ -394,7 +396,8 @@ impl Day {
         Ok(())
     }
 
-    /// Of each release no more are meant to run than are wanted, those that are to be replaced aside.
+    /// Checks that no more instances of a release should run than are wanted, apart from those that are to be
+    /// replaced.
     fn nothing_is_there_twice(&self) -> Result<(), TestCaseError> {
         for (name, view) in &self.world.snapshot.apps {
             let wanted = visor::rules::wanted::Wanted::of(view).of_proc(&self.world.proc("web"));
@@ -455,7 +458,7 @@ impl Day {
             Act::Forget { ids, .. } => {
                 ids.iter().for_each(|id| drop(self.world.view().history.remove(&(web.clone(), *id))));
             }
-            // No env is made here.
+            // These tests make no envs.
             Act::Hand { .. } | Act::TakeBack { .. } => {}
             Act::Verify { release } => self.world.set_status(*release, ReleaseStatus::Verified),
             Act::Fail { release, .. } => {
@@ -482,7 +485,7 @@ impl Day {
         }
     }
 
-    /// Everything is well again, one host aside if it is gone for good, and time passes until nothing is left to do.
+    /// Repairs everything but a host that is gone for good, and lets time pass until nothing is left to do.
     fn settle(&mut self, gone_for_good: Option<u32>) -> Result<(), TestCaseError> {
         for host in (1..=HOSTS).filter(|host| Some(*host) != gone_for_good) {
             self.happens(&Event::HostReturns { host });
@@ -505,7 +508,7 @@ impl Day {
         Ok(())
     }
 
-    /// As many serve as are wanted, of whatever release a pause holds.
+    /// Checks that as many instances serve as are wanted, of whichever release a pause holds.
     fn enough_serve(&self) -> Result<(), TestCaseError> {
         for (name, serving) in self.serving() {
             let count = self.world.snapshot.apps[&name].count(&self.world.proc("web")) as usize;
@@ -514,7 +517,7 @@ impl Day {
         Ok(())
     }
 
-    /// Exactly what is wanted runs, and nothing else is there.
+    /// Checks that exactly what is wanted runs, and no other instance exists.
     fn is_as_wanted(&self) -> Result<(), TestCaseError> {
         for (name, view) in &self.world.snapshot.apps {
             let wanted = view.wanted(&self.world.proc("web"));
@@ -538,7 +541,7 @@ impl Day {
     }
 }
 
-/// The keys in which two images differ.
+/// Returns the keys in which two images differ.
 fn changed(before: &Snapshot, after: &Snapshot) -> Vec<String> {
     let mut keys = BTreeSet::new();
     let nothing = Default::default();
@@ -608,7 +611,7 @@ fn differing<K: Ord + Clone, T>(
     keys.into_iter().filter(|key| revision(before, key) != revision(after, key)).cloned().collect()
 }
 
-/// Lives through a day; then all becomes well, one host aside if it is gone for good.
+/// Lives through a day, then repairs everything but a host that is gone for good.
 fn live_through(events: &[Event], gone_for_good: Option<u32>) -> Result<(), TestCaseError> {
     let mut day = Day::begin();
     for event in events {
@@ -625,8 +628,8 @@ fn live_through(events: &[Event], gone_for_good: Option<u32>) -> Result<(), Test
     day.is_as_wanted()
 }
 
-/// One of the paused old release that doesn't run took the place of the new release's only one, which did
-/// run and was to be restarted.
+/// A paused old release's instance that didn't run once took the place of the new release's only instance, which ran
+/// and was to be restarted.
 #[test]
 fn a_restart_while_paused_leaves_what_serves_until_another_does() {
     let day = [

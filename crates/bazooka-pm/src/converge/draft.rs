@@ -1,6 +1,6 @@
-//! What an app's plan is made from, and what it comes to before room is given out.
+//! The input of one app's planners, and their output before capacity is given out.
 //!
-//! Owns the vocabulary of the planners of one app. They read a [`Context`] and add to a [`Draft`].
+//! Owns the vocabulary of these planners. They read a [`Context`] and add to a [`Draft`].
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -16,11 +16,11 @@ use super::{
     step::{Act, Hindrance},
 };
 
-/// Instances that look for places, with what placement must know.
+/// Instances that need places, with what placement must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Demand {
     pub release: ReleaseId,
-    /// Why they are placed, for people.
+    /// The reason for placing them, for people.
     pub reason: String,
     pub request: PlacementRequest,
 }
@@ -31,7 +31,7 @@ pub(super) struct Context<'a> {
     pub snapshot: &'a Snapshot,
     pub name: &'a AppName,
     pub view: &'a AppView,
-    /// The app's, by id.
+    /// The app's instances, by id.
     pub instances: &'a [Facts<'a>],
     pub memory: &'a AppMemory,
     pub hosts: &'a super::hosts::Hosts,
@@ -39,18 +39,18 @@ pub(super) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// The instances of a proc, by id.
+    /// Returns the instances of a proc, by id.
     pub fn of_proc(&self, proc: &ProcName) -> impl Iterator<Item = Facts<'a>> {
         self.instances.iter().filter(move |facts| facts.row.proc == *proc).copied()
     }
 }
 
-/// What an app's own plan comes to, before room is given out.
+/// An app's plan before capacity is given out.
 #[derive(Default)]
 pub(super) struct Draft {
     pub acts: Vec<(Act, String)>,
     pub demands: Vec<Demand>,
-    /// Where the instances of each proc are that will stay: the place of each one's host in the image.
+    /// The hosts of each proc's instances that will stay, as positions among the hosts of the image.
     pub spread: BTreeMap<ProcName, Vec<usize>>,
     pub hindrances: BTreeMap<ProcName, Hindrance>,
     pub look_again: Option<Instant>,

@@ -1,6 +1,6 @@
-//! How an instance ends: out of routing, drained, stopped, put away; or lost with its host.
+//! The end of an instance: it leaves routing, drains, stops and is archived; or it is lost with its host.
 //!
-//! Owns the steps from `run` to the end, one at a time, each following from what is seen:
+//! Owns the steps from `run` to the end, one at a time, each of which follows from observation:
 //!
 //! ```text
 //! run ──routed──▶ drain ──no session left on any proxy, or 30 s──▶ stop ──ended──▶ put away
@@ -18,15 +18,16 @@ use super::{
     step::Act,
 };
 
-/// Begins an instance's end.
+/// Takes the first step of an instance's end.
 pub(super) fn remove(context: Context<'_>, facts: &Facts<'_>, reason: &str, draft: &mut Draft) {
     let to = if facts.runs() && has_proxies(context) { Desired::Drain } else { Desired::Stop };
     draft.act(Act::Advance { id: facts.id, to }, reason);
 }
 
-/// Takes the next step of an instance's end, if it has begun; or says that it is lost.
+/// Takes the next step of an instance's end, if it has begun; or marks the instance `lost`.
 ///
-/// One that has ended though it was meant to run is judged with the rest of its release if that is `wanted`.
+/// If its release is `wanted`, an instance that has ended although it should run is left to the planner of its
+/// service.
 pub(super) fn go_on(context: Context<'_>, facts: &Facts<'_>, wanted: bool, draft: &mut Draft) {
     let (id, now) = (facts.id, context.now.clock);
     if facts.unreadable {
@@ -79,7 +80,7 @@ fn has_proxies(context: Context<'_>) -> bool {
     !snapshot.proxies.is_empty() || snapshot.unreadable.keys().any(|key| key.starts_with("proxies/"))
 }
 
-/// Whether every proxy has taken an instance out, and has no session left on it.
+/// Reports whether every proxy has stopped routing to an instance and has no session left on it.
 fn is_drained(context: Context<'_>, facts: &Facts<'_>) -> bool {
     let Some(assigned) = facts.assigned else { return true };
     let snapshot = context.snapshot;

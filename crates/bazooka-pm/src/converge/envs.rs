@@ -1,7 +1,7 @@
-//! Which envs which hosts are handed.
+//! The envs that each host is handed.
 //!
-//! Owns that a host has each env that an instance there runs with, under the key that it has now, and no other. The
-//! converger can open none of them: it copies what is sealed, with that host's wrap alone. Pure.
+//! Owns that a host has each env that an instance there runs with, sealed to the host's current key, and no other env.
+//! The converger can open none of them: it copies sealed bytes, with the wrap for that host alone. Pure.
 
 use std::collections::BTreeSet;
 
@@ -14,16 +14,16 @@ use visor::{
 
 use super::{draft::Draft, step::Act};
 
-/// An env as a host is to get it; none if that can't be, because the host isn't there, the env is an earlier version's, or no rm
-/// has wrapped it for that host yet.
+/// Returns an env as a host should get it. None if the host isn't registered, the env was written by an earlier
+/// version, or no rm has wrapped it for that host yet.
 pub fn wanted(snapshot: &Snapshot, view: &AppView, host: &HostName, env: EnvRef) -> Option<Handed> {
     let key = snapshot.hosts.get(host)?.host.as_ref()?.seal_key.as_ref()?;
     handed(view.envs.get(&env)?, view.wraps.get(&env)?, key)
 }
 
-/// Plans it for an app, the instances that are about to be placed included.
+/// Plans an app's handed envs, including those of instances that this plan places.
 pub(super) fn plan(snapshot: &Snapshot, view: &AppView, draft: &mut Draft) {
-    // Hardly ever is there anything to compare: an app without config vars costs nothing.
+    // An app without config vars costs nothing. Few apps get past this check.
     if view.envs.is_empty() && view.handed.is_empty() {
         return;
     }
@@ -57,7 +57,8 @@ pub(super) fn plan(snapshot: &Snapshot, view: &AppView, draft: &mut Draft) {
     }
 }
 
-/// Whether what a host has is what it would get. A wrap that was made anew for the same key is as good.
+/// Reports whether the env that a host has is the one that it would get. A newer wrap for the same key makes no
+/// difference.
 fn is_current(snapshot: &Snapshot, view: &AppView, host: &HostName, env: EnvRef, there: &Handed) -> bool {
     let key = snapshot.hosts.get(host).and_then(|host| host.host.as_ref()?.seal_key.as_ref());
     let is_its_own = |row: &Env| row.sealed.as_ref() == Some(&there.sealed) && row.links == there.links;

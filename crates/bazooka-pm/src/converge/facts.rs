@@ -1,4 +1,4 @@
-//! What is known of each instance, put together from its rows.
+//! The converger's view of each instance, put together from its rows.
 //!
 //! Owns the reading of instances; decides nothing about them.
 
@@ -21,46 +21,46 @@ pub type Instances<'a> = BTreeMap<&'a AppName, Vec<Facts<'a>>>;
 /// An instance as the image shows it.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// Its id.
+    /// The instance's id.
     pub id: InstanceId,
-    /// Where it was placed.
+    /// The app's row of it, which says where it was placed.
     pub row: &'a Versioned<Instance>,
-    /// Its host's place among those of the image; none if nothing of the host is there.
+    /// The position of its host among the hosts of the image; none if the image has no row of that host.
     pub host_at: Option<usize>,
-    /// What it is meant to do.
+    /// Its assignment: what it should run, and whether it should run.
     pub assigned: Option<&'a Versioned<Assignment>>,
-    /// What its host says of it.
+    /// The status that its host reported.
     pub status: Option<&'a Versioned<Status>>,
-    /// Whether its host is registered.
+    /// True if its host is registered.
     pub host_here: bool,
-    /// Where its host stands; none while that isn't registered.
+    /// The zone of its host; none while the host isn't registered.
     pub zone: Option<&'a ZoneName>,
-    /// Whether its host is being drained.
+    /// True if its host is being drained.
     pub host_drains: bool,
-    /// Whether one of its rows can't be read: whatever it does, it is left alone and counted.
+    /// True if one of its rows can't be read. The instance is then left alone and counted, whatever its state.
     pub unreadable: bool,
 }
 
-/// An image of which instances are read by the thousand: their hosts are found without a search.
+/// An index over an image that finds an instance's host in constant time, because thousands of instances are read.
 pub struct Reader<'a> {
     snapshot: &'a Snapshot,
     hosts: HashMap<&'a HostName, (usize, &'a HostView), BuildHasherDefault<DefaultHasher>>,
 }
 
 impl<'a> Reader<'a> {
-    /// Of an image.
+    /// Builds the index of an image.
     pub fn of(snapshot: &'a Snapshot) -> Self {
         let hosts = snapshot.hosts.iter().enumerate().map(|(at, (name, view))| (name, (at, view)));
         Reader { snapshot, hosts: hosts.collect() }
     }
 
-    /// Every instance of an app, by id; none if there is no such app.
+    /// Returns every instance of an app, by id; none if there is no such app.
     pub fn instances(&self, app: &AppName) -> Vec<Facts<'a>> {
         let Some(view) = self.snapshot.apps.get(app) else { return Vec::new() };
         view.instances.iter().map(|(id, row)| self.read(*id, row)).collect()
     }
 
-    /// Every instance of these apps.
+    /// Returns every instance of these apps.
     pub fn apps<'n>(&self, apps: impl IntoIterator<Item = &'n AppName>) -> Instances<'a> {
         let there = apps.into_iter().filter_map(|app| self.snapshot.apps.get_key_value(app));
         there.map(|(app, _)| (app, self.instances(app))).collect()
@@ -72,7 +72,7 @@ impl<'a> Reader<'a> {
         let found = self.hosts.get(name);
         let host = found.map(|(_, view)| *view);
         let lost_to_us = |key: Key| snapshot.unreadable.contains_key(&key.to_string());
-        // Hardly ever is anything unreadable; spelling keys for each instance would cost more than planning.
+        // Rows are hardly ever unreadable. To format keys for each instance would cost more than the planning.
         let doubtful = !snapshot.unreadable.is_empty();
         Facts {
             id,
@@ -91,7 +91,7 @@ impl<'a> Reader<'a> {
 }
 
 impl Facts<'_> {
-    /// What it is meant to do; without an assignment its host ends it.
+    /// Returns what the instance should do. Without an assignment its host ends it, so that is `Stop`.
     pub fn desired(&self) -> Desired {
         match self.assigned {
             Some(assigned) => assigned.desired,
@@ -100,34 +100,34 @@ impl Facts<'_> {
         }
     }
 
-    /// Its state, once its host has said one.
+    /// Returns its state, once its host has reported one.
     pub fn state(&self) -> Option<State> {
         self.status.map(|status| status.state)
     }
 
-    /// Nothing of it runs any more, or nothing will.
+    /// Reports whether the instance has ended: nothing of it runs, and nothing will.
     pub fn is_over(&self) -> bool {
         let ended = self.state().is_some_and(State::is_final) && !self.returns();
         !self.unreadable && (self.assigned.is_none() || ended)
     }
 
-    /// It was lost with its host, which is here again and will say what has become of it.
+    /// Reports whether the instance was lost with its host, and the host is back and has yet to report its state.
     fn returns(&self) -> bool {
         self.state() == Some(State::Lost) && self.host_here && self.desired() == Desired::Run
     }
 
-    /// It is healthy, and its host is there.
+    /// Reports whether the instance is healthy and its host is here.
     pub fn runs(&self) -> bool {
         self.state() == Some(State::Running) && self.host_here
     }
 
-    /// It crashed and waits for its next start, or has failed for good.
+    /// Reports whether the instance waits for its next start after a crash, or has failed for good.
     pub fn is_failing(&self) -> bool {
         self.state().is_some_and(is_failing)
     }
 
-    /// How it does, among those that are meant to run and aren't over. One whose host is gone, or is back and has yet
-    /// to say what became of it, counts as one that starts.
+    /// Returns its health, if it should run and isn't over. An instance whose host is gone, or is back and has yet to
+    /// report, counts as starting.
     pub fn health(&self) -> Health {
         match Health::of(self.state()) {
             Health::Serves if self.host_here => Health::Serves,
@@ -136,7 +136,7 @@ impl Facts<'_> {
         }
     }
 
-    /// Its failure, for people: `web 17 on host1: exited with status 1`.
+    /// Returns its failure, for people: `web 17 on host1: exited with status 1`.
     pub fn failure(&self) -> String {
         let cause = self.status.and_then(|status| status.cause.as_deref()).unwrap_or("no cause given");
         format!("{} {} on {}: {cause}", self.row.proc, self.id, self.row.host)

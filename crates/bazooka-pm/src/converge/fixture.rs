@@ -1,4 +1,4 @@
-//! Images for tests, built up in words.
+//! Images for tests, built in words.
 
 use std::{
     collections::BTreeMap,
@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    /// An operator's word that these hosts are gone for good.
+    /// Writes an operator's acknowledgement that these hosts are gone for good.
     pub fn unfreeze(&mut self, hosts: &[&str]) {
         let hosts = hosts.iter().map(|name| self.host(name)).collect();
         self.snapshot.unfreeze =
@@ -112,7 +112,7 @@ impl World {
         edit(&mut host.expect("it is registered").value);
     }
 
-    /// As [`World::edit_host`], as another write of it.
+    /// Edits a host like [`World::edit_host`], as a new write of its row.
     pub fn change_host(&mut self, name: &str, edit: impl FnOnce(&mut Host)) {
         self.edit_host(name, edit);
         let revision = self.next();
@@ -141,7 +141,7 @@ impl World {
         self
     }
 
-    /// Turns to an app that is there.
+    /// Selects an existing app for the calls that follow.
     pub fn turn_to(&mut self, name: &str) {
         self.app = name.parse().expect("an app name");
     }
@@ -153,7 +153,7 @@ impl World {
         self
     }
 
-    /// A new release of a new rev with these procs.
+    /// Adds a new release of a new rev with these procs.
     fn release(&mut self, procs: &str, status: ReleaseStatus) -> ReleaseId {
         let id = ReleaseId(self.view().releases.keys().next_back().map_or(1, |last| last.0 + 1));
         let rev: RevId = format!("{:040x}", id.0).parse().expect("a rev");
@@ -196,7 +196,7 @@ impl World {
         self.view().envs.keys().next_back().copied().unwrap_or(EnvRef(0))
     }
 
-    /// Another env with these links and no vars, which the next releases have.
+    /// Adds an env with these links and no vars, for the next releases.
     pub fn link(&mut self, links: &[&str]) {
         let links = links.iter().map(|link| link.parse().expect("a link")).collect();
         let env = EnvRef(self.newest_env().0 + 1);
@@ -205,34 +205,34 @@ impl World {
         self.view().envs.insert(env, row);
     }
 
-    /// An app that links these, from its next release on.
+    /// Links these services, from the app's next release on.
     pub fn linking(mut self, links: &[&str]) -> Self {
         self.link(links);
         self
     }
 
-    /// A service's row, as if it had never been registered.
+    /// Removes a service's row, as if it had never been registered.
     pub fn unregister(&mut self, app: &str, proc: &str) {
         let (app, proc) = (self.name(app), self.proc(proc));
         self.snapshot.apps.get_mut(&app).expect("it is there").procs.remove(&proc);
         self.next();
     }
 
-    /// A service's row again, if it isn't there.
+    /// Writes a service's row again, if it is missing.
     pub fn reregister(&mut self, app: &str, proc: &str) {
         let (app, proc) = (self.name(app), self.proc(proc));
         let row = self.row(Proc::new(8500));
         self.snapshot.apps.get_mut(&app).expect("it is there").procs.entry(proc).or_insert(row);
     }
 
-    /// A new release that is head.
+    /// Adds a new release that is head.
     pub fn released(mut self, procs: &str) -> Self {
         let release = self.release(procs, ReleaseStatus::Released);
         self.move_head(release);
         self
     }
 
-    /// A new release that is being tried.
+    /// Adds a new release on trial.
     pub fn trying(mut self, procs: &str) -> Self {
         self.begin_trial(procs);
         self
@@ -249,7 +249,7 @@ impl World {
         self.view().head = Some(row);
     }
 
-    /// A push: tried if anything of it is wanted, else head at once.
+    /// Pushes a rev: on trial if any instance is wanted, else head at once.
     pub fn push(&mut self, procs: &str) {
         let wanted = self.view().formation.values().any(|formation| formation.count > 0);
         if wanted {
@@ -260,7 +260,7 @@ impl World {
         }
     }
 
-    /// The push's second half, if its trial is verified.
+    /// Ends the push if its trial is verified: the release becomes head.
     pub fn promote_verified(&mut self) {
         let Some(release) = self.view().trial.as_ref().map(|trial| trial.release) else { return };
         if self.view().releases[&release].status == ReleaseStatus::Verified {
@@ -277,7 +277,7 @@ impl World {
         self.view().releases.insert(release, row);
     }
 
-    /// Scales the newest release that was made to run beside head, which is made if there is none.
+    /// Scales the newest release beside head, and makes one if there is none.
     pub fn scale_canary(&mut self, proc: &str, count: u32) {
         let beside = |(_, row): &(&ReleaseId, &Versioned<Release>)| row.status == ReleaseStatus::Beside;
         let made = self.view().releases.iter().rev().find(beside).map(|(id, _)| *id);
@@ -288,14 +288,14 @@ impl World {
         });
     }
 
-    /// A new release that runs beside head.
+    /// Adds a new release that runs beside head.
     pub fn canary(mut self, procs: &str, proc: &str, count: u32) -> Self {
         let release = self.release(procs, ReleaseStatus::Beside);
         self.formation(proc, |formation| formation.beside.extend([(release, count)]));
         self
     }
 
-    /// A user's word that rollouts hold still.
+    /// Pauses the app's rollouts.
     pub fn paused(mut self) -> Self {
         self.pause(true);
         self
@@ -306,7 +306,7 @@ impl World {
         self.view().pause = holds.then_some(row);
     }
 
-    /// A user's word that head's rollout is called off, if it goes on.
+    /// Aborts head's rollout, if it is still under way.
     pub fn abort(&mut self) {
         let head = self.view().head.as_ref().expect("there is a head").release;
         let to = before(self.view(), head).map(|(id, _)| id);
@@ -338,7 +338,7 @@ impl World {
         self
     }
 
-    /// An instance of a release's proc, as it was just placed.
+    /// Adds an instance of a release's proc, as it was just placed.
     pub fn placed(mut self, id: u64, what: &str, host: &str) -> Self {
         let (proc, release) = what.split_once('@').expect("proc@vN");
         let (proc, release) = (self.proc(proc), release.parse::<ReleaseId>().expect("a release"));
@@ -357,7 +357,7 @@ impl World {
         self
     }
 
-    /// An instance with its place among its kind, placed just now.
+    /// Adds an instance with its index, placed just now.
     pub fn place(&mut self, id: u64, what: &str, host: &str, index: u32) {
         let (proc, release) = what.split_once('@').expect("proc@vN");
         let (proc, release) = (self.proc(proc), release.parse::<ReleaseId>().expect("a release"));
@@ -399,7 +399,7 @@ impl World {
         self.snapshot.hosts.entry(host).or_default().assigned.insert(id, row);
     }
 
-    /// What its host says of an instance.
+    /// Writes the status that an instance's host reports.
     pub fn says(mut self, id: u64, state: State) -> Self {
         self.say(id, state, |_| {});
         self
@@ -414,7 +414,7 @@ impl World {
         self.snapshot.hosts.entry(host).or_default().status.insert(id, row);
     }
 
-    /// An instance of the head release's web that has long been healthy.
+    /// Adds an instance of the head release's web that has long been healthy.
     pub fn running(mut self, id: u64, host: &str) -> Self {
         let head = self.view().head.as_ref().expect("there is a head").release;
         self = self.placed(id, &format!("web@{head}"), host);
@@ -436,7 +436,7 @@ impl World {
         assigned.mod_revision = revision;
     }
 
-    /// Every proxy has everything up to this revision in force.
+    /// Reports that every proxy has applied everything up to this revision.
     pub fn apply_proxy(&mut self, applied: Revision) {
         let revision = self.next();
         for proxy in self.snapshot.proxies.values_mut() {
@@ -463,7 +463,7 @@ impl World {
         self
     }
 
-    /// Lets the converger see it, and time pass.
+    /// Lets the converger observe the world, and time pass.
     pub fn after(mut self, time: Duration) -> Self {
         self.memory.observe(&self.snapshot, self.now);
         self.now.clock += time;
@@ -477,13 +477,13 @@ impl World {
         plan(&self.snapshot, &self.memory, self.now)
     }
 
-    /// The plan, a line for each step.
+    /// Returns the plan, a line for each step.
     pub fn steps(&mut self) -> Vec<String> {
         self.plan().steps.iter().map(|step| told(&step.act)).collect()
     }
 }
 
-/// A step in words.
+/// Describes a step in words.
 pub(crate) fn told(act: &Act) -> String {
     match act {
         Act::Place { slot, place } => {

@@ -1,4 +1,4 @@
-//! Which hosts have gone, and whether so many at once that none is given up.
+//! The hosts that are gone, and whether so many left at once that none is given up.
 //!
 //! Owns the judgement on a host's absence, timed on this process's own clock:
 //!
@@ -6,8 +6,8 @@
 //! here ──lease ended──▶ gone ──a short reprieve──▶ lost: its instances are replaced
 //!   ▲                     │
 //!   └───registers again───┘     more than max(1, a third) gone within one lease time: frozen,
-//!                               nobody is lost until enough of them return, or an operator
-//!                               says that they won't
+//!                               no host is lost until enough of them return, or an operator
+//!                               acknowledges that they will not
 //! ```
 
 use std::{
@@ -23,7 +23,7 @@ use visor::{
     store::Revision,
 };
 
-/// Who is here, who has gone.
+/// The converger's view of which hosts are here and which are gone.
 #[derive(Clone, Debug, Default)]
 pub struct Hosts {
     here: BTreeSet<HostName>,
@@ -33,7 +33,7 @@ pub struct Hosts {
     begun: bool,
 }
 
-/// The hosts that an operator has given up, as far as they haven't returned since.
+/// The hosts that an operator has given up and that have not returned since.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct GivenUp {
     said_at: Revision,
@@ -43,7 +43,7 @@ struct GivenUp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gone {
     since: Instant,
-    /// From when it is given up.
+    /// The time from which the host is lost.
     lost_at: Instant,
 }
 
@@ -64,7 +64,7 @@ impl Hosts {
         let gone = Gone { since: now, lost_at: now + reprieve };
         let here =
             || snapshot.hosts.iter().filter(|(name, view)| is_registered(name, view)).map(|(name, _)| name);
-        // Nearly always they are; a thousand names are soon compared, but not copied.
+        // The set of hosts is nearly always unchanged. To compare a thousand names is cheap, to copy them is not.
         let as_before = here().eq(&self.here);
         if !as_before {
             let here: BTreeSet<HostName> = here().cloned().collect();
@@ -88,7 +88,7 @@ impl Hosts {
         !as_before || before != (self.frozen.clone(), self.gone.len(), self.given_up.clone())
     }
 
-    /// Takes an operator's word in. Of a host that has returned it says nothing any more.
+    /// Reads the operator's `unfreeze` row. It no longer applies to hosts that have returned.
     fn heed(&mut self, snapshot: &Snapshot) {
         let said_at = snapshot.unfreeze.as_ref().map_or(0, |word| word.mod_revision);
         if said_at != self.given_up.said_at {
@@ -109,11 +109,11 @@ impl Hosts {
                 (recent.len() > most).then_some(recent)
             }
             Some(mut frozen) => {
-                // Who vanishes while it is frozen belongs to the same trouble.
+                // A host that vanishes while hosts are frozen belongs to the same trouble.
                 frozen.extend(self.gone.keys().cloned());
                 frozen.retain(|name| self.gone.contains_key(name) && !self.given_up.hosts.contains(name));
                 if frozen.len() <= most {
-                    // What brought some of them back brings the others back too, a moment later.
+                    // The repair that brought some of them back is likely to bring the others back a moment later.
                     let waited_for =
                         self.gone.iter_mut().filter(|(name, _)| !self.given_up.hosts.contains(*name));
                     waited_for.for_each(|(_, gone)| gone.lost_at = now + FIRST_HOST_REPRIEVE);
@@ -123,7 +123,8 @@ impl Hosts {
         };
     }
 
-    /// When a host that is gone is given up; none while it is here, or while frozen, unless an operator said so.
+    /// Returns when a host that is gone is given up. None while it is here, or while hosts are frozen, unless an
+    /// operator gave it up.
     pub fn lost_at(&self, name: &HostName) -> Option<Instant> {
         if self.frozen.is_some() && !self.given_up.hosts.contains(name) {
             return None;
@@ -131,12 +132,13 @@ impl Hosts {
         self.gone.get(name).map(|gone| gone.lost_at)
     }
 
-    /// The hosts that are gone, while so many are that none is given up.
+    /// Returns the hosts that are gone, while so many are that none is given up.
     pub fn frozen(&self) -> Option<&BTreeSet<HostName>> {
         self.frozen.as_ref()
     }
 
-    /// Whether the operator's word concerns nobody any more: each host has returned, or has left nothing behind.
+    /// Reports whether the `unfreeze` row has done its work: each host that it names has returned or has no instances
+    /// left.
     pub fn word_is_over(&self) -> bool {
         !self.given_up.hosts.iter().any(|name| self.gone.contains_key(name))
     }
@@ -234,7 +236,7 @@ mod tests {
         assert_eq!(hosts.frozen(), None);
         assert_eq!(hosts.lost_at(&world.host("host1")), Some(start + seconds(1) + HOST_REPRIEVE));
         assert!(!hosts.word_is_over());
-        // One that returns is as any other from then on, also while the word stands.
+        // A host that returns is like any other from then on, even while the row exists.
         world.register("host1");
         hosts.observe(&world.snapshot, start + seconds(61));
         ["host1", "host4", "host5"].into_iter().for_each(|name| world.lose(name));

@@ -1,12 +1,12 @@
-//! The loop: wait for the election, then observe, plan, apply.
+//! The converger's loop: wait for the election, then observe, plan, apply.
 //!
-//! Owns who leads and when a view is fresh enough to act on:
+//! Owns who leads, and when a view is fresh enough to act on:
 //!
 //! ```text
 //! waiting ──nobody leads──▶ leading ──lease lost, or another leads──▶ waiting
 //!                              │
-//!    a plan is made only on a synced view, at least as new as the last own write and as the election;
-//!    after a lost reply, only once it is settled what became of it
+//!    a plan is made only on a synced view that is at least as new as the last own write and the election;
+//!    after a lost reply, only once the outcome of that write is settled
 //! ```
 
 use std::{
@@ -46,16 +46,16 @@ use super::{
     tally::Tally,
 };
 
-/// The pause after a failure of the coordinator.
+/// The pause after the coordinator failed.
 const PAUSE: Doubling = Doubling::new(Duration::from_millis(50), Duration::from_secs(2));
 
-/// How often the days are counted at most, as long as no app is being destroyed.
+/// The least time between two counts for the days' statistics, unless an app is being destroyed.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
 
-/// What tells how many instances were placed.
+/// The key that counts the instances ever placed.
 const COUNTER: &str = "counters/instance";
 
-/// How long leaving may take; the lease ends by itself otherwise.
+/// The longest time that resigning may take. Otherwise the lease ends by itself.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A converger at work.
@@ -70,7 +70,7 @@ pub(super) struct Lead {
     pulse: Pulse,
     memory: Memory,
     reign: Option<Reign>,
-    /// The view must be at least this new before it is acted on.
+    /// The revision that the view must have reached before the converger acts on it.
     needs: Revision,
     doubtful: bool,
     agenda: Agenda,
@@ -78,11 +78,11 @@ pub(super) struct Lead {
     failures: u32,
     retry_at: Option<Instant>,
     blocked: BTreeMap<AppName, String>,
-    /// Something may have changed that is counted by day.
+    /// True if something that the days' statistics count may have changed.
     uncounted: bool,
-    /// The days aren't counted again before.
+    /// The days are not counted again before this time.
     count_at: Option<Instant>,
-    /// When a day's count begins anew.
+    /// The end of the current day, when its count starts anew.
     day_ends: Option<Instant>,
 }
 
@@ -120,7 +120,7 @@ impl Lead {
         }
     }
 
-    /// Waits and leads until shutdown; then hands over at once.
+    /// Waits for the election and leads until shutdown; then hands over at once.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut lease = self.keeper.state();
         loop {
@@ -135,7 +135,8 @@ impl Lead {
                 changes = self.mirror.next() => self.note(&changes),
                 () = sleep_until(wake) => {}
             }
-            // A round that is cut off leaves a few transactions in doubt, which end with the reign.
+            // Cancelling a round leaves a few transactions uncertain. They can't be carried out once the term has
+            // ended.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
@@ -150,7 +151,7 @@ impl Lead {
         self.keeper.release().await;
     }
 
-    /// Takes note of what changed in the image.
+    /// Marks what changed in the image for the agenda, the tally and the days' count.
     fn note(&mut self, changes: &Changes) {
         self.agenda.note(changes, self.mirror.image(), &self.memory);
         self.tally.note(changes, self.mirror.image());
@@ -161,7 +162,7 @@ impl Lead {
     fn wakes_at(&self) -> Option<Instant> {
         let count_at = self.count_at.filter(|_| self.uncounted);
         let timers = self.agenda.next_look().into_iter().chain(count_at).chain(self.day_ends).min();
-        // What is due can't be done before the view is fresh, which is an event; a timer would only spin.
+        // Due work can't start before the view is fresh. That arrives as an event; a timer would only spin.
         let in_touch = self.mirror.is_synced();
         let able = self.reign.is_some()
             && self.retry_at.is_none()
@@ -203,7 +204,7 @@ impl Lead {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Stops leading as soon as the lease has ended, or another's word stands in the election.
+    /// Stops leading as soon as the lease has ended or the election holds another process's row.
     fn check_reign(&mut self) {
         let Some(reign) = self.reign else { return };
         let image = self.mirror.image();
@@ -224,9 +225,9 @@ impl Lead {
         }
         self.agenda.observe_hosts(self.mirror.image(), &mut self.memory, now);
         let Some(reign) = self.reign else {
-            // Those that wait remember too, so that they can take over knowing what they saw.
+            // Standbys remember too, so that they know what they saw when they take over.
             observe_apps(self.mirror.image(), &self.agenda, &mut self.memory, now);
-            // Whoever is elected looks at everything.
+            // A newly elected converger looks at all apps.
             self.agenda = Agenda::default();
             return Ok(());
         };
@@ -245,10 +246,11 @@ impl Lead {
         self.converge(reign, now).await
     }
 
-    /// Counts what the days brought, now and then: from what stands, so that nothing depends on when.
+    /// Updates the days' statistics, at most once in [`COUNT_EVERY`]. They are counted from the current rows, so the
+    /// result doesn't depend on when this runs.
     async fn count_days(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
         let image = self.mirror.image();
-        // Of an app that is about to go, what it had is counted before.
+        // Count an app's revs and releases before its rows are deleted.
         let goes = || image.apps.values().any(|view| view.app.as_ref().is_some_and(|app| app.destroying));
         let has_come = |at: Option<Instant>| at.is_none_or(|at| at <= now.clock);
         let due = has_come(self.day_ends) || (self.uncounted && (has_come(self.count_at) || goes()));
@@ -257,7 +259,7 @@ impl Lead {
         }
         let changes: Vec<Change> = count(image, now.wall).iter().map(counting).collect();
         let outcomes = self.visor.commit_all(reign, changes).await?;
-        // What wasn't carried out, or perhaps, is counted again from what stands then.
+        // A count that was not written, or perhaps not, is made again from the rows of that time.
         self.uncounted = outcomes.iter().any(|outcome| !matches!(outcome, Outcome::Done(_)));
         self.count_at = Some(now.clock + COUNT_EVERY);
         let day = next_day(now.wall).and_then(|at| Duration::try_from(at.duration_since(now.wall)).ok());
@@ -265,11 +267,11 @@ impl Lead {
         Ok(())
     }
 
-    /// Takes the election if nobody holds it.
+    /// Takes the election if no process holds it.
     async fn campaign(&mut self, now: Now) -> Result<(), VisorError> {
         let Some(lease) = self.keeper.held() else { return Ok(()) };
         let won = match &self.mirror.image().leader {
-            // A lost reply was a win after all.
+            // The reply was lost, but the election was won.
             Some(held) if held.lease == Some(lease) => Reign::of(held),
             Some(_) => return Ok(()),
             None => {
@@ -281,18 +283,18 @@ impl Lead {
             Some(reign) => {
                 tracing::info!(name = %self.leader.name, revision = reign.create_revision, "elected");
                 self.reign = Some(reign);
-                // What the one before wrote came before this.
+                // The previous leader's writes came before this revision.
                 self.needs = reign.create_revision;
                 self.agenda.look_at_all();
                 self.metrics.leader.set(1);
             }
-            // A rival's win arrives as an event; a request that was lost doesn't.
+            // A rival's win arrives as an event; a lost request doesn't.
             None => self.retry_at = Some(now.clock + PAUSE.longest()),
         }
         Ok(())
     }
 
-    /// Ends the doubt about writes whose reply was lost.
+    /// Finds out whether writes whose reply was lost have been carried out.
     async fn settle(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
         match self.visor.settle(reign, &self.leader).await? {
             Outcome::Done(revision) => {
@@ -306,7 +308,7 @@ impl Lead {
         Ok(())
     }
 
-    /// Writes down that hosts are not given up, or that they are again. Returns the reign as it goes on.
+    /// Writes down that hosts are frozen, or no longer so. Returns the term with its new revision.
     async fn say_frozen(&mut self, mut reign: Reign, now: Now) -> Result<Reign, VisorError> {
         let frozen = self.memory.hosts.frozen();
         self.metrics
@@ -342,17 +344,17 @@ impl Lead {
         Ok(reign)
     }
 
-    /// Takes an operator's word on hosts away once it concerns nobody any more.
+    /// Deletes the `unfreeze` row once every host that it names has returned or has no instances left.
     async fn end_word(&mut self, reign: Reign) -> Result<(), VisorError> {
         let Some(word) = &self.mirror.image().unfreeze else { return Ok(()) };
         if self.memory.hosts.word_is_over() {
-            // One that isn't carried out is tried again on the next look.
+            // The next round tries again if this write isn't carried out.
             self.visor.commit_all(reign, vec![unfrozen(word)]).await?;
         }
         Ok(())
     }
 
-    /// Plans the apps that are due and carries the plan out.
+    /// Plans the apps that are due and applies the plan.
     async fn converge(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
         let began = Instant::now();
         let snapshot = self.mirror.image();
@@ -369,7 +371,7 @@ impl Lead {
         self.say_blocked(&apps, &plan);
         let visor = self.visor.clone();
         let mut applying = pin!(apply(&visor, reign, self.mirror.image(), &plan, now.wall));
-        // What comes back of it is taken in meanwhile: a watch that nobody reads is one that etcd falls behind with.
+        // Read the watch while the plan is applied: etcd falls behind with a watch that nobody reads.
         let Applied { revision, doubtful, overtaken, error } = loop {
             tokio::select! {
                 biased;
@@ -381,7 +383,8 @@ impl Lead {
         self.doubtful |= doubtful;
         if !overtaken.is_empty() {
             self.metrics.overtaken();
-            // The change that overtook it is on its way, and marks the app; this makes sure.
+            // The change that overtook the step is on its way and marks the app. This timer covers the case that it
+            // does not.
             let soon = now.clock + PAUSE.longest();
             overtaken.into_iter().for_each(|app| self.agenda.look_again_at(app, soon));
         }
@@ -396,7 +399,7 @@ impl Lead {
         Ok(())
     }
 
-    /// Says once of each app that it is left alone, and why.
+    /// Logs once for each blocked app that it is left alone, and why.
     fn say_blocked(&mut self, planned: &BTreeSet<AppName>, plan: &Plan) {
         for (app, why) in &plan.blocked {
             if self.blocked.get(app) != Some(why) {
@@ -409,7 +412,7 @@ impl Lead {
     }
 }
 
-/// Lets the memory take note of the apps that are due, and returns them with their instances.
+/// Records in the memory what the due apps' rows show. Returns these apps with their instances.
 fn observe_apps<'a>(
     snapshot: &'a Snapshot,
     agenda: &Agenda,

@@ -1,4 +1,4 @@
-//! What the planner does for apps that link services, case by case.
+//! Tests of the planner for apps that link services, case by case.
 
 use super::{
     agenda::Agenda,
@@ -119,7 +119,7 @@ fn the_copy_that_a_host_gets_of_an_env_has_its_links() {
     let view = world.view().clone();
     let handed = envs::wanted(&world.snapshot, &view, &host, EnvRef(1)).expect("it is wrapped for it");
     assert_eq!(handed.links, view.envs[&EnvRef(1)].links);
-    // One that an earlier converger handed over without them is handed over anew.
+    // An env that an earlier converger handed over without the links is handed over anew.
     world = world.scaled("web", 1).running(1, "host1");
     for (links, steps) in [(handed.links.clone(), vec![]), (Default::default(), vec!["hand e1 to host1"])] {
         let row = world.row(visor::schema::Handed { links, ..handed.clone() });

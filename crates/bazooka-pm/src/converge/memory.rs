@@ -1,7 +1,7 @@
-//! What the coordinator doesn't say: since when something has been as it is.
+//! The converger's memory: since when each condition has lasted, which the coordinator doesn't store.
 //!
-//! Owns times on this process's own monotonic clock. A converger begins with an empty memory, so nothing here
-//! may be needed for what must be right; it only makes things later than they could be.
+//! Owns times on this process's own monotonic clock. A converger begins with an empty memory, so correctness may not
+//! depend on it; an empty memory only delays steps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,88 +24,89 @@ use visor::{
 use super::facts::Reader;
 use super::{facts::Facts, hosts::Hosts};
 
-/// How long failures are remembered: replacements avoid those hosts, and come more slowly.
+/// The time for which failures are remembered. Meanwhile replacements avoid those hosts and come more slowly.
 pub const REMEMBER_FAILURES: Duration = Duration::from_secs(600);
 
-/// The time over which starts of a release that fails are counted.
+/// The time over which the starts of a failing release are counted.
 pub const START_WINDOW: Duration = Duration::from_secs(60);
 
-/// This moment, on the clock that decides and on the one that people read.
+/// The current moment, on the clock that decisions use and on the clock that people read.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
-    /// Monotonic: everything is timed on it.
+    /// The monotonic clock, which times everything.
     pub clock: Instant,
-    /// For what is written down.
+    /// The wall clock, for times that are written down.
     pub wall: Timestamp,
 }
 
 impl Now {
-    /// When `at` was on the monotonic clock, if that was within `within`. A clock that was set back makes it now.
+    /// Returns when `at` was on the monotonic clock, if that is at most `within` ago. If the wall clock was set back
+    /// since, `at` counts as now.
     fn back(&self, at: Timestamp, within: Duration) -> Option<Instant> {
         let ago = Duration::try_from(self.wall.duration_since(at)).unwrap_or_default();
         if ago > within { None } else { self.clock.checked_sub(ago) }
     }
 }
 
-/// Everything remembered.
+/// Everything that the converger remembers.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    /// By app.
+    /// The memory of each app.
     pub apps: BTreeMap<AppName, AppMemory>,
-    /// Which hosts are gone, and since when.
+    /// The hosts that are gone, and since when.
     pub hosts: Hosts,
 }
 
-/// What is remembered of one app.
+/// The converger's memory of one app.
 #[derive(Clone, Debug, Default)]
 pub struct AppMemory {
-    /// Each instance that has been healthy without a break, and since when.
+    /// Each instance that is healthy, with the time since when without a break.
     healthy: BTreeMap<InstanceId, Healthy>,
-    /// Since when an instance drains.
+    /// The time at which each draining instance was first seen draining.
     draining: BTreeMap<InstanceId, Instant>,
-    /// The trial.
+    /// The current trial.
     pub trial: Option<TrialMemory>,
-    /// Since when fewer instances of a release are there than wanted.
+    /// The time since when a release has had fewer instances than wanted.
     short: BTreeMap<(ProcName, ReleaseId), Instant>,
-    /// The instances that failed for good lately.
+    /// The instances that failed for good within [`REMEMBER_FAILURES`].
     pub failures: BTreeMap<InstanceId, Failure>,
     /// The instances that were placed within [`START_WINDOW`].
     starts: BTreeMap<InstanceId, Start>,
 }
 
-/// An instance that is healthy.
+/// The time since when an instance has been healthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Healthy {
-    /// Tells one run from the next: the host's own times, never compared with a clock of ours.
+    /// Distinguishes one run from the next by the host's own times, which are never compared with our clock.
     run: (Timestamp, u32),
     since: Instant,
 }
 
-/// What is remembered of a trial.
+/// The converger's memory of a trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrialMemory {
-    /// The release.
+    /// The release on trial.
     pub release: ReleaseId,
-    /// When it was first seen.
+    /// The time at which this process first saw the trial.
     pub begun: Instant,
-    /// The procs that were failing in the old release when it began.
+    /// The procs that were failing in the old release when the trial began.
     pub excused: BTreeSet<ProcName>,
 }
 
 /// An instance that failed for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Its proc.
+    /// The instance's proc.
     pub proc: ProcName,
-    /// Its release.
+    /// The instance's release.
     pub release: ReleaseId,
-    /// Where.
+    /// The host that it failed on.
     pub host: HostName,
-    /// Whose fault it was.
+    /// The part that was at fault.
     pub fault: Fault,
-    /// Why, for people.
+    /// The cause, for people.
     pub cause: String,
-    /// When it was noticed.
+    /// The time at which this process saw the failure.
     pub at: Instant,
 }
 
@@ -117,12 +118,12 @@ struct Start {
 }
 
 impl Memory {
-    /// Takes note of what the image shows of the hosts. Returns whether a host came, went, or is judged anew.
+    /// Records what the image shows of the hosts. Returns whether a host came, went, or is judged anew.
     pub fn observe_hosts(&mut self, snapshot: &Snapshot, now: Now) -> bool {
         self.hosts.observe(snapshot, now.clock)
     }
 
-    /// Takes note of what the image shows of one app, with all of its instances.
+    /// Records what the image shows of one app, with all of its instances.
     pub fn observe_app(&mut self, snapshot: &Snapshot, name: &AppName, instances: &[Facts<'_>], now: Now) {
         match snapshot.apps.get(name) {
             Some(view) => self.apps.entry(name.clone()).or_default().observe(view, instances, now),
@@ -130,7 +131,7 @@ impl Memory {
         }
     }
 
-    /// Takes note of everything.
+    /// Records everything that the image shows.
     #[cfg(test)]
     pub fn observe(&mut self, snapshot: &Snapshot, now: Now) {
         self.observe_hosts(snapshot, now);
@@ -140,7 +141,7 @@ impl Memory {
         }
     }
 
-    /// The apps of which something drains: those that a proxy's word may concern.
+    /// Returns the apps with draining instances: only these does a change of a proxy's row concern.
     pub fn draining_apps(&self) -> impl Iterator<Item = &AppName> {
         self.apps.iter().filter(|(_, memory)| !memory.draining.is_empty()).map(|(name, _)| name)
     }
@@ -217,7 +218,7 @@ impl AppMemory {
             Some(TrialMemory { release: trial.release, begun: now.clock, excused: excused.collect() });
     }
 
-    /// Whether a proc was failing before, with what was seen of its instances on our own clock.
+    /// Reports whether a proc was failing before, with its instances' health timed on our own clock.
     fn was_failing(&self, view: &AppView, instances: &[Facts<'_>], proc: &ProcName, now: Now) -> bool {
         let steady_after = STEADY_AFTER.unsigned_abs();
         was_failing(view, proc, |id| {
@@ -231,27 +232,27 @@ impl AppMemory {
         })
     }
 
-    /// When an instance will have been healthy for `min_ready`; none unless it is healthy now.
+    /// Returns when an instance will have been healthy for `min_ready`; none unless it is healthy now.
     pub fn ready_at(&self, id: InstanceId, min_ready: Duration) -> Option<Instant> {
         self.healthy.get(&id).map(|healthy| healthy.since + min_ready)
     }
 
-    /// Whether an instance has been healthy for `min_ready`.
+    /// Reports whether an instance has been healthy for `min_ready`.
     pub fn is_ready(&self, id: InstanceId, min_ready: Duration, now: Now) -> bool {
         self.ready_at(id, min_ready).is_some_and(|at| at <= now.clock)
     }
 
-    /// Since when an instance drains.
+    /// Returns since when an instance has been draining.
     pub fn draining_since(&self, id: InstanceId) -> Option<Instant> {
         self.draining.get(&id).copied()
     }
 
-    /// Since when there are too few instances of a release.
+    /// Returns since when a release has had too few instances.
     pub fn short_since(&self, proc: &ProcName, release: ReleaseId) -> Option<Instant> {
         self.short.get(&(proc.clone(), release)).copied()
     }
 
-    /// The failures of a service's release, oldest first.
+    /// Returns the failures of a service's release, oldest first.
     pub fn failures_of(&self, proc: &ProcName, release: ReleaseId) -> Vec<&Failure> {
         let of = |failure: &&Failure| failure.proc == *proc && failure.release == release;
         let mut failures: Vec<&Failure> = self.failures.values().filter(of).collect();
@@ -259,7 +260,7 @@ impl AppMemory {
         failures
     }
 
-    /// When the instances of a service's release that were placed lately were placed, oldest first.
+    /// Returns when the recently started instances of a service's release were placed, oldest first.
     pub fn starts_of(&self, proc: &ProcName, release: ReleaseId) -> Vec<Instant> {
         let of = self.starts.values().filter(|start| start.proc == *proc && start.release == release);
         let mut starts: Vec<Instant> = of.map(|start| start.at).collect();

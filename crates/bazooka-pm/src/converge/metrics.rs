@@ -1,4 +1,4 @@
-//! What the converger tells of itself.
+//! The converger's metrics.
 
 use std::{sync::atomic::AtomicU64, time::Duration};
 

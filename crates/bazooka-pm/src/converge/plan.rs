@@ -1,9 +1,9 @@
-//! The plan: what to do next, all of it, and when to look again.
+//! The plan: all the next steps, and when to plan again.
 //!
-//! Owns how the parts of a plan come together. Pure: the same image, memory and moment give the same plan.
-//! Each app is planned by itself; only room is shared, and it is given out at the end, the first instance
-//! of every service before the second of any. So a plan over the apps that changed, and those that wait
-//! for room, equals the plan over all.
+//! Owns the driver that calls each app's planners and joins their results. Pure: the same image, memory and moment
+//! give the same plan. Each app is planned by itself. The apps share only capacity, which is given out at the end:
+//! place 0 of every service before place 1 of any. So a plan over the apps that changed and those that wait for
+//! capacity equals the plan over all apps.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ pub fn plan(snapshot: &Snapshot, memory: &Memory, now: Now) -> Plan {
     plan_apps(snapshot, &Tally::of(snapshot), memory, &instances, now)
 }
 
-/// Plans some apps, whose instances are given. These, and the tally, are those of the snapshot.
+/// Plans some apps, whose instances the caller passes. Instances and tally must be those of this snapshot.
 pub fn plan_apps(
     snapshot: &Snapshot,
     tally: &Tally,
@@ -67,7 +67,7 @@ pub fn plan_apps(
     plan
 }
 
-/// Plans one app, up to where its new instances are placed.
+/// Plans one app, up to the point where its new instances are placed.
 fn plan_app(context: Context<'_>) -> Draft {
     let mut draft = Draft::default();
     trial::plan(context, &mut draft);
@@ -77,7 +77,7 @@ fn plan_app(context: Context<'_>) -> Draft {
         service::plan(context, proc, &wanted.of_proc(proc), &instances, &mut draft);
         trim_history(context.view, proc, &mut draft);
     }
-    // What is failed in this very plan gets no new instance.
+    // A release that this very plan fails gets no new instance.
     let failed: Vec<ReleaseId> = draft
         .acts
         .iter()
@@ -87,11 +87,11 @@ fn plan_app(context: Context<'_>) -> Draft {
     draft
 }
 
-/// How many instances one plan places at most. Its transactions take about half a second then, and what
-/// else has happened meanwhile is seen before the next.
+/// The most instances that one plan places. Its transactions then take about half a second, so that the next plan soon
+/// sees what has changed meanwhile.
 const PLACED_AT_ONCE: usize = 8_000;
 
-/// Gives room to what looks for it, over all apps.
+/// Gives capacity to the demands of all apps.
 fn give_room<'a>(
     snapshot: &'a Snapshot,
     tally: &Tally,
@@ -124,7 +124,7 @@ fn give_room<'a>(
             }
             Found::Later => return draft.look_again_at(now.clock),
             Found::NoRoom(refusals) => lack(draft, demand, || (no_room(refusals), refusals.clone())),
-            // What it lacks may come with any change, as room may.
+            // Any change may bring what is lacking, just as it may free capacity.
             Found::Impossible(why) => lack(draft, demand, || (why.to_owned(), Refusals::new())),
         }
         if !plan.waiting_for_capacity.contains(*name) {
@@ -133,7 +133,7 @@ fn give_room<'a>(
     });
 }
 
-/// One more of a service has no place, for this reason unless there is one already.
+/// Counts one more instance of a service that has no place. The first reason for this proc is kept.
 fn lack(draft: &mut Draft, demand: &Demand, why: impl FnOnce() -> (String, Refusals)) {
     let lacking = draft.hindrances.entry(demand.request.proc.clone()).or_insert_with(|| {
         let (reason, refusals) = why();
@@ -169,9 +169,9 @@ fn say_hindrances(view: &AppView, draft: &mut Draft) {
     }
 }
 
-/// Sees to it that the stories of ended instances stay few, also after many have ended at once.
+/// Bounds the number of archived instances, also after many have ended at once.
 fn trim_history(view: &AppView, proc: &ProcName, draft: &mut Draft) {
-    /// Deletes go in small pieces.
+    /// Deletes go in small batches.
     const MOST: usize = 50;
     let mut kept: Vec<InstanceId> =
         view.history.keys().filter(|(of, _)| of == proc).map(|(_, id)| *id).collect();

@@ -1,13 +1,13 @@
-//! The plan of one service: from what is wanted and what is there to the next steps.
+//! The plan of one service: the next steps from its instances to what is wanted.
 //!
-//! Owns the arithmetic of scaling and of rollouts. A rollout is no object: whatever runs that shouldn't (an old
-//! release, an instance that is to be replaced, one on a host that is being drained) is old, and
+//! Owns the arithmetic of scaling and of rollouts. A rollout is not an object: an instance that runs and shouldn't (of
+//! an old release, to be replaced, or on a draining host) is *old*, and
 //!
-//! - new ones come up first, a batch at a time, each batch healthy before the next;
-//! - old ones go as new ones are healthy, so that never fewer than the count less `max_unavailable` are;
-//! - when new ones keep failing, nothing more follows from this, so the rollout stops by itself;
-//! - while the app's rollouts are paused, old ones of another release hold their places: a batch that has
-//!   begun ends, no other begins, and scaling, restarts and drains go on around them.
+//! - new instances come up first, a batch at a time, and each batch is healthy before the next one starts;
+//! - old ones go as new ones become healthy, so that never fewer than the count less `max_unavailable` are healthy;
+//! - if new ones keep failing, the rule starts no further step, so the rollout stops by itself;
+//! - while the app's rollouts are paused, old instances of another release keep their places: a batch that has started
+//!   ends, no other starts, and scaling, restarts and drains go on.
 
 use std::{
     cmp::Reverse,
@@ -40,21 +40,22 @@ use super::{
     step::{Act, Hindrance},
 };
 
-/// How long an instance must be healthy once it has crashed, if its proc doesn't ask for more.
+/// The time that an instance which has crashed must be healthy before a rollout counts on it, if its proc doesn't ask
+/// for more.
 ///
-/// A rev that passes its trial and then crashes every other second would else be counted on between two crashes, and
-/// take over from one that works.
+/// Without it, a rev that passes its trial and then crashes every other second would be counted on between two
+/// crashes, and would replace a release that works.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// One release of a service: those that are to stay, and those that they take over from.
+/// One release of a service: the instances that stay, and the old ones that they replace.
 struct Group<'a> {
     release: Option<ReleaseId>,
     count: u32,
     fresh: Vec<Facts<'a>>,
     old: Vec<Facts<'a>>,
-    /// Old ones that keep their places while rollouts are paused; `count` is without them.
+    /// Old instances that keep their places while rollouts are paused. `count` excludes them.
     held: Vec<Facts<'a>>,
-    /// The zones that its instances are to stand in.
+    /// The zones that its instances are assigned to, with the count of each.
     zones: BTreeMap<ZoneName, u32>,
 }
 
@@ -64,7 +65,7 @@ impl Group<'_> {
         Group { release, count, fresh: Vec::new(), old: Vec::new(), held: Vec::new(), zones }
     }
 
-    /// Lets the old ones of another release keep the places that no new one has.
+    /// Lets old instances of another release keep the places that no new instance has.
     fn hold(&mut self) {
         let count = usize::try_from(self.count).unwrap_or(usize::MAX);
         let places = count.saturating_sub(self.places_taken());
@@ -77,8 +78,8 @@ impl Group<'_> {
         (self.held, self.old) = (held, old);
     }
 
-    /// How many places its own release has. One that is to be replaced shares its place with the one that is
-    /// there for it; until there is one the place is its own, while it runs.
+    /// Returns how many places the group's own release has. An instance that is to be replaced shares its place with
+    /// its replacement; without one it keeps the place for itself, as long as it runs.
     fn places_taken(&self) -> usize {
         let own = self.old.iter().filter(|facts| Some(facts.row.release) == self.release && facts.runs());
         let indexes: BTreeSet<u32> = self.fresh.iter().chain(own).map(|facts| facts.row.index).collect();
@@ -110,7 +111,7 @@ pub(super) fn plan(
             let goes = !facts.unreadable && is_to_be_replaced(context.view, facts);
             if goes { group.old.push(*facts) } else { group.fresh.push(*facts) }
         } else if facts.unreadable {
-            // It can be neither replaced nor stopped.
+            // An instance with an unreadable row can be neither replaced nor stopped.
         } else if let Some(group) = groups.get_mut(&head).filter(|_| served(context.view, release)) {
             group.old.push(*facts);
         } else {
@@ -130,12 +131,12 @@ pub(super) fn plan(
     }
 }
 
-/// Whether a release has been head: its instances serve until head's own do.
+/// Reports whether a release has been head. Its instances then serve until head's own do.
 fn served(view: &AppView, release: ReleaseId) -> bool {
     view.releases.get(&release).is_none_or(|row| row.status == ReleaseStatus::Released)
 }
 
-/// Whether an instance of a wanted release is to be replaced by another of the same.
+/// Reports whether an instance of a wanted release is to be replaced by another one of the same release.
 fn is_to_be_replaced(view: &AppView, facts: &Facts<'_>) -> bool {
     facts.host_drains || is_to_restart(view, &facts.row.proc, facts.id)
 }
@@ -151,7 +152,7 @@ fn plan_group(
     let count = usize::try_from(group.count).unwrap_or(usize::MAX);
     let held = u32::try_from(group.held.len()).unwrap_or(u32::MAX);
     let mut places = Places::of(group.count.saturating_add(held), &group.zones);
-    // They stay in any case.
+    // Held instances stay in any case, so they take their places first.
     seat(&mut places, &group.held);
     for facts in surplus(&mut group.fresh, count, &places) {
         drain::remove(context, &facts, "scaled down", draft);
@@ -192,17 +193,17 @@ fn plan_group(
     retire(context, settings, count, ready, &group, draft);
 }
 
-/// How long an instance must be healthy before a rollout counts on it.
+/// Returns how long an instance must be healthy before a rollout counts on it.
 fn proof(settings: &Settings, facts: &Facts<'_>) -> Duration {
     let crashed = facts.status.is_some_and(|status| status.restarts > 0);
     if crashed { settings.min_ready.max(STEADY) } else { settings.min_ready }
 }
 
-/// Takes the instances that are too many out of `fresh`: failing ones first, then those that don't run yet,
-/// then those in the wrong zone, then those with the highest index, the youngest first.
+/// Takes the surplus instances out of `fresh`: failing ones first, then those that don't run yet, then those in the
+/// wrong zone, then those with the highest index, the youngest first.
 fn surplus<'a>(fresh: &mut Vec<Facts<'a>>, count: usize, places: &Places) -> Vec<Facts<'a>> {
     fresh.sort_by_key(|facts| {
-        // What can't be read can't be stopped.
+        // An instance with an unreadable row can't be stopped.
         (!facts.unreadable, staying(facts.health(), facts.row.index, facts.id))
     });
     if fresh.len() > count && places.are_in_zones() {
@@ -215,29 +216,29 @@ fn surplus<'a>(fresh: &mut Vec<Facts<'a>>, count: usize, places: &Places) -> Vec
     surplus
 }
 
-/// Gives instances their places. Returns those for which none is left where they stand.
+/// Gives each instance a place in its zone. Returns those for which their zone has none left.
 fn seat<'a>(places: &mut Places, instances: impl IntoIterator<Item = &'a Facts<'a>>) -> BTreeSet<InstanceId> {
     places.seat(instances.into_iter().map(|facts| (facts.id, facts.zone)))
 }
 
-/// How many new ones a rollout may start now.
+/// Returns how many new instances a rollout may start now.
 fn batch(settings: &Settings, group: &Group<'_>, ready: usize, instances: &[Facts<'_>]) -> usize {
     let count = usize::try_from(group.count).unwrap_or(usize::MAX);
     let batch = settings.proc.batch_of(count);
     let unready = group.fresh.len() - ready;
-    // What still drains takes room too: a rollout never has more than a batch of instances above the count.
+    // Draining instances take capacity too: a rollout never has more than a batch of instances above the count.
     let leaving = instances
         .iter()
         .filter(|facts| facts.desired() != Desired::Run && !facts.is_over() && facts.host_here);
     let there = group.fresh.len() + group.old.len() + leaving.count();
     let by_batch = batch.saturating_sub(unready).min((count + batch).saturating_sub(there));
-    // Scaled up meanwhile: what no old one stands in for needn't wait, unless new ones fail.
+    // After a scale-up, instances that no old one stands in for start at once, unless new ones fail.
     let failing = group.fresh.iter().any(Facts::is_failing);
     let uncovered = count.saturating_sub(group.fresh.len() + group.old.len());
     if failing { by_batch } else { by_batch.max(uncovered) }
 }
 
-/// Asks for places for `start` instances of a release, unless it has failed too often lately.
+/// Asks for places for `start` instances of a release, less if it has failed too often lately.
 #[allow(clippy::too_many_arguments, reason = "one call, which names each of them")]
 fn demand(
     context: Context<'_>,
@@ -280,7 +281,7 @@ fn demand(
     let mut indexes = free.take(start.min(allowed));
     let mut next = places.next(start.min(allowed));
     if trial && group.zones.is_empty() {
-        // It is none of those that have their places, but may need what is there.
+        // The trial's instance is not one of the service's own, but may need what is in the zone of most of them.
         let formation = context.view.formation.get(proc);
         let usual = formation.and_then(|row| Places::of(row.count, &row.zones).usual().cloned());
         next = next.into_iter().map(|(zone, n)| (zone.or(usual.clone()), n)).collect();
@@ -303,7 +304,7 @@ fn demand(
     }
 }
 
-/// Takes old ones out as new ones are healthy.
+/// Takes old instances out as new ones become healthy.
 fn retire(
     context: Context<'_>,
     settings: &Settings,
@@ -314,14 +315,14 @@ fn retire(
 ) {
     let unavailable = usize::try_from(settings.max_unavailable).unwrap_or(usize::MAX);
     let floor = count.saturating_sub(unavailable);
-    // Those that don't serve go first, so that what is left of this number may be taken from those that do.
+    // Old instances that don't serve go first. Those that serve may use up the rest of this number.
     let mut any = (ready + group.old.len()).saturating_sub(floor);
-    // One that holds a place and doesn't run stands in for none that does.
+    // A held instance that doesn't run covers for no serving one.
     let running = |all: &[Facts<'_>]| all.iter().filter(|facts| facts.runs()).count();
     let serving = ready + running(&group.old) + running(&group.held);
     let mut spare = serving.saturating_sub((count + group.held.len()).saturating_sub(unavailable));
-    // What crashes anyway is replaced by one that is there, be it healthy or not: so the number stays, and
-    // a proc that crashes in either release doesn't run twice for ever.
+    // A failing old instance may go as soon as a new one exists, healthy or not. The number stays the same, and a proc
+    // that crashes in both releases doesn't run twice for ever.
     let mut dead = (group.fresh.len() + group.old.len()).saturating_sub(count);
     let mut old = group.old.clone();
     old.sort_by_key(|facts| Reverse(staying(facts.health(), facts.row.index, facts.id)));
@@ -354,7 +355,8 @@ fn why_old(view: &AppView, group: &Group<'_>, facts: &Facts<'_>) -> String {
     }
 }
 
-/// Puts away what has ended and was still meant to run. Returns how many the trial's verdict has yet to judge.
+/// Archives instances that have ended although they should run. Returns how many of them the trial's verdict has yet
+/// to judge.
 fn put_ended_away(
     context: Context<'_>,
     proc: &ProcName,
@@ -377,14 +379,14 @@ fn put_ended_away(
         let missing = group.fresh.len() < usize::try_from(group.count).unwrap_or(usize::MAX);
         let stays = wanted
             && match state {
-                // Until another runs in its place: it may come back with its host.
+                // A lost instance stays until another one runs in its place: it may return with its host.
                 Some(State::Lost) => !taken_over && missing_or_unready(group),
-                // It is the verdict's to read.
+                // The trial's verdict still has to read this failure.
                 Some(State::Failed) if trying && !goes_elsewhere(context, proc, release, facts) => {
                     judged += 1;
                     true
                 }
-                // While its replacement has to wait, it shows why.
+                // While its replacement has to wait, the failed instance shows why.
                 Some(State::Failed) => held_back && missing,
                 _ => false,
             };
@@ -399,7 +401,7 @@ fn put_ended_away(
     judged
 }
 
-/// Whether fewer instances run than are wanted.
+/// Reports whether fewer instances run than are wanted.
 fn missing_or_unready(group: &Group<'_>) -> bool {
     let running = group.fresh.iter().filter(|facts| facts.runs()).count();
     running < usize::try_from(group.count).unwrap_or(usize::MAX)

@@ -1,21 +1,21 @@
-//! What a proc says of how it is run and replaced.
+//! A proc's settings for how it runs and is replaced, with defaults filled in.
 
 use std::time::Duration;
 
 use visor::{names::ProcName, schema::Proc, snapshot::AppView};
 
-/// What a proc says of how it is run and replaced.
+/// A proc's settings for how it runs and is replaced.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub min_ready: Duration,
-    /// How long an instance may take from its start until it is counted on.
+    /// The longest time from an instance's start until it counts as available.
     pub counted_within: Duration,
     pub max_unavailable: u32,
     pub proc: Proc,
 }
 
 impl Settings {
-    /// Reads an app's proc; a proc that has no row has the default of each setting.
+    /// Reads the settings of an app's proc; a proc without a row has the defaults.
     pub fn of(view: &AppView, proc: &ProcName) -> Self {
         let proc = view.procs.get(proc).map_or_else(|| Proc::new(0), |proc| proc.value.clone());
         Settings {

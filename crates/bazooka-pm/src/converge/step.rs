@@ -1,6 +1,6 @@
-//! What a plan is made of.
+//! The vocabulary of a plan.
 //!
-//! Owns the vocabulary between those who plan and the one who applies: a plan leaves no choice to the latter.
+//! Owns the types between the planners and the part that applies their plan. A plan leaves no choice to that part.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,97 +13,97 @@ use visor::{
     schema::{Desired, Pending},
 };
 
-/// What to do next.
+/// The converger's next steps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// None depends on another.
+    /// The steps. None depends on another one.
     pub steps: Vec<Step>,
-    /// When each app is to be planned again, even if nothing happens.
+    /// The time at which each app is to be planned again, even if nothing happens.
     pub look_again: BTreeMap<AppName, Instant>,
-    /// The apps that wait for room: to be planned again whenever some may have come free.
+    /// The apps that wait for capacity. They are planned again whenever some may have come free.
     pub waiting_for_capacity: BTreeSet<AppName>,
-    /// The apps that can't be acted on, and why.
+    /// The apps whose rows can't be acted on, and why.
     pub blocked: BTreeMap<AppName, String>,
 }
 
-/// One thing to do.
+/// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The app that it is done for.
+    /// The app that the step is for.
     pub app: AppName,
-    /// What.
+    /// The change that it makes.
     pub act: Act,
-    /// Why, for people.
+    /// The reason, for people.
     pub reason: String,
 }
 
-/// What a step does.
+/// The change that a step makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Place an instance.
+    /// Places an instance.
     Place {
-        /// What it is.
+        /// The instance to place.
         slot: Slot,
-        /// Where.
+        /// The host that takes it.
         place: Place,
     },
-    /// Move an instance down: to drain, or to stop.
+    /// Moves an instance towards its end: to drain, or to stop.
     Advance {
         /// The instance.
         id: InstanceId,
-        /// Where to.
+        /// The new desired state.
         to: Desired,
     },
-    /// Say that an instance is lost with its host.
+    /// Marks an instance `lost` with its host.
     Lose {
         /// The instance.
         id: InstanceId,
     },
-    /// Put an instance away that has ended.
+    /// Archives an instance that has ended.
     PutAway {
         /// The instance.
         id: InstanceId,
-        /// The oldest stories of its service, which make room for its own.
+        /// The oldest archived instances of its service, deleted to make room for it.
         oldest: Vec<InstanceId>,
     },
-    /// Forget stories that are too many.
+    /// Deletes surplus archived instances.
     Forget {
         /// The proc.
         proc: ProcName,
-        /// Whose stories.
+        /// The archived instances.
         ids: Vec<InstanceId>,
     },
-    /// Say that a release on trial is good.
+    /// Marks a release on trial as verified.
     Verify {
         /// The release.
         release: ReleaseId,
     },
-    /// Say that a release can't become head.
+    /// Marks a release as failed: it can't become head.
     Fail {
         /// The release.
         release: ReleaseId,
-        /// Why, with the last output.
+        /// The cause, with the last output.
         cause: String,
     },
-    /// Hand an env to a host, or to its new key.
+    /// Hands an env to a host, or seals it to the host's new key.
     Hand {
         /// The host.
         host: HostName,
         /// The env.
         env: EnvRef,
     },
-    /// Take an env back from a host that runs nothing with it.
+    /// Takes an env back from a host that runs nothing with it.
     TakeBack {
         /// The host.
         host: HostName,
         /// The env.
         env: EnvRef,
     },
-    /// Say why a service isn't as it should be; or that nothing is in its way any more.
+    /// Writes down why a service isn't as it should be; or that nothing is in its way any more.
     Pend {
         /// The proc.
         proc: ProcName,
-        /// What is in its way.
+        /// The reason; none if nothing is in its way any more.
         pending: Option<Hindrance>,
     },
 }
@@ -111,31 +111,31 @@ pub enum Act {
 /// An instance that is to be placed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Its proc.
+    /// The instance's proc.
     pub proc: ProcName,
-    /// Its release.
+    /// The instance's release.
     pub release: ReleaseId,
-    /// Its place among its kind.
+    /// Its index among the instances of its proc and release.
     pub index: u32,
-    /// Whether it belongs to a trial.
+    /// True if it belongs to a trial.
     pub trial: bool,
 }
 
-/// What is in a service's way: a [`Pending`] without its time.
+/// The obstacle in a service's way: a [`Pending`] without its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hindrance {
-    /// The release.
+    /// The release that is short of instances.
     pub release: ReleaseId,
-    /// How many instances are missing.
+    /// The number of missing instances.
     pub short: u32,
-    /// Why.
+    /// The reason, for people.
     pub reason: String,
     /// Each host's refusal.
     pub refusals: Refusals,
 }
 
 impl Hindrance {
-    /// Whether a row says just that.
+    /// Reports whether a row already says exactly this.
     pub(super) fn is_said_by(&self, row: &Pending) -> bool {
         let Hindrance { release, short, reason, refusals } = self;
         row.release == *release && row.short == *short && row.reason == *reason && row.refusals == *refusals

@@ -1,7 +1,7 @@
-//! What is taken of each host, kept up as keys change.
+//! The capacity taken of each host, updated as keys change.
 //!
-//! Owns the sums that [`Used::of`] makes anew from a host's rows: with a hundred thousand instances that takes longer
-//! than everything else in a plan. At each revision a tally equals the one that is made from the whole image.
+//! Owns the sums that [`Used::of`] computes anew from a host's rows: with a hundred thousand instances, that takes
+//! longer than everything else in a plan. At each revision a tally equals the one computed from the whole image.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +13,21 @@ use visor::{
     snapshot::{HostView, Snapshot},
 };
 
-/// What is taken of each host.
+/// The capacity taken of each host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally(BTreeMap<HostName, Taken>);
 
-/// What is taken of a host, and by whom.
+/// The capacity taken of one host, by instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Taken {
-    /// Bytes by instance.
+    /// The bytes that each instance takes.
     by: BTreeMap<InstanceId, u64>,
-    /// Their sum; wider than each, so that what was added can be taken off again.
+    /// The sum of these bytes. Wider than each of them, so that it can't overflow and every addition can be undone.
     bytes: u128,
 }
 
 impl Tally {
-    /// Sums up a whole image.
+    /// Computes the sums of a whole image.
     pub fn of(snapshot: &Snapshot) -> Self {
         let mut tally = Tally::default();
         for (name, view) in &snapshot.hosts {
@@ -38,7 +38,7 @@ impl Tally {
         tally
     }
 
-    /// Takes note of what changed, once the image shows it.
+    /// Updates the sums for changed keys. The image must show these changes already.
     pub fn note(&mut self, changes: &Changes, snapshot: &Snapshot) {
         if changes.relisted {
             *self = Tally::of(snapshot);
@@ -52,7 +52,7 @@ impl Tally {
         }
     }
 
-    /// What is taken of a host.
+    /// Returns the capacity taken of a host.
     pub fn used(&self, host: &HostName) -> Used {
         self.0.get(host).map_or_else(Used::default, |taken| Used {
             instances: u32::try_from(taken.by.len()).unwrap_or(u32::MAX),

@@ -1,11 +1,11 @@
-//! The verdict on a release that is being tried.
+//! The verdict on a release on trial.
 //!
 //! Owns when a trial has succeeded and when it has failed. That its instances are started and, after a failure,
-//! taken down follows from what is wanted, like any other instance.
+//! removed follows from what is wanted, as for any other instance.
 //!
-//! A trial is good once one instance of each proc that it concerns has been healthy for the minimum ready time.
-//! A proc that was crashing in the old release is run too, but its verdict is not waited for longer
-//! than [`EXCUSED_PROC`], and whatever it is, it stands in nobody's way.
+//! A trial succeeds once one instance of each concerned proc has been healthy for the minimum ready time. A proc that
+//! was failing in the old release is excused: it runs too, but the verdict waits for it no longer than
+//! [`EXCUSED_PROC`], and neither success nor failure of it counts.
 
 use std::time::Instant;
 
@@ -25,19 +25,19 @@ use super::{
     step::Act,
 };
 
-/// How many starts the procs of a trial have in all, over the whole cluster; twice their number, if that is more.
+/// The starts that the procs of a trial have together, over the whole cluster; twice their number, if that is more.
 ///
-/// Each has its quick restarts on its own host, so without this a rev of many procs that crash would come to many
-/// starts before the first of them is given up.
+/// Each proc has its quick restarts on its own host. Without this bound, a rev with many crashing procs would have
+/// many starts before the first proc fails the trial.
 const STARTS: usize = STARTS_A_MINUTE;
 
-/// How far one proc of a trial has come.
+/// The progress of one proc of a trial.
 enum Progress {
-    /// It is good, or excused.
+    /// Its instance has been healthy for long enough, or the proc is excused.
     Settled,
-    /// Not yet; more may be known then.
+    /// Not known yet. More may be known at this time.
     Waits(Option<Instant>),
-    /// It can't be.
+    /// It has failed, for this cause.
     Failed(String),
 }
 
@@ -99,7 +99,7 @@ fn judge(context: Context<'_>, release: ReleaseId, draft: &mut Draft) {
     }
 }
 
-/// Why a trial has had more starts than it may have, if it has. Those of procs that crashed before don't count.
+/// Returns the cause if a trial has exceeded its number of starts. Starts of excused procs don't count.
 fn overspent(context: Context<'_>, release: ReleaseId, procs: &[&ProcName]) -> Option<String> {
     let excused = context.memory.trial.as_ref().map(|noted| &noted.excused);
     let counts = |proc: &&&ProcName| !excused.is_some_and(|excused| excused.contains(**proc));
@@ -154,7 +154,7 @@ fn progress(context: Context<'_>, release: ReleaseId, proc: &ProcName, begun: In
     Progress::Waits(until)
 }
 
-/// Why an instance failed, with the last that it said.
+/// Returns why an instance failed, with its last output.
 fn story(facts: &Facts<'_>) -> String {
     let mut story = facts.failure();
     for line in facts.status.iter().flat_map(|status| &status.last_output) {
@@ -164,7 +164,7 @@ fn story(facts: &Facts<'_>) -> String {
     story
 }
 
-/// Why there was no place.
+/// Returns why an instance got no place.
 fn shortfall(context: Context<'_>, proc: &ProcName) -> String {
     let seconds = NO_ROOM.as_secs();
     match context.view.pending.get(proc) {
