@@ -1,7 +1,7 @@
-//! The host's part: claims what is assigned to this host, runs it, and says what became of it.
+//! The host's part of bazooka-pm: claims what is assigned to this host, runs it, and reports each instance's state.
 //!
-//! Owns putting the parts together. Whatever happens to the coordinator, what runs goes on; only a fresh,
-//! complete list ends anything.
+//! Owns the start-up, which connects the parts. Running instances go on whatever happens to the coordinator; only a
+//! fresh, complete list of assignments ends an instance.
 //!
 //! ```text
 //! mirror (assigned/H/) ─▶┐  engine            ┌─▶ reports (status/H/)
@@ -80,13 +80,13 @@ pub use options::{HostOptions, OnExit};
 
 use runtime::{Answers, Message, Runtime};
 
-/// How long an earlier bazooka-pm may take to let go of the state folder.
+/// The time for which this bazooka-pm waits for an earlier one to release the state folder.
 const LOCK_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs the host's part until `shutdown`.
 ///
 /// # Errors
-/// In words for the user: what it was told can't be done here.
+/// In words for the user: which option this machine can't meet, or that effects no longer reach the engine.
 pub async fn run(
     cluster: Cluster,
     coordinator: &[String],
@@ -221,7 +221,7 @@ pub async fn run(
 /// Finds out whether instances can have a sandbox on this machine. Blocks.
 ///
 /// # Errors
-/// Why not, and how to go on.
+/// Why they can't, and how to go on.
 pub fn probe() -> Result<(), String> {
     use clap::Parser;
     #[derive(Parser)]
@@ -241,8 +241,8 @@ pub fn probe() -> Result<(), String> {
     Ok(())
 }
 
-/// What was found at start, as the engine knows it. Envs are sealed to the current key, on disk too, if they
-/// weren't. Blocks, where they weren't.
+/// Builds the engine's first state from what an earlier bazooka-pm left. Envs sealed to an earlier key are sealed to
+/// the current one, on disk too; that blocks.
 fn taken_over(
     recovered: records::Recovered,
     slugs: impl IntoIterator<Item = Digest>,
@@ -270,7 +270,7 @@ fn taken_over(
                 }
                 envs.insert((app, env), model::EnvState::Ready(handed));
             }
-            // It is read again when an instance needs it.
+            // The env is read again when an instance needs it.
             Err(error) => {
                 tracing::warn!(%app, %env, error = %error, "can't open an env that was written down")
             }
@@ -279,32 +279,32 @@ fn taken_over(
     model::Locals { instances: recovered.instances, slugs: slugs.collect(), envs }
 }
 
-/// The host's work, once it is known what the machine has.
+/// The host's work, once the machine's abilities are known.
 pub(crate) struct Work {
     pub visor: Visor,
     pub name: HostName,
-    /// The row that it registers.
+    /// The row that registers the host.
     pub host: Host,
     pub runtime: Box<dyn Runtime>,
-    /// What opens the envs that it is handed.
+    /// The host's keys, which open the envs that it is handed.
     pub vault: vault::Vault,
-    /// Where the runtime answers.
+    /// The channel on which the runtime answers.
     pub answers: Answers,
     pub messages: mpsc::Receiver<Message>,
     pub ports: ports::Ports,
-    /// What was found at start.
+    /// The state found at start.
     pub locals: model::Locals,
     pub metrics: metrics::Metrics,
     pub not_ready: NotReady,
-    /// The loop's life sign.
+    /// The loop's life sign to systemd.
     pub pulse: Pulse,
-    /// Told for how long the lease is surely held.
+    /// Receives, while the lease is held, the time for which it surely is.
     pub note_lease: Box<dyn Fn(Duration) + Send + Sync>,
     pub stop_all_at_exit: bool,
 }
 
 impl Work {
-    /// Registers, mirrors what is assigned and runs it, until `shutdown`.
+    /// Registers the host, mirrors its assignments and runs them, until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let Work { visor, name, host, answers, .. } = self;
         let address = host.address;
@@ -364,7 +364,7 @@ fn isolation(wanted: Option<Isolation>) -> Result<Isolation, String> {
     }
 }
 
-/// The isolation in force, as the host's registration has it.
+/// Describes the isolation in force, as the host's registration shows it.
 fn in_force(isolation: Isolation, without: &[Part]) -> String {
     let mut words = isolation.as_str().to_owned();
     let left_out: BTreeSet<Part> = without.iter().copied().collect();
@@ -375,17 +375,17 @@ fn in_force(isolation: Isolation, without: &[Part]) -> String {
     words
 }
 
-/// What keeps instances apart, beside their users.
+/// The means that keep instances apart, beside their users.
 struct Kept {
     cgroups: Option<Cgroups>,
     sandboxes: Option<Sandboxes>,
 }
 
-/// Finds out what keeps instances apart on this machine. Blocks, for some ten milliseconds, before anything else is to be
-/// done.
+/// Sets up the means that keep instances apart on this machine. Blocks for some ten milliseconds, before any other
+/// work starts.
 ///
 /// # Errors
-/// What was asked for and can't be had here, and how to go on.
+/// The demanded part that this machine can't give, and how to go on.
 fn kept_apart(
     isolation: Isolation,
     options: &HostOptions,
@@ -439,7 +439,7 @@ fn kept_apart(
     }
 }
 
-/// What sandboxes are made of, tried.
+/// Sets up sandboxes and tries one out.
 fn sandboxes(
     options: &HostOptions,
     folders: &folders::Folders,
@@ -493,7 +493,7 @@ async fn take(folders: &folders::Folders) -> Result<folders::StateLock, String> 
     }
 }
 
-/// Where others reach an endpoint that may listen on every address.
+/// Returns the address at which others reach an endpoint that may listen on every address.
 fn reachable(own: SocketAddr, address: IpAddr) -> SocketAddr {
     if own.ip().is_unspecified() { SocketAddr::new(address, own.port()) } else { own }
 }

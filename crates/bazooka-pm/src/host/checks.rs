@@ -1,7 +1,7 @@
-//! Whether booting instances have come up: one task looks for all of them.
+//! The checks of booting instances: one task checks all of them.
 //!
-//! Owns the looking. What follows from it is the plan's. It looks every few milliseconds while something
-//! has just been started, ever less often the longer it takes, and not at all while nothing boots.
+//! Owns the checking; the plan decides what follows. The task looks every few milliseconds while an instance has just
+//! been started, less often the longer that takes, and not at all while nothing boots.
 
 use std::{
     collections::BTreeMap,
@@ -27,33 +27,33 @@ const SHORTEST: Duration = Duration::from_millis(2);
 /// The longest time between two looks.
 const LONGEST: Duration = Duration::from_millis(50);
 
-/// An HTTP check that was failed is repeated after this time.
+/// The pause before a failed HTTP check is repeated.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long an answer to an HTTP check may take.
+/// The longest time that an answer to an HTTP check may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// An instance that boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Which start.
+    /// The number of the start.
     pub run: u32,
-    /// When it was started.
+    /// The time of the start.
     pub since: Instant,
     /// Its port.
     pub port: u16,
-    /// Where it is reached.
+    /// The address at which it is reached.
     pub address: IpAddr,
-    /// Whose its listeners are.
+    /// The owner that its listeners must have.
     pub owner: Owner,
-    /// What it must pass: listening, or an answer.
+    /// The check that it must pass: listening, or an answer.
     pub check: Check,
 }
 
-/// What boots at present.
+/// The instances that boot at present.
 pub type Probes = BTreeMap<InstanceId, Probe>;
 
-/// Looks for ever.
+/// Checks booting instances for ever.
 pub async fn run(mut probes: watch::Receiver<Probes>, answers: Answers) {
     let mut table = None;
     let mut told: BTreeMap<InstanceId, u32> = BTreeMap::new();
@@ -87,7 +87,7 @@ pub async fn run(mut probes: watch::Receiver<Probes>, answers: Answers) {
         }
         let youngest = now.values().map(|probe| probe.since.elapsed()).min().unwrap_or_default();
         let pause = (youngest / 16).clamp(SHORTEST, LONGEST);
-        // Something that has just been started shortens the pause.
+        // A new start shortens the pause.
         let _ = timeout(pause, probes.changed()).await;
     }
 }
@@ -99,7 +99,7 @@ fn look(table: &mut Option<Table>) -> std::io::Result<Vec<Listener>> {
     }
 }
 
-/// What was seen on an instance's port.
+/// The result of a look at an instance's port.
 enum Verdict {
     Listens,
     Taken(Listener),
@@ -141,7 +141,7 @@ fn report(
     answers.seen(event);
 }
 
-/// Asks until there is an answer, or the instance boots no longer.
+/// Repeats an HTTP check until it passes, or the instance no longer boots.
 async fn ask(id: InstanceId, probe: Probe, path: String, answers: Answers, probes: watch::Receiver<Probes>) {
     let still = || probes.borrow().get(&id).is_some_and(|now| now.run == probe.run);
     let address = SocketAddr::new(probe.address, probe.port);
@@ -168,7 +168,7 @@ async fn ask(id: InstanceId, probe: Probe, path: String, answers: Answers, probe
     }
 }
 
-/// What an instance listens on instead of its port, in words. Blocks.
+/// Describes what an instance listens on instead of its port. Blocks.
 pub fn instead(owner: Owner, port: u16, address: IpAddr) -> String {
     let listeners = Table::open().and_then(|mut table| table.listeners()).unwrap_or_default();
     let mut ownership = Ownership::default();

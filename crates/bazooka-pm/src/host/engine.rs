@@ -1,7 +1,8 @@
-//! The one task that owns what is known of the instances: it observes, plans and applies.
+//! The engine: the one task that owns the state of the instances. It observes, plans and applies.
 //!
-//! Owns the state and the order of things. Effects run beside it, on the [`Runtime`], and answer by messages;
-//! nothing else changes the state. Whatever wakes it, it looks at everything: what woke it is a hint at most.
+//! Owns that state and the order of events. Effects run beside the engine, on the [`Runtime`], and answer by messages;
+//! only the engine changes the state. Whatever wakes it, it looks at everything: the cause of the wake-up is only a
+//! hint.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,47 +44,47 @@ use super::{
     vault::Vault,
 };
 
-/// How many messages are taken up before the next plan.
+/// The most messages that are processed before the next plan.
 const MESSAGES_AT_ONCE: usize = 256;
 
-/// After the last instance has ended, the last reports may take so long.
+/// The longest time that the last reports may take after the last instance has ended.
 const LAST_REPORTS: Duration = Duration::from_secs(2);
 
-/// What the engine works with.
+/// The parts that the engine works with.
 pub struct Parts {
     /// The coordinator.
     pub visor: Visor,
     /// This host's name.
     pub host: HostName,
-    /// What it registers.
+    /// The row that registers this host.
     pub row: Host,
     /// The machine.
     pub runtime: Box<dyn Runtime>,
-    /// What opens the envs.
+    /// The host's keys, which open its envs.
     pub vault: Vault,
-    /// Where effects answer.
+    /// The channel on which effects answer.
     pub answers: Answers,
-    /// Where that arrives.
+    /// The receiving end of that channel.
     pub messages: mpsc::Receiver<Message>,
-    /// What is said of the instances.
+    /// The reports on the instances.
     pub reports: Reports,
-    /// Ports.
+    /// The instances' ports.
     pub ports: Ports,
-    /// What was found at start.
+    /// The state found at start.
     pub locals: Locals,
-    /// Counted and measured.
+    /// The host's metrics.
     pub metrics: Metrics,
-    /// What is assigned to this host.
+    /// The mirror of this host's assignments.
     pub mirror: Mirror<Snapshot>,
-    /// Whether the host is registered, as it changes.
+    /// The registration of the host, as it changes.
     pub registered: watch::Receiver<Registered>,
-    /// To be told when the registration is in doubt.
+    /// Receives a message when the registration is in doubt.
     pub doubt: mpsc::Sender<()>,
-    /// Dropped once the host is registered and knows what it is to run.
+    /// Dropped once the host is registered and knows its assignments.
     pub not_ready: NotReady,
-    /// The loop's life sign.
+    /// The loop's life sign to systemd.
     pub pulse: Pulse,
-    /// Whether instances are ended before bazooka-pm ends.
+    /// True if instances end before bazooka-pm ends.
     pub stop_all_at_exit: bool,
 }
 
@@ -107,12 +108,13 @@ pub struct Engine {
     pulse: Pulse,
     stop_all_at_exit: bool,
 
-    /// What is assigned; none before the first complete list.
+    /// The assignments; none before the first complete list.
     assigned: Option<Assigned>,
-    /// Which cluster says so.
+    /// The cluster's incarnation that these come from.
     era: Option<Era>,
     touch: Touch,
-    /// The highest revision of a list so far: a coordinator that went back is not believed.
+    /// The highest revision of a list so far. A list with a lower revision is from a coordinator that went back, and
+    /// is ignored.
     seen_revision: Revision,
     /// Instances that may have changed since the last report and note.
     touched: BTreeSet<InstanceId>,
@@ -124,7 +126,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Over its parts. Nothing happens before [`Engine::run`].
+    /// Creates an engine from its parts. It does nothing before [`Engine::run`].
     pub fn new(parts: Parts) -> Engine {
         let touched = parts.locals.instances.keys().copied().collect();
         Engine {
@@ -157,8 +159,8 @@ impl Engine {
         }
     }
 
-    /// Runs until `shutdown`, and then, if instances end with bazooka-pm, until they have; or until effects don't reach it
-    /// any more.
+    /// Runs until `shutdown`; then, if instances end with bazooka-pm, until all have ended. Returns early if effects
+    /// don't reach the engine any more.
     pub async fn run(mut self, shutdown: CancellationToken) {
         self.converge();
         let mut last_reports = None;
@@ -171,7 +173,8 @@ impl Engine {
                 }
             }
             let wake_at = self.wake_at(last_reports);
-            // In a fixed order; what comes last waits for little: each of the others is taken up as a whole.
+            // The order is fixed. The last branches wait only briefly, because each of the others takes everything
+            // that is there.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled(), if !self.stopping => {
@@ -187,14 +190,14 @@ impl Engine {
                 _ = self.mirror.next() => self.take_up_assignments(),
                 () = sleep_until(wake_at) => {}
             }
-            // What else is there already needs no plan of its own.
+            // Messages that have already arrived need no plan each.
             for _ in 0..MESSAGES_AT_ONCE {
                 let Ok(message) = self.messages.try_recv() else { break };
                 self.take_up(message);
             }
             self.converge();
         }
-        // What was decided stands for the next bazooka-pm.
+        // Write the decisions down for the next bazooka-pm.
         while (!self.notes.is_empty() || self.writing) && self.answers.fault().is_none() {
             self.write_notes();
             match self.messages.recv().await {
@@ -213,14 +216,14 @@ impl Engine {
         self.reports.due_at().into_iter().chain(also).chain(self.pulse.due()).fold(at, Instant::min)
     }
 
-    /// Reads what is assigned from the mirror, if that can be believed.
+    /// Reads the assignments from the mirror, if that can be believed.
     fn take_up_assignments(&mut self) {
         let image = self.mirror.image();
         if !self.mirror.is_synced() {
             return;
         }
         if image.revision < self.seen_revision {
-            // A store that was restored or emptied: what it doesn't know of runs on.
+            // The store was restored or emptied. Instances that it doesn't know run on.
             tracing::error!(
                 revision = image.revision,
                 before = self.seen_revision,
@@ -248,7 +251,7 @@ impl Engine {
         self.become_ready();
     }
 
-    /// Tells of instances that run on without the coordinator's knowledge, once for each set of them.
+    /// Logs the instances that run on without the coordinator's knowledge, once for each set of them.
     fn warn_of_held(&self, held: &BTreeSet<InstanceId>) {
         let before = self.assigned.as_ref().map(|assigned| &assigned.held);
         if !held.is_empty() && before != Some(held) {
@@ -260,7 +263,7 @@ impl Engine {
         }
     }
 
-    /// What this host has, for whoever recovers the coordinator.
+    /// Returns what this host has, for an rm that recovers the coordinator.
     fn found(&self) -> Found {
         let image = self.mirror.image();
         let rms = image.rms.values().filter_map(|rm| rm.seal_key.as_ref());
@@ -275,8 +278,8 @@ impl Engine {
         }
     }
 
-    /// Has an env read: as it was handed to this host, or, where no converger and rm of this version have seen to it, as
-    /// an earlier one left it.
+    /// Starts reading an env: as it was handed to this host or, where no converger and rm of this version have handed
+    /// it, as an earlier version left it.
     fn read_env(&mut self, app: AppName, env: EnvRef) {
         match self.custody.source(self.mirror.image(), &app, env) {
             Source::Handed(handed) => self.runtime.keep_env(app, env, handed),
@@ -313,7 +316,7 @@ impl Engine {
                 let handed = self.custody.keep(&app, env, &vars);
                 self.runtime.keep_env(app, env, handed);
             }
-            // What is handed over and what is assigned are watched apart: the later write may be seen first.
+            // Handed envs and assignments are watched separately, so the later of two writes may be seen first.
             Message::Seen(Event::EnvMissing(app, env, _))
                 if self.custody.handed(self.mirror.image(), &app, env).is_some() =>
             {
@@ -336,13 +339,13 @@ impl Engine {
                     Came::Failed => self.metrics.report_failed(),
                     Came::Doubt(stand) => {
                         self.touched.extend(stand);
-                        // If one is waiting already, that does.
+                        // If a doubt is already queued, that one is enough.
                         let _ = self.doubt.try_send(());
                     }
                 }
             }
             Message::Written => self.writing = false,
-            // Who asked may have gone.
+            // The caller may have gone.
             Message::Asked(answer) => drop(answer.send(self.found())),
         }
     }
@@ -358,10 +361,10 @@ impl Engine {
         }
     }
 
-    /// Plans and applies until nothing is left to do at this moment, then says and notes what changed.
+    /// Plans and applies until no step is left, then reports and notes what changed.
     fn converge(&mut self) {
         let begun = StdInstant::now();
-        // Each step changes the state so that it isn't planned again; the bound is against a mistake in that.
+        // Each step changes the state so that it isn't planned again. The bound guards against an error in that.
         for _ in 0..16 {
             let plan = self.plan();
             self.look_again_at = plan.look_again_at;
@@ -383,7 +386,7 @@ impl Engine {
         self.say_status();
     }
 
-    /// What `systemctl status` shows.
+    /// Updates the line that `systemctl status` shows.
     fn say_status(&mut self) {
         let (host, stands) = (&self.host, self.reports.registered().is_some());
         let running = self.locals.instances.values().filter(|local| !local.has_ended()).count();
@@ -402,7 +405,7 @@ impl Engine {
         let may_claim = self.reports.registered().is_some() && !self.stopping;
         let mut plan = plan(assigned, &self.locals, may_claim, serve_until, now);
         if self.stopping {
-            // They are still assigned, and the next bazooka-pm must know that they have ended.
+            // These instances are still assigned, and the next bazooka-pm must know that they have ended.
             plan.steps.retain(|(step, _)| !matches!(step, Step::Forget(_)));
         }
         plan
@@ -453,7 +456,7 @@ impl Engine {
         let run = local.run;
         let refused = |fault, cause: &str| Event::StartFailed { id, run, fault, cause: cause.to_owned() };
         let runtime = &mut self.runtime;
-        // Its own port again, unless somebody has taken it meanwhile.
+        // Keep the instance's own port, unless another process has taken it meanwhile.
         let kept = local.port.filter(|port| runtime.is_free(*port));
         let Some(port) = kept.or_else(|| self.ports.choose(&used_ports, |port| runtime.is_free(port))) else {
             return self.answers.seen(refused(Fault::NoPort, "no port is free on this host"));
@@ -484,7 +487,7 @@ impl Engine {
         self.runtime.start(id, local, Given { vars: &vars, services: &services });
     }
 
-    /// Ports and users of all instances but one, until they end.
+    /// Returns the ports and users of all instances but one. An instance has them until it ends.
     fn in_use(&self, but: InstanceId) -> (BTreeSet<u16>, BTreeSet<u32>) {
         let others = self.locals.instances.iter().filter(|(id, local)| **id != but && !local.has_ended());
         let (mut ports, mut uids) = (BTreeSet::new(), BTreeSet::new());
@@ -495,7 +498,7 @@ impl Engine {
         (ports, uids)
     }
 
-    /// Shows the machine what boots and has to pass a check.
+    /// Passes the booting instances that have to pass a check to the machine.
     fn show_booting(&mut self) {
         let booting = self.locals.instances.iter().filter_map(|(id, local)| {
             let (Phase::Booting { since }, Some(port)) = (&local.phase, local.port) else { return None };
@@ -506,7 +509,7 @@ impl Engine {
         self.runtime.check(booting.collect());
     }
 
-    /// Removes the oldest of the slugs that nothing uses.
+    /// Removes the oldest unused slugs.
     fn collect_slugs(&mut self) {
         let used: BTreeSet<&Digest> =
             self.locals.instances.values().map(|local| &local.assignment.slug.sha256).collect();
@@ -521,7 +524,7 @@ impl Engine {
         }
     }
 
-    /// Takes each change to be said and noted.
+    /// Queues each change for the reports and the notes.
     fn note_changes(&mut self) {
         for id in std::mem::take(&mut self.touched) {
             let Some(local) = self.locals.instances.get_mut(&id) else { continue };
@@ -539,7 +542,7 @@ impl Engine {
         if self.writing || self.notes.is_empty() {
             return;
         }
-        // Of several notes on one instance, the last one tells all.
+        // The last note on an instance supersedes the earlier ones.
         let mut last = BTreeMap::new();
         for note in std::mem::take(&mut self.notes) {
             let (Note::Keep(id, _) | Note::PutAway(id)) = &note;

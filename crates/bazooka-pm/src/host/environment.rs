@@ -1,4 +1,4 @@
-//! The environment of an instance's process. Pure, but for looking which folders a slug has.
+//! The environment of an instance's process. Pure, except that it looks which folders a slug has.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -9,15 +9,15 @@ use visor::{
 
 use super::runtime::Given;
 
-/// Folders of a slug that hold programs; those that exist come first in PATH.
+/// Folders of a slug that hold programs. Those that exist come first in PATH.
 const PROGRAMS: [&str; 3] = [".venv/bin", "node_modules/.bin", "bin"];
 
 /// The system's part of PATH.
 const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Where an instance finds its own.
+/// The folders of an instance.
 pub struct Places<'a> {
-    /// Its slug, as it sees it.
+    /// Its slug, at the path that the instance sees.
     pub app: &'a Path,
     /// Its HOME.
     pub home: &'a Path,
@@ -25,7 +25,8 @@ pub struct Places<'a> {
     pub tmp: &'a Path,
 }
 
-/// All of it. The app's own vars come first, so that none of them can pretend to be the platform's.
+/// Returns the whole environment. The platform's own variables override the app's vars, so that no var can pose as one
+/// of them.
 pub fn environment(
     host: &HostName,
     id: InstanceId,

@@ -1,7 +1,7 @@
 //! The custody of envs: which ones this host has, under which key, and where it gets the others.
 //!
-//! Owns the way of an env from the coordinator to a start. Its vars are in the open only for the start itself; in
-//! the engine and on disk they are sealed.
+//! Owns the way of an env from the coordinator to a start. Its vars are in the open only during the start; in the
+//! engine and on disk they are sealed.
 //!
 //! ```text
 //!        needed                 handed to this host, and opens
@@ -30,40 +30,41 @@ use super::{
     vault::Vault,
 };
 
-/// The envs that a host has, or is to have.
+/// The envs that a host has or waits for.
 pub type Envs = BTreeMap<(AppName, EnvRef), EnvState>;
 
-/// What opens the envs of a host.
+/// The custodian of a host's envs, which can open them.
 pub struct Custody {
     host: HostName,
     vault: Vault,
 }
 
-/// Where an env comes from.
+/// The source of an env.
 #[derive(Debug)]
 pub enum Source {
-    /// From what was handed to this host, now under its current key.
+    /// The env was handed to this host, and is now sealed to its current key.
     Handed(Handed),
-    /// It was handed over, and can't be had for this reason.
+    /// The env was handed over, and can't be had for this reason.
     Failed(String),
-    /// It wasn't handed over. An earlier version may have left it in the open; if not, this is why it can't be had.
+    /// The env wasn't handed over. An earlier version may have left it in plain text; if not, this is why it can't be
+    /// had.
     Coordinator(String),
 }
 
 impl Custody {
-    /// Of a host, with its keys.
+    /// Creates the custody of a host, with its keys.
     pub fn new(host: HostName, vault: Vault) -> Self {
         Custody { host, vault }
     }
 
-    /// An env as this host was handed it.
+    /// Returns an env as this host was handed it.
     pub fn handed<'i>(&self, image: &'i Snapshot, app: &AppName, env: EnvRef) -> Option<&'i Handed> {
         let view = image.apps.get(app)?;
         view.handed.get(&(self.host.clone(), env)).map(|row| &row.value)
     }
 
-    /// Marks what is to be read again: what was waited for may have been handed over now, and what is here may be
-    /// another app's of the same name. Lets go of keys that nothing is sealed to any more.
+    /// Marks the envs to be read again: an env that was waited for may have been handed over now, and an env that is
+    /// here may belong to a former app of the same name. Deletes keys that nothing is sealed to any more.
     pub fn take_up(&self, image: &Snapshot, envs: &mut Envs) {
         for ((app, env), state) in envs {
             let again = match (&*state, self.handed(image, app, *env)) {
@@ -81,14 +82,14 @@ impl Custody {
         self.vault.retire(&handed.map(|handed| &handed.to).collect());
     }
 
-    /// Where an env is to be had.
+    /// Returns where an env is to be had.
     pub fn source(&self, image: &Snapshot, app: &AppName, env: EnvRef) -> Source {
         let host = &self.host;
         let no_key = format!("{host} has no key to this app's config vars ({env}) yet; a bazooka-rm adds it");
         let Some(handed) = self.handed(image, app, env) else { return Source::Coordinator(no_key) };
         match self.vault.open(app, env, handed).and_then(|_| self.vault.renewed(handed)) {
             Ok(handed) => Source::Handed(handed),
-            // For a key that this host had before.
+            // The env is sealed to a key that this host no longer has.
             Err(OpenError::NotForUs) => Source::Failed(no_key),
             Err(error) => Source::Failed(format!("can't open its config vars ({env}): {error}")),
         }
@@ -99,7 +100,7 @@ impl Custody {
         self.vault.keep(app, env, vars)
     }
 
-    /// What an instance is started with: the vars, and the links that go with them.
+    /// Returns an instance's vars, and the links that belong to them.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -115,7 +116,8 @@ impl Custody {
         }
     }
 
-    /// The envs that are here, for whoever recovers the coordinator: each with its key, wrapped for the rms.
+    /// Returns the envs that are here, for an rm that recovers the coordinator: each with its key, wrapped for the
+    /// rms.
     pub fn found<'k>(&self, envs: &Envs, rms: impl Iterator<Item = &'k PublicKey> + Clone) -> Vec<FoundEnv> {
         let of = |((app, env), state): (&(AppName, EnvRef), &EnvState)| {
             let EnvState::Ready(handed) = state else { return None };
@@ -126,7 +128,7 @@ impl Custody {
     }
 }
 
-/// Takes the envs out that no instance has, and returns them.
+/// Removes the envs that no instance has, and returns them.
 pub fn forget_unused<'l>(
     envs: &mut Envs,
     instances: impl Iterator<Item = &'l Local>,
@@ -138,12 +140,12 @@ pub fn forget_unused<'l>(
     unused
 }
 
-/// Reads an env as an earlier version left it in the coordinator; `no_key` is why it can't be had otherwise.
+/// Reads an env as an earlier version left it in the coordinator. `no_key` is the cause to give if it isn't there.
 pub async fn read_plain(visor: Visor, app: AppName, env: EnvRef, no_key: String) -> Event {
     let read: Result<Option<Versioned<Env>>, _> = visor.get(&Key::Env(app.clone(), env)).await;
     match read.map(|found| found.map(|row| row.value)) {
         Ok(Some(Env { sealed: None, vars: Some(vars), .. })) => Event::PlainEnvRead(app, env, vars),
-        // One that may not read that row isn't meant to, either.
+        // A host that may not read the row isn't meant to.
         Ok(Some(_)) => Event::EnvMissing(app, env, no_key),
         Err(VisorError::Store(error)) if error.is_denied() => Event::EnvMissing(app, env, no_key),
         Ok(None) => Event::EnvMissing(app, env, format!("its env {env} is not there")),

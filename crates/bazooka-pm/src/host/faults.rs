@@ -1,4 +1,4 @@
-//! What is wrong with what a host is told, as far as that can be seen before anything is done.
+//! Faults in a host's options, as far as they can be seen before the host starts.
 
 use bazooka_daemon::{CoordinatorArgs, in_words, settings::ConfigError};
 use bazooka_sandbox::{isolation::Isolation, sandboxes::stack_at};
@@ -7,7 +7,7 @@ use visor::identity::Kind;
 
 use super::{HostOptions, isolation, machine_name, shim_program};
 
-/// All that is wrong. Nothing is bound, made or asked.
+/// Returns all faults. Binds no address, creates nothing and asks no other part.
 pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<ConfigError> {
     let mut wrong = coordinator.validate(Kind::Pm, options.host.as_ref());
     let mut say =
@@ -15,7 +15,7 @@ pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<Confi
     if options.host.is_none() && coordinator.identity.identity.is_none() {
         say("host", machine_name().err());
     }
-    // Without root there is a warning where nothing was asked for; that is for the start.
+    // Without root and without this option, the start only warns.
     if matches!(options.isolation, Some(Isolation::Sandbox | Isolation::Uid)) {
         say("isolation", isolation(options.isolation).err());
     }

@@ -1,6 +1,6 @@
-//! Where a host keeps what it needs: one state folder.
+//! The state folder, which holds everything that a host keeps.
 //!
-//! Owns the names in it, and the marks that say whose it is.
+//! Owns the names in it, and the marks that say which bazooka-pm it belongs to.
 //!
 //! ```text
 //! STATE/
@@ -12,11 +12,11 @@
 //!   slugs/SHA256/         unpacked, shared, read-only
 //!   slugs/SHA256.json     whether it has been synced, and in which boot it was unpacked
 //!   instances/ID/
-//!     instance.json       what bazooka-pm knows of it: the last line
+//!     instance.json       bazooka-pm's notes on it: the last line counts
 //!     run.N               its N-th start (`protocol`)
 //!     home/               its HOME and TMPDIR, where it has no sandbox
 //!     log/                its output
-//!   ended/ID/             the output of one that has ended, and its last instance.json
+//!   ended/ID/             the output of an ended instance, and its last instance.json
 //! ```
 
 use std::{
@@ -34,14 +34,14 @@ pub struct Folders {
     root: PathBuf,
 }
 
-/// Holds the state folder for one process.
+/// The lock by which one process holds the state folder.
 #[derive(Debug)]
 pub struct StateLock {
     _file: fs::File,
 }
 
 impl Folders {
-    /// Makes what isn't there.
+    /// Creates the folders that are missing.
     ///
     /// # Errors
     /// The file system's, with the path.
@@ -51,10 +51,10 @@ impl Folders {
             move |error: io::Error| format!("can't use {path}: {error}")
         };
         fs::create_dir_all(root).map_err(failed(root))?;
-        // Commands run from there, and their links are resolved once.
+        // Commands run from this path, so its links are resolved once.
         let root = root.canonicalize().map_err(failed(root))?;
         let folders = Folders { root };
-        // Instances with users of their own must get to their slug and home.
+        // Instances with users of their own must reach their slug and home.
         for (folder, mode) in [
             (folders.root.clone(), 0o711),
             (folders.slugs(), 0o711),
@@ -68,10 +68,10 @@ impl Folders {
         Ok(folders)
     }
 
-    /// Takes the state folder for this process.
+    /// Locks the state folder for this process.
     ///
     /// # Errors
-    /// If another has it.
+    /// If another process has it.
     pub fn lock(&self) -> Result<StateLock, String> {
         let path = self.root.join("lock");
         let open = fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -86,7 +86,7 @@ impl Folders {
         }
     }
 
-    /// The token that names this folder; made at the first call.
+    /// Returns the token that names this folder, and creates it at the first call.
     ///
     /// # Errors
     /// The file system's, with the path.
@@ -94,72 +94,72 @@ impl Folders {
         bazooka_daemon::folder_token(&self.root).map_err(|error| bazooka_daemon::in_words(&error))
     }
 
-    /// The folder itself.
+    /// Returns the path of the folder itself.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The file that says until when the lease is held.
+    /// Returns the file that says until when the lease is held.
     pub fn lease_file(&self) -> PathBuf {
         self.root.join("lease")
     }
 
-    /// The unpacked slugs.
+    /// Returns the folder of the unpacked slugs.
     pub fn slugs(&self) -> PathBuf {
         self.root.join("slugs")
     }
 
-    /// One unpacked slug.
+    /// Returns the folder of one unpacked slug.
     pub fn slug(&self, digest: &Digest) -> PathBuf {
         self.slugs().join(digest.as_str())
     }
 
-    /// All instances.
+    /// Returns the folder of all instances.
     pub fn instances(&self) -> PathBuf {
         self.root.join("instances")
     }
 
-    /// One instance.
+    /// Returns the folder of one instance.
     pub fn instance(&self, id: InstanceId) -> PathBuf {
         self.instances().join(id.to_string())
     }
 
-    /// What is known of one instance.
+    /// Returns the file with the notes on one instance.
     pub fn record(&self, id: InstanceId) -> PathBuf {
         self.instance(id).join(RECORD)
     }
 
-    /// One start of an instance.
+    /// Returns the file of one start of an instance.
     pub fn run(&self, id: InstanceId, run: u32) -> PathBuf {
         self.instance(id).join(format!("{RUN}{run}"))
     }
 
-    /// An instance's HOME.
+    /// Returns an instance's HOME.
     pub fn home(&self, id: InstanceId) -> PathBuf {
         self.instance(id).join("home")
     }
 
-    /// An instance's output.
+    /// Returns the folder of an instance's output.
     pub fn log(&self, id: InstanceId) -> PathBuf {
         self.instance(id).join(LOG)
     }
 
-    /// The envs that instances here run with, sealed.
+    /// Returns the folder of the envs that instances here run with, sealed.
     pub fn envs(&self) -> PathBuf {
         self.root.join("envs")
     }
 
-    /// One of them.
+    /// Returns the file of one env.
     pub fn env(&self, app: &AppName, env: EnvRef) -> PathBuf {
         self.envs().join(format!("{app}.{env}"))
     }
 
-    /// What is kept of instances that have ended.
+    /// Returns the folder of ended instances.
     pub fn ended(&self) -> PathBuf {
         self.root.join("ended")
     }
 
-    /// The numbers of the starts of which there are files, in order.
+    /// Returns the numbers of the starts that have files, in order.
     pub fn runs(&self, id: InstanceId) -> Vec<u32> {
         let mut runs: Vec<u32> =
             entries(&self.instance(id)).filter_map(|name| name.strip_prefix(RUN)?.parse().ok()).collect();
@@ -167,7 +167,7 @@ impl Folders {
         runs
     }
 
-    /// The ids of the instances in a folder.
+    /// Returns the ids of the instances in a folder.
     pub fn ids(folder: &Path) -> Vec<InstanceId> {
         let mut ids: Vec<InstanceId> = entries(folder).filter_map(|name| name.parse().ok()).collect();
         ids.sort_unstable();
@@ -175,8 +175,8 @@ impl Folders {
     }
 }
 
-/// The name of what is known of an instance, in its folder.
+/// The name of the file with the notes, in an instance's folder.
 pub const RECORD: &str = "instance.json";
-/// The name of an instance's output, in its folder.
+/// The name of the folder of an instance's output, in its folder.
 pub const LOG: &str = "log";
 const RUN: &str = "run.";

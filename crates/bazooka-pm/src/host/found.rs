@@ -1,7 +1,8 @@
-//! What this host has, whatever the coordinator knows: `GET /found`.
+//! What this host has, independently of the coordinator: `GET /found`.
 //!
-//! Asked by who recovers a coordinator from a backup, when nobody can be asked what anybody may: so it is an rm's
-//! alone, which holds all rights anyway. Config vars are sealed in it, their keys wrapped for rms that were registered.
+//! An rm asks for it when it recovers a coordinator from a backup. At that time no coordinator can say who may see
+//! what, so only rms may ask, which hold all rights anyway. Config vars in the answer are sealed, with their keys
+//! wrapped for rms that were registered.
 
 use axum::{
     Extension, Json, Router,
@@ -16,7 +17,7 @@ use visor::identity::{Caller, Identity, Kind};
 
 use super::runtime::{Answers, Message};
 
-/// The route.
+/// Returns the route.
 pub fn routes(engine: Answers) -> Router {
     Router::new().route("/found", get(found)).with_state(engine)
 }

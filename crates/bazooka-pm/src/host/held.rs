@@ -1,7 +1,7 @@
-//! What a host has when the coordinator has lost its memory.
+//! The instances of a host whose coordinator has lost its memory.
 //!
-//! Owns which instances run on although the coordinator doesn't know of them, and what the host tells whoever
-//! recovers it.
+//! Owns which instances run on although the coordinator doesn't know them, and what the host tells an rm that recovers
+//! the coordinator.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +16,8 @@ use visor::{
 
 use super::{model::Local, status::status};
 
-/// The instances that were assigned by another cluster, or before this one was restored, and aren't now: that they
-/// aren't says nothing.
+/// Returns the unassigned instances that another cluster assigned, or this one before it was restored. Lack of an
+/// assignment doesn't end them.
 pub fn held(
     instances: &BTreeMap<InstanceId, Local>,
     assigned: &BTreeMap<InstanceId, Assignment>,
@@ -30,7 +30,7 @@ pub fn held(
     instances.iter().filter(|(id, local)| is_held(id, local)).map(|(id, _)| *id).collect()
 }
 
-/// Notes which cluster assigns the instances. Returns those of which that is news.
+/// Notes on each assigned instance the cluster's incarnation. Returns the instances for which it is new.
 pub fn note_era(
     instances: &mut BTreeMap<InstanceId, Local>,
     assigned: &BTreeMap<InstanceId, Assignment>,
@@ -47,7 +47,7 @@ pub fn note_era(
     noted
 }
 
-/// The instances of a host, for whoever recovers the coordinator.
+/// Returns the instances of a host, for an rm that recovers the coordinator.
 pub fn found(
     instances: &BTreeMap<InstanceId, Local>,
     held: Option<&BTreeSet<InstanceId>>,

@@ -1,6 +1,6 @@
-//! Who listens on this machine: one look at the kernel's table for all instances that boot.
+//! The listening sockets of this machine: one look at the kernel's table serves all booting instances.
 //!
-//! Owns the reading of it (netlink's sock_diag) and telling whose a listener is. It never connects to anything.
+//! Owns reading the table (netlink's sock_diag) and telling whose a listener is. It never connects to anything.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,16 +21,16 @@ use bazooka_sandbox::machine::{proc_stat, processes};
 /// A listening TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// Where.
+    /// The address that it listens on.
     pub address: SocketAddr,
-    /// Its owner's user.
+    /// The user who owns it.
     pub uid: u32,
     /// Its inode, by which its process can be found.
     pub inode: u32,
 }
 
 impl Listener {
-    /// Whether a connection to this address would be its.
+    /// Reports whether it would receive a connection to this address.
     pub fn answers(&self, ip: IpAddr) -> bool {
         match self.address.ip() {
             IpAddr::V6(own) if own.is_unspecified() => true,
@@ -41,14 +41,14 @@ impl Listener {
     }
 }
 
-/// An open line to the kernel's table.
+/// An open socket to the kernel's table.
 pub struct Table {
     socket: Socket,
     buffer: Vec<u8>,
 }
 
 impl Table {
-    /// Opens it.
+    /// Opens the table.
     ///
     /// # Errors
     /// The kernel's.
@@ -59,7 +59,7 @@ impl Table {
         Ok(Table { socket, buffer: vec![0; 16 << 10] })
     }
 
-    /// All listening TCP sockets.
+    /// Returns all listening TCP sockets.
     ///
     /// # Errors
     /// The kernel's.
@@ -112,16 +112,16 @@ impl Table {
     }
 }
 
-/// Who an instance's listeners can be told by.
+/// The property by which an instance's listeners are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// By its own user.
+    /// The instance's own user.
     Uid(u32),
-    /// By descent from its shim.
+    /// Descent from its shim's process.
     Below(i32),
 }
 
-/// Tells whose listeners are, with one look at the machine's processes at most.
+/// Tells whose listeners are, with at most one look at the machine's processes.
 #[derive(Default)]
 pub struct Ownership {
     parents: Option<BTreeMap<i32, i32>>,
@@ -129,7 +129,7 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// Whether a listener is this owner's.
+    /// Reports whether a listener belongs to this owner.
     pub fn is_of(&mut self, listener: &Listener, owner: Owner) -> bool {
         match owner {
             Owner::Uid(uid) => listener.uid == uid,
@@ -144,7 +144,7 @@ impl Ownership {
         self.sockets.entry(shim).or_insert_with(|| {
             let descends = |pid: i32| {
                 let mut at = pid;
-                // A cycle can't be, but two looks at a changing table could show one.
+                // Process trees have no cycles, but two looks at a changing table could show one.
                 for _ in 0..64 {
                     match parents.get(&at) {
                         Some(parent) if *parent == shim => return true,

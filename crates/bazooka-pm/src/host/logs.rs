@@ -1,8 +1,8 @@
-//! The output of instances, to be read: `GET /logs`.
+//! The output of instances over HTTP: `GET /logs`.
 //!
-//! Owns merging it over instances in the order of time, and following it. It only reads the files that
-//! shims write, of ended instances too while those are kept; a reader costs memory for the lines that it
-//! asked for and no more.
+//! Owns merging the output of several instances in order of time, and following it. It only reads the files that shims
+//! write, those of ended instances too while they are kept. A reader costs memory only for the lines that it asked
+//! for.
 
 use std::{
     collections::BTreeMap,
@@ -39,31 +39,32 @@ use super::{
 };
 use bazooka_sandbox::protocol::{LOG_CURRENT, LOG_PREVIOUS};
 
-/// How many lines there are unless something else is asked for.
+/// The number of lines without a `lines` parameter.
 const USUAL_LINES: usize = 100;
 
 /// The most lines from the past.
 const MOST_LINES: usize = 10_000;
 
-/// How much of the past is held for a reader at most, in bytes, however many instances there are: half of what one of them keeps.
+/// The most bytes of the past held for a reader, however many instances there are: half of what one instance keeps.
 const MOST_BYTES: usize = 4 << 20;
 
-/// How many lines are written out at a time.
+/// The number of lines written out at a time.
 const LINES_PER_PIECE: usize = 256;
 
-/// How much of an instance's output is read at a look: twice of what it may print until the next, so that none stays behind.
+/// The bytes of an instance's output read at a look: twice what it may print until the next look, so that reading
+/// keeps up.
 const BYTES_PER_LOOK: u64 = 256 << 10;
 
-/// How often files that are followed are looked at.
+/// The pause between two looks at followed files.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// After so many looks, instances that have come up meanwhile are looked for.
+/// The number of looks between two searches for new instances.
 const LOOKS_PER_SCAN: u32 = 5;
 
-/// How much is read at a time, backwards from the end.
+/// The bytes read at a time, backwards from the end.
 const PIECE: u64 = 64 << 10;
 
-/// What is asked for.
+/// The query of a reader.
 #[derive(Clone, Debug, Deserialize)]
 pub struct LogQuery {
     app: AppName,
@@ -74,7 +75,7 @@ pub struct LogQuery {
     follow: bool,
 }
 
-/// One line as it is sent.
+/// A line as it is sent.
 #[derive(Serialize)]
 struct Line<'a> {
     at: String,
@@ -93,18 +94,18 @@ struct Kept {
     line: String,
 }
 
-/// An instance's files, and how far they have been read.
+/// An instance's files, with the position up to which they have been read.
 struct Source {
     app: AppName,
     proc: ProcName,
     folder: PathBuf,
-    /// The file that was the current one, and how much of it was read.
+    /// The current file at the last look, by inode, and the bytes of it that have been read.
     read: (u64, u64),
 }
 
 type Sources = BTreeMap<InstanceId, Source>;
 
-/// The route, over the state folder.
+/// Returns the route, over the state folder.
 pub fn routes(folders: Folders, cluster: Cluster, shutdown: CancellationToken) -> Router {
     Router::new().route("/logs", get(logs)).with_state((folders, cluster, shutdown))
 }
@@ -131,12 +132,12 @@ async fn logs(
         }
     }
     let app = query.app.clone();
-    // A few pieces under way: a slow reader holds the reading up.
+    // Only a few pieces are queued, so that a slow reader slows the reading down.
     let (send, pieces) = mpsc::channel::<io::Result<Bytes>>(4);
     tokio::spawn(async move {
         tokio::select! {
             () = tell(folders, query, send) => {}
-            // One that follows would never end.
+            // A following reader would never end.
             () = shutdown.cancelled() => {}
             () = no_longer(&cluster, &caller, &app) => {}
         }
@@ -145,10 +146,11 @@ async fn logs(
     (kind, Body::from_stream(ReceiverStream::new(pieces))).into_response()
 }
 
-/// How often it is asked whether who follows still may.
+/// The pause between two checks that a following reader may still see the output.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 
-/// Returns once a caller may no longer see an app's output. While the coordinator can't say, who might may.
+/// Returns once a caller may no longer see an app's output. While the coordinator doesn't answer, the last answer
+/// holds.
 async fn no_longer(cluster: &Cluster, caller: &Caller, app: &AppName) {
     if *caller == Caller::Anyone {
         return std::future::pending().await;
@@ -161,7 +163,7 @@ async fn no_longer(cluster: &Cluster, caller: &Caller, app: &AppName) {
     }
 }
 
-/// Sends what is there, and, if it is followed, what comes. Ends when nobody listens any more.
+/// Sends the past lines and, if the reader follows, new ones. Ends when the reader has gone.
 async fn tell(folders: Folders, query: LogQuery, send: mpsc::Sender<io::Result<Bytes>>) {
     let lines = query.n.unwrap_or(USUAL_LINES).min(MOST_LINES);
     let (place, asked) = (folders.clone(), query.clone());
@@ -192,7 +194,7 @@ async fn tell(folders: Folders, query: LogQuery, send: mpsc::Sender<io::Result<B
             if looks % LOOKS_PER_SCAN == 0 {
                 for (id, source) in scan(&place, &asked) {
                     match sources.get_mut(&id) {
-                        // It may have been put away.
+                        // The instance may have been archived, which moves its folder.
                         Some(known) => known.folder = source.folder,
                         None => drop(sources.insert(id, source)),
                     }
@@ -211,7 +213,7 @@ async fn tell(folders: Folders, query: LogQuery, send: mpsc::Sender<io::Result<B
     }
 }
 
-/// The instances whose output is asked for.
+/// Returns the instances whose output is asked for.
 fn scan(folders: &Folders, query: &LogQuery) -> Sources {
     let mut sources = Sources::new();
     for parent in [folders.ended(), folders.instances()] {
@@ -230,7 +232,7 @@ fn scan(folders: &Folders, query: &LogQuery) -> Sources {
     sources
 }
 
-/// The last lines of all, in order; each source is read up to its end after that.
+/// Returns the last lines of all sources, in order. Each source then counts as read to its end.
 fn last_lines(sources: &mut Sources, lines: usize) -> Vec<(InstanceId, Kept)> {
     let mut all: Vec<(InstanceId, Kept)> = Vec::new();
     for (id, source) in sources.iter_mut() {
@@ -254,7 +256,7 @@ fn last_lines(sources: &mut Sources, lines: usize) -> Vec<(InstanceId, Kept)> {
     all
 }
 
-/// What has been written since the last look, in order.
+/// Returns the lines written since the last look, in order.
 fn new_lines(sources: &mut Sources) -> Vec<(InstanceId, Kept)> {
     let mut all = Vec::new();
     for (id, source) in sources.iter_mut() {
@@ -262,7 +264,7 @@ fn new_lines(sources: &mut Sources) -> Vec<(InstanceId, Kept)> {
         let Ok(meta) = file.metadata() else { continue };
         let (inode, read) = source.read;
         if meta.ino() != inode {
-            // The one that was being read is the previous one now.
+            // The file that was being read is the previous one now.
             if let Ok(mut before) = fs::File::open(source.folder.join(LOG_PREVIOUS)) {
                 if let Some(meta) = before.metadata().ok().filter(|meta| meta.ino() == inode) {
                     let (lines, read) = read_from(&mut before, read, BYTES_PER_LOOK);
@@ -284,14 +286,14 @@ fn new_lines(sources: &mut Sources) -> Vec<(InstanceId, Kept)> {
     all
 }
 
-/// The last lines of a file, with its inode and the end of its last whole line.
+/// Returns the last lines of a file, with its inode and the end of its last complete line.
 fn tail(path: &Path, lines: usize) -> (Vec<Kept>, (u64, u64)) {
     let Ok(mut file) = fs::File::open(path) else { return (Vec::new(), (0, 0)) };
     let Ok(meta) = file.metadata() else { return (Vec::new(), (0, 0)) };
     let mut begin = meta.len();
     let mut seen = 0;
     let mut piece = Vec::new();
-    // One more, since the first one may be half a line.
+    // Read one line more, because the first one may be incomplete.
     while begin > 0 && seen <= lines {
         let end = begin;
         begin = begin.saturating_sub(PIECE);
@@ -311,7 +313,7 @@ fn tail(path: &Path, lines: usize) -> (Vec<Kept>, (u64, u64)) {
     (kept, (meta.ino(), end))
 }
 
-/// The whole lines from a place on, of so many bytes, and the end of the last of them.
+/// Returns the complete lines from a position on, of at most so many bytes, and the end of the last one.
 fn read_from(file: &mut fs::File, begin: u64, most: u64) -> (Vec<Kept>, u64) {
     let mut bytes = Vec::with_capacity(usize::try_from(most).unwrap_or(0));
     let sought = file.seek(SeekFrom::Start(begin));

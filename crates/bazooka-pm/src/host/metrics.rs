@@ -1,4 +1,4 @@
-//! What the host's part counts and measures.
+//! The metrics of the host's part.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -39,7 +39,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registered to be shown.
+    /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics {
             instances: Family::default(),
@@ -65,7 +65,7 @@ impl Metrics {
         metrics
     }
 
-    /// A round is over.
+    /// Records the end of a round.
     pub fn converged(&self, took: Duration, locals: &Locals) {
         self.converge.observe(took.as_secs_f64());
         for (state, count) in by_state(locals) {
@@ -73,17 +73,17 @@ impl Metrics {
         }
     }
 
-    /// A process is being started.
+    /// Counts a start.
     pub fn start(&self) {
         self.starts.inc();
     }
 
-    /// One couldn't be.
+    /// Counts a failed start.
     pub fn start_failed(&self) {
         self.failed_starts.inc();
     }
 
-    /// One ended.
+    /// Counts an exit.
     pub fn exited(&self, exit: &Exit) {
         let how = match (exit.out_of_memory, exit.code, exit.signal) {
             (true, ..) => "out_of_memory",
@@ -94,19 +94,19 @@ impl Metrics {
         self.exits.get_or_create(&HowLabel { how }).inc();
     }
 
-    /// A slug was fetched, or given up.
+    /// Counts a slug that was fetched (`done`), or given up.
     pub fn slug_fetched(&self, done: bool) {
         let result = if done { "done" } else { "failed" };
         self.fetches.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// A report has to be repeated.
+    /// Counts a report that has to be repeated.
     pub fn report_failed(&self) {
         self.failed_reports.inc();
     }
 }
 
-/// How many instances are in each state.
+/// Returns the number of instances in each state.
 fn by_state(locals: &Locals) -> BTreeMap<&'static str, i64> {
     let mut counts = BTreeMap::from_iter(
         ["claimed", "running", "backoff", "stopping", "exited", "failed"].map(|state| (state, 0)),

@@ -1,7 +1,7 @@
-//! What bazooka-pm knows of its own instances.
+//! The state of this host's instances, as bazooka-pm knows it.
 //!
-//! Owns the shapes, and the words for a state; `plan` decides over them, `observe` changes them. All of it
-//! is plain data: no process, no descriptor, no clock.
+//! Owns the types and the state that other parts see. `plan` decides on them, `observe` changes them. They are plain
+//! data: no process, no descriptor, no clock.
 //!
 //! ```text
 //!            ┌──────────── crashed, at once ◀───────────┐
@@ -22,73 +22,74 @@ use visor::{
     schema::{Assignment, Era, Exit, Fault, Handed, Moment, State},
 };
 
-/// Milliseconds on the machine's clock that never jumps; it outlives bazooka-pm, but no boot.
+/// Milliseconds on the machine's monotonic clock. They stay valid across restarts of bazooka-pm, but not across a
+/// boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tick(pub u64);
 
 impl Tick {
-    /// So much later.
+    /// Returns this time plus `wait`.
     pub fn after(self, wait: std::time::Duration) -> Tick {
         Tick(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
     }
 }
 
-/// Both clocks, read once for each look.
+/// The current moment on both clocks, read once for each round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// For what is measured.
+    /// The monotonic clock, for measuring.
     pub tick: Tick,
-    /// For people.
+    /// The wall clock, for people.
     pub at: Timestamp,
 }
 
-/// How far an instance has come.
+/// The phase of an instance's life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// To be started as soon as its slug and env are here.
+    /// The instance starts as soon as its slug and env are here.
     Waiting,
     /// Its shim is being started.
     Starting,
-    /// It was there before this bazooka-pm, which has yet to look after it.
+    /// The instance is older than this bazooka-pm, which has yet to look for it.
     Found,
-    /// It was there before this bazooka-pm, which is finding out whether it still is.
+    /// The instance is older than this bazooka-pm, which is finding out whether it still runs.
     Adopting,
-    /// It runs; its check has not passed yet.
+    /// The instance runs; its check has not passed yet.
     Booting {
-        /// Since it was started.
+        /// The time of its start.
         since: Tick,
     },
-    /// It runs, and its check has passed.
+    /// The instance runs, and its check has passed.
     Running,
-    /// Its shim was told to end it.
+    /// The shim was told to end the instance.
     Ending {
-        /// What for.
+        /// The reason.
         why: Ending,
-        /// Since then.
+        /// The time at which the shim was told.
         since: Tick,
-        /// The shim didn't, so it was killed itself, so many times.
+        /// How often the shim was killed because it didn't end the instance.
         forced: u32,
     },
-    /// It crashed, and will be started again.
+    /// The instance crashed and will be started again.
     Backoff {
-        /// Then.
+        /// The time of the next start.
         until: Tick,
-        /// The same, for people.
+        /// The same time on the wall clock, for people.
         next_start_at: Timestamp,
     },
-    /// Nothing of it runs, and nothing will.
+    /// Nothing of the instance runs, and nothing will.
     Ended {
-        /// What was at fault; none if it ended because it was meant to.
+        /// The part at fault; none if the instance ended as it should.
         fault: Option<Fault>,
     },
 }
 
-/// What an instance is being ended for.
+/// The reason for ending an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
-    /// It is not wanted any more.
+    /// The instance is not wanted any more.
     Unwanted,
     /// Its check didn't pass in time.
     TimedOut,
@@ -99,11 +100,11 @@ pub enum Ending {
 /// An instance as bazooka-pm knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Local {
-    /// What it runs, and what it is meant to do, as last heard.
+    /// The last known assignment: what to run, and whether to run it.
     pub assignment: Assignment,
-    /// How far it has come.
+    /// The phase of its life.
     pub phase: Phase,
-    /// Since when its state, as others see it, is what it is.
+    /// The time since when its state, as others see it, has been the same.
     pub since: Timestamp,
     /// The number of its last start; 0 before the first.
     #[serde(default)]
@@ -120,46 +121,46 @@ pub struct Local {
     /// Its process, while there is one.
     #[serde(default)]
     pub pid: Option<u32>,
-    /// When that was started.
+    /// The time at which that process was started.
     #[serde(default)]
     pub started_at: Option<Timestamp>,
-    /// How often it was started again after a crash.
+    /// The number of restarts after a crash.
     #[serde(default)]
     pub restarts: u32,
-    /// How many crashes there were in a row.
+    /// The number of crashes in a row.
     #[serde(default)]
     pub crashes: u32,
-    /// Why it is as it is.
+    /// The cause of its current state.
     #[serde(default)]
     pub cause: Option<String>,
-    /// Another process listens on its port: it needs another one.
+    /// True if another process listens on its port, so that it needs another port.
     #[serde(default)]
     pub port_lost: bool,
-    /// What its failing check saw instead, while it is being ended for that.
+    /// The observation that made its check fail, while it is being ended for that.
     #[serde(default)]
     pub heard: Option<String>,
-    /// The last lines before its last crash.
+    /// The last lines of output before its last crash.
     #[serde(default)]
     pub last_output: Vec<String>,
     /// Its last exits.
     #[serde(default)]
     pub exits: Vec<Exit>,
-    /// What happened to it.
+    /// Its story: the events of its life.
     #[serde(default)]
     pub story: Vec<Moment>,
-    /// The cluster, and its restoration, in which it was last seen assigned.
+    /// The incarnation of the cluster in which it was last seen assigned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub era: Option<Era>,
 }
 
-/// How many exits are kept.
+/// The number of exits that are kept.
 const EXITS: usize = 5;
 
-/// How many moments are kept.
+/// The number of story entries that are kept.
 const MOMENTS: usize = 32;
 
 impl Local {
-    /// An instance that has just been taken up.
+    /// Returns an instance that has just been taken up.
     pub fn claimed(assignment: Assignment, at: Timestamp) -> Local {
         let mut local = Local {
             assignment,
@@ -185,7 +186,7 @@ impl Local {
         local
     }
 
-    /// Its state as others see it.
+    /// Returns its state as others see it.
     pub fn state(&self) -> State {
         match &self.phase {
             Phase::Found | Phase::Adopting if self.healthy_run > 0 && self.healthy_run == self.run => {
@@ -203,7 +204,7 @@ impl Local {
         }
     }
 
-    /// Whether a process of it runs, or may.
+    /// Reports whether a process of it runs, or may run.
     pub fn may_run(&self) -> bool {
         match self.phase {
             Phase::Starting
@@ -216,12 +217,12 @@ impl Local {
         }
     }
 
-    /// Whether nothing of it runs, and nothing will.
+    /// Reports whether nothing of it runs, and nothing will.
     pub fn has_ended(&self) -> bool {
         matches!(self.phase, Phase::Ended { .. })
     }
 
-    /// Moves it on.
+    /// Moves the instance into a phase.
     pub fn enter(&mut self, phase: Phase, at: Timestamp) {
         let before = self.state();
         self.phase = phase;
@@ -230,7 +231,7 @@ impl Local {
         }
     }
 
-    /// Adds to its story.
+    /// Adds an event to its story.
     pub fn tell(&mut self, at: Timestamp, what: String) {
         self.story.push(Moment { at, what });
         let surplus = self.story.len().saturating_sub(MOMENTS);
@@ -245,45 +246,45 @@ impl Local {
     }
 }
 
-/// Whether a slug is here.
+/// The state of a slug on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlugState {
-    /// It is on its way.
+    /// The slug is being fetched.
     Fetching,
-    /// It is here, whole.
+    /// The slug is here, unpacked as a whole.
     Ready,
 }
 
-/// Whether an env is here.
+/// The state of an env on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EnvState {
-    /// It is being read.
+    /// The env is being read.
     Reading,
-    /// It couldn't be read or opened; to be tried again.
+    /// The env couldn't be read or opened; the next attempt is at this time.
     Later(Tick),
-    /// Here it is, sealed to this host.
+    /// The env is here, sealed to this host.
     Ready(Handed),
 }
 
-/// All that bazooka-pm knows of what it runs.
+/// The whole state of this host's instances, slugs and envs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Locals {
-    /// By id.
+    /// The instances, by id.
     pub instances: BTreeMap<InstanceId, Local>,
-    /// By digest.
+    /// The slugs, by digest.
     pub slugs: BTreeMap<Digest, SlugState>,
-    /// By app and ref.
+    /// The envs, by app and ref.
     pub envs: BTreeMap<(AppName, EnvRef), EnvState>,
 }
 
-/// What is assigned to this host, by a list that was complete.
+/// The assignments to this host, from a complete list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assigned {
-    /// By id.
+    /// The assignments, by instance.
     pub instances: BTreeMap<InstanceId, Assignment>,
-    /// Assignments that can't be read. They are there, whatever they say.
+    /// Assignments that can't be read. They exist, so their instances go on.
     pub unreadable: BTreeSet<InstanceId>,
-    /// Instances here of which this coordinator has never known: it was restored from a backup, or is another. They
-    /// are kept as they are until somebody takes them up.
+    /// Instances here that this coordinator has never known, because it was restored from a backup or is another one.
+    /// They go on as they are until the coordinator assigns them.
     pub held: BTreeSet<InstanceId>,
 }

@@ -1,7 +1,7 @@
-//! What becomes of an instance by what was seen of it. Pure.
+//! The transitions of an instance's state. Pure.
 //!
-//! Owns each transition that something outside sets off; those that a plan sets off are in `enact`. An
-//! answer that comes too late, for a start that is no longer the last, changes nothing.
+//! Owns each transition that an outside event causes; those that a step of the plan causes are in `enact`. A late
+//! answer, for a start that is no longer the last one, changes nothing.
 
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
@@ -17,108 +17,109 @@ use super::{
     policy::{self, Next},
 };
 
-/// How long after a failed read of an env it is read again.
+/// The pause before an env is read again after a failure.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
-/// What a cause ends with when the next start follows at once.
+/// The end of a cause when the next start follows at once.
 const AT_ONCE: &str = "; started again at once";
 
-/// What stands before the time until the next start.
+/// The words before the time until the next start, at the end of a cause.
 const AFTER: &str = "; next start in ";
 
-/// Something that was seen.
+/// An event that the engine observes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A slug is here, whole.
+    /// A slug is here, unpacked as a whole.
     SlugReady(Digest),
-    /// A slug isn't here yet; this is why.
+    /// A slug isn't here yet, for this cause.
     SlugDelayed(Digest, String),
-    /// A slug can't be had.
+    /// A slug can't be had, for this cause.
     SlugFailed(Digest, String),
     /// An env is here, sealed to this host.
     EnvRead(AppName, EnvRef, Handed),
-    /// An env as an earlier version wrote it. It is sealed and kept first, and changes nothing before.
+    /// An env was read that an earlier version wrote in plain text. The engine seals and keeps it first; the state
+    /// changes only after that.
     PlainEnvRead(AppName, EnvRef, Vars),
-    /// It hasn't been handed over, as far as is known. Whether it has been meanwhile is looked at first.
+    /// An env hasn't been handed over, for this cause. The engine first checks whether it has been meanwhile.
     EnvMissing(AppName, EnvRef, String),
-    /// It couldn't be read or opened; this is why.
+    /// An env couldn't be read or opened, for this cause.
     EnvFailed(AppName, EnvRef, String),
-    /// Its shim has started it, or was found to have.
+    /// A shim has started its instance, or was found to have started it.
     Started {
-        /// Which instance.
+        /// The instance.
         id: InstanceId,
-        /// Which start.
+        /// The number of the start.
         run: u32,
-        /// Its process.
+        /// The instance's process.
         pid: u32,
-        /// When it was started.
+        /// The time of the start, on the wall clock.
         started_at: Timestamp,
-        /// The same, on the other clock.
+        /// The time of the start, on the monotonic clock.
         since: Tick,
     },
-    /// It couldn't be started.
+    /// A start failed.
     StartFailed {
-        /// Which instance.
+        /// The instance.
         id: InstanceId,
-        /// Which start.
+        /// The number of the start.
         run: u32,
-        /// What is at fault.
+        /// The part at fault.
         fault: Fault,
-        /// Why.
+        /// The cause.
         cause: String,
     },
-    /// It turned out that the start had not come to anything, or had ended with the machine.
+    /// A start turned out to have come to nothing, or to have ended with the machine.
     NotStarted {
-        /// Which instance.
+        /// The instance.
         id: InstanceId,
-        /// Which start.
+        /// The number of the start.
         run: u32,
-        /// Why.
+        /// The cause.
         words: String,
     },
-    /// Its check has passed; how, in words.
+    /// An instance's check has passed.
     Healthy {
-        /// Which instance.
+        /// The instance.
         id: InstanceId,
-        /// Which start.
+        /// The number of the start.
         run: u32,
-        /// What passed.
+        /// How it passed, in words.
         how: String,
     },
-    /// Another process listens on its port.
+    /// Another process listens on the instance's port.
     PortTaken {
-        /// Which instance.
+        /// The instance.
         id: InstanceId,
-        /// Which start.
+        /// The number of the start.
         run: u32,
-        /// Who.
+        /// The process that listens, in words.
         by: String,
     },
-    /// What its check saw instead of what it waits for.
+    /// A check saw something other than what it waits for.
     Heard {
-        /// Which instance.
+        /// The instance.
         id: InstanceId,
-        /// Which start.
+        /// The number of the start.
         run: u32,
-        /// What.
+        /// What the check saw, in words.
         what: String,
     },
-    /// Nothing of it runs any more.
+    /// An instance has ended: nothing of it runs any more.
     Exited {
-        /// Which instance.
+        /// The instance.
         id: InstanceId,
-        /// Which start.
+        /// The number of the start.
         run: u32,
-        /// How its first process ended.
+        /// The exit of its first process.
         exit: Exit,
         /// The same in words.
         words: String,
-        /// Its last lines.
+        /// Its last lines of output.
         last_output: Vec<String>,
     },
 }
 
-/// Takes up what was seen. Returns the instances that it may have changed.
+/// Processes an event. Returns the instances that it may have changed.
 pub fn observe(locals: &mut Locals, event: Event, now: Now) -> Vec<InstanceId> {
     match event {
         Event::SlugReady(digest) => {
@@ -135,7 +136,7 @@ pub fn observe(locals: &mut Locals, event: Event, now: Now) -> Vec<InstanceId> {
             say_cause(locals, |local| local.assignment.slug.sha256 == digest, &cause, now)
         }
         Event::SlugFailed(digest, cause) => {
-            // The next instance that wants it tries anew.
+            // The next instance that needs the slug tries again.
             locals.slugs.remove(&digest);
             let waiting = waiting_for(locals, |local| local.assignment.slug.sha256 == digest);
             for id in &waiting {
@@ -167,7 +168,7 @@ pub fn observe(locals: &mut Locals, event: Event, now: Now) -> Vec<InstanceId> {
             if found && local.healthy_run == run {
                 local.enter(Phase::Running, now.at);
             } else {
-                // Why the start before came to nothing stands until this one has proved itself.
+                // The cause of the last crash stays until this start has passed its check.
                 local.cause = local.cause.take().filter(|_| !local.exits.is_empty()).map(without_schedule);
                 local.enter(Phase::Booting { since }, now.at);
             }
@@ -208,7 +209,7 @@ pub fn observe(locals: &mut Locals, event: Event, now: Now) -> Vec<InstanceId> {
     }
 }
 
-/// Changes the model by a step that is being carried out; the effects are the caller's.
+/// Changes the state by a step that is being carried out. The caller performs the effects.
 pub fn enact(locals: &mut Locals, step: &Step, now: Now) {
     let instances = &mut locals.instances;
     match step {
@@ -259,7 +260,7 @@ pub fn enact(locals: &mut Locals, step: &Step, now: Now) {
     }
 }
 
-/// A cause without what it says of the next start, which has come.
+/// Removes from a cause the words about the next start, because that start has come.
 fn without_schedule(mut cause: String) -> String {
     if let Some(at) = cause.rfind(AT_ONCE).or_else(|| cause.rfind(AFTER)) {
         cause.truncate(at);
@@ -360,7 +361,7 @@ fn exited(local: &mut Local, exit: Exit, words: &str, last_output: Vec<String>, 
     let fault = if out_of_memory { Fault::OutOfMemory } else { Fault::App };
     let times = if local.crashes == 1 { String::new() } else { format!(", {} times", local.crashes) };
     let next = match ending {
-        // It had all its time, and whoever tries the release waits for the answer.
+        // The instance had its full boot timeout, and a person waits for the trial's result.
         Some(Ending::TimedOut) if local.assignment.trial => Next::GiveUp,
         _ => policy::after_crash(local.crashes, local.assignment.trial),
     };
@@ -381,7 +382,7 @@ fn exited(local: &mut Local, exit: Exit, words: &str, last_output: Vec<String>, 
     }
 }
 
-/// A duration as people say it.
+/// Formats a duration for people.
 pub fn seconds(duration: Duration) -> String {
     let all = duration.as_secs();
     match all {

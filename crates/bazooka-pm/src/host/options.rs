@@ -1,4 +1,4 @@
-//! What a host's bazooka-pm can be told at start.
+//! The options of a host's bazooka-pm.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -78,7 +78,7 @@ pub struct HostOptions {
     pub shim: Option<PathBuf>,
 }
 
-/// The address from which this machine reaches others: that of its default route.
+/// Returns the address from which this machine reaches others: that of its default route.
 pub fn own_address() -> IpAddr {
     // Nothing is sent: connecting a datagram socket only chooses a route. The target is reserved for examples.
     let chosen = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))

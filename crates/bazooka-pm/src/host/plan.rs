@@ -1,7 +1,7 @@
-//! What is to be done next: from what is assigned and what is known of the instances. Pure.
+//! The host's plan: the next steps, from the assignments and the instances' state. Pure.
 //!
-//! Owns every decision of the host's part. A plan leaves no choice to whoever carries it out; after each
-//! step that is carried out, and each thing that is observed, there is a new plan.
+//! Owns every decision of the host's part. A plan leaves no choice to the part that carries it out. Each step that is
+//! carried out, and each observation, is followed by a new plan.
 
 use std::{fmt, time::Duration};
 
@@ -13,49 +13,49 @@ use visor::{
 
 use super::model::{Assigned, Ending, EnvState, Local, Locals, Phase, SlugState, Tick};
 
-/// An instance whose only check is that it was started runs once it hasn't exited for this time.
+/// The time for which an instance must not exit before it counts as running, if its only check is that it was started.
 pub const STARTED_GRACE: Duration = Duration::from_millis(100);
 
-/// One that has crashed has to last longer, or each of its starts would look like a recovery: on a busy
-/// machine an interpreter takes longer than that moment to come to the fault.
+/// The same time for an instance that has crashed. On a busy machine an interpreter may take longer than
+/// [`STARTED_GRACE`] to reach the fault; each start would then look like a recovery.
 pub const STARTED_AGAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// How much longer than the stop timeout a shim may take before it is killed itself.
+/// The time beyond the stop timeout after which the shim itself is killed.
 const SHIM_GRACE: Duration = Duration::from_secs(5);
 
-/// Something to do.
+/// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Take an instance up.
+    /// Takes an instance up.
     Claim(InstanceId, Box<Assignment>),
-    /// Note that its assignment has changed.
+    /// Notes that an instance's assignment has changed.
     Note(InstanceId, Box<Assignment>),
-    /// Fetch and unpack a slug for these instances.
+    /// Fetches and unpacks a slug.
     Fetch(Digest),
-    /// Read an env.
+    /// Reads an env.
     ReadEnv(AppName, EnvRef),
-    /// Start it.
+    /// Starts an instance.
     Start(InstanceId),
-    /// Find out whether it still runs.
+    /// Finds out whether an instance of an earlier bazooka-pm still runs.
     Adopt(InstanceId),
-    /// Its wait is over.
+    /// Ends the wait before an instance's next start.
     Retry(InstanceId),
-    /// It has not exited for so long that it counts as running.
+    /// Counts an instance as running, because it has not exited for long enough.
     Pass(InstanceId),
-    /// Tell its shim to end it, for this.
+    /// Tells an instance's shim to end it, for this reason.
     End(InstanceId, Ending),
-    /// Kill its shim, which doesn't.
+    /// Kills an instance's shim, because it doesn't end the instance.
     Force(InstanceId),
-    /// It needs not run any more, and doesn't.
+    /// Ends an instance that is not wanted any more and of which nothing runs.
     Finish(InstanceId),
-    /// It was never taken up, and isn't wanted any more: say that it has ended.
+    /// Reports as ended an instance that was never taken up and isn't wanted any more.
     Decline(InstanceId, Box<Assignment>),
-    /// It has ended and nobody asks after it: keep its output for a while, and nothing else.
+    /// Drops an instance that has ended and is no longer assigned. Only its output stays, for a while.
     Forget(InstanceId),
 }
 
 impl Step {
-    /// What it does, in a word.
+    /// Returns the step's name.
     pub fn name(&self) -> &'static str {
         match self {
             Step::Claim(..) => "claim",
@@ -77,7 +77,7 @@ impl Step {
     }
 }
 
-/// Why a step is taken.
+/// The reason for a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each variant's words are its description")]
 pub enum Reason {
@@ -118,12 +118,12 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What is to be done, and when to look again though nothing happens.
+/// The next steps, and when to plan again if nothing happens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// In the order in which they are to be done.
+    /// The steps, in the order in which they are to be carried out.
     pub steps: Vec<(Step, Reason)>,
-    /// The earliest moment at which something becomes due by itself.
+    /// The earliest time at which a step becomes due by itself.
     pub look_again_at: Option<Tick>,
 }
 
@@ -134,7 +134,7 @@ impl Plan {
         }
     }
 
-    /// Whether that moment has come; if not, it will be looked at then.
+    /// Reports whether `at` has come. If not, the next plan is made then at the latest.
     fn is_due(&mut self, at: Tick, now: Tick) -> bool {
         if now >= at {
             return true;
@@ -144,20 +144,20 @@ impl Plan {
     }
 }
 
-/// What is wanted of an instance.
+/// The desired state of an instance.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Run,
     Drain,
-    /// Nothing, for this reason.
+    /// The instance should not run, for this reason.
     End(Reason),
 }
 
-/// Plans.
+/// Plans the host's next steps.
 ///
-/// `assigned` is none until a complete list has been seen: then what was last heard of each instance
-/// stands, and nothing is ended for not being assigned. `may_claim` says that this host is registered,
-/// so that no other bazooka-pm speaks for it. Until `serve_until`, what isn't assigned any more goes on if it answers
+/// `assigned` is none until a complete list has been seen. Until then the last known assignment of each instance
+/// holds, and no instance ends for lack of one. `may_claim` is true while this host is registered, so that no other
+/// bazooka-pm acts in its name. Until `serve_until`, an instance that is no longer assigned goes on if it answers
 /// requests.
 pub fn plan(
     assigned: Option<&Assigned>,
@@ -173,7 +173,7 @@ pub fn plan(
             assigned.is_some_and(|assigned| assigned.unreadable.contains(id) || assigned.held.contains(id));
         let wanted = match said {
             Some(None) if !unsaid => {
-                // Proxies that were cut off with this host may still send it requests.
+                // Proxies that were cut off together with this host may still send it requests.
                 if local.phase == Phase::Running
                     && answers(&local.assignment)
                     && !plan.is_due(serve_until, now)
@@ -207,7 +207,7 @@ pub fn plan(
     plan
 }
 
-/// Whether it is asked over the network.
+/// Reports whether an instance answers requests over the network.
 fn answers(assignment: &Assignment) -> bool {
     assignment.run.check_for(&assignment.proc) != Check::Started
 }
@@ -223,7 +223,7 @@ fn wanted_by(desired: Desired) -> Wanted {
 fn plan_one(plan: &mut Plan, id: InstanceId, local: &Local, wanted: Wanted, locals: &Locals, now: Tick) {
     match (&local.phase, wanted) {
         (Phase::Found, _) => plan.add(Step::Adopt(id), Reason::FoundHere),
-        // The answer comes in any case, and then it is seen what is wanted.
+        // An answer is on its way in any case. The plan after it looks at what is wanted.
         (Phase::Starting | Phase::Adopting, _) => {}
 
         (Phase::Waiting | Phase::Backoff { .. }, Wanted::End(reason)) => plan.add(Step::Finish(id), reason),
@@ -256,7 +256,7 @@ fn plan_one(plan: &mut Plan, id: InstanceId, local: &Local, wanted: Wanted, loca
         }
         (Phase::Running, Wanted::Run | Wanted::Drain) => {}
 
-        // It was being killed for something else, and has its grace no more: it will have gone in a moment.
+        // The shim was already killing the instance at once for another reason, so it ends in a moment.
         (Phase::Ending { why, since, forced }, _) => {
             let grace = match why {
                 Ending::Unwanted => local.assignment.run.stop_timeout(),
@@ -308,7 +308,7 @@ mod tests {
 
     const ID: InstanceId = InstanceId(7);
 
-    /// What is planned for one instance, in words.
+    /// Plans for one instance and returns the steps in words.
     fn planned(desired: Option<Desired>, phase: Option<Phase>, now: u64) -> (Vec<&'static str>, Option<u64>) {
         let mut assigned = Assigned::default();
         if let Some(desired) = desired {

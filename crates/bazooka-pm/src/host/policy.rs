@@ -1,35 +1,35 @@
-//! When a crashed instance is started again. Pure.
+//! The restart policy of crashed instances. Pure.
 
 use std::time::Duration;
 
 use visor::pause::Doubling;
 
-/// So many crashes in a row are answered by a start at once.
+/// The number of crashes in a row after which the instance is started again at once.
 pub const QUICK_RESTARTS: u32 = 3;
 
-/// The wait after those.
+/// The wait before each later restart.
 const WAIT: Doubling = Doubling::new(Duration::from_secs(30), Duration::from_secs(16 * 60));
 
-/// A run of this length earns a fresh budget.
+/// The length of a run that earns a fresh budget.
 const PROVEN: Duration = Duration::from_secs(10 * 60);
 
-/// What follows a crash.
+/// The reaction to a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// A start at once.
+    /// Start the instance at once.
     AtOnce,
-    /// A start after this time.
+    /// Start the instance after this time.
     After(Duration),
-    /// Nothing: it is given up.
+    /// Give the instance up.
     GiveUp,
 }
 
-/// How many crashes in a row there are now, with the one of a run that took `ran`.
+/// Returns the number of crashes in a row, including the crash after a run that took `ran`.
 pub fn crashes_in_a_row(before: u32, ran: Duration) -> u32 {
     if ran >= PROVEN { 1 } else { before.saturating_add(1) }
 }
 
-/// What follows the last of so many crashes in a row. One on trial has its quick restarts only.
+/// Returns the reaction to the last of so many crashes in a row. An instance on trial has only its quick restarts.
 pub fn after_crash(in_a_row: u32, trial: bool) -> Next {
     match in_a_row.checked_sub(QUICK_RESTARTS + 1) {
         None => Next::AtOnce,

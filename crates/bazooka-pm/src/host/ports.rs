@@ -1,6 +1,6 @@
 //! Ports for instances, out of the host's range.
 //!
-//! Owns the choice: one that no instance of ours has, and that nobody else listens on.
+//! Owns the choice of a port that no instance here has and no other process listens on.
 
 use std::{
     collections::BTreeSet,
@@ -8,23 +8,24 @@ use std::{
     ops::RangeInclusive,
 };
 
-/// The host's range, and where the last choice was.
+/// The host's range of ports, and the position after the last choice.
 #[derive(Clone, Debug)]
 pub struct Ports {
     range: RangeInclusive<u16>,
-    /// The next to be looked at. It goes round, so that a port rests for a while before it is another's.
+    /// The next port to look at. It goes round the range, so that a port rests for a while before another instance
+    /// gets it.
     next: u16,
 }
 
 impl Ports {
-    /// A range, starting anywhere in it.
+    /// Creates a range that starts at a port derived from `seed`.
     pub fn new(range: RangeInclusive<u16>, seed: u16) -> Self {
         let length = range.end().saturating_sub(*range.start()).saturating_add(1).max(1);
         let next = range.start() + seed % length;
         Ports { range, next }
     }
 
-    /// A port that is not `used` and that `is_free`; none if there is none.
+    /// Returns a port that is not `used` and that `is_free`; none if there is none.
     pub fn choose(&mut self, used: &BTreeSet<u16>, is_free: impl Fn(u16) -> bool) -> Option<u16> {
         let (first, last) = (*self.range.start(), *self.range.end());
         let (later, earlier) = (self.next..=last, first..self.next);
@@ -34,11 +35,11 @@ impl Ports {
     }
 }
 
-/// Whether nobody listens on this port, on whatever address.
+/// Reports whether no process listens on this port, on any address.
 pub fn is_free(port: u16) -> bool {
     let bind = |address: SocketAddr| TcpListener::bind(address).map(drop);
     match bind((Ipv6Addr::UNSPECIFIED, port).into()) {
-        // It takes IPv4 too, unless the machine says otherwise, or has no IPv6.
+        // An IPv6 socket covers IPv4 too, unless the machine is set otherwise or has no IPv6.
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => false,
         _ => bind((Ipv4Addr::UNSPECIFIED, port).into()).is_ok(),
     }

@@ -1,7 +1,8 @@
-//! Shims and what hangs on them: starting one, finding one again, waiting, signalling, clearing up.
+//! The processes of shims: starting a shim, finding one again, waiting for it, signalling it, and cleaning up after
+//! it.
 //!
-//! Owns the effects on processes. A shim is held by its pidfd from the moment that it is known, so that a
-//! process id is never trusted twice. What blocks runs on the blocking pool.
+//! Owns the effects on processes. A shim is held by its pidfd from the moment that it is known, so that a reused
+//! process id can't be mistaken for it. Blocking calls run on the blocking pool.
 
 use std::{
     fs,
@@ -35,23 +36,23 @@ use visor::{names::InstanceId, seal::Vars};
 
 use super::folders::Folders;
 
-/// How long an inherited shim may take to say whom it has started, before that is complained of.
+/// The time after which a shim of an earlier bazooka-pm that hasn't written what it started is logged as an error.
 const SLOW_SHIM: Duration = Duration::from_secs(10);
 
-/// How long what a dead shim left behind is hunted.
+/// The longest time for which the remains of a dead shim are killed again and again.
 const SWEEP_FOR: Duration = Duration::from_secs(10);
 
-/// A shim that runs.
+/// A running shim.
 #[derive(Clone, Debug)]
 pub struct Shim {
-    /// What it has started.
+    /// The state that the shim wrote: what it has started.
     pub state: ShimState,
     held: Arc<AsyncFd<OwnedFd>>,
-    /// Reaped once it has ended; none for one of an earlier bazooka-pm.
+    /// The child process, to be reaped once it has ended; none for a shim of an earlier bazooka-pm.
     child: Option<Arc<std::sync::Mutex<Child>>>,
 }
 
-/// What is to be run, with what bazooka-pm itself needs to find there again.
+/// The spec of a start, with what bazooka-pm itself needs when it finds the start again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FullSpec {
     /// The shim's part.
@@ -61,48 +62,48 @@ pub struct FullSpec {
     pub pm: PmPart,
 }
 
-/// What bazooka-pm needs in order to start an instance again while the coordinator is away.
+/// The data with which bazooka-pm can start an instance again while the coordinator is away.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PmPart {
-    /// The instance as it was started, in case nothing else was written.
+    /// The instance's state at the start, in case no note was written since.
     pub local: super::model::Local,
-    /// The values of its env, as versions before 3 of the protocol wrote them. Left out, so that one of those that comes
-    /// back takes it for unreadable and not for an env without vars.
+    /// The values of its env, as versions before 3 of the protocol wrote them. The field is never written, so that an
+    /// older bazooka-pm takes the env for unreadable, not for one without vars.
     #[serde(default, skip_serializing)]
     pub vars: Option<Vars>,
 }
 
-/// Why an instance can't be started; the host is to blame.
+/// The reason why an instance can't be started. The host is at fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("can't start it: {0}")]
 pub struct StartError(pub String);
 
-/// What has become of a start.
+/// The outcome of looking for a start of an earlier bazooka-pm.
 pub enum Found {
     /// Its shim runs.
     Running(Shim),
-    /// It has ended, and nothing of it is left.
+    /// The start has ended, and nothing of it is left.
     Ended(Ended),
-    /// It never came to anything, or ended with the machine.
+    /// The start came to nothing, or ended with the machine.
     NotStarted(String),
 }
 
-/// How a start ended.
+/// The end of a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// As its shim wrote.
+    /// The exit that its shim recorded.
     Recorded(ExitRecord),
-    /// Its shim was killed, and what it had started with it.
+    /// Its shim was killed, and everything that it had started with it.
     ShimKilled,
 }
 
 /// Starts a shim, and waits until it has started the instance.
 ///
 /// # Errors
-/// [`StartError`]; nothing of it runs then.
+/// [`StartError`]; nothing of the instance runs then.
 ///
 /// # Cancel safety
-/// Not cancel safe; a dropped future leaves the instance running, to be found by [`find`].
+/// Not cancel safe: a dropped future leaves the instance running; [`find`] finds it.
 pub async fn start(
     folders: Folders,
     shim: PathBuf,
@@ -114,7 +115,7 @@ pub async fn start(
     let place = folders.clone();
     let uid = spec.spec.uid;
     let groups = spec.spec.all_groups();
-    // An older shim would start it without, and say nothing.
+    // An older shim would silently start the instance without these.
     let takes_newer = spec.spec.sandbox.is_some() || !spec.spec.groups.is_empty();
     let spawned = tokio::task::spawn_blocking(move || spawn(&place, &shim, id, run, &spec, &env)).await;
     let spawned = spawned.map_err(|error| StartError(error.to_string()))?;
@@ -132,7 +133,7 @@ pub async fn start(
                 let child = Some(Arc::new(std::sync::Mutex::new(child)));
                 return Ok(Shim { state, held, child });
             }
-            // It ended before it could be held; its own exit file tells how.
+            // The shim ended before it could be held; its own exit file has the reason.
             None => "its shim ended at once".to_owned(),
         },
         Ok(Answer::Failed { cause }) => cause,
@@ -152,7 +153,7 @@ pub async fn start(
     Err(StartError(swept.await.unwrap_or_else(|error| error.to_string())))
 }
 
-/// Makes the file of a start and spawns its shim. Blocks.
+/// Creates the file of a start and spawns its shim. Blocks.
 fn spawn(
     folders: &Folders,
     shim: &Path,
@@ -176,7 +177,7 @@ fn spawn(
     }
     let file = fs::File::options().create_new(true).read(true).append(true).mode(0o600).open(&path)?;
     failpoint("file");
-    // Taken before anything is in it, so that whoever finds this start knows whether it goes on.
+    // Lock the file before it has any content, so that another reader can tell whether the start is under way.
     try_lock(&file)?.ok_or_else(|| io::Error::other("its start is somebody else's"))?;
     failpoint("locked");
     append(&file, &Start { spec: Some(spec), ..Start::default() })?;
@@ -200,10 +201,10 @@ async fn read_answer(answers: UnixStream) -> io::Result<Answer> {
     serde_json::from_slice(&line).map_err(io::Error::other)
 }
 
-/// Holds a process, if it is still the one that is meant.
+/// Opens a pidfd of a process; none if the process isn't the expected one any more.
 fn hold(process: ProcessId) -> Option<Arc<AsyncFd<OwnedFd>>> {
     let fd = pidfd_open(Pid::from_raw(process.pid)?, PidfdFlags::NONBLOCK).ok()?;
-    // What is held now can't change any more: if it is the right one after that, it is the right one.
+    // The pidfd can't come to mean another process. If the process id is right after opening it, so is the pidfd.
     if !process.is_there() {
         return None;
     }
@@ -213,7 +214,7 @@ fn hold(process: ProcessId) -> Option<Arc<AsyncFd<OwnedFd>>> {
     registered.ok().map(Arc::new)
 }
 
-/// Finds out what has become of a start of an earlier bazooka-pm.
+/// Finds out what became of a start of an earlier bazooka-pm.
 ///
 /// # Cancel safety
 /// Nothing is lost.
@@ -228,7 +229,7 @@ pub async fn find(folders: Folders, id: InstanceId, run: u32) -> Found {
                 if let Some(held) = hold(state.shim) {
                     return Found::Running(Shim { state, held, child: None });
                 }
-                // It ended in this moment: look again.
+                // The shim ended in this moment: look again.
             }
             Ok(Look::Over(found)) => return found,
             Ok(Look::NotYet) => {}
@@ -246,7 +247,7 @@ pub async fn find(folders: Folders, id: InstanceId, run: u32) -> Found {
 enum Look {
     Running(ShimState),
     Over(Found),
-    /// The shim has yet to write who it is.
+    /// The shim has yet to write its process id and its child's.
     NotYet,
 }
 
@@ -254,7 +255,7 @@ fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
     let path = folders.run(id, run);
     let file = fs::File::options().read(true).append(true).open(&path);
     let read = || Start::<LaunchSpec>::read(&path);
-    // Held until this start is cleared up.
+    // Locked until this start is cleaned up.
     let _held = match file {
         Ok(file) => match try_lock(&file) {
             Ok(Some(())) => Some(file),
@@ -289,17 +290,17 @@ fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
 }
 
 impl Shim {
-    /// Waits until it has ended, clears up, and says how the instance ended.
+    /// Waits until the shim has ended, cleans up, and returns how the instance ended.
     ///
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn wait(self, folders: Folders, id: InstanceId, run: u32) -> Ended {
-        // The descriptor is only ever readable because the process has ended.
+        // The descriptor becomes readable only when the process has ended.
         let _ = self.held.readable().await;
         let child = self.child.clone();
         let cleared = tokio::task::spawn_blocking(move || {
             if let Some(child) = child {
-                // It has ended, so this returns at once.
+                // The process has ended, so this returns at once.
                 let _ = child.lock().expect("nobody panics with it").wait();
             }
             match look(&folders, id, run) {
@@ -310,29 +311,29 @@ impl Shim {
         cleared.await.unwrap_or(Ended::ShimKilled)
     }
 
-    /// Tells it to end the instance, with its grace.
+    /// Tells the shim to end the instance, with its stop timeout.
     pub fn stop(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Tells it to end the instance at once.
+    /// Tells the shim to end the instance at once.
     pub fn end_at_once(&self) {
         self.signal(Signal::USR1);
     }
 
-    /// Kills it; the kernel takes the instance's first process with it.
+    /// Kills the shim. The kernel then kills the instance's first process.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {
-        // One that has ended needs none.
+        // A shim that has ended needs no signal.
         let _ = pidfd_send_signal(self.held.get_ref(), signal);
     }
 }
 
-/// Ends what a dead shim has left: processes of the instance's control groups, of its user, or, where it
-/// has no user of its own, those that have its home as theirs. Blocks.
+/// Kills what a dead shim has left behind: processes in the instance's control groups, processes of its user or, if it
+/// has no user of its own, processes whose HOME is the instance's. Blocks.
 fn sweep(home: &Path, uid: Option<u32>, groups: &[Group]) {
     let begun = Instant::now();
     while begun.elapsed() < SWEEP_FOR {
@@ -375,7 +376,7 @@ fn left_behind(home: &Path, uid: Option<u32>, groups: &[Group]) -> Vec<ProcessId
         .filter(|pid| belongs(*pid))
         .filter_map(|pid| {
             let stat = proc_stat(pid)?;
-            // One that is dead needs no killing, whoever doesn't reap it.
+            // A zombie needs no killing, even if its parent doesn't reap it.
             (stat.state != 'Z').then_some(ProcessId { pid, start_time: stat.start_time })
         })
         .collect()
@@ -386,7 +387,7 @@ fn user_of(pid: i32) -> Option<u32> {
     fs::metadata(format!("/proc/{pid}")).ok().map(|meta| meta.uid())
 }
 
-/// The last lines that an instance wrote since `since_us`, cut to what a status may hold.
+/// Returns the last lines that an instance wrote since `since_us`, cut to what a status may hold.
 pub fn last_output(log: &Path, since_us: u64) -> Vec<String> {
     const LINES: usize = 20;
     const LINE_CHARS: usize = 200;
@@ -423,7 +424,7 @@ pub fn last_output(log: &Path, since_us: u64) -> Vec<String> {
     lines
 }
 
-/// Dies here if a test says so: `BAZOOKA_PM_DIE_AT=locked`. Debug builds only.
+/// Kills this process at a step that a test names: `BAZOOKA_PM_DIE_AT=locked`. Debug builds only.
 pub fn failpoint(step: &str) {
     #[cfg(debug_assertions)]
     if std::env::var("BAZOOKA_PM_DIE_AT").is_ok_and(|at| at == step) {
@@ -442,10 +443,10 @@ mod tests {
     use super::*;
     use bazooka_sandbox::protocol::PROTOCOL;
 
-    /// How often an id is used again; [`used_again`] reads it.
+    /// The variable with the number of times that a process id is reused; [`used_again`] reads it.
     const ROUNDS: &str = "BAZOOKA_TEST_ROUNDS";
 
-    /// In a namespace of its own, where the next process id can be chosen.
+    /// Runs the test in its own pid namespace, where it can choose the next process id.
     fn in_own_namespace(rounds: u32) {
         let script = "echo 100 > /proc/sys/kernel/ns_last_pid";
         let may =
@@ -487,7 +488,7 @@ mod tests {
             let held = hold(id).expect("it runs");
             first.kill().expect("it runs");
             first.wait().expect("it ends");
-            // Ids are told apart by the tick in which they were given out.
+            // Two processes with the same id are told apart by the tick in which they started.
             let mut second = loop {
                 fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).expect("it can be set");
                 let mut other = sleeper();

@@ -1,7 +1,7 @@
-//! What bazooka-pm writes down of its instances, so that the next one goes on where it left off.
+//! bazooka-pm's notes on its instances, so that the next bazooka-pm continues from them.
 //!
-//! Owns the reading of it at start, and the writing. Nothing is synced: what it tells of dies with the
-//! machine too. Where nothing was written yet, what the shim was given tells enough.
+//! Owns reading them at start, and writing them. They are not synced: a loss of power ends the instances too. Where no
+//! note was written yet, the spec of the start has enough.
 
 use std::{
     collections::BTreeMap,
@@ -29,45 +29,45 @@ use bazooka_sandbox::{
     protocol::{Start, lines},
 };
 
-/// Ended instances whose output is kept.
+/// The number of ended instances whose output is kept.
 const ENDED: usize = 200;
 
-/// The output that is kept of ended instances takes so much in all.
+/// The bytes that the output of all ended instances may take together.
 const ENDED_BYTES: u64 = 256 << 20;
 
-/// How much may be written to `instance.json` until it is begun anew.
+/// The size in bytes from which `instance.json` is written anew instead of appended to.
 const RECORD_BYTES: u64 = 64 << 10;
 
-/// A line of `instance.json`; the last one counts.
+/// A line of `instance.json`; the last line counts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// In which boot this was so.
+    /// The boot in which the line was written.
     pub boot_id: String,
-    /// What is known.
+    /// The state of the instance.
     pub local: Local,
 }
 
 impl Record {
-    /// Reads what is known of an instance from its folder; none if nothing was written, or that not whole.
+    /// Reads the last note on an instance from its folder; none if there is no complete one.
     pub fn read(folder: &Path) -> Option<Record> {
         lines(&fs::read(folder.join(RECORD)).ok()?).last()
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
         let file = fs::File::options().create(true).append(true).mode(0o600).open(path)?;
-        // A file that grows costs less than one that is replaced: no file is made and none removed.
+        // Appending costs less than replacing: no file is created and none removed.
         if file.metadata()?.len() < RECORD_BYTES { append(&file, self) } else { write_file(path, self) }
     }
 }
 
-/// What was found at start.
+/// The state found at start.
 #[derive(Debug, Default)]
 pub struct Recovered {
     /// The instances.
     pub instances: BTreeMap<InstanceId, Local>,
     /// The envs that they run with, sealed.
     pub envs: BTreeMap<(AppName, EnvRef), Handed>,
-    /// Those that an earlier version wrote down as they are.
+    /// The envs that an earlier version wrote in plain text.
     pub plain_envs: BTreeMap<(AppName, EnvRef), Vars>,
 }
 
@@ -92,7 +92,7 @@ pub fn recover(folders: &Folders) -> Recovered {
                 let traces = Traces { known, last_run, is_held, same_boot };
                 recovered.instances.insert(id, traces.resumed());
             }
-            // A start that was cut short before anything was written; and nothing runs then.
+            // The start was cut short before anything was written, and nothing runs.
             None if !is_held => drop(remove_all(&folders.instance(id))),
             None => {}
         }
@@ -108,40 +108,40 @@ pub fn recover(folders: &Folders) -> Recovered {
             (Some((app, env)), Some(handed)) if used(&app, env) => {
                 recovered.envs.insert((app, env), handed);
             }
-            // Nobody's, or cut short.
+            // The file belongs to no instance, or was cut short.
             _ => drop(fs::remove_file(&path)),
         }
     }
     recovered
 }
 
-/// Writes an env down as a host was handed it. Blocks.
+/// Writes an env down as the host was handed it. Blocks.
 ///
 /// # Errors
-/// The file system's; what was there before stays.
+/// The file system's; the earlier file stays.
 pub fn keep_env(folders: &Folders, app: &AppName, env: EnvRef, handed: &Handed) -> io::Result<()> {
     write_file(&folders.env(app, env), handed)
 }
 
-/// Removes what was written down of an env. Blocks, for as long as one file takes.
+/// Deletes the file of an env. Blocks, for as long as one file takes.
 pub fn forget_env(folders: &Folders, app: &AppName, env: EnvRef) {
     let _ = fs::remove_file(folders.env(app, env));
 }
 
-/// What there is of an instance of an earlier bazooka-pm.
+/// The traces of an instance of an earlier bazooka-pm.
 pub struct Traces {
-    /// What was written down of it, or what its last start was given.
+    /// The last note on it, or the spec of its last start.
     pub known: Local,
     /// The number of its last start.
     pub last_run: u32,
-    /// Whether a shim of it may run.
+    /// True if a shim of it may run.
     pub is_held: bool,
-    /// Whether that was written down since the machine was started.
+    /// True if the note was written since the machine was started.
     pub same_boot: bool,
 }
 
 impl Traces {
-    /// From where it goes on.
+    /// Returns the state in which the instance continues.
     pub fn resumed(self) -> Local {
         let Traces { known: mut local, last_run, is_held, same_boot } = self;
         let newer = last_run > local.run;
@@ -149,7 +149,7 @@ impl Traces {
         if newer || local.may_run() || is_held {
             local.phase = Phase::Found;
         } else if !same_boot && matches!(local.phase, Phase::Backoff { .. }) {
-            // Its clock has been set back to nothing.
+            // The monotonic clock has started from zero again.
             local.phase = Phase::Waiting;
         }
         local
@@ -161,12 +161,12 @@ fn is_held(folders: &Folders, id: InstanceId, run: u32) -> bool {
     file.is_ok_and(|file| !matches!(try_lock(&file), Ok(Some(()))))
 }
 
-/// Something to write down.
+/// A note to write down.
 #[derive(Clone, Debug)]
 pub enum Note {
-    /// What is known of an instance.
+    /// The state of an instance.
     Keep(InstanceId, Box<Local>),
-    /// It is over: only its output is kept.
+    /// The instance is over: only its output is kept.
     PutAway(InstanceId),
 }
 
@@ -203,13 +203,13 @@ fn put_one_away(folders: &Folders, id: InstanceId) -> io::Result<()> {
         if path.is_dir() { remove_all(&path)? } else { fs::remove_file(&path)? }
     }
     if !folder.join(LOG).is_dir() {
-        // It never ran: there is nothing to keep.
+        // The instance never ran, so there is no output to keep.
         return remove_all(&folder);
     }
     fs::rename(&folder, folders.ended().join(id.to_string()))
 }
 
-/// Removes the oldest of what is kept of ended instances.
+/// Removes the oldest output of ended instances.
 fn make_room(folders: &Folders) {
     let mut kept = Folders::ids(&folders.ended());
     kept.reverse();

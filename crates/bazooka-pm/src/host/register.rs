@@ -1,7 +1,7 @@
-//! The host's registration: a lease, and the row that hangs on it.
+//! The host's registration: a lease, and the row that depends on it.
 //!
-//! Owns that the host is registered whenever it can be. It says when it is and when it no longer is; what
-//! that means for instances is not its business (nothing: they run on).
+//! Owns that the host is registered whenever it can be, and reports when it is and when it no longer is. It has no
+//! effect on instances: they run on.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use visor::{
     visor::{Refusal, Visor, VisorError},
 };
 
-/// The pause after a failed registration. A name that another holds is free when its lease ends.
+/// The pause after a failed registration. A name that another bazooka-pm holds becomes free when its lease ends.
 const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_secs(2));
 
-/// Whether the host is registered: since which revision, or not at all.
+/// The host's registration: its create revision; none while the host isn't registered.
 pub type Registered = Option<Revision>;
 
-/// Registers for ever. `again` asks to make sure that the registration stands; `note_lease` is told, while the
-/// lease is held, for how long it surely is.
+/// Keeps the host registered, for ever. A message on `again` makes it verify the registration. While the lease is
+/// held, `note_lease` receives the time for which it surely is.
 pub async fn run(
     visor: Visor,
     name: HostName,
@@ -41,7 +41,7 @@ pub async fn run(
     if let Err(error) = wait_until_ready(visor.store().as_ref(), warn).await {
         tracing::error!(error = %error, "the coordinator refuses us");
     }
-    // It is given back by nobody: a restarted bazooka-pm takes the registration over.
+    // The lease is never released: a restarted bazooka-pm takes the registration over.
     let keeper =
         std::mem::ManuallyDrop::new(LeaseKeeper::start(visor.store().clone(), LeaseTiming::default()));
     let mut state = keeper.state();
@@ -72,7 +72,7 @@ pub async fn run(
                 continue;
             }
         }
-        // Until the lease is another one, or somebody doubts the registration.
+        // Ends when the lease is another one, or a message on `again` doubts the registration.
         let lost = async {
             while state.wait_for(|now| *now != LeaseState::Held { id: lease }).await.is_err() {
                 std::future::pending::<()>().await;

@@ -1,7 +1,7 @@
-//! What has been said of the instances to the others, and what is still to be said.
+//! The host's reports: which states of instances are written to the coordinator, and which are still to be written.
 //!
-//! Owns the way from a change to a written status: as few transactions as it takes, one batch at a time,
-//! again until it stands, and under the present registration alone.
+//! Owns the way from a change to a written status: in as few transactions as possible, one batch at a time, repeated
+//! until it is written, and only under the current registration.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ use super::{
     status::status,
 };
 
-/// A report that failed is repeated after this time.
+/// The pause before a failed report is repeated.
 const REPORT_AGAIN: Duration = Duration::from_millis(200);
 
 /// A host's reports.
@@ -34,27 +34,27 @@ pub struct Reports {
     address: IpAddr,
     answers: Answers,
     registered: Registered,
-    /// What was last said of each instance, and stands.
+    /// The status of each instance as last written.
     said: BTreeMap<InstanceId, Status>,
     unsaid: BTreeSet<InstanceId>,
-    /// The revision of what was last said of each, as far as that is certain.
+    /// The revision of the last written status of each instance, where that is certain.
     stands: BTreeMap<InstanceId, Revision>,
     reporting: bool,
     report_at: Instant,
 }
 
-/// What a report came to.
+/// The outcome of a report.
 pub enum Came {
-    /// Each of these stands now, and may have changed again since.
+    /// The statuses of these instances are written. The instances may have changed since.
     Said(Vec<InstanceId>),
-    /// It has to be repeated.
+    /// The report failed and has to be repeated.
     Failed,
-    /// As `Said`; but the registration may not be what it was.
+    /// As `Said`, but this host may have lost its registration or hold another one.
     Doubt(Vec<InstanceId>),
 }
 
 impl Reports {
-    /// Nothing has been said yet.
+    /// Creates the reports of a host, with nothing written yet.
     pub fn new(visor: Visor, host: HostName, address: IpAddr, answers: Answers) -> Reports {
         Reports {
             visor,
@@ -70,12 +70,13 @@ impl Reports {
         }
     }
 
-    /// Whether the host is registered.
+    /// Returns the host's registration.
     pub fn registered(&self) -> Registered {
         self.registered
     }
 
-    /// The host is registered anew, or no longer. Whatever was said before may have gone with the registration.
+    /// Notes that the host is registered anew, or no longer. The statuses written before may have gone with the
+    /// registration.
     pub fn register(&mut self, registered: Registered, instances: impl Iterator<Item = InstanceId>) {
         if registered.is_some() {
             self.said.clear();
@@ -85,31 +86,31 @@ impl Reports {
         self.registered = registered;
     }
 
-    /// An instance may have changed.
+    /// Notes that an instance may have changed.
     pub fn note(&mut self, id: InstanceId, local: &Local) {
         if self.said.get(&id) != Some(&status(local, self.address)) {
             self.unsaid.insert(id);
         }
     }
 
-    /// Nobody asks after an instance any more.
+    /// Drops an instance that is no longer assigned.
     pub fn forget(&mut self, id: InstanceId) {
         self.said.remove(&id);
         self.stands.remove(&id);
         self.unsaid.remove(&id);
     }
 
-    /// When to report without anything else happening.
+    /// Returns when the next report is due without any other event.
     pub fn due_at(&self) -> Option<Instant> {
         (!self.unsaid.is_empty() && self.registered.is_some() && !self.reporting).then_some(self.report_at)
     }
 
-    /// Whether everything has been said, or can't be.
+    /// Reports whether everything is written, or can't be.
     pub fn is_done(&self) -> bool {
         self.registered.is_none() || (self.unsaid.is_empty() && !self.reporting)
     }
 
-    /// Says what is unsaid, if it is time.
+    /// Writes the outstanding statuses, if it is time.
     pub fn report(&mut self, instances: &BTreeMap<InstanceId, Local>) {
         let Some(created_at) = self.registered else { return };
         if self.reporting || self.unsaid.is_empty() || Instant::now() < self.report_at {
@@ -119,7 +120,8 @@ impl Reports {
         for id in std::mem::take(&mut self.unsaid) {
             let Some(local) = instances.get(&id) else { continue };
             if matches!(local.phase, Phase::Found | Phase::Adopting) {
-                // Until it is known whether it runs, what was said of it stands. It will be touched then.
+                // The last written status stands until it is known whether the instance runs. Then the engine notes
+                // the instance again.
                 continue;
             }
             batch.push((id, status(local, self.address)));
@@ -137,7 +139,7 @@ impl Reports {
         });
     }
 
-    /// Takes up how a report ended. `is_assigned` tells which instances are still assigned here.
+    /// Processes the end of a report. `is_assigned` tells which instances are still assigned here.
     pub fn take_up(
         &mut self,
         statuses: Vec<(InstanceId, Status)>,
@@ -151,7 +153,7 @@ impl Reports {
                 written
             }
             Err(error) => {
-                // It may have been written, or may yet be.
+                // The statuses may have been written, or may yet be.
                 self.stands.retain(|id, _| statuses.iter().all(|(doubtful, _)| doubtful != id));
                 tracing::warn!(error = %error, "can't report; will say it again");
                 self.unsaid.extend(statuses.into_iter().map(|(id, _)| id));
@@ -165,7 +167,8 @@ impl Reports {
                 self.said.insert(id, status);
                 stand.push(id);
             } else if is_assigned(id) {
-                // Either the registration is another one, or it isn't assigned any more and we have yet to hear.
+                // Either the registration is another one, or the instance is no longer assigned and the watch has yet
+                // to show it.
                 doubt = true;
                 self.unsaid.insert(id);
             }

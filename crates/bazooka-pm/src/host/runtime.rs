@@ -1,7 +1,7 @@
-//! What the engine needs of the machine below it: clocks, processes, slugs, notes.
+//! The engine's interface to the machine below it: clocks, processes, slugs, notes.
 //!
-//! Owns the seam alone. An effect that takes time runs beside the engine and answers by a [`Message`]; no answer
-//! ever changes anything by itself. On a machine it is [`super::shims::Shims`].
+//! Owns only this interface. An effect that takes time runs beside the engine and answers by a [`Message`]; only the
+//! engine changes state. The implementation for a real machine is [`super::shims::Shims`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,100 +35,101 @@ use super::{
 
 /// A machine that instances run on.
 pub trait Runtime: Send {
-    /// Both clocks.
+    /// Returns the current moment on both clocks.
     fn now(&self) -> Now;
 
-    /// Whether nobody listens on a port.
+    /// Reports whether no process listens on a port.
     fn is_free(&self, port: u16) -> bool;
 
-    /// A user for an instance that isn't among `used`; none where instances have no users of their own.
+    /// Returns a user for an instance that isn't among `used`; none where instances have no users of their own.
     ///
     /// # Errors
-    /// If every one is in use, in words.
+    /// If every user is in use, in words.
     fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, String>;
 
     /// Fetches a slug. Answers once it is here or can't be had, and with the cause of each delay.
     fn fetch(&mut self, visor: &Visor, digest: Digest);
 
-    /// Writes an env down, sealed as it is, for a start without the coordinator. Answers that it is here.
+    /// Writes an env down, sealed as it is, for a start without the coordinator. Answers once it is written.
     fn keep_env(&mut self, app: AppName, env: EnvRef, handed: Handed);
 
-    /// Removes what was written down of an env that no instance has any more.
+    /// Deletes the file of an env that no instance has any more.
     fn forget_env(&mut self, app: &AppName, env: EnvRef);
 
-    /// Starts an instance with what it is given. Answers whether it runs, and when it has ended.
+    /// Starts an instance with its vars and services. Answers whether it runs, and when it has ended.
     fn start(&mut self, id: InstanceId, local: &Local, given: Given<'_>);
 
-    /// Finds out what has become of a start of an earlier bazooka-pm. Answers as [`Runtime::start`] does.
+    /// Finds out what became of a start of an earlier bazooka-pm. Answers as [`Runtime::start`] does.
     fn adopt(&mut self, id: InstanceId, run: u32, started_at: Option<Timestamp>);
 
-    /// Has an instance ended: with its grace if it isn't wanted, at once otherwise.
+    /// Ends an instance: with its stop timeout if it isn't wanted any more, at once otherwise.
     fn end(&mut self, id: InstanceId, why: Ending, local: &Local);
 
-    /// Ends an instance that couldn't be ended otherwise.
+    /// Kills the shim of an instance that couldn't be ended otherwise.
     fn kill(&mut self, id: InstanceId);
 
-    /// Says which instances boot and have to pass a check. Answers when one has, or what it sees instead.
+    /// Sets the instances that boot and have to pass a check. Answers when one has passed, or with what the check sees
+    /// instead.
     fn check(&mut self, booting: BTreeMap<InstanceId, Booting>);
 
-    /// Writes notes down for the next bazooka-pm, and answers when that is done.
+    /// Writes notes down for the next bazooka-pm. Answers when that is done.
     fn write(&mut self, notes: Vec<Note>);
 
-    /// Removes the oldest of the slugs that nothing uses, if they are many. Returns which.
+    /// Removes the oldest of the unused slugs, if there are many. Returns the removed ones.
     fn discard(&mut self, unused: Vec<Digest>) -> Vec<Digest>;
 }
 
-/// What an instance finds in its environment of its env.
+/// The variables that an instance gets from its env.
 #[derive(Clone, Copy, Debug)]
 pub struct Given<'a> {
     /// The app's own vars.
     pub vars: &'a Vars,
-    /// Each service that the app links, by the variable that has its address.
+    /// The address of each linked service, by variable name.
     pub services: &'a BTreeMap<String, String>,
 }
 
 /// An instance that boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Booting {
-    /// Which start.
+    /// The number of the start.
     pub run: u32,
-    /// Since when.
+    /// The time of the start.
     pub since: Tick,
     /// Its port.
     pub port: u16,
-    /// Its user, where it has its own.
+    /// Its user, if it has its own.
     pub uid: Option<u32>,
-    /// What it must pass.
+    /// The check that it must pass.
     pub check: Check,
 }
 
 /// An answer of an effect.
 pub enum Message {
-    /// Something was seen.
+    /// Something was observed.
     Seen(Event),
     /// The notes have been written.
     Written,
-    /// Somebody asks what this host has.
+    /// An rm asks what this host has.
     Asked(oneshot::Sender<Found>),
-    /// What was said of instances, and for each whether it stands.
+    /// A report has ended: its statuses, and for each whether it is written.
     Reported(Vec<(InstanceId, Status)>, Result<Written, VisorError>),
 }
 
-/// For each status of a report whether it was written, and the revisions of what stands.
+/// For each status of a report, whether it was written; and the revisions of the written statuses.
 pub type Written = (Vec<bool>, BTreeMap<InstanceId, Revision>);
 
-/// How many answers may wait for the engine.
+/// The most answers that may wait for the engine.
 ///
-/// An instance has one start, one check and one end under way at a time, a slug one fetch, and the engine takes up
-/// hundreds of answers between two plans without ever waiting for anything. So even a host of ten thousand instances
-/// that all end at once stays far below this.
+/// An instance has one start, one check and one end under way at a time, a slug has one fetch, and the engine takes
+/// hundreds of answers between two plans without ever waiting. So even a host on which ten thousand instances end at
+/// once stays far below this.
 const MOST_ANSWERS: usize = 1 << 16;
 
-/// Effects don't reach the engine any more: what they have done would be forgotten, so bazooka-pm ends and finds its
-/// instances again.
+/// The reason why effects don't reach the engine any more. Their results would be lost, so bazooka-pm ends and finds
+/// its instances again at its next start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EffectsBroken {
-    /// One has panicked.
+    /// An effect has panicked.
     #[error("{0} panicked")]
     Panicked(&'static str),
     /// The engine doesn't keep up.
@@ -136,7 +137,7 @@ pub enum EffectsBroken {
     Overrun,
 }
 
-/// Where effects run and answer. Once the engine has gone, nobody listens, and nobody has to. Cheap to clone.
+/// Runs effects and carries their answers. Once the engine has gone, answers are dropped. Cheap to clone.
 #[derive(Clone)]
 pub struct Answers {
     messages: mpsc::Sender<Message>,
@@ -144,7 +145,7 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Where to answer, and where that arrives.
+    /// Creates the channel of answers and its receiving end.
     pub fn channel() -> (Answers, mpsc::Receiver<Message>) {
         Answers::bounded(MOST_ANSWERS)
     }
@@ -154,12 +155,12 @@ impl Answers {
         (Answers { messages, broken: Arc::new(watch::Sender::new(None)) }, received)
     }
 
-    /// Something was seen.
+    /// Answers with an event.
     pub fn seen(&self, event: Event) {
         self.send(Message::Seen(event));
     }
 
-    /// Any answer.
+    /// Sends an answer.
     pub fn send(&self, message: Message) {
         if let Err(TrySendError::Full(_)) = self.messages.try_send(message) {
             self.broken.send_replace(Some(EffectsBroken::Overrun));
@@ -180,7 +181,7 @@ impl Answers {
         })
     }
 
-    /// As [`Answers::spawn`], for what blocks.
+    /// Runs a blocking effect, as [`Answers::spawn`] does.
     pub fn spawn_blocking(&self, name: &'static str, effect: impl FnOnce() + Send + 'static) {
         let broken = self.broken.clone();
         tokio::task::spawn_blocking(move || {
@@ -190,7 +191,7 @@ impl Answers {
         });
     }
 
-    /// Why effects don't reach the engine any more, if so.
+    /// Returns why effects don't reach the engine any more, if so.
     pub fn fault(&self) -> Option<EffectsBroken> {
         *self.broken.borrow()
     }

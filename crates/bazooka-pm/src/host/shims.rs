@@ -1,6 +1,6 @@
-//! The machine as it is: shims, slugs in a folder, sockets, notes on disk.
+//! The real machine: shims, slugs in a folder, sockets, notes on disk.
 //!
-//! Owns the shims that are held, and what an instance is started with. It decides nothing.
+//! Owns the running shims, and the spec and environment that an instance is started with. It decides nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,23 +42,23 @@ use super::{
     slugs::{KEPT_UNUSED, Slugs},
 };
 
-/// What a machine has for its instances.
+/// The parts of a machine that instances use.
 pub struct Machine {
     /// The host's name.
     pub host: HostName,
-    /// Where its instances are reached.
+    /// The address at which its instances are reached.
     pub address: IpAddr,
     /// The state folder.
     pub folders: Folders,
     /// The shim program.
     pub shim: PathBuf,
-    /// Slugs.
+    /// The slugs.
     pub slugs: Slugs,
-    /// Users, where instances have their own.
+    /// The users, if instances have their own.
     pub uids: Option<Uids>,
-    /// Where memory and the like are limited, where they can be.
+    /// The control groups that limit memory and processor time, if the machine has them.
     pub cgroups: Option<Cgroups>,
-    /// What sandboxes are made of, where instances have one.
+    /// The parts of sandboxes, if instances have one.
     pub sandboxes: Option<Sandboxes>,
 }
 
@@ -72,7 +72,7 @@ pub struct Shims {
 }
 
 impl Shims {
-    /// Over a machine. Must be called where tokio runs.
+    /// Creates the shims of a machine. Must be called inside a tokio runtime.
     pub fn new(machine: Machine, answers: Answers) -> Shims {
         let probes = watch::Sender::new(Probes::new());
         let checks = answers.spawn("the checks", checks::run(probes.subscribe(), answers.clone()));
@@ -84,7 +84,7 @@ impl Shims {
         Watcher { id, run, folders, held, answers: self.answers.clone() }
     }
 
-    /// What a shim is given, and the environment apart from that.
+    /// Returns a shim's spec and, separately, the instance's environment.
     fn spec(&self, id: InstanceId, local: &Local, given: Given<'_>) -> (FullSpec, Vars) {
         let Machine { host, folders, cgroups, sandboxes, .. } = &self.machine;
         let assignment = &local.assignment;
@@ -113,7 +113,7 @@ impl Shims {
             uid: local.uid,
             memory: None,
             groups: groups.unwrap_or_default(),
-            // Of a user that isn't its own, others would count.
+            // A shared user's limit would count other instances' processes too.
             processes: local.uid.map(|_| processes),
             sandbox: sandboxes.as_ref().map(|sandboxes| sandboxes.of(port)),
             log_folder: folders.log(id),
@@ -153,7 +153,7 @@ impl Runtime for Shims {
             match slugs.fetch(&visor, &digest, say).await {
                 Ok(()) => {
                     answers.seen(Event::SlugReady(digest.clone()));
-                    // The start doesn't wait for it.
+                    // The start doesn't wait for the sync.
                     let _ = tokio::task::spawn_blocking(move || slugs.sync(&digest)).await;
                 }
                 Err(cause) => {
@@ -275,7 +275,7 @@ impl Runtime for Shims {
     }
 }
 
-/// The shims that run, each with the number of its start.
+/// The running shims, each with the number of its start.
 #[derive(Clone, Default)]
 struct Held(Arc<Mutex<BTreeMap<InstanceId, (u32, Shim)>>>);
 
@@ -289,7 +289,7 @@ impl Held {
     }
 }
 
-/// Stays with one start of an instance until it has ended.
+/// Follows one start of an instance until it has ended.
 struct Watcher {
     id: InstanceId,
     run: u32,
@@ -301,7 +301,7 @@ struct Watcher {
 impl Watcher {
     async fn watch(self, shim: Shim) {
         let (id, run, state) = (self.id, self.run, shim.state.clone());
-        // Held before anybody is told, so that whoever wants it ended finds it.
+        // Store the shim before the start is answered, so that an order to end the instance finds it.
         self.held.all().insert(id, (run, shim.clone()));
         let pid = state.child.map_or(0, |child| u32::try_from(child.pid).unwrap_or(0));
         let ago = now_us().saturating_sub(state.started_us) / 1_000;

@@ -1,4 +1,4 @@
-//! A host whose processes are simulated: whatever happens in whatever order, the rules hold.
+//! A host whose processes are simulated: the rules hold for random events in random order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use super::{
     plan::{Step, plan},
 };
 
-/// An assignment of a proc of this name.
+/// Returns an assignment of a proc of this name.
 pub fn assignment(proc: &str) -> Assignment {
     Assignment {
         desired: Desired::Run,
@@ -35,13 +35,13 @@ pub fn assignment(proc: &str) -> Assignment {
     }
 }
 
-/// Both clocks, so many milliseconds after they began.
+/// Returns both clocks, `millis` after they began.
 pub fn at(millis: u64) -> Now {
     let at = Timestamp::from_millisecond(1_700_000_000_000 + millis as i64).expect("in range");
     Now { tick: Tick(millis), at }
 }
 
-/// Something that happens.
+/// A random event.
 #[derive(Clone, Debug)]
 enum Happening {
     Assign(u64, bool),
@@ -55,20 +55,20 @@ enum Happening {
     PortTaken(u64),
     /// The n-th answer is a failure to start.
     Pass(u64),
-    /// bazooka-pm dies, and the next one takes over; what was noted may lag behind.
+    /// bazooka-pm dies and the next one takes over. The notes may lag behind.
     Die(bool),
     SlugFails,
 }
 
-/// The machine as it really is.
+/// The simulated machine, as it really is.
 #[derive(Default)]
 struct Machine {
     assigned: Assigned,
     locals: Locals,
     noted: Locals,
-    /// Live processes, and whether each has been told to end.
+    /// The live processes, and whether each has been told to end.
     processes: BTreeMap<(InstanceId, u32), bool>,
-    /// Each start that ever was, as folders tell.
+    /// The last start of each instance that ever was, as the folders show it.
     runs: BTreeMap<InstanceId, u32>,
     answers: Vec<Event>,
     now: u64,
@@ -98,7 +98,7 @@ impl Machine {
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Assign(id, trial) => {
-                // Ids are never given twice.
+                // Ids are never reused.
                 if !self.runs.contains_key(&InstanceId(id)) {
                     let proc = if id % 2 == 0 { "web" } else { "job" };
                     let assignment = Assignment { trial, ..assignment(proc) };
@@ -153,15 +153,15 @@ impl Machine {
         }
     }
 
-    /// As `records::recover` has it: what was noted, and what the folders tell beside it.
+    /// Restarts bazooka-pm from its notes and the starts' folders, as `records::recover` does.
     fn die(&mut self, lagging: bool) {
         let noted = if lagging { self.noted.clone() } else { self.locals.clone() };
         self.answers.clear();
         let mut instances = noted.instances;
-        // What was forgotten has no folder any more.
+        // A forgotten instance has no folder any more.
         instances.retain(|id, _| self.locals.instances.contains_key(id));
         for (id, local) in &self.locals.instances {
-            // A start's own spec tells of an instance that was never noted.
+            // The spec of a start tells of an instance on which no note was written.
             if self.runs.get(id).is_some_and(|run| *run > 0) {
                 instances.entry(*id).or_insert_with(|| local.clone());
             }
@@ -237,7 +237,7 @@ impl Machine {
         }
     }
 
-    /// Everything that is under way arrives, nothing crashes any more, and time passes.
+    /// Delivers every answer under way and lets time pass without crashes.
     fn settle(&mut self) {
         for _ in 0..60 {
             while !self.answers.is_empty() {

@@ -1,7 +1,8 @@
-//! Slugs on this host: fetched once, checked, unpacked, shared.
+//! The slugs on this host: fetched once, verified, unpacked, shared.
 //!
-//! Owns the way from an rm to a read-only folder. What isn't exactly what its name says is never
-//! unpacked, and what isn't wholly unpacked never has its name. A slug that is here needs nobody to run.
+//! Owns the way from an rm to a read-only folder. An archive whose digest doesn't match its name is never unpacked,
+//! and a folder gets its name only once it is complete. A slug that is here runs without any other part of the
+//! cluster.
 
 use std::{
     collections::BTreeSet,
@@ -31,19 +32,19 @@ use bazooka_sandbox::{
     unpack::{UnpackError, unpack},
 };
 
-/// How long a slug is tried for while no rm has it, or none answers.
+/// The time for which a slug is tried while no rm has it, or none answers.
 const TRY_FOR: Duration = Duration::from_secs(60);
 
 /// The pause between two rounds over all rms.
 const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_secs(5));
 
-/// A slug that so many rounds found broken at each rm is broken.
+/// The number of rounds, each finding the slug broken at every rm, after which it counts as broken.
 const BROKEN_ROUNDS: u32 = 2;
 
-/// Slugs that nothing uses and that are kept all the same, for a rollback.
+/// The number of unused slugs that are kept, for a rollback.
 pub const KEPT_UNUSED: usize = 10;
 
-/// Why a slug couldn't be had from an rm.
+/// The reason why an rm didn't deliver a slug.
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
     #[error("{rm} doesn't answer: {detail}")]
@@ -58,7 +59,7 @@ enum FetchError {
         #[source]
         source: UnpackError,
     },
-    /// This host's own disk: no other rm helps.
+    /// This host's own disk failed, so no other rm helps.
     #[error("can't write {}: {source}", path.display())]
     Disk {
         path: PathBuf,
@@ -67,12 +68,12 @@ enum FetchError {
     },
 }
 
-/// Said of a slug beside its folder.
+/// The mark beside a slug's folder.
 #[derive(Debug, Serialize, Deserialize)]
 struct Mark {
-    /// In which boot it was unpacked.
+    /// The boot in which it was unpacked.
     boot_id: String,
-    /// Whether it has reached the disk since.
+    /// True if it has been synced to the disk since.
     synced: bool,
 }
 
@@ -84,7 +85,7 @@ pub struct Slugs {
 }
 
 impl Slugs {
-    /// Over a state folder.
+    /// Creates the slugs of a state folder.
     pub fn new(folders: Folders, credentials: Option<&Credentials>) -> Slugs {
         let client = http_client(credentials)
             .connect_timeout(Duration::from_secs(2))
@@ -94,14 +95,14 @@ impl Slugs {
         Slugs { folders, client }
     }
 
-    /// Clears up after an earlier bazooka-pm, and lists what is here. Blocks.
+    /// Cleans up after an earlier bazooka-pm, and returns the slugs that are here. Blocks.
     pub fn present(&self) -> BTreeSet<Digest> {
         let boot = boot_id();
         let mut present = BTreeSet::new();
         for name in entries(&self.folders.slugs()) {
             let path = self.folders.slugs().join(&name);
             if let Ok(digest) = name.parse::<Digest>() {
-                // What was never synced may have holes after a loss of power.
+                // A slug that was never synced may have holes after a loss of power.
                 if read_file::<Mark>(&self.mark(&digest))
                     .is_some_and(|mark| mark.synced || mark.boot_id == boot)
                 {
@@ -120,10 +121,10 @@ impl Slugs {
         present
     }
 
-    /// Fetches a slug from whichever rm has it. `say` gets the cause of each delay.
+    /// Fetches a slug from whichever rm has it. `say` receives the cause of each delay.
     ///
     /// # Errors
-    /// Why it can't be had, in one line.
+    /// Why the slug can't be had, in one line.
     pub async fn fetch(&self, visor: &Visor, digest: &Digest, say: impl Fn(String)) -> Result<(), String> {
         let deadline = Instant::now() + TRY_FOR;
         let mut pauses = PAUSE.begin();
@@ -138,7 +139,7 @@ impl Slugs {
                     );
                 }
                 Err(error) if last.is_none() => cause = format!("can't look for a bazooka-rm: {error}"),
-                // Those that were there a moment ago may well be there still.
+                // The rms of the last round may well still be there.
                 Err(_) => {}
             }
             let rms = last.as_deref().unwrap_or_default();
@@ -185,7 +186,7 @@ impl Slugs {
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(unreachable)?;
             hash.update(&piece);
-            // Into the page cache: no slower than a copy.
+            // The bytes go to the page cache, which is no slower than a copy.
             archive.write_all(&piece).map_err(disk)?;
         }
         let found = format!("{:x}", hash.finalize());
@@ -197,7 +198,7 @@ impl Slugs {
         unpacked.map_err(|error| FetchError::Disk { path: folder, source: io::Error::other(error) })?
     }
 
-    /// Unpacks a checked archive and gives it its name. Blocks.
+    /// Unpacks a verified archive and gives its folder the slug's name. Blocks.
     fn install(
         &self,
         mut archive: tempfile::NamedTempFile,
@@ -215,7 +216,7 @@ impl Slugs {
                 .map_err(|source| FetchError::Broken { rm: rm.clone(), source })?;
             let mark = Mark { boot_id: boot_id(), synced: false };
             write_file(&self.mark(digest), &mark).map_err(disk)?;
-            // A folder that can't be written can't be moved either.
+            // A read-only folder can't be moved either.
             let mode = |mode| fs::set_permissions(&draft, std::os::unix::fs::PermissionsExt::from_mode(mode));
             mode(0o755).map_err(disk)?;
             let place = self.folders.slug(digest);
@@ -231,7 +232,8 @@ impl Slugs {
         installed
     }
 
-    /// Makes a slug outlive a loss of power. Nothing waits for it: until then it counts for this boot only. Blocks.
+    /// Syncs a slug, so that it survives a loss of power. Nothing waits for it: until then the slug counts for this
+    /// boot only. Blocks.
     pub fn sync(&self, digest: &Digest) {
         let synced = fs::File::open(self.folders.slug(digest))
             .and_then(|folder| nix::unistd::syncfs(&folder).map_err(io::Error::from))
@@ -241,7 +243,7 @@ impl Slugs {
         }
     }
 
-    /// Takes a slug's name from it, so that it can be removed by [`Slugs::remove`]. Quick.
+    /// Renames a slug's folder away, so that [`Slugs::remove`] can remove it. Quick.
     pub fn discard(&self, digest: &Digest) -> Option<PathBuf> {
         let place = self.folders.slug(digest);
         let doomed = self.folders.slugs().join(format!(".gone-{digest}"));
@@ -252,14 +254,14 @@ impl Slugs {
         Some(doomed)
     }
 
-    /// Removes what was discarded. Blocks.
+    /// Removes a discarded slug's folder. Blocks.
     pub fn remove(doomed: &Path) {
         if let Err(error) = remove_all(doomed) {
             tracing::warn!(path = %doomed.display(), error = %error, "can't remove a slug that nothing uses");
         }
     }
 
-    /// When a slug was last fetched or chosen, for telling the older from the newer.
+    /// Returns when a slug was last fetched or chosen, which orders slugs by age.
     pub fn age(&self, digest: &Digest) -> Option<SystemTime> {
         fs::metadata(self.mark(digest)).ok()?.modified().ok()
     }
@@ -269,7 +271,7 @@ impl Slugs {
     }
 }
 
-/// The cause that says most: reqwest's own words name the URL alone.
+/// Returns the innermost cause of an error, because reqwest's own message names only the URL.
 fn innermost(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {

@@ -1,4 +1,4 @@
-//! What is said of an instance to the others. Pure.
+//! The status that a host reports of an instance. Pure.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use visor::schema::{Extra, Status};
 
 use super::model::{Local, Phase};
 
-/// An instance's status, from what bazooka-pm knows.
+/// Builds an instance's status from its state here.
 pub fn status(local: &Local, address: IpAddr) -> Status {
     let runs = local.pid.is_some();
     let (next_start_at, fault) = match &local.phase {

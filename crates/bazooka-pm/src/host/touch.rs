@@ -1,8 +1,8 @@
-//! Whether this host was cut off, and how long what was replaced meanwhile still answers requests.
+//! The grace period after a partition: how long replaced instances on this host go on answering requests.
 //!
-//! A host is seldom cut off alone: the proxies that stand beside it have gone on with what they were last told, its
-//! instances among them. Once all are back, they need a moment to hear what has been replaced, and to see that what runs
-//! instead can be reached. Owns that moment. Pure.
+//! A host is seldom cut off alone. The proxies beside it still use the routes that they last knew, with this host's
+//! instances among them. Once all are back, these proxies need a moment to learn which instances have been replaced,
+//! and to see that the replacements can be reached. Owns that moment. Pure.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use visor::deadlines::SERVE_AFTER_PARTITION;
 
 use super::model::Tick;
 
-/// Who loses a registration and has another sooner was not cut off: a bazooka-pm that was paused, say, whose proxies have
-/// long been told.
+/// A host that registers again within this time was not cut off. Its bazooka-pm was paused, for example, and its
+/// proxies have known the replacements for long.
 const CUT_OFF: Duration = Duration::from_millis(500);
 
-/// At most so long it is waited for a registration, which another may hold under this name.
+/// The longest time that replaced instances wait for a registration, because another bazooka-pm may hold this name.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Registered or not.
+/// The host's registration over time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Touch {
     lost_at: Option<Tick>,
@@ -25,7 +25,7 @@ pub struct Touch {
 }
 
 impl Touch {
-    /// Takes note of whether the host is registered.
+    /// Notes whether the host is registered.
     pub fn note(&mut self, registered: bool, now: Tick) {
         match (registered, self.lost_at) {
             (false, None) => {
@@ -41,7 +41,7 @@ impl Touch {
         }
     }
 
-    /// Until when what is no longer assigned goes on answering requests, as far as that can be said now.
+    /// Returns until when instances that are no longer assigned go on answering requests, as far as is known now.
     pub fn serve_until(&self, now: Tick) -> Tick {
         self.serve_until.min(now.after(LONGEST))
     }

@@ -1,11 +1,11 @@
-//! What the engine logs of its steps and of what it sees.
+//! The engine's log of its steps and events.
 
 use super::{
     observe::Event,
     plan::{Reason, Step},
 };
 
-/// A step that is taken, and why.
+/// Logs a step and its reason.
 pub fn log_step(step: &Step, reason: &Reason) {
     match step {
         Step::Claim(id, assignment) | Step::Decline(id, assignment) => {
@@ -23,7 +23,7 @@ pub fn log_step(step: &Step, reason: &Reason) {
     }
 }
 
-/// Something that was seen.
+/// Logs an event.
 pub fn log_event(event: &Event) {
     match event {
         Event::Started { id, pid, .. } => tracing::info!(instance = %id, pid, "instance runs"),

@@ -1,4 +1,4 @@
-//! The host's own keys: what opens the envs that it was handed, and nothing else does.
+//! The host's own keys, the only ones that open the envs that it was handed.
 //!
 //! Owns the key pairs while bazooka-pm runs. Vars are in the open only from here to the shim that starts an instance
 //! with them; in the engine and on disk they are sealed.
@@ -18,7 +18,7 @@ use visor::{
 #[derive(Clone)]
 pub struct Vault(Arc<Mutex<Inner>>);
 
-/// What writes keys down.
+/// The function that writes keys down.
 type Store = Box<dyn Fn(&Keyring) -> Result<(), String> + Send>;
 
 struct Inner {
@@ -28,7 +28,7 @@ struct Inner {
 }
 
 impl Vault {
-    /// Over keys, and what writes them down.
+    /// Creates a vault of these keys, with the function that writes them down.
     pub fn new(
         ring: Keyring,
         random: impl Random + Send + 'static,
@@ -41,7 +41,7 @@ impl Vault {
         self.0.lock().expect("nobody panics with it")
     }
 
-    /// What is sealed for this host is sealed to this.
+    /// Returns the current public key, to which this host's envs are sealed.
     pub fn public(&self) -> PublicKey {
         self.inner().ring.current()
     }
@@ -49,18 +49,18 @@ impl Vault {
     /// Opens an env.
     ///
     /// # Errors
-    /// [`OpenError`], which tells nothing of what is in it.
+    /// [`OpenError`], which reveals nothing of the content.
     pub fn open(&self, app: &AppName, env: EnvRef, handed: &Handed) -> Result<Vars, OpenError> {
         self.inner().ring.open(app, env, handed)
     }
 
-    /// Seals vars that came in plain text, as an earlier version wrote them.
+    /// Seals vars in plain text, as an earlier version wrote them.
     pub fn keep(&self, app: &AppName, env: EnvRef, vars: &Vars) -> Handed {
         let inner = &mut *self.inner();
         inner.ring.keep(app, env, vars, inner.random.as_mut())
     }
 
-    /// The same env under the current key.
+    /// Returns the same env sealed to the current key.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -72,7 +72,7 @@ impl Vault {
         inner.ring.rewrapped(handed, inner.random.as_mut())
     }
 
-    /// The key of an env, wrapped for those who may read each: the rms.
+    /// Returns the key of an env, wrapped for the rms, which may read every env.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -85,7 +85,7 @@ impl Vault {
         inner.ring.wrapped_for(handed, rms, inner.random.as_mut())
     }
 
-    /// Lets go of the keys that the current one has replaced, unless `used` has one of them.
+    /// Deletes the keys that the current one has replaced, unless `used` has one of them.
     pub fn retire(&self, used: &BTreeSet<&PublicKey>) {
         let inner = &mut *self.inner();
         let retired = inner.ring.retired();
