@@ -1,7 +1,7 @@
-//! What the machine has to give, and by which control groups an instance is limited.
+//! The machine's control groups, and the limits of instances by them.
 //!
-//! Owns reading `/proc`, finding the controllers (control groups version 1, 2, or both side by side), and the
-//! choice of groups and what is written to them. The shim makes them.
+//! Owns reading `/proc`, finding the controllers (control groups version 1, 2, or both side by side), and the choice
+//! of groups and of their files' contents. The shim creates the groups.
 //!
 //! | limit | version 2 | version 1 |
 //! |---|---|---|
@@ -10,8 +10,8 @@
 //! | its share of a busy processor | `cpu.weight`, alike for each | `cpu.shares`, alike for each that has a quota |
 //! | processes | `pids.max`, and its user's own | its user's own |
 //!
-//! With version 1 an instance has a group only where it is limited by one: to join one takes as
-//! long as all processors take to notice, ten milliseconds. With version 2 it is born in its group.
+//! With version 1 an instance has a group only if that group limits it: a process that joins one waits until all
+//! processors have noticed, ten milliseconds. With version 2 it is born in its group.
 
 use std::{
     fs, io,
@@ -20,10 +20,10 @@ use std::{
 
 use crate::protocol::{Group, Setting};
 
-/// The length of a turn of the processor's quota, in microseconds: the kernel's own default.
+/// The period of the processor's quota, in microseconds: the kernel's own default.
 const TURN_US: u64 = 100_000;
 
-/// Why instances can't be limited here.
+/// The reason why instances can't be limited here.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum CgroupsError {
@@ -37,29 +37,29 @@ pub enum CgroupsError {
     Delegate { path: PathBuf, source: io::Error },
 }
 
-/// What an instance or a build may use.
+/// The limits of an instance or a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupLimits {
-    /// Resident memory; any unless given.
+    /// Resident memory in bytes; no limit unless given.
     pub memory_bytes: Option<u64>,
-    /// Thousandths of a processor; any unless given.
+    /// Thousandths of a processor; no limit unless given.
     pub cpu_millis: Option<u32>,
     /// Processes and threads.
     pub processes: u64,
 }
 
-/// Where the controllers are.
+/// The paths of the controllers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Controllers {
     /// Version 1's, each in a hierarchy of its own.
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
-    /// Version 2's hierarchy, and whether it has the controllers that we need.
+    /// Version 2's hierarchy, and whether it has all needed controllers.
     unified: Option<PathBuf>,
     is_whole: bool,
 }
 
-/// Where instances' control groups go.
+/// The places of instances' control groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroups {
     controllers: Controllers,
@@ -68,7 +68,7 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// Finds the controllers, and makes a folder named `own` below each.
+    /// Finds the controllers, and creates a folder named `own` below each.
     ///
     /// # Errors
     /// [`CgroupsError`].
@@ -100,36 +100,36 @@ impl Cgroups {
         Ok(())
     }
 
-    /// The folder below each hierarchy.
+    /// Returns the own folder below each hierarchy.
     fn folders(&self) -> impl Iterator<Item = PathBuf> {
         let Controllers { memory, cpu, unified, .. } = &self.controllers;
         memory.iter().chain(cpu).chain(unified).map(|root| root.join(&self.own))
     }
 
-    /// Removes the groups in which nothing runs, but those of names that are still `wanted`: who was killed has left them.
+    /// Removes empty groups whose names are not `wanted`: shims that were killed have left them behind.
     pub fn sweep(&self, wanted: impl Fn(&str) -> bool) {
         for entry in self.folders().flat_map(fs::read_dir).flatten().flatten() {
             if entry.file_name().to_str().is_some_and(|name| !wanted(name)) {
-                // Its own files can't be removed, nor a group in which something runs.
+                // A group's own files can't be removed, nor a group with processes.
                 let _ = fs::remove_dir(entry.path());
             }
         }
     }
 
-    /// Removes the folders again, unless something still has its group there.
+    /// Removes the own folders again, unless a group is left there.
     pub fn leave(&self) {
         for folder in self.folders() {
             let _ = fs::remove_dir(folder);
         }
     }
 
-    /// Whether an instance's sockets can be fenced: version 2 is there, if only beside version 1.
+    /// Reports whether an instance's sockets can be fenced: version 2 exists, at least beside version 1.
     pub fn can_fence(&self) -> bool {
         self.controllers.unified.is_some()
     }
 
-    /// The groups of one instance, or of a build, that have this name. `apart`: it has a group of version 2 of its own,
-    /// whatever its limits, where there is one.
+    /// Returns the groups of the instance or build with this name. `apart` demands a group of version 2 whatever the
+    /// limits, if version 2 exists.
     pub fn of(&self, name: &str, limits: GroupLimits, apart: bool) -> Vec<Group> {
         let Controllers { memory, cpu, unified, is_whole } = &self.controllers;
         let group = |root: &Path, version, settings: Vec<Setting>| Group {
@@ -145,11 +145,11 @@ impl Cgroups {
             if let Some(limit) = memory_limit {
                 settings.push(set("memory.max", limit));
                 settings.push(set_if_there("memory.swap.max", "0"));
-                // It dies as a whole: half an instance helps nobody.
+                // The kernel kills the group as a whole: half an instance is of no use.
                 settings.push(set_if_there("memory.oom.group", "1"));
             }
             settings.extend(quota_us.map(|quota| set("cpu.max", format!("{quota} {TURN_US}"))));
-            // The sandbox's own process is one more.
+            // The sandbox's own process counts too.
             settings.push(set("pids.max", (limits.processes + 1).to_string()));
             if apart || settings.len() > 1 {
                 groups.push(group(root, 2, settings));
@@ -225,7 +225,7 @@ mod tests {
     const LIMITED: GroupLimits =
         GroupLimits { memory_bytes: Some(64), cpu_millis: Some(500), processes: 200 };
 
-    /// Group by group: where, and what is written.
+    /// Shows each group: its path, and what is written.
     fn shown(cgroups: &Cgroups, limits: GroupLimits, apart: bool) -> Vec<(String, Vec<String>)> {
         let groups = cgroups.of("7", limits, apart).into_iter();
         let line = |setting: &Setting| format!("{}={}", setting.file, setting.content);

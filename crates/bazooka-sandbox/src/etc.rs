@@ -1,4 +1,4 @@
-//! The `/etc` that instances see: what programs need of the machine's, and nothing that is secret.
+//! The `/etc` that instances see: the machine's files that programs need, and no secrets.
 //!
 //! Owns its folder in the state folder, which all sandboxed instances of a host share, read-only.
 
@@ -10,7 +10,7 @@ use std::{
 
 use crate::files::entries;
 
-/// What is copied: names, addresses, certificates to trust, the time zone, where programs and libraries are.
+/// The copied entries: names, addresses, trusted certificates, the time zone, the places of programs and libraries.
 const COPIED: [&str; 22] = [
     "alternatives",
     "bash.bashrc",
@@ -36,13 +36,13 @@ const COPIED: [&str; 22] = [
     "timezone",
 ];
 
-/// What changes while the machine runs: looked at before each start.
+/// The entries that change while the machine runs. They are compared before each start.
 const CHANGING: [&str; 3] = ["hosts", "nsswitch.conf", "resolv.conf"];
 
-/// More than this is no configuration.
+/// The most bytes of a file. A larger file is no configuration.
 const MOST_BYTES: u64 = 4 << 20;
 
-/// Why there is no `/etc` for instances.
+/// The reason why there is no `/etc` for instances.
 #[derive(Debug, thiserror::Error)]
 #[error("can't use {}", path.display())]
 pub struct EtcError {
@@ -58,8 +58,8 @@ pub struct Etc {
 }
 
 impl Etc {
-    /// Puts it together out of the folder `machine`, with `more` of it besides what every program needs. Instances that
-    /// run see it change file by file. Blocks.
+    /// Builds the folder from the folder `machine`, with the entries `more` besides those that every program needs.
+    /// Running instances see it change file by file. Blocks.
     ///
     /// # Errors
     /// [`EtcError`].
@@ -74,7 +74,7 @@ impl Etc {
             for name in entries(machine).filter(|name| name.starts_with("python3")) {
                 copy(&machine.join(&name), &own.join(&name))?;
             }
-            // Each instance's own: there is one user in it, its own.
+            // These lead to each instance's own files, which name only its own user.
             for name in ["passwd", "group"] {
                 link(&Path::new("/run/bazooka").join(name), &own.join(name))?;
             }
@@ -84,12 +84,12 @@ impl Etc {
         Ok(Etc { machine: machine.to_owned(), own: own.to_owned() })
     }
 
-    /// Where it is.
+    /// Returns the folder.
     pub fn folder(&self) -> &Path {
         &self.own
     }
 
-    /// Takes over what has changed since. Blocks.
+    /// Copies the entries that have changed since. Blocks.
     pub fn renew(&self) {
         for name in CHANGING {
             if let Err(error) = copy(&self.machine.join(name), &self.own.join(name)) {
@@ -99,7 +99,8 @@ impl Etc {
     }
 }
 
-/// Copies what anybody may read, unless it is there already. A link to a program or to data stays a link.
+/// Copies a world-readable file or folder, unless the same is already there. A link to a program or to data stays a
+/// link.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let Ok(known) = fs::symlink_metadata(from) else { return Ok(()) };
     if known.is_symlink() {
@@ -139,7 +140,7 @@ fn link(target: &Path, to: &Path) -> io::Result<()> {
     fs::rename(&draft, to)
 }
 
-/// Where something is made that then takes its place, so that nobody ever sees half of it.
+/// Returns the path of a draft that is later renamed into place, so that no reader sees half of a file.
 fn draft(to: &Path) -> io::Result<PathBuf> {
     to.parent().map_or(Ok(()), fs::create_dir_all)?;
     let mut draft = to.as_os_str().to_owned();

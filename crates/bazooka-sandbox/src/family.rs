@@ -1,7 +1,7 @@
-//! The instance's processes: all that descend from the shim, which is their subreaper.
+//! The instance's processes: all descendants of the shim, which is their subreaper.
 //!
-//! Owns finding and signalling them. Children of the shim can't be mistaken, because it alone reaps
-//! them; others are held by a pidfd and looked at again before they get a signal.
+//! Owns finding and signalling them. The ids of the shim's children can't be reused, because only the shim reaps them.
+//! Other descendants are held by a pidfd and verified again before they get a signal.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::{machine::proc_stat, protocol::ProcessId};
 
-/// The children of a process.
+/// Returns the children of a process.
 pub fn children_of(pid: i32) -> Vec<i32> {
     let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let words = listed.unwrap_or_default();
@@ -24,10 +24,10 @@ fn own_children() -> Vec<i32> {
     children_of(i32::try_from(std::process::id()).expect("Linux process ids fit"))
 }
 
-/// Sends a signal to the whole instance: each child, and each process that descends from one.
+/// Sends a signal to the whole instance: each child, and each of their descendants.
 ///
-/// All are found before the first is signalled: a parent that ends at once (the shell around a command)
-/// would otherwise take the way to its children along.
+/// All are found before the first is signalled: if a parent ended at once (the shell around a command), the way to its
+/// children would be lost.
 pub fn signal_all(signal: Signal) {
     let children = own_children();
     let mut descendants: Vec<(i32, i32)> = Vec::new();
@@ -41,7 +41,7 @@ pub fn signal_all(signal: Signal) {
         }
     }
     for child in &children {
-        // It isn't reaped before we do, so its id can't be another's.
+        // Only the shim reaps this child, so its id can't be another process's.
         let _ = kill(Pid::from_raw(*child), signal);
     }
     for (pid, parent) in descendants {
@@ -55,7 +55,8 @@ fn signal_descendant(pid: i32, parent: i32, children: &[i32], signal: Signal) {
     let Some(raw) = rustix::process::Pid::from_raw(pid) else { return };
     let Ok(held) = pidfd_open(raw, PidfdFlags::empty()) else { return };
     let own = i32::try_from(std::process::id()).expect("Linux process ids fit");
-    // Its parent may have ended meanwhile: then it is ours, or that of the sandbox's process 1, which is our child.
+    // If its parent ended meanwhile, the process is now the shim's child, or a child of the sandbox's process 1, which
+    // is the shim's child.
     let is_ours = proc_stat(pid).is_some_and(|now| {
         let is_heir = now.parent == own || children.contains(&now.parent);
         now.start_time == before.start_time && (now.parent == parent || is_heir)
@@ -67,13 +68,13 @@ fn signal_descendant(pid: i32, parent: i32, children: &[i32], signal: Signal) {
     }
 }
 
-/// Kills the children that there are. What they leave becomes our child, for the next round.
+/// Kills the current children. Their own children become the shim's, for the next round.
 ///
-/// `stubborn` says that many rounds didn't help: something multiplies faster than it is killed.
+/// `stubborn` is true if many rounds haven't helped, because processes multiply faster than they are killed.
 pub fn kill_children(stubborn: bool) {
     let children = own_children();
     if stubborn {
-        // Nothing that is stopped can fork.
+        // A stopped process can't fork.
         signal_all(Signal::SIGSTOP);
         signal_all(Signal::SIGKILL);
     }

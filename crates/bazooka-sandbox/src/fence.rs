@@ -1,12 +1,12 @@
-//! Which sockets an instance may use: programs that the kernel asks at each bind and connect of its group.
+//! The fence of an instance's sockets: BPF programs that the kernel runs at each bind and connect in its control
+//! group.
 //!
-//! Owns the programs, which are made anew for each start, and their attachment to the instance's control
-//! group (version 2, which is there beside version 1 too). They go with that group, whoever removes it, so
-//! that nobody has to remember them. They hold for TCP and UDP, from kernel 4.17 on; a UDP socket
-//! that sends without connecting isn't asked.
+//! Owns the programs, which are built anew for each start, and their attachment to the instance's control group
+//! (version 2, which exists beside version 1 too). They disappear with that group, whoever removes it, so they need no
+//! cleanup. They cover TCP and UDP, from kernel 4.17 on; a UDP socket that sends without connecting is not checked.
 //!
-//! A program is a list of comparisons that ends with 1 (allowed) or 0 (refused: `EPERM`). The kernel checks
-//! each before it takes it, so that a wrong one is an error at start and nothing worse.
+//! A program is a list of comparisons that ends with 1 (allowed) or 0 (refused: `EPERM`). The kernel verifies each
+//! program when it is loaded, so a wrong one only causes an error at start.
 
 use std::{
     fs::File,
@@ -20,7 +20,7 @@ use nix::libc;
 
 use crate::protocol::{Closed, Fence};
 
-/// What the kernel refuses of a fence.
+/// The part of a fence that the kernel refuses.
 #[derive(Debug, thiserror::Error)]
 #[error("can't fence its sockets: the kernel refuses {what} (a BPF program of {})", group.display())]
 pub struct FenceError {
@@ -57,7 +57,7 @@ const CGROUP_SOCK_ADDR: u32 = 18;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_ATTACH: libc::c_long = 8;
 
-/// Where the program's context (`struct bpf_sock_addr`) has what it is asked about.
+/// Offsets in the program's context (`struct bpf_sock_addr`) of the address and the port.
 const ADDRESS4: i16 = 4;
 const ADDRESS6: i16 = 8;
 const PORT: i16 = 24;
@@ -67,13 +67,13 @@ const PORT: i16 = 24;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Instruction {
     code: u8,
-    /// The target in the lower half, the source in the upper.
+    /// The target register in the lower half, the source in the upper.
     registers: u8,
     offset: i16,
     value: i32,
 }
 
-/// Result and context are the kernel's choice; the others hold what was loaded.
+/// Registers: the kernel defines the ones for result and context; the third holds the loaded word.
 const RESULT: u8 = 0;
 const CONTEXT: u8 = 1;
 const LOADED: u8 = 2;
@@ -86,7 +86,7 @@ fn mask(bits: u32) -> Instruction {
     Instruction { code: 0x54, registers: LOADED, offset: 0, value: bits as i32 }
 }
 
-/// Leaves out the next `skipped` instructions unless what was loaded is this.
+/// Skips the next `skipped` instructions unless the loaded word equals `value`.
 fn unless(value: u32, skipped: usize) -> Instruction {
     let offset = i16::try_from(skipped).expect("a comparison is short");
     Instruction { code: 0x56, registers: LOADED, offset, value: value as i32 }
@@ -99,7 +99,7 @@ fn answer(value: i32) -> [Instruction; 2] {
     ]
 }
 
-/// What the context has of a port: its two bytes in the order of the network, then zeros.
+/// Returns the context's word for a port: its two bytes in network order, then zeros.
 fn port_word(port: u16) -> u32 {
     let [high, low] = port.to_be_bytes();
     u32::from_ne_bytes([high, low, 0, 0])
@@ -107,7 +107,7 @@ fn port_word(port: u16) -> u32 {
 
 fn bind(own: u16) -> Vec<Instruction> {
     let mut program = vec![load_word(PORT)];
-    // 0 has the kernel pick one that nobody has.
+    // With port 0 the kernel picks a free one.
     for port in [0, own] {
         program.push(unless(port_word(port), 2));
         program.extend(answer(1));
@@ -116,18 +116,18 @@ fn bind(own: u16) -> Vec<Instruction> {
     program
 }
 
-/// A word of the context that must be `value` in those bits that `mask` has.
+/// A word of the context that must equal `value` in the bits of `mask`.
 struct Wanted {
     offset: i16,
     mask: u32,
     value: u32,
 }
 
-/// Refuses where all words of one of the lists are as wanted.
+/// Builds a program that refuses a call if all words of any one list match.
 fn refuse(lists: impl Iterator<Item = Vec<Wanted>>) -> Vec<Instruction> {
     let mut program = Vec::new();
     for list in lists {
-        // Built from its end, so that each comparison knows how much is left to leave out.
+        // Built from its end, so that each comparison knows how many instructions to skip.
         let mut test: Vec<Instruction> = answer(0).into();
         for Wanted { offset, mask: bits, value } in list.into_iter().rev() {
             let mut before = vec![load_word(offset)];
@@ -167,7 +167,7 @@ fn connect6(closed: &[Closed]) -> Vec<Instruction> {
     refuse(closed.iter().map(|closed| {
         let mut list = vec![is(PORT, port_word(closed.port))];
         match closed.address {
-            // As an IPv6 socket names an IPv4 address.
+            // An IPv4 address as an IPv6 socket names it.
             IpAddr::V4(address) => {
                 list.extend([
                     is(word(0), 0),
@@ -224,11 +224,11 @@ fn load(hook: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
         hook,
         ..LoadArguments::default()
     };
-    // SAFETY: all that the arguments point to outlives the call, which only reads it.
+    // SAFETY: everything that the arguments point to outlives the call, which only reads it.
     #[allow(unsafe_code, reason = "no library of ours has this call")]
     let made = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &arguments, size_of::<LoadArguments>()) };
     match RawFd::try_from(made) {
-        // SAFETY: the kernel has just made it for us.
+        // SAFETY: the kernel has just made this descriptor for us.
         #[allow(unsafe_code, reason = "the call returns a bare number")]
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
@@ -248,7 +248,7 @@ fn hang(group: RawFd, program: RawFd, hook: u32) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// What a program answers, as the kernel would run it, over a context of words.
+    /// Returns a program's answer over a context of words, as the kernel would run it.
     fn run(program: &[Instruction], words: &[(i16, u32)]) -> i32 {
         let (mut at, mut loaded, mut result) = (0, 0_u32, -1);
         loop {

@@ -1,6 +1,6 @@
-//! Files and folders as bazooka-pm and a shim share them: whole or not at all, locked, private.
+//! The files and folders that bazooka-pm and a shim share: written atomically, locked, private.
 //!
-//! Owns how they are written. What stands in them is in [`crate::protocol`].
+//! Owns how they are written. [`crate::protocol`] has their content.
 
 use std::{
     fs, io,
@@ -11,10 +11,10 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Adds a line to a file that is open for appending.
+/// Appends a line to a file that is open for appending.
 ///
-/// It isn't synced: what it tells of is gone too after a loss of power. What an earlier write that failed
-/// has left of its line spoils that line alone.
+/// The file isn't synced: after a loss of power the processes that it describes are gone too. If an earlier write
+/// failed in the middle of a line, only that line is spoilt.
 ///
 /// # Errors
 /// The file system's.
@@ -25,9 +25,9 @@ pub fn append(mut file: &fs::File, content: &impl Serialize) -> io::Result<()> {
     file.write_all(&line)
 }
 
-/// Writes a file as a whole or not at all, readable by its owner alone.
+/// Writes a file atomically, readable by its owner alone.
 ///
-/// It isn't synced: what it tells of is gone too after a loss of power.
+/// The file isn't synced: after a loss of power the processes that it describes are gone too.
 ///
 /// # Errors
 /// The file system's.
@@ -41,13 +41,13 @@ pub fn write_file(path: &Path, content: &impl Serialize) -> io::Result<()> {
     fs::rename(&draft, path)
 }
 
-/// Reads such a file; none if it isn't there or isn't whole.
+/// Reads such a file; none if it is missing or incomplete.
 pub fn read_file<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-/// Takes the lock of a file that nobody else has; none if somebody has it. It is held until every copy
-/// of the descriptor has been closed, those of other processes among them.
+/// Locks a file; none if another process has the lock. The lock is held until every copy of the descriptor has been
+/// closed, in other processes too.
 ///
 /// # Errors
 /// The file system's.
@@ -63,13 +63,13 @@ pub fn try_lock(file: &fs::File) -> io::Result<Option<()>> {
     }
 }
 
-/// The names in a folder; none if it isn't there.
+/// Returns the names in a folder; none if it is missing.
 pub fn entries(folder: &Path) -> impl Iterator<Item = String> {
     let listed = fs::read_dir(folder).into_iter().flatten();
     listed.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }
 
-/// Makes a folder that only its owner gets into, if it isn't there.
+/// Creates a folder that only its owner can enter, if it is missing.
 ///
 /// # Errors
 /// The file system's.
@@ -77,7 +77,7 @@ pub fn private_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Removes a folder and all in it, read-only folders too. One that isn't there is no error.
+/// Removes a folder with its content, read-only folders too. A missing folder is no error.
 ///
 /// # Errors
 /// The file system's.

@@ -1,6 +1,6 @@
-//! An instance's control groups: made before it starts, joined as it starts, removed once it is over.
+//! An instance's control groups: created before it starts, joined as it starts, removed once it is over.
 //!
-//! Owns the files in them. What is written there was decided by bazooka-pm.
+//! Owns the files in them. bazooka-pm decides their content.
 
 use std::{
     fs, io,
@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::protocol::Group;
 
-/// A control group, or a file of it, that can't be made.
+/// A control group, or a file of it, that can't be written.
 #[derive(Debug, thiserror::Error)]
 #[error("can't limit it by {}", path.display())]
 pub struct GroupError {
@@ -20,10 +20,10 @@ pub struct GroupError {
     source: io::Error,
 }
 
-/// Makes the groups of an instance, with all that holds in them.
+/// Creates the groups of an instance and writes their settings.
 ///
 /// # Errors
-/// [`GroupError`]. Those before it stay, for [`remove`].
+/// [`GroupError`]. The groups before it stay, for [`remove`].
 pub fn make(groups: &[Group]) -> Result<(), GroupError> {
     for Group { folder, settings, .. } in groups {
         let failed = |path: &Path, source| GroupError { path: path.to_owned(), source };
@@ -39,16 +39,16 @@ pub fn make(groups: &[Group]) -> Result<(), GroupError> {
     Ok(())
 }
 
-/// How the kernel ended something in these groups for lack of memory.
+/// The memory figures of a group in which the kernel killed a process for lack of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfMemory {
     /// The limit.
     pub limit_bytes: Option<u64>,
-    /// The most that was used.
+    /// The peak use.
     pub peak_bytes: Option<u64>,
 }
 
-/// Whether the kernel killed something in these groups for lack of memory.
+/// Returns the figures if the kernel killed a process in these groups for lack of memory.
 pub fn out_of_memory(groups: &[Group]) -> Option<OutOfMemory> {
     groups.iter().find_map(|Group { folder, version, .. }| {
         let [events, limit, peak] = match version {

@@ -1,8 +1,8 @@
-//! Starting an instance in namespaces of its own.
+//! The start of an instance in namespaces of its own.
 //!
-//! Owns the instance's process 1 ("init"): a copy of the shim, without its memory of anything else, that makes
-//! the root, gives up every right, starts the command, reaps what is left to it, and says how the command ended.
-//! It is the shim's child and dies with it; with it dies whatever is in its namespace, at once.
+//! Owns the instance's process 1 ("init"): a copy of the shim that makes the root, gives up every right, starts the
+//! command, reaps orphans, and reports how the command ended. It is the shim's child and dies with it; all processes
+//! of its namespace die with it at once.
 //!
 //! ```text
 //! shim ── clone (pid, mount, ipc, uts; in its control group) ──▶ init: root, user, no rights, filter
@@ -11,7 +11,7 @@
 //!   ◀── e, how it ended ─────────────────────────────────────────────┘ then waits for the rest
 //! ```
 //!
-//! The command itself isn't process 1: to that one a signal without a handler means nothing, and Node would
+//! The command itself isn't process 1: the kernel ignores signals to process 1 that have no handler, so Node would
 //! ignore SIGTERM.
 
 use std::{
@@ -57,19 +57,19 @@ const FAILED: u8 = b'f';
 const ENDED: u8 = b'e';
 const GO_ON: u8 = b'!';
 
-/// CLONE_INTO_CGROUP, which `libc` has in a type that is too small for it.
+/// CLONE_INTO_CGROUP. Its type in `libc` is too small for it.
 const INTO_GROUP: u64 = 1 << 33;
 
-/// What init needs, put together beforehand.
+/// Everything that init needs, prepared by the shim.
 struct Init<'a> {
     spec: &'a LaunchSpec,
     sandbox: &'a SandboxSpec,
     filter: BpfProgram,
-    /// The lists of processes of the groups that it isn't born in.
+    /// The open `cgroup.procs` files of the groups that init has to join.
     joins: Vec<File>,
 }
 
-/// Why an instance can't be started in its sandbox.
+/// The reason why an instance can't be started in its sandbox.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum InitError {
@@ -85,7 +85,7 @@ pub enum InitError {
     Socket(#[source] io::Error),
     #[error("can't make its namespaces")]
     Namespaces(#[source] Errno),
-    /// In the words of [`BeginError`], which came through the socket.
+    /// The message of a [`BeginError`], received by the socket.
     #[error("{0}")]
     Begin(String),
     #[error("its sandbox ended before anything was started in it")]
@@ -94,7 +94,7 @@ pub enum InitError {
     Speak(#[source] io::Error),
 }
 
-/// Why init can't become what the instance may be.
+/// The reason why init can't set up the sandbox.
 #[derive(Debug, thiserror::Error)]
 enum BeginError {
     #[error("can't start it: {what}")]
@@ -115,17 +115,17 @@ enum BeginError {
     Command(#[source] io::Error),
 }
 
-/// Starts an instance in its sandbox. Its groups are there.
+/// Starts an instance in its sandbox. Its groups must exist.
 ///
 /// # Errors
-/// [`InitError`]; nothing of it runs then.
+/// [`InitError`]; nothing of the instance runs then.
 pub fn launch(
     spec: &LaunchSpec,
     sandbox: &SandboxSpec,
     groups: &[Group],
     ends: Ends,
 ) -> Result<Launched, InitError> {
-    // Of version 2 there is one hierarchy: a process is born in its group, which costs nothing.
+    // Version 2 has one hierarchy: a process can be born in its group, which costs nothing.
     let (born_in, joined): (Vec<&Group>, Vec<&Group>) = groups.iter().partition(|group| group.version == 2);
     let born_in = born_in.first().map(|group| group.folder.as_path());
     if let Some(fence) = &sandbox.fence {
@@ -143,7 +143,7 @@ pub fn launch(
     match clone(born_in.as_ref()).map_err(InitError::Namespaces)? {
         None => {
             drop(ours);
-            // Nothing may return into what is the shim's, a panic neither.
+            // The copy must never return into the shim's code, not even by a panic.
             let _ = catch_unwind(AssertUnwindSafe(|| init.live(ends, theirs)));
             exit()
         }
@@ -178,22 +178,22 @@ fn heard(ours: &mut UnixStream) -> Result<(), InitError> {
     }
 }
 
-/// By which init says how the command ended.
+/// The socket by which init reports how the command ended.
 pub struct InitSocket(UnixStream);
 
-/// What was heard of the command.
+/// The state of init's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// Nothing yet.
+    /// The command has not ended yet.
     NotYet,
-    /// How it ended.
+    /// The command ended like this.
     Ended(WaitStatus),
-    /// There is nothing more to hear.
+    /// The socket has closed without a report.
     Silence,
 }
 
 impl InitSocket {
-    /// How the command ended, once it has.
+    /// Returns how the command ended, once it has.
     pub fn ended(&mut self, command: Pid) -> Heard {
         let mut words = [0; 3];
         match self.0.read(&mut words) {
@@ -209,7 +209,7 @@ impl InitSocket {
         }
     }
 
-    /// To wait for it.
+    /// Returns the socket, to poll for input.
     pub fn socket(&self) -> &UnixStream {
         &self.0
     }
@@ -217,7 +217,7 @@ impl InitSocket {
 
 impl Init<'_> {
     fn live(self, ends: Ends, mut shim: UnixStream) {
-        // So that whoever lists processes can tell.
+        // The name shows in lists of processes.
         let _ = prctl::set_name(c"bazooka-init");
         let command = match self.begin(ends, &shim) {
             Ok(command) => command,
@@ -236,18 +236,18 @@ impl Init<'_> {
                 Ok(WaitStatus::Exited(pid, code)) if pid == command => (0, code),
                 Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => (1, signal as i32),
                 Ok(_) | Err(Errno::EINTR) => continue,
-                // None is left.
+                // No child is left.
                 Err(_) => return,
             };
             let _ = shim.write_all(&[ENDED, kind, u8::try_from(number & 0xff).expect("it is masked")]);
         }
     }
 
-    /// Becomes what the instance may be, and starts its command.
+    /// Sets up the sandbox, and starts its command.
     fn begin(self, ends: Ends, shim: &UnixStream) -> Result<Pid, BeginError> {
         let at = |what: &'static str| move |source: Errno| BeginError::Kernel { what, source };
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("dying with the shim"))?;
-        // What is the shim's stays with the shim: its lock, its files, its pipes.
+        // The shim's lock, files and pipes must not reach the instance.
         let null = File::open("/dev/null").map_err(BeginError::Null)?;
         dup2_stdin(&null)
             .and_then(|()| dup2_stdout(&ends.out))
@@ -264,11 +264,11 @@ impl Init<'_> {
         }
         root::enter(self.spec, self.sandbox)?;
         if let Some(most) = self.spec.processes {
-            // This process is one of them.
+            // This process counts too.
             setrlimit(Resource::RLIMIT_NPROC, most + 1, most + 1).map_err(at("its processes"))?;
         }
         give_up_rights(self.spec.uid.ok_or(BeginError::NoUser)?)?;
-        // After the change of user, which clears it.
+        // After the change of user, which clears this setting.
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("dying with the shim"))?;
         apply_filter(&self.filter).map_err(BeginError::Filter)?;
 
@@ -280,7 +280,7 @@ impl Init<'_> {
             setsid()?;
             Ok(())
         };
-        // SAFETY: this process has one thread, so that whatever the closure calls finds no lock held.
+        // SAFETY: this process has one thread, so no lock is held that the closure's calls could need.
         #[allow(unsafe_code, reason = "what is set between fork and exec can't be set otherwise")]
         unsafe {
             command.pre_exec(between);
@@ -296,7 +296,7 @@ fn give_up_rights(uid: u32) -> Result<(), BeginError> {
     let rights = BeginError::Rights;
     for right in CapabilitySet::all().iter() {
         match rustix::thread::remove_capability_from_bounding_set(right) {
-            // An older kernel doesn't know the last ones.
+            // An older kernel doesn't know the newest capabilities.
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}
             Err(error) => return Err(rights(error)),
         }
@@ -313,7 +313,8 @@ fn give_up_rights(uid: u32) -> Result<(), BeginError> {
     prctl::set_no_new_privs().map_err(at("no new rights"))
 }
 
-/// Makes a copy of this process in namespaces of its own, born in a control group; none to the copy.
+/// Copies this process into namespaces of its own, born in a control group. Returns the copy's id, and none in the
+/// copy.
 fn clone(born_in: Option<&File>) -> nix::Result<Option<Pid>> {
     let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let mut flags = u64::try_from(namespaces).expect("flags are positive");
@@ -342,7 +343,7 @@ fn clone(born_in: Option<&File>) -> nix::Result<Option<Pid>> {
 }
 
 fn exit() -> ! {
-    // SAFETY: nothing of the shim's is to be run at this end.
+    // SAFETY: no cleanup of the shim may run when the copy ends, and `_exit` runs none.
     #[allow(unsafe_code, reason = "std's exit would run what is registered for the shim's end")]
     unsafe {
         libc::_exit(0)

@@ -1,8 +1,8 @@
-//! How strictly instances, or builds, are kept apart.
+//! The degrees of isolation between instances, or between builds.
 //!
-//! Owns the words for it. Which of them holds is chosen where instances or builds are.
+//! Owns their names. The program that runs instances or builds chooses one.
 
-/// How instances are kept apart.
+/// The degree of isolation between instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Isolation {
     /// Each has a user, a root and processes of its own, and fenced sockets; takes root
@@ -14,7 +14,7 @@ pub enum Isolation {
 }
 
 impl Isolation {
-    /// Its name, as the host's registration has it.
+    /// Returns its name, as in the host's registration.
     pub fn as_str(self) -> &'static str {
         match self {
             Isolation::Sandbox => "sandbox",
@@ -34,7 +34,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// Its name.
+    /// Returns its name.
     pub fn as_str(self) -> &'static str {
         match self {
             Part::Limits => "limits",

@@ -1,6 +1,6 @@
-//! How an instance's first process comes to be: the seam at which isolation is chosen.
+//! The start of an instance's first process, where isolation is chosen.
 //!
-//! Owns everything between fork and exec of a plain process; [`crate::init`] has the rest.
+//! Owns everything between fork and exec of a plain process; [`crate::init`] has the sandboxed one.
 
 use std::{
     fs, io,
@@ -28,20 +28,20 @@ use crate::{
     shim::Ends,
 };
 
-/// How many files a process may have open, where the hard limit allows it.
+/// The most files that a process may have open, if the hard limit allows it.
 const OPEN_FILES: u64 = 65_536;
 
-/// What runs, once it has been started.
+/// An instance that has been started.
 pub struct Launched {
-    /// The shim's own child: with it all ends.
+    /// The shim's own child. When it ends, the whole instance does.
     pub child: Pid,
-    /// The instance's first process; the same, unless it is in a sandbox.
+    /// The instance's first process: `child` itself, or in a sandbox a child of it.
     pub command: Pid,
-    /// Who says how that ended, where it isn't the shim's child.
+    /// The socket that reports how `command` ended, if that isn't the shim's child.
     pub init: Option<InitSocket>,
 }
 
-/// Why an instance's first process can't be started.
+/// The reason why an instance's first process can't be started.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum LaunchError {
@@ -56,7 +56,7 @@ pub enum LaunchError {
 /// Starts an instance's first process, which dies with the shim.
 ///
 /// # Errors
-/// [`LaunchError`]; nothing of it is left then.
+/// [`LaunchError`]; nothing of the instance is left then.
 pub fn launch(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launched, LaunchError> {
     let launched = groups::make(groups).map_err(LaunchError::from).and_then(|()| match &spec.sandbox {
         Some(sandbox) => Ok(init::launch(spec, sandbox, groups, ends)?),
@@ -65,7 +65,7 @@ pub fn launch(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launche
     launched.inspect_err(|_| groups::remove(groups))
 }
 
-/// What holds for every process, as for one that systemd starts.
+/// Sets the limits of every process, as systemd would.
 ///
 /// # Errors
 /// The kernel's.
@@ -78,15 +78,16 @@ pub fn common_limits() -> nix::Result<()> {
     Ok(())
 }
 
-/// How long a process may go on before another that is due gets the processor, in nanoseconds.
+/// The processor time, in nanoseconds, after which a process yields to another one that waits.
 ///
-/// The kernel's own 3 ms are what a neighbour that answers requests waits for, at each of its wake-ups, beside
-/// one that is always busy. The kernel takes 0.1 to 100 ms.
+/// With the kernel's own 3 ms, a neighbour that answers requests waits that long at each wake-up beside a process that
+/// is always busy. The kernel takes 0.1 to 100 ms.
 const TURN_NS: u64 = 500_000;
 
-/// Lets go of the processor soon where others wait for it; what it forks does too. Its share stays as it is.
+/// Makes this process and its children yield the processor soon when others wait for it. Their share of the processor
+/// stays the same.
 ///
-/// Linux before 6.12 takes the call and does nothing of the kind.
+/// Linux before 6.12 accepts the call and ignores it.
 fn take_short_turns() {
     let turn = libc::sched_attr {
         size: u32::try_from(size_of::<libc::sched_attr>()).expect("it is small"),
@@ -103,7 +104,8 @@ fn take_short_turns() {
     let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const turn, 0) };
 }
 
-/// A process of its own: own session and group, own user where one is given, limited where wanted.
+/// Starts a process without a sandbox: in its own session and group, as its own user and with limits where the spec
+/// has them.
 fn plain(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launched, LaunchError> {
     let procs: Vec<_> = groups.iter().map(|group| group.folder.join("cgroup.procs")).collect();
     let own_id = Pid::this();
@@ -136,22 +138,22 @@ fn plain(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launched, La
             setresuid(user, user, user)?;
         }
         prctl::set_no_new_privs()?;
-        // After the change of user, which clears it.
+        // After the change of user, which clears this setting.
         prctl::set_pdeathsig(Signal::SIGKILL)?;
-        // The shim may have died before that.
+        // The shim may have died before the call above.
         if getppid() != own_id {
             return Err(Errno::ESRCH.into());
         }
         Ok(())
     };
-    // SAFETY: the shim has one thread, so that whatever the closure calls finds no lock held.
+    // SAFETY: the shim has one thread, so no lock is held that the closure's calls could need.
     #[allow(unsafe_code, reason = "what is set between fork and exec can't be set otherwise")]
     unsafe {
         command.pre_exec(between);
     }
     let child =
         command.spawn().map_err(|source| LaunchError::Plain { folder: spec.folder.clone(), source })?;
-    // Reaped by the shim's own loop: std's handle would only get in the way.
+    // The shim's own loop reaps the child, so std's handle isn't needed.
     let child = Pid::from_raw(i32::try_from(child.id()).expect("Linux process ids fit"));
     Ok(Launched { child, command: child, init: None })
 }

@@ -1,7 +1,7 @@
-//! What instances and builds run in: a sandbox, and the small process that stands before it.
+//! The sandbox that instances and builds run in, and the small process that supervises each of them.
 //!
-//! Owns the way from a line of shell to processes that can do to their machine what they may and nothing else, and the end of all of
-//! them. It never decides what is to run, and knows nothing of apps, hosts or the coordinator.
+//! Owns the way from a shell command to processes with exactly the rights that they should have on the machine, and
+//! the end of all these processes. It never decides what runs, and knows nothing of apps, hosts or the coordinator.
 //!
 //! Who calls whom, and across which process:
 //!
@@ -18,15 +18,17 @@
 //!                      │ plain: fork, own user, exec
 //!                      │ sandboxed: clone into new namespaces, born in its group, fenced (fence)
 //! ══ process boundary: namespaces, a socket ════════════════════════════════════════════════════════════
-//! init (process 1): root ─▶ no rights ─▶ seccomp ─▶ exec; reaps, and says how the command ended
+//! init (process 1): root ─▶ no rights ─▶ seccomp ─▶ exec; reaps, and reports how the command ended
 //! ══ process boundary ══════════════════════════════════════════════════════════════════════════════════
 //! the command, as a user of its own; family: all that descends from it, for signals
 //! ```
 //!
 //! | question | asked of | answer |
 //! |---|---|---|
-//! | what keeps instances apart here? | [`isolation`], [`cgroups::Cgroups::find`], [`sandboxes::Sandboxes::new`] | a choice, tried at start |
-//! | which user, which groups, which root for this one? | [`uids::Uids::choose`], [`cgroups::Cgroups::of`], [`sandboxes::Sandboxes::of`] | parts of a [`protocol::LaunchSpec`] |
+//! | which means of isolation does this machine have? | [`isolation`], [`cgroups::Cgroups::find`],
+//! [`sandboxes::Sandboxes::new`] | a choice, tried at start |
+//! | which user, groups and root does this instance get? | [`uids::Uids::choose`], [`cgroups::Cgroups::of`],
+//! [`sandboxes::Sandboxes::of`] | parts of a [`protocol::LaunchSpec`] |
 //! | start it | [`start::SpawnedShim`] or [`launch::launch`] | [`protocol::Answer`] or [`launch::Launched`] |
 //! | how did it end? | [`protocol::Start::read`] or [`init::InitSocket::ended`] | [`protocol::ExitRecord`] |
 
@@ -56,7 +58,7 @@ pub use fence::FenceError;
 pub use root::RootError;
 pub use seccomp::FilterError;
 
-/// An error with all that it names as its source, as it goes through a socket or a log: in one line.
+/// Formats an error with its chain of sources in one line, for a socket or a log.
 fn in_one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();

@@ -1,6 +1,6 @@
-//! What the machine says of itself and of its processes, in `/proc`.
+//! The machine's state and its processes, as `/proc` shows them.
 //!
-//! Owns reading it. It never writes.
+//! Owns reading `/proc`. It never writes.
 
 use std::{
     fs,
@@ -12,24 +12,24 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::files::entries;
 
-/// The kernel's boot id.
+/// Returns the kernel's boot id.
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// Microseconds since 1970.
+/// Returns the time in microseconds since 1970.
 pub fn now_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Milliseconds on the machine's clock that never jumps and counts a suspended machine's time too.
+/// Returns milliseconds on the machine's monotonic clock, which counts the time of a suspended machine too.
 pub fn boot_clock_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What `/proc/PID/stat` says of a process.
+/// A process's entry in `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcStat {
     /// Its state's letter.
@@ -38,7 +38,7 @@ pub struct ProcStat {
     pub parent: i32,
     /// Its session.
     pub session: i32,
-    /// When it was started, in clock ticks since boot.
+    /// The time of its start, in clock ticks since boot.
     pub start_time: u64,
 }
 
@@ -59,12 +59,12 @@ fn parse_stat(line: &str) -> Option<ProcStat> {
     })
 }
 
-/// The ids of all processes.
+/// Returns the ids of all processes.
 pub fn processes() -> impl Iterator<Item = i32> {
     entries(Path::new("/proc")).filter_map(|name| name.parse().ok())
 }
 
-/// The machine's memory, less a tenth and at least 256 MiB of it for the system.
+/// Returns the machine's memory in bytes, less a tenth and at least 256 MiB of it for the system.
 pub fn memory_for_instances() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let all = info

@@ -1,17 +1,18 @@
-//! The file by which bazooka-pm and a shim speak, one for each start of an instance.
+//! The protocol between bazooka-pm and a shim: one file for each start of an instance.
 //!
-//! Owns its shape. A shim outlives many versions of bazooka-pm, so the shape is versioned and only grows:
-//! a field is only ever added, with a default. It uses nothing that would make the shim large.
+//! Owns the types in that file. A shim outlives many versions of bazooka-pm, so the protocol has a version and only
+//! grows: new fields have a default, and no field is ever removed. The module uses nothing that would make the shim
+//! large.
 //!
 //! ```text
-//! STATE/instances/ID/run.N   0600; held (flock) from before the shim exists until it has gone
+//! STATE/instances/ID/run.N   0600; locked (flock) from before the shim exists until it has gone
 //!   {"spec":…}   pm ──▶ shim   what to run, without the values of its env
 //!   {"shim":…}   shim ──▶ pm   who runs; a line before the instance's process starts, and one after
 //!   {"exit":…}   shim ──▶ pm   how it ended; nothing of it is left then
-//!   any other    shim ──▶ pm   what the shim itself had to complain of
-//! stdin, stderr  that file, by which the lock is inherited
-//! stdout         a socket: pm ──▶ shim, the env as one JSON map, which no disk gets to see; then pm's end of it is
-//!                shut, and shim ──▶ pm, one line: [`Answer`]
+//!   any other    shim ──▶ pm   an error of the shim itself, in words
+//! stdin, stderr  that file, so that the shim inherits its lock
+//! stdout         a socket: pm ──▶ shim, the env as one JSON map, which is never on disk; then pm shuts its end
+//!                for writing, and shim ──▶ pm, one line: [`Answer`]
 //! SIGTERM       end the instance: SIGTERM, its stop timeout, SIGKILL
 //! SIGUSR1       end it at once
 //! ```
@@ -27,39 +28,39 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::machine::proc_stat;
 
-/// This build's version of the protocol. A shim from [`SANDBOXES`] on knows what a [`SandboxSpec`] is; from version 3 on
-/// it takes [`LaunchSpec::env`] from its socket. An older one can't read a spec without it, and says so.
+/// This build's version of the protocol. A shim from [`SANDBOXES`] on knows [`SandboxSpec`]; from version 3 on it
+/// takes [`LaunchSpec::env`] from its socket. An older shim can't read a spec without that field, and reports so.
 pub const PROTOCOL: u32 = 3;
 
-/// The first version with sandboxes: an older shim would start an instance without one, and say nothing.
+/// The first version with sandboxes. An older shim would silently start an instance without one.
 pub const SANDBOXES: u32 = 2;
 
-/// The output that is being written, in an instance's log folder.
+/// The current output file, in an instance's log folder.
 pub const LOG_CURRENT: &str = "current";
-/// The output before that.
+/// The output file before that.
 pub const LOG_PREVIOUS: &str = "previous";
-/// Each of the two files is this long at most.
+/// The most bytes in each of the two files.
 pub const LOG_FILE_BYTES: u64 = 4 << 20;
 
-/// Where an instance's memory is limited; what version 1 wrote in place of [`LaunchSpec::groups`].
+/// The group that limits an instance's memory. Version 1 wrote it in place of [`LaunchSpec::groups`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryLimit {
-    /// The control group to be made, as an absolute path; it is the instance's alone.
+    /// The control group to create, as an absolute path. Only this instance uses it.
     pub cgroup: PathBuf,
-    /// 1 or 2: the version of the control groups there.
+    /// The version of the control groups there: 1 or 2.
     pub version: u8,
-    /// Resident memory, no swap.
+    /// The limit of resident memory, without swap.
     pub limit_bytes: u64,
 }
 
-/// A control group that is to be made for an instance, and is its alone.
+/// A control group that the shim creates for one instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// Its folder, as an absolute path.
     pub folder: PathBuf,
-    /// 1 or 2: the version of the control groups there.
+    /// The version of the control groups there: 1 or 2.
     pub version: u8,
-    /// What is written to its files, in order.
+    /// The contents of its files, in the order of writing.
     #[serde(default)]
     pub settings: Vec<Setting>,
 }
@@ -67,113 +68,113 @@ pub struct Group {
 /// One file of a control group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
-    /// Its name.
+    /// The file's name.
     pub file: String,
-    /// What is written to it.
+    /// The content to write.
     pub content: String,
-    /// Some kernels are built without it (swap accounting): then it is left out.
+    /// True if some kernels are built without this file (swap accounting). It is then skipped.
     #[serde(default)]
     pub if_there: bool,
 }
 
-/// What an instance sees of the machine, in namespaces of its own.
+/// The view of the machine that an instance has, in namespaces of its own.
 ///
 /// Its root holds the folders of `base`, read-only; `/app`, its slug; `/tmp`, `/proc` and `/dev` of its own; and the
 /// `mounts`. A build of bazooka-rm has the same, around the tree that it builds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
-    /// An empty folder on which the root is mounted; nobody else sees that.
+    /// An empty folder on which the root is mounted. The mount is visible only in the sandbox.
     pub root: PathBuf,
     /// The tree that the root is made of: the machine's own, or a stack.
     pub base: PathBuf,
-    /// What `/etc` is; that of `base` unless given.
+    /// The folder for `/etc`; that of `base` unless given.
     #[serde(default)]
     pub etc: Option<PathBuf>,
-    /// How much `/tmp` holds. It counts to the memory limit.
+    /// The size of `/tmp` in bytes. Its content counts towards the memory limit.
     pub tmp_bytes: u64,
-    /// Which sockets it may use; any unless given.
+    /// The sockets that the instance may use; all unless given.
     #[serde(default)]
     pub fence: Option<Fence>,
-    /// `/app` can be written, as far as the user's rights to it go.
+    /// True if `/app` is writable, as far as the user's rights to it go.
     #[serde(default)]
     pub app_writable: bool,
-    /// What else of the machine is there.
+    /// Other folders and files of the machine to mount.
     #[serde(default)]
     pub mounts: Vec<Mount>,
 }
 
-/// A folder or file of the machine that is in a sandbox, too, by the same path.
+/// A folder or file of the machine that a sandbox has too, at the same path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// Where it is; absolute, and no link.
+    /// Its path; absolute, and not a symbolic link.
     pub path: PathBuf,
-    /// It can be written, as far as the user's rights to it go.
+    /// True if it is writable, as far as the user's rights to it go.
     #[serde(default)]
     pub writable: bool,
 }
 
-/// Which sockets an instance may use, on the machine's network.
+/// The sockets that an instance may use, on the machine's network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {
-    /// The one port that it may bind, 0 for none; besides, the kernel may pick one for it.
+    /// The one port that it may bind, 0 for none. It may also let the kernel choose a port.
     pub port: u16,
-    /// Where it can't connect to.
+    /// The addresses that it can't connect to.
     #[serde(default)]
     pub closed: Vec<Closed>,
 }
 
-/// A port of some addresses.
+/// A port of a range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Closed {
-    /// The first of them.
+    /// The first address.
     pub address: IpAddr,
-    /// How many leading bits of it count: 32 or 128 for one address alone.
+    /// The number of leading bits that count: 32 or 128 for one address alone.
     pub bits: u8,
     /// The port.
     pub port: u16,
 }
 
-/// What a shim runs, and how.
+/// The order to a shim: what to run, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchSpec {
-    /// [`PROTOCOL`] of the bazooka-pm that wrote it.
+    /// The [`PROTOCOL`] of the bazooka-pm that wrote it.
     pub protocol: u32,
-    /// A line for `/bin/sh -c`.
+    /// The command, for `/bin/sh -c`.
     pub command: String,
-    /// Where it runs: the unpacked slug.
+    /// The folder that it runs in: the unpacked slug.
     pub folder: PathBuf,
-    /// All of its environment, as versions 1 and 2 wrote it.
+    /// The whole environment, as versions 1 and 2 wrote it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// All of its environment comes by the socket instead.
+    /// True if the whole environment comes by the socket instead.
     #[serde(default)]
     pub env_apart: bool,
     /// The user and group that it runs as; the shim's own unless given.
     #[serde(default)]
     pub uid: Option<u32>,
-    /// Its memory limit, where version 1 wrote one.
+    /// The memory limit, if version 1 wrote one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryLimit>,
-    /// Its control groups.
+    /// The control groups.
     #[serde(default)]
     pub groups: Vec<Group>,
-    /// How many processes and threads its user may have.
+    /// The most processes and threads that its user may have.
     #[serde(default)]
     pub processes: Option<u64>,
-    /// What it sees of the machine; all of it unless given.
+    /// The view of the machine; all of it unless given.
     #[serde(default)]
     pub sandbox: Option<SandboxSpec>,
-    /// Where its output goes.
+    /// The folder for its output.
     pub log_folder: PathBuf,
-    /// From SIGTERM to SIGKILL.
+    /// The time from SIGTERM to SIGKILL, in milliseconds.
     pub stop_timeout_ms: u64,
-    /// A file that says until when its host surely holds its lease; the instance ends before that.
+    /// A file that says until when its host surely holds its lease. The instance ends before that.
     #[serde(default)]
     pub lease_file: Option<PathBuf>,
 }
 
 impl LaunchSpec {
-    /// Its control groups, as whichever version wrote them.
+    /// Returns the control groups, whichever version wrote them.
     pub fn all_groups(&self) -> Vec<Group> {
         let older = self.memory.as_ref().map(|memory| {
             let setting =
@@ -198,46 +199,46 @@ impl LaunchSpec {
     }
 }
 
-/// A process that can be told from a later one with the same id.
+/// A process, told apart from a later one with the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Its id.
     pub pid: i32,
-    /// When it was started, in clock ticks since boot (`/proc/PID/stat`).
+    /// The time of its start, in clock ticks since boot (`/proc/PID/stat`).
     pub start_time: u64,
 }
 
-/// Who runs.
+/// The running processes of a start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShimState {
-    /// [`PROTOCOL`] of the shim.
+    /// The [`PROTOCOL`] of the shim.
     pub protocol: u32,
-    /// The kernel's boot id: process ids of another boot mean nothing.
+    /// The kernel's boot id. Process ids of another boot mean nothing.
     pub boot_id: String,
     /// The shim itself.
     pub shim: ProcessId,
     /// The instance's first process, once it has been started.
     #[serde(default)]
     pub child: Option<ProcessId>,
-    /// When that was, in microseconds since 1970.
+    /// The time of its start, in microseconds since 1970.
     #[serde(default)]
     pub started_us: u64,
 }
 
-/// What a shim answers, in one line, once it has started the instance or couldn't.
+/// The shim's answer, in one line, once the instance has started or failed to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// It runs.
+    /// The instance runs.
     Started(ShimState),
-    /// It doesn't, and the host is to blame: an app's own mistakes show as exits.
+    /// The instance couldn't be started, by the host's fault. An app's own faults show as exits.
     Failed {
-        /// Why, in one line.
+        /// The cause, in one line.
         cause: String,
     },
 }
 
-/// How an instance's first process ended. The shim has ended all others by then.
+/// The exit of an instance's first process. The shim has ended all other processes by then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// The exit status, if it exited.
@@ -246,34 +247,34 @@ pub struct ExitRecord {
     /// The signal, if one ended it.
     #[serde(default)]
     pub signal: Option<i32>,
-    /// The kernel killed a process of the instance for lack of memory.
+    /// True if the kernel killed a process of the instance for lack of memory.
     #[serde(default)]
     pub out_of_memory: bool,
-    /// The memory limit that was in force, where memory ran out.
+    /// The memory limit in bytes, if memory ran out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_bytes: Option<u64>,
-    /// The most memory that it had, where memory ran out and the kernel says so.
+    /// The peak use of memory in bytes, if memory ran out and the kernel reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_peak_bytes: Option<u64>,
-    /// How long it ran.
+    /// The length of the run in milliseconds.
     pub ran_ms: u64,
-    /// When it ended, in microseconds since 1970.
+    /// The time of the end, in microseconds since 1970.
     pub at_us: u64,
-    /// The shim ended it because its host's lease was running out.
+    /// True if the shim ended it because its host's lease was running out.
     #[serde(default)]
     pub partitioned: bool,
 }
 
-/// One start of an instance, as far as it is written down; in the file, one line for each part.
+/// One start of an instance, as far as it is written; the file has one line for each part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start<S> {
-    /// What is to be run.
+    /// The order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spec: Option<S>,
-    /// Who runs.
+    /// The running processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shim: Option<ShimState>,
-    /// How it ended.
+    /// The exit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitRecord>,
 }
@@ -285,12 +286,12 @@ impl<S> Default for Start<S> {
 }
 
 impl<S: DeserializeOwned> Start<S> {
-    /// Reads what is there of it; nothing if it isn't there.
+    /// Reads the file of a start; every part is none if there is no file.
     pub fn read(path: &Path) -> Start<S> {
         Start::parse(&fs::read(path).unwrap_or_default())
     }
 
-    /// Of each part the last whole line counts.
+    /// Parses the file of a start. The last complete line of each part counts.
     pub fn parse(text: &[u8]) -> Start<S> {
         lines(text).fold(Start::default(), |known: Start<S>, line: Start<S>| Start {
             spec: line.spec.or(known.spec),
@@ -300,19 +301,19 @@ impl<S: DeserializeOwned> Start<S> {
     }
 }
 
-/// The lines of a file that are whole and hold a `T`.
+/// Returns a `T` from each complete line that holds one.
 pub fn lines<T: DeserializeOwned>(text: &[u8]) -> impl Iterator<Item = T> {
     let whole = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
     whole.filter_map(|line| serde_json::from_slice(line).ok())
 }
 
 impl ProcessId {
-    /// The process that has this id now.
+    /// Returns the process that has this id now.
     pub fn of(pid: i32) -> Option<ProcessId> {
         proc_stat(pid).map(|stat| ProcessId { pid, start_time: stat.start_time })
     }
 
-    /// Whether it is this very process that has the id now.
+    /// Reports whether this very process still has the id.
     pub fn is_there(&self) -> bool {
         ProcessId::of(self.pid) == Some(*self)
     }

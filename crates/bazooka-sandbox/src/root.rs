@@ -1,16 +1,16 @@
 //! An instance's root: a small tree in memory, on which the machine's programs and the slug are mounted.
 //!
-//! Owns the mounts, all of them in a mount namespace that goes with the instance. The tree itself is read-only in
-//! the end.
+//! Owns the mounts. All are in a mount namespace that ends with the instance. The tree itself is read-only once it is
+//! complete.
 //!
 //! ```text
 //! /usr /bin /sbin /lib*   of the machine, or all folders of a stack   read-only
 //! /etc                    what bazooka-pm put together, or the stack's with the machine's names   read-only
 //! /app                    the slug                                    read-only, unless it is being built
 //! /tmp                    its own, sized; /dev/shm and /var/tmp are the same
-//! /proc                   its own processes; what tells of the machine or changes it is masked or read-only
+//! /proc                   its own processes; entries that reveal or change the machine are masked or read-only
 //! /dev                    null zero full random urandom tty, and terminals of its own
-//! mounts                  what else was named, by the same path       read-only, unless named as writable
+//! mounts                  other named folders and files, same paths   read-only, unless named as writable
 //! ```
 
 use std::{
@@ -34,25 +34,25 @@ use nix::{
 
 use crate::protocol::{LaunchSpec, Mount, SandboxSpec};
 
-/// Where an instance has its slug.
+/// The name of the folder with the slug, in the root.
 pub const APP: &str = "app";
 
-/// What the root takes of the machine.
+/// The folders of the machine that the root has.
 const OF_THE_MACHINE: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
-/// What of a stack isn't mounted: there is something else in its place, or it is of no use.
+/// The folders of a stack that are not mounted: others take their place, or they are of no use.
 const NOT_OF_A_STACK: [&str; 11] =
     ["app", "boot", "dev", "etc", "lost+found", "media", "mnt", "proc", "run", "sys", "tmp"];
 
-/// Devices: name, major and minor number.
+/// The devices: name, major and minor number.
 const DEVICES: [(&str, u64, u64); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-/// What of `/proc` is hidden, as in every container: it tells of the machine.
+/// The hidden entries of `/proc`, as in every container: they reveal the machine.
 const MASKED: [&str; 8] =
     ["acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "sched_debug", "scsi"];
 
-/// What of `/proc` is read-only: it changes the machine.
+/// The read-only entries of `/proc`: they can change the machine.
 const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// A step on the way to an instance's root that the kernel or the file system refuses.
@@ -71,14 +71,14 @@ pub enum RootError {
     Special { path: String, source: Errno },
 }
 
-/// Makes the root, and makes it this process's. It must have a mount namespace and a process namespace of its own.
+/// Builds the root and enters it. The calling process must have a mount namespace and a process namespace of its own.
 ///
 /// # Errors
-/// [`RootError`]; the process is of no use then.
+/// [`RootError`]; the process can't be used then.
 pub fn enter(spec: &LaunchSpec, sandbox: &SandboxSpec) -> Result<(), RootError> {
     let at = |what: &'static str| move |source: Errno| RootError::Enter { what, source };
     let none: Option<&str> = None;
-    // Nothing of this reaches the machine, and what the machine mounts later doesn't reach in here.
+    // Private mounts: none of these reaches the machine, and later mounts of the machine don't reach this namespace.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(at("own mounts"))?;
     let tree = Some("mode=755,size=256k,nr_inodes=256");
     mount(Some("root"), &sandbox.root, Some("tmpfs"), MsFlags::MS_NOSUID, tree).map_err(at("its tree"))?;
@@ -100,7 +100,7 @@ pub fn enter(spec: &LaunchSpec, sandbox: &SandboxSpec) -> Result<(), RootError> 
     let sources = sources(&sandbox.mounts)?;
 
     pivot_root(".", ".").map_err(at("entering it"))?;
-    // Only from here on do links in here lead to what is in here; the machine's tree is still below this one.
+    // Only after the pivot do symbolic links lead to files of this root. The machine's tree is still mounted below.
     for (source, Mount { path, writable }) in sources {
         mount_point(path, source.metadata().is_ok_and(|known| known.is_dir()))?;
         bind(Path::new(&format!("/proc/self/fd/{}", source.as_raw_fd())), path, *writable)?;
@@ -111,7 +111,7 @@ pub fn enter(spec: &LaunchSpec, sandbox: &SandboxSpec) -> Result<(), RootError> 
     mount(none, "/", none, closed, none).map_err(at("closing it"))
 }
 
-/// The folders of the machine or of the stack.
+/// Mounts the folders of the machine or of the stack.
 fn of_base(sandbox: &SandboxSpec) -> Result<(), RootError> {
     let SandboxSpec { base, etc, .. } = sandbox;
     let names: Vec<PathBuf> = if base == Path::new("/") {
@@ -141,7 +141,7 @@ fn of_base(sandbox: &SandboxSpec) -> Result<(), RootError> {
     if etc.is_dir() { bind(&etc, "etc", false) } else { Ok(()) }
 }
 
-/// What is written for each instance.
+/// Writes the files that differ for each instance.
 fn own_files(spec: &LaunchSpec) -> Result<(), RootError> {
     let made = |path: &str, done: io::Result<()>| made(Path::new(path), done);
     for name in ["run", "run/bazooka", "dev"] {
@@ -160,7 +160,7 @@ fn own_files(spec: &LaunchSpec) -> Result<(), RootError> {
     made("run/bazooka/group", fs::write("run/bazooka/group", groups))
 }
 
-/// Who it is and where others are, in place of what a stack says of that. A link there is the stack's own affair.
+/// Replaces a stack's users, groups, hosts and resolver by the instance's own. A symbolic link there is left alone.
 fn over_stack() -> Result<(), RootError> {
     for (source, target) in [
         ("run/bazooka/passwd", "etc/passwd"),
@@ -181,7 +181,7 @@ fn devices() -> Result<(), RootError> {
         let path = format!("dev/{name}");
         let all = Mode::from_bits_truncate(0o666);
         mknod(path.as_str(), SFlag::S_IFCHR, all, makedev(major, minor)).map_err(special(&path))?;
-        // Whatever the mask is.
+        // Set explicitly, because `mknod` applies the umask.
         made(Path::new(&path), fs::set_permissions(&path, fs::Permissions::from_mode(0o666)))?;
     }
     for (name, target) in [
@@ -226,7 +226,7 @@ fn special(path: &str) -> impl Fn(Errno) -> RootError {
     move |source| RootError::Special { path: format!("/{path}"), source }
 }
 
-/// Names what was made, by its path in the root, where that failed.
+/// Adds the path in the root to an error.
 fn made(path: &Path, done: io::Result<()>) -> Result<(), RootError> {
     done.map_err(|source| RootError::Make { path: Path::new("/").join(path), source })
 }
@@ -236,7 +236,7 @@ fn folder(name: impl AsRef<Path>) -> Result<(), RootError> {
     made(name, fs::DirBuilder::new().mode(0o755).recursive(true).create(name))
 }
 
-/// Holds what is to be mounted, while it can still be reached by its path. Whoever made it a link is not followed.
+/// Opens the mounts' sources while their paths can still be reached. Symbolic links are not followed.
 fn sources(mounts: &[Mount]) -> Result<Vec<(File, &Mount)>, RootError> {
     let held = |mount: &Mount| {
         let flags = libc::O_PATH | libc::O_NOFOLLOW;
@@ -246,7 +246,7 @@ fn sources(mounts: &[Mount]) -> Result<Vec<(File, &Mount)>, RootError> {
     mounts.iter().map(|mount| Ok((held(mount)?, mount))).collect()
 }
 
-/// Sees to it that there is something to mount on.
+/// Creates a mount point unless it exists.
 fn mount_point(path: &Path, is_folder: bool) -> Result<(), RootError> {
     if is_folder {
         return folder(path);
@@ -258,7 +258,7 @@ fn mount_point(path: &Path, is_folder: bool) -> Result<(), RootError> {
     made(path, fs::write(path, ""))
 }
 
-/// Shows a folder or file in another place, with all that is mounted below it.
+/// Mounts a folder or file at another place, with everything mounted below it.
 fn bind(from: &Path, target: impl AsRef<Path>, writable: bool) -> Result<(), RootError> {
     let target = target.as_ref();
     let failed = |source| RootError::Bind { from: from.to_owned(), to: target.to_owned(), source };
@@ -267,11 +267,11 @@ fn bind(from: &Path, target: impl AsRef<Path>, writable: bool) -> Result<(), Roo
     without_rights(target, writable).map_err(failed)
 }
 
-/// Takes from what is mounted what nobody in here is to have by it.
+/// Removes from a mount the rights that no process in here should have.
 fn without_rights(target: &Path, writable: bool) -> nix::Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let path = CString::new(target.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    // A device that is bound to mask something is to be readable: nodev would have it refuse.
+    // A device that masks a file must be readable, which nodev would prevent.
     let is_device = target.starts_with("proc");
     let nodev = if is_device { 0 } else { libc::MOUNT_ATTR_NODEV };
     let read_only = if writable { 0 } else { libc::MOUNT_ATTR_RDONLY };

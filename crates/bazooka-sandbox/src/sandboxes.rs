@@ -1,7 +1,7 @@
-//! The sandbox of this host's instances: what it is made of, and whether the machine can give it.
+//! The sandboxes of this host's instances: their parts, and whether the machine can give them.
 //!
-//! Owns the choice, once at start, and the trial by which it is found out. What is asked for and can't be had is an
-//! error at start: an instance never gets less than what the host says of itself.
+//! Owns the choice, made once at start, and the trial that verifies it. A demanded part that the machine can't give is
+//! an error at start, so an instance never has weaker isolation than its host registers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,14 +19,14 @@ use crate::{
     start::{self, TrialError},
 };
 
-/// What a stack must have beside what the app needs: the command is a line for it.
+/// The program that a stack must have besides what the app needs: the command is a line for it.
 const SHELL: &str = "bin/sh";
 
-/// What is tried in a sandbox has a limit of each kind.
+/// The limits of the trial: one of each kind.
 const OF_THE_TRIAL: GroupLimits =
     GroupLimits { memory_bytes: Some(64 << 20), cpu_millis: Some(1_000), processes: 1_024 };
 
-/// Why instances can't have sandboxes.
+/// The reason why instances can't have sandboxes.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum SandboxError {
@@ -44,27 +44,27 @@ pub enum SandboxError {
     Trial(#[from] TrialError),
 }
 
-/// What sandboxes are to be made of.
+/// The parts that sandboxes are to be made of.
 #[derive(Clone, Copy, Debug)]
 pub struct SandboxParts<'a> {
-    /// A folder for the folders that they need.
+    /// The folder for the folders that they need.
     pub state: &'a Path,
-    /// Another tree than the machine's.
+    /// The tree of a stack, in place of the machine's.
     pub stack: Option<&'a Path>,
-    /// What `/etc` has besides what every program needs.
+    /// The entries of `/etc` besides those that every program needs.
     pub more_of_etc: &'a [&'a str],
-    /// How much `/tmp` holds.
+    /// The size of `/tmp` in bytes.
     pub tmp_bytes: u64,
-    /// Where they can't connect to; none if sockets aren't fenced.
+    /// The addresses that they can't connect to; none if sockets aren't fenced.
     pub closed: Option<&'a [SocketAddr]>,
 }
 
-/// What sandboxes are made of on this machine.
+/// The parts of sandboxes on this machine.
 #[derive(Clone, Debug)]
 pub struct Sandboxes {
     root: PathBuf,
     base: PathBuf,
-    /// The machine's, where it is no stack's.
+    /// The machine's `/etc`; none with a stack.
     etc: Option<Etc>,
     tmp_bytes: u64,
     /// None if sockets aren't fenced.
@@ -72,7 +72,7 @@ pub struct Sandboxes {
 }
 
 impl Sandboxes {
-    /// What is asked for. Blocks.
+    /// Prepares the parts. Blocks.
     ///
     /// # Errors
     /// [`SandboxError`].
@@ -90,7 +90,7 @@ impl Sandboxes {
         Ok(Sandboxes { root, base, etc, tmp_bytes: parts.tmp_bytes, closed })
     }
 
-    /// The sandbox of an instance with this port; 0 for something that has none. Blocks, shortly.
+    /// Returns the sandbox of an instance with this port, or with none (0). Blocks briefly.
     pub fn of(&self, port: u16) -> SandboxSpec {
         if let Some(etc) = &self.etc {
             etc.renew();
@@ -106,7 +106,7 @@ impl Sandboxes {
         }
     }
 
-    /// Starts something in a sandbox with a limit of each kind. Blocks.
+    /// Starts a command in a sandbox with a limit of each kind. Blocks.
     ///
     /// # Errors
     /// [`SandboxError`].
@@ -133,7 +133,7 @@ impl Sandboxes {
             command: "exit 0".to_owned(),
             folder: app,
             env: BTreeMap::new(),
-            // As each start's: what isn't heard would be a broken answer.
+            // As at each start, the shim reads the environment: unread bytes would reset the socket and lose its answer.
             env_apart: true,
             uid: Some(uid),
             memory: None,
@@ -150,14 +150,15 @@ impl Sandboxes {
     }
 }
 
-/// A stack, if it is one.
+/// Returns a stack's canonical path, after verifying that it is a stack.
 ///
 /// # Errors
 /// [`SandboxError::Stack`], [`SandboxError::NotAStack`].
 pub fn stack_at(stack: &Path) -> Result<PathBuf, SandboxError> {
     let base = stack.canonicalize();
     let base = base.map_err(|source| SandboxError::Stack { path: stack.to_owned(), source })?;
-    // Its links are its own: /bin is one to usr/bin.
+    // A stack's links are meant for its own root, so a link at the end isn't followed. /bin may be a link to usr/bin,
+    // so both paths are tried.
     let shell = [SHELL, "usr/bin/sh"].iter().any(|shell| base.join(shell).symlink_metadata().is_ok());
     if base == Path::new("/") || !shell {
         return Err(SandboxError::NotAStack { path: stack.to_owned() });
@@ -165,7 +166,7 @@ pub fn stack_at(stack: &Path) -> Result<PathBuf, SandboxError> {
     Ok(base)
 }
 
-/// The coordinator's addresses, from its URLs. A name that can't be resolved now is told, and left out.
+/// Returns the coordinator's addresses, from its URLs. A name that can't be resolved now is logged and left out.
 pub fn resolved(urls: &[String]) -> Vec<SocketAddr> {
     let mut found = BTreeSet::new();
     for url in urls {
@@ -184,7 +185,7 @@ pub fn resolved(urls: &[String]) -> Vec<SocketAddr> {
     found.into_iter().collect()
 }
 
-/// The same, and where one is this machine's, by each address that leads to this machine.
+/// Returns the same addresses, and for each address of this machine all others that lead to this machine.
 fn with_all_addresses(closed: &[SocketAddr]) -> Vec<Closed> {
     let mut all = BTreeSet::new();
     for address in closed {

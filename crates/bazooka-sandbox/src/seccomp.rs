@@ -1,9 +1,8 @@
-//! Which system calls an instance may make: those that programs are made of, and none by which a machine is
-//! run.
+//! The system calls that an instance may make: those that programs need, and none that administer a machine.
 //!
-//! Owns the list; the filter is made of it by `seccompiler`. A call that isn't in the list is answered with
-//! `ENOSYS`, as by a kernel that doesn't have it: libraries know what to do then. So a later
-//! kernel's calls are out until they are put in.
+//! Owns the list; `seccompiler` turns it into the filter. A call that isn't on the list returns `ENOSYS`, as on a
+//! kernel that doesn't have it, because libraries can handle that. So the calls of a later kernel are refused until
+//! they are added.
 
 use std::collections::BTreeMap;
 
@@ -13,12 +12,12 @@ use seccompiler::{
     SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-/// Why the filter can't be made.
+/// The reason why the filter can't be made.
 #[derive(Debug, thiserror::Error)]
 #[error("can't make the filter of system calls")]
 pub struct FilterError(#[from] BackendError);
 
-/// The filter, as the kernel takes it.
+/// Builds the filter, as the kernel takes it.
 ///
 /// # Errors
 /// [`FilterError`].
@@ -31,10 +30,11 @@ pub fn filter() -> Result<BpfProgram, FilterError> {
     Ok(SeccompFilter::new(rules, absent, SeccompAction::Allow, arch)?.try_into()?)
 }
 
-/// What a call's arguments may be, where not all are allowed.
+/// Returns the conditions on the arguments of calls that are allowed only in part.
 fn with_conditions() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let word = |at, is, value: i32| SeccompCondition::new(at, Length::Dword, is, u64::from(value as u32));
-    // No namespace: in one of its own a process has rights. clone3 has its flags where no filter sees them.
+    // No namespaces: in a namespace of its own a process has rights. clone3 is refused, because its flags are in
+    // memory that no filter sees.
     let namespaces = (libc::CLONE_NEWNS
         | libc::CLONE_NEWCGROUP
         | libc::CLONE_NEWUTS
@@ -43,7 +43,7 @@ fn with_conditions() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNET) as u32;
     let clone = SeccompRule::new(vec![word(0, Is::MaskedEq(u64::from(namespaces)), 0)?])?;
-    // No packets past the kernel's own protocols, and none of those that few have looked at.
+    // No raw packets, and only the common address families and protocols.
     let mut socket = vec![SeccompRule::new(vec![word(0, Is::Eq, libc::AF_UNIX)?])?];
     socket.push(SeccompRule::new(vec![
         word(0, Is::Eq, libc::AF_NETLINK)?,
@@ -54,7 +54,8 @@ fn with_conditions() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
             socket.push(SeccompRule::new(vec![word(0, Is::Eq, family)?, word(2, Is::Eq, protocol)?])?);
         }
     }
-    // What it is asked for by those who only want to know, or to have their addresses where they were.
+    // Values for programs that only query the personality, or that ask for a 32-bit machine's name or an old kernel's
+    // version (PER_LINUX32, UNAME26).
     let personality = [0, 0x0008, 0x0002_0000, 0x0002_0008, -1]
         .into_iter()
         .map(|value| SeccompRule::new(vec![word(0, Is::Eq, value)?]))
@@ -90,7 +91,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_pselect6, libc::SYS_eventfd2, libc::SYS_signalfd4, libc::SYS_timerfd_create, libc::SYS_timerfd_settime,
     libc::SYS_timerfd_gettime, libc::SYS_io_setup, libc::SYS_io_submit, libc::SYS_io_cancel, libc::SYS_io_getevents,
     libc::SYS_io_destroy,
-    // Sockets, once they are there.
+    // Calls on existing sockets.
     libc::SYS_socketpair, libc::SYS_bind, libc::SYS_connect, libc::SYS_listen, libc::SYS_accept, libc::SYS_accept4,
     libc::SYS_getsockname, libc::SYS_getpeername, libc::SYS_getsockopt, libc::SYS_setsockopt, libc::SYS_sendto,
     libc::SYS_recvfrom, libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_sendmmsg, libc::SYS_recvmmsg,
@@ -116,7 +117,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_sched_setparam, libc::SYS_sched_getscheduler, libc::SYS_sched_setscheduler, libc::SYS_sched_getattr,
     libc::SYS_sched_get_priority_max, libc::SYS_sched_get_priority_min,
     libc::SYS_sched_rr_get_interval, libc::SYS_ioprio_get, libc::SYS_ioprio_set, libc::SYS_getcpu,
-    // Users: who has no rights gets none by them.
+    // Users: a process without rights gains none by these calls.
     libc::SYS_getuid, libc::SYS_geteuid, libc::SYS_getgid, libc::SYS_getegid, libc::SYS_getresuid,
     libc::SYS_getresgid, libc::SYS_getgroups, libc::SYS_setuid, libc::SYS_setgid, libc::SYS_setreuid,
     libc::SYS_setregid, libc::SYS_setresuid, libc::SYS_setresgid, libc::SYS_setgroups, libc::SYS_setfsuid,
@@ -132,7 +133,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_uname, libc::SYS_sysinfo, libc::SYS_getrandom,
 ];
 
-/// Calls that later ones stand in for; older architectures have them still.
+/// Calls that later ones replace; older architectures still have them.
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
 const OLDER: &[c_long] = &[
@@ -145,6 +146,6 @@ const OLDER: &[c_long] = &[
     libc::SYS_pause, libc::SYS_time, libc::SYS_arch_prctl,
 ];
 
-/// Calls that later ones stand in for; this architecture never had most of them.
+/// Calls that later ones replace; this architecture never had most of them.
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[c_long] = &[libc::SYS_renameat];

@@ -1,16 +1,16 @@
 //! The shim: a small process, one for each start of an instance, that outlives its bazooka-pm.
 //!
-//! Owns the instance's processes from the first to the last: starts it, keeps its output, ends it, ends
-//! what it leaves behind, and says how it ended. It never decides whether to start anything again, and
-//! speaks to nobody but through the file of [`crate::protocol`].
+//! Owns the instance's processes from the first to the last: starts the instance, stores its output, ends it, kills
+//! what it leaves behind, and writes how it ended. It never decides whether to start anything again, and communicates
+//! only by the file and socket of [`crate::protocol`].
 //!
 //! ```text
 //! starting ─▶ running ──SIGTERM──▶ stopping ──all gone, or time is up──▶ clearing ─▶ gone
 //!                └──────its first process ended, or SIGUSR1──────────────▶┘
 //! ```
 //!
-//! Should the shim itself be killed, the kernel takes the instance's first process with it
-//! (parent-death signal), and bazooka-pm clears up the rest.
+//! If the shim itself is killed, the kernel kills the instance's first process (parent-death signal), and bazooka-pm
+//! cleans up the rest.
 
 mod output;
 
@@ -50,13 +50,13 @@ use crate::{
 };
 use output::{Output, OutputError};
 
-/// While processes are being killed, how often those that appeared meanwhile are looked for.
+/// The pause between two rounds of killing. Each round kills the processes that appeared meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// After so many rounds of killing, what is left is taken for something that multiplies.
+/// The number of rounds of killing after which the remaining processes are assumed to multiply.
 const STUBBORN_ROUNDS: u32 = 20;
 
-/// Why a shim can't do its work.
+/// The reason why a shim can't do its work.
 #[derive(Debug, thiserror::Error)]
 enum ShimError {
     #[error("the shim can't read what it is to start")]
@@ -79,7 +79,7 @@ enum ShimError {
     Launch(#[from] LaunchError),
 }
 
-/// The shim's whole life.
+/// Runs a shim, from its start to its end.
 pub fn main() -> ExitCode {
     let Some(path) = std::env::args_os().nth(1).map(PathBuf::from) else {
         eprintln!("bazooka-shim is started by bazooka-pm, with the file of a start");
@@ -102,14 +102,15 @@ fn run(path: &Path) -> Result<(), ShimError> {
     if spec.env_apart {
         spec.env = hear_env()?;
     }
-    // It was opened and locked before the shim was there.
+    // bazooka-pm opened and locked the file before it spawned the shim.
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let file = File::from(stdin.map_err(|source| ShimError::Stream { what: "stdin", source })?);
     let write = |start: &Start<LaunchSpec>| {
         append(&file, start).map_err(|source| ShimError::Write { path: path.to_owned(), source })
     };
     let failed = |what: &'static str| move |source: Errno| ShimError::Kernel { what, source };
-    // A signal to the terminal's group isn't for us. It fails only for the leader of a group, who is apart already.
+    // A new session keeps signals to the terminal's process group away. The call fails only for a group's leader,
+    // which gets none anyway.
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true).map_err(failed("can't become the subreaper"))?;
     let mut mask = SigSet::empty();
@@ -175,36 +176,36 @@ fn run(path: &Path) -> Result<(), ShimError> {
     write(&Start { exit: Some(exit), ..Start::default() })
 }
 
-/// How far an instance has come.
+/// The phase of the instance.
 enum Phase {
     Running,
-    /// It was told to end; what is left at this moment is killed.
+    /// The instance was told to end. Processes left at `until` are killed.
     Stopping {
         until: Instant,
     },
-    /// Everything that is left is being killed.
+    /// All remaining processes are being killed.
     Clearing {
         rounds: u32,
     },
 }
 
 struct Shim {
-    /// With this one all has ended.
+    /// The shim's own child. When it has ended, the whole instance has.
     child: Pid,
-    /// The instance's first process; the same, unless it is in a sandbox.
+    /// The instance's first process: `child` itself, or in a sandbox a child of it.
     command: Pid,
     init: Option<InitSocket>,
     begun: Instant,
     stop_timeout: Duration,
     lease_file: Option<PathBuf>,
-    /// How its first process ended, when (microseconds since 1970), and how long it had run.
+    /// The exit of its first process, the time of that (microseconds since 1970), and the length of the run.
     ended: Option<(WaitStatus, u64, Duration)>,
     partitioned: bool,
     phase: Phase,
 }
 
 impl Shim {
-    /// Until no process of the instance is left.
+    /// Supervises the instance until no process of it is left.
     fn watch_over(&mut self, signals: &SignalFd, output: &mut Output) -> Result<(), ShimError> {
         loop {
             let timeout = self.next_look(output);
@@ -225,7 +226,7 @@ impl Shim {
                 match Signal::try_from(i32::try_from(info.ssi_signo).unwrap_or(0)) {
                     Ok(Signal::SIGTERM) => self.stop(self.stop_timeout),
                     Ok(Signal::SIGUSR1) => self.clear(),
-                    // SIGCHLD says to reap, which is done anyway; the rest isn't for us.
+                    // SIGCHLD only asks for reaping, which happens anyway. The other signals are ignored.
                     _ => {}
                 }
             }
@@ -239,7 +240,7 @@ impl Shim {
         }
     }
 
-    /// Takes up what is said of the instance's first process.
+    /// Reads from init how the instance's first process ended.
     fn hear(&mut self) {
         let Some(init) = &mut self.init else { return };
         match init.ended(self.command) {
@@ -250,13 +251,13 @@ impl Shim {
         self.init = None;
     }
 
-    /// Takes up what has ended; says whether nothing is left.
+    /// Reaps ended processes. Returns true if none is left.
     fn reap(&mut self) -> bool {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => return false,
                 Ok(status) if status.pid() == Some(self.child) => {
-                    // What it said last may not have been heard yet.
+                    // Init's last message may not have been read yet.
                     self.hear();
                     self.ended.get_or_insert_with(|| (status, now_us(), self.begun.elapsed()));
                 }
@@ -269,7 +270,7 @@ impl Shim {
 
     fn go_on(&mut self) {
         match self.phase {
-            // What it leaves behind is no instance.
+            // Processes that outlive the first process don't make an instance.
             Phase::Running if self.ended.is_some() => self.clear(),
             Phase::Running => {}
             Phase::Stopping { until } if Instant::now() >= until => self.clear(),
@@ -300,7 +301,7 @@ impl Shim {
         if !matches!(self.phase, Phase::Running) {
             return;
         }
-        // An unreadable file is no word that the lease has ended: bazooka-pm replaces it as a whole.
+        // An unreadable file doesn't mean that the lease has ended; bazooka-pm replaces the file atomically.
         let Some(until) = read_file::<u64>(file) else { return };
         let margin = u64::try_from(STOP_BEFORE_LEASE_ENDS.as_millis()).expect("it is a few seconds");
         if boot_clock_ms() + margin >= until {
@@ -309,7 +310,7 @@ impl Shim {
         }
     }
 
-    /// How long nothing needs to be done without an event.
+    /// Returns the time for which nothing needs to be done without an event.
     fn next_look(&self, output: &Output) -> PollTimeout {
         let own = match self.phase {
             Phase::Running => self.lease_file.as_ref().map(|_| LEASE_LOOK),
@@ -317,17 +318,17 @@ impl Shim {
             Phase::Clearing { .. } => Some(LOOK_AGAIN),
         };
         let Some(wait) = own.into_iter().chain(output.next_look()).min() else { return PollTimeout::NONE };
-        // A part of a millisecond would make it look too early, and spin.
+        // Round up to the next millisecond: waking too early would spin.
         let wait = i32::try_from(wait.as_millis() + 1).unwrap_or(i32::MAX);
         PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
     }
 }
 
-/// Closes all but stdin, stdout, stderr and `kept`: what else is open is none of the instance's business.
+/// Closes all descriptors but stdin, stdout, stderr and `kept`, so that the instance doesn't inherit them.
 pub(crate) fn close_others(kept: &[RawFd]) {
     let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
     let open = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
-    // The folder's own descriptor is among them, and is closed by then.
+    // The list includes the descriptor of the folder itself, which is closed by now.
     for fd in open.collect::<Vec<_>>() {
         if fd > 2 && !kept.contains(&fd) {
             let _ = nix::unistd::close(fd);
@@ -335,8 +336,8 @@ pub(crate) fn close_others(kept: &[RawFd]) {
     }
 }
 
-/// Hears from bazooka-pm what the instance's environment is. One that ends before it has said all of it leaves
-/// nothing behind that runs without a part.
+/// Reads the instance's environment from bazooka-pm. If bazooka-pm ends before it has sent all of it, the shim fails
+/// and starts nothing.
 fn hear_env() -> Result<BTreeMap<String, String>, ShimError> {
     let socket = std::io::stdout().as_fd().try_clone_to_owned();
     let mut socket = File::from(socket.map_err(|source| ShimError::Stream { what: "stdout", source })?);
@@ -345,7 +346,7 @@ fn hear_env() -> Result<BTreeMap<String, String>, ShimError> {
     serde_json::from_slice(&text).map_err(|_| ShimError::HalfEnv)
 }
 
-/// Gives bazooka-pm its answer, and lets go of the socket by which it goes.
+/// Sends bazooka-pm the answer, and closes the socket.
 fn answer(answer: &Answer) {
     let line = serde_json::to_string(answer).expect("the protocol's types are always valid JSON");
     let mut stdout = std::io::stdout().lock();
@@ -357,7 +358,7 @@ fn answer(answer: &Answer) {
     }
 }
 
-/// An end as it is written down.
+/// Converts an exit to the form that is written down.
 pub fn record(status: WaitStatus, at_us: u64, ran: Duration) -> ExitRecord {
     let mut exit = ExitRecord {
         at_us,
@@ -373,11 +374,11 @@ pub fn record(status: WaitStatus, at_us: u64, ran: Duration) -> ExitRecord {
 }
 
 fn mebibytes(bytes: u64) -> String {
-    // Rounded up, so that a peak at the limit reads like it.
+    // Rounded up, so that a peak at the limit shows the same number as the limit.
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
-/// An end in words, as logs and causes tell it.
+/// Describes an exit in words, for logs and causes.
 pub fn in_words(exit: &ExitRecord) -> String {
     let mut words = match (exit.code, exit.signal) {
         (Some(code), _) => format!("exited with status {code}"),

@@ -1,6 +1,7 @@
-//! Starting a shim: its program over the file of a start, and the environment that no disk gets to see.
+//! The start of a shim: spawns its program over the file of a start, and sends it the environment, which is never on
+//! disk.
 //!
-//! Owns the inheritance: the lock goes with stdin and stderr, the socket with stdout, and nothing else.
+//! Owns what the shim inherits: the lock by stdin and stderr, the socket by stdout, and nothing else.
 
 use std::{
     collections::BTreeMap,
@@ -25,10 +26,10 @@ use crate::{
     shim::in_words,
 };
 
-/// How long a shim may take to listen.
+/// The longest time that a shim may take to read its environment.
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Why nothing can be started in a sandbox here.
+/// The reason why nothing can be started in a sandbox here.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum TrialError {
@@ -42,19 +43,19 @@ pub enum TrialError {
     Ended(ExitRecord),
     #[error("its shim ended at once")]
     NoExit,
-    /// In the shim's own words.
+    /// The shim's own message.
     #[error("{cause}")]
     Failed { cause: String },
     #[error("its shim gave no answer")]
     NoAnswer(#[source] serde_json::Error),
 }
 
-/// A shim that has been spawned, and doesn't know its environment yet.
+/// A shim that has been spawned and doesn't have its environment yet.
 #[derive(Debug)]
 pub struct SpawnedShim {
     /// Its process.
     pub child: Child,
-    /// The way to it, and back: an [`Answer`].
+    /// The socket to it, by which it also sends its [`Answer`].
     pub socket: UnixStream,
 }
 
@@ -65,8 +66,8 @@ impl SpawnedShim {
     /// The system's, with the program's path.
     pub fn spawn(shim: &Path, path: &Path, file: fs::File) -> io::Result<SpawnedShim> {
         let (socket, theirs) = UnixStream::pair()?;
-        // The lock goes with stdin and stderr, the socket with stdout: nothing else is inherited, not even by
-        // a neighbour that is spawned in the same moment.
+        // The shim inherits the lock by stdin and stderr and the socket by stdout. Nothing else is inherited, not even
+        // by another process that is spawned in the same moment.
         let child = Command::new(shim)
             .arg(path)
             .env_clear()
@@ -79,10 +80,10 @@ impl SpawnedShim {
         Ok(SpawnedShim { child, socket })
     }
 
-    /// Tells it the environment of what it is to run. Blocks.
+    /// Sends the environment of the command. Blocks.
     ///
     /// # Errors
-    /// The system's. A shim that doesn't listen is no error: it says why itself.
+    /// The system's. A shim that doesn't read is no error here: it reports the reason itself.
     pub fn tell(&mut self, env: &impl Serialize) -> io::Result<()> {
         self.socket.set_write_timeout(Some(LISTENS_WITHIN))?;
         let text = Zeroizing::new(serde_json::to_vec(env).map_err(io::Error::other)?);
@@ -92,7 +93,7 @@ impl SpawnedShim {
     }
 }
 
-/// Has a shim start something that ends at once, and waits for that. Blocks.
+/// Lets a shim start a command that ends at once, and waits for its end. Blocks.
 ///
 /// # Errors
 /// [`TrialError`].

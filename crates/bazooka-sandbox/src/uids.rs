@@ -1,7 +1,7 @@
-//! Users for instances: each has a number of its own, that no other process of the machine has.
+//! Users for instances: each has a user id that no other process of the machine has.
 //!
-//! Owns the host's share of the range. Several hosts may stand on one machine (development, tests), so a
-//! share is marked as taken, with the state folder that it belongs to, outside of any state folder.
+//! Owns the host's share of the range. Several hosts may run on one machine (development, tests). So each share is
+//! marked as taken by a state folder, in a place outside of all state folders.
 
 use std::{
     collections::BTreeSet,
@@ -11,10 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where shares are marked. It is emptied with the machine's restart, as processes are.
+/// The folder of the marks. The machine's restart empties it and ends the processes, too.
 pub const MARKS: &str = "/run/bazooka/uids";
 
-/// How many users a share has.
+/// The number of users in a share.
 const SHARE: u32 = 1_024;
 
 /// A folder in which shares can't be marked.
@@ -35,7 +35,7 @@ pub struct Uids {
 }
 
 impl Uids {
-    /// Users out of `range` for the state folder `owner`.
+    /// Creates the users out of `range` for the state folder `owner`.
     ///
     /// # Errors
     /// [`UidsError`].
@@ -44,7 +44,7 @@ impl Uids {
         Ok(Uids { range, marks: marks.to_owned(), owner: owner.to_owned(), shares: Vec::new() })
     }
 
-    /// A user that is not `used`; none if there is none left.
+    /// Returns a user that is not `used`; none if there is none left.
     pub fn choose(&mut self, used: &BTreeSet<u32>) -> Option<u32> {
         let free =
             |shares: &[RangeInclusive<u32>]| shares.iter().cloned().flatten().find(|uid| !used.contains(uid));
@@ -55,8 +55,8 @@ impl Uids {
         })
     }
 
-    /// Whether a user, chosen earlier, is this state folder's still: its share may have become another's when the machine
-    /// was started anew.
+    /// Reports whether a user that was chosen earlier still belongs to this state folder. Another host may have taken
+    /// its share when the machine was restarted.
     pub fn keep(&mut self, uid: u32) -> bool {
         if self.shares.iter().any(|share| share.contains(&uid)) {
             return true;
@@ -86,11 +86,11 @@ impl Uids {
         None
     }
 
-    /// Marks a share as ours, unless it is another's.
+    /// Marks a share as ours, unless another state folder has it.
     fn mark(&self, first: u32) -> bool {
         let mark = self.marks.join(first.to_string());
         for _ in 0..2 {
-            // Written aside and linked, so that nobody ever reads half a mark.
+            // Written as a draft and then linked, so that no reader sees half a mark.
             let draft = self.marks.join(format!("{first}.{}", std::process::id()));
             let written = fs::File::create(&draft)
                 .and_then(|mut file| file.write_all(self.owner.as_os_str().as_encoded_bytes()))
@@ -106,7 +106,7 @@ impl Uids {
             if Path::new(&owner).exists() {
                 return false;
             }
-            // Its state folder has been removed: nobody speaks for it any more.
+            // Its state folder has been removed, so the share is free.
             let _ = fs::remove_file(&mark);
         }
         false

@@ -1,7 +1,7 @@
 //! Unpacking a slug: tar + zstd into a folder, safely.
 //!
-//! Owns what may be in a slug: files, folders, and links that stay inside (or lead to the system's own
-//! programs). A hostile archive is refused, and nothing is ever written outside.
+//! Owns what a slug may contain: files, folders, and links that stay inside or lead to the system's own programs. A
+//! hostile archive is rejected, and nothing is ever written outside the folder.
 
 use std::{
     fs, io,
@@ -11,40 +11,40 @@ use std::{
 
 use tar::EntryType;
 
-/// The most that a slug may be when unpacked.
+/// The most bytes of an unpacked slug.
 const MOST_BYTES: u64 = 8 << 30;
 
-/// The most files that it may have.
+/// The most files of a slug.
 const MOST_ENTRIES: usize = 500_000;
 
-/// A slug that can't be unpacked.
+/// The reason why a slug can't be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// The archive isn't one.
+    /// The archive is broken.
     #[error("it is not a whole archive")]
     Broken(#[source] io::Error),
-    /// There is something in it that must not be.
+    /// The archive contains a forbidden entry.
     #[error("it holds {what}: {}", path.display())]
     Forbidden {
-        /// What.
+        /// The kind of entry.
         what: &'static str,
-        /// Where.
+        /// The entry's path.
         path: PathBuf,
     },
-    /// It is larger than allowed.
+    /// The archive is larger than allowed.
     #[error("it is too large when unpacked")]
     TooLarge,
-    /// It can't be written here.
+    /// A file can't be written here.
     #[error("{}: {source}", path.display())]
     Write {
-        /// Where.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// Unpacks an archive into a folder that is there and empty. What a failure leaves is the caller's to remove.
+/// Unpacks an archive into an existing, empty folder. After a failure the caller removes what was unpacked.
 ///
 /// # Errors
 /// [`UnpackError`].
@@ -97,11 +97,11 @@ pub fn unpack(archive: impl io::Read, into: &Path) -> Result<(), UnpackError> {
             _ => {}
         }
     }
-    // By its words alone, a link through another may seem to stay inside.
+    // A link through another link may seem to stay inside by its text alone.
     if let Some(path) = links.into_iter().find(|path| leads_out(into, path)) {
         return Err(UnpackError::Forbidden { what: "a link that leads out of it", path });
     }
-    // Read-only for everyone: it is shared. Deepest first, as the way there must stay open.
+    // The folder is shared, so it is read-only for everyone. Deepest folders first, because each must stay reachable.
     folders.sort_unstable();
     for folder in folders.iter().rev() {
         let closed = fs::Permissions::from_mode(0o555);
@@ -111,12 +111,12 @@ pub fn unpack(archive: impl io::Read, into: &Path) -> Result<(), UnpackError> {
     Ok(())
 }
 
-/// Tells a full disk from a broken archive.
+/// Distinguishes a full disk from a broken archive.
 fn unpack_failed(error: io::Error, path: PathBuf) -> UnpackError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(cause) = source {
         if let Some(io) = cause.downcast_ref::<io::Error>() {
-            // The library keeps a cause's kind and loses its number.
+            // The library keeps a cause's kind and loses its error number.
             let number = match io.kind() {
                 io::ErrorKind::StorageFull => Some(nix::errno::Errno::ENOSPC as i32),
                 _ => io.raw_os_error(),
@@ -134,8 +134,8 @@ fn is_inside(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
-/// Whether a symbolic link at `path` may point to `target`: inside, or to a program of the system's (a
-/// Python environment's interpreter is such a link).
+/// Reports whether a symbolic link at `path` may point to `target`: inside the slug, or to a program of the system (as
+/// a Python environment's interpreter does).
 fn link_may_lead(path: &Path, target: &Path) -> bool {
     if target.is_absolute() {
         let inside = target.components().all(|part| part != Component::ParentDir);
@@ -156,10 +156,10 @@ fn link_may_lead(path: &Path, target: &Path) -> bool {
     true
 }
 
-/// Whether a link that is in place leads to something outside that isn't the system's.
+/// Reports whether an unpacked link leads to a place outside the slug that isn't the system's.
 fn leads_out(into: &Path, link: &Path) -> bool {
     let (Ok(root), Ok(target)) = (fs::canonicalize(into), fs::canonicalize(into.join(link))) else {
-        // It leads to nothing.
+        // The link leads to nothing.
         return false;
     };
     ![root.as_path(), Path::new("/usr"), Path::new("/bin")].iter().any(|place| target.starts_with(place))
@@ -169,12 +169,12 @@ fn leads_out(into: &Path, link: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// An archive of these entries: path, kind, link target or content.
+    /// Builds an archive of these entries: path, kind, link target or content.
     fn archive(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, kind, content) in entries {
             let mut header = tar::Header::new_gnu();
-            // Written by hand: the library refuses to make some of these.
+            // Written by hand, because the library refuses to make some of these.
             let name = &mut header.as_old_mut().name;
             name[..path.len()].copy_from_slice(path.as_bytes());
             header.set_entry_type(*kind);

@@ -53,7 +53,7 @@ enum Happening {
     Crash(u64, u64),
     Healthy(u64),
     PortTaken(u64),
-    /// The n-th answer is a failure to start.
+    /// Time passes, in ms.
     Pass(u64),
     /// bazooka-pm dies and the next one takes over. The notes may lag behind.
     Die(bool),

@@ -1,10 +1,10 @@
 //! An instance's output: two pipes in, two bounded files out.
 //!
-//! Owns the lines: each is stamped, cut if it is too long, and counted instead of kept if there are too
-//! many. An app that floods its log costs a bounded share of disk and processor, and never blocks for good.
+//! Owns the lines: each gets a time stamp and is cut if it is too long; beyond the rate, lines are counted instead of
+//! stored. An app that floods its log costs a bounded share of disk and processor, and is never blocked for good.
 //!
-//! A line in a file: microseconds since 1970, a space, `o`, `e` or `s` (stdout, stderr, the shim's own
-//! words), a space, the line.
+//! A line in a file: microseconds since 1970, a space, `o`, `e` or `s` (stdout, stderr, the shim's own messages), a
+//! space, the line.
 
 use std::{
     fs::{self, File},
@@ -24,25 +24,25 @@ use crate::{
     protocol::{LOG_CURRENT, LOG_FILE_BYTES, LOG_PREVIOUS},
 };
 
-/// A longer line is cut, and what follows up to its end is left out.
+/// The most bytes of a line. A longer line is cut, and the rest of it is dropped.
 const LINE_BYTES: usize = 8 << 10;
 
-/// How much is read at a time. It is nearly all of the memory that a shim needs.
+/// The bytes read at a time. The buffer is nearly all of a shim's memory.
 const READ_BYTES: usize = 16 << 10;
 
-/// What may be kept each second in the long run.
+/// The bytes that may be stored each second in the long run.
 const RATE_BYTES: u64 = 1 << 20;
 
-/// What may be kept at once, after a quiet time.
+/// The bytes that may be stored at once, after a quiet time.
 const BURST_BYTES: u64 = 4 << 20;
 
-/// A line without an end (a prompt, a progress dot) is shown after this time.
+/// The time after which a line without an end (a prompt, a progress dot) is stored.
 const HALF_LINE_AFTER: Duration = Duration::from_secs(1);
 
-/// A flood is read no faster than a piece each so long, so that it doesn't cost a processor.
+/// The pause between two reads of a flood, so that it doesn't cost a whole processor.
 const FLOOD_PAUSE: Duration = Duration::from_millis(1);
 
-/// With so much room the flood is over, and what was dropped is told.
+/// The bytes of room at which a flood is over. The number of dropped lines is then stored.
 const TELL_WITH_ROOM: u64 = 64 << 10;
 
 /// The ends of the pipes that the instance writes to.
@@ -53,7 +53,7 @@ pub struct Ends {
     pub err: OwnedFd,
 }
 
-/// Why an instance's output can't be kept.
+/// The reason why an instance's output can't be stored.
 #[derive(Debug, thiserror::Error)]
 #[error("can't keep its output in {}", folder.display())]
 pub struct OutputError {
@@ -61,7 +61,7 @@ pub struct OutputError {
     source: io::Error,
 }
 
-/// Reads an instance's output and keeps it.
+/// Reads an instance's output and stores it.
 pub struct Output {
     streams: [Stream; 2],
     log: Log,
@@ -69,7 +69,7 @@ pub struct Output {
 }
 
 struct Stream {
-    /// None once it has ended.
+    /// None once the stream has ended.
     pipe: Option<File>,
     lines: Lines,
 }
@@ -84,7 +84,7 @@ impl Output {
         let log = Log::open(folder.to_owned(), Instant::now()).map_err(failed)?;
         let pipe = || -> io::Result<(File, OwnedFd)> {
             let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-            // The other end is the app's, and blocks as any other.
+            // The app's end blocks like any other pipe.
             fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             Ok((read.into(), write))
         };
@@ -95,12 +95,12 @@ impl Output {
         Ok((output, Ends { out: out_end, err: err_end }))
     }
 
-    /// What to wait for.
+    /// Returns the open pipes, to poll for input.
     pub fn open_ends(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.streams.iter().filter_map(|stream| stream.pipe.as_ref().map(AsFd::as_fd))
     }
 
-    /// Takes what is there, a piece of each stream; says whether there was any.
+    /// Reads a piece of each stream. Returns true if there was any.
     pub fn read(&mut self) -> bool {
         let mut any = false;
         for stream in &mut self.streams {
@@ -122,9 +122,10 @@ impl Output {
         any
     }
 
-    /// Takes all that is left, after the last process has gone.
+    /// Reads all that is left, after the last process has gone.
     pub fn drain(&mut self) {
-        // What is in a pipe is 64 KiB unless made larger; somebody else who holds an end open can't keep us.
+        // A pipe holds 64 KiB unless enlarged. The bound keeps another process that holds an end open from delaying
+        // the shim.
         for _ in 0..256 {
             if !self.read() {
                 break;
@@ -132,13 +133,13 @@ impl Output {
         }
     }
 
-    /// A word of the shim's own.
+    /// Stores a message of the shim itself.
     pub fn say(&mut self, what: &str) {
         self.log.keep(now_us(), b's', what.as_bytes(), true);
         self.log.flush(Instant::now());
     }
 
-    /// Does what time has made due.
+    /// Does the work that has become due.
     pub fn tick(&mut self) {
         for stream in &mut self.streams {
             stream.lines.show_half(Instant::now(), now_us(), &mut self.log);
@@ -149,16 +150,16 @@ impl Output {
         self.log.flush(Instant::now());
     }
 
-    /// When [`Output::tick`] has something to do.
+    /// Returns the time until [`Output::tick`] has work to do.
     pub fn next_look(&self) -> Option<Duration> {
         let halves = self.streams.iter().filter_map(|stream| stream.lines.half_since);
         let half =
             halves.min().map(|since| (since + HALF_LINE_AFTER).saturating_duration_since(Instant::now()));
-        // What was dropped is told when there is room again.
+        // The number of dropped lines is stored when there is room again.
         half.into_iter().chain((self.log.dropped > 0).then_some(HALF_LINE_AFTER)).min()
     }
 
-    /// Keeps the last half lines and tells what was dropped.
+    /// Stores the last half lines and the number of dropped lines.
     pub fn finish(&mut self) {
         for stream in &mut self.streams {
             stream.lines.end(now_us(), &mut self.log);
@@ -173,7 +174,7 @@ struct Lines {
     mark: u8,
     half: Vec<u8>,
     half_since: Option<Instant>,
-    /// In the rest of a line that was cut.
+    /// True while the rest of a cut line is skipped.
     skipping: bool,
 }
 
@@ -201,7 +202,7 @@ impl Lines {
         }
     }
 
-    /// Adds to the half line, which is kept once it is too long.
+    /// Appends to the half line, and stores it once it is too long.
     fn hold(&mut self, bytes: &[u8], at_us: u64, log: &mut Log) {
         let room = LINE_BYTES - self.half.len();
         self.half.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -234,7 +235,7 @@ struct Log {
     file: File,
     size: u64,
     pending: Vec<u8>,
-    /// What may be kept now.
+    /// The bytes that may be stored now.
     room: u64,
     refilled: Instant,
     dropped: u64,
@@ -251,7 +252,8 @@ impl Log {
 
     fn keep(&mut self, at_us: u64, mark: u8, line: &[u8], always: bool) {
         let cost = line.len() as u64 + 20;
-        // Once lines are dropped, it takes some room until the next is kept, so that they are told of together.
+        // After a dropped line, more room is needed before the next line is stored, so that dropped lines are counted
+        // together.
         let enough = if self.dropped > 0 { TELL_WITH_ROOM } else { cost };
         if !always && self.room < enough {
             self.dropped += 1;
@@ -276,7 +278,7 @@ impl Log {
         }
     }
 
-    /// Writes what is kept; says whether something had to be dropped.
+    /// Writes the pending lines. Returns true if lines had to be dropped.
     fn flush(&mut self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.refilled);
         let refill =
