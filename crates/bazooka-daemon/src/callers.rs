@@ -1,6 +1,6 @@
-//! Who calls an endpoint: by the connection's certificate, or by the token of a request.
+//! The callers of an endpoint, known by the connection's certificate or by the request's token.
 //!
-//! Owns finding it out, once for each request. What a caller may do is [`visor::access`]'s business.
+//! Owns the identification, once for each request. [`visor::access`] decides what a caller may do.
 
 use std::net::SocketAddr;
 
@@ -21,14 +21,14 @@ use crate::{git_token, in_words, tls::TlsListener};
 #[derive(Clone, Debug)]
 pub struct Peer {
     caller: Caller,
-    /// When its certificate ends. A connection may outlive it.
+    /// The end of its certificate's validity. A connection may outlive it.
     until: Timestamp,
     address: SocketAddr,
 }
 
 impl Connected<IncomingStream<'_, TlsListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
-        // The handshake has checked that it is of the authority; it is asked once more whom it names.
+        // The handshake has verified that the authority issued the certificate. Here it is only read for the name.
         let address = *stream.remote_addr();
         let shown =
             stream.io().get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|certificate| {
@@ -53,23 +53,24 @@ impl Connected<IncomingStream<'_, TcpListener>> for Peer {
     }
 }
 
-/// Finds out who calls, for each request of an endpoint.
+/// Identifies the caller of each request of an endpoint.
 #[derive(Clone, Debug, Default)]
 pub struct Callers {
     credentials: Option<Credentials>,
 }
 
 impl Callers {
-    /// Of an endpoint with an identity of its own, or without: then everyone is [`Caller::Anyone`].
+    /// Creates the identification for an endpoint. Without credentials every caller is [`Caller::Anyone`].
     pub fn new(credentials: Option<Credentials>) -> Self {
         Callers { credentials }
     }
 
-    /// A layer: puts the [`Caller`] and where it calls from ([`CallsFrom`]) beside the request. A handler takes the caller as an
-    /// `Extension`: of an endpoint without this layer it lets nobody in (status 500).
+    /// Serves as a layer: adds the [`Caller`] and the address that it calls from ([`CallsFrom`]) to the request. A
+    /// handler takes the caller as an `Extension`; on an endpoint without this layer it rejects every request (status
+    /// 500).
     pub async fn find_out(self, mut request: Request, next: Next) -> Response {
         let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone());
-        // Without a connection, as in a test of the routes alone, nobody is known.
+        // Without a connection, as in a test of the routes alone, the caller is unknown.
         let peer_caller = match (&peer, &self.credentials) {
             (_, None) => Caller::Anyone,
             (Some(peer), Some(_)) if peer.until > Timestamp::now() => peer.caller.clone(),
@@ -88,7 +89,7 @@ impl Callers {
     }
 }
 
-/// Where a request comes from.
+/// The address that a request comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallsFrom(pub Option<SocketAddr>);
 

@@ -1,12 +1,12 @@
-//! HTTP to the cluster's other daemons.
+//! The HTTP client for the cluster's other daemons.
 //!
-//! Owns the one way in which a client is built. Timeouts are their caller's.
+//! Owns how a client is built. Callers set the timeouts.
 
 use rustls::{ClientConfig, RootCertStore};
 use visor::identity::{Credentials, tls_provider};
 
-/// An HTTP client for the cluster's own daemons, as this identity, or as nobody and then without TLS. It passes by a proxy of the
-/// environment, since these daemons are within the cluster.
+/// Builds an HTTP client for the cluster's own daemons, with this identity, or without an identity and TLS. It ignores
+/// a proxy of the environment, because these daemons are within the cluster.
 pub fn http_client(credentials: Option<&Credentials>) -> reqwest::ClientBuilder {
     let tls = credentials.map_or_else(
         || {

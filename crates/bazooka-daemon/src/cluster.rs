@@ -1,6 +1,7 @@
-//! The way to the coordinator, and who this part of the cluster is.
+//! The connection to the coordinator, and the identity of this part of the cluster.
 //!
-//! Owns the options of both, what is wrong with them before anything is connected, and what a caller may do by the rows as they are.
+//! Owns the options of both, the faults in them that show before anything is connected, and what a caller may do
+//! according to the current rows.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -49,7 +50,7 @@ pub struct IdentityArgs {
 }
 
 impl IdentityArgs {
-    /// The identity, if one was given.
+    /// Opens the identity, if one was given.
     ///
     /// # Errors
     /// [`CredentialsError`].
@@ -58,7 +59,7 @@ impl IdentityArgs {
     }
 }
 
-/// Why there is no way to the cluster.
+/// The reason why the cluster can't be reached.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum ClusterError {
@@ -81,16 +82,16 @@ pub struct OtherIdentity {
 /// The cluster, as one of its parts reaches it.
 #[derive(Clone)]
 pub struct Cluster {
-    /// Its coordinator, with what only an etcd has.
+    /// Its coordinator, for calls that only an etcd has.
     pub etcd: Arc<EtcdStore>,
     /// Its state.
     pub visor: Visor,
-    /// Who this part is. None: the cluster tells nobody apart.
+    /// This part's identity. None if the cluster doesn't use identities.
     pub credentials: Option<Credentials>,
 }
 
 impl CoordinatorArgs {
-    /// The cluster. Nothing is connected yet.
+    /// Prepares the way to the cluster. Connects nothing yet.
     ///
     /// # Errors
     /// [`ClusterError`].
@@ -111,7 +112,7 @@ impl CoordinatorArgs {
         Ok(EtcdConfig { credentials, ..config })
     }
 
-    /// What is wrong with these, for a part of this kind that was said to have this name. Nothing is connected.
+    /// Returns the faults in these options, for a part of this kind with the name `said`. Connects nothing.
     pub fn validate(&self, kind: Kind, said: Option<&HostName>) -> Vec<ConfigError> {
         let mut wrong = self.addresses_wrong(self.identity.identity.is_some());
         let named = match self.identity.open() {
@@ -133,7 +134,7 @@ impl CoordinatorArgs {
             let what = if !url.is_ok_and(|url| url.scheme().is_some() && url.host().is_some()) {
                 "must be a URL such as http://127.0.0.1:2379"
             } else {
-                // In the clear it would show nobody who asks, and be told everything.
+                // Without TLS an identity would prove nothing, and its secrets would be sent in the clear.
                 match (endpoint.starts_with("https://"), has_identity) {
                     (false, true) => "must begin with https:// where there is an identity",
                     (true, false) => {
@@ -148,7 +149,7 @@ impl CoordinatorArgs {
     }
 }
 
-/// The name that a part goes by: as its identity says, or as it was said, or none.
+/// Returns the name of a part: from its identity, else from its options, else none.
 fn own_name(
     own: Option<&Credentials>,
     kind: Kind,
@@ -169,8 +170,8 @@ fn own_name(
 }
 
 impl Cluster {
-    /// Says once, in the log, if the coordinator is of a version with known holes. Where it doesn't answer nothing is
-    /// said; whoever waits for it does that.
+    /// Logs a warning if the coordinator is of a version with known holes. If it doesn't answer, the code that waits
+    /// for it logs that.
     pub async fn warn_of_old_coordinator(&self) {
         if let Ok(version) = self.etcd.version().await
             && let Some(closed) = holes_closed_in(&version)
@@ -182,12 +183,12 @@ impl Cluster {
         }
     }
 
-    /// The scheme of this part's endpoint.
+    /// Returns the scheme of this part's endpoint.
     pub fn scheme(&self) -> &'static str {
         if self.credentials.is_some() { "https" } else { "http" }
     }
 
-    /// The name that this part goes by: as its identity says, or as it was said, or none.
+    /// Returns the name of this part: from its identity, else from its options, else none.
     ///
     /// # Errors
     /// If the identity is of another kind of part, or of another name.
@@ -195,10 +196,10 @@ impl Cluster {
         own_name(self.credentials.as_ref(), kind, said)
     }
 
-    /// Whether a caller may, by what the coordinator says now.
+    /// Reports whether a caller may do this, according to the coordinator's current rows.
     ///
     /// # Errors
-    /// The store's: who can't be asked about isn't let in.
+    /// The store's. A caller whose rows can't be read must be rejected.
     pub async fn may(&self, caller: &Caller, act: Act, app: Option<&AppName>) -> Result<bool, VisorError> {
         let Caller::Known(who) = caller else { return Ok(access::may(caller, act, None, None)) };
         let admission: Option<Versioned<Admission>> = match who {

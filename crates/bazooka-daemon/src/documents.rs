@@ -1,16 +1,16 @@
-//! A program's manual pages and completions, made from the options that it takes.
+//! A program's manual pages and completions, generated from its options.
 //!
-//! Owns their files' names. Packages have them; nothing else asks for them.
+//! Owns their files' names. Only packaging uses them.
 
 use std::{ffi::OsString, fs, io, path::Path};
 
 use clap::Command;
 use clap_complete::Shell;
 
-/// The word by which a program is asked for them; no part of what it is for.
+/// The first word of a command line that asks for them. It isn't part of the program's interface.
 pub const WORD: &str = "documents";
 
-/// Writes the pages to `DIR/man` and the completions to `DIR/completions`, and returns what the process ends with.
+/// Writes the pages to `DIR/man` and the completions to `DIR/completions`, and returns the process's exit status.
 pub fn run(command: Command, words: &[OsString]) -> u8 {
     let [dir] = words else {
         eprintln!("usage: {} documents DIR", command.get_name());
@@ -25,10 +25,10 @@ pub fn run(command: Command, words: &[OsString]) -> u8 {
     }
 }
 
-/// Writes them.
+/// Writes the pages and completions.
 ///
 /// # Errors
-/// As the file system says.
+/// The file system's.
 pub fn write(command: Command, dir: &Path) -> io::Result<()> {
     let name = command.get_name().to_owned();
     let (man, completions) = (dir.join("man"), dir.join("completions"));

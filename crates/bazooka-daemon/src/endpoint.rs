@@ -1,6 +1,7 @@
-//! A daemon's HTTP endpoint: where it listens, the routes that each has, and how it is served and ended.
+//! A daemon's HTTP endpoint: its address, the routes that every daemon has, and its serving and end.
 //!
-//! Owns `/healthz`, `/readyz`, `/metrics` and the answer to a caller who may not. A daemon's own routes are merged with these.
+//! Owns `/healthz`, `/readyz`, `/metrics` and the answer to a caller without permission. A daemon's own routes are
+//! merged with these.
 
 use std::{
     io,
@@ -30,10 +31,10 @@ use crate::{
     tls::TlsListener,
 };
 
-/// How long requests that are under way at the end may go on.
+/// The longest time that running requests may go on at the end.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The metrics of a process, to be filled at start and read by `/metrics`.
+/// The metrics of a process, filled at start and read by `/metrics`.
 pub type Metrics = Arc<Mutex<Registry>>;
 
 /// An address that can't be listened on.
@@ -44,7 +45,7 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// Opens a daemon's endpoint, and returns where it listens (port 0: the kernel chooses).
+/// Opens a daemon's endpoint, and returns the address that it listens on (with port 0 the kernel chooses the port).
 ///
 /// # Errors
 /// [`ListenError`].
@@ -55,7 +56,8 @@ pub async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Li
     Ok((listener, address))
 }
 
-/// `/healthz` (the process answers), `/readyz` (503 until every part is ready) and, for who is admitted, `/metrics`.
+/// Returns the routes `/healthz` (the process answers), `/readyz` (503 until every part is ready) and, for admitted
+/// callers, `/metrics`.
 pub fn common_routes(readiness: Readiness, metrics: Metrics, cluster: &Cluster) -> Router {
     let ready = move || async move {
         if readiness.is_ready() {
@@ -86,7 +88,8 @@ pub fn common_routes(readiness: Readiness, metrics: Metrics, cluster: &Cluster) 
         .with_state(cluster.clone())
 }
 
-/// The answer to a caller who may not: 401 to nobody known, 403 to everyone else, in words.
+/// Returns the answer to a caller without permission: 401 to an unknown caller, 403 to every other one, with the
+/// reason in words.
 pub fn refused(caller: &Caller) -> (StatusCode, String) {
     match caller {
         Caller::Known(who) => (
@@ -97,8 +100,8 @@ pub fn refused(caller: &Caller) -> (StatusCode, String) {
     }
 }
 
-/// Serves an endpoint until `shutdown`, and then what is under way for 2 s at most: a log that is being
-/// followed would never end. With an identity it is TLS, and each request knows its [`Caller`].
+/// Serves an endpoint until `shutdown`. Running requests then have 2 s at most, because a followed log would never
+/// end. With an identity it serves TLS, and each request has its [`Caller`].
 pub async fn serve(listener: TcpListener, routes: Router, cluster: &Cluster, shutdown: CancellationToken) {
     let callers = Callers::new(cluster.credentials.clone());
     let routes = routes.layer(from_fn(move |request, next| callers.clone().find_out(request, next)));

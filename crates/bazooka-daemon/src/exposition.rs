@@ -1,11 +1,11 @@
-//! A process's metrics as text, in the format that is asked for.
+//! A process's metrics as text, in the format that the caller asks for.
 //!
-//! Owns the two forms: OpenMetrics, as `prometheus-client` writes it, and the older text format that everything reads:
-//! a person with curl, `promtool`, agents of other makers.
+//! Owns the two formats: OpenMetrics, as `prometheus-client` writes it, and the older text format that every tool
+//! reads: curl in a terminal, `promtool`, other vendors' agents.
 
 use prometheus_client::registry::Registry;
 
-/// A form of the text.
+/// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// OpenMetrics 1.0.
@@ -15,7 +15,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The form for a request's `Accept`: OpenMetrics for who names it.
+    /// Returns the format for a request's `Accept` header: OpenMetrics only if the header names it.
     pub fn accepted(accept: Option<&str>) -> Self {
         match accept {
             Some(accept) if accept.contains("application/openmetrics-text") => Format::OpenMetrics,
@@ -23,7 +23,7 @@ impl Format {
         }
     }
 
-    /// The `Content-Type`.
+    /// Returns the `Content-Type`.
     pub fn content_type(self) -> &'static str {
         match self {
             Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -32,7 +32,7 @@ impl Format {
     }
 }
 
-/// The metrics of a registry.
+/// Formats the metrics of a registry.
 ///
 /// # Errors
 /// Those of the metrics themselves.
@@ -45,11 +45,11 @@ pub fn expose(registry: &Registry, format: Format) -> Result<String, std::fmt::E
     })
 }
 
-/// OpenMetrics in the older format. Samples are the same in both; a counter's family bears its samples' whole name
-/// in the older one, and it knows neither units nor an end.
+/// Converts OpenMetrics to the older format. Samples are the same in both. In the older format a counter's family has
+/// its samples' full name, and there are no units and no end mark.
 fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
-    // The line before a family's type.
+    // The help line, which comes before its family's type.
     let mut help = None;
     for line in text.lines() {
         if line.starts_with("# HELP ") {

@@ -1,7 +1,7 @@
-//! Which state folder a daemon works on: a word that names it, in the folder itself.
+//! The identity of a daemon's state folder: a token in the folder itself.
 //!
-//! A daemon that is started again is known by it as the one before, and one of another machine that was given the same
-//! name as another.
+//! By this token the cluster recognises a restarted daemon as the same one, and distinguishes it from a daemon on
+//! another machine that was given the same name.
 
 use std::{
     fs::{self, File},
@@ -11,7 +11,7 @@ use std::{
 
 use visor::seal::{Os, Random};
 
-/// Why a state folder has no name.
+/// The reason why a state folder has no token.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum FolderError {
@@ -21,7 +21,8 @@ pub enum FolderError {
     Write { path: PathBuf, source: io::Error },
 }
 
-/// The word that names this folder, 32 hexadecimal digits in its file `token`; made at the first call. Blocks.
+/// Returns the token that names this folder: 32 hexadecimal digits in its file `token`, created at the first call.
+/// Blocks.
 ///
 /// # Errors
 /// [`FolderError`].

@@ -1,8 +1,8 @@
-//! Short-lived tokens, for where no certificate can be shown: git's HTTP.
+//! Short-lived tokens for git's HTTP, where a client can't present a certificate.
 //!
-//! A token is a JWT (RFC 7519) that its user signs with the key of its certificate (ES256, and no other algorithm), and that carries
-//! the certificate (`x5c`, RFC 7515 4.1.6). So nobody gives tokens out or keeps them: who has an identity makes one, and who
-//! trusts the authority can check it.
+//! A token is a JWT (RFC 7519). Its user signs it with the key of their certificate (ES256, and no other algorithm),
+//! and it carries the certificate (`x5c`, RFC 7515 4.1.6). So no server issues or stores tokens: every holder of an
+//! identity can make one, and every part that trusts the authority can verify it.
 //!
 //! ```text
 //! base64url({"alg":"ES256","typ":"JWT","x5c":[…]}) . base64url({"sub","aud","app","nbf","exp"}) . base64url(r ‖ s)
@@ -31,32 +31,32 @@ use visor::{
     names::AppName,
 };
 
-/// How long a token holds: long enough for git to begin what it was made for. A transfer that has begun goes on.
+/// The validity of a token: long enough for git to begin its transfer. A transfer that has begun goes on.
 pub const LIFETIME: Duration = Duration::from_secs(300);
 
-/// How much the clocks of two machines may differ.
+/// The difference allowed between two machines' clocks.
 const LEEWAY: Duration = Duration::from_secs(60);
 
-/// Whom tokens are for: nothing that another service would take.
+/// The audience of tokens, so that no other service accepts them.
 const AUDIENCE: &str = "bazooka-git";
 
-/// The one way of signing.
+/// The only signature algorithm.
 const ALGORITHM: &str = "ES256";
 
-/// Why a token can't be made.
+/// The reason why a token can't be made.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum MintError {
     #[error("the key is no PKCS #8")]
     Pem(#[source] pem::Error),
-    // Without ring's feature `std` these are no errors that could be a source.
+    // Without ring's feature `std` its errors don't implement `Error`, so they can't be a source.
     #[error("the key is not one of P-256: {0}")]
     Key(KeyRejected),
     #[error("the key can't sign")]
     Unsigned(Unspecified),
 }
 
-/// Why a token doesn't hold.
+/// The reason why a token is invalid.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum TokenError {
@@ -94,14 +94,14 @@ struct Header {
 struct Claims {
     sub: String,
     aud: String,
-    /// The one app that it is for.
+    /// The one app that the token is for.
     app: String,
     /// Seconds since 1970.
     nbf: i64,
     exp: i64,
 }
 
-/// Makes a token for git's requests about one app. It holds from `now` for [`LIFETIME`].
+/// Makes a token for git's requests about one app. It is valid from `now` for [`LIFETIME`].
 ///
 /// # Errors
 /// [`MintError`].
@@ -127,10 +127,10 @@ pub fn mint(credentials: &Credentials, app: &AppName, now: Timestamp) -> Result<
     Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
 
-/// Checks a token for an app, and returns who made it.
+/// Verifies a token for an app, and returns its maker.
 ///
 /// # Errors
-/// Why it doesn't hold at `now`.
+/// Why the token is invalid at `now`.
 pub fn verify(
     credentials: &Credentials,
     token: &str,
@@ -174,11 +174,11 @@ pub fn verify(
     Ok(subject.identity)
 }
 
-/// Checks the `Authorization` header of a request of git's (`Basic` with the token as its password, or `Bearer`), and returns
-/// whom it names.
+/// Verifies the `Authorization` header of a request of git's (`Basic` with the token as its password, or `Bearer`),
+/// and returns the identity in it.
 ///
 /// # Errors
-/// Why it names nobody at `now`.
+/// Why the header proves no identity at `now`.
 pub fn verify_authorization(
     credentials: &Credentials,
     header: &str,

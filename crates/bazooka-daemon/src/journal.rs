@@ -1,8 +1,8 @@
-//! Log lines as the journal's own entries, where stderr is the journal.
+//! Log lines as entries of systemd's journal, if stderr is the journal.
 //!
-//! Owns the form of an entry: the line as people read it is the message, and each of its fields is a field of the entry too, under
-//! `BAZOOKA_`: `journalctl BAZOOKA_APP=goto-rocket`. Ready-made layers keep the fields out of the message, and `journalctl -u` would
-//! then show a warning without its cause.
+//! Owns the form of an entry. The line as people read it is the message, and each of its fields is also a field of the
+//! entry, under `BAZOOKA_`: `journalctl BAZOOKA_APP=goto-rocket`. Ready-made layers keep the fields out of the
+//! message, so that `journalctl -u` would show a warning without its cause.
 
 use std::{
     error::Error,
@@ -19,10 +19,10 @@ use tracing_subscriber::layer::{Context, Layer};
 
 use crate::in_words;
 
-/// Where the journal takes entries.
+/// The journal's socket for entries.
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// Writes each event to the journal.
+/// The layer that writes each event to the journal.
 #[derive(Debug)]
 pub struct Journal {
     socket: UnixDatagram,
@@ -30,7 +30,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// The journal, if that is where stderr leads.
+    /// Returns the journal, if stderr leads to it.
     pub fn find() -> Option<Journal> {
         let said = std::env::var("JOURNAL_STREAM").ok()?;
         let stderr = std::fs::metadata("/proc/self/fd/2").ok()?;
@@ -51,7 +51,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         event.record(&mut line);
         let entry = entry(&self.program, *event.metadata().level(), event.metadata().target(), &line);
         if self.socket.send(&entry).is_err() {
-            // It is too long for one, or the journal was started anew: as a plain line it gets there.
+            // The entry is too long for a datagram, or the journal was restarted. As a plain line it still arrives.
             let _ = writeln!(std::io::stderr(), "{}", line.text());
         }
     }
@@ -65,7 +65,7 @@ struct Line {
 }
 
 impl Line {
-    /// As people read it.
+    /// Formats the line as people read it.
     fn text(&self) -> String {
         let mut text = self.message.clone();
         for (name, value) in &self.fields {
@@ -101,7 +101,7 @@ impl Visit for Line {
     }
 }
 
-/// An entry in the journal's own protocol.
+/// Encodes an entry in the journal's own protocol.
 fn entry(program: &str, level: Level, target: &str, line: &Line) -> Vec<u8> {
     let mut entry = Vec::new();
     let priority = match level {
@@ -120,7 +120,7 @@ fn entry(program: &str, level: Level, target: &str, line: &Line) -> Vec<u8> {
     entry
 }
 
-/// The journal takes capitals, digits and underscores.
+/// Converts a field's name: the journal takes capitals, digits and underscores.
 fn field_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }
@@ -128,7 +128,7 @@ fn field_name(name: &str) -> String {
 fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.extend_from_slice(name.as_bytes());
     if value.contains('\n') {
-        // Else a line of an app's output could pose as a field.
+        // With `=` instead, a line of an app's output could pose as a field.
         entry.push(b'\n');
         entry.extend_from_slice(&u64::try_from(value.len()).unwrap_or(u64::MAX).to_le_bytes());
     } else {

@@ -1,7 +1,7 @@
-//! The outside of a program of the cluster: what it is told, where it logs, when it is ready, and its endpoint.
+//! The outside of a program of the cluster: its settings, its log, its readiness, and its endpoint.
 //!
-//! Owns what the four programs have in common and visor must not know: options and their files, systemd, HTTP. It decides nothing
-//! about apps or hosts. A daemon's start fits one screen:
+//! Owns everything that the four programs share and that visor must not know: options and their files, systemd, HTTP.
+//! It decides nothing about apps or hosts. A daemon's start fits one screen:
 //!
 //! ```text
 //! settings::read ─▶ init_logs ─▶ shutdown ─▶ CoordinatorArgs::cluster ─▶ listen ─▶ announce ─▶ the daemon's own loop
@@ -11,15 +11,15 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `settings` | what a program is told: words, environment, file |
+//! | `settings` | a program's settings: command line, environment, file |
 //! | `documents` | manual pages and completions |
-//! | `cluster` | the way to the coordinator, and who this part is |
+//! | `cluster` | the connection to the coordinator, and this part's identity |
 //! | `logs`, `journal` | log lines |
-//! | `signals`, `readiness`, `supervisor` | from the start to the end, and what systemd hears of it |
-//! | `folder` | the word that names a state folder |
+//! | `signals`, `readiness`, `supervisor` | a daemon's life from start to end, and what systemd learns of it |
+//! | `folder` | the token that names a state folder |
 //! | `git_token` | tokens for git's HTTP |
 //! | `client` (feature `client`) | HTTP to other daemons |
-//! | `endpoint`, `tls`, `callers`, `exposition` (feature `endpoint`) | the HTTP server, who calls it, `/metrics` |
+//! | `endpoint`, `tls`, `callers`, `exposition` (feature `endpoint`) | the HTTP server, its callers, `/metrics` |
 
 #[cfg(feature = "endpoint")]
 mod callers;
@@ -56,7 +56,7 @@ pub use logs::init_logs;
 pub use readiness::{NotReady, Readiness};
 pub use signals::{Shutdown, shutdown};
 
-/// An error with all that it names as its source, in one line.
+/// Formats an error with its chain of sources in one line.
 pub fn in_words(error: &dyn Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();

@@ -8,10 +8,10 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 
 use crate::journal::Journal;
 
-/// Writes log lines to stderr: for people on a terminal, as JSON where `BAZOOKA_LOG_FORMAT=json`, as entries with fields where
-/// stderr is systemd's journal.
+/// Writes log lines to stderr: as text, as JSON with `BAZOOKA_LOG_FORMAT=json`, or as entries with fields if stderr is
+/// systemd's journal.
 ///
-/// What is logged is set by `BAZOOKA_LOG` (`info` unless set).
+/// `BAZOOKA_LOG` sets the level (`info` unless set).
 pub fn init_logs() {
     let filter = EnvFilter::try_from_env("BAZOOKA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let json = std::env::var("BAZOOKA_LOG_FORMAT").is_ok_and(|format| format == "json");

@@ -1,6 +1,6 @@
-//! Whether a daemon is ready: once each of its parts is.
+//! The readiness of a daemon, which is ready once each of its parts is.
 //!
-//! Owns the latch that `/readyz` and systemd are answered from. It never closes again.
+//! Owns the latch behind `/readyz` and the message to systemd. It never closes again.
 
 use tokio::sync::watch;
 
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 #[derive(Clone, Debug)]
 pub struct Readiness(watch::Sender<usize>);
 
-/// Holds readiness back until it is dropped.
+/// Delays readiness until it is dropped.
 #[derive(Debug)]
 pub struct NotReady(watch::Sender<usize>);
 
@@ -19,20 +19,20 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Holds readiness back for one more part.
+    /// Delays readiness for one more part.
     pub fn hold(&self) -> NotReady {
         self.0.send_modify(|held| *held += 1);
         NotReady(self.0.clone())
     }
 
-    /// Whether every part is ready.
+    /// Reports whether every part is ready.
     pub fn is_ready(&self) -> bool {
         *self.0.borrow() == 0
     }
 
     /// Waits until every part is ready.
     pub async fn reached(&self) {
-        // It can't be closed while this holds a sender.
+        // The channel can't close while this value holds a sender.
         let _ = self.0.subscribe().wait_for(|held| *held == 0).await;
     }
 }

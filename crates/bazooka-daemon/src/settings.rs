@@ -1,12 +1,12 @@
-//! What a daemon is told: by its command line, else its environment, else its file, else by default.
+//! A daemon's settings: from its command line, else its environment, else its file, else the defaults.
 //!
-//! Owns the order of these, the file of each daemon (`/etc/bazooka/NAME.toml`), and how everything that is wrong is said at once, each
-//! fault with its place. There is one list of options, clap's: a file's keys are their long names, and its values are read by
-//! their parsers. Nothing is bound, written or asked of the coordinator here.
+//! Owns the order of these, the file of each daemon (`/etc/bazooka/NAME.toml`), and the report of all faults at once,
+//! each with its place. There is one list of options, clap's: a file's keys are their long names, and their parsers
+//! read its values. Nothing here binds an address, writes a file or asks the coordinator.
 //!
 //! ```text
-//! words ─▶ which file ─▶ its keys, one by one ─▶ words again, with what the file adds ─▶ the daemon's own look
-//!                          faults, with lines            conflicts, what lacks             files, users, programs
+//! words ─▶ which file ─▶ its keys, one by one ─▶ words again, with the file's entries ─▶ the daemon's own validation
+//!                          faults, with lines            conflicts, what is missing        files, users, programs
 //! ```
 
 mod file;
@@ -31,49 +31,50 @@ use crate::documents;
 use file::{Entry, Reading};
 pub use range::{Range, RangeError};
 
-/// Where the files are.
+/// The folder of the files.
 const FOLDER: &str = "/etc/bazooka";
 
-/// A command that a file tells what to do.
+/// A command with a configuration file.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigFile {
-    /// The subcommand; none: the program without one.
+    /// The subcommand; none for the program without one.
     pub subcommand: Option<&'static str>,
     /// The file's name without `.toml`.
     pub file: &'static str,
-    /// Whether it takes what it knows of another's file, and can't be checked by itself.
+    /// True if the command reads another command's file and ignores the keys that it doesn't know. It has no
+    /// `--check`.
     pub borrows: bool,
 }
 
 /// The arguments of a program whose commands may have files.
 pub trait Settings: clap::Parser {
-    /// Its commands that have one.
+    /// The commands that have a file.
     const FILES: &'static [ConfigFile];
 
-    /// What is wrong with what it was told, as far as that can be seen before anything is done.
+    /// Returns the faults that can be found before anything is done.
     fn validate(&self) -> Vec<ConfigError>;
 }
 
-/// What is wrong with an option.
+/// A fault in an option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Its long name, without dashes.
+    /// The option's long name, without dashes.
     pub option: &'static str,
-    /// What, and what to do.
+    /// The fault, and how to correct it.
     pub what: String,
 }
 
 impl ConfigError {
-    /// Of this option.
+    /// Creates a fault of this option.
     pub fn new(option: &'static str, what: impl Into<String>) -> ConfigError {
         ConfigError { option, what: what.into() }
     }
 }
 
-/// Where a fault is.
+/// The place of a fault.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// A file, and a line of it.
+    /// A line of a file.
     Line(PathBuf, usize),
     /// A file as a whole.
     File(PathBuf),
@@ -83,7 +84,7 @@ enum Place {
     Words,
 }
 
-/// A fault, and where it is.
+/// A fault with its place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Fault {
     place: Place,
@@ -102,22 +103,22 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What came of reading all that was told.
+/// The result of reading all settings.
 #[derive(Debug)]
 struct Settled {
-    /// None if there are faults with which nothing can be made of it.
+    /// None if the faults leave nothing to build the arguments from.
     matches: Option<ArgMatches>,
     faults: Vec<Fault>,
     /// The file that was read.
     path: Option<PathBuf>,
-    /// Where each option comes from that isn't by default; by its long name.
+    /// The place of each option that isn't set by default, by its long name.
     places: BTreeMap<String, Place>,
-    /// Whether to look at it only.
+    /// True if the settings are only to be checked.
     check: bool,
 }
 
-/// Reads what a program was told. Ends the process if that is wrong, if it asked for help, or if it was only to be checked:
-/// with 2 if anything of it is wrong, or 1 if it was only to be checked, else with 0.
+/// Reads a program's settings. Ends the process for faults, for help and after a check: with status 2 for faults, 1 if
+/// a check found faults, else 0.
 pub fn read<S: Settings>() -> S {
     let words: Vec<OsString> = std::env::args_os().collect();
     if words.get(1).is_some_and(|word| word == documents::WORD) {
@@ -150,7 +151,7 @@ pub fn read<S: Settings>() -> S {
     }
 }
 
-/// A program's command, with what each command that a file tells takes beside.
+/// Returns a program's command, with the options `--config` and `--check` for each command that has a file.
 pub fn command<S: Settings>() -> Command {
     with_files(S::command(), S::FILES)
 }
@@ -185,7 +186,7 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     std::fs::read(path)
 }
 
-/// Makes the program's arguments of it, or says all that is wrong.
+/// Builds the program's arguments, or returns all faults.
 fn conclude<S: Settings>(settled: Settled) -> Result<S, Vec<Fault>> {
     let Settled { matches, mut faults, path, places, .. } = settled;
     let made = matches.map(|matches| S::from_arg_matches(&matches));
@@ -212,10 +213,10 @@ fn conclude<S: Settings>(settled: Settled) -> Result<S, Vec<Fault>> {
     }
 }
 
-/// Reads words and file.
+/// Reads the command line and the file.
 ///
 /// # Errors
-/// Help, or words that are wrong where no file has a part in it: as clap says it.
+/// A request for help; or a faulty command line if no file is involved. Both in clap's form.
 fn settle(
     command: &Command,
     told: &[ConfigFile],
@@ -223,7 +224,7 @@ fn settle(
     folder: &Path,
     read: &dyn Fn(&Path) -> io::Result<Vec<u8>>,
 ) -> Result<Settled, clap::Error> {
-    // What was said, whether it is right or not.
+    // The options on the command line and in the environment, valid or not.
     let lenient = command.clone().ignore_errors(true).try_get_matches_from(words)?;
     let (name, said) = match lenient.subcommand() {
         Some((name, said)) => (Some(name), said),
@@ -243,7 +244,7 @@ fn settle(
         other => other,
     };
     let check = !told.borrows && said.get_flag("check");
-    // A file is checked against the command that it is for, also where another borrows from it.
+    // A file is checked against the command that it belongs to, even if another one borrows it.
     let (owner, called) = match told.subcommand {
         Some(name) if !told.borrows => {
             (command.find_subcommand(name).unwrap_or(command), format!("{} {name}", command.get_name()))
@@ -276,7 +277,7 @@ fn settle(
         let Some(arg) = own.get_arguments().find(|arg| arg.get_long() == Some(&entry.key)) else {
             return false;
         };
-        // A word outdoes what it can't stand beside, too.
+        // An option on the command line also overrides entries that conflict with it.
         let outdone = own.get_arg_conflicts_with(arg).into_iter().any(|other| is_said(said, other));
         !is_said(said, arg) && !outdone
     });
@@ -287,7 +288,7 @@ fn settle(
     Ok(settled)
 }
 
-/// Words with no file beside them.
+/// Reads a command line without a file.
 fn plain(command: &Command, words: &[OsString]) -> Result<Settled, clap::Error> {
     let matches = command.clone().try_get_matches_from(words)?;
     let said = matches.subcommand().map_or(&matches, |(_, said)| said);
@@ -296,7 +297,7 @@ fn plain(command: &Command, words: &[OsString]) -> Result<Settled, clap::Error> 
     Ok(Settled { matches: Some(matches), faults: Vec::new(), path: None, places, check: false })
 }
 
-/// Whether an option stands in the words or in the environment.
+/// Reports whether an option is on the command line or in the environment.
 fn is_said(said: &ArgMatches, arg: &Arg) -> bool {
     let known = said.try_contains_id(arg.get_id().as_str()).is_ok();
     let source = known.then(|| said.value_source(arg.get_id().as_str())).flatten();
@@ -315,7 +316,8 @@ fn places(own: &Command, said: &ArgMatches) -> BTreeMap<String, Place> {
 }
 
 impl Settled {
-    /// Reads the words with what the file adds. What can't be is told, left out, and the rest read again.
+    /// Parses the command line together with the file's entries. An entry that causes an error is reported and left
+    /// out, and the rest is parsed again.
     fn together(
         &mut self,
         command: &Command,
@@ -338,7 +340,7 @@ impl Settled {
             let named = named(&error);
             match error.kind() {
                 ErrorKind::ArgumentConflict => {
-                    // The later of the two goes.
+                    // The later of the two is left out.
                     let last = added
                         .iter()
                         .filter(|entry| named.contains(&entry.key))
@@ -355,7 +357,7 @@ impl Settled {
                         arg.is_some_and(|arg| matches!(arg.get_action(), ArgAction::SetTrue))
                     });
                     let wants = added.iter().find(|entry| {
-                        // The one that can't be without another.
+                        // Find the entry that requires another one.
                         let without = added.iter().filter(|other| other.key != entry.key);
                         let words = with(words, subcommand, without.flat_map(|other| other.words.clone()));
                         let again = command.clone().try_get_matches_from(words);
@@ -367,13 +369,13 @@ impl Settled {
                             added.retain(|entry| entry.key != key);
                         }
                         (None, flag) => {
-                            // Not of what was said, but wrongly.
+                            // A missing option counts as a fault only if no invalid value for it has been reported.
                             if !named.iter().any(|name| self.is_told(name)) {
                                 let place = self.path.clone().map_or(Place::Words, Place::File);
                                 let what = lacks(own, &named);
                                 self.faults.push(Fault { place, what });
                             }
-                            // As if it had been said, so that the rest can be looked at.
+                            // Parse again as if the flag had been given, so that the rest can be checked.
                             let Some(flag) = flag.filter(|flag| flags.insert(flag.clone())) else {
                                 return Ok(());
                             };
@@ -386,7 +388,7 @@ impl Settled {
         }
     }
 
-    /// Words that are wrong by themselves.
+    /// Handles a command line that is faulty by itself.
     fn end(&mut self, error: clap::Error) -> Result<(), clap::Error> {
         if self.faults.is_empty() || !error.use_stderr() {
             return Err(error);
@@ -395,7 +397,7 @@ impl Settled {
         Ok(())
     }
 
-    /// Whether an option is told to be wrong.
+    /// Reports whether a fault of this option has been reported already.
     fn is_told(&self, name: &str) -> bool {
         let about = |fault: &Fault| fault.what.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'));
         self.faults.iter().any(about)
@@ -407,7 +409,7 @@ impl Settled {
     }
 }
 
-/// What lacks, with what would do instead.
+/// Describes the missing options, with their alternatives.
 fn lacks(own: &Command, named: &[String]) -> String {
     let lacking = named.join(" or ");
     let first = own.get_arguments().find(|arg| arg.get_long() == named.first().map(String::as_str));
@@ -420,7 +422,7 @@ fn lacks(own: &Command, named: &[String]) -> String {
     }
 }
 
-/// The words, with more after the program's name or the subcommand's.
+/// Returns the command line with more words after the program's name or the subcommand's.
 fn with(words: &[OsString], subcommand: Option<&str>, more: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let at = subcommand.and_then(|name| words.iter().skip(1).position(|word| word == name));
     let at = (at.map_or(1, |at| at + 2)).min(words.len());
@@ -430,7 +432,7 @@ fn with(words: &[OsString], subcommand: Option<&str>, more: impl Iterator<Item =
     all
 }
 
-/// The options that an error of clap's is about, by their long names.
+/// Returns the long names of the options that a clap error is about.
 fn named(error: &clap::Error) -> Vec<String> {
     let kinds = [ContextKind::InvalidArg, ContextKind::PriorArg];
     let values = kinds.into_iter().filter_map(|kind| error.get(kind));

@@ -1,13 +1,13 @@
 //! The signals that end a program.
 //!
-//! Owns SIGTERM and SIGINT, as one token that they cancel.
+//! Owns SIGTERM and SIGINT, which cancel one token.
 
 use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-/// The end of a program, once a signal asks for it. Signals are heard for as long as this lives.
+/// The shutdown of a program on a signal. Signals are handled for as long as this lives.
 #[derive(Debug)]
 pub struct Shutdown {
     token: CancellationToken,
@@ -15,13 +15,13 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// A token that SIGTERM or SIGINT cancels.
+    /// Returns a token that SIGTERM or SIGINT cancels.
     pub fn token(&self) -> CancellationToken {
         self.token.clone()
     }
 }
 
-/// Takes SIGTERM and SIGINT over.
+/// Takes over SIGTERM and SIGINT.
 ///
 /// # Errors
 /// If the handlers can't be installed.

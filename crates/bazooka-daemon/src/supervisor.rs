@@ -1,7 +1,7 @@
-//! What the service manager is told of a daemon: that it is ready, what it is at, that its loop goes on, that it ends.
+//! A daemon's messages to the service manager: that it is ready, its status, that its loop goes on, and that it ends.
 //!
-//! Owns the words of systemd's protocol (`sd_notify`) and when they are due. Where nobody listens, nothing is said. A daemon's own loop
-//! says that it goes on, by [`Pulse::beat`]: one that hangs says nothing, and is started again.
+//! Owns the messages of systemd's protocol (`sd_notify`) and when they are due. Without a service manager nothing is
+//! sent. A daemon's own loop sends its life sign, by [`Pulse::beat`]; systemd restarts a daemon whose loop hangs.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::Readiness;
 
-/// Says when the daemon is ready and when it was told to end, for as long as what it returns is held.
+/// Announces when the daemon is ready and when it was told to end, for as long as the returned handle is held.
 #[must_use = "nothing is said once it is dropped"]
 pub fn announce(readiness: Readiness, shutdown: CancellationToken) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -25,34 +25,34 @@ pub fn announce(readiness: Readiness, shutdown: CancellationToken) -> AbortOnDro
 }
 
 fn say(words: &[NotifyState<'_>]) {
-    // Without NOTIFY_SOCKET this does nothing; a manager that can't be reached can't be told that either.
+    // Without NOTIFY_SOCKET this does nothing. An error can't be reported to a manager that can't be reached.
     let _ = sd_notify::notify(words);
 }
 
-/// A loop's life sign, and what it says of itself.
+/// A loop's life sign and status.
 #[derive(Clone, Debug, Default)]
 pub struct Pulse {
-    /// How often a sign is wanted; none: nobody waits for one.
+    /// The time between two signs; none if the manager expects none.
     every: Option<Duration>,
     due: Option<Instant>,
-    /// The last word; none: nobody reads it.
+    /// The last status; none if no manager reads it.
     said: Option<String>,
 }
 
 impl Pulse {
-    /// As the service manager asked for it: a sign at half the time after which it would be missed.
+    /// Creates the pulse that the service manager asks for: a sign after half of its watchdog time.
     pub fn asked_for() -> Pulse {
         let listens = std::env::var_os("NOTIFY_SOCKET").is_some();
         let every = sd_notify::watchdog_enabled().filter(|_| listens).map(|within| within / 2);
         Pulse { every, due: every.map(|_| Instant::now()), said: listens.then(String::new) }
     }
 
-    /// When the loop is to come round again for it.
+    /// Returns when the loop has to wake up for the next sign.
     pub fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// The loop goes on. Says so if that is due.
+    /// Sends a sign if one is due. The loop calls this in each round.
     pub fn beat(&mut self) {
         if self.is_due(Instant::now()) {
             say(&[NotifyState::Watchdog]);
@@ -69,7 +69,7 @@ impl Pulse {
         }
     }
 
-    /// Says what the daemon is at, if it is another thing than before.
+    /// Sends the daemon's status, if it has changed.
     pub fn status(&mut self, words: impl FnOnce() -> String) {
         let Some(said) = &mut self.said else { return };
         let words = words();
@@ -79,7 +79,8 @@ impl Pulse {
         }
     }
 
-    /// For a daemon whose one task waits for several things: to be joined with them, so that it goes on only as they do.
+    /// Sends signs for a daemon whose one task waits for several things. It must be joined with these in the same
+    /// task, so that it runs only while they do.
     pub async fn keep(mut self) {
         loop {
             match self.due {

@@ -1,6 +1,6 @@
-//! A listener whose connections are TLS.
+//! A listener for TLS connections.
 //!
-//! Owns handshakes. Each is a task of its own, so that a slow one holds up no other; the listener owns these tasks.
+//! Owns the handshakes. Each is a task of its own, so that a slow one delays no other; the listener owns these tasks.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -13,19 +13,19 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use visor::identity::Credentials;
 
-/// How long a handshake may take.
+/// The longest time that a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// How many handshakes are under way at once; more wait in the kernel.
+/// The most handshakes at once; further connections wait in the kernel.
 const HANDSHAKES: usize = 256;
 
-/// How soon accepting is tried again where the machine has no descriptor left.
+/// The pause before accepting again when the machine has no descriptor left.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// A connection whose handshake is done, and its other end.
+/// A connection after its handshake, with the address of its other end.
 type Accepted = (TlsStream<TcpStream>, SocketAddr);
 
-/// A listener whose connections are TLS.
+/// A listener for TLS connections.
 pub struct TlsListener {
     listener: TcpListener,
     credentials: Credentials,
@@ -33,7 +33,7 @@ pub struct TlsListener {
 }
 
 impl TlsListener {
-    /// Takes a listener over.
+    /// Takes over a listener.
     pub fn new(listener: TcpListener, credentials: Credentials) -> Self {
         TlsListener { listener, credentials, handshakes: JoinSet::new() }
     }
@@ -65,7 +65,7 @@ impl Listener for TlsListener {
     type Io = TlsStream<TcpStream>;
     type Addr = SocketAddr;
 
-    /// The next connection. Cancelling it loses none.
+    /// Returns the next connection. Cancelling it loses none.
     async fn accept(&mut self) -> Accepted {
         loop {
             tokio::select! {

@@ -1,6 +1,6 @@
-//! One TOML file, key by key, against a command's options.
+//! The reading of one TOML file, key by key, against a command's options.
 //!
-//! Owns the lines: each fault has its own, and one fault hides no other. Pure.
+//! Owns the lines of faults: each fault has its own, and no fault hides another. Pure.
 
 use std::{any::TypeId, collections::BTreeSet, error::Error as _, ffi::OsString, io};
 
@@ -13,37 +13,37 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-/// What a file says of one option.
+/// A file's value for one option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The option's long name.
     pub key: String,
     /// The line of the value.
     pub line: usize,
-    /// The same as words of a command line.
+    /// The value as words of a command line.
     pub words: Vec<OsString>,
 }
 
-/// What came of reading a file.
+/// The result of reading a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// What is right.
+    /// The valid entries.
     pub entries: Vec<Entry>,
-    /// What isn't, and on which line.
+    /// The faults, each with its line if it has one.
     pub faults: Vec<(Option<usize>, String)>,
 }
 
 impl Reading {
-    /// A file that can't be read.
+    /// Returns the result for a file that can't be read.
     pub fn unreadable(error: &io::Error) -> Reading {
         Reading { entries: Vec::new(), faults: vec![(None, format!("it can't be read: {error}"))] }
     }
 }
 
-/// How like an unknown key must be to an option to be taken for a slip.
+/// The similarity to an option from which an unknown key is taken for a misspelling of it.
 const LIKE: f64 = 0.8;
 
-/// Reads a file for a command, which people call by these words.
+/// Reads a file for a command. `called` is the command's name in messages.
 pub fn read(command: &Command, called: &str, bytes: &[u8]) -> Reading {
     let mut reading = Reading::default();
     let text = match std::str::from_utf8(bytes) {
@@ -56,7 +56,7 @@ pub fn read(command: &Command, called: &str, bytes: &[u8]) -> Reading {
     };
     let line = |at: usize| line_of(bytes, at);
     let (table, errors) = DeTable::parse_recoverable(text);
-    // What follows a slip on its line is no fault of its own, and what was read of that line is a guess.
+    // Further errors on a line follow from the first one, and the value read from that line is a guess.
     let mut broken = BTreeSet::new();
     for error in errors {
         let at = error.span().map(|span| line(span.start));
@@ -93,7 +93,7 @@ fn line_of(bytes: &[u8], at: usize) -> usize {
     bytes[..at.min(bytes.len())].iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// The options that a file may have.
+/// Returns the options that a file may set.
 fn options(command: &Command) -> impl Iterator<Item = &Arg> {
     let about_the_file = ["config", "check", "help", "version"];
     command.get_arguments().filter(move |arg| {
@@ -114,10 +114,10 @@ fn unknown(command: &Command, called: &str, name: &str) -> String {
     }
 }
 
-/// A fault in a value, and where that begins.
+/// A fault in a value, and the offset at which the faulty part begins.
 type ValueFault = (Option<usize>, String);
 
-/// A value as words of a command line.
+/// Converts a value to words of a command line.
 fn words(option: &Arg, value: &Spanned<DeValue<'_>>) -> Result<Vec<OsString>, Vec<ValueFault>> {
     let long = option.get_long().unwrap_or_default();
     let at = |value: &Spanned<DeValue<'_>>| Some(value.span().start);
@@ -190,7 +190,7 @@ fn takes_number(option: &Arg) -> bool {
     .any(|number| kind == number)
 }
 
-/// Why the option's own parser refuses a value.
+/// Returns why the option's own parser rejects a value.
 fn refused(option: &Arg, text: &str) -> Option<String> {
     let mut alone = Arg::new("value")
         .long("value")

@@ -1,12 +1,12 @@
-//! A range of numbers, as an option takes it: `21000-21999`.
+//! A range of numbers as the value of an option: `21000-21999`.
 
 use std::{ops::RangeInclusive, str::FromStr};
 
-/// Two numbers with a dash between: a range, both ends included.
+/// A range of numbers: two numbers with a dash between, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range<T>(pub T, pub T);
 
-/// A word that is no range.
+/// A word that isn't a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("two numbers with a dash between, the lower one first, such as 21000-21999")]
 pub struct RangeError;
@@ -25,7 +25,7 @@ impl<T: FromStr + PartialOrd + Copy> FromStr for Range<T> {
 }
 
 impl<T: Copy> Range<T> {
-    /// The same, to iterate over.
+    /// Returns the range as a standard one, to iterate over.
     pub fn inclusive(self) -> RangeInclusive<T> {
         self.0..=self.1
     }

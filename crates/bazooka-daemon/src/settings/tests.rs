@@ -1,4 +1,4 @@
-//! What files, variables and words come to, by tables.
+//! Tests of reading settings from files, variables and command lines, in tables.
 
 use std::{io, net::SocketAddr};
 
@@ -17,7 +17,7 @@ enum Kind {
 struct Args {
     #[arg(long, value_delimiter = ',', default_value = "http://127.0.0.1:2379")]
     coordinator: Vec<String>,
-    // cargo sets these two for whatever test it runs.
+    // cargo sets these two variables for every test that it runs.
     #[arg(long, env = "CARGO_PKG_NAME", default_value = "nobody")]
     owner: String,
     #[arg(long, env = "BAZOOKA_NEVER_SET", default_value = "somewhere")]
@@ -66,14 +66,14 @@ impl Settings for Args {
     }
 }
 
-/// The command, deaf to whatever file the tests' own daemons are told by.
+/// Returns the command without its variable for a file, which may be set for the tests' own daemons.
 fn deaf() -> Command {
     let without = |command: Command| command.mut_arg("config", |config| config.env(None::<&str>));
     let named = Args::FILES.iter().filter_map(|told| told.subcommand);
     named.fold(without(command::<Args>()), |command, name| command.mut_subcommand(name, without))
 }
 
-/// Reads words, split at blanks, and these files.
+/// Reads a command line, split at blanks, with these files.
 fn told(words: &str, files: &[(&str, &str)]) -> Result<Args, Vec<String>> {
     let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
     let read = |path: &Path| {
@@ -123,7 +123,7 @@ fn each_command_has_its_own_file_and_others_have_none() {
 
 #[test]
 fn every_fault_is_told_at_once_with_its_line() {
-    // Each: a file, and what is said of it.
+    // Each case: a file, and the expected faults.
     let cases: &[(&str, &[&str])] = &[
         ("run = true\nzon = 'a'", &["/etc/pm.toml:2: zon: there is no such option; zone is one"]),
         (
