@@ -6,7 +6,7 @@ use std::{ops::RangeInclusive, str::FromStr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range<T>(pub T, pub T);
 
-/// A word that isn't a range.
+/// The error for text that isn't a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("two numbers with a dash between, the lower one first, such as 21000-21999")]
 pub struct RangeError;

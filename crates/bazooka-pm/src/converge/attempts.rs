@@ -18,7 +18,7 @@ use super::{
     memory::{Failure, START_WINDOW},
 };
 
-/// The most starts of a release that has failed within [`START_WINDOW`], over the whole cluster.
+/// The most starts, within [`START_WINDOW`] and over the whole cluster, of a release that has failed.
 pub const STARTS_A_MINUTE: usize = 10;
 
 /// The pause before an instance that failed for good is replaced.
@@ -60,7 +60,7 @@ pub(super) fn allowance(
     allowed
 }
 
-/// Returns the pause for the `step`th doubling.
+/// Returns the first pause, doubled `step` times, up to the longest one.
 fn pause(step: usize) -> Duration {
     PAUSE.after(u32::try_from(step).unwrap_or(u32::MAX))
 }

@@ -3,7 +3,7 @@
 //! Owns the steps from `run` to the end, one at a time, each of which follows from observation:
 //!
 //! ```text
-//! run ──routed──▶ drain ──no session left on any proxy, or 30 s──▶ stop ──ended──▶ put away
+//! run ──routed──▶ drain ──no session left on any proxy, or 30 s──▶ stop ──ended──▶ archived
 //!  └──not routed, or no proxy──────────────────────────────────────▲
 //! ```
 

@@ -23,7 +23,7 @@ pub fn wanted(snapshot: &Snapshot, view: &AppView, host: &HostName, env: EnvRef)
 
 /// Plans an app's handed envs, including those of instances that this plan places.
 pub(super) fn plan(snapshot: &Snapshot, view: &AppView, draft: &mut Draft) {
-    // An app without config vars costs nothing. Few apps get past this check.
+    // An app without config vars costs nothing here.
     if view.envs.is_empty() && view.handed.is_empty() {
         return;
     }

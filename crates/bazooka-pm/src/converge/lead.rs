@@ -267,7 +267,7 @@ impl Lead {
         Ok(())
     }
 
-    /// Takes the election if no process holds it.
+    /// Campaigns in the election if no process leads.
     async fn campaign(&mut self, now: Now) -> Result<(), VisorError> {
         let Some(lease) = self.keeper.held() else { return Ok(()) };
         let won = match &self.mirror.image().leader {

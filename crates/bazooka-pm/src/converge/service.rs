@@ -232,13 +232,13 @@ fn batch(settings: &Settings, group: &Group<'_>, ready: usize, instances: &[Fact
         .filter(|facts| facts.desired() != Desired::Run && !facts.is_over() && facts.host_here);
     let there = group.fresh.len() + group.old.len() + leaving.count();
     let by_batch = batch.saturating_sub(unready).min((count + batch).saturating_sub(there));
-    // After a scale-up, instances that no old one stands in for start at once, unless new ones fail.
+    // After a scale-up, instances whose places no old one holds start at once, unless new ones fail.
     let failing = group.fresh.iter().any(Facts::is_failing);
     let uncovered = count.saturating_sub(group.fresh.len() + group.old.len());
     if failing { by_batch } else { by_batch.max(uncovered) }
 }
 
-/// Asks for places for `start` instances of a release, less if it has failed too often lately.
+/// Asks for places for `start` instances of a release; for fewer, if it has failed too often lately.
 #[allow(clippy::too_many_arguments, reason = "one call, which names each of them")]
 fn demand(
     context: Context<'_>,

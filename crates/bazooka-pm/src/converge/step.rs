@@ -135,7 +135,7 @@ pub struct Hindrance {
 }
 
 impl Hindrance {
-    /// Reports whether a row already says exactly this.
+    /// Reports whether a row already holds exactly this.
     pub(super) fn is_said_by(&self, row: &Pending) -> bool {
         let Hindrance { release, short, reason, refusals } = self;
         row.release == *release && row.short == *short && row.reason == *reason && row.refusals == *refusals

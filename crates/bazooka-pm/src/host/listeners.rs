@@ -121,7 +121,7 @@ pub enum Owner {
     Below(i32),
 }
 
-/// Tells whose listeners are, with at most one look at the machine's processes.
+/// Finds the owners of listeners, with at most one look at the machine's processes.
 #[derive(Default)]
 pub struct Ownership {
     parents: Option<BTreeMap<i32, i32>>,

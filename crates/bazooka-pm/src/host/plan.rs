@@ -256,7 +256,8 @@ fn plan_one(plan: &mut Plan, id: InstanceId, local: &Local, wanted: Wanted, loca
         }
         (Phase::Running, Wanted::Run | Wanted::Drain) => {}
 
-        // The shim was already killing the instance at once for another reason, so it ends in a moment.
+        // An instance that is being killed for another reason gets no stop timeout if it isn't wanted any more: it ends
+        // in a moment.
         (Phase::Ending { why, since, forced }, _) => {
             let grace = match why {
                 Ending::Unwanted => local.assignment.run.stop_timeout(),

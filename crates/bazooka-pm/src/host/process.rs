@@ -204,7 +204,8 @@ async fn read_answer(answers: UnixStream) -> io::Result<Answer> {
 /// Opens a pidfd of a process; none if the process isn't the expected one any more.
 fn hold(process: ProcessId) -> Option<Arc<AsyncFd<OwnedFd>>> {
     let fd = pidfd_open(Pid::from_raw(process.pid)?, PidfdFlags::NONBLOCK).ok()?;
-    // The pidfd can't come to mean another process. If the process id is right after opening it, so is the pidfd.
+    // A pidfd never comes to mean another process. If the process is still the expected one now that the pidfd is
+    // open, the pidfd is its.
     if !process.is_there() {
         return None;
     }

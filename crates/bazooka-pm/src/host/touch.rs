@@ -10,8 +10,8 @@ use visor::deadlines::SERVE_AFTER_PARTITION;
 
 use super::model::Tick;
 
-/// A host that registers again within this time was not cut off. Its bazooka-pm was paused, for example, and its
-/// proxies have known the replacements for long.
+/// A host that registers again within this time was not cut off. Its bazooka-pm may have been paused; its proxies
+/// learned of the replacements long ago.
 const CUT_OFF: Duration = Duration::from_millis(500);
 
 /// The longest time that replaced instances wait for a registration, because another bazooka-pm may hold this name.
