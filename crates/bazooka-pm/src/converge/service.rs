@@ -317,7 +317,7 @@ fn retire(
     let floor = count.saturating_sub(unavailable);
     // Old instances that don't serve go first. Those that serve may use up the rest of this number.
     let mut any = (ready + group.old.len()).saturating_sub(floor);
-    // A held instance that doesn't run covers for no serving one.
+    // A held instance counts as serving only while it runs.
     let running = |all: &[Facts<'_>]| all.iter().filter(|facts| facts.runs()).count();
     let serving = ready + running(&group.old) + running(&group.held);
     let mut spare = serving.saturating_sub((count + group.held.len()).saturating_sub(unavailable));
