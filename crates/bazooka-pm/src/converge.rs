@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! facts     one instance, put together from its rows
-//! memory    since when each condition has lasted
+//! memory    how long each condition has lasted
 //! hosts     which hosts are gone, and whether to give them up
 //! step      the vocabulary of a plan; draft: the vocabulary of one app's planners
 //! attempts  how often a release may be started, and where

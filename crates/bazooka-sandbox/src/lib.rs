@@ -25,10 +25,8 @@
 //!
 //! | question | asked of | answer |
 //! |---|---|---|
-//! | which means of isolation does this machine have? | [`isolation`], [`cgroups::Cgroups::find`],
-//! [`sandboxes::Sandboxes::new`] | a choice, tried at start |
-//! | which user, groups and root does this instance get? | [`uids::Uids::choose`], [`cgroups::Cgroups::of`],
-//! [`sandboxes::Sandboxes::of`] | parts of a [`protocol::LaunchSpec`] |
+//! | which isolation does this machine have? | [`isolation`], [`cgroups::Cgroups::find`], [`sandboxes::Sandboxes::new`] | a choice, tried at start |
+//! | which user, groups and root for an instance? | [`uids::Uids::choose`], [`cgroups::Cgroups::of`], [`sandboxes::Sandboxes::of`] | parts of a [`protocol::LaunchSpec`] |
 //! | start it | [`start::SpawnedShim`] or [`launch::launch`] | [`protocol::Answer`] or [`launch::Launched`] |
 //! | how did it end? | [`protocol::Start::read`] or [`init::InitSocket::ended`] | [`protocol::ExitRecord`] |
 

@@ -294,7 +294,7 @@ impl Lead {
         Ok(())
     }
 
-    /// Finds out whether writes whose reply was lost have been carried out.
+    /// Settles the outcome of writes whose reply was lost, by a write of its own.
     async fn settle(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
         match self.visor.settle(reign, &self.leader).await? {
             Outcome::Done(revision) => {

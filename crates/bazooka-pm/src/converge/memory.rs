@@ -1,4 +1,4 @@
-//! The converger's memory: since when each condition has lasted, which the coordinator doesn't store.
+//! The converger's memory: how long each condition has lasted, which the coordinator doesn't store.
 //!
 //! Owns times on this process's own monotonic clock. A converger begins with an empty memory, so correctness may not
 //! depend on it; an empty memory only delays steps.
@@ -60,13 +60,13 @@ pub struct Memory {
 /// The converger's memory of one app.
 #[derive(Clone, Debug, Default)]
 pub struct AppMemory {
-    /// Each instance that is healthy, with the time since when without a break.
+    /// Each healthy instance, with the start of its current healthy time.
     healthy: BTreeMap<InstanceId, Healthy>,
     /// The time at which each draining instance was first seen draining.
     draining: BTreeMap<InstanceId, Instant>,
     /// The current trial.
     pub trial: Option<TrialMemory>,
-    /// The time since when a release has had fewer instances than wanted.
+    /// The time at which a release was first seen with fewer instances than wanted.
     short: BTreeMap<(ProcName, ReleaseId), Instant>,
     /// The instances that failed for good within [`REMEMBER_FAILURES`].
     pub failures: BTreeMap<InstanceId, Failure>,
@@ -74,7 +74,7 @@ pub struct AppMemory {
     starts: BTreeMap<InstanceId, Start>,
 }
 
-/// The time since when an instance has been healthy.
+/// The start of an instance's current healthy time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Healthy {
     /// Distinguishes one run from the next by the host's own times, which are never compared with our clock.
@@ -141,7 +141,7 @@ impl Memory {
         }
     }
 
-    /// Returns the apps with draining instances: only these does a change of a proxy's row concern.
+    /// Returns the apps with draining instances, the only ones that a change of a proxy's row concerns.
     pub fn draining_apps(&self) -> impl Iterator<Item = &AppName> {
         self.apps.iter().filter(|(_, memory)| !memory.draining.is_empty()).map(|(name, _)| name)
     }
@@ -242,12 +242,12 @@ impl AppMemory {
         self.ready_at(id, min_ready).is_some_and(|at| at <= now.clock)
     }
 
-    /// Returns since when an instance has been draining.
+    /// Returns when this process first saw an instance draining.
     pub fn draining_since(&self, id: InstanceId) -> Option<Instant> {
         self.draining.get(&id).copied()
     }
 
-    /// Returns since when a release has had too few instances.
+    /// Returns when this process first saw too few instances of a release.
     pub fn short_since(&self, proc: &ProcName, release: ReleaseId) -> Option<Instant> {
         self.short.get(&(proc.clone(), release)).copied()
     }

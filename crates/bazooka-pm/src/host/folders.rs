@@ -9,6 +9,7 @@
 //!   lease                 until when the host surely holds its lease, for shims that must know
 //!   root/                 empty: where each sandboxed instance has its root, for itself alone
 //!   etc/                  the /etc that they see
+//!   envs/                 the envs that instances here run with, sealed
 //!   slugs/SHA256/         unpacked, shared, read-only
 //!   slugs/SHA256.json     whether it has been synced, and in which boot it was unpacked
 //!   instances/ID/

@@ -104,7 +104,7 @@ pub struct Local {
     pub assignment: Assignment,
     /// The phase of its life.
     pub phase: Phase,
-    /// The time since when its state, as others see it, has been the same.
+    /// The time at which its state, as others see it, last changed.
     pub since: Timestamp,
     /// The number of its last start; 0 before the first.
     #[serde(default)]
