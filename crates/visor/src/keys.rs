@@ -1,7 +1,6 @@
-//! Where each thing is kept: every key of the coordinator, written and read here alone.
+//! The keys: the spelling of every key of the coordinator, written and parsed only here.
 //!
-//! Owns the spelling of keys. Each has named writers (most of them one), so that etcd's roles can
-//! hold an identity to its prefixes.
+//! Each key has named writers, most of them one, so that etcd's roles can restrict an identity to its prefixes.
 //!
 //! ```text
 //! schema                    whoever finds none             apps/A/releases/N    bazooka or rm; converger marks
@@ -118,7 +117,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// A key that this version doesn't know, or one whose names are not valid.
+/// The error for a key that this version does not know, or that contains an invalid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no key of this schema: {0:?}")]
 pub struct UnknownKey(pub String);
@@ -178,17 +177,17 @@ impl FromStr for Key {
     }
 }
 
-/// The whole cluster, for the converger and the proxies.
+/// Returns the scope of the whole cluster, for the converger and the proxies.
 pub fn everything() -> Vec<Keys> {
     vec![Keys::Prefix(String::new())]
 }
 
-/// What names the cluster.
+/// Returns the scope of the schema row, which names the cluster.
 pub fn schema() -> Keys {
     Keys::One(Key::Schema.to_string())
 }
 
-/// One app and all that belongs to it, bar what its hosts say of its instances.
+/// Returns the scopes of one app and all that belongs to it, except the statuses of its instances.
 pub fn app(app: &AppName) -> Vec<Keys> {
     vec![
         Keys::One(Key::App(app.clone()).to_string()),
@@ -197,7 +196,9 @@ pub fn app(app: &AppName) -> Vec<Keys> {
     ]
 }
 
-/// What an app's services are and should be. Instances are left out, which may be many more than all of that.
+/// Returns the scopes of an app's services: what they are and should be.
+///
+/// Instances are left out, because they may be many more than all the other rows together.
 pub fn services_of(app: &AppName) -> Vec<Keys> {
     let below = |kind| Keys::Prefix(format!("apps/{app}/{kind}/"));
     let one = |key: Key| Keys::One(key.to_string());
@@ -211,137 +212,137 @@ pub fn services_of(app: &AppName) -> Vec<Keys> {
     ]
 }
 
-/// Everything below an app's own key.
+/// Returns the scope of everything below an app's own key.
 pub fn app_below(app: &AppName) -> Keys {
     Keys::Prefix(format!("apps/{app}/"))
 }
 
-/// Where an app's instances were placed.
+/// Returns the scope of the placements of an app's instances.
 pub fn instances_of(app: &AppName) -> Keys {
     Keys::Prefix(format!("apps/{app}/instances/"))
 }
 
-/// How each proc of an app is run.
+/// Returns the scope of an app's procs, with their settings.
 pub fn procs_of(app: &AppName) -> Keys {
     Keys::Prefix(format!("apps/{app}/procs/"))
 }
 
-/// What of an app has no place.
+/// Returns the scope of an app's instances without a place.
 pub fn pending_of(app: &AppName) -> Keys {
     Keys::Prefix(format!("apps/{app}/pending/"))
 }
 
-/// All that hosts were told to run.
+/// Returns the scope of all assignments of all hosts.
 pub fn all_assigned() -> Keys {
     Keys::Prefix("assigned/".to_owned())
 }
 
-/// All that hosts have said of their instances.
+/// Returns the scope of all statuses of all hosts.
 pub fn all_statuses() -> Keys {
     Keys::Prefix("status/".to_owned())
 }
 
-/// The work of one host: what its pm watches.
+/// Returns the scope of one host's assignments, which its pm watches.
 pub fn assigned_to(host: &HostName) -> Keys {
     Keys::Prefix(format!("assigned/{host}/"))
 }
 
-/// For whom an app's envs are wrapped.
+/// Returns the scope of the wraps of an app's envs.
 pub fn wraps_of(app: &AppName) -> Keys {
     Keys::Prefix(format!("wraps/{app}/"))
 }
 
-/// For whom all envs are wrapped.
+/// Returns the scope of the wraps of all envs.
 pub fn wraps() -> Keys {
     Keys::Prefix("wraps/".into())
 }
 
-/// The envs that one host was handed.
+/// Returns the scope of one host's copies of envs.
 pub fn handed_to(host: &HostName) -> Keys {
     Keys::Prefix(format!("sealed/{host}/"))
 }
 
-/// What one host has said of its instances.
+/// Returns the scope of the statuses that one host has reported.
 pub fn status_of(host: &HostName) -> Keys {
     Keys::Prefix(format!("status/{host}/"))
 }
 
-/// The ended instances of one app.
+/// Returns the scope of the ended instances of one app.
 pub fn history_of(app: &AppName) -> Keys {
     Keys::Prefix(format!("history/{app}/"))
 }
 
-/// Every app with all that belongs to it.
+/// Returns the scope of every app with all that belongs to it.
 pub fn apps() -> Keys {
     Keys::Prefix("apps/".into())
 }
 
-/// Every repository's state.
+/// Returns the scope of the state of every repository.
 pub fn repos() -> Keys {
     Keys::Prefix("repos/".into())
 }
 
-/// Every push that an rm takes.
+/// Returns the scope of every push that an rm is taking.
 pub fn turns() -> Keys {
     Keys::Prefix("turns/".into())
 }
 
-/// What the file storage has of each repository.
+/// Returns the scope of the stored state of every repository.
 pub fn stored() -> Keys {
     Keys::Prefix("stored/".into())
 }
 
-/// Who may change which app.
+/// Returns the scope of the grants for every app.
 pub fn access() -> Keys {
     Keys::Prefix("access/".into())
 }
 
-/// Who is admitted to the cluster.
+/// Returns the scope of everyone who is admitted to the cluster.
 pub fn identities() -> Keys {
     Keys::Prefix("identities/".into())
 }
 
-/// Everyone's SSH keys.
+/// Returns the scope of everyone's SSH keys.
 pub fn ssh_keys() -> Keys {
     Keys::Prefix("keys/".into())
 }
 
-/// Who did what.
+/// Returns the scope of the audit.
 pub fn audit() -> Keys {
     Keys::Prefix("audit/".into())
 }
 
-/// What each day brought.
+/// Returns the scope of the figures of each day.
 pub fn days() -> Keys {
     Keys::Prefix("stats/".into())
 }
 
-/// Every bazooka-rm that serves.
+/// Returns the scope of every bazooka-rm that serves.
 pub fn rms() -> Keys {
     Keys::Prefix("rms/".into())
 }
 
-/// How each bazooka-rm is asked for what it has opened.
+/// Returns the scope of the secrets with which clients ask each bazooka-rm to open an env.
 pub fn asks() -> Keys {
     Keys::Prefix("asks/".into())
 }
 
-/// Every proxy that serves.
+/// Returns the scope of every proxy that serves.
 pub fn proxies() -> Keys {
     Keys::Prefix("proxies/".into())
 }
 
-/// Every live host.
+/// Returns the scope of every live host.
 pub fn hosts() -> Keys {
     Keys::Prefix("hosts/".into())
 }
 
-/// What the operator says of every host.
+/// Returns the scope of the operator's marks on every host.
 pub fn host_metas() -> Keys {
     Keys::Prefix("hostmeta/".into())
 }
 
-/// One host and all that belongs to it.
+/// Returns the scopes of one host and all that belongs to it.
 pub fn host(host: &HostName) -> Vec<Keys> {
     vec![
         Keys::One(Key::Host(host.clone()).to_string()),
@@ -351,7 +352,9 @@ pub fn host(host: &HostName) -> Vec<Keys> {
     ]
 }
 
-/// The prefixes and the keys that an operator may write beside its own words: those that `bazooka check --repair` mends.
+/// Returns the prefixes and keys that an operator may write besides its own rows.
+///
+/// `bazooka check --repair` mends the rows there.
 pub fn operator_may_write() -> (Vec<String>, Vec<Key>) {
     let below = ["apps", "wraps", "assigned", "status", "sealed", "history", "stats", "hosts", "proxies"]
         .into_iter()

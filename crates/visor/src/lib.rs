@@ -1,35 +1,36 @@
 //! The centre of Bazooka: the schema, every key, every transition and the watch over the coordinator.
 //!
-//! No other crate opens a connection to etcd. The layers, each using only those above it in this list
-//! (`tests/layers.rs` holds it):
+//! Only this crate opens connections to etcd. Each layer below uses only layers above it in this list;
+//! `tests/layers.rs` checks that:
 //!
+//! ```text
 //! ```text
 //! clock        the wall clock, as it is passed in
 //! pause        the pause between attempts that fail
 //! deadlines    how long each part waits for another, and the order of these times
 //! terminal     text from outside, made safe for a terminal
-//! names        words that can't be wrong             AppName, RevId, InstanceId, Link, ...
-//! vars         config vars' names and sizes
-//! identity     who a certificate names, and TLS       Identity, Credentials, Caller
-//! seal         how config vars are sealed and opened
+//! names        names that are valid once parsed      AppName, RevId, InstanceId, Link, ...
+//! vars         names and sizes of config vars
+//! identity     whom a certificate names, and TLS     Identity, Credentials, Caller
+//! seal         sealing and opening config vars
 //! store        range, transaction, watch, lease      etcd | model (in memory)
-//! schema       what each key holds
+//! schema       the row that each key holds
 //! settings     how a proc is run: each setting declared once
-//! keys         where each key is
+//! keys         the spelling of each key
 //! snapshot     the typed image that planners read
-//! links        which services an app's instances are told of
+//! links        the addresses of linked services that an app's instances get
 //! access       who may do what, as etcd's roles
 //! lease        a lease that is kept alive
-//! mirror       list + watch, kept true for ever
+//! mirror       list and watch: an image that stays true
 //! visor        a handle: typed reads, guarded commits
 //! migrate      from one version of the schema to the next
-//! stats        what each day brought
+//! stats        the figures of each day
 //! transitions  each change of state, as one guarded transaction
-//! wrapping     who can open the envs, kept so by each rm
+//! wrapping     an rm's loop that wraps the keys of envs for all who may open them
 //! rules        what is wanted, what fails, and where there is room; each rule once
 //! progress     how far a service is from what is wanted
 //! capacity     what is taken of a host, and left of a cluster
-//! check        whether the rows fit together
+//! check        the check that the rows fit together
 //! recover      from a backup to what runs
 //! testing      what the tests of every crate share
 //! ```

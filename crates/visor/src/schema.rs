@@ -1,8 +1,8 @@
-//! What each key of the coordinator holds.
+//! The rows: what each key of the coordinator holds.
 //!
-//! Owns the stored shapes and nothing else: no key, no transition. Everything is JSON with names
-//! that carry their units. A field that a binary doesn't know survives its read and write
-//! (`extra`), so that two versions can run side by side; a field is only ever added, with a default.
+//! Owns the stored types and nothing else: no key and no transition. Every row is JSON, and its field names carry their
+//! units. A field that a binary does not know survives when that binary reads and writes the row (`extra`), so that two
+//! versions can run side by side. Fields are only ever added, each with a default.
 
 mod app;
 mod cluster;
@@ -28,5 +28,5 @@ pub use repo::{Ask, Branch, Repo, Rm, Stored, Turn};
 pub use service::{Check, Formation, Limits, OnPartition, Proc, RunSettings};
 pub use stats::{AppDay, DayStats, DayTotals};
 
-/// Fields written by a newer version, kept as they are.
+/// The fields that a newer version wrote, kept unchanged.
 pub type Extra = serde_json::Map<String, serde_json::Value>;

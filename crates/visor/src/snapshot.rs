@@ -1,7 +1,7 @@
 //! The typed image of the coordinator that planners read.
 //!
-//! Owns the reading of stored bytes. It never writes, and never guesses: a value that it can't read
-//! is kept in [`Snapshot::unreadable`], so that nobody takes it for an absent one.
+//! Owns the reading of stored bytes. It never writes and never guesses: a value that it cannot read stays listed in
+//! [`Snapshot::unreadable`], so that no reader takes it for an absent one.
 
 use std::collections::BTreeMap;
 
@@ -17,24 +17,24 @@ use crate::{
     store::{self, Entry, Image, LeaseId, Revision},
 };
 
-/// A stored value with the revisions that guards compare.
+/// A stored value, with the revisions that guards compare.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versioned<T> {
-    /// What is stored.
+    /// The stored value.
     pub value: T,
     /// The revision that created the key.
     pub create_revision: Revision,
-    /// The revision of its last write.
+    /// The revision of the key's last write.
     pub mod_revision: Revision,
-    /// The lease that it is bound to.
+    /// The lease that the key is bound to.
     pub lease: Option<LeaseId>,
 }
 
 impl<T: DeserializeOwned> Versioned<T> {
-    /// Reads an entry's value.
+    /// Reads the value of an entry.
     ///
     /// # Errors
-    /// If the value isn't JSON of this shape.
+    /// Fails if the value is not JSON of this type.
     pub fn read(entry: &Entry) -> Result<Self, serde_json::Error> {
         Ok(Versioned {
             value: serde_json::from_slice(&entry.value)?,
@@ -52,7 +52,9 @@ impl<T> std::ops::Deref for Versioned<T> {
     }
 }
 
-/// An app and all that belongs to it. `app` is none while rows of it are seen without the app itself.
+/// The view of an app and all that belongs to it.
+///
+/// `app` is none while the image has rows of the app but not its own row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppView {
     /// `apps/A`.
@@ -94,20 +96,20 @@ pub struct AppView {
 }
 
 impl AppView {
-    /// The release that head names, with its number.
+    /// Returns the release that head names, with its number.
     pub fn head_release(&self) -> Option<(ReleaseId, &Release)> {
         let id = self.head.as_ref()?.release;
         self.releases.get(&id).map(|r| (id, &r.value))
     }
 
-    /// How many instances head should have of a proc; 0 where nothing was said.
+    /// Returns how many instances of head a proc should have; 0 without a formation.
     pub fn count(&self, proc: &ProcName) -> u32 {
         self.formation.get(proc).map_or(0, |f| f.count)
     }
 
-    /// How many instances of each release the formation asks for, head's own included, zeros left out.
+    /// Returns how many instances of each release the formation asks for, head's own included, without zeros.
     ///
-    /// Nothing is wanted of a release whose rev doesn't have the proc, nor of an app that is being destroyed.
+    /// Nothing is wanted of a release whose rev does not have the proc, nor of an app that is being destroyed.
     pub fn wanted(&self, proc: &ProcName) -> BTreeMap<ReleaseId, u32> {
         let mut wanted = BTreeMap::new();
         if self.app.as_ref().is_none_or(|app| app.destroying) {
@@ -124,7 +126,7 @@ impl AppView {
         wanted
     }
 
-    /// The command that a release runs for a proc.
+    /// Returns the command that a release runs for a proc.
     pub fn command(&self, release: ReleaseId, proc: &ProcName) -> Option<&str> {
         let rev = &self.releases.get(&release)?.rev;
         self.revs.get(rev)?.procs.get(proc).map(String::as_str)
@@ -135,10 +137,10 @@ impl AppView {
     }
 }
 
-/// A host and all that belongs to it.
+/// The view of a host and all that belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostView {
-    /// `hosts/H`; none once its lease has ended.
+    /// `hosts/H`; none once the lease has ended.
     pub host: Option<Versioned<Host>>,
     /// `hostmeta/H`.
     pub meta: Option<Versioned<HostMeta>>,
@@ -154,20 +156,20 @@ impl HostView {
     }
 }
 
-/// An image of the cluster, or of the part that was asked for, at one revision.
+/// An image of the cluster, or of a part of it, at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Everything up to this revision is in it.
+    /// The revision up to which everything is in the image.
     pub revision: Revision,
     /// `schema`.
     pub schema: Option<Versioned<Schema>>,
-    /// `counters/instance`: the last id that was given.
+    /// `counters/instance`: the last instance id that was taken.
     pub instance_counter: Option<Versioned<u64>>,
-    /// `counters/port`: the last service port that was given.
+    /// `counters/port`: the last service port that was taken.
     pub port_counter: Option<Versioned<u64>>,
-    /// By name.
+    /// The apps by name.
     pub apps: BTreeMap<AppName, AppView>,
-    /// By name.
+    /// The hosts by name.
     pub hosts: BTreeMap<HostName, HostView>,
     /// `proxies/X`.
     pub proxies: BTreeMap<HostName, Versioned<Proxy>>,
@@ -183,24 +185,26 @@ pub struct Snapshot {
     pub unfreeze: Option<Versioned<Unfreeze>>,
     /// `identities/NAME`.
     pub identities: BTreeMap<Identity, Versioned<Admission>>,
-    /// `audit/NAME/ID`, by ID: in the order of time.
+    /// `audit/NAME/ID`, sorted by ID and so by time.
     pub audit: BTreeMap<(AuditId, Identity), Versioned<AuditEntry>>,
     /// `keys/USER`.
     pub ssh_keys: BTreeMap<UserName, Versioned<SshKeys>>,
     /// `stats/DAY`.
     pub days: BTreeMap<Day, Versioned<DayStats>>,
-    /// Values that can't be read, by key, with the reason. Whatever they are, they are there.
+    /// The reason why each unreadable value cannot be read, by key.
+    ///
+    /// Such a row exists, whatever it holds.
     pub unreadable: BTreeMap<String, String>,
 }
 
 impl Snapshot {
-    /// The assignment of an instance of an app, through the app's own index.
+    /// Returns the assignment of an app's instance, through the app's own index.
     pub fn assignment(&self, app: &AppName, id: InstanceId) -> Option<&Versioned<Assignment>> {
         let host = &self.apps.get(app)?.instances.get(&id)?.host;
         self.hosts.get(host)?.assigned.get(&id)
     }
 
-    /// What the host of an instance of an app says of it.
+    /// Returns the status that the host of an app's instance reports.
     pub fn status(&self, app: &AppName, id: InstanceId) -> Option<&Versioned<Status>> {
         let host = &self.apps.get(app)?.instances.get(&id)?.host;
         self.hosts.get(host)?.status.get(&id)
@@ -329,8 +333,8 @@ impl Image for Snapshot {
     }
 
     fn put(&mut self, entry: &Entry) {
-        // A key of a newer version is none of ours; a known key with a value that can't be read is a fault
-        // to be seen, and what stood there before is no longer the truth.
+        // A key of a newer version is skipped. A known key with an unreadable value is a fault that must be visible,
+        // and the value before it is no longer true.
         let Ok(key) = entry.key.parse::<Key>() else { return };
         match self.set(key.clone(), entry) {
             Ok(()) => drop(self.unreadable.remove(&entry.key)),
@@ -353,9 +357,9 @@ impl Image for Snapshot {
     }
 }
 
-/// Checks that this build may read the cluster, if the schema's row is among these entries.
+/// Checks that this build may read the cluster, if the schema row is among these entries.
 ///
-/// A row that isn't valid passes: whoever needs its value reports that.
+/// An invalid schema row passes: the code that needs its value reports it.
 ///
 /// # Errors
 /// [`store::StoreError::SchemaTooNew`].

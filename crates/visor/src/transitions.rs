@@ -1,8 +1,8 @@
 //! Each change of the cluster's state, as one transaction guarded on what it was decided from.
 //!
-//! Owns the rules of change. What a user or rm asks for is read, decided and committed here, anew when a
-//! rival gets in first. What the converger and the pms plan from their own images are [`Change`]s
-//! made here and committed in batches. Whatever dies when, no half state is left.
+//! Owns the rules of change. A request of a user or an rm is read, decided and committed here, and decided again when a
+//! rival writes first. The converger and the pms plan from their own images; their plans become [`Change`]s that are
+//! made here and committed in batches. No half state is left, whichever program dies.
 //!
 //! [`Change`]: crate::visor::Change
 

@@ -1,7 +1,7 @@
-//! A handle on the cluster's state: typed reads, and guarded commits that also hold to the schema.
+//! A handle on the cluster's state: typed reads, and guarded commits that also check the schema.
 //!
-//! Owns the rule that a binary older than the schema's `min_writer` changes nothing: the schema key's
-//! revision is compared in each transaction. It knows no transition; those are in `transitions`.
+//! Owns the rule that a binary older than the schema's `min_writer` changes nothing: every transaction compares the
+//! revision of the schema row. It knows no transition; those are in `transitions`.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use crate::{
     store::{Compare, Entry, Image, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
 };
 
-/// A change that the rules don't allow as things stand. Nothing was written.
+/// A refused change, which the rules do not allow in the present state. Nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum Refusal {
@@ -98,39 +98,39 @@ fn zone_words(zones: &BTreeMap<ZoneName, u32>) -> String {
     zones.iter().map(|(zone, n)| format!("{n} in {zone}")).collect::<Vec<_>>().join(", ")
 }
 
-/// A failed read or change of the cluster's state.
+/// An error of a read or change of the cluster's state.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum VisorError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The change isn't allowed as things stand.
+    /// The change is not allowed in the present state.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The cluster's state is of a later schema than this binary can write.
+    /// The cluster's schema is of a later version than this binary can write.
     #[error(
         "the cluster's schema is version {version}, which takes version {min_writer} to change; this is {ours}"
     )]
     SchemaTooNew {
-        /// The schema's version.
+        /// The version of the schema.
         version: u32,
-        /// The lowest version that may change it.
+        /// The lowest version that may change the state.
         min_writer: u32,
-        /// What this binary is.
+        /// The version of this binary.
         ours: u32,
     },
     /// The cluster has no schema yet.
     #[error("the coordinator holds no cluster yet")]
     NotSetUp,
-    /// A value isn't what the schema says.
+    /// A value does not match the schema.
     #[error("{key} can't be read: {detail}")]
     Unreadable {
         /// The key.
         key: String,
-        /// What is wrong with it.
+        /// The reason why it cannot be read.
         detail: String,
     },
-    /// Rivals changed the same keys each time.
+    /// Rivals changed the same keys in every round.
     #[error("others kept changing the same thing; nothing was done")]
     Contended,
 }
@@ -138,7 +138,7 @@ pub enum VisorError {
 /// The result of a call on the cluster's state.
 pub type Result<T, E = VisorError> = std::result::Result<T, E>;
 
-/// Writes that happen together or not at all, and the conditions for them.
+/// A set of writes that happen together or not at all, with their conditions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// The conditions.
@@ -148,63 +148,63 @@ pub struct Change {
 }
 
 impl Change {
-    /// A change without conditions or writes.
+    /// Returns a change without conditions or writes.
     pub fn new() -> Self {
         Change::default()
     }
 
-    /// Only if the key was last written at this revision (0: isn't there).
+    /// Requires that the key was last written at this revision (0: does not exist).
     pub fn unchanged(mut self, key: &Key, mod_revision: Revision) -> Self {
         self.when.push(Compare::ModRevision(key.to_string(), mod_revision));
         self
     }
 
-    /// Only if what was read is still so.
+    /// Requires that the row is still as it was read.
     pub fn as_read<T>(self, key: &Key, read: Option<&Versioned<T>>) -> Self {
         self.unchanged(key, read.map_or(0, |v| v.mod_revision))
     }
 
-    /// Only if the key isn't there.
+    /// Requires that the key does not exist.
     pub fn absent(self, key: &Key) -> Self {
         self.unchanged(key, 0)
     }
 
-    /// Only if the key is there.
+    /// Requires that the key exists.
     pub fn exists(mut self, key: &Key) -> Self {
         self.when.push(Compare::Exists(key.to_string()));
         self
     }
 
-    /// Only if the key was created at this revision (0: isn't there).
+    /// Requires that the key was created at this revision (0: does not exist).
     pub fn created_at(mut self, key: &Key, create_revision: Revision) -> Self {
         self.when.push(Compare::CreateRevision(key.to_string(), create_revision));
         self
     }
 
-    /// Write a value.
+    /// Adds the write of a value.
     pub fn put<T: Serialize>(self, key: &Key, value: &T) -> Self {
         self.put_leased(key, value, None)
     }
 
-    /// Write a value, bound to a lease.
+    /// Adds the write of a value that is bound to a lease.
     pub fn put_leased<T: Serialize>(mut self, key: &Key, value: &T, lease: Option<LeaseId>) -> Self {
         let value = Bytes::from(serde_json::to_vec(value).expect("the schema's types are always valid JSON"));
         self.then.push(Op::Put { key: key.to_string(), value, lease });
         self
     }
 
-    /// Delete a key.
+    /// Adds the deletion of a key.
     pub fn delete(self, key: &Key) -> Self {
         self.delete_all(Keys::One(key.to_string()))
     }
 
-    /// Delete keys.
+    /// Adds the deletion of keys.
     pub fn delete_all(mut self, keys: Keys) -> Self {
         self.then.push(Op::Delete(keys));
         self
     }
 
-    /// Both, together.
+    /// Joins the conditions and writes of both changes.
     pub fn and(mut self, other: Change) -> Self {
         for compare in other.when {
             if !self.when.contains(&compare) {
@@ -216,49 +216,51 @@ impl Change {
     }
 }
 
-/// How a commit ended.
+/// The outcome of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Committed {
     /// It was carried out, at this revision.
     Done(Revision),
-    /// A condition didn't hold: nothing was written.
+    /// A condition did not hold; nothing was written.
     Conflict,
 }
 
-/// What came of a transition, and since when it is so.
+/// The outcome of a transition, and the revision since which it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decided<T> {
-    /// What the transition tells.
+    /// The value that the transition returns.
     pub value: T,
-    /// A view of the cluster that has come to this revision has the change in it. 0 if nothing was written and the
-    /// transition doesn't know when it came about.
+    /// The revision at which a view of the cluster has the change in it. 0 if nothing was written and the transition
+    /// does not know when the state came about.
     pub revision: Revision,
 }
 
 impl<T> Decided<T> {
-    /// The value alone.
+    /// Returns the value without the revision.
     pub fn into_value(self) -> T {
         self.value
     }
 }
 
-/// What a transition makes of what it reads.
+/// The decision of a transition about the state that it read.
 pub(crate) enum Decision<T> {
-    /// It is so already (or a lost reply's write had been carried out).
+    /// The state is as asked for already, perhaps by this call's own write whose reply was lost.
     Already(T),
-    /// The same, and the row that says so was last written at this revision.
+    /// The same, with the revision of the last write of the row that shows it.
     AlreadyAt(T, Revision),
-    /// This change brings it about.
+    /// This change is needed, and then the value holds.
     Change(Change, T),
 }
 
-/// How often a transition is decided anew when rivals get in first. Each conflict means that another
-/// one got through, so this bounds how many may queue at one key: faults.md's hundred scales at once, twice.
+/// The most rounds in which a transition is decided again because rivals wrote first.
+///
+/// Each conflict means that another writer succeeded, so this bounds how many may queue at one key: twice the hundred
+/// scales at once that the tests run.
 const MAX_ROUNDS: usize = 200;
 
 #[derive(Clone, Copy)]
 struct SchemaGuard {
-    /// The schema's row was last written then, and lets this build write.
+    /// The revision of the last write of the schema row, which lets this build write.
     mod_revision: Revision,
 }
 
@@ -275,40 +277,44 @@ impl SchemaGuard {
     }
 }
 
-/// A handle on the cluster's state. Cheap to clone.
+/// A handle on the cluster's state; cheap to clone.
 #[derive(Clone)]
 pub struct Visor {
-    /// Written with each change, so that no change is without it.
+    /// The audit entry that every change through this handle writes too.
     record: Option<Arc<(Key, AuditEntry)>>,
     store: SharedStore,
     guard: Arc<Mutex<Option<SchemaGuard>>>,
 }
 
 impl Visor {
-    /// A handle over a store. Nothing is read or written yet.
+    /// Returns a handle over a store. Nothing is read or written yet.
     pub fn new(store: SharedStore) -> Self {
         Visor { record: None, store, guard: Arc::default() }
     }
 
-    /// The same, for one thing that somebody does: whatever is changed through it, an entry of the audit is written in the
-    /// same transaction. Several changes share one entry. `random` tells it from others of the same moment.
+    /// Returns a handle for one action of an identity, whose changes write an entry of the audit in the same
+    /// transaction.
+    ///
+    /// Several changes share one entry. `random` tells the entry from others of the same moment.
     pub fn audited(&self, who: &Identity, entry: AuditEntry, random: u32) -> Visor {
         let id = format!("{:013}-{random:08x}", entry.at.as_millisecond().clamp(0, 9_999_999_999_999));
         let id = id.parse().expect("it is put together by the rule");
         Visor { record: Some(Arc::new((Key::Audit(who.clone(), id), entry))), ..self.clone() }
     }
 
-    /// The store below.
+    /// Returns the store below.
     pub fn store(&self) -> &SharedStore {
         &self.store
     }
 
-    /// Writes the schema if the cluster has none. Daemons do so at start; several at once are fine.
+    /// Writes the schema if the cluster has none.
+    ///
+    /// Every daemon calls this at its start; several may do so at once.
     ///
     /// # Errors
     /// The store's; [`VisorError::SchemaTooNew`].
     pub async fn set_up(&self) -> Result<()> {
-        // Most may only read it.
+        // Most identities may only read the schema.
         match self.load_guard().await {
             Err(VisorError::NotSetUp) => {}
             other => return other.map(drop),
@@ -338,12 +344,12 @@ impl Visor {
         Ok(snapshot)
     }
 
-    /// The same, as it is stored.
+    /// Reads whole scopes at one revision, as stored entries.
     pub(crate) async fn entries(&self, scopes: Vec<Keys>) -> Result<(Vec<Entry>, Revision)> {
         let then = scopes.into_iter().chain([keys::schema()]).map(Op::Get).collect();
         let txn = Txn { then, ..Txn::default() };
         let mut reply = match self.store.txn(txn.clone()).await {
-            // It only reads, so it is safe to repeat.
+            // The transaction only reads, so it may be repeated.
             Err(StoreError::OutcomeUnknown { .. }) => self.store.txn(txn).await?,
             other => other?,
         };
@@ -366,7 +372,7 @@ impl Visor {
             .map_err(|error| VisorError::Unreadable { key: key.to_string(), detail: error.to_string() })
     }
 
-    /// What their hosts say of these instances, as far as they say anything.
+    /// Reads the statuses of these instances; instances without a status are left out.
     ///
     /// Costs one call for each 128 instances, all under way at once.
     ///
@@ -378,7 +384,7 @@ impl Visor {
     ) -> Result<BTreeMap<InstanceId, Versioned<Status>>> {
         let keys: Vec<Keys> =
             of.into_iter().map(|(host, id)| Keys::One(Key::Status(host, id).to_string())).collect();
-        // A read has the schema's row besides.
+        // Each read contains the schema row too.
         let pages = keys.chunks(MAX_TXN_OPS - 1).map(|chunk| self.read(chunk.to_vec()));
         let mut statuses = BTreeMap::new();
         for snapshot in futures::future::try_join_all(pages).await? {
@@ -389,13 +395,13 @@ impl Visor {
         Ok(statuses)
     }
 
-    /// Carries out a change, if its conditions hold and the schema lets this binary write.
+    /// Commits a change, if its conditions hold and the schema lets this binary write.
     ///
     /// # Errors
-    /// The store's ([`StoreError::OutcomeUnknown`]: read back); [`VisorError::SchemaTooNew`];
+    /// The store's (after [`StoreError::OutcomeUnknown`], read back); [`VisorError::SchemaTooNew`];
     /// [`VisorError::NotSetUp`].
     pub async fn commit(&self, change: Change) -> Result<Committed> {
-        // Twice at most: once more if only the schema had been written anew.
+        // At most twice: a second time if only the schema row had been rewritten.
         for _ in 0..2 {
             let guard = self.guard().await?;
             let mut when = change.when.clone();
@@ -419,7 +425,9 @@ impl Visor {
         Ok(Committed::Conflict)
     }
 
-    /// Reads, decides, commits; again when a rival got in between or a reply was lost. Two round trips, if neither happens.
+    /// Reads, decides and commits; starts again after a rival's write or a lost reply.
+    ///
+    /// Takes two round trips if neither happens.
     pub(crate) async fn decide<T>(
         &self,
         scopes: Vec<Keys>,
@@ -434,7 +442,7 @@ impl Visor {
                 Decision::Change(change, value) => match self.commit(change).await {
                     Ok(Committed::Done(revision)) => return Ok(Decided { value, revision }),
                     Ok(Committed::Conflict) => {}
-                    // What was read next says whether it was carried out.
+                    // The next read shows whether it was carried out.
                     Err(VisorError::Store(error @ StoreError::OutcomeUnknown { .. })) => {
                         if unknown.replace(error.clone()).is_some() {
                             return Err(error.into());
@@ -462,8 +470,10 @@ impl Visor {
         Ok(guard)
     }
 
-    /// Keeps the guard that a read brought along, so that the commit after it needs no read of its own. Of two reads
-    /// that overlap the later row stands; a row that forbids writing is left to [`Visor::load_guard`], which says so.
+    /// Keeps the guard that a read has fetched, so that the commit after it needs no read of its own.
+    ///
+    /// Of two overlapping reads the later row counts. A row that forbids writing is left to [`Visor::load_guard`],
+    /// which reports it.
     fn keep_guard(&self, schema: &[Entry]) {
         let Some(Ok(schema)) = schema.first().map(Versioned::<Schema>::read) else { return };
         let Ok(guard) = SchemaGuard::of(&schema) else { return };

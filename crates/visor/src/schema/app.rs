@@ -1,4 +1,4 @@
-//! What bazooka-rm writes of an app: its registration, its revs and its domains.
+//! The rows of an app that bazooka-rm writes: its registration, its revs and its domains.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::names::{AppName, Digest, ProcName};
 /// `apps/A`: a versioned codebase.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct App {
-    /// Who registered it.
+    /// The name of the person who registered it.
     pub owner: String,
-    /// When.
+    /// The time of the registration.
     pub created_at: Timestamp,
-    /// Tells one registration of a name from another, and a lost reply's own write from a rival's.
+    /// Tells two registrations of the same name apart, and a caller's own write whose reply was lost from a rival's.
     pub token: String,
-    /// Set while the app is being taken down: nothing is placed any more, and all of it goes.
+    /// True while the app is being destroyed: the converger places nothing more, and all its rows will be deleted.
     #[serde(default)]
     pub destroying: bool,
     /// Fields of a newer version.
@@ -28,26 +28,26 @@ pub struct App {
 /// A built rev in the file storage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slug {
-    /// Its name and its check: the SHA-256 of the compressed archive.
+    /// The SHA-256 of the compressed archive: its name, and the check of its content.
     pub sha256: Digest,
-    /// The compressed archive's length.
+    /// The length of the compressed archive.
     pub size_bytes: u64,
 }
 
-/// `apps/A/revs/R`: a commit, built once. Never changes.
+/// `apps/A/revs/R`: a commit, built once; the row never changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rev {
-    /// What was built.
+    /// The built slug.
     pub slug: Slug,
     /// The Procfile: each proc's command, a line for `/bin/sh -c`.
     pub procs: BTreeMap<ProcName, String>,
-    /// How it was built: `node`, `python`, `rust`, `static`, `bin/build` or `procfile`.
+    /// The kind of the build: `node`, `python`, `rust`, `static`, `bin/build` or `procfile`.
     pub kind: String,
-    /// Who pushed it.
+    /// The name of the person who pushed it.
     pub by: String,
-    /// When it was registered.
+    /// The time of the registration.
     pub at: Timestamp,
-    /// The commit's first line.
+    /// The first line of the commit's message.
     #[serde(default)]
     pub subject: String,
     /// Fields of a newer version.
@@ -55,7 +55,7 @@ pub struct Rev {
     pub extra: Extra,
 }
 
-/// `domains/FQDN`: a name that leads to an app.
+/// `domains/FQDN`: a domain that leads to an app.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainRecord {
     /// The app.

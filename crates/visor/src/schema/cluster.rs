@@ -1,4 +1,4 @@
-//! The rows of the cluster as a whole: its schema, and the elected converger.
+//! The rows of the cluster as a whole: its schema, the elected converger, and `unfreeze`.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::Extra;
 use crate::{names::HostName, store::StoreError};
 
-/// This build's schema version. From version 2 on config vars are sealed. Version 1 may write beside it: what it
-/// doesn't know it can't read, and so leaves alone; what it writes in plain text is sealed by a bazooka-rm.
+/// The schema version of this build.
+///
+/// From version 2 on, config vars are sealed. Version 1 may still write beside it: a version 1 program cannot read a
+/// sealed row, and so leaves it alone; the plain text that it writes is later sealed by a bazooka-rm.
 pub const SCHEMA_VERSION: u32 = 2;
 
 /// `schema`: which versions may read and write the cluster's state.
@@ -17,14 +19,14 @@ pub const SCHEMA_VERSION: u32 = 2;
 pub struct Schema {
     /// The version that the state was last migrated to.
     pub version: u32,
-    /// The lowest version that understands it.
+    /// The lowest version that may read the state.
     pub min_reader: u32,
-    /// The lowest version that may change it.
+    /// The lowest version that may change the state.
     pub min_writer: u32,
-    /// Names the cluster, whatever store it lies in; none: it was set up by an earlier version.
+    /// The cluster's unique name, independent of the store that holds it; none if an earlier version set it up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
-    /// When it was last restored from a backup, if it ever was.
+    /// The time of the last restoration from a backup; none if there was no restoration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<Timestamp>,
     /// Fields of a newer version.
@@ -46,12 +48,12 @@ impl Default for Schema {
 }
 
 impl Schema {
-    /// Which cluster this is, and since which restoration.
+    /// Returns the cluster's incarnation: which cluster this is, and since which restoration.
     pub fn era(&self) -> Era {
         Era { cluster: self.cluster.clone(), restored: self.restored }
     }
 
-    /// Checks that this build understands the cluster's rows.
+    /// Checks that this build may read the cluster's rows.
     ///
     /// # Errors
     /// [`StoreError::SchemaTooNew`].
@@ -64,7 +66,9 @@ impl Schema {
     }
 }
 
-/// Which cluster a word is of, and since which restoration: another one's says nothing of what was before.
+/// The incarnation that a message belongs to: which cluster, and since which restoration.
+///
+/// A message of another incarnation says nothing about the state before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Era {
     /// [`Schema::cluster`].
@@ -75,17 +79,17 @@ pub struct Era {
     pub restored: Option<Timestamp>,
 }
 
-/// `election/converger`, leased: who places.
+/// `election/converger`, leased: the elected converger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
-    /// The process, for people.
+    /// The name of the process, for people.
     pub name: String,
-    /// Since when.
+    /// The time of its election.
     pub since: Timestamp,
-    /// The base of its endpoint.
+    /// The base URL of its endpoint.
     #[serde(default)]
     pub url: String,
-    /// Set while so many hosts are gone at once that none of them is taken for lost.
+    /// Set while so many hosts are gone at once that the converger marks none of them lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen: Option<Frozen>,
     /// Fields of a newer version.
@@ -93,10 +97,10 @@ pub struct Leader {
     pub extra: Extra,
 }
 
-/// More hosts vanished at once than a converger gives up by itself.
+/// The fact that more hosts vanished at once than the converger gives up by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frozen {
-    /// Since when.
+    /// The time since when that is so.
     pub since: Timestamp,
     /// The hosts that are gone.
     pub hosts: BTreeSet<HostName>,
@@ -105,16 +109,16 @@ pub struct Frozen {
     pub extra: Extra,
 }
 
-/// `unfreeze`: an operator's word that these hosts are gone for good, though too many went at once.
+/// `unfreeze`: an operator's acknowledgement that these hosts are gone for good, though too many vanished at once.
 ///
-/// It holds until each of them has returned or left nothing behind; the converger takes it away then.
+/// It holds until each of these hosts has returned or has no rows left; then the converger deletes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unfreeze {
     /// The hosts.
     pub hosts: BTreeSet<HostName>,
-    /// Who said so.
+    /// The name of the operator.
     pub by: String,
-    /// When.
+    /// The time of the acknowledgement.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! Config vars and links, and for whom they are sealed.
+//! The rows of config vars and links, and of the readers that they are sealed for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,23 +11,24 @@ use crate::{
     seal::{PublicKey, Sealed, Vars, WrappedKey},
 };
 
-/// `apps/A/envs/E`: an app's config vars, sealed, and its links. They never change; what version 1 wrote is sealed once.
+/// `apps/A/envs/E`: an app's config vars, sealed, and its links.
 ///
-/// A version 1 that meets a sealed one can't read it, and so takes it neither for absent nor for empty.
+/// Vars and links never change; a row that version 1 wrote in plain text is sealed once. Version 1 cannot read a sealed
+/// row, and so takes it neither for absent nor for empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Env {
-    /// Names and values.
+    /// The names and values, sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<Sealed>,
-    /// Name to value, as version 1 wrote them: in plain text, until a bazooka-rm seals them.
+    /// The values by name in plain text, as version 1 wrote them; a bazooka-rm seals them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vars: Option<Vars>,
-    /// The services that its instances are told the address of, which is no secret.
+    /// The services whose addresses the app's instances get; links are not secret.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub links: BTreeSet<Link>,
-    /// Who set it.
+    /// The name of the person who set it.
     pub by: String,
-    /// When.
+    /// The time when it was set.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
@@ -35,21 +36,22 @@ pub struct Env {
 }
 
 impl Env {
-    /// Whether nobody but who has a wrap can read it.
+    /// Reports whether the env is sealed, so that only the owner of a wrap can read it.
     pub fn is_sealed(&self) -> bool {
         self.sealed.is_some()
     }
 }
 
-/// `wraps/A/E`: the data key of an env, wrapped for each who may open it. Besides who sets the env, rms write it.
+/// `wraps/A/E`: the data key of an env, wrapped for each rm and host that may open it.
 ///
-/// One takes some 160 bytes, so that a row for a thousand hosts has 160 kB of the 1.5 MiB that etcd takes.
+/// Both the client that sets the env and the rms write this row. One wrap takes some 160 bytes, so a row for a thousand
+/// hosts has 160 kB of the 1.5 MiB that etcd allows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wraps {
-    /// By an rm's public key.
+    /// The wraps for rms, by the rm's public key.
     #[serde(default)]
     pub rms: BTreeMap<PublicKey, WrappedKey>,
-    /// By a host's public key.
+    /// The wraps for hosts, by the host's public key.
     #[serde(default)]
     pub hosts: BTreeMap<PublicKey, WrappedKey>,
     /// Fields of a newer version.
@@ -57,17 +59,18 @@ pub struct Wraps {
     pub extra: Extra,
 }
 
-/// `sealed/H/A/E`: an env as one host gets it: a copy of its row's, with that host's wrap alone. It is there
-/// while instances are assigned to the host that run with it.
+/// `sealed/H/A/E`: the copy of an env for one host, with the wrap of that host alone.
+///
+/// The row exists while instances that run with the env are assigned to the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handed {
-    /// Names and values.
+    /// The names and values, sealed.
     pub sealed: Sealed,
     /// The host's public key.
     pub to: PublicKey,
-    /// The data key, wrapped for that.
+    /// The data key, wrapped for that public key.
     pub key: WrappedKey,
-    /// Its links; so a host knows which ports an instance must have been placed with.
+    /// The links of the env, from which a host knows which ports an instance must have been placed with.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub links: BTreeSet<Link>,
     /// Fields of a newer version.

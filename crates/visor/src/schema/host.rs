@@ -1,4 +1,4 @@
-//! What bazooka-pm and operators write of a host.
+//! The rows of a host, which bazooka-pm and operators write.
 
 use std::net::IpAddr;
 
@@ -11,12 +11,12 @@ use crate::{
     seal::PublicKey,
 };
 
-/// What a host has to give.
+/// The capacity that a host offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capacity {
-    /// Memory for instances.
+    /// The memory for instances.
     pub memory_bytes: u64,
-    /// How many instances.
+    /// The largest number of instances.
     pub instances: u32,
     /// Fields of a newer version.
     #[serde(flatten)]
@@ -26,47 +26,47 @@ pub struct Capacity {
 /// `hosts/H`, leased: a host that runs bazooka-pm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
-    /// Where its instances are reached.
+    /// The address of the host's instances.
     pub address: IpAddr,
-    /// The base of its pm's endpoint (`http://127.0.0.2:41234`).
+    /// The base URL of its pm's endpoint (`http://127.0.0.2:41234`).
     pub url: String,
-    /// Where it stands.
+    /// The zone where it stands.
     pub zone: ZoneName,
-    /// Its pm's version.
+    /// The version of its pm.
     pub version: String,
-    /// What it has to give.
+    /// The capacity that it offers.
     pub capacity: Capacity,
-    /// How instances are kept apart there, in words: `sandbox`, `sandbox without fence`, `uid`, `none`.
+    /// The isolation of its instances, in words: `sandbox`, `sandbox without fence`, `uid`, `none`.
     pub isolation: String,
     /// The kernel's boot id.
     pub boot_id: String,
-    /// The schema's version that its build writes; none: an early one.
+    /// The schema version that its build writes; none for an early build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<u32>,
-    /// What config vars are sealed to for it; none: its pm is of a version that can't open them.
+    /// The public key that config vars are sealed to for this host; none if its pm's version cannot open them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal_key: Option<PublicKey>,
-    /// Where its instances reach the services that they link; none: it wasn't told, or its pm is of a version that
+    /// The address where its instances reach linked services; none if the pm was started without one, or if its version
     /// knows no links.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<ServicesAddress>,
-    /// When this registration was made.
+    /// The time of this registration.
     pub since: Timestamp,
-    /// Names the pm's state folder, so that a restarted pm takes over its own registration and a second
-    /// pm of the same name is refused.
+    /// The identity of the pm's state folder: a restarted pm takes over its own registration, and a second pm of the
+    /// same name is refused.
     pub token: String,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// `hostmeta/H`: what the operator says of a host.
+/// `hostmeta/H`: an operator's marks on a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostMeta {
-    /// Nothing new is placed there.
+    /// True if the converger places nothing new there.
     #[serde(default)]
     pub cordoned: bool,
-    /// What runs there is replaced elsewhere, then stopped.
+    /// True if each instance there is replaced elsewhere and then stopped.
     #[serde(default)]
     pub draining: bool,
     /// Fields of a newer version.

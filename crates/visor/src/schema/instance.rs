@@ -1,4 +1,4 @@
-//! An instance: where the converger placed it, and what its host says of it.
+//! The rows of an instance: where the converger placed it, and what its host reports of it.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -13,24 +13,24 @@ use crate::names::{AppName, EnvRef, HostName, Link, ProcName, ReleaseId, RevId};
 pub struct Instance {
     /// The host that runs it, for its whole life.
     pub host: HostName,
-    /// The proc that it is one of.
+    /// The proc that it runs.
     pub proc: ProcName,
-    /// What it runs, for its whole life.
+    /// The release that it runs, for its whole life.
     pub release: ReleaseId,
-    /// That release's rev.
+    /// The rev of that release.
     pub rev: RevId,
-    /// Its place among the instances of its proc and release: 0, 1, ...; replacements take it over.
+    /// Its index among the instances of its proc and release: 0, 1, ...; a replacement takes over the index.
     pub index: u32,
-    /// When it was placed.
+    /// The time of the placement.
     pub placed_at: Timestamp,
-    /// Why it was placed, for people.
+    /// The reason for the placement, for people.
     pub reason: String,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// What an instance is meant to do. It only ever goes down this list.
+/// The state that the converger wants an instance in; it only ever moves down this list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Desired {
@@ -42,37 +42,37 @@ pub enum Desired {
     Stop,
 }
 
-/// `assigned/H/ID`: all that a host needs in order to run an instance, bar the values of its env.
+/// `assigned/H/ID`: all that a host needs in order to run an instance, except the values of its env.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
-    /// What it is meant to do.
+    /// The wanted state.
     pub desired: Desired,
-    /// Why `desired` is not `run`, for people.
+    /// The reason why `desired` is not `run`, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Its app.
+    /// The app.
     pub app: AppName,
-    /// Its proc.
+    /// The proc.
     pub proc: ProcName,
-    /// Its release.
+    /// The release.
     pub release: ReleaseId,
-    /// Its rev.
+    /// The rev.
     pub rev: RevId,
-    /// Its env, to be read from `sealed/H/A/E`.
+    /// The env, which the host reads from `sealed/H/A/E`.
     pub env: EnvRef,
-    /// Its slug.
+    /// The slug.
     pub slug: Slug,
-    /// Its command, a line for `/bin/sh -c`.
+    /// The command, a line for `/bin/sh -c`.
     pub command: String,
-    /// Its place among its kind.
+    /// Its index among the instances of its proc and release.
     pub index: u32,
-    /// How it is run.
+    /// The settings that it runs with.
     #[serde(default)]
     pub run: RunSettings,
-    /// The port of each service that its env links, as it was when this was placed.
+    /// The port of each service that its env links, as it was at the placement.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub links: BTreeMap<Link, u16>,
-    /// Placed as part of a trial: no backoff, it fails for good once the quick restarts are spent.
+    /// True if it was placed for a trial: without backoff, it fails for good once the quick restarts are used up.
     #[serde(default)]
     pub trial: bool,
     /// Fields of a newer version.
@@ -80,35 +80,35 @@ pub struct Assignment {
     pub extra: Extra,
 }
 
-/// An instance's state, as its host reports it.
+/// The state of an instance, as its host reports it.
 ///
 /// ```text
 /// claimed ─▶ running ─▶ stopping ─▶ exited
 ///   │  ▲        │
 ///   │  └ backoff ◀┘ (crashed; next start at a known time)
-///   └─▶ failed (given up)                    lost: said by the converger, once the host is
+///   └─▶ failed (given up)                    lost: set by the converger alone, once the host has gone
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// The host has taken it up: fetching, starting, not healthy yet.
+    /// The host has accepted it: it is being fetched or started, or is not healthy yet.
     Claimed,
     /// Its check has passed since it last started.
     Running,
     /// It crashed and will be started again at `next_start_at`.
     Backoff,
-    /// It has been told to end.
+    /// The host has told it to end.
     Stopping,
     /// It ended because it was meant to. Final.
     Exited,
-    /// It can't run here: the cause says why. Final.
+    /// It cannot run here; the cause says why. Final.
     Failed,
     /// Its host has gone. Final.
     Lost,
 }
 
 impl State {
-    /// Its word for people.
+    /// Returns the word for this state that people see.
     pub fn word(self) -> &'static str {
         match self {
             State::Claimed => "starting",
@@ -121,94 +121,95 @@ impl State {
         }
     }
 
-    /// Nothing of the instance runs any more, and nothing will.
+    /// Reports whether nothing of the instance runs any more, and nothing will again.
     pub fn is_final(self) -> bool {
         matches!(self, State::Exited | State::Failed | State::Lost)
     }
 }
 
-/// Why an instance failed, where the difference matters to placement.
+/// The kind of an instance's failure, where placement depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
-    /// The app's own: exits, doesn't listen, no such command.
+    /// A fault of the app: it exits, does not listen, or its command does not exist.
     App,
-    /// It ran out of memory: the host is avoided by its replacement.
+    /// It ran out of memory; its replacement avoids the host.
     OutOfMemory,
-    /// No port was free: the host is avoided by its replacement.
+    /// No port was free; its replacement avoids the host.
     NoPort,
-    /// The host's: disk full, slug can't be fetched or is broken. Avoided by its replacement.
+    /// A fault of the host: its disk is full, or the slug is broken or cannot be fetched. The replacement avoids the
+    /// host.
     Host,
 }
 
-/// One end of an instance's process.
+/// One exit of an instance's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// When.
+    /// The time of the exit.
     pub at: Timestamp,
     /// The exit status, if it exited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
-    /// The signal, if one ended it.
+    /// The signal, if a signal ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// The kernel ended it because it ran out of memory.
+    /// True if the kernel ended it because it ran out of memory.
     #[serde(default)]
     pub out_of_memory: bool,
-    /// How long it ran.
+    /// The time from its start to its exit.
     pub ran_ms: u64,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// Something that happened to an instance, for `why`.
+/// An event in an instance's life, which `why` shows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
-    /// When.
+    /// The time of the event.
     pub at: Timestamp,
-    /// What, in one line, without any value of a config var.
+    /// The event in one line, without any value of a config var.
     pub what: String,
 }
 
-/// `status/H/ID`: what a host says of an instance.
+/// `status/H/ID`: what a host reports of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Its state.
+    /// The state.
     pub state: State,
-    /// When it came into that state.
+    /// The time when it entered that state.
     pub since: Timestamp,
-    /// Where it is reached.
+    /// The address where it is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<IpAddr>,
-    /// Its port there.
+    /// The port where it is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Its process, while there is one.
+    /// The process id, while there is a process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// When that process was started.
+    /// The time when that process was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
-    /// How often it was started again after a crash.
+    /// The number of restarts after a crash.
     #[serde(default)]
     pub restarts: u32,
-    /// When it will be started again, in `backoff`.
+    /// The time of the next start, in `backoff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_start_at: Option<Timestamp>,
-    /// Why it is in this state, where that isn't plain; in one line, for people.
+    /// The reason for this state where it is not obvious; in one line, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// What kind of failure, in `failed`.
+    /// The kind of the failure, in `failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
-    /// The last lines of its output, kept when it failed or crashed; 20 lines and 4 KiB at most.
+    /// The last lines of its output, kept when it failed or crashed; at most 20 lines and 4 KiB.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_output: Vec<String>,
-    /// Its last exits, newest last; 5 at most.
+    /// The last exits, newest last; at most 5.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exits: Vec<Exit>,
-    /// Its story, newest last; 32 moments at most.
+    /// The story of the instance, newest last; at most 32 moments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub story: Vec<Moment>,
     /// Fields of a newer version.
@@ -217,7 +218,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// A status in this state with everything else empty.
+    /// Returns a status in this state with all other fields empty.
     pub fn new(state: State, since: Timestamp) -> Self {
         Status {
             state,
@@ -238,37 +239,37 @@ impl Status {
     }
 }
 
-/// `apps/A/pending/P`: instances that have no place yet.
+/// `apps/A/pending/P`: the instances of a service that have no place yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
-    /// What they would run.
+    /// The release that they would run.
     pub release: ReleaseId,
-    /// How many.
+    /// The number of instances without a place.
     pub short: u32,
-    /// Why, in one line.
+    /// The reason in one line.
     pub reason: String,
-    /// Each host's refusal.
+    /// The refusal of each host.
     #[serde(default)]
     pub refusals: BTreeMap<HostName, String>,
-    /// Since when there has been a shortfall.
+    /// The time since when instances have lacked a place.
     pub since: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// `history/A/P/ID`: an instance that has ended.
+/// `history/A/P/ID`: the story of an instance that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
-    /// Where and what it was.
+    /// The row of its placement.
     pub instance: Instance,
-    /// The last that its host said of it.
+    /// The last status that its host reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
-    /// Why it was ended, where someone decided that.
+    /// The reason for its end, where a user or the converger decided on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// When it was put away.
+    /// The time when it was archived.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! Who takes part, what each may change, and what each did.
+//! The rows of people and daemons: identities, rights, SSH keys and the audit.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::Extra;
 use crate::names::{AppName, UserName};
 
-/// `access/A`: who may change an app, beside operators.
+/// `access/A`: the users who may change an app, besides operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
-    /// By name.
+    /// The grants by user.
     #[serde(default)]
     pub users: BTreeMap<UserName, Granted>,
     /// Fields of a newer version.
@@ -19,37 +19,39 @@ pub struct Access {
     pub extra: Extra,
 }
 
-/// Who gave a right, and when.
+/// A right that was granted, by whom and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Granted {
-    /// Who.
+    /// The name of the identity that granted it.
     pub by: String,
-    /// When.
+    /// The time of the grant.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// `identities/NAME`: a person or a daemon that takes part. A certificate alone lets nobody in.
+/// `identities/NAME`: a person or a daemon that takes part.
+///
+/// A certificate alone admits nobody.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {
-    /// It may do what concerns the whole cluster: hosts, and each app.
+    /// True if the identity has operator rights: all apps, hosts and access control.
     #[serde(default)]
     pub operator: bool,
-    /// Who let it in.
+    /// The name of the identity that admitted it.
     pub by: String,
-    /// When.
+    /// The time of the admission.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// `keys/USER`: the SSH keys with which somebody pushes.
+/// `keys/USER`: the SSH keys with which a user pushes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshKeys {
-    /// By fingerprint (`SHA256:...`, as `ssh-keygen -l` says it).
+    /// The keys by fingerprint (`SHA256:...`, as `ssh-keygen -l` prints it).
     #[serde(default)]
     pub keys: BTreeMap<String, SshKey>,
     /// Fields of a newer version.
@@ -57,36 +59,38 @@ pub struct SshKeys {
     pub extra: Extra,
 }
 
-/// A public key.
+/// A public SSH key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshKey {
-    /// Its kind and itself, in OpenSSH's form, without a comment.
+    /// The key type and the key in OpenSSH's format, without a comment.
     pub key: String,
-    /// What its owner calls it.
+    /// The owner's name for the key.
     #[serde(default)]
     pub comment: String,
-    /// When it was added.
+    /// The time when it was added.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// `audit/NAME/ID`: what somebody did, written in the transaction that did it. etcd lets nobody write under another's name.
+/// `audit/NAME/ID`: a record of what an identity did, written in the same transaction.
+///
+/// etcd lets no identity write under another's name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
-    /// What, as the command says it; never a config var's value.
+    /// The action in the words of the command, never with a config var's value.
     pub what: String,
-    /// The app that it was about.
+    /// The app that the action concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<AppName>,
-    /// For whom, where the writer is a daemon that was asked.
+    /// The identity that asked, where the writer is a daemon acting for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// The machine's name, as a person's command says it, or the address that a daemon saw.
+    /// The machine's name as the person's command reports it, or the address that a daemon saw.
     #[serde(default)]
     pub from: String,
-    /// When, by the writer's clock.
+    /// The time by the writer's clock.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! What bazooka-proxy writes of itself.
+//! The row of a proxy, which bazooka-proxy writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,33 +10,33 @@ use crate::{
     store::Revision,
 };
 
-/// `proxies/X`, leased: a proxy, and how far it has come.
+/// `proxies/X`, leased: a proxy, and how much of the cluster's state it has applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxy {
-    /// The base of bazooka-proxy's own endpoint.
+    /// The base URL of bazooka-proxy's own endpoint.
     pub url: String,
-    /// Where it takes requests for `<app>.<domain>`, as `address:port`.
+    /// The address where it takes requests for `<app>.<domain>`, as `address:port`.
     pub public: String,
     /// The domain below which each app has its name.
     pub domain: String,
-    /// Where it stands; none: it is of a version that didn't say.
+    /// The zone where it stands; none if its version does not report a zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<ZoneName>,
     /// Its version.
     pub version: String,
-    /// The schema's version that its build writes; none: an early one.
+    /// The schema version that its build writes; none for an early build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<u32>,
-    /// Everything up to this revision is in force in HAProxy, old workers included in `busy`.
+    /// The revision up to which HAProxy has applied everything; old workers' sessions are listed in `busy`.
     pub applied: Revision,
-    /// Instances that were taken out and still have a session on some worker.
+    /// The instances that were removed from routing and still have a session on a worker.
     #[serde(default)]
     pub busy: BTreeSet<InstanceId>,
-    /// Names its state folder, so that one which is started again takes over its own row and another of its name is
-    /// refused; none: it is of a version that didn't say.
+    /// The identity of its state folder: a restarted proxy takes over its own row, and a second proxy of the same name
+    /// is refused; none if its version does not write one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// Services that it can't serve, and why (`goto-rocket/web`: `port 8511 is taken`).
+    /// The services that it cannot serve, each with the reason (`goto-rocket/web`: `port 8511 is taken`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, String>,
     /// Fields of a newer version.

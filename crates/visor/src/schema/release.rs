@@ -1,4 +1,4 @@
-//! An app's releases, and which of them is current or being tried.
+//! The rows of an app's releases, of the current one, and of the one on trial.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Extra;
 use crate::names::{EnvRef, ReleaseId, RevId};
 
-/// How far a release has come.
+/// The stage that a release has reached.
 ///
 /// ```text
 /// trying ─▶ verified ─▶ released
@@ -15,37 +15,37 @@ use crate::names::{EnvRef, ReleaseId, RevId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReleaseStatus {
-    /// On trial: its first instances have yet to become healthy.
+    /// On trial: its first instances are not all healthy yet.
     Trying,
-    /// They did; head has not moved yet.
+    /// Its first instances were healthy; head has not moved yet.
     Verified,
-    /// It was made head, and is, or was until a later one.
+    /// It became head, and is head or was until a later release.
     Released,
     /// It never became head; the cause says why.
     Failed,
-    /// Made by `scale -r` to run beside head.
+    /// `scale -r` made it to run beside head.
     Beside,
 }
 
-/// `apps/A/releases/N`: rev + env.
+/// `apps/A/releases/N`: a rev with an env.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
     /// The rev that it runs.
     pub rev: RevId,
     /// The env that it runs with.
     pub env: EnvRef,
-    /// Who made it.
+    /// The name of the identity that made it.
     pub by: String,
-    /// When.
+    /// The time when it was made.
     pub at: Timestamp,
-    /// Why, for people: `push`, `config set A B`, `rollback to v3`.
+    /// The reason for people: `push`, `config set A B`, `rollback to v3`.
     pub reason: String,
-    /// How far it has come.
+    /// The stage that it has reached.
     pub status: ReleaseStatus,
-    /// Why it failed; of one that was released: who called it off before all of it ran.
+    /// The reason why it failed; of a released one, who aborted it before all its instances ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// Tells a lost reply's own write from a rival's.
+    /// Tells a caller's own write whose reply was lost from a rival's.
     pub token: String,
     /// Fields of a newer version.
     #[serde(flatten)]
@@ -53,18 +53,20 @@ pub struct Release {
 }
 
 impl Release {
-    /// It was head, and its rollout was called off.
+    /// Reports whether it was head and its rollout was aborted.
     pub fn was_aborted(&self) -> bool {
         self.status == ReleaseStatus::Released && self.cause.is_some()
     }
 }
 
-/// `apps/A/pause`: while it is there, no new instance takes over from one of another release.
+/// `apps/A/pause`: holds the app's rollout.
+///
+/// While the row exists, no new instance replaces one of another release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
-    /// Who said so.
+    /// The name of the identity that paused it.
     pub by: String,
-    /// When.
+    /// The time of the pause.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
@@ -74,29 +76,29 @@ pub struct Pause {
 /// `apps/A/head`: the app's current release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// Its number.
+    /// The number of the release.
     pub release: ReleaseId,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// Who moves head once a trial is verified.
+/// The part that moves head once a trial is verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Promoter {
-    /// The push that waits for it, when git has moved the branch.
+    /// The push that waits for the trial, once git has moved the branch.
     Pusher,
     /// The converger.
     Converger,
 }
 
-/// `apps/A/trial`: the release that is being tried, one at a time.
+/// `apps/A/trial`: the release on trial; an app has one at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trial {
-    /// Its number.
+    /// The number of the release.
     pub release: ReleaseId,
-    /// Who moves head.
+    /// The part that moves head.
     pub promote: Promoter,
     /// Fields of a newer version.
     #[serde(flatten)]

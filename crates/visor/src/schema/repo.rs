@@ -1,4 +1,4 @@
-//! What bazooka-rm writes of itself and of the repositories that it serves.
+//! The rows that bazooka-rm writes of itself and of the repositories that it serves.
 
 use std::collections::BTreeMap;
 
@@ -13,20 +13,20 @@ use crate::{
 /// `rms/X`, leased: a bazooka-rm that serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rm {
-    /// The base of its endpoint: `{url}/A.git`, `{url}/slugs/SHA256`.
+    /// The base URL of its endpoint: `{url}/A.git`, `{url}/slugs/SHA256`.
     pub url: String,
     /// Its version.
     pub version: String,
-    /// The schema's version that its build writes; none: an early one.
+    /// The schema version that its build writes; none for an early build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<u32>,
-    /// The base of the URL that is pushed to over SSH, where that can be done.
+    /// The base URL for pushes over SSH; none if it takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_url: Option<String>,
-    /// What config vars are sealed to for it; none: it is of a version that can't open them.
+    /// The public key that config vars are sealed to for this rm; none if its version cannot open them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal_key: Option<PublicKey>,
-    /// The keys that this one replaced. Their wraps go once there is one for it.
+    /// The keys that this one replaced. Their wraps are deleted once the new key has a wrap.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired_seal_keys: Vec<PublicKey>,
     /// Fields of a newer version.
@@ -35,7 +35,7 @@ pub struct Rm {
 }
 
 impl Rm {
-    /// One with an endpoint and no more.
+    /// Returns an rm with an endpoint and nothing else.
     pub fn at(url: impl Into<String>) -> Rm {
         let (url, version) = (url.into(), String::new());
         Rm {
@@ -50,10 +50,12 @@ impl Rm {
     }
 }
 
-/// `asks/X`, leased: what an rm wants to hear from whoever asks it to open something. Who can read this row may ask.
+/// `asks/X`, leased: the secret with which clients ask rm X to open an env.
+///
+/// Whoever can read this row may ask.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
-    /// The word. Another with each process.
+    /// The secret; each process of the rm makes a new one.
     pub word: String,
     /// Fields of a newer version.
     #[serde(flatten)]
@@ -61,7 +63,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// With this word.
+    /// Returns the row with this secret.
     pub fn new(word: impl Into<String>) -> Ask {
         Ask { word: word.into(), extra: Extra::new() }
     }
@@ -73,18 +75,18 @@ impl std::fmt::Debug for Ask {
     }
 }
 
-/// `repos/A`: how far an app's repository is set up. Each field is set when that is so.
+/// `repos/A`: how far an app's repository is set up; each field is set once its step is done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repo {
-    /// Where to push.
+    /// The URL to push to.
     pub url: String,
-    /// The bare repository is there.
+    /// True once the bare repository exists.
     #[serde(default)]
     pub created: bool,
-    /// Its configuration is written.
+    /// True once its configuration is written.
     #[serde(default)]
     pub configured: bool,
-    /// Its hooks are in place.
+    /// True once its hooks are in place.
     #[serde(default)]
     pub hooks: bool,
     /// The registration that it belongs to ([`App::token`](super::App::token)).
@@ -95,31 +97,34 @@ pub struct Repo {
     pub extra: Extra,
 }
 
-/// `turns/A`, leased: the push to an app that is under way. There is one at a time, whichever rm takes it.
+/// `turns/A`, leased: the push to an app that is under way.
+///
+/// An app has one at a time, whichever rm takes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turn {
-    /// The rm that takes it.
+    /// The rm that takes the push.
     pub rm: HostName,
-    /// That rm's process, so that its next one knows the turn for one that has ended.
+    /// The process of that rm; its next process sees by it that the turn's owner has ended.
     pub process: String,
-    /// The push.
+    /// The id of the push.
     pub push: String,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// `stored/A`: what the file storage has of an app's repository, where several rms share one. This row is
-/// what a push moves: a branch names what is said here, and each rm brings its own copy up to it.
+/// `stored/A`: what the file storage has of an app's repository, where several rms share one.
+///
+/// A push moves this row. It defines what each branch names, and each rm brings its own copy up to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     /// The registration that it belongs to ([`App::token`](super::App::token)).
     pub token: String,
-    /// Counts the pushes that moved it.
+    /// The number of pushes that have moved it.
     pub generation: u64,
     /// The SHA-256 of the manifest in the file storage that names the packs.
     pub manifest: Digest,
-    /// Each branch, by its whole name.
+    /// The branches by full name.
     pub branches: BTreeMap<String, Branch>,
     /// The branch that a clone checks out.
     pub head: String,
@@ -131,12 +136,12 @@ pub struct Stored {
 /// A branch of a stored repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Branch {
-    /// What it names.
+    /// The commit that the branch names.
     pub commit: RevId,
-    /// The push that moved it, which is its release's token; empty: it was there before.
+    /// The push that moved it, equal to the token of its release; empty if the branch is older than this row.
     #[serde(default)]
     pub push: String,
-    /// That push asked for no release.
+    /// True if that push asked for no release.
     #[serde(default)]
     pub no_rollout: bool,
     /// Fields of a newer version.

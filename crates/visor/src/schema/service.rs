@@ -1,6 +1,6 @@
-//! A service: how its proc is run, and how many instances the user wants.
+//! The rows of a service: how its proc is run, and how many instances the user wants.
 //!
-//! What holds where a setting isn't set, and which values it may have, is in [`crate::settings`].
+//! [`crate::settings`] has the default and the allowed values of each setting.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Extra;
 use crate::names::{InstanceId, ReleaseId, ZoneName};
 
-/// When an instance counts as healthy.
+/// The condition under which an instance counts as healthy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Check {
@@ -19,18 +19,18 @@ pub enum Check {
     Listening,
     /// When it listens and `GET path` is answered with a status below 400.
     Http {
-        /// Begins with a slash.
+        /// The path; it begins with a slash.
         path: String,
     },
 }
 
-/// What an instance may use.
+/// The limits on what an instance may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Resident memory, no swap; none is without limit.
+    /// Resident memory without swap; none means no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_bytes: Option<u64>,
-    /// Processor, in thousandths of one; none is without limit.
+    /// Processor time in thousandths of one processor; none means no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_limit_millis: Option<u32>,
     /// Processes and threads; 1,024 unless set.
@@ -41,33 +41,33 @@ pub struct Limits {
     pub extra: Extra,
 }
 
-/// What becomes of instances on a host that has lost the coordinator.
+/// The fate of instances on a host that has lost the coordinator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnPartition {
-    /// They go on.
+    /// They go on running.
     #[default]
     Keep,
-    /// They end before their host's lease can run out: two of them would be worse than none.
+    /// They end before their host's lease can run out, because two instances at once would be worse than none.
     Stop,
 }
 
-/// How one proc is run; the part of its settings that an instance's host needs.
+/// How one proc is run: the part of its settings that an instance's host needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSettings {
-    /// When it is healthy; unless set, `web*` must listen and others must have started.
+    /// The condition for healthy; unless set, `web*` must listen and other procs must have started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Check>,
-    /// Memory and the like.
+    /// The limits on memory, processor and processes.
     #[serde(default)]
     pub limits: Limits,
-    /// From SIGTERM to SIGKILL; 30 s unless set (what Heroku gives).
+    /// The time from SIGTERM to SIGKILL; 30 s unless set (Heroku's value).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_timeout_ms: Option<u64>,
-    /// From start to healthy; 60 s unless set (what Heroku gives).
+    /// The time allowed from start to healthy; 60 s unless set (Heroku's value).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_timeout_ms: Option<u64>,
-    /// What happens when its host is cut off.
+    /// The behaviour when its host has lost the coordinator.
     #[serde(default)]
     pub on_partition: OnPartition,
     /// Fields of a newer version.
@@ -78,18 +78,18 @@ pub struct RunSettings {
 /// `apps/A/procs/P`: a service, registered once and kept for the app's life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proc {
-    /// The service's own port on each proxy, fixed for its life.
+    /// The port of the service on each proxy, fixed for its life.
     pub port: u16,
-    /// How it is run.
+    /// The settings that its instances run with.
     #[serde(default)]
     pub run: RunSettings,
-    /// How long a new instance must stay healthy before a trial or a batch counts it; 1 s unless set.
+    /// The time that a new instance must stay healthy before a trial or a batch counts it; 1 s unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_ready_ms: Option<u64>,
-    /// How many old instances a rollout may stop before their replacements run; 0 unless set.
+    /// The number of old instances that a rollout may stop before their replacements run; 0 unless set.
     #[serde(default)]
     pub max_unavailable: u32,
-    /// How many instances a rollout replaces at a time; a quarter of them, at least one, unless set.
+    /// The number of instances that a rollout replaces at a time; a quarter of them, at least one, unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<u32>,
     /// Fields of a newer version.
@@ -100,24 +100,24 @@ pub struct Proc {
 /// `apps/A/formation/P`: what the user wants to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Formation {
-    /// How many instances of head. The user's word alone: no daemon writes it.
+    /// The number of instances of head. Only users set it; no daemon writes it.
     pub count: u32,
-    /// How many instances of other releases, beside head.
+    /// The number of instances of each other release that runs beside head.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub beside: BTreeMap<ReleaseId, u32>,
-    /// The share of the traffic of releases beside head, in percent, where it is set. The others have the rest.
+    /// The share of the traffic for releases beside head, in percent, where it is set; the other releases get the rest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weights: BTreeMap<ReleaseId, u32>,
-    /// How many of `count` are to stand in a zone, where that was said; the others stand anywhere.
+    /// The number of instances out of `count` that are to stand in each named zone; the others stand anywhere.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub zones: BTreeMap<ZoneName, u32>,
-    /// Instances with a lower id are to be replaced: `restart` of the whole proc.
+    /// Instances with an id below this one are to be replaced: the restart of a whole proc.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replace_before: Option<InstanceId>,
-    /// Who scaled it last, for people.
+    /// The name of the identity that scaled it last, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub by: String,
-    /// These instances are to be replaced: `restart` of one.
+    /// The single instances that are to be replaced: the restart of one instance.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub replace: BTreeSet<InstanceId>,
     /// Fields of a newer version.

@@ -1,4 +1,4 @@
-//! What each day brought, as the converger counts it.
+//! The rows of daily figures, which the converger counts.
 
 use std::collections::BTreeMap;
 
@@ -7,59 +7,60 @@ use serde::{Deserialize, Serialize};
 
 use super::Extra;
 
-/// `stats/DAY`: what a day brought, counted by the elected converger. `stats` has how.
+/// `stats/DAY`: the figures of a day, counted by the elected converger. The module `stats` says how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DayStats {
-    /// Revs that were registered on that day.
+    /// The number of revs registered on that day.
     #[serde(default)]
     pub pushed: u64,
-    /// Releases that were made.
+    /// The number of releases made.
     #[serde(default)]
     pub released: u64,
-    /// Instances that were placed: ids that were taken.
+    /// The number of instances placed, equal to the number of ids taken.
     #[serde(default)]
     pub started: u64,
-    /// What there was when it was last counted on that very day; none if nobody counted then.
+    /// The totals at the last count on that very day; none if no converger counted on that day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub totals: Option<DayTotals>,
-    /// The instance counter then.
+    /// The instance counter at that count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_instance: Option<u64>,
-    /// By the registration of an app ([`App::token`](super::App::token)), while the day is open.
+    /// The figures of each app, by the token of its registration ([`App::token`](super::App::token)), while the day is
+    /// open.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub by_app: BTreeMap<String, AppDay>,
-    /// It is counted no more.
+    /// True once the day is counted no more.
     #[serde(default)]
     pub closed: bool,
-    /// When it was counted last.
+    /// The time of the last count.
     pub counted_at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// What a day brought to an app.
+/// The figures of a day for one app.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppDay {
-    /// Revs.
+    /// The number of revs.
     #[serde(default)]
     pub revs: u64,
-    /// Releases.
+    /// The number of releases.
     #[serde(default)]
     pub releases: u64,
 }
 
-/// How many there are of everything.
+/// The totals of the whole cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DayTotals {
-    /// Apps.
+    /// The number of apps.
     pub apps: u64,
-    /// Proc types: services.
+    /// The number of proc types (services).
     pub procs: u64,
-    /// Revs.
+    /// The number of revs.
     pub revs: u64,
-    /// Releases.
+    /// The number of releases.
     pub releases: u64,
-    /// Instances that have a place.
+    /// The number of instances that have a place.
     pub instances: u64,
 }

@@ -1,4 +1,4 @@
-//! Who is in, and whose an app is: what bazooka-rm writes on the word of those who may say so.
+//! Identities, operator rights, SSH keys and grants: bazooka-rm writes them for callers with the right to ask.
 
 use jiff::Timestamp;
 
@@ -12,14 +12,14 @@ use crate::{
     visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
-/// How many entries of the audit go in one transaction.
+/// The number of audit entries that one transaction deletes.
 const AUDIT_PIECE: usize = 100;
 
-/// The most SSH keys that one person has: sshd reads them all.
+/// The most SSH keys of one person; sshd reads all of them.
 const MAX_KEYS: usize = 50;
 
 impl Visor {
-    /// Lets somebody in, or makes an operator of them. Who is an operator stays one.
+    /// Admits an identity, as an operator or not. An operator remains one.
     ///
     /// # Errors
     /// The store's.
@@ -37,7 +37,9 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Puts somebody out. What they were granted of apps stays, and holds again if they are let in again.
+    /// Expels an identity.
+    ///
+    /// Its grants of apps stay, and hold again if it is admitted again.
     ///
     /// # Errors
     /// [`Refusal::NotAdmitted`].
@@ -51,7 +53,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Takes from somebody what an operator may.
+    /// Takes the operator right from an identity.
     ///
     /// # Errors
     /// [`Refusal::NotAdmitted`].
@@ -69,7 +71,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Takes the oldest entries of the audit away, so that so many stay. Returns how many went.
+    /// Deletes the oldest entries of the audit, so that `keep` entries stay. Returns how many were deleted.
     ///
     /// # Errors
     /// The store's.
@@ -87,7 +89,7 @@ impl Visor {
         Ok(over)
     }
 
-    /// Adds an SSH key of somebody's, or says its comment anew.
+    /// Adds an SSH key of a user, or replaces its comment.
     ///
     /// # Errors
     /// [`Refusal::TooManyKeys`].
@@ -109,7 +111,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Takes an SSH key of somebody's away.
+    /// Removes an SSH key of a user.
     ///
     /// # Errors
     /// [`Refusal::NoSuchKey`].
@@ -129,7 +131,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Makes an app somebody's, too.
+    /// Grants a user the right to change an app.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`]; [`Refusal::NotAdmitted`].
@@ -156,7 +158,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Makes an app somebody's no more.
+    /// Revokes a user's right to change an app.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`]; [`Refusal::NotTheirs`].
@@ -270,14 +272,14 @@ mod tests {
             app: None,
             by: None,
             from: "laptop".into(),
-            // Clocks may say what they like: revisions tell which is older.
+            // Clocks may be wrong; revisions tell which entry is older.
             at: Timestamp::from_second(i64::from(1000 - n)).expect("in range"),
             extra: Extra::new(),
         };
         for n in 0..250 {
             let audited = visor.audited(&who("ada"), entry(n), n);
             audited.admit(&who(&format!("p{n}")), false, "ada", now()).await.expect("the model answers");
-            // Nothing changes, and nothing is written down.
+            // Nothing changes, so no entry is written.
             let again = visor.audited(&who("ada"), entry(n), n + 1000);
             again.admit(&who(&format!("p{n}")), false, "ada", now()).await.expect("the model answers");
         }

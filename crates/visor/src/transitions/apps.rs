@@ -1,4 +1,4 @@
-//! Apps, their repositories' state and their revs: what bazooka-rm writes.
+//! Apps, their repositories' state and their revs, which bazooka-rm writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,12 +13,14 @@ use crate::{
     visor::{Change, Committed, Decided, Decision, Refusal, Result, Visor, VisorError},
 };
 
-/// Service ports are given out from the one after this: the original's own range, clear of Linux's
-/// ephemeral ports (32768 and up).
+/// The port below the first service port.
+///
+/// This is the range of SoundCloud's bazooka, clear of Linux's ephemeral ports (32768 and up).
 pub const SERVICE_PORT_BASE: u16 = 8500;
 
-/// The most keys that one deletion takes away: on etcd 3.4 a delete of 20,000 slows each later
-/// transaction thirtyfold.
+/// The most keys that one transaction deletes.
+///
+/// On etcd 3.4 a delete of 20,000 keys slows each later transaction thirtyfold.
 const DELETE_PIECE: usize = 100;
 
 impl Visor {
@@ -30,7 +32,7 @@ impl Visor {
         self.register_app_of(name, owner, None, token, now).await
     }
 
-    /// Registers an app that is somebody's, whom the cluster knows.
+    /// Registers an app whose owner is an identity of the cluster.
     ///
     /// # Errors
     /// [`Refusal::AppExists`].
@@ -69,8 +71,9 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Marks an app as being destroyed: nothing is wanted of it any more. Its rows go later, by
-    /// [`Visor::forget_app`], when nothing of it runs.
+    /// Marks an app as being destroyed, so that nothing of it is wanted any more.
+    ///
+    /// [`Visor::forget_app`] deletes its rows later, when nothing of it runs.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`].
@@ -88,10 +91,10 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Deletes all rows of an app that is being destroyed, its own last, in small pieces.
+    /// Deletes all rows of an app that is being destroyed, in small pieces, the app's own row last.
     ///
     /// Returns false, having deleted nothing, while instances of it are left. A crash halfway leaves an app that is
-    /// still marked, so that the next call goes on.
+    /// still marked, so that the next call continues.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`]; the store's.
@@ -123,10 +126,10 @@ impl Visor {
         Ok(matches!(self.commit(last).await?, Committed::Done(_)))
     }
 
-    /// Says how far an app's repository is set up.
+    /// Writes how far an app's repository is set up.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchApp`] if the app has gone meanwhile.
+    /// [`Refusal::NoSuchApp`] if the app has been deleted meanwhile.
     pub async fn report_repo(&self, name: &AppName, repo: &Repo) -> Result<()> {
         let (own, key) = (Key::App(name.clone()), Key::Repo(name.clone()));
         let scopes = vec![Keys::One(own.to_string()), Keys::One(key.to_string())];
@@ -143,10 +146,9 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Registers a built rev and, for each proc that is new to the app, the service with its port.
+    /// Registers a built rev, and a service with a port for each proc that is new to the app.
     ///
-    /// A rev that is registered already stays as it is. Ports in `taken` are passed over. Returns every
-    /// proc of the rev with its port.
+    /// A registered rev stays as it is. Ports in `taken` are skipped. Returns every proc of the rev with its port.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoPortLeft`].
@@ -204,7 +206,7 @@ impl Visor {
     }
 }
 
-/// The app's own row.
+/// Returns the app's own row.
 pub(crate) fn registered<'a>(snapshot: &'a Snapshot, name: &AppName) -> Result<&'a Versioned<App>> {
     let unreadable = snapshot.unreadable.get(&Key::App(name.clone()).to_string());
     if let Some(detail) = unreadable {

@@ -1,13 +1,12 @@
-//! Config vars and links: how an env is made, for whom its key is wrapped, and what a host is handed of it.
+//! Config vars and links: making an env, wrapping its key, and handing it to hosts.
 //!
-//! Owns who may open what:
+//! Owns the rules of who may open an env:
 //!
-//! - every rm, so that developers can read back what they set, and so that one rm can stand in for another;
-//! - each host, as long as a rollback or a new instance may need the env there at once ([`in_use`]). These wraps are
-//!   no word that the host may read it: which env a host gets at all is what the converger hands to it, and a host
-//!   reads nothing but that.
+//! - Every rm may, so that developers can read back what they set, and so that one rm can stand in for another.
+//! - Each host may, as long as a rollback or a new instance may need the env there at once ([`in_use`]). Such a wrap
+//!   does not let the host read the env: a host reads only the copies that the converger hands to it.
 //!
-//! An env's vars and links never change, only its wraps do.
+//! The vars and links of an env never change; only its wraps do.
 
 mod handed;
 
@@ -27,27 +26,27 @@ use crate::{
 };
 pub use handed::wraps;
 
-/// The env without vars, which is never stored.
+/// The ref of the env without vars, which is never stored.
 pub const EMPTY_ENV: EnvRef = EnvRef(0);
 
-/// The envs of so many of the last releases are wrapped for all hosts: a rollback to one of them needs no rm.
+/// The number of latest releases whose envs are wrapped for all hosts, so that a rollback to one of them needs no rm.
 const RELEASES_AT_HAND: usize = 3;
 
-/// Those for whom envs are sealed, as they are registered.
+/// The registered hosts and rms for which envs are sealed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recipients {
-    /// The hosts' keys.
+    /// The public keys of the hosts.
     pub hosts: BTreeSet<PublicKey>,
-    /// The rms' keys.
+    /// The public keys of the rms.
     pub rms: BTreeSet<PublicKey>,
-    /// Keys that an rm has replaced, each with the one that it has now.
+    /// The keys that rms have replaced, each with the rm's present key.
     pub retired: BTreeMap<PublicKey, PublicKey>,
-    /// One of them is of a version that can open nothing.
+    /// True if a host or rm is of a version that cannot open envs.
     pub some_are_older: bool,
 }
 
 impl Recipients {
-    /// Those in a snapshot that has all hosts and rms.
+    /// Returns the recipients in a snapshot that has all hosts and rms.
     pub fn of(snapshot: &Snapshot) -> Recipients {
         let mut to = Recipients::default();
         for host in snapshot.hosts.values().filter_map(|view| view.host.as_ref()) {
@@ -64,30 +63,33 @@ impl Recipients {
     }
 }
 
-/// What has to be read to know them.
+/// Returns the scopes from which [`Recipients`] are read.
 pub fn recipients() -> Vec<Keys> {
     vec![keys::hosts(), keys::rms()]
 }
 
-/// An env that is to be made with a release.
+/// An env that will be made together with a release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEnv {
     /// The env that it was made from.
     pub from: EnvRef,
-    /// Its own ref, to which it is bound.
+    /// The ref to which it is sealed.
     pub env: EnvRef,
     /// Its row.
     pub row: Env,
-    /// Who can open it.
+    /// The wraps of its key.
     pub wraps: Wraps,
-    /// The rms that it was sealed to, as they were registered: none of them may have replaced its key meanwhile.
+    /// The rms that it was sealed for, with the revisions of their rows: none of them may have replaced its key
+    /// meanwhile.
     pub rms: BTreeMap<HostName, Revision>,
 }
 
 impl NewEnv {
-    /// Seals vars as the next env of an app, with these links. None if no rm is there to seal to: what none can open is lost.
+    /// Seals vars as the next env of an app, with these links.
     ///
-    /// `snapshot` has all hosts and rms ([`recipients`]), `view` is the app's, with the wraps of the env that it is made from: an rm that is away for a moment is known by those.
+    /// Returns none if no rm is registered to seal for, because an env that no rm can open would be lost. `snapshot`
+    /// has all hosts and rms ([`recipients`]). `view` is the app's, with the wraps of the env that the new one is made
+    /// from: they name rms that are away for a moment.
     pub fn seal(
         app: &AppName,
         view: &AppView,
@@ -113,30 +115,30 @@ impl NewEnv {
         Some(NewEnv { from, env, row, wraps, rms: rms.collect() })
     }
 
-    /// Whether those rms are still registered with the keys that it was sealed to.
+    /// Reports whether those rms are still registered with the keys that the env was sealed for.
     pub(crate) fn is_sealed_to(&self, snapshot: &Snapshot) -> bool {
         let at = |rm| snapshot.rms.get(rm).map_or(0, |row| row.mod_revision);
         self.rms.iter().all(|(rm, revision)| at(rm) == *revision)
     }
 
-    /// The links that the env before doesn't have.
+    /// Returns the links that the previous env does not have.
     pub(crate) fn added<'a>(&'a self, view: &'a AppView) -> impl Iterator<Item = &'a Link> {
         let before = links::of(view, self.from);
         self.row.links.iter().filter(move |link| !before.is_some_and(|before| before.contains(link)))
     }
 
-    /// Whether this very one was made, by a call whose reply was lost.
+    /// Reports whether this env exists already, made by an earlier call whose reply was lost.
     pub(crate) fn is_there(&self, view: &AppView) -> bool {
         view.envs.get(&self.env).is_some_and(|row| row.sealed == self.row.sealed)
     }
 }
 
-/// The env that changes are made from: head's, or the newest while there is no head to hold it.
+/// Returns the env that changes start from: head's, or the newest while the app has no head.
 pub fn base_env(view: &AppView) -> EnvRef {
     view.head_release().map_or_else(|| newest(view), |(_, head)| head.env)
 }
 
-/// The ref of the next env.
+/// Returns the ref of the next env.
 pub fn next_env(view: &AppView) -> EnvRef {
     EnvRef(newest(view).0 + 1)
 }
@@ -145,14 +147,15 @@ fn newest(view: &AppView) -> EnvRef {
     view.envs.keys().next_back().copied().unwrap_or(EMPTY_ENV)
 }
 
-/// The rows of a new env.
+/// Returns the change that writes the rows of a new env.
 pub(crate) fn making(app: &AppName, made: &NewEnv) -> Change {
     let (own, wraps) = (Key::Env(app.clone(), made.env), Key::Wraps(app.clone(), made.env));
     let change = Change::new().absent(&own).absent(&wraps).put(&own, &made.row).put(&wraps, &made.wraps);
     made.rms.iter().fold(change, |change, (rm, at)| change.unchanged(&Key::Rm(rm.clone()), *at))
 }
 
-/// The envs that may be needed on any host at once: of what runs or is about to, and of what comes back by a rollback.
+/// Returns the envs that any host may need at once: of running and coming instances, and of releases that a rollback
+/// would use.
 pub fn in_use(view: &AppView) -> BTreeSet<EnvRef> {
     let mut releases: BTreeSet<ReleaseId> =
         view.releases.keys().rev().take(RELEASES_AT_HAND).copied().collect();
@@ -160,27 +163,27 @@ pub fn in_use(view: &AppView) -> BTreeSet<EnvRef> {
     releases.extend(view.trial.iter().map(|trial| trial.release));
     releases.extend(view.instances.values().map(|row| row.release));
     releases.extend(view.formation.values().flat_map(|formation| formation.beside.keys()));
-    // One that was head just before may be so again: an abort.
+    // The previous head may become head again through an abort.
     let released = view.releases.iter().rev().filter(|(_, row)| row.status == ReleaseStatus::Released);
     releases.extend(released.take(2).map(|(id, _)| *id));
     let envs = releases.iter().filter_map(|id| view.releases.get(id)).map(|row| row.env);
     envs.chain([newest(view)]).filter(|env| *env != EMPTY_ENV).collect()
 }
 
-/// What an rm has to do for an app's envs.
+/// The work of an rm on an app's envs.
 #[derive(Debug, Default)]
 pub struct Mending {
-    /// What is to be written, each by itself.
+    /// The changes to write, each in its own transaction.
     pub changes: Vec<(EnvRef, Change)>,
-    /// Envs that lack a wrap, and why this rm can't add it.
+    /// The envs that lack a wrap, each with the reason why this rm cannot add it.
     pub closed: Vec<(EnvRef, OpenError)>,
 }
 
-/// What is to be done so that all who should can open an app's envs, and nobody else: seals what an earlier version
-/// left in plain text, adds wraps, and takes those away whose key is nobody's any more.
+/// Returns the changes after which an app's envs can be opened by the intended recipients only.
 ///
-/// Nothing plain is sealed as long as a host or an rm is there that couldn't open it. A host's wrap that isn't needed
-/// is taken away only together with a write that is: a host that is away for a moment keeps its own.
+/// It seals envs that an earlier version left in plain text, adds wraps, and deletes wraps for retired or unneeded
+/// keys. No plain env is sealed while a host or an rm is registered that could not open it. A host's unneeded wrap is
+/// deleted only together with a needed write, so that a host that is away for a moment keeps its wrap.
 pub fn mending(
     app: &AppName,
     view: &AppView,
@@ -219,7 +222,7 @@ pub fn mending(
     mending
 }
 
-/// The wraps as they should be, where they aren't.
+/// Returns the wraps as they should be; none if they are so already.
 fn mended(
     before: &Versioned<Wraps>,
     to: &Recipients,
@@ -247,13 +250,13 @@ fn mended(
     Ok(Some(after))
 }
 
-/// An env as one host gets it; none if it isn't wrapped for that host's key.
+/// Returns the copy of an env for one host; none if its key is not wrapped for that host.
 pub fn handed(env: &Env, wraps: &Wraps, host: &PublicKey) -> Option<Handed> {
     let (sealed, key) = (env.sealed.clone()?, wraps.hosts.get(host)?.clone());
     Some(Handed { sealed, to: host.clone(), key, links: env.links.clone(), extra: Extra::new() })
 }
 
-/// Hands an env to a host, or anew to its new key.
+/// Returns the change that hands an env to a host, or hands it again for the host's new key.
 pub fn handing(
     host: &HostName,
     app: &AppName,
@@ -265,20 +268,20 @@ pub fn handing(
     Change::new().as_read(&key, before).put(&key, after)
 }
 
-/// Takes an env back from a host that runs nothing with it any more.
+/// Returns the change that takes an env back from a host that runs nothing with it any more.
 pub fn taking_back(host: &HostName, app: &AppName, env: EnvRef, before: &Versioned<Handed>) -> Change {
     let key = Key::Handed(host.clone(), app.clone(), env);
     Change::new().as_read(&key, Some(before)).delete(&key)
 }
 
-/// What came of an attempt to open an env.
+/// The outcome of an attempt to open an env.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// Its vars.
+    /// The vars.
     Vars(Vars),
-    /// There is no such env.
+    /// The env does not exist.
     Missing,
-    /// These keys don't open it.
+    /// The keys of this rm do not open it.
     Closed(OpenError),
 }
 

@@ -1,4 +1,4 @@
-//! What users want to run: counts, canaries, restarts.
+//! What users want to run: counts, canaries, shares of the traffic, restarts.
 
 use std::collections::BTreeMap;
 
@@ -14,27 +14,27 @@ use crate::{
     visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
-/// How many instances a service may have: far more than one should need, and few enough for the coordinator.
+/// The most instances that a service may have: far more than one should need, and few enough for the coordinator.
 pub const MOST_INSTANCES: u32 = 10_000;
 
-/// What a scale changed.
+/// The change that a scale made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scaled {
     /// The release that was scaled.
     pub release: ReleaseId,
-    /// How many were wanted before.
+    /// The number of instances wanted before.
     pub from: u32,
-    /// How many are wanted now.
+    /// The number of instances wanted now.
     pub to: u32,
-    /// How many of these were to stand in the zone that was named, and are now.
+    /// The numbers wanted in the named zone, before and now.
     pub in_zone: Option<(u32, u32)>,
 }
 
 impl Visor {
     /// Sets how many instances a proc should have: of head, or of a rev beside it.
     ///
-    /// A rev that isn't head's own is run by the newest release of it with head's env, which is made if there
-    /// is none.
+    /// Another rev than head's is run by the newest release of that rev with head's env; the release is made if it does
+    /// not exist.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::NoSuchRev`],
@@ -97,7 +97,7 @@ impl Visor {
                     };
                     let before = match count {
                         0 => {
-                            // A share of nothing would wait there for its return.
+                            // Without instances a share would stay, and hold again when the release returns.
                             formation.weights.remove(&release);
                             formation.beside.remove(&release)
                         }
@@ -128,8 +128,9 @@ impl Visor {
         .await
     }
 
-    /// Sets how many instances of head a proc should have in a zone, by as many more or fewer in all. Where the others stand
-    /// is left to the converger.
+    /// Sets how many instances of head a proc should have in a zone, and changes the total by the difference.
+    ///
+    /// The converger decides where the other instances stand.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::NotInRev`],
@@ -169,8 +170,9 @@ impl Visor {
         .await
     }
 
-    /// Sets how much of a proc's traffic goes to revs that run beside head, in percent; none takes a share back.
-    /// Head has the rest. Returns the shares by release.
+    /// Sets the share of a proc's traffic for revs that run beside head, in percent; none removes a share.
+    ///
+    /// Head gets the rest. Returns the shares by release.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::Destroying`],
@@ -211,10 +213,10 @@ impl Visor {
         .await
     }
 
-    /// Asks for the replacement of a proc's instances: of one, or of all that there are now. What the converger is
-    /// placing in this moment has its id already, and is replaced too.
+    /// Asks for the replacement of a proc's instances: of one, or of all that exist now.
     ///
-    /// Returns the ids that are to be replaced.
+    /// An instance that the converger is placing at this moment has its id already, and is replaced too. Returns the
+    /// ids that are to be replaced.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NoSuchInstance`], [`Refusal::Destroying`].
@@ -237,7 +239,7 @@ impl Visor {
                     return Err(Refusal::NoSuchInstance(name.clone(), id).into());
                 }
                 Some(id) => {
-                    // Ids that have ended need no replacement any more.
+                    // Instances that have ended need no replacement.
                     formation.replace.retain(|id| ids.contains(id));
                     formation.replace.insert(id);
                     ids = vec![id];
@@ -258,17 +260,17 @@ impl Visor {
     }
 }
 
-/// When a formation was written last, for those who wait until they see it.
+/// Returns the revision of a formation's last write, for callers that wait until a view has it.
 fn written(row: Option<&Versioned<Formation>>) -> Revision {
     row.map_or(0, |row| row.mod_revision)
 }
 
-/// The number that an app's next release gets.
+/// Returns the number of an app's next release.
 pub(crate) fn next_release(view: &AppView) -> ReleaseId {
     ReleaseId(view.releases.keys().next_back().map_or(0, |last| last.0) + 1)
 }
 
-/// A change that concerns one service, guarded on the app, and the app itself.
+/// Returns the app's view, and a change of one of its services that is guarded on the app's row.
 pub(crate) fn on_service<'a>(
     snapshot: &'a Snapshot,
     name: &AppName,

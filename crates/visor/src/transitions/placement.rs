@@ -1,4 +1,4 @@
-//! What the converger writes: placements, drains, stops, ends; and the election that lets it.
+//! The converger's writes (placements, drains, stops, ends), and the election that allows them.
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -13,70 +13,72 @@ use crate::{
     visor::{Change, Committed, Result, Visor, VisorError},
 };
 
-/// How many ended instances of a service are kept.
+/// The number of ended instances of a service that are kept.
 pub const HISTORY_PER_PROC: usize = 20;
 
-/// The right to place: each write of the converger is guarded by it.
+/// The term of an elected converger: the right to place, which guards each of its writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reign {
     /// The revision that created the election key.
     pub create_revision: Revision,
-    /// The revision of its last write. What was sent before that one and hasn't arrived fails by it.
+    /// The revision of the election key's last write. A transaction that was sent before that write and arrives later
+    /// fails by it.
     pub mod_revision: Revision,
-    /// The lease that it hangs on.
+    /// The lease that the election key is bound to.
     pub lease: LeaseId,
 }
 
-/// An instance to be placed; its id is taken in the transaction that places it.
+/// An instance to be placed; the transaction that places it also takes its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// The host.
     pub host: HostName,
-    /// The revision that created the host's registration: the placement fails if the host was given up.
+    /// The revision that created the host's registration; the placement fails if the host was given up.
     pub host_created_at: Revision,
-    /// The revision of the app's own row: the placement fails if the app is being destroyed meanwhile.
+    /// The revision of the app's own row; the placement fails if the app is being destroyed meanwhile.
     pub app_at: Revision,
-    /// What it is to run. `desired` is [`Desired::Run`].
+    /// The assignment to write; its `desired` is [`Desired::Run`].
     pub assignment: Assignment,
-    /// Why, for people.
+    /// The reason, for people.
     pub reason: String,
 }
 
-/// How a write of the converger ended.
+/// The outcome of a write of the converger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It was carried out, at this revision.
     Done(Revision),
-    /// A condition didn't hold: nothing was written.
+    /// A condition did not hold; nothing was written.
     Conflict,
-    /// The reply was lost: it may have been carried out, or may yet be. [`Visor::settle`] ends that.
+    /// The reply was lost: the write may have been carried out, or may yet be. [`Visor::settle`] ends the uncertainty.
     Unknown,
 }
 
-/// How a placement ended.
+/// The outcome of a placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placed {
     /// The instance has this id, since this revision.
     At(InstanceId, Revision),
-    /// Its host was given up, its app is being destroyed or the reign is over: nothing was written.
+    /// Its host was given up, its app is being destroyed or the term is over; nothing was written.
     Refused,
     /// As [`Outcome::Unknown`].
     Unknown,
 }
 
-/// How many transactions that place are under way at once: one that etcd carries out, one on its way to it, and one
-/// that is being made.
+/// The number of placing transactions that are under way at once: one that etcd carries out, one on its way to it, and
+/// one that is being made.
 const UNDER_WAY: usize = 3;
 
-/// The values of a transaction with several changes have so many bytes at most: etcd takes requests of 1.5 MiB.
+/// The most bytes that the values of one transaction with several changes have together; etcd takes requests of 1.5
+/// MiB.
 const MOST_BYTES: usize = 1 << 20;
 
-/// The right to use ids that are above the instance counter in a view.
+/// The right to use instance ids above the instance counter of a view.
 #[derive(Clone, Copy, Debug)]
 struct Ids {
-    /// The counter's last write, to which each transaction holds.
+    /// The revision of the counter's last write, on which each transaction is guarded.
     counter_at: Revision,
-    /// What the counter is to be then, until that is written.
+    /// The value that the counter will get, until that is written.
     take: Option<u64>,
 }
 
@@ -91,7 +93,7 @@ impl Ids {
 }
 
 impl Visor {
-    /// Takes the election if nobody holds it.
+    /// Takes the election if no converger holds it.
     ///
     /// # Errors
     /// The store's.
@@ -104,12 +106,12 @@ impl Visor {
             Ok(Committed::Conflict) | Err(VisorError::Store(StoreError::OutcomeUnknown { .. })) => {}
             Err(error) => return Err(error),
         }
-        // A lost reply may have been a win.
+        // The write whose reply was lost may have won the election.
         let held: Option<Versioned<Leader>> = self.get(&Key::Leader).await?;
         Ok(held.and_then(|held| Reign::of(&held)).filter(|reign| reign.lease == lease))
     }
 
-    /// Gives the election up, if it is still held.
+    /// Resigns, if the election is still held.
     ///
     /// # Errors
     /// The store's.
@@ -117,24 +119,23 @@ impl Visor {
         self.commit(elected(reign).delete(&Key::Leader)).await.map(drop)
     }
 
-    /// Writes the leader's own row anew. The reign goes on with the revision of that write.
+    /// Rewrites the leader's own row. The term continues with the revision of that write.
     ///
     /// # Errors
-    /// The store's, bar [`StoreError::OutcomeUnknown`].
+    /// The store's, except [`StoreError::OutcomeUnknown`].
     pub async fn proclaim(&self, reign: Reign, leader: &Leader) -> Result<Outcome> {
         self.outcome(under(reign).put_leased(&Key::Leader, leader, Some(reign.lease))).await
     }
 
-    /// Ends all doubt about writes whose reply was lost: once this is done, those that weren't carried out
-    /// never will be, and those that were have a lower revision.
+    /// Settles all writes whose reply was lost: after this, a write that was not carried out never will be.
     ///
-    /// Each write of the converger compares the last write of the election key, and that is written anew here: what
-    /// is still on its way was right when it was planned, and may take the last that serves when it arrives. The reign
-    /// goes on with the revision of this write. The counter is written too, so that one of these that comes late itself
-    /// fails by it.
+    /// Those that were carried out have a lower revision than this write. Each write of the converger compares the last
+    /// write of the election key, and this call rewrites that key. Otherwise a write still on its way, right when it
+    /// was planned, might stop the last instance that serves when it arrives. The term continues with the revision of
+    /// this write. The counter is rewritten too, so that an earlier `settle` that arrives late fails by it.
     ///
     /// # Errors
-    /// The store's, bar [`StoreError::OutcomeUnknown`].
+    /// The store's, except [`StoreError::OutcomeUnknown`].
     pub async fn settle(&self, reign: Reign, leader: &Leader) -> Result<Outcome> {
         let counter: Option<Versioned<u64>> = self.get(&Key::InstanceCounter).await?;
         let last = counter.as_ref().map_or(0, |counter| counter.value);
@@ -145,13 +146,12 @@ impl Visor {
         self.outcome(change).await
     }
 
-    /// Carries out changes under a reign, as many in a transaction as fit; none depends on another.
+    /// Commits changes within a term, as many in a transaction as fit; none depends on another.
     ///
-    /// A batch of which one condition fails is carried out one by one. Returns for each change, in order,
-    /// how it ended.
+    /// A batch in which a condition fails is committed change by change. Returns the outcome of each change, in order.
     ///
     /// # Errors
-    /// The store's, bar [`StoreError::OutcomeUnknown`]. Changes before the failing one may have been carried out.
+    /// The store's, except [`StoreError::OutcomeUnknown`]. Changes before the failing one may have been carried out.
     pub async fn commit_all(&self, reign: Reign, changes: Vec<Change>) -> Result<Vec<Outcome>> {
         let mut ended = Vec::with_capacity(changes.len());
         for batch in batches(under(reign), changes, |change| change) {
@@ -168,18 +168,18 @@ impl Visor {
         Ok(ended)
     }
 
-    /// Places instances, many in a transaction and a few of those under way at once, taking an id for each.
+    /// Places instances and takes an id for each, many in a transaction and a few transactions under way at once.
     ///
-    /// `counter` is the instance counter in the view that the placements were planned on. Nobody but the
-    /// converger writes it, so a counter that differs means a write of which the view doesn't know yet: nothing
-    /// is placed then. The first transaction takes the ids of all; the others are guarded by the counter as that
-    /// left it, so that whatever writes it anew ends them all. Returns for each placement, in order, how it ended.
+    /// `counter` is the instance counter in the view on which the placements were planned. Only the converger writes
+    /// it, so a counter that differs means a write that the view does not have yet; then nothing is placed. The first
+    /// transaction takes the ids for all. The others are guarded by the counter as the first one left it, so that any
+    /// later write of the counter makes all of them fail. Returns the outcome of each placement, in order.
     ///
     /// # Errors
     /// As [`Visor::commit_all`].
     ///
     /// # Cancel safety
-    /// Dropping it leaves what has been carried out, and a few transactions in doubt.
+    /// Dropping the future leaves what has been carried out, and a few transactions of unknown outcome.
     pub async fn place(
         &self,
         reign: Reign,
@@ -189,7 +189,7 @@ impl Visor {
     ) -> Result<Vec<Placed>> {
         let all = placements.len();
         let (before, counter_at) = counter.map_or((0, 0), |counter| (counter.value, counter.mod_revision));
-        // An id that is refused stays unused.
+        // The id of a refused placement stays unused.
         let last = before + all as u64;
         let mut ids = Ids { counter_at, take: Some(last) };
         let placings = (before + 1..).map(InstanceId).zip(placements);
@@ -217,7 +217,7 @@ impl Visor {
         Ok(ended)
     }
 
-    /// Places a batch, one by one if a condition of it fails.
+    /// Places a batch, one by one if one of its conditions fails.
     async fn place_batch(
         &self,
         reign: Reign,
@@ -239,7 +239,8 @@ impl Visor {
         Ok(ended)
     }
 
-    /// Places a batch in one transaction, which takes the ids if they aren't taken yet; none if a condition fails.
+    /// Places a batch in one transaction, which also takes the ids if they are not taken yet; none if a condition
+    /// fails.
     async fn place_together(
         &self,
         reign: Reign,
@@ -270,24 +271,24 @@ impl Visor {
 }
 
 impl Reign {
-    /// The reign of whoever is elected.
+    /// Returns the term of the elected converger.
     pub fn of(leader: &Versioned<Leader>) -> Option<Reign> {
         let Versioned { create_revision, mod_revision, lease, .. } = leader;
         lease.map(|lease| Reign { create_revision: *create_revision, mod_revision: *mod_revision, lease })
     }
 }
 
-/// Only while it is elected and has settled nothing since.
+/// Requires that the converger is elected and has rewritten the election key no later than this term knows.
 fn under(reign: Reign) -> Change {
     Change::new().unchanged(&Key::Leader, reign.mod_revision)
 }
 
-/// Only while it is elected.
+/// Requires that the converger is elected.
 fn elected(reign: Reign) -> Change {
     Change::new().created_at(&Key::Leader, reign.create_revision)
 }
 
-/// Splits changes into runs of which each fits a transaction together with `base`, as they are asked for.
+/// Splits changes, lazily, into batches that each fit a transaction together with `base`.
 fn batches<T>(
     base: Change,
     items: impl IntoIterator<Item = T>,
@@ -330,7 +331,7 @@ fn placing(id: InstanceId, placement: &Placement, now: Timestamp) -> Change {
         reason: reason.clone(),
         extra: Extra::new(),
     };
-    // That no rows of this id are there follows from the counter.
+    // The counter implies that no rows of this id exist.
     Change::new()
         .created_at(&Key::Host(host.clone()), *host_created_at)
         .unchanged(&Key::App(assignment.app.clone()), *app_at)
@@ -338,9 +339,10 @@ fn placing(id: InstanceId, placement: &Placement, now: Timestamp) -> Change {
         .put(&Key::Instance(assignment.app.clone(), id), &instance)
 }
 
-/// Moves an assignment down: run to drain, drain to stop.
+/// Returns the change that moves an assignment down: from run to drain, or from drain to stop.
 ///
-/// To stop what runs without a drain, guard on its status too: it may have begun to serve meanwhile.
+/// A caller that stops a running instance without a drain must guard on its status too, because it may have begun to
+/// serve meanwhile.
 pub fn advance(
     host: &HostName,
     id: InstanceId,
@@ -354,7 +356,7 @@ pub fn advance(
     Change::new().as_read(&key, Some(assigned)).put(&key, &after)
 }
 
-/// Says that an instance is lost with its host, whose registration must be gone still.
+/// Returns the change that marks an instance `lost`, guarded on its host's registration being still gone.
 pub fn losing(
     host: &HostName,
     id: InstanceId,
@@ -370,9 +372,10 @@ pub fn losing(
     Change::new().absent(&Key::Host(host.clone())).as_read(&key, status).put(&key, &lost)
 }
 
-/// Puts an instance away that has ended: its rows go, its story is kept with the service's last few.
+/// Returns the change that archives an ended instance: its rows are deleted, and its story joins the service's last
+/// few.
 ///
-/// `oldest` are ended instances of the service whose stories make room for it.
+/// `oldest` are the ended instances of the service whose stories are deleted to make room.
 pub fn putting_away(
     app: &AppName,
     id: InstanceId,
@@ -403,12 +406,12 @@ pub fn putting_away(
         .and(forgetting(app, &instance.proc, oldest))
 }
 
-/// Forgets the stories of ended instances.
+/// Returns the change that deletes the stories of ended instances.
 pub fn forgetting(app: &AppName, proc: &ProcName, ids: &[InstanceId]) -> Change {
     ids.iter().fold(Change::new(), |change, id| change.delete(&Key::Ended(app.clone(), proc.clone(), *id)))
 }
 
-/// Writes a day's count, or forgets it.
+/// Returns the change that writes the figures of a day, or deletes them.
 pub fn counting(counted: &Counted) -> Change {
     let key = Key::Day(counted.day);
     let change = Change::new().as_read(&key, counted.before.as_ref());
@@ -418,8 +421,9 @@ pub fn counting(counted: &Counted) -> Change {
     }
 }
 
-/// Says that instances of a service have no place, and why; or that all have one. Only while the app's row is as
-/// it was read: of an app that has been forgotten nothing may stay.
+/// Returns the change that reports instances of a service without a place and why, or deletes that report.
+///
+/// It is guarded on the app's row as it was read: nothing may be left of an app that has been deleted.
 pub fn pending(
     app: &AppName,
     row: Option<&Versioned<App>>,

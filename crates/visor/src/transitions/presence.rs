@@ -1,4 +1,4 @@
-//! Who is there: hosts, proxies and rms under their leases, and what hosts say of their instances.
+//! Presence: hosts, proxies and rms under their leases, and what hosts report of their instances.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ fn taken(kind: &'static str, name: &HostName, url: &str) -> VisorError {
     Refusal::NameTaken { kind, name: name.clone(), url: url.to_owned() }.into()
 }
 
-/// Whether one is of another state folder than the other: neither has the other's key, nor had it.
+/// Reports whether the two rms have different state folders: neither has, or had, the other's key.
 fn has_other_keys(before: &Rm, now: &Rm) -> bool {
     let [before, now] = [before, now].map(|rm| rm.seal_key.iter().chain(&rm.retired_seal_keys));
     let has_none = before.clone().next().is_none() || now.clone().next().is_none();
@@ -25,11 +25,10 @@ fn has_other_keys(before: &Rm, now: &Rm) -> bool {
 }
 
 impl Visor {
-    /// Registers a host under its pm's lease, or renews its registration, and returns the revision that
-    /// created it.
+    /// Registers a host under its pm's lease, or renews its registration; returns the revision that created the row.
     ///
-    /// A registration with the same token is taken over, so that the host never seems to have gone; its create revision
-    /// stays.
+    /// A registration with the same token is taken over and keeps its create revision, so that the host never seems to
+    /// have gone.
     ///
     /// # Errors
     /// [`Refusal::HostTaken`] if a pm with another state folder holds the name.
@@ -55,10 +54,10 @@ impl Visor {
             .ok_or_else(|| Refusal::HostGone(name.clone()).into())
     }
 
-    /// Writes a proxy's own row for the first time under a lease. One with the same token is taken over.
+    /// Writes a proxy's own row for the first time under a lease, and takes over a row with the same token.
     ///
     /// # Errors
-    /// [`Refusal::NameTaken`] if a proxy with another state folder is there by this name.
+    /// [`Refusal::NameTaken`] if a proxy with another state folder is registered by this name.
     pub async fn register_proxy(&self, name: &HostName, proxy: &Proxy, lease: LeaseId) -> Result<()> {
         let key = Key::Proxy(name.clone());
         self.decide(vec![Keys::One(key.to_string())], |snapshot| {
@@ -79,7 +78,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Writes a proxy's own row again.
+    /// Rewrites a proxy's own row.
     ///
     /// # Errors
     /// The store's; a lease that has ended.
@@ -87,10 +86,12 @@ impl Visor {
         self.commit(Change::new().put_leased(&Key::Proxy(name.clone()), proxy, Some(lease))).await.map(drop)
     }
 
-    /// Writes an rm's own rows. What stands already isn't written again: envs that are being made compare it.
+    /// Writes an rm's own rows.
+    ///
+    /// A row that would not change is not rewritten, because transactions that make envs compare its revision.
     ///
     /// # Errors
-    /// [`Refusal::NameTaken`] if an rm with other keys is there by this name; the store's; a lease that has ended.
+    /// [`Refusal::NameTaken`] if an rm with other keys is registered by this name; the store's; a lease that has ended.
     pub async fn publish_rm(&self, name: &HostName, rm: &Rm, ask: &Ask, lease: LeaseId) -> Result<()> {
         let (own, asked) = (Key::Rm(name.clone()), Key::Ask(name.clone()));
         let scopes = [&own, &asked].map(|key| Keys::One(key.to_string())).to_vec();
@@ -115,7 +116,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Changes what the operator says of a host.
+    /// Changes an operator's marks on a host.
     ///
     /// # Errors
     /// The store's.
@@ -134,7 +135,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Forgets what the operator said of a host that has gone, so that nothing is left of it.
+    /// Deletes an operator's marks on a host that has gone, so that no row of it is left.
     ///
     /// # Errors
     /// [`Refusal::HostThere`], [`Refusal::HostInUse`].
@@ -156,7 +157,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Says that the hosts for which the converger holds still are gone for good. Returns them.
+    /// Acknowledges that the hosts for which the converger is frozen are gone for good. Returns these hosts.
     ///
     /// # Errors
     /// [`Refusal::NotFrozen`].
@@ -182,16 +183,17 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Writes what a host says of its instances, as many in a transaction as fit.
+    /// Writes a host's reports of its instances, as many in a transaction as fit.
     ///
-    /// Each is written only while the registration of `created_at` stands (a host that was given up can't
-    /// speak for what was replaced) and the instance is still assigned to it. And only over the word that was read or
-    /// written last: one that was held up on its way must not undo a later one. `stands` has the revisions of those words,
-    /// and is kept; where it has none or a wrong one, it costs another call. Returns for each whether it was written.
+    /// A report is written only while the registration created at `created_at` stands, so that a host that was given up
+    /// cannot report on an instance that was replaced, and only while the instance is still assigned to the host. It
+    /// replaces only the report that was read or written last: a report that was held up on its way must not undo a
+    /// later one. `stands` has the revisions of those last reports and is updated; a missing or wrong revision costs
+    /// another call. Returns for each report whether it was written.
     ///
     /// # Errors
-    /// The store's; [`crate::store::StoreError::OutcomeUnknown`] means that it should be said again, without what
-    /// `stands` had of it.
+    /// The store's. After [`crate::store::StoreError::OutcomeUnknown`] the caller should report again, without the
+    /// revisions that `stands` had for these instances.
     pub async fn report(
         &self,
         host: &HostName,
@@ -199,7 +201,7 @@ impl Visor {
         statuses: &[(InstanceId, Status)],
         stands: &mut BTreeMap<InstanceId, Revision>,
     ) -> Result<Vec<bool>> {
-        // Two conditions for each, the host's and the schema's.
+        // Two conditions for each report, besides the host's and the schema's.
         const PER_TXN: usize = 60;
         let one = |(id, status): &(InstanceId, Status), stands: &BTreeMap<InstanceId, Revision>| {
             let key = Key::Status(host.clone(), *id);
@@ -237,7 +239,7 @@ impl Visor {
         Ok(written)
     }
 
-    /// Reads the revisions of what a host said last. Returns whether they differ from what was known.
+    /// Reads the revisions of a host's last reports. Returns whether they differ from the known ones.
     async fn look_what_stands(
         &self,
         host: &HostName,
@@ -256,7 +258,7 @@ impl Visor {
     }
 }
 
-/// The end of an operator's word on hosts that were gone: each has returned or left nothing behind.
+/// Returns the change that deletes the `unfreeze` row, once each host in it has returned or has no rows left.
 pub fn unfrozen(word: &Versioned<Unfreeze>) -> Change {
     Change::new().as_read(&Key::Unfreeze, Some(word)).delete(&Key::Unfreeze)
 }

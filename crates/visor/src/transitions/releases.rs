@@ -19,48 +19,49 @@ use crate::{
     visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
-/// What a new release is made of; the rest is taken from the head that it follows.
+/// The parts of a new release; the rest is taken from the head that it follows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewRelease {
     /// The rev; head's own unless given.
     pub rev: Option<RevId>,
     /// The env; head's own unless given (a rollback gives it).
     pub env: Option<EnvRef>,
-    /// An env that is made with it.
+    /// An env that is made together with the release.
     pub config: Option<NewEnv>,
-    /// Who makes it.
+    /// The identity that makes it.
     pub by: String,
-    /// Why, for people.
+    /// The reason, for people.
     pub reason: String,
-    /// Fresh and unique: tells a lost reply's own write from a rival's.
+    /// A fresh, unique token, which tells a caller's own write whose reply was lost from a rival's.
     pub token: String,
-    /// The push whose turn at the app it must still be, where rms share a file storage.
+    /// The push that must still hold the app's turn, where rms share a file storage.
     pub turn: Option<String>,
 }
 
-/// What a begun release came to.
+/// The outcome of beginning a release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// It is being tried.
+    /// The release is on trial.
     Trying(ReleaseId),
-    /// Nothing of it is wanted to run, so it is head at once.
+    /// No instances of it are wanted, so it became head at once.
     Released(ReleaseId),
-    /// The app has no rev yet: the env waits for the first push.
+    /// The app has no rev yet; the env waits for the first push.
     EnvOnly(EnvRef),
-    /// Head is exactly that already.
+    /// Head has the same rev and env already.
     Unchanged(ReleaseId),
 }
 
 impl Visor {
-    /// Begins a release, as a trial if anything of it is wanted to run.
+    /// Begins a release, as a trial if instances of it are wanted.
     ///
-    /// `lease` is the pusher's: should it die, the trial ends with it. A release that equals head (same
-    /// rev, same vars) is not made, unless it is a push's (`promote` is [`Promoter::Pusher`]), which must
-    /// know that what it pushed runs.
+    /// `lease` is the pusher's: if the pusher dies, the trial ends with the lease. A release that equals head (same
+    /// rev, same vars) is not made, unless a push asks for it (`promote` is [`Promoter::Pusher`]), which must know that
+    /// the pushed rev runs.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoSuchRev`], [`Refusal::BeingTried`],
-    /// [`Refusal::TurnOver`], [`Refusal::Unlinkable`]; [`Refusal::EnvMoved`] if another env came first: make it anew from what there is then.
+    /// [`Refusal::TurnOver`], [`Refusal::Unlinkable`]; [`Refusal::EnvMoved`] if another env was made first: then make
+    /// the env again from the newest one.
     pub async fn begin_release(
         &self,
         name: &AppName,
@@ -73,7 +74,7 @@ impl Visor {
         let mut scopes = keys::app(name);
         scopes.extend(new.turn.as_ref().map(|_| Keys::One(turn.to_string())));
         scopes.extend(new.config.as_ref().map(|_| keys::rms()));
-        // What is linked anew must be there when it is.
+        // A newly linked service must exist in the transaction that links it.
         scopes.extend(
             new.config.iter().flat_map(|made| linked(&made.row.links)).map(|key| Keys::One(key.to_string())),
         );
@@ -101,7 +102,7 @@ impl Visor {
             let env = match &new.config {
                 None => env,
                 Some(made) if made.is_there(view) => made.env,
-                // What was sealed is bound to its number, and was made from what it was made from.
+                // A sealed env is bound to its ref and to the env that it was made from.
                 Some(made)
                     if made.from == env && made.env == next_env(view) && made.is_sealed_to(snapshot) =>
                 {
@@ -138,7 +139,7 @@ impl Visor {
                 }
             }
             change = change.exists(&Key::Rev(name.clone(), rev.clone()));
-            // What is wanted decides between trial and head at once, so a rival scale must not slip in between.
+            // The formation decides between trial and head at once, so a rival scale must not slip in between.
             let mut concerned = false;
             for proc in row.procs.keys() {
                 let formation = view.formation.get(proc);
@@ -172,7 +173,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Moves head to a verified release whose push has gone through, and ends its trial.
+    /// Makes a verified release head once its push has gone through, and ends its trial.
     ///
     /// # Errors
     /// [`Refusal::TrialOver`] if it failed meanwhile, or its lease ended.
@@ -180,7 +181,7 @@ impl Visor {
         self.decide(keys::app(name), |snapshot| {
             registered(snapshot, name)?;
             let view = &snapshot.apps[name];
-            // It is, or was until a later one: a lost reply's own work, too.
+            // The release is head, or was until a later one; this includes this call's own write whose reply was lost.
             let made = view.releases.get(&release);
             if made.is_some_and(|row| row.status == ReleaseStatus::Released) {
                 return Ok(Decision::Already(()));
@@ -198,7 +199,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Ends a trial as failed, if it is still on.
+    /// Ends a trial as failed, if it is still under way.
     ///
     /// # Errors
     /// The store's.
@@ -217,7 +218,7 @@ impl Visor {
     }
 }
 
-/// The converger's word that a trial's release is good: moves head too, if that is the converger's to do.
+/// Returns the change that marks a trial's release verified, and moves head too if that is the converger's task.
 pub fn verification(
     name: &AppName,
     view: &AppView,
@@ -238,7 +239,7 @@ pub fn verification(
     }
 }
 
-/// The word that a release can't become head. Ends its trial, if that is still on.
+/// Returns the change that marks a release failed, and ends its trial if that is still under way.
 pub fn failure(
     name: &AppName,
     view: &AppView,
@@ -276,7 +277,7 @@ fn promotion(
         .delete(&trial_key)
 }
 
-/// The rows of linked services that must be there.
+/// Returns the keys of linked services whose rows must exist.
 fn linked(links: &BTreeSet<Link>) -> impl Iterator<Item = Key> {
     links.iter().flat_map(|Link { app, proc }| [Key::App(app.clone()), Key::Proc(app.clone(), proc.clone())])
 }
@@ -286,7 +287,7 @@ fn head_of(view: &AppView, release: ReleaseId) -> Head {
     Head { release, extra }
 }
 
-/// The procs of a release that its trial concerns: those of which head's formation wants some.
+/// Returns the procs that a release's trial runs: those of which head's formation wants some instances.
 pub fn concerned<'a>(view: &'a AppView, release: &Release) -> Vec<&'a ProcName> {
     view.revs
         .get(&release.rev)

@@ -1,8 +1,8 @@
-//! Whose turn it is at an app's repository, and what the file storage has of it.
+//! The turn of a push at an app's repository, and the repository's state in the file storage.
 //!
-//! With several rms a push has two rows: its turn, leased, so that one push of an app is under way in the
-//! whole cluster and a dead rm's ends by itself; and the stored state, which it moves in one transaction that
-//! still holds the turn. An rm that was paused past its lease moves nothing.
+//! With several rms a push uses two rows. Its turn is leased, so that one push of an app is under way in the whole
+//! cluster and a dead rm's turn ends by itself. The stored state is moved in one transaction that still requires the
+//! turn, so an rm that was paused past its lease moves nothing.
 
 use crate::{
     keys::{self, Key},
@@ -14,10 +14,10 @@ use crate::{
     visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
-/// How an attempt to take the turn ended.
+/// The outcome of an attempt to take the turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// It is ours.
+    /// The caller has the turn.
     Ours,
     /// Another push has it.
     Held(Versioned<Turn>),
@@ -26,7 +26,7 @@ pub enum Taken {
 impl Visor {
     /// Takes the turn at an app for a push, bound to its lease.
     ///
-    /// What an earlier process of the same rm left is taken over: an rm is alone on its state folder, so that one
+    /// A turn of an earlier process of the same rm is taken over: an rm is alone on its state folder, so that process
     /// has ended.
     ///
     /// # Errors
@@ -56,7 +56,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// What the file storage has of an app's repository, by the newest word.
+    /// Reads the stored state of an app's repository.
     ///
     /// # Errors
     /// The store's.
@@ -64,7 +64,8 @@ impl Visor {
         self.get(&Key::Stored(name.clone())).await
     }
 
-    /// Moves an app's stored repository, within the turn of this push. What it was decided from is `before`.
+    /// Moves an app's stored repository within the turn of this push; `before` is the row that the move was decided
+    /// from.
     ///
     /// # Errors
     /// [`Refusal::TurnOver`], [`Refusal::RepoMoved`], [`Refusal::NoSuchApp`], [`Refusal::Destroying`].
@@ -86,7 +87,8 @@ impl Visor {
                 return Err(Refusal::NoSuchApp(name.clone()).into());
             }
             let view = &snapshot.apps[name];
-            // A lost reply's own work; its manifest names this push, or holds the very same.
+            // An earlier attempt of this call, whose reply was lost, wrote it: the manifest names this push, or has
+            // equal content.
             if view.stored.as_ref().is_some_and(|now| now.value == *after) {
                 return Ok(Decision::Already(()));
             }
@@ -106,7 +108,7 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// An app with its turn and its stored repository, all at one revision.
+    /// Reads an app with its turn and its stored repository, all at one revision.
     ///
     /// # Errors
     /// The store's.

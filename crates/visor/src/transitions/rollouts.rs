@@ -1,7 +1,7 @@
-//! What users say of a rollout: hold still, go on, go back.
+//! A user's control of a rollout: pause, resume, abort.
 //!
-//! A rollout is the difference between head and what runs, not an object. So a pause is a row beside the app
-//! that keeps this difference as it is, and an abort moves head back to the release whose instances still run.
+//! A rollout is the difference between head and what runs, not an object. So a pause is a row beside the app that keeps
+//! this difference as it is, and an abort moves head back to the release whose instances still run.
 
 use jiff::Timestamp;
 
@@ -15,17 +15,17 @@ use crate::{
     visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
 
-/// What an abort came to.
+/// The outcome of an abort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aborted {
-    /// The trial has ended; head is where it was.
+    /// The trial has ended; head is unchanged.
     Trial,
     /// Head is this release again.
     BackTo(ReleaseId),
 }
 
 impl Visor {
-    /// Holds an app's rollouts, or lets them go on. Returns whether that changed anything.
+    /// Pauses an app's rollouts, or resumes them. Returns whether that changed anything.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`].
@@ -55,14 +55,16 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Calls the rollout of `release` off, on trial or after it.
+    /// Aborts the rollout of `release`, during its trial or after it.
     ///
-    /// On trial it fails. Once it is head, head moves back to the release before, of which instances still run: they
-    /// are not touched, and those of `release` go as the others are back. A pause ends with it.
+    /// A release on trial is marked failed. Once it is head, head moves back to the previous release, of which
+    /// instances still run. Those are not touched, and instances of `release` are stopped as the others come back. The
+    /// abort also ends a pause.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`]; [`Refusal::NoRollout`] if it is neither on trial nor head, or all of it runs already;
-    /// [`Refusal::NothingToRollBack`]; [`Refusal::BeingTried`] in the moment between a push's verdict and its head.
+    /// [`Refusal::NothingToRollBack`]; [`Refusal::BeingTried`] between the moment when a push's trial is verified and
+    /// the moment when its release becomes head.
     pub async fn abort_rollout(&self, name: &AppName, release: ReleaseId, by: &str) -> Result<Aborted> {
         self.decide(keys::app(name), |snapshot| {
             registered(snapshot, name)?;
@@ -72,7 +74,7 @@ impl Visor {
             };
             let cause = format!("aborted by {by}");
             if let Some(trial) = view.trial.as_ref().filter(|trial| trial.release == release) {
-                // Its branch has moved already: failed now, it would be released anew.
+                // The branch has moved already; a release that failed now would be made again.
                 if trial.promote == Promoter::Pusher && row.status == ReleaseStatus::Verified {
                     return Err(Refusal::BeingTried(name.clone(), release).into());
                 }
@@ -81,7 +83,7 @@ impl Visor {
             let current = head.map(|head| head.release);
             match current {
                 Some(current) if current == release => {}
-                // A lost reply's own work.
+                // An earlier attempt of this call, whose reply was lost, did it.
                 Some(current) if row.was_aborted() => return Ok(Decision::Already(Aborted::BackTo(current))),
                 _ if row.status == ReleaseStatus::Failed => return Ok(Decision::Already(Aborted::Trial)),
                 _ => return Err(Refusal::NoRollout(name.clone()).into()),
@@ -108,7 +110,7 @@ impl Visor {
     }
 }
 
-/// Whether instances are there of a release that has been head and is so no more.
+/// Reports whether instances exist of a release that was head and is no longer.
 pub fn is_rolling(view: &AppView) -> bool {
     let head = view.head.as_ref().map(|head| head.release);
     let trial = view.trial.as_ref().map(|trial| trial.release);
@@ -119,7 +121,7 @@ pub fn is_rolling(view: &AppView) -> bool {
     })
 }
 
-/// The release that was head before this one, and wasn't aborted.
+/// Returns the last release that was head before this one and was not aborted.
 pub fn before(view: &AppView, release: ReleaseId) -> Option<(ReleaseId, &Release)> {
     let mut earlier = view.releases.range(..release).rev();
     earlier
@@ -148,7 +150,7 @@ mod tests {
         "a".parse().expect("valid")
     }
 
-    /// An app whose web is wanted once, with v1 as head and an instance of it; then v2, on trial.
+    /// Creates an app that wants one `web`, with v1 as head and an instance of it, and v2 on trial.
     async fn trying(visor: &Visor, promote: Promoter) {
         visor.set_up().await.expect("the model answers");
         visor.register_app(&a(), "ada", "t", now()).await.expect("it is free");
@@ -196,7 +198,7 @@ mod tests {
         visor.commit(change).await.expect("the model answers");
     }
 
-    /// The converger's word that v2 is good, and head's move.
+    /// Verifies v2 as the converger does, and moves head.
     async fn promoted(visor: &Visor) {
         let view = view(visor).await;
         let (id, trial) = (ReleaseId(2), view.trial.as_ref().expect("it is on trial"));
@@ -261,7 +263,7 @@ mod tests {
         let now = view(&visor).await;
         assert_eq!((head(&now), now.pause.is_some()), (1, false));
         assert!(now.releases[&ReleaseId(2)].was_aborted());
-        // v2's instance is there still; nobody goes back further than was said.
+        // v2's instance still exists, but the second abort goes back no further.
         let again = visor.abort_rollout(&a(), ReleaseId(2), "ada").await.expect("it was called off");
         assert_eq!(again, Aborted::BackTo(ReleaseId(1)));
         let first = visor.abort_rollout(&a(), ReleaseId(1), "ada").await;

@@ -1,4 +1,4 @@
-//! How a proc is run.
+//! The settings of a proc.
 
 use crate::{
     keys::{self, Key},
@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Visor {
-    /// Changes settings of a proc. Returns the proc as it is then.
+    /// Changes settings of a proc. Returns the proc with the changes.
     ///
     /// # Errors
     /// [`NoSuchApp`], [`NoSuchProc`], [`Destroying`].

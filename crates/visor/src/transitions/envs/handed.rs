@@ -1,6 +1,6 @@
-//! What the holder of a [`Keyring`] does with envs that were handed to it, and the row that wraps a key for several.
+//! Opening, sealing and rewrapping the copies of envs that hosts hold, and wrapping a key for several readers.
 //!
-//! Owns the step between rows and `seal`, which knows bytes and keys only.
+//! Owns the step between rows and `seal`, which knows only bytes and keys.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Keyring {
-    /// Opens what was handed to a host.
+    /// Opens a host's copy of an env.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -20,7 +20,7 @@ impl Keyring {
         key.open(app, env, &handed.sealed)
     }
 
-    /// Seals vars so that these keys alone open them.
+    /// Seals vars so that only these keys open them.
     pub fn keep(&self, app: &AppName, env: EnvRef, vars: &Vars, random: &mut dyn Random) -> Handed {
         let key = DataKey::fresh(random);
         let sealed = key.seal(app, env, vars, random);
@@ -29,7 +29,7 @@ impl Keyring {
         Handed { sealed, to, key, links: Default::default(), extra: Default::default() }
     }
 
-    /// The key of what was handed to a host, wrapped for others.
+    /// Wraps the key of a host's copy for others.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -43,7 +43,7 @@ impl Keyring {
         Ok(others.into_iter().map(|other| (other.clone(), key.wrap(other, random))).collect())
     }
 
-    /// The same vars under the current key.
+    /// Wraps the key of a host's copy for the current key of this ring; the vars stay the same.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -54,7 +54,7 @@ impl Keyring {
     }
 }
 
-/// Wraps a data key for several.
+/// Wraps a data key for several rms and hosts.
 pub fn wraps<'a>(
     key: &DataKey,
     rms: impl IntoIterator<Item = &'a PublicKey>,
