@@ -1,8 +1,8 @@
-//! Who may do what: asked of daemons, and as etcd's own roles.
+//! The rights of identities: asked of daemons, and as etcd's own roles.
 //!
-//! Owns the rules, as pure functions. Rights are rows (`identities/NAME`, `access/A`), which bazooka-rm writes; it makes
-//! etcd's users and roles from them, so that etcd itself refuses a write that isn't somebody's. Daemons ask
-//! [`may`] about what isn't a key.
+//! Owns the rules, as pure functions. Rights are rows (`identities/NAME`, `access/A`), which bazooka-rm writes. From
+//! them it derives etcd's users and roles, so that etcd itself refuses a write without the right to it. Daemons ask
+//! [`may`] about actions that are not keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,38 +14,38 @@ use crate::{
     schema::{Access, Admission},
 };
 
-/// What a daemon is asked to do.
+/// An action that a daemon is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Register an app, which will be the caller's.
+    /// Register an app, which will belong to the caller.
     Register,
-    /// What belongs to an app: push, fetch, logs, config vars, who else may, destroy.
+    /// Use an app: push, fetch, logs, config vars, grants, destroy.
     App,
-    /// Fetch a slug that the caller's host runs (whether it does is asked apart).
+    /// Fetch a slug that the caller's host runs (whether it does is checked elsewhere).
     Slug,
-    /// Let somebody in, or put them out.
+    /// Admit an identity, or expel it.
     Admit,
     /// Read metrics.
     Metrics,
-    /// Read what runs where, of all apps.
+    /// Read which instances of all apps run where.
     Directory,
 }
 
-/// Whether a caller may: by its own admission, and the access to the app that it is about.
+/// Reports whether a caller may act, by its own admission and by the grants of the app in question.
 pub fn may(caller: &Caller, act: Act, admission: Option<&Admission>, access: Option<&Access>) -> bool {
     let who = match caller {
         Caller::Anyone => return true,
         Caller::Unknown => return false,
         Caller::Known(who) => who,
     };
-    // bazooka-rm holds etcd's root role: there is nothing that it couldn't do without asking.
+    // bazooka-rm has etcd's root role, so there is nothing that it could not do anyway.
     if matches!(who, Identity::Daemon(Kind::Rm, _)) {
         return true;
     }
     let Some(admission) = admission else { return false };
     match (who, act) {
         (_, Act::Metrics) => true,
-        // A host is told of what it runs itself, by the coordinator as well.
+        // A pm is refused, because the coordinator tells it only of its own instances.
         (who, Act::Directory) => !matches!(who, Identity::Daemon(Kind::Pm | Kind::Etcd, _)),
         (Identity::User(_), Act::Register) => true,
         (Identity::User(name), Act::App) => {
@@ -57,27 +57,30 @@ pub fn may(caller: &Caller, act: Act, admission: Option<&Admission>, access: Opt
     }
 }
 
-/// The name of etcd's role that may do everything, and of the user that must have it before users are told apart.
+/// The name of etcd's role that may do everything, and of the user that etcd requires for authentication.
 pub const ROOT: &str = "root";
 
-/// Who is in, and whose each app is: what the rows say.
+/// The admitted identities and the grants of each app, as the rows have them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
-    /// Each registered app's people.
+    /// The users of each registered app.
     pub apps: BTreeMap<AppName, BTreeSet<UserName>>,
-    /// Everyone admitted, and whether as an operator.
+    /// The admitted identities; true for an operator.
     pub identities: BTreeMap<Identity, bool>,
 }
 
-/// Users and roles as the rows ask for them. `prefix` is the cluster's; `own` is who asks: an rm that isn't in the rows
-/// yet doesn't lock itself out.
+/// Returns the users and roles that the rows ask for.
+///
+/// `prefix` is the cluster's. `own` is the calling rm, which must not lock itself out while the rows do not have it
+/// yet.
 pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
     let role = |name: &str| format!("{prefix}:{name}");
     let one = |key: &str, write| Permission { key: format!("{prefix}/{key}"), prefix: false, write };
     let below = |key: &str, write| Permission { key: format!("{prefix}/{key}"), prefix: true, write };
     let mut users = Users::default();
     users.roles.insert(role("reader"), [below("", false)].into());
-    // Their own words, and whatever `bazooka check --repair` mends. Not who may do what, nor the audit.
+    // Operators write their own rows, and the rows that `bazooka check --repair` mends, but neither rights nor the
+    // audit.
     let mut operator: BTreeSet<Permission> =
         [below("hostmeta/", true), one(&Key::Unfreeze.to_string(), true)].into();
     let (prefixes, keys) = keys::operator_may_write();
@@ -105,7 +108,7 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
         let roles: Vec<String> = match who {
             Identity::User(name) => {
                 let apps = rows.apps.iter().filter(|(_, people)| people.contains(name));
-                // Under their own name alone: so nobody can say that another did it.
+                // An identity writes the audit only under its own name, so that it cannot claim that another acted.
                 let own = role(&format!("audit:{name}"));
                 users.roles.insert(own.clone(), [below(&format!("audit/{name}/"), true)].into());
                 let mut roles = vec![role("reader"), own];
@@ -128,7 +131,7 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
                     below(&format!("status/{name}/"), true),
                     below(&format!("assigned/{name}/"), false),
                     below(&format!("sealed/{name}/"), false),
-                    // Where slugs are, and whom to show logs to.
+                    // A pm needs to know where slugs are, and who may read logs.
                     below("rms/", false),
                     below("access/", false),
                     below("identities/", false),
@@ -140,13 +143,15 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
         };
         users.users.insert(who.to_string(), roles.into_iter().collect());
     }
-    // etcd tells users apart only once there is one of this name. It has no password, and no certificate may name it.
+    // etcd turns authentication on only if this user exists. It has no password, and no certificate may name it.
     users.users.insert(ROOT.to_owned(), [ROOT.to_owned()].into());
     users
 }
 
-/// What of an app its people write. Not what was built, nor where it runs: who could write a rev could run another
-/// app's slug.
+/// Returns the permissions of an app's users on its rows.
+///
+/// They may not write what was built or where it runs, because a user who could write a rev could run another app's
+/// slug.
 fn app_permissions(
     app: &AppName,
     below: &impl Fn(&str, bool) -> Permission,
@@ -160,17 +165,19 @@ fn app_permissions(
     rights
 }
 
-/// The steps from what is found to what is wanted, in an order in which each can be done, and in which nobody has more
-/// rights on the way than before or after. Users and roles of others are left alone.
+/// Returns the steps from the found users and roles to the wanted ones.
+///
+/// Each step is possible in this order, and meanwhile nobody has more rights than before or after. Users and roles of
+/// other programs are left alone.
 pub fn plan(prefix: &str, wanted: &Users, found: &Users) -> Vec<AuthOp> {
     let ours = format!("{prefix}:");
     let is_ours = |role: &str| role.starts_with(&ours);
     let nothing = BTreeSet::new();
     let mut ops = Vec::new();
-    // Taken away first.
+    // Rights are revoked first.
     for (user, roles) in &found.users {
         let keep = wanted.users.get(user).unwrap_or(&nothing);
-        // Who was an rm has the root role, and a name that says so.
+        // A former rm has the root role, and its name shows what it was.
         let was_rm = user.starts_with("rm:");
         let gone: Vec<&String> =
             roles.difference(keep).filter(|role| is_ours(role) || (was_rm && *role == ROOT)).collect();
@@ -186,7 +193,7 @@ pub fn plan(prefix: &str, wanted: &Users, found: &Users) -> Vec<AuthOp> {
     for (role, rights) in found.roles.iter().filter(|(role, _)| is_ours(role)) {
         match wanted.roles.get(role) {
             None => ops.push(AuthOp::DeleteRole(role.clone())),
-            // etcd has one right for each range: to write instead of read is another grant, to read instead a narrower one.
+            // etcd has one right for each range: granting write replaces read, and granting read again narrows it.
             Some(keep) => ops.extend(
                 rights.difference(keep).map(|right| AuthOp::RevokePermission(role.clone(), right.clone())),
             ),

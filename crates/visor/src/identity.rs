@@ -1,6 +1,7 @@
-//! Who takes part in a cluster, as certificates say it.
+//! Identities: people and daemons, as certificates name them.
 //!
-//! Owns the names that stand in certificates (the subject's common name, which etcd takes for its user) and who a
+//! Owns the names in certificates (the subject's common name, which etcd takes as its user) and the identity of a
+//! caller. [`crate::access`] decides what each may do.
 //! caller is. What each may do is [`crate::access`]'s business.
 
 mod certificate;
@@ -29,7 +30,7 @@ pub const MAX_COMMON_NAME: usize = 64;
 pub enum Identity {
     /// A developer or an operator.
     User(UserName),
-    /// A daemon, of a kind, by its name among those of its kind.
+    /// A daemon of a kind, by its name among the daemons of that kind.
     Daemon(Kind, HostName),
 }
 
@@ -44,17 +45,17 @@ pub enum Kind {
     Proxy,
     /// bazooka-pm converge.
     Converger,
-    /// Whoever reads metrics, and nothing else.
+    /// A program that only reads metrics.
     Monitor,
-    /// A member of the coordinator: it serves, and asks for nothing.
+    /// A member of the coordinator, which serves and calls nobody.
     Etcd,
 }
 
 impl Kind {
-    /// Each.
+    /// All kinds.
     pub const ALL: [Kind; 6] = [Kind::Pm, Kind::Rm, Kind::Proxy, Kind::Converger, Kind::Monitor, Kind::Etcd];
 
-    /// The word before the colon.
+    /// Returns the word before the colon.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Pm => "pm",
@@ -67,7 +68,7 @@ impl Kind {
     }
 }
 
-/// A word that is no kind of daemon.
+/// The error for a word that is no kind of daemon.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is none of {kinds}", kinds = Kind::ALL.map(Kind::as_str).join(", "))]
 pub struct UnknownKind(String);
@@ -95,7 +96,7 @@ impl FromStr for Identity {
     fn from_str(s: &str) -> Result<Self, InvalidName> {
         match s.split_once(':').map(|(kind, name)| (kind.parse::<Kind>(), name)) {
             Some((Ok(kind), name)) => Ok(Identity::Daemon(kind, name.parse()?)),
-            // With a colon it is no user's name either, and that rule tells more.
+            // A name with a colon is no user's name either, and that error explains more.
             _ => Ok(Identity::User(s.parse()?)),
         }
     }
@@ -114,14 +115,14 @@ impl From<Identity> for String {
     }
 }
 
-/// Who calls a daemon.
+/// The caller of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
-    /// The daemon has no identity itself: nobody is told apart, and all may do everything.
+    /// The daemon itself has no identity: callers are not told apart, and all may do everything.
     Anyone,
-    /// Nobody known: no certificate, and no token that holds.
+    /// The caller is unknown: it has neither a certificate nor a valid token.
     Unknown,
-    /// A certificate or a token says who.
+    /// A certificate or a token names the caller.
     Known(Identity),
 }
 
@@ -135,14 +136,14 @@ impl fmt::Display for Caller {
     }
 }
 
-/// The one implementation of TLS's primitives that is used, whatever else is linked.
+/// Returns the only implementation of TLS's primitives that is used, whatever else is linked.
 pub fn tls_provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Has libraries that take the process's own implementation of TLS's primitives, and aren't told one, take that as well.
+/// Makes libraries that use the process's default implementation of TLS's primitives use the same one.
 pub fn share_tls_primitives() {
-    // Another call of this has done it already.
+    // An error means that an earlier call has done it already.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 

@@ -1,9 +1,9 @@
-//! A lease that is kept alive, and the knowledge of when it must be taken for lost.
+//! A lease that is kept alive, and the time from which it must count as lost.
 //!
-//! Owns one task that grants, renews and, after a loss, grants again. A lease counts as held only
-//! until its time has passed on this process's own monotonic clock, counted from before the last
-//! renewal was sent: the store's own count began later, so nobody else can have seen it end before.
-//! What a loss means for the keys that were bound to it is the user's business.
+//! Owns one task that grants, renews and, after a loss, grants again. A lease counts as held only until its time has
+//! passed on this process's own monotonic clock, counted from before the last renewal was sent. The store's own count
+//! began later, so no other process can have seen the lease end before. The user of the lease decides what a loss means
+//! for the keys that were bound to it.
 //!
 //! ```text
 //! lost ──granted──▶ held ──renewed──▶ held
@@ -31,17 +31,17 @@ use crate::{
     store::{LeaseId, SharedStore, StoreError},
 };
 
-/// How long a lease lasts, and how often it is renewed.
+/// The lifetime of a lease and the interval of its renewals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseTiming {
-    /// How long it lasts without a renewal; whole seconds.
+    /// The lifetime without a renewal, in whole seconds.
     pub ttl: Duration,
-    /// How often it is renewed.
+    /// The interval between renewals.
     pub renew_every: Duration,
 }
 
 impl Default for LeaseTiming {
-    /// 10 s, renewed every 3 s: two renewals may fail, and a lost host is noticed in 10 s.
+    /// Returns 10 s with a renewal every 3 s: two renewals may fail, and a lost host is noticed within 10 s.
     fn default() -> Self {
         Self { ttl: LEASE, renew_every: LEASE_RENEWAL }
     }
@@ -50,23 +50,24 @@ impl Default for LeaseTiming {
 /// The pause after a failed grant.
 const GRANT_PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_secs(2));
 
-/// The pause after a failed renewal, which is shorter: the lease is running out.
+/// The pause after a failed renewal; shorter than after a failed grant, because the lease is running out.
 const RENEWAL_PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_millis(500));
 
-/// Whether there is a lease.
+/// The state of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseState {
-    /// It is held. Each loss is followed by another `id`.
+    /// The lease is held. After each loss the `id` is another.
     Held {
-        /// What keys are bound to.
+        /// The lease to which keys are bound.
         id: LeaseId,
     },
-    /// There is none: not yet, or no longer. Keys that were bound to the last one are gone or going.
+    /// There is no lease, not yet or no longer. Keys bound to the last one are deleted or soon will be.
     Lost,
 }
 
-/// Keeps a lease. Dropping it gives the lease back in the background, [`LeaseKeeper::release`] waits
-/// for that.
+/// The owner of a lease.
+///
+/// Dropping it revokes the lease in the background; [`LeaseKeeper::release`] waits for that.
 pub struct LeaseKeeper {
     state: watch::Receiver<LeaseState>,
     term: Arc<Mutex<Option<Term>>>,
@@ -75,7 +76,7 @@ pub struct LeaseKeeper {
     task: Option<JoinHandle<()>>,
 }
 
-/// A lease with the moment from which it must be taken for lost.
+/// A lease, with the time from which it must count as lost.
 #[derive(Clone, Copy)]
 struct Term {
     id: LeaseId,
@@ -83,7 +84,7 @@ struct Term {
 }
 
 impl LeaseKeeper {
-    /// Starts to grant and renew.
+    /// Starts the task that grants and renews.
     pub fn start(store: SharedStore, timing: LeaseTiming) -> Self {
         let (says, state) = watch::channel(LeaseState::Lost);
         let (stop, stopped) = oneshot::channel();
@@ -93,19 +94,21 @@ impl LeaseKeeper {
         Self { state, term, stop: Some(stop), task: Some(task) }
     }
 
-    /// The state as it changes. Between a loss and its notice lies the time that the task takes to
-    /// run: a process that was stopped for a while must ask [`LeaseKeeper::held`].
+    /// Returns the state as it changes.
+    ///
+    /// The notice of a loss comes only when the task runs: a process that was stopped for a while must ask
+    /// [`LeaseKeeper::held`].
     pub fn state(&self) -> watch::Receiver<LeaseState> {
         self.state.clone()
     }
 
-    /// The lease, if it is held at this very moment.
+    /// Returns the lease, if it is held at this very moment.
     pub fn held(&self) -> Option<LeaseId> {
         let term = *self.term.lock().expect("no panic happens while a term is locked");
         term.filter(|term| Instant::now() < term.until).map(|term| term.id)
     }
 
-    /// Until when the lease is held without a further renewal, if it is held at this very moment.
+    /// Returns the time until which the lease is held without a further renewal, if it is held at this very moment.
     pub fn held_until(&self) -> Option<Instant> {
         let term = *self.term.lock().expect("no panic happens while a term is locked");
         term.map(|term| term.until).filter(|until| Instant::now() < *until)
@@ -128,17 +131,17 @@ impl LeaseKeeper {
         }
     }
 
-    /// Gives the lease back and waits until the store has deleted its keys, for 2 s at most.
+    /// Revokes the lease and waits until the store has deleted its keys, for at most 2 s.
     pub async fn release(mut self) {
         drop(self.stop.take());
         if let Some(task) = self.task.take() {
-            // A task that panicked holds no lease any more.
+            // A task that panicked no longer holds a lease.
             let _ = task.await;
         }
     }
 }
 
-/// What the task owns.
+/// The state that the task owns.
 struct Keeping {
     store: SharedStore,
     timing: LeaseTiming,
@@ -155,12 +158,12 @@ impl Keeping {
         }
         let held = self.set(None);
         if let Some(term) = held {
-            // Failing, it ends by itself.
+            // If this fails, the lease ends by itself.
             let _ = timeout(LEASE_RELEASE, self.store.revoke(term.id)).await;
         }
     }
 
-    /// For ever: grants, and renews until that lease is lost.
+    /// Grants a lease and renews it until it is lost, again and again.
     async fn keep(&self) {
         let mut pauses = GRANT_PAUSE.begin();
         loop {
@@ -172,7 +175,7 @@ impl Keeping {
                     let cause = self.renew(id, sent + self.timing.ttl).await;
                     self.set(None);
                     tracing::warn!(lease = id, error = %cause, "the lease is lost; granting another");
-                    // The store may not know yet that it is lost: its keys must not outlive that.
+                    // The store may not know yet that the lease is lost; its keys must not outlive the loss.
                     if cause != StoreError::LeaseNotFound(id) {
                         let _ = self.store.revoke(id).await;
                     }
@@ -185,7 +188,7 @@ impl Keeping {
         }
     }
 
-    /// Renews a lease until it is lost, and says why.
+    /// Renews a lease until it is lost, and returns the reason.
     async fn renew(&self, id: LeaseId, mut until: Instant) -> StoreError {
         let mut next = Instant::now() + self.timing.renew_every;
         let mut pauses = RENEWAL_PAUSE.begin();
@@ -218,7 +221,7 @@ impl Keeping {
         }
     }
 
-    /// Notes the lease that is held, tells who listens, and returns what was noted before.
+    /// Sets the lease that is held, notifies the receivers, and returns the previous one.
     fn set(&self, term: Option<Term>) -> Option<Term> {
         let before = {
             let mut noted = self.term.lock().expect("no panic happens while a term is locked");

@@ -1,10 +1,10 @@
-//! A local image of a part of the store, kept true by a list and a watch.
+//! A local image of a part of the store, which a list and a watch keep true.
 //!
-//! Owns when to list and when to watch; what a key means is the [`Image`]'s. An image is shown only
-//! once it is complete: all scopes are listed in one transaction at one revision, and watched from
-//! the next on. Whatever ends a watch (compaction, a cancel, a broken or silent connection) leads back
-//! to the list, which also finds what was deleted meanwhile. So does a schema that this build may not read
-//! (`snapshot::may_read`): what was known stays, and nothing new is taken in.
+//! Owns when to list and when to watch; the meaning of a key belongs to the [`Image`]. An image is shown only once it
+//! is complete: all scopes are listed in one transaction at one revision, and watched from the next revision on.
+//! Whatever ends a watch (compaction, a cancel, a broken or silent connection) leads back to the list, which also finds
+//! deletions made meanwhile. A schema that this build may not read (`snapshot::may_read`) leads there too: the image
+//! stays as it was, and nothing new is applied.
 //!
 //! ```text
 //! waiting ──pause over──▶ opening ──listed, watched──▶ watching
@@ -34,24 +34,24 @@ use crate::{
     store::{Entry, Event, Keys, Op, Result, Revision, SharedStore, StoreError, Txn, Watch, WatchMessage},
 };
 
-/// The pause between two tries to list anew.
+/// The pause between two attempts to list again.
 const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), LONGEST_RELIST_PAUSE);
 
-/// The most messages that one [`Mirror::next`] applies, so that a flood can't hold a loop up.
+/// The most messages that one [`Mirror::next`] applies, so that a flood cannot block its loop.
 const MOST_MESSAGES: usize = 1_000;
 
-/// What changed since the last look.
+/// The changes since the last call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Each key that was written or deleted, once, in key order. After a list: what differs from
-    /// before, with the keys that vanished.
+    /// Each key that was written or deleted, once, in key order. After a list: the keys that differ from before,
+    /// including those that vanished.
     pub keys: Vec<String>,
-    /// The image was replaced by a new list.
+    /// True if a new list replaced the image.
     pub relisted: bool,
 }
 
 impl Changes {
-    /// Takes in those of a later look.
+    /// Adds the changes of a later call.
     pub fn add(&mut self, later: Changes) {
         self.relisted |= later.relisted;
         if self.keys.is_empty() {
@@ -64,17 +64,18 @@ impl Changes {
     }
 }
 
-/// An image and what keeps it true. Its owner's loop drives it by [`Mirror::next`].
+/// An image and the watches that keep it true. Its owner's loop drives it by [`Mirror::next`].
 pub struct Mirror<I> {
     store: SharedStore,
     scopes: Vec<Keys>,
     image: I,
-    /// Each key in the image with its last write, to tell what a new list changed. In no order, which none needs.
+    /// The revision of the last write of each key in the image, to tell what a new list changed. The order does not
+    /// matter.
     known: HashMap<String, Revision, BuildHasherDefault<DefaultHasher>>,
-    /// How far each scope has come; as it was while out of touch.
+    /// The revision that each scope has reached; unchanged while out of touch.
     revisions: Vec<Revision>,
     phase: Phase,
-    /// Failures in a row, until a watch delivers something.
+    /// The number of failures in a row, until a watch delivers something.
     failures: u32,
     jitter: u64,
 }
@@ -85,7 +86,7 @@ enum Phase {
     Watching(Vec<Scope>),
 }
 
-/// A complete list and the watches that go on from it.
+/// A complete list, and the watches that continue from it.
 struct Opened {
     entries: Vec<Entry>,
     revision: Revision,
@@ -95,20 +96,20 @@ struct Opened {
 struct Scope {
     watch: Box<dyn Watch>,
     heard: Instant,
-    /// When it will be asked for a sign of life.
+    /// The time when it will be asked for a sign of life.
     ask_at: Instant,
 }
 
-/// What happened while a mirror waited for its watches.
+/// The event that ended a mirror's wait for its watches.
 enum Happened {
     Message(usize, Option<Result<WatchMessage>>),
     Silence,
 }
 
 impl<I: Image> Mirror<I> {
-    /// A mirror of these keys; nothing is read before the first [`Mirror::next`].
+    /// Returns a mirror of these keys; nothing is read before the first [`Mirror::next`].
     pub fn new(store: SharedStore, scopes: Vec<Keys>, image: I) -> Self {
-        // Hosts differ in their scopes, so that they don't all come back in the same moment.
+        // Hosts differ in their scopes, so that they do not all reconnect at the same moment.
         let mut hasher = DefaultHasher::new();
         format!("{scopes:?}").hash(&mut hasher);
         Self {
@@ -123,49 +124,49 @@ impl<I: Image> Mirror<I> {
         }
     }
 
-    /// With a seed for the pauses, where many mirrors have the same scopes.
+    /// Sets a seed for the pauses, where many mirrors have the same scopes.
     pub fn with_jitter(mut self, seed: u64) -> Self {
         self.jitter = seed;
         self
     }
 
-    /// The image. Empty before the first list; while out of touch, as it was.
+    /// Returns the image. It is empty before the first list, and keeps its last state while out of touch.
     pub fn image(&self) -> &I {
         &self.image
     }
 
-    /// Whether a complete list has been applied and its watches are believed alive.
+    /// Reports whether a complete list has been applied and its watches seem alive.
     pub fn is_synced(&self) -> bool {
         matches!(self.phase, Phase::Watching(_))
     }
 
-    /// The revision up to which every change is in the image: the lowest over the scopes.
+    /// Returns the revision up to which every change is in the image: the lowest over the scopes.
     ///
-    /// A scope's own revision rises only with changes in it (etcd 3.4 can't say more), so that with
-    /// several scopes this may stay behind: [`Mirror::scope_revision`] tells whether a given write
-    /// has arrived. With one scope it is exact.
+    /// A scope's own revision rises only with changes in it (etcd 3.4 cannot report more), so with several scopes this
+    /// may lag: [`Mirror::scope_revision`] tells whether a given write has arrived. With one scope it is exact.
     pub fn revision(&self) -> Revision {
         self.revisions.iter().copied().min().unwrap_or(0)
     }
 
-    /// The revision up to which the changes of one scope are in, by its place among the scopes: a write
-    /// to a key of this scope, at this revision or below, has arrived.
+    /// Returns the revision up to which the changes of one scope are in the image.
+    ///
+    /// The scope is given by its position. A write to a key of this scope, at this revision or below, has arrived.
     pub fn scope_revision(&self, scope: usize) -> Revision {
         self.revisions.get(scope).copied().unwrap_or(0)
     }
 
-    /// The newest revision of which anything is in the image.
+    /// Returns the newest revision of which any change is in the image.
     pub fn newest_revision(&self) -> Revision {
         self.revisions.iter().copied().max().unwrap_or(0)
     }
 
-    /// Waits for a change and applies it, with all others that are there already.
+    /// Waits for a change and applies it, with all others that have arrived already.
     ///
-    /// It also returns, without keys, when the mirror falls out of touch. It never returns while it
-    /// can't get in touch: select over it.
+    /// It also returns, without keys, when the mirror falls out of touch. It does not return while it cannot get in
+    /// touch, so callers should select over it.
     ///
     /// # Cancel safety
-    /// Dropping the future loses nothing: what was applied has been returned.
+    /// Dropping the future loses nothing: every applied change has been returned.
     pub async fn next(&mut self) -> Changes {
         loop {
             match &mut self.phase {
@@ -213,7 +214,7 @@ impl<I: Image> Mirror<I> {
         Changes { keys: keys.into_iter().collect(), relisted: true }
     }
 
-    /// Applies a message, and each that is there without waiting.
+    /// Applies a message, and each further one that has arrived already.
     fn apply_all(&mut self, scope: usize, message: Option<Result<WatchMessage>>) -> Changes {
         let mut keys = BTreeSet::new();
         let mut next = Some((scope, message));
@@ -265,7 +266,7 @@ impl<I: Image> Mirror<I> {
         }
     }
 
-    /// A message that a watch has ready.
+    /// Returns a message that a watch has ready.
     fn ready_message(&mut self) -> Option<(usize, Option<Result<WatchMessage>>)> {
         let Phase::Watching(scopes) = &mut self.phase else { return None };
         scopes
@@ -274,7 +275,7 @@ impl<I: Image> Mirror<I> {
             .find_map(|(at, scope)| scope.watch.next().now_or_never().map(|message| (at, message)))
     }
 
-    /// Out of touch: pause, then list again.
+    /// Falls out of touch: a pause, then another list.
     fn fall_back(&mut self, error: &StoreError) {
         let pause = PAUSE.jittered(self.failures, self.jitter);
         if self.failures == 0 {
@@ -312,7 +313,7 @@ async fn wait(scopes: &mut [Scope]) -> Happened {
         }
     });
     tokio::select! {
-        // A message that has come is no silence, however late we look.
+        // A message that has arrived proves that the watch is alive, however late it is read.
         biased;
         (message, at, _) = messages => Happened::Message(at, message),
         () = silence => Happened::Silence,
@@ -322,7 +323,7 @@ async fn wait(scopes: &mut [Scope]) -> Happened {
 /// Asks each watch that has been silent for a sign of life.
 ///
 /// # Errors
-/// If one has been silent for too long, or can't be asked.
+/// A watch has been silent for too long, or cannot be asked.
 async fn ask(scopes: &mut [Scope]) -> Result<()> {
     let now = Instant::now();
     for scope in scopes {
@@ -334,7 +335,7 @@ async fn ask(scopes: &mut [Scope]) -> Result<()> {
             let detail = format!("no sign of life for {} s", silent.as_secs());
             return Err(StoreError::WatchEnded { detail });
         }
-        // Before the request, so that it isn't repeated if this future is dropped meanwhile.
+        // Set before the request, so that a dropped future does not ask twice.
         scope.ask_at = now + WATCH_ASKED;
         scope.watch.request_progress().await?;
     }

@@ -1,8 +1,8 @@
-//! How far a service is from what is wanted of it.
+//! The progress of a service towards what is wanted of it.
 //!
-//! Owns one pure judgement over an image, shared by whoever waits for a change: `bazooka scale`, a
-//! config change, a push that streams its rollout. It knows no time: how long "no room" may last before
-//! it is a failure is the caller's to measure ([`NO_ROOM`](crate::deadlines::NO_ROOM)).
+//! Owns one pure judgement over an image, shared by all that wait for a change: `bazooka scale`, a config change, a
+//! push that streams its rollout. It knows no time: the caller measures how long "no room" may last before it is a
+//! failure ([`NO_ROOM`](crate::deadlines::NO_ROOM)).
 
 #[cfg(test)]
 mod cases;
@@ -26,17 +26,17 @@ use crate::{
     store::Revision,
 };
 
-/// What hosts were told and what they say, by instance. Where nothing is known yet, there is no entry.
+/// The assignments and reports of instances. An instance of which nothing is known has no entry.
 #[derive(Clone, Debug, Default)]
 pub struct Observed<'a> {
-    /// What each instance is meant to do. One that is missing is taken to run.
+    /// The wanted state of each instance; a missing one counts as `run`.
     pub desired: BTreeMap<InstanceId, Desired>,
-    /// What its host says, and at which revision it said so.
+    /// The status that its host reports, with the revision of the report.
     pub statuses: BTreeMap<InstanceId, (&'a Status, Revision)>,
 }
 
 impl<'a> Observed<'a> {
-    /// What a snapshot that holds the app's hosts says of its instances.
+    /// Returns what a snapshot with the app's hosts has of its instances.
     pub fn of(snapshot: &'a Snapshot, app: &AppName) -> Self {
         let mut observed = Observed::default();
         let Some(view) = snapshot.apps.get(app) else { return observed };
@@ -65,60 +65,58 @@ impl<'a> Observed<'a> {
     }
 }
 
-/// Whether a service is as wanted.
+/// The judgement on a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Exactly what is wanted runs, and nothing else of it.
+    /// Exactly the wanted instances run, and no others of the service.
     Converged,
-    /// As many run as are wanted, some of them of an earlier release, and stay so until the app's rollouts
-    /// are let go on.
+    /// As many instances run as are wanted, some of them of an earlier release, until the app's rollouts are resumed.
     Paused,
-    /// There is still something to come, and nothing that stands in its way for good.
+    /// Something is still missing, and nothing prevents it for good.
     Underway,
-    /// What is wanted fails: it may get better by itself, but nobody should wait for it.
+    /// The wanted instances fail: this may heal by itself, but is not worth waiting for.
     Stuck {
-        /// Why, in one line, for people.
+        /// The reason in one line, for people.
         cause: String,
     },
 }
 
-/// How far a service has come.
+/// The progress of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// How many instances of each release should run.
+    /// The number of instances of each release that should run.
     pub wanted: BTreeMap<ReleaseId, u32>,
-    /// How many of those run and are to go on. Releases that nobody wants are left out.
+    /// The number of those that run and are to go on, without releases that are not wanted.
     pub running: BTreeMap<ReleaseId, u32>,
-    /// Those that were placed and don't run yet.
+    /// The instances that were placed and do not run yet.
     pub starting: Vec<InstanceId>,
-    /// Those that are to go: too many, of an old release, or to be replaced.
+    /// The instances that are to go: too many, of an old release, or to be replaced.
     pub stopping: Vec<InstanceId>,
-    /// Those of the wanted ones that fail, and why.
+    /// The wanted instances that fail, with the reason.
     pub failing: Vec<(InstanceId, String)>,
-    /// What has no place, and why.
+    /// The instances without a place, with the reason.
     pub pending: Option<Pending>,
-    /// The revision of the latest report of a wanted instance that runs: a proxy that has applied it routes
-    /// them all.
+    /// The revision of the latest report of a wanted, running instance: a proxy that has applied it routes all of them.
     pub routed_at: Revision,
     /// The judgement.
     pub verdict: Verdict,
 }
 
 impl Progress {
-    /// How many should run in all.
+    /// Returns how many instances of all releases should run.
     pub fn wanted_in_all(&self) -> u32 {
         self.wanted.values().sum()
     }
 
-    /// How many of them run.
+    /// Returns how many of them run.
     pub fn running_in_all(&self) -> u32 {
         self.running.values().sum()
     }
 }
 
-/// Judges how far a service has come.
+/// Judges the progress of a service.
 ///
-/// Instances of a release that is on trial are neither wanted nor in the way: they are the trial's.
+/// Instances of a release on trial are neither wanted nor in the way, because they belong to the trial.
 pub fn progress(view: &AppView, observed: &Observed<'_>, proc: &ProcName) -> Progress {
     let wanted = view.wanted(proc);
     let trial = view.trial.as_ref().map(|trial| trial.release);
@@ -140,7 +138,7 @@ pub fn progress(view: &AppView, observed: &Observed<'_>, proc: &ProcName) -> Pro
     }
     for (release, mut ids) in by_release {
         let count = wanted.get(&release).copied().unwrap_or(0);
-        // As the converger chooses them.
+        // This is the order in which the converger chooses them.
         ids.sort_by_key(|(id, index)| staying(Health::of(observed.state(*id)), *index, *id));
         for (place, (id, _)) in (0..).zip(ids) {
             if place >= count {
@@ -173,7 +171,7 @@ pub fn progress(view: &AppView, observed: &Observed<'_>, proc: &ProcName) -> Pro
     Progress { wanted, running, starting, stopping, failing, pending, routed_at, verdict }
 }
 
-/// Whether a proc was failing before a change, by the clock that people read.
+/// Reports whether a proc was failing before a change, by the wall clock.
 pub fn was_failing(view: &AppView, observed: &Observed<'_>, proc: &ProcName, now: Timestamp) -> bool {
     failing::was_failing(view, proc, |id| {
         let status = observed.status(id);
@@ -182,7 +180,7 @@ pub fn was_failing(view: &AppView, observed: &Observed<'_>, proc: &ProcName, now
     })
 }
 
-/// Whether a pause keeps a service as it is: what isn't of a wanted release serves in the place of what is.
+/// Reports whether a pause keeps a service as it is: instances of other releases serve in place of wanted ones.
 fn holds_still(
     view: &AppView,
     observed: &Observed<'_>,
@@ -204,13 +202,13 @@ fn holds_still(
         && usize::try_from(missing).is_ok_and(|missing| missing == stopping.len())
 }
 
-/// Whether an instance that is meant to run doesn't, and isn't about to.
+/// Reports whether an instance that is meant to run is not running and not about to.
 fn is_over_or_down(status: &Status) -> bool {
     is_down(status.state) || status.state == State::Exited
 }
 
-/// Whether waiting on is pointless: a crash is the app's own, while what failed for its host's sake is
-/// replaced on another.
+/// Reports whether waiting on is pointless: a crash is the app's own fault, while an instance that failed through its
+/// host is replaced on another.
 fn is_for_good(status: Option<&Status>) -> bool {
     status.is_some_and(|status| match status.state {
         State::Backoff => true,

@@ -1,12 +1,12 @@
 //! The rules: what is wanted, what fails, which instance goes first, and which host takes the next one.
 //!
-//! Owns each rule once. The converger plans by it, and `capacity`, `why`, `ps`, the page and a push ask the same
-//! function. Everything here is pure: the same image gives the same answer. What only a converger remembers
-//! (failures of late, since when an instance is healthy) is passed in.
+//! Owns each rule once. The converger plans with these functions, and `capacity`, `why`, `ps`, the page and a push ask
+//! the same ones. Everything here is pure: the same image gives the same answer. Facts that only a converger remembers
+//! (recent failures, the time since when an instance is healthy) are passed in.
 //!
 //! ```text
-//! wanted ─────▶ how many of which release          failing ──▶ whether a proc fails anyway
-//! zones ──────▶ in which zone                      replacing ─▶ whether an instance is to be replaced
+//! wanted ─────▶ how many of which release          failing ──▶ which procs were failing anyway
+//! zones ──────▶ in which zone                      replacing ─▶ which instances to replace
 //! host_fit ───▶ which hosts may run an env ─┐      order ────▶ which of too many stay
 //! usage ──────▶ what is taken of a host ────┴──▶ placement ──▶ where
 //! ```

@@ -1,21 +1,22 @@
-//! How config vars are sealed before they enter the coordinator, and opened by those who may.
+//! The formats in which config vars are sealed before they enter the coordinator.
 //!
-//! Owns the formats, and no key of the coordinator. It is pure: randomness is passed in ([`Random`]), and only
-//! [`file`] touches a disk.
+//! Owns the formats, and no key of the coordinator. It is pure: randomness is passed in ([`Random`]), and only [`file`]
+//! touches a disk.
 //!
 //! ```text
 //! vars ── one JSON map, so that not even names are seen ──▶ XChaCha20-Poly1305 ──▶ apps/A/envs/E
 //!            under a data key (32 random bytes) of this env alone, and a random nonce of 24 bytes;
-//!            app and env ref are its associated data: moved to another row it doesn't open
+//!            app and env ref are its associated data: moved to another row it does not open
 //! data key ── a sealed box for each who may open ──▶ wraps/A/E, and a host's own in sealed/H/A/E
 //! ```
 //!
-//! [`Sealed::payload`] is base64 of the nonce, then the ciphertext with its tag: draft-irtf-cfrg-xchacha, as RustCrypto's
-//! `chacha20poly1305` does it. A [`WrappedKey`] is base64 of 80 bytes, the sealed box of libsodium
-//! (`crypto_box_seal`: X25519, XSalsa20-Poly1305, the nonce by BLAKE2b), as RustCrypto's `crypto_box` does it. The associated data
-//! is `bazooka env 1`, a zero byte, and each of app and ref as its length (8 bytes, big-endian) and itself.
+//! [`Sealed::payload`] is base64 of the nonce, then the ciphertext with its tag: draft-irtf-cfrg-xchacha, as
+//! RustCrypto's `chacha20poly1305` implements it. A [`WrappedKey`] is base64 of 80 bytes, the sealed box of libsodium
+//! (`crypto_box_seal`: X25519, XSalsa20-Poly1305, the nonce by BLAKE2b), as RustCrypto's `crypto_box` implements it.
+//! The associated data is `bazooka env 1`, a zero byte, and for each of app and ref its length (8 bytes, big-endian)
+//! and its bytes.
 //!
-//! A nonce is random and its key seals one message: neither is ever used again.
+//! A nonce is random and its key seals one message, so neither is ever used twice.
 
 pub mod file;
 
@@ -32,22 +33,23 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::names::{AppName, EnvRef};
 
-/// The one cipher that there is so far, as [`Sealed::cipher`] names it.
+/// The only cipher so far, as [`Sealed::cipher`] names it.
 pub const CIPHER: &str = "xchacha20poly1305";
 
-/// The nonce's length.
+/// The length of a nonce in bytes.
 const NONCE: usize = 24;
 
-/// A key's length, of each kind.
+/// The length of a key of either kind, in bytes.
 const KEY: usize = 32;
 
-/// The most that vars may take once they are JSON. Sealed, as base64 and with the row around it, that is 1.4 MB; etcd
-/// takes requests of 1.5 MiB.
+/// The most bytes that vars may have as JSON.
+///
+/// Sealed, as base64 and with the row around them, that is 1.4 MB; etcd takes requests of 1.5 MiB.
 pub const MOST_BYTES: usize = 1024 * 1024;
 
-/// Where randomness comes from: the kernel, or a simulation's seed.
+/// A source of randomness: the kernel, or a simulation's seed.
 pub trait Random {
-    /// Fills it with bytes that nobody can guess.
+    /// Fills the buffer with unpredictable bytes.
     fn fill(&mut self, bytes: &mut [u8]);
 }
 
@@ -62,7 +64,7 @@ impl Random for Os {
     }
 }
 
-/// The same, as the libraries below want it.
+/// The same source with the trait that the cryptographic libraries need.
 struct Source<'a>(&'a mut dyn Random);
 
 impl RngCore for Source<'_> {
@@ -86,23 +88,23 @@ impl RngCore for Source<'_> {
 
 impl CryptoRng for Source<'_> {}
 
-/// Config vars as they are: never shown by `{:?}`, and wiped once they are let go.
+/// Config vars in plain text: `{:?}` never shows them, and dropping wipes them.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Vars(BTreeMap<String, String>);
 
 impl Vars {
-    /// By name.
+    /// Returns the values by name.
     pub fn as_map(&self) -> &BTreeMap<String, String> {
         &self.0
     }
 
-    /// To be changed.
+    /// Returns the values by name, for changes.
     pub fn as_map_mut(&mut self) -> &mut BTreeMap<String, String> {
         &mut self.0
     }
 
-    /// How many bytes they take as JSON.
+    /// Returns their size as JSON, in bytes.
     pub fn size(&self) -> usize {
         self.json().len()
     }
@@ -130,16 +132,16 @@ impl Drop for Vars {
     }
 }
 
-/// Vars as they are stored.
+/// Sealed vars, as they are stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
-    /// By what: [`CIPHER`].
+    /// The cipher: [`CIPHER`].
     pub cipher: String,
     /// The nonce and the ciphertext, in base64.
     pub payload: String,
 }
 
-/// Why something sealed can't be opened. No variant tells what is in it.
+/// The reason why sealed vars or keys cannot be opened. No variant tells anything of the content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum OpenError {
@@ -151,18 +153,18 @@ pub enum OpenError {
     Broken,
 }
 
-/// The key that one env is sealed with.
+/// The key that seals one env.
 pub struct DataKey(Zeroizing<[u8; KEY]>);
 
 impl DataKey {
-    /// A new one.
+    /// Makes a new key.
     pub fn fresh(random: &mut dyn Random) -> DataKey {
         let mut key = Zeroizing::new([0; KEY]);
         random.fill(&mut *key);
         DataKey(key)
     }
 
-    /// Seals vars as an env of an app. A key seals once.
+    /// Seals vars as an env of an app. A key seals only once.
     pub fn seal(&self, app: &AppName, env: EnvRef, vars: &Vars, random: &mut dyn Random) -> Sealed {
         let mut nonce = [0; NONCE];
         random.fill(&mut nonce);
@@ -178,7 +180,7 @@ impl DataKey {
     /// Opens an env of an app.
     ///
     /// # Errors
-    /// [`OpenError`], if this isn't the key, or the row not that env's.
+    /// [`OpenError`], if this is another key, or the row is another env's.
     pub fn open(&self, app: &AppName, env: EnvRef, sealed: &Sealed) -> Result<Vars, OpenError> {
         if sealed.cipher != CIPHER {
             return Err(OpenError::UnknownCipher);
@@ -191,7 +193,7 @@ impl DataKey {
         serde_json::from_slice(&plain).map(Vars).map_err(|_| OpenError::Broken)
     }
 
-    /// Wraps it for whoever has the other half of a public key.
+    /// Wraps the key for the owner of a public key.
     pub fn wrap(&self, to: &PublicKey, random: &mut dyn Random) -> WrappedKey {
         let sealed = to.half().seal(&mut Source(random), &*self.0);
         WrappedKey(BASE64.encode(sealed.expect("a key is as short as can be")))
@@ -202,7 +204,8 @@ impl DataKey {
     }
 }
 
-/// What an env's ciphertext is bound to. Lengths stand before names, so that no two pairs look alike.
+/// Returns the data to which an env's ciphertext is bound. A length precedes each name, so that no two pairs give the
+/// same bytes.
 fn associated(app: &AppName, env: EnvRef) -> Vec<u8> {
     let mut bytes = b"bazooka env 1\0".to_vec();
     for part in [app.to_string(), env.to_string()] {
@@ -217,12 +220,12 @@ fn associated(app: &AppName, env: EnvRef) -> Vec<u8> {
 #[serde(transparent)]
 pub struct WrappedKey(String);
 
-/// The half of a key pair that everyone may know: 32 bytes in base64.
+/// The public half of a key pair: 32 bytes in base64.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey(String);
 
-/// What isn't a public key.
+/// The error for text that is not a public key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a public key is 32 bytes in base64, 43 characters")]
 pub struct InvalidKey;
@@ -267,22 +270,22 @@ fn key_bytes(s: &str) -> Result<Zeroizing<[u8; KEY]>, InvalidKey> {
     bytes.as_slice().try_into().map(Zeroizing::new).map_err(|_| InvalidKey)
 }
 
-/// The half that its owner alone knows. Wiped when it is let go.
+/// The secret half of a key pair. Dropping wipes it.
 #[derive(Clone)]
 pub struct SecretKey(crypto_box::SecretKey);
 
 impl SecretKey {
-    /// A new one.
+    /// Makes a new key.
     pub fn fresh(random: &mut dyn Random) -> SecretKey {
         SecretKey(crypto_box::SecretKey::generate(&mut Source(random)))
     }
 
-    /// Its public half.
+    /// Returns its public half.
     pub fn public(&self) -> PublicKey {
         PublicKey(BASE64.encode(self.0.public_key().as_bytes()))
     }
 
-    /// Takes a data key out of its wrap.
+    /// Opens the wrap of a data key.
     ///
     /// # Errors
     /// [`OpenError::NotForUs`].
@@ -309,47 +312,47 @@ impl fmt::Debug for SecretKey {
     }
 }
 
-/// A daemon's key pairs: the current one, and those that it replaced and still needs.
+/// The key pairs of a daemon: the current one, and the replaced ones that it still needs.
 #[derive(Clone, Debug)]
 pub struct Keyring {
-    /// Newest first; never empty.
+    /// The keys, newest first; never empty.
     keys: Vec<SecretKey>,
 }
 
 impl Keyring {
-    /// With one key.
+    /// Returns a ring with one key.
     pub fn of(key: SecretKey) -> Keyring {
         Keyring { keys: vec![key] }
     }
 
-    /// The public half of the current key: what is sealed from now on is sealed to this.
+    /// Returns the public half of the current key, to which everything new is sealed.
     pub fn current(&self) -> PublicKey {
         self.keys[0].public()
     }
 
-    /// The public halves of those that it replaced.
+    /// Returns the public halves of the replaced keys.
     pub fn retired(&self) -> Vec<PublicKey> {
         self.keys[1..].iter().map(SecretKey::public).collect()
     }
 
-    /// The same with another current key.
+    /// Returns the ring with another current key.
     pub fn rotated(&self, key: SecretKey) -> Keyring {
         let mut keys = vec![key];
         keys.extend(self.keys.iter().cloned());
         Keyring { keys }
     }
 
-    /// The current key alone.
+    /// Returns a ring with only the current key.
     pub fn without_retired(&self) -> Keyring {
         Keyring::of(self.keys[0].clone())
     }
 
-    /// The secret half of a public key, if this ring has it.
+    /// Returns the secret half of a public key, if this ring has it.
     pub(crate) fn key(&self, public: &PublicKey) -> Option<&SecretKey> {
         self.keys.iter().find(|key| key.public() == *public)
     }
 
-    /// Takes a data key out of the first wrap that is for one of these keys.
+    /// Opens the first wrap of a data key that is for a key of this ring.
     ///
     /// # Errors
     /// [`OpenError::NotForUs`] if none is.

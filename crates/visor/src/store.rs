@@ -1,13 +1,11 @@
 //! The coordinator behind one trait: range, transaction, watch, lease.
 //!
-//! Owns the vocabulary that both implementations speak: [`etcd::EtcdStore`] for a real cluster and, behind the
-//! feature `testing`, `model::ModelStore`, a linearizable store in memory for tests and simulation. Keys are relative
-//! to the cluster's prefix (`apps/goto-rocket`): an implementation adds and strips it, nobody else
-//! knows it. Revisions mean what etcd's documentation says they mean: one counter for the whole
-//! store, raised by one for each transaction that writes.
+//! Owns the vocabulary of both implementations: [`etcd::EtcdStore`] for a real cluster and, behind the feature
+//! `testing`, `model::ModelStore`, a linearizable store in memory for tests and simulation. Keys are relative to the
+//! cluster's prefix (`apps/goto-rocket`), which only an implementation adds and strips. Revisions have the meaning of
+//! etcd's documentation: one counter for the whole store, raised by one for each transaction that writes.
 //!
-//! It never retries what is not safe to repeat: [`StoreError::OutcomeUnknown`] tells the caller to
-//! read back.
+//! It never repeats a call that is not safe to repeat: [`StoreError::OutcomeUnknown`] tells the caller to read back.
 
 pub mod etcd;
 #[cfg(any(test, feature = "testing"))]
@@ -25,19 +23,19 @@ pub use ready::wait_until_ready;
 /// A store shared between tasks.
 pub type SharedStore = Arc<dyn Store>;
 
-/// A lease's number, given by the store.
+/// The number of a lease, which the store assigns.
 pub type LeaseId = i64;
 
-/// A store revision. 0 is before anything was written.
+/// A revision of the store. 0 is before anything was written.
 pub type Revision = i64;
 
 /// The most operations that one branch of a transaction may hold (etcd's default `--max-txn-ops`).
 pub const MAX_TXN_OPS: usize = 128;
 
-/// One key as it stands at a revision.
+/// A key with its value at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Relative to the cluster's prefix.
+    /// The key, relative to the cluster's prefix.
     pub key: String,
     /// The stored bytes; JSON for every key of the schema.
     pub value: Bytes,
@@ -45,21 +43,21 @@ pub struct Entry {
     pub create_revision: Revision,
     /// The revision of its last write.
     pub mod_revision: Revision,
-    /// The lease that it is bound to, if any.
+    /// The lease that the key is bound to, if any.
     pub lease: Option<LeaseId>,
 }
 
-/// Which keys: one, or all below a prefix (`""` is the whole cluster).
+/// A set of keys: one, or all below a prefix (`""` is the whole cluster).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {
     /// Exactly this key.
     One(String),
-    /// Each key that begins with this.
+    /// Each key that begins with this string.
     Prefix(String),
 }
 
 impl Keys {
-    /// Whether `key` is one of these.
+    /// Reports whether `key` is in this set.
     pub fn contains(&self, key: &str) -> bool {
         match self {
             Keys::One(one) => one == key,
@@ -71,62 +69,62 @@ impl Keys {
 /// A complete answer to a range, at one revision, in key order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// In key order.
+    /// The entries in key order.
     pub entries: Vec<Entry>,
     /// The store's revision when the range was served.
     pub revision: Revision,
 }
 
-/// What a mirror keeps true.
+/// An image that a mirror keeps true.
 pub trait Image {
-    /// Forgets everything.
+    /// Empties the image.
     fn clear(&mut self);
-    /// A key was written.
+    /// Applies the write of a key.
     fn put(&mut self, entry: &Entry);
-    /// A key was deleted.
+    /// Applies the deletion of a key.
     fn delete(&mut self, key: &str, revision: Revision);
-    /// Everything up to this revision is in.
+    /// Notes that everything up to this revision has been applied.
     fn set_revision(&mut self, revision: Revision);
 }
 
 /// A condition of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compare {
-    /// The key's last write was at this revision; 0 says that the key isn't there.
+    /// The key's last write was at this revision; 0 means that the key does not exist.
     ModRevision(String, Revision),
-    /// The key was created at this revision; 0 says that it isn't there.
+    /// The key was created at this revision; 0 means that it does not exist.
     CreateRevision(String, Revision),
-    /// The key is there, whatever it holds.
+    /// The key exists, whatever it holds.
     Exists(String),
 }
 
 impl Compare {
-    /// The key isn't there.
+    /// Returns the condition that the key does not exist.
     pub fn absent(key: impl Into<String>) -> Self {
         Compare::ModRevision(key.into(), 0)
     }
 }
 
-/// A step of a transaction. A transaction may write a key once only (etcd refuses a second time).
+/// A step of a transaction. A transaction may write a key only once (etcd refuses a second write).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Write a key, bound to a lease or to none.
     Put {
         /// The key.
         key: String,
-        /// What it will hold.
+        /// The value to store.
         value: Bytes,
-        /// Deletes the key when it ends.
+        /// The lease whose end deletes the key.
         lease: Option<LeaseId>,
     },
-    /// Delete keys; none there is no error.
+    /// Delete keys; it is no error if none exists.
     Delete(Keys),
     /// Read keys as they stand at this point of the transaction.
     Get(Keys),
 }
 
 impl Op {
-    /// How many bytes it writes.
+    /// Returns the number of bytes that the step writes.
     pub fn value_len(&self) -> usize {
         match self {
             Op::Put { value, .. } => value.len(),
@@ -135,31 +133,31 @@ impl Op {
     }
 }
 
-/// All of `then` if every condition holds, else all of `otherwise`; either at one revision.
+/// A transaction: all of `then` if every condition holds, else all of `otherwise`; either at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
-    /// The conditions; none holds always.
+    /// The conditions; an empty list always holds.
     pub when: Vec<Compare>,
-    /// What to do if all hold; [`MAX_TXN_OPS`] at most.
+    /// The steps if all conditions hold; at most [`MAX_TXN_OPS`].
     pub then: Vec<Op>,
-    /// What to do if one doesn't; [`MAX_TXN_OPS`] at most.
+    /// The steps if a condition does not hold; at most [`MAX_TXN_OPS`].
     pub otherwise: Vec<Op>,
 }
 
 impl Txn {
-    /// Whether neither branch writes: such a transaction is safe to repeat.
+    /// Reports whether neither branch writes, so that the transaction is safe to repeat.
     pub fn is_read_only(&self) -> bool {
         let mut ops = self.then.iter().chain(&self.otherwise);
         ops.all(|op| matches!(op, Op::Get(_)))
     }
 }
 
-/// What a transaction did.
+/// The result of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TxnReply {
-    /// Whether the conditions held.
+    /// True if the conditions held.
     pub succeeded: bool,
-    /// The store's revision after it; the write's own if it wrote.
+    /// The store's revision after it; the revision of its own write if it wrote.
     pub revision: Revision,
     /// The entries that each `Get` of the branch found, in the branch's order (empty for other steps).
     pub found: Vec<Vec<Entry>>,
@@ -188,7 +186,7 @@ impl Event {
         }
     }
 
-    /// What was written; none: it was deleted.
+    /// Returns the written entry; none if the key was deleted.
     pub fn entry(&self) -> Option<&Entry> {
         match self {
             Event::Put(entry) => Some(entry),
@@ -196,7 +194,7 @@ impl Event {
         }
     }
 
-    /// The revision that changed it.
+    /// Returns the revision of the change.
     pub fn revision(&self) -> Revision {
         match self {
             Event::Put(entry) => entry.mod_revision,
@@ -205,24 +203,26 @@ impl Event {
     }
 }
 
-/// What a watch delivers: whole revisions only, in order. No events: a sign of life alone.
+/// A message of a watch: whole revisions only, in order. Without events it is only a sign of life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchMessage {
-    /// All changes up to this revision have been delivered, unless `events` is empty: then the
-    /// stream lives, and on etcd 3.4 no more than that.
+    /// The revision up to which all changes have been delivered.
+    ///
+    /// If `events` is empty, the message only says that the stream is alive; on etcd 3.4 this revision means nothing
+    /// then.
     pub revision: Revision,
-    /// In revision order; the last revision in it is complete.
+    /// The changes in revision order; the last revision among them is complete.
     pub events: Vec<Event>,
 }
 
 /// A running watch. Dropping it ends it.
 #[async_trait]
 pub trait Watch: Send {
-    /// The next message. `None` and every error end the watch for good: list again.
+    /// Returns the next message. `None` and every error end the watch for good: list again.
     ///
     /// # Errors
-    /// [`StoreError::Compacted`] if events were lost to compaction, [`StoreError::WatchEnded`] if
-    /// the server or the connection ended it.
+    /// [`StoreError::Compacted`] if events were lost to compaction, [`StoreError::WatchEnded`] if the server or the
+    /// connection ended it.
     ///
     /// # Cancel safety
     /// Dropping the future loses no message.
@@ -235,62 +235,62 @@ pub trait Watch: Send {
     async fn request_progress(&mut self) -> Result<(), StoreError>;
 }
 
-/// A failed call on the store.
+/// An error of a call on the store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// No endpoint took the call: it has not been carried out.
+    /// No endpoint took the call, so it has not been carried out.
     #[error("no coordinator answers at {}: {detail}", endpoints.join(", "))]
     Unreachable {
-        /// Each endpoint that was tried.
+        /// The endpoints that were tried.
         endpoints: Vec<String>,
-        /// What the last of them said.
+        /// The last endpoint's failure.
         detail: String,
     },
     /// The call may or may not have been carried out: read back before doing it again.
     #[error("the coordinator did not say whether the call was carried out: {detail}")]
     OutcomeUnknown {
-        /// What went wrong.
+        /// The cause.
         detail: String,
     },
-    /// The revision asked for has been compacted away.
+    /// The requested revision has been compacted away.
     #[error("revision {asked} is compacted (oldest: {oldest})")]
     Compacted {
-        /// What was asked for.
+        /// The requested revision.
         asked: Revision,
-        /// The oldest that is left; 0 if the store did not say.
+        /// The oldest revision that is left; 0 if the store did not report it.
         oldest: Revision,
     },
     /// A watch ended: cancelled by the server, or its connection broke.
     #[error("the watch ended: {detail}")]
     WatchEnded {
-        /// Why, in the server's words where it said so.
+        /// The reason, in the server's words where it gave one.
         detail: String,
     },
-    /// What is there is of a later schema than this build can read.
+    /// The cluster's schema is of a later version than this build can read.
     #[error(
         "the cluster's schema is version {version}, which takes version {min_reader} to read; this is {ours}"
     )]
     SchemaTooNew {
-        /// The schema's version.
+        /// The version of the schema.
         version: u32,
-        /// The lowest version that understands it.
+        /// The lowest version that may read the state.
         min_reader: u32,
-        /// What this build is.
+        /// The version of this build.
         ours: u32,
     },
-    /// The lease has ended or never was.
+    /// The lease has ended or never existed.
     #[error("lease {0} has ended")]
     LeaseNotFound(LeaseId),
-    /// The store answered, and refused: out of space, not allowed, malformed.
+    /// The store answered and refused: out of space, not allowed, malformed.
     #[error("the coordinator refused: {detail}")]
     Refused {
-        /// In the store's words.
+        /// The reason in the store's words.
         detail: String,
     },
 }
 
 impl StoreError {
-    /// Whether the store refused because of who asks (etcd's words, the same from 3.4 to 3.6).
+    /// Reports whether the store refused because of the caller's identity (by etcd's words, the same from 3.4 to 3.6).
     pub fn is_denied(&self) -> bool {
         const DENIED: [&str; 3] = ["permission denied", "user name not found", "user name is empty"];
         matches!(self, StoreError::Refused { detail } if DENIED.iter().any(|words| detail.contains(words)))
@@ -300,14 +300,14 @@ impl StoreError {
 /// The result of a call on the store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-/// What Bazooka needs of a coordinator.
+/// The coordinator as Bazooka uses it.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Every key asked for, at one revision: `at`, or the newest.
+    /// Reads every requested key at one revision: `at`, or the newest.
     ///
     /// # Errors
-    /// [`StoreError::Compacted`] if `at` is too old, [`StoreError::Unreachable`]. Reads are safe to
-    /// repeat, so this never says that the outcome is unknown.
+    /// [`StoreError::Compacted`] if `at` is too old; [`StoreError::Unreachable`]. Reads are safe to repeat, so this
+    /// never fails with an unknown outcome.
     async fn range(&self, keys: Keys, at: Option<Revision>) -> Result<Page>;
 
     /// Carries out a transaction.
@@ -323,7 +323,7 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Unreachable`]. A `from` that is compacted is reported by the watch itself.
     async fn watch(&self, keys: Keys, from: Revision) -> Result<Box<dyn Watch>>;
 
-    /// Makes a lease. `ttl` is whole seconds; the store may round up.
+    /// Makes a lease. `ttl` is in whole seconds; the store may round up.
     ///
     /// # Errors
     /// As [`Store::txn`]; a lease whose grant was lost ends by itself.
@@ -341,7 +341,7 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::LeaseNotFound`] if it has ended before.
     async fn revoke(&self, lease: LeaseId) -> Result<()>;
 
-    /// Forgets the history before a revision.
+    /// Deletes the history before a revision.
     ///
     /// # Errors
     /// [`StoreError::Compacted`] if that was done before, [`StoreError::Refused`] if it is in the future.

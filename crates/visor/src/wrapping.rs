@@ -1,8 +1,8 @@
-//! The loop by which an rm sees to it that everyone who should can open the envs.
+//! The loop by which an rm wraps the keys of envs for every host and rm that may open them.
 //!
-//! Owns when that is looked at; what is to be done is decided in [`envs`]. Several rms may do it at once: each write
-//! compares what it was decided from, so one of them gets through and the others find it done. It needs no rm for as
-//! long as no host and no rm joins, is renamed or changes its key.
+//! Owns when the envs are checked; [`envs`] decides what to change. Several rms may do it at once: each write compares
+//! what it was decided from, so one of them succeeds and the others find it done. No rm is needed as long as no host or
+//! rm joins, is renamed or changes its key.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,46 +25,46 @@ use crate::{
     visor::{Committed, Visor, VisorError},
 };
 
-/// How soon what the coordinator failed to do is tried again.
+/// The pause before a failed write is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// An rm's keys, as they change. Cheap to clone.
+/// The keys of an rm, as they change. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct SharedRing(Arc<watch::Sender<Keyring>>);
 
 impl SharedRing {
-    /// Over keys.
+    /// Returns a shared ring with these keys.
     pub fn new(ring: Keyring) -> SharedRing {
         SharedRing(Arc::new(watch::Sender::new(ring)))
     }
 
-    /// As they are now.
+    /// Returns the present keys.
     pub fn get(&self) -> Keyring {
         self.0.borrow().clone()
     }
 
-    /// Tells of each change.
+    /// Returns a receiver of each change.
     pub fn changes(&self) -> watch::Receiver<Keyring> {
         self.0.subscribe()
     }
 }
 
-/// What the loop works with.
+/// The inputs of the loop.
 pub struct Wrapping {
-    /// The coordinator.
+    /// The cluster's state.
     pub visor: Visor,
     /// The rm whose keys these are.
     pub own: HostName,
     /// Its keys.
     pub ring: SharedRing,
-    /// Where randomness comes from.
+    /// The source of randomness.
     pub random: Box<dyn Random + Send>,
-    /// Writes the keys down, once some of them are needed no more. Says whether it could.
+    /// Writes the keys to disk once some of them are no longer needed. Returns whether it could.
     pub store: Box<dyn Fn(&Keyring) -> bool + Send>,
 }
 
 impl Wrapping {
-    /// Does so, for ever.
+    /// Runs the loop for ever.
     pub async fn run(mut self) {
         let scopes = vec![keys::apps(), keys::wraps(), keys::hosts(), keys::rms()];
         let mut mirror = Mirror::new(self.visor.store().clone(), scopes, Snapshot::default());
@@ -96,7 +96,7 @@ impl Wrapping {
         }
     }
 
-    /// Does what is to be done for the apps that are due.
+    /// Commits the changes for the apps that are due.
     async fn mend(
         &mut self,
         image: &Snapshot,
@@ -108,7 +108,7 @@ impl Wrapping {
             let Some(view) = image.apps.get(&app) else { continue };
             let mending = mending(&app, view, &to, &ring, self.random.as_mut());
             for (env, change) in mending.changes {
-                // Where another was first, its word is on its way here and says what is left to do.
+                // If another rm was first, its write will arrive in the image and make the app due again.
                 if let Committed::Done(_) = self.visor.commit(change).await? {
                     tracing::info!(%app, %env, hosts = to.hosts.len(), rms = to.rms.len(), action = "wrap", "wrapped config vars");
                 }
@@ -123,8 +123,9 @@ impl Wrapping {
         Ok(())
     }
 
-    /// Lets go of replaced keys once nothing is wrapped for them any more. That others seal to the current one is
-    /// seen in the image, and each new env is guarded by the row that says so.
+    /// Drops replaced keys once nothing is wrapped for them any more.
+    ///
+    /// The image shows that others seal to the current key, and every new env is guarded by the row that says so.
     fn retire(&self, image: &Snapshot) {
         let ring = self.ring.get();
         let retired: BTreeSet<PublicKey> = ring.retired().into_iter().collect();
@@ -147,7 +148,7 @@ impl Wrapping {
     }
 }
 
-/// Which apps are to be looked at.
+/// The apps that are to be checked.
 #[derive(Default)]
 struct Due {
     all: bool,

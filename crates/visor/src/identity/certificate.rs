@@ -1,6 +1,6 @@
-//! What a certificate says: whom it names, when it holds, and its public key.
+//! The content of a certificate: whom it names, when it is valid, and its public key.
 //!
-//! Owns reading one certificate. It never checks who signed it.
+//! Owns reading one certificate. It never checks the signature.
 
 use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
@@ -9,20 +9,20 @@ use x509_parser::{certificate::X509Certificate, error::X509Error, nom, prelude::
 use super::Identity;
 use crate::names::InvalidName;
 
-/// Whom a certificate names, and when it holds.
+/// The identity that a certificate names, and the time for which it is valid.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// The person or daemon.
     pub identity: Identity,
-    /// The first moment at which it holds.
+    /// The first moment at which it is valid.
     pub not_before: Timestamp,
-    /// The last moment at which it holds.
+    /// The last moment at which it is valid.
     pub not_after: Timestamp,
-    /// The public key, as the bits of its structure (RFC 5280, 4.1.2.7): of P-256, an uncompressed point.
+    /// The public key as the bits of its structure (RFC 5280, 4.1.2.7); for P-256, an uncompressed point.
     pub public_key: Vec<u8>,
 }
 
-/// Why a certificate names nobody.
+/// The reason why a certificate names nobody.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum SubjectError {
@@ -40,7 +40,7 @@ pub enum SubjectError {
     Time(#[source] jiff::Error),
 }
 
-/// Reads whom a certificate names. Whether it holds is not checked.
+/// Reads the identity that a certificate names, without checking its validity.
 ///
 /// # Errors
 /// [`SubjectError`].
@@ -49,7 +49,7 @@ pub fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, SubjectError
     let mut names = parsed.subject().iter_common_name();
     let name = names.next().ok_or(SubjectError::NoName)?;
     let name = name.as_str().map_err(SubjectError::NameNotText)?;
-    // Which of two etcd would take is not to be guessed.
+    // Two common names are refused, because etcd might take either.
     if names.next().is_some() {
         return Err(SubjectError::SeveralNames);
     }

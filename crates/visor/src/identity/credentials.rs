@@ -1,7 +1,7 @@
-//! An identity that is kept up with its files: read from a folder, and read again when they change.
+//! An identity that follows its files: read from a folder, and read again when they change.
 //!
-//! Owns when the files are read again, the warning before they end, and what is shown of them. A renewal is a rename of new
-//! files over the old ones; new files that are incomplete or wrong are reported and not used, and the old ones stay in use.
+//! Owns when the files are read again, the warning before they expire, and the answers about them. A renewal renames
+//! new files over the old ones. Incomplete or wrong new files are reported and not used; the old ones stay in use.
 
 use std::{
     fmt,
@@ -26,13 +26,13 @@ use super::{
     tls_provider,
 };
 
-/// How often the files are looked at, at most.
+/// The shortest interval between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long before its end a certificate is warned of; of a short-lived one, its last third.
+/// The time before its end at which a certificate is warned of; for a short-lived one, its last third.
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 86_400);
 
-/// Why a chain of certificates proves nothing.
+/// The reason why a chain of certificates proves nothing.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum ChainError {
@@ -44,7 +44,7 @@ pub enum ChainError {
     Subject(#[from] SubjectError),
 }
 
-/// An identity that is kept up with its files. Cheap to clone.
+/// An identity that follows its files. Cheap to clone.
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
 
@@ -56,12 +56,12 @@ struct Inner {
 struct State {
     held: Arc<Files>,
     looked: Instant,
-    /// The files as they were when they were last found wrong, so that it is told once.
+    /// The state of the files when they were last found wrong, so that it is reported once.
     rejected: Option<Stamp>,
     warned: bool,
 }
 
-/// What a connection to etcd is made with, as PEM.
+/// The PEM texts with which a connection to etcd is made.
 pub(crate) struct Pem {
     pub authority: Vec<u8>,
     pub certificate: Vec<u8>,
@@ -69,7 +69,7 @@ pub(crate) struct Pem {
 }
 
 impl Credentials {
-    /// Reads and checks a folder's identity.
+    /// Reads and checks the identity in a folder.
     ///
     /// # Errors
     /// [`CredentialsError`].
@@ -81,35 +81,37 @@ impl Credentials {
         Ok(credentials)
     }
 
-    /// Who it says.
+    /// Returns the identity that the certificate names.
     pub fn identity(&self) -> Identity {
         self.current().identity.clone()
     }
 
-    /// Until when it holds.
+    /// Returns the last moment at which the certificate is valid.
     pub fn not_after(&self) -> Timestamp {
         self.current().not_after
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn dir(&self) -> &Path {
         &self.0.dir
     }
 
-    /// The file with the authority's certificate, for other programs.
+    /// Returns the file with the authority's certificate, for other programs.
     pub fn authority_file(&self) -> PathBuf {
         self.0.dir.join(AUTHORITY)
     }
 
-    /// The certificate, those after it and the key, as PEM in one piece, for programs that take them so. It holds the key:
-    /// a file with it is for its owner alone.
+    /// Returns the certificate, its chain and the key as one PEM text, for programs that need that form.
+    ///
+    /// It contains the key: a file with it must be readable only by its owner.
     pub fn certificate_and_key(&self) -> Vec<u8> {
         let held = self.current();
         [held.certificate_pem.as_slice(), b"\n", &held.key_pem].concat()
     }
 
-    /// TLS for requests to the cluster's daemons: they must be of the same authority. It shows whichever certificate
-    /// is current when it is asked for one.
+    /// Returns the TLS configuration for calls of the cluster's daemons, which must be of the same authority.
+    ///
+    /// It presents whichever certificate is current when it is asked for one.
     pub fn client_config(&self) -> ClientConfig {
         let held = self.current();
         ClientConfig::builder_with_provider(tls_provider())
@@ -128,22 +130,22 @@ impl Credentials {
         }
     }
 
-    /// TLS for connections of who calls: whoever shows a certificate must be of the same authority.
+    /// Returns the TLS configuration for callers: a presented certificate must be of the same authority.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.current().server.clone()
     }
 
-    /// The certificate (DER) with those after it.
+    /// Returns the certificate (DER) with its chain.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
         self.current().certified.cert.clone()
     }
 
-    /// The key, as PEM.
+    /// Returns the key as PEM.
     pub fn key_pem(&self) -> Vec<u8> {
         self.current().key_pem.clone()
     }
 
-    /// Whom a chain of certificates names, if the authority vouches for it at `now`.
+    /// Returns whom a chain of certificates names, if the authority vouches for it at `now`.
     ///
     /// # Errors
     /// [`ChainError`].
@@ -156,7 +158,7 @@ impl Credentials {
         Ok(subject(first)?)
     }
 
-    /// The files as they are, or as they were last whole.
+    /// Returns the present files, or their last complete state.
     fn current(&self) -> Arc<Files> {
         let mut state = self.0.state.lock().expect("no holder of this lock panics");
         if state.looked.elapsed() >= LOOK_EVERY {
@@ -195,7 +197,7 @@ impl Credentials {
                 );
             }
             Err(error) => {
-                // They are renamed one after the other: what doesn't fit together yet may in a moment.
+                // The files are renamed one after the other: files that do not match yet may match in a moment.
                 state.rejected = Some(stamp);
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -208,7 +210,7 @@ impl Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Nothing of the key.
+        // The key must not be shown.
         f.debug_tuple("Credentials").field(&self.0.dir).finish()
     }
 }

@@ -1,6 +1,7 @@
 //! The three files of an identity, read and checked as one.
 //!
-//! Owns their names, the checks (each file by itself, and that they fit together), and the TLS that is made from them.
+//! Owns their names, the checks (each file by itself, and that they belong together), and the TLS configurations made
+//! from them.
 //!
 //! ```text
 //! DIR/ca.pem    the authority's certificate, or several while one takes over from another
@@ -36,7 +37,7 @@ pub(super) const AUTHORITY: &str = "ca.pem";
 const CERTIFICATE: &str = "cert.pem";
 const KEY: &str = "key.pem";
 
-/// What is wrong with the files of an identity.
+/// The error of reading the files of an identity.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum CredentialsError {
@@ -65,10 +66,10 @@ pub enum CredentialsError {
     NotVouchedFor { path: PathBuf, source: rustls::Error },
 }
 
-/// What tells one state of the files from another: of each, when it was written, its length and its inode.
+/// The mark of one state of the files: of each, its modification time, its length and its inode.
 pub(super) type Stamp = [(SystemTime, u64, u64); 3];
 
-/// One state of the files, whole and checked.
+/// One state of the files, complete and checked.
 pub(super) struct Files {
     pub stamp: Stamp,
     pub identity: Identity,
@@ -83,10 +84,10 @@ pub(super) struct Files {
     pub server: Arc<ServerConfig>,
 }
 
-/// The files as they are now, unread.
+/// Returns the stamp of the present files, without reading them.
 ///
 /// # Errors
-/// The first that can't be looked at.
+/// The first file that cannot be inspected.
 pub(super) fn stamp(dir: &Path) -> Result<Stamp, CredentialsError> {
     use std::os::unix::fs::MetadataExt;
     let one = |name| {
@@ -98,7 +99,7 @@ pub(super) fn stamp(dir: &Path) -> Result<Stamp, CredentialsError> {
 }
 
 impl Files {
-    /// Reads and checks a folder's files.
+    /// Reads and checks the files of a folder.
     ///
     /// # Errors
     /// [`CredentialsError`].
@@ -107,7 +108,7 @@ impl Files {
             let path = dir.join(name);
             fs::read(&path).map_err(|source| CredentialsError::Read { path, source })
         };
-        // Taken before they are read: what is renamed meanwhile is looked at again.
+        // Taken before reading, so that a file renamed meanwhile is read again.
         let stamp = stamp(dir)?;
         let (authority_pem, certificate_pem, key_pem) = (file(AUTHORITY)?, file(CERTIFICATE)?, file(KEY)?);
         let (roots, verifier) = authority(dir, &authority_pem)?;
@@ -143,7 +144,7 @@ fn certificates(path: PathBuf, pem: &[u8]) -> Result<Vec<CertificateDer<'static>
     }
 }
 
-/// Whom this identity trusts, and what checks who calls.
+/// Returns the roots that this identity trusts, and the verifier of callers.
 fn authority(
     dir: &Path,
     pem: &[u8],
@@ -161,7 +162,7 @@ fn authority(
     Ok((roots, verifier))
 }
 
-/// The certificate with its own key.
+/// Returns the certificate with its key, after checking that they match.
 fn certified(
     dir: &Path,
     certificate_pem: &[u8],
@@ -180,7 +181,7 @@ fn certified(
     Ok((Arc::new(certified), subject))
 }
 
-/// Whether the authority vouches for the certificate, now.
+/// Checks that the authority vouches for the certificate now.
 fn vouched_for(
     dir: &Path,
     certified: &CertifiedKey,

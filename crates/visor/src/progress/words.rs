@@ -1,4 +1,4 @@
-//! The judgement in words: who is missing, and why something is as it is.
+//! The judgement in words: which part is missing, and why something is in its state.
 
 use crate::{
     keys::{self, Key},
@@ -8,7 +8,7 @@ use crate::{
     visor::Visor,
 };
 
-/// Which part that should act isn't there, in words, by a snapshot that has the leader and the hosts.
+/// Returns, in words, the part that should act and is absent, from a snapshot that has the leader and the hosts.
 pub fn missing(there: &Snapshot) -> Option<String> {
     match &there.leader {
         None => Some("no converger is elected, so that nothing is placed or stopped".to_owned()),
@@ -20,19 +20,20 @@ pub fn missing(there: &Snapshot) -> Option<String> {
     }
 }
 
-/// That the converger holds still, and why.
+/// Returns the message that the converger is frozen, with the reason.
 pub fn frozen_words(frozen: &Frozen) -> String {
     let hosts: Vec<&str> = frozen.hosts.iter().map(|host| host.as_str()).collect();
     format!("so many hosts are gone at once that none is taken for lost: {}", hosts.join(", "))
 }
 
-/// As [`missing`], of the cluster as it is. None where the coordinator can't be asked either: that is judged elsewhere.
+/// Returns the same for the cluster as it is. None if the coordinator cannot be asked either; its callers notice that
+/// themselves.
 pub async fn who_is_missing(visor: &Visor) -> Option<String> {
     let there = visor.read(vec![Keys::One(Key::Leader.to_string()), keys::hosts()]).await.ok()?;
     missing(&there)
 }
 
-/// Why a status is what it is, in one line.
+/// Returns the reason for a status in one line.
 pub fn cause_of(status: &Status) -> String {
     let state = match status.state {
         State::Claimed => "starting",

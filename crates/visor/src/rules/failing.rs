@@ -1,7 +1,7 @@
-//! Whether an instance fails, and whether a proc was failing before a change.
+//! The judgement that an instance fails, or that a proc was failing before a change.
 //!
-//! Owns the reading of states for that. What failed before is no news after a change: a push doesn't wait for such
-//! a proc, and a trial is not failed for it.
+//! Owns the reading of states for that. A proc that failed before a change says nothing about the change: a push does
+//! not wait for it, and a trial is not failed for it.
 
 use jiff::SignedDuration;
 
@@ -11,31 +11,31 @@ use crate::{
     snapshot::AppView,
 };
 
-/// How long an instance that has crashed must run to count as more than between two crashes.
+/// The time that an instance must run after a crash before it no longer counts as between two crashes.
 pub const STEADY_AFTER: SignedDuration = SignedDuration::from_secs(1);
 
-/// Whether an instance in this state has crashed and waits for its next start, or has failed for good.
+/// Reports whether an instance in this state has crashed and waits for its next start, or has failed for good.
 pub fn is_failing(state: State) -> bool {
     matches!(state, State::Backoff | State::Failed)
 }
 
-/// Whether an instance in this state is down, by its own failure or with its host.
+/// Reports whether an instance in this state is down, by its own failure or with its host.
 pub fn is_down(state: State) -> bool {
     is_failing(state) || state == State::Lost
 }
 
-/// What is known of an instance when its proc is judged.
+/// The facts known about an instance when its proc is judged.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen<'a> {
-    /// What its host reports.
+    /// The status that its host reports.
     pub status: Option<&'a Status>,
-    /// Whether it is meant to run.
+    /// True if it is meant to run.
     pub is_meant_to_run: bool,
-    /// Whether it has been healthy for [`STEADY_AFTER`].
+    /// True if it has been healthy for [`STEADY_AFTER`].
     pub is_steady: bool,
 }
 
-/// Whether each instance that the current release has of a proc crashes; false if there is none.
+/// Reports whether every instance of a proc in the current release crashes; false if there is none.
 pub fn was_failing<'a>(view: &AppView, proc: &ProcName, seen: impl Fn(InstanceId) -> Seen<'a>) -> bool {
     let Some(head) = &view.head else { return false };
     let of_head = view.instances.iter().filter(|(_, row)| row.proc == *proc && row.release == head.release);
@@ -43,11 +43,11 @@ pub fn was_failing<'a>(view: &AppView, proc: &ProcName, seen: impl Fn(InstanceId
     judged.peek().is_some() && judged.all(|seen| seen.status.is_some_and(|status| crashes(status, &seen)))
 }
 
-/// Whether an instance crashes as things stand.
+/// Reports whether an instance crashes in the present state.
 ///
-/// One that is `lost` doesn't, however often it was started again: its host has gone, which tells nothing of the
-/// release, and its crashes may be weeks old. Were it counted, a lost host would excuse a proc that served, and a
-/// release that breaks that proc would pass its trial. The same holds for one that was told to end.
+/// An instance that is `lost` does not, however often it was restarted: its host has gone, which says nothing about the
+/// release, and its crashes may be weeks old. If it counted, a lost host would excuse a proc that served, and a release
+/// that breaks that proc would pass its trial. The same holds for an instance that was told to end.
 fn crashes(status: &Status, seen: &Seen<'_>) -> bool {
     match status.state {
         State::Backoff | State::Failed => true,
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
     use crate::{mirror::Image, snapshot::Snapshot, store::Entry};
 
-    /// Whether `web` was failing, with these instances: state, restarts, steady, meant to run.
+    /// Judges `web` with these instances: state, restarts, steady, meant to run.
     fn judge(instances: &[(Option<State>, u32, bool, bool)]) -> bool {
         let mut image = Snapshot::default();
         let mut put = |key: String, value: String| {

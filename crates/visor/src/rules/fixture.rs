@@ -1,4 +1,4 @@
-//! Small clusters for tests of rules: an image, put together from rows.
+//! Small clusters for tests of rules: an image built from rows.
 
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ pub struct Cluster {
     revision: Revision,
 }
 
-/// A rev's name.
+/// Returns the id of a rev.
 pub fn rev() -> String {
     "1".repeat(40)
 }
@@ -44,12 +44,12 @@ impl Cluster {
         self.put(&format!("hosts/{name}"), &row)
     }
 
-    /// Says something of a host: `{"cordoned":true}`.
+    /// Sets an operator's marks on a host: `{"cordoned":true}`.
     pub fn mark(&mut self, name: &str, meta: &Value) -> &mut Self {
         self.put(&format!("hostmeta/{name}"), meta)
     }
 
-    /// Registers an app with a proc `web` and a release v1 that is current.
+    /// Registers an app with a proc `web` and v1 as head.
     pub fn app(&mut self, name: &str, count: u32) -> &mut Self {
         let at = "2026-01-01T00:00:00Z";
         let slug = json!({ "sha256": "0".repeat(64), "size_bytes": 1 });
@@ -63,7 +63,7 @@ impl Cluster {
         self.put(&format!("apps/{name}/formation/web"), &json!({ "count": count }))
     }
 
-    /// Has a host run an instance of an app's `web`.
+    /// Places an instance of an app's `web` on a host, where it runs.
     pub fn runs(&mut self, app: &str, id: u64, host: &str, index: u32) -> &mut Self {
         let at = "2026-01-01T00:00:00Z";
         let slug = json!({ "sha256": "0".repeat(64), "size_bytes": 1 });
@@ -75,7 +75,7 @@ impl Cluster {
         self.put(&format!("status/{host}/{id}"), &json!({ "state": "running", "since": at }))
     }
 
-    /// A host's name.
+    /// Returns a host's name.
     pub fn host_name(name: &str) -> HostName {
         name.parse().expect("a valid name")
     }

@@ -1,6 +1,6 @@
-//! Which hosts may run an instance at all: what an operator said of a host, and what an env needs of it.
+//! The hosts that may run an instance at all: an operator's marks on a host, and the needs of an env.
 //!
-//! Owns the reasons why a host can't. Whether it has room left is [`super::placement`]'s.
+//! Owns the reasons why a host cannot. Whether it has room left is decided in [`super::placement`].
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::{
     snapshot::{AppView, HostView, Snapshot},
 };
 
-/// Why nothing at all is placed on a host, if an operator has said so.
+/// Returns why nothing at all is placed on a host; none if the host is open.
 pub fn closed(snapshot: &Snapshot, name: &HostName, view: &HostView) -> Option<&'static str> {
     let unreadable = !snapshot.unreadable.is_empty()
         && snapshot.unreadable.contains_key(&Key::HostMeta(name.clone()).to_string());
@@ -28,16 +28,16 @@ pub fn closed(snapshot: &Snapshot, name: &HostName, view: &HostView) -> Option<&
     }
 }
 
-/// The hosts that an env stands in the way of.
+/// The hosts that cannot run an env, or not yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnvHosts {
-    /// Hosts that can't run it as they are, each with why.
+    /// The hosts that cannot run it as they are, each with the reason.
     pub unfit: BTreeMap<HostName, String>,
-    /// Hosts that can't yet, because no rm has wrapped its key for them: the last choice, each with why.
+    /// The hosts for which no rm has wrapped its key yet, each with the reason; they are the last choice.
     pub keyless: BTreeMap<HostName, String>,
 }
 
-/// Which of a cluster's hosts an app's env stands in the way of.
+/// Returns the hosts of a cluster that cannot run an app's env, or not yet.
 pub fn env_hosts(snapshot: &Snapshot, view: &AppView, env: EnvRef) -> EnvHosts {
     let mut hosts = EnvHosts::default();
     let Some(row) = view.envs.get(&env).filter(|row| row.is_sealed() || !row.links.is_empty()) else {
@@ -55,7 +55,7 @@ pub fn env_hosts(snapshot: &Snapshot, view: &AppView, env: EnvRef) -> EnvHosts {
     hosts
 }
 
-/// Why a host can't run an env as it is: nowhere to lead its links, or no way to open its vars.
+/// Returns why a host cannot run an env as it is: it has no address for links, or cannot open the vars.
 fn unfit(row: &Env, host: &Host) -> Option<&'static str> {
     links::refusal(row, host).or_else(|| {
         (row.is_sealed() && host.seal_key.is_none())

@@ -1,27 +1,27 @@
-//! Which instances of a release stay where there are too many.
+//! The order in which instances of a release stay where there are too many.
 //!
-//! Owns their order: those that serve before those that start, those that start before those that fail, and among
-//! equals the lowest place first.
+//! Instances that serve stay before those that start, and those before instances that fail; among equals, the lowest
+//! index stays first.
 
 use crate::{names::InstanceId, schema::State};
 
 use super::failing::is_failing;
 
-/// How an instance does, from best to worst.
+/// The health of an instance, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
     /// It runs.
     Serves,
-    /// It was placed, or starts.
+    /// It was placed, or is starting.
     Starts,
     /// It has crashed and waits for its next start, or has failed for good.
     Fails,
-    /// Nothing of it runs any more, or soon won't.
+    /// Nothing of it runs any more, or soon nothing will.
     Over,
 }
 
 impl Health {
-    /// By what its host reports; none: nothing yet.
+    /// Returns the health for the state that the host reports; none means that there is no report yet.
     pub fn of(state: Option<State>) -> Health {
         match state {
             Some(State::Running) => Health::Serves,
@@ -32,7 +32,7 @@ impl Health {
     }
 }
 
-/// An instance's rank among those of its release: where there are too many, those with the lowest stay.
+/// Returns an instance's rank among those of its release; where there are too many, those with the lowest rank stay.
 pub fn staying(health: Health, index: u32, id: InstanceId) -> (Health, u32, InstanceId) {
     (health, index, id)
 }

@@ -1,8 +1,8 @@
-//! Where there is room, which room is best, and who gets it first.
+//! Placement: where there is room, which room is best, and which instance gets it first.
 //!
-//! Owns placement: the reckoning of slots and memory over all hosts, the order among those that can take an
-//! instance (avoid where it failed lately, spread over zones, then hosts, then fill the emptiest), and the order
-//! among those that look for a place (the first instance of every service before the second of any).
+//! Owns the sums of slots and memory over all hosts; the order among the hosts that can take an instance (avoid hosts
+//! where it failed lately, spread over zones, then hosts, then use the emptiest); and the order among the instances
+//! that need a place (the first instance of every service before the second of any).
 
 use std::collections::BTreeMap;
 
@@ -17,34 +17,34 @@ use crate::{
     store::Revision,
 };
 
-/// Why each host can't take an instance.
+/// The reason of each host that cannot take an instance.
 pub type Refusals = BTreeMap<HostName, String>;
 
-/// What each host has left, as instances are placed one after the other.
+/// The capacity that each host has left, as instances are placed one after the other.
 ///
-/// A search looks at each host once, in rows that lie side by side: with a thousand hosts it takes a microsecond or
-/// two, which no order that had to be kept true would better.
+/// A search scans all hosts once, in rows that lie side by side. With a thousand hosts that takes a microsecond or two;
+/// an index kept in order would not be faster.
 #[derive(Clone, Debug)]
 pub struct Room<'a> {
-    /// Each host of the image, in its order.
+    /// A row for each host of the image, in the image's order.
     free: Vec<Row>,
-    /// The same hosts.
+    /// The details of the same hosts, in the same order.
     hosts: Vec<HostRoom<'a>>,
     zones: BTreeMap<&'a ZoneName, u32>,
     services: BTreeMap<&'a AppName, BTreeMap<ProcName, Spread>>,
 }
 
-/// What a host has free.
+/// The free capacity of a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FreeCapacity {
     /// Memory for instances.
     pub memory_bytes: u64,
-    /// How many more instances it takes; none where nothing at all is placed.
+    /// The number of further instances that it takes; 0 if nothing is placed there.
     pub slots: u32,
 }
 
 impl FreeCapacity {
-    /// What a host has free beside what is taken of it. One that is closed has nothing.
+    /// Returns the free capacity of a host with this much in use. A closed host has none.
     pub fn of(host: &Host, used: Used, is_closed: bool) -> Self {
         if is_closed {
             return FreeCapacity::default();
@@ -56,7 +56,7 @@ impl FreeCapacity {
     }
 }
 
-/// What a host has free, and where it stands: all that a search looks at.
+/// The free capacity of a host and its zone: all that a search reads.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     memory_bytes: u64,
@@ -69,12 +69,12 @@ struct HostRoom<'a> {
     name: &'a HostName,
     /// Its registration, if there is one.
     host: Option<&'a Versioned<Host>>,
-    /// Why nothing at all is placed there.
+    /// The reason why nothing at all is placed there.
     closed: Option<&'static str>,
     used: Used,
 }
 
-/// How many instances that will stay a service has, on each host and in each zone.
+/// The number of a service's instances that will stay, on each host and in each zone.
 #[derive(Clone, Debug)]
 struct Spread {
     at: Vec<u32>,
@@ -90,51 +90,52 @@ pub struct Place {
     pub created_at: Revision,
 }
 
-/// Instances of a service that look for places, each under the same conditions.
+/// A request for places for instances of a service, all under the same conditions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacementRequest {
-    /// Their proc.
+    /// The proc.
     pub proc: ProcName,
-    /// What each may use.
+    /// The limits of each instance.
     pub limits: Limits,
-    /// Whether they belong to a trial.
+    /// True if they belong to a trial.
     pub trial: bool,
-    /// Each one's place among its kind.
+    /// The index of each instance.
     pub indexes: Vec<u32>,
-    /// Why none of them has a place anywhere, if that is so.
+    /// The reason why no host at all can take them; none if some might.
     pub impossible: Option<String>,
-    /// Hosts that are the last choice, each with why.
+    /// The hosts that are the last choice, each with the reason.
     pub avoid: Refusals,
-    /// Hosts that can't take them, each with why.
+    /// The hosts that cannot take them, each with the reason.
     pub refuse: Refusals,
-    /// The zone that they are to stand in; none: any.
+    /// The zone where they must stand; none means any.
     pub zone: Option<ZoneName>,
 }
 
 impl PlacementRequest {
-    /// Whether what found no host for one finds none for the other. Room only shrinks meanwhile.
+    /// Reports whether `other` finds no host if `self` found none. Room only shrinks between the two.
     fn is_as_hard_as(&self, other: &PlacementRequest) -> bool {
         self.limits == other.limits && self.refuse == other.refuse && self.zone == other.zone
     }
 }
 
-/// What became of an instance that looked for a place.
+/// The outcome for an instance that needed a place.
 #[derive(Debug)]
 pub enum Found<'r> {
-    /// It has one.
+    /// It has this place.
     Place(Place),
-    /// No host can take it, each for its reason.
+    /// No host can take it, each for its own reason.
     NoRoom(&'r Refusals),
-    /// It can't run anywhere, for this reason.
+    /// It cannot run anywhere, for this reason.
     Impossible(&'r str),
-    /// So many were placed that it is left to the next plan.
+    /// The limit of placements was reached; the next plan decides.
     Later,
 }
 
-/// Gives room to all that look for it, and tells of each what became of it: by the request's place in `requests`,
-/// and the instance's index. At most `most` are placed.
+/// Places all requested instances and reports the outcome of each, by the request's position in `requests` and the
+/// instance's index.
 ///
-/// The order is by index; of equals what is on trial comes first, then as the requests stand.
+/// At most `most` are placed. Lower indexes come first; among equal indexes, releases on trial come first, then
+/// requests in the given order.
 pub fn allot<'a>(
     room: &mut Room<'a>,
     requests: &[(&'a AppName, &PlacementRequest)],
@@ -180,7 +181,7 @@ pub fn allot<'a>(
 }
 
 impl<'a> Room<'a> {
-    /// What is free on each host of an image; `used` tells what is taken of one.
+    /// Returns the free capacity on each host of an image; `used` returns what is taken of one host.
     pub fn of(snapshot: &'a Snapshot, used: impl Fn(&HostName, &HostView) -> Used) -> Self {
         let (mut free, mut hosts) = (Vec::new(), Vec::new());
         let mut zones: BTreeMap<&ZoneName, u32> = BTreeMap::new();
@@ -200,7 +201,7 @@ impl<'a> Room<'a> {
         Room { free, hosts, zones, services: BTreeMap::new() }
     }
 
-    /// The same without some hosts, as if they weren't registered.
+    /// Returns the same without some hosts, as if they were not registered.
     pub fn without(mut self, goes: impl Fn(&HostName, &Host) -> bool) -> Self {
         for (free, room) in self.free.iter_mut().zip(&mut self.hosts) {
             if room.host.is_some_and(|host| goes(room.name, host)) {
@@ -210,7 +211,7 @@ impl<'a> Room<'a> {
         self
     }
 
-    /// How many instances that need so much memory each registered host can take.
+    /// Returns how many instances that need this much memory each registered host can take.
     pub fn holds(&self, need: u64) -> impl Iterator<Item = (&'a HostName, &'a Host, u64)> {
         self.free.iter().zip(&self.hosts).filter_map(move |(free, room)| {
             let by_memory = free.memory_bytes.checked_div(need).unwrap_or(u64::MAX);
@@ -218,7 +219,7 @@ impl<'a> Room<'a> {
         })
     }
 
-    /// Says where instances of a service are that will stay: the places of their hosts in the image.
+    /// Notes where instances of a service are that will stay, by the positions of their hosts in the image.
     pub fn spread(&mut self, app: &'a AppName, proc: &ProcName, at: &[usize]) {
         let mut spread = Spread::nowhere(self.hosts.len(), self.zones.len());
         for at in at.iter().filter(|at| self.hosts[**at].host.is_some()) {
@@ -230,7 +231,7 @@ impl<'a> Room<'a> {
     /// Takes the best place for one instance.
     ///
     /// # Errors
-    /// Each host's refusal, where none can take it.
+    /// The refusal of each host, if none can take it.
     pub fn take_place(&mut self, app: &'a AppName, request: &PlacementRequest) -> Result<Place, Refusals> {
         let services = self.services.entry(app).or_default();
         if !services.contains_key(&request.proc) {
@@ -240,7 +241,7 @@ impl<'a> Room<'a> {
         let need = reckoned(&request.limits);
         let hosts = &self.hosts;
         let among = |names: &Refusals, at: usize| !names.is_empty() && names.contains_key(hosts[at].name);
-        // A zone without a host is none of those that there are.
+        // A zone without hosts has no number; this one matches no host.
         let zone = request.zone.as_ref().map(|zone| self.zones.get(zone).copied().unwrap_or(u32::MAX));
         let free = &self.free;
         let open = |at: usize| zone.is_none_or(|zone| free[at].zone == zone) && !among(&request.refuse, at);
@@ -270,8 +271,10 @@ impl<'a> Room<'a> {
     }
 }
 
-/// The order among hosts that can take one more of a service: the zone with the fewest of it, the host with the
-/// fewest, the most memory free. The lowest comes first.
+/// Returns the rank of a host that can take one more of a service; the lowest rank is best.
+///
+/// The zone with the fewest instances of the service comes first, then the host with the fewest, then the most free
+/// memory.
 fn rank(in_zone: u32, there: u32, free_bytes: u64) -> u128 {
     u128::from(in_zone) << 96 | u128::from(there) << 64 | u128::from(u64::MAX - free_bytes)
 }
@@ -281,10 +284,10 @@ impl Spread {
         Spread { at: vec![0; hosts], in_zone: vec![0; zones] }
     }
 
-    /// The best host for one more, among those that can take it and are `open`.
+    /// Returns the best host for one more instance, among those that can take it and are `open`.
     ///
-    /// It is asked for each instance that is placed. One number is compared for each host, since the order among
-    /// hosts is no more predictable to the machine than it looks.
+    /// This runs for each placed instance. It compares one number for each host, because a branch on the order of hosts
+    /// would be hard to predict for the processor.
     fn best(&self, free: &[Row], need: u64, open: impl Fn(usize) -> bool) -> Option<usize> {
         let (mut best, mut slots, mut best_at) = (u128::MAX, 0, None);
         for (at, (free, there)) in free.iter().zip(&self.at).enumerate() {
@@ -306,7 +309,7 @@ impl Spread {
 }
 
 impl HostRoom<'_> {
-    /// Why it can't take it, if it is registered and can't.
+    /// Returns why a registered host cannot take the instance; none if it can.
     fn refusal(&self, need: u64) -> Option<String> {
         let capacity = &self.host?.capacity;
         if let Some(why) = self.closed {
@@ -320,7 +323,7 @@ impl HostRoom<'_> {
     }
 }
 
-/// Whether an instance that failed there could do better elsewhere.
+/// Reports whether an instance that failed on the hosts to avoid could be placed on another one.
 pub fn elsewhere(snapshot: &Snapshot, avoid: &Refusals) -> bool {
     snapshot.hosts.iter().any(|(name, view)| {
         view.host.is_some() && closed(snapshot, name, view).is_none() && !avoid.contains_key(name)
@@ -347,7 +350,7 @@ mod tests {
         }
     }
 
-    /// Places `n` instances of a/web and says where they went.
+    /// Places `n` instances of a/web and returns where they went.
     fn places(cluster: &Cluster, n: usize, request: &PlacementRequest) -> Vec<String> {
         let app = "a".parse().expect("valid");
         let mut room = Room::of(&cluster.image, |_, view| Used::of(view));
@@ -411,7 +414,7 @@ mod tests {
         assert!(placed[4].contains("failed there") && placed[4].contains("is full: 2 of 2"), "{}", placed[4]);
     }
 
-    /// Who gets which place, in turn: app, index, and what became of it.
+    /// Returns the outcome of each request in order: app, index, and place or refusal.
     fn turns(cluster: &Cluster, requests: &[(&str, PlacementRequest)], most: usize) -> Vec<String> {
         let apps: Vec<AppName> = requests.iter().map(|(app, _)| app.parse().expect("valid")).collect();
         let asked: Vec<_> = apps.iter().zip(requests).map(|(app, (_, request))| (app, request)).collect();

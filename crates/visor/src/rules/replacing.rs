@@ -1,7 +1,7 @@
-//! Whether an instance of a wanted release is to be replaced by another of the same.
+//! The instances of a wanted release that are to be replaced by others of the same.
 //!
-//! Owns the reading of what a restart asked for. That an instance on a host that is being drained is replaced too,
-//! or one that stands in the wrong zone, the converger adds: it alone sees hosts and zones with an instance.
+//! Owns the reading of restart requests. The converger also replaces instances on a draining host or in the wrong zone,
+//! because only the converger sees hosts and zones together with an instance.
 
 use crate::{
     names::{InstanceId, ProcName},
@@ -9,7 +9,7 @@ use crate::{
     snapshot::AppView,
 };
 
-/// Whether a restart asked for this instance's replacement.
+/// Reports whether a restart asked for this instance's replacement.
 pub fn is_to_restart(view: &AppView, proc: &ProcName, id: InstanceId) -> bool {
     view.formation.get(proc).is_some_and(|row| asks_for(row, id))
 }

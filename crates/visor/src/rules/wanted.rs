@@ -1,7 +1,7 @@
-//! How many instances of which release should run, the trial's included.
+//! The number of instances of each release that should run, the trial's included.
 //!
-//! Owns the reading of formation, head and trial, and the refusal to read them where something is missing:
-//! what isn't there never means that nothing is wanted.
+//! Owns the reading of formation, head and trial, and the refusal to read them where a row is missing: a missing row
+//! never means that nothing is wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use crate::{
     transitions::releases::concerned,
 };
 
-/// What an app wants, by proc and release.
+/// The wanted instances of an app, by proc and release.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted(BTreeMap<ProcName, BTreeMap<ReleaseId, u32>>);
 
@@ -29,13 +29,14 @@ impl Wanted {
         Wanted(wanted)
     }
 
-    /// How many of each release of a proc.
+    /// Returns how many instances of each release of a proc are wanted.
     pub fn of_proc(&self, proc: &ProcName) -> BTreeMap<ReleaseId, u32> {
         self.0.get(proc).cloned().unwrap_or_default()
     }
 
-    /// Each proc and release of which fewer instances are there than wanted. `instances` are those that are meant to
-    /// run and haven't ended, each with its proc and release.
+    /// Returns each proc and release that has fewer instances than wanted.
+    ///
+    /// `instances` are those that are meant to run and have not ended, each with its proc and release.
     pub fn short<'a>(
         &'a self,
         instances: impl IntoIterator<Item = (&'a ProcName, ReleaseId)>,
@@ -52,7 +53,7 @@ impl Wanted {
     }
 }
 
-/// The procs of which the trial runs an instance, with its release.
+/// Returns the procs of which the trial runs an instance, with the release on trial.
 pub fn tried(view: &AppView) -> Vec<(&ProcName, ReleaseId)> {
     let destroying = view.app.as_ref().is_none_or(|app| app.destroying);
     let Some(trial) = view.trial.as_ref().filter(|_| !destroying) else { return Vec::new() };
@@ -63,16 +64,16 @@ pub fn tried(view: &AppView) -> Vec<(&ProcName, ReleaseId)> {
     concerned(view, release).into_iter().map(|proc| (proc, trial.release)).collect()
 }
 
-/// Each proc of which something is wanted or there.
+/// Returns each proc of which instances are wanted or exist.
 pub fn procs(view: &AppView) -> BTreeSet<&ProcName> {
     let placed = view.instances.values().map(|row| &row.proc);
     view.formation.keys().chain(placed).chain(view.pending.keys()).collect()
 }
 
-/// Why an app's rows can't be acted on, if they can't.
+/// Returns why an app's rows cannot be acted on; none if they can.
 ///
-/// An app that is being destroyed has said itself that nothing is wanted. Of any other, what isn't there
-/// is a fault of the image or of someone's hand.
+/// For an app that is being destroyed, missing rows are no fault: nothing is wanted of it. For any other app, a missing
+/// row is a fault of the image or was made by hand.
 pub fn unsound(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<String> {
     let (own, below) = (Key::App(name.clone()).to_string(), format!("apps/{name}/"));
     let mut unreadable = snapshot.unreadable.range(own.clone()..);
@@ -80,7 +81,7 @@ pub fn unsound(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<St
         return Some(format!("{key} can't be read: {why}"));
     }
     let Some(app) = &view.app else {
-        // An app that was never registered or is forgotten has no instances; those that are there stay.
+        // An app that was never registered, or was deleted, has no instances; existing ones stay.
         return (!view.instances.is_empty()).then(|| format!("{own} is missing"));
     };
     if app.destroying {
@@ -100,7 +101,7 @@ pub fn unsound(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<St
     }
     let mut before: Option<(&ProcName, ReleaseId)> = None;
     for row in view.instances.values() {
-        // Most are like the one before, and what is true of that is true of them.
+        // Most rows have the proc and release of the row before, which has been checked.
         if before.replace((&row.proc, row.release)) == Some((&row.proc, row.release)) {
             continue;
         }

@@ -1,14 +1,14 @@
-//! Which instances stand where their formation wants them, and which zone the next one is for.
+//! The instances that stand where their formation wants them, and the zone of the next one.
 //!
-//! Owns the reckoning of a service's zones; pure. Of head's instances some are to stand in a zone, the others
-//! anywhere. One that stands where no place is left for it is replaced by another in the right zone, like one on a
-//! host that is being drained: so it stays until that one is healthy.
+//! Owns the sums of a service's zones; pure. Some of head's instances are to stand in a zone, the others anywhere. An
+//! instance in a zone with no place left for it is replaced in the right zone, like one on a draining host: it stays
+//! until its replacement is healthy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::names::{InstanceId, ZoneName};
 
-/// The places of a release's instances: so many in each zone, and so many anywhere.
+/// The places of a release's instances: a number in each zone, and a number anywhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
     zones: BTreeMap<ZoneName, u32>,
@@ -16,8 +16,9 @@ pub struct Places {
 }
 
 impl Places {
-    /// The places of `count` instances. A client that knows of no zones may have scaled below what they ask for: the
-    /// first ones then have what there is.
+    /// Returns the places of `count` instances.
+    ///
+    /// A client that knows no zones may have scaled below the sum of the zones; then the first zones get what there is.
     pub fn of(count: u32, wanted: &BTreeMap<ZoneName, u32>) -> Places {
         let mut places = Places { zones: BTreeMap::new(), anywhere: count };
         for (zone, wanted) in wanted {
@@ -28,13 +29,13 @@ impl Places {
         places
     }
 
-    /// Whether any of them is in a zone.
+    /// Reports whether any of the places is in a zone.
     pub fn are_in_zones(&self) -> bool {
         !self.zones.is_empty()
     }
 
-    /// Gives instances their places, the first ones first; each with the zone where it stands, if that is known.
-    /// Returns those for which no place is left where they stand.
+    /// Gives instances their places, in the given order; each comes with its zone, if that is known. Returns the
+    /// instances for which no place is left in their zone.
     pub fn seat<'a>(
         &mut self,
         instances: impl IntoIterator<Item = (InstanceId, Option<&'a ZoneName>)>,
@@ -44,7 +45,7 @@ impl Places {
             match zone.and_then(|zone| self.zones.get_mut(zone)).filter(|left| **left > 0) {
                 Some(left) => *left -= 1,
                 None if self.anywhere > 0 => self.anywhere -= 1,
-                // What stands nobody knows where isn't moved.
+                // An instance in an unknown zone is not moved.
                 None if zone.is_none() => {}
                 None => drop(left_over.insert(id)),
             }
@@ -52,13 +53,14 @@ impl Places {
         left_over
     }
 
-    /// How many places in a zone have no instance yet.
+    /// Returns how many places in a zone have no instance yet.
     pub fn left_in(&self, zone: &ZoneName) -> u32 {
         self.zones.get(zone).copied().unwrap_or(0)
     }
 
-    /// How many of the next `n` instances are for which zone: first those that a zone is short of, so that none of the others
-    /// takes their room.
+    /// Returns how many of the next `n` instances go to which zone.
+    ///
+    /// Zones that lack instances come first, so that no other instance takes their room.
     pub fn next(&self, n: usize) -> Vec<(Option<ZoneName>, usize)> {
         let (mut next, mut rest) = (Vec::new(), n);
         for (zone, left) in &self.zones {
@@ -74,7 +76,8 @@ impl Places {
         next
     }
 
-    /// The only places there are, if they are all in zones: where an instance is tried that is none of these.
+    /// Returns the zone in which an instance is tried that has no place of its own: none unless all places are in
+    /// Returns the zone with the most places left, where a trial's instance runs; none unless all places are in zones.
     pub fn usual(&self) -> Option<&ZoneName> {
         let most = self.zones.iter().rev().max_by_key(|(_, left)| **left);
         most.filter(|(_, left)| self.anywhere == 0 && **left > 0).map(|(zone, _)| zone)

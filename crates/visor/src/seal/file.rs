@@ -1,10 +1,11 @@
-//! Where a daemon keeps its key pairs: one file of its state folder, readable by its owner alone.
+//! A daemon's file of key pairs, in its state folder and readable only by its owner.
 //!
 //! ```text
 //! seal.key   0600   {"keys": ["<current>", "<replaced, still needed>", ...]}
 //! ```
 //!
-//! It is replaced as a whole and synced, so that whatever dies when, it holds the keys from before or after.
+//! The file is replaced as a whole and synced: after a crash at any moment it holds either the keys before or the keys
+//! after the change.
 
 use std::{
     fs,
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::{Keyring, Random, SecretKey};
 
-/// Its name in the state folder.
+/// The file's name in the state folder.
 const NAME: &str = "seal.key";
 
 #[derive(Deserialize)]
@@ -38,16 +39,16 @@ pub struct KeyFile {
 }
 
 impl KeyFile {
-    /// That of a state folder.
+    /// Returns the key file of a state folder.
     pub fn of(state: &Path) -> KeyFile {
         KeyFile { path: state.join(NAME) }
     }
 
-    /// The keys; a first one is made where there is no file.
+    /// Reads the keys, and makes a first one if there is no file.
     ///
     /// # Errors
-    /// In words: it can't be read, isn't whole, or others may read it. Then no key is made: what was sealed to the one
-    /// that it held would be lost.
+    /// In words: the file cannot be read, is incomplete, or others may read it. No key is made then, because everything
+    /// sealed to the file's keys would be lost.
     pub fn load(&self, random: &mut dyn Random) -> Result<Keyring, String> {
         if let Some(found) = self.read()? {
             return Ok(found);
@@ -57,7 +58,7 @@ impl KeyFile {
         Ok(made)
     }
 
-    /// Makes another key the current one, and keeps those before it.
+    /// Makes another key the current one, and keeps the earlier ones.
     ///
     /// # Errors
     /// As [`KeyFile::load`]; there is no key yet.
@@ -70,7 +71,7 @@ impl KeyFile {
         Ok(after)
     }
 
-    /// Writes down that these keys alone are left. One that was made meanwhile is not lost by that.
+    /// Writes that only these keys are left, unless a newer key was made meanwhile, which must not be lost.
     ///
     /// # Errors
     /// As [`KeyFile::load`]; there is a newer key, which counts from the next start on.
@@ -81,10 +82,10 @@ impl KeyFile {
         }
     }
 
-    /// Writes them down.
+    /// Writes the keys.
     ///
     /// # Errors
-    /// The file system's, with the path; what was there before stays.
+    /// The file system's, with the path; the previous file stays.
     fn store(&self, keys: &Keyring) -> Result<(), String> {
         let failed = |error: io::Error| format!("can't write {}: {error}", self.path.display());
         let texts: Vec<_> = keys.keys.iter().map(SecretKey::to_text).collect();
@@ -97,7 +98,7 @@ impl KeyFile {
             file.write_all(&bytes)?;
             file.sync_all()?;
             fs::rename(&draft, &self.path)?;
-            // The name is to last as the bytes do: a key that is lost can't be made again.
+            // The file's name must be as durable as its bytes, because a lost key cannot be made again.
             fs::File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()
         };
         write().map_err(failed)

@@ -1,8 +1,8 @@
 //! The store on a real etcd.
 //!
-//! Owns what etcd's client leaves to its user: a deadline on each call, leaving an endpoint that
-//! fails, repeating only what is safe to repeat, and telling a call that was never sent from one
-//! whose outcome nobody knows. It holds no state of the cluster and starts no task of its own.
+//! Owns what etcd's client leaves to its user: a deadline for each call, leaving a failing endpoint, repeating only
+//! calls that are safe to repeat, and telling a call that was never sent from one whose outcome is unknown. It holds no
+//! state of the cluster and starts no task of its own.
 //!
 //! ```text
 //! call ─▶ endpoints (which one, connected?) ─▶ etcd-client ─▶ failure (never sent | unknown | answered)
@@ -33,24 +33,25 @@ use wire::Wire;
 
 use crate::identity::Credentials;
 
-/// Where an etcd is, and how long to wait for it.
+/// The configuration of a client: where the etcd is, and how long to wait for it.
 #[derive(Clone, Debug)]
 pub struct EtcdConfig {
-    /// A URL for each member: `http://10.0.0.1:2379`.
+    /// The URL of each member: `http://10.0.0.1:2379`.
     pub endpoints: Vec<String>,
-    /// What stands before each key, without a slash at its end: `/bazooka`.
+    /// The prefix of every key, without a slash at its end: `/bazooka`.
     pub prefix: String,
-    /// Who the client is, where the cluster tells users apart.
+    /// The client's identity, where the cluster tells users apart.
     pub credentials: Option<Credentials>,
-    /// The most that connecting to one endpoint may take.
+    /// The longest time for connecting to one endpoint.
     pub connect_timeout: Duration,
-    /// The most that a call may take, all its attempts together.
+    /// The longest time for a call with all its attempts.
     pub call_timeout: Duration,
 }
 
 impl EtcdConfig {
-    /// With the usual time limits: 1 s to connect, 2 s for a call, so that with a paused member none
-    /// takes more than 2.5 s.
+    /// Returns a configuration with the usual time limits.
+    ///
+    /// They are 1 s to connect and 2 s for a call, so that with a paused member no call takes more than 2.5 s.
     pub fn new(endpoints: Vec<String>, prefix: impl Into<String>) -> Self {
         Self {
             endpoints,
@@ -62,24 +63,24 @@ impl EtcdConfig {
     }
 }
 
-/// A client of an etcd cluster. It connects when it is first used.
+/// A client of an etcd cluster, which connects when it is first used.
 ///
-/// Its connections belong to the tokio runtime that made them: don't share one between runtimes.
+/// Its connections belong to the tokio runtime that made them: do not share a client between runtimes.
 pub struct EtcdStore {
     endpoints: Endpoints,
     wire: Wire,
     call_timeout: Duration,
-    /// An open keep-alive stream for each lease that was renewed through this store.
+    /// The open keep-alive stream of each lease that was renewed through this store.
     renewals: Mutex<BTreeMap<LeaseId, Renewal>>,
 }
 
-/// An open keep-alive stream; no answer is on its way in it.
+/// An open keep-alive stream without an outstanding answer.
 struct Renewal {
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
 }
 
-/// Whether a call may be carried out twice without harm.
+/// The property of a call that says whether it may be carried out twice without harm.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Repeat {
     Safe,
@@ -87,7 +88,7 @@ enum Repeat {
 }
 
 impl EtcdStore {
-    /// A client; nothing is connected yet.
+    /// Returns a client that is not connected yet.
     pub fn new(config: EtcdConfig) -> Self {
         Self {
             endpoints: Endpoints::new(&config.endpoints, config.connect_timeout, config.credentials),
@@ -97,7 +98,7 @@ impl EtcdStore {
         }
     }
 
-    /// Carries out `attempt` at one endpoint after the other, within a call's time.
+    /// Runs `attempt` at one endpoint after the other, within the time of a call.
     async fn call<T, F>(&self, repeat: Repeat, asked: &Asked, attempt: impl Fn(Connection) -> F) -> Result<T>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -105,11 +106,11 @@ impl EtcdStore {
         self.call_until(Instant::now() + self.call_timeout, repeat, asked, attempt).await
     }
 
-    /// Carries out `attempt` at one endpoint after the other, until a deadline.
+    /// Runs `attempt` at one endpoint after the other, until a deadline.
     ///
-    /// A call that is not safe to repeat goes on to the next endpoint only while it has provably
-    /// not been sent. One that is safe may spend half of the time left at each, and gets a second
-    /// chance where a connection broke under it: a restarted member is there again at once.
+    /// A call that is not safe to repeat moves to the next endpoint only while it has provably not been sent. A call
+    /// that is safe to repeat may spend half of the remaining time at each endpoint, and gets a second chance where its
+    /// connection broke: a restarted member answers again at once.
     async fn call_until<T, F>(
         &self,
         deadline: Instant,
@@ -180,11 +181,11 @@ impl EtcdStore {
         Err(StoreError::Unreachable { endpoints: self.endpoints.urls(), detail: last })
     }
 
-    /// Renews over the stream that is open from last time, if there is one.
+    /// Renews over the stream that is open from the last renewal, if there is one.
     async fn renew_over_open_stream(&self, lease: LeaseId) -> Option<Result<Duration>> {
         let mut renewal = self.renewals().remove(&lease)?;
-        // Taken out while it is used: a call that is dropped half-way takes its stream along, so
-        // that no later call reads its answer.
+        // Removed from the map while it is used: a dropped call drops its stream too, so that no later call reads its
+        // answer.
         let answer = timeout(self.call_timeout / 2, renewal.renew()).await.ok()?.ok()?;
         if answer.is_zero() {
             return Some(Err(StoreError::LeaseNotFound(lease)));
@@ -199,7 +200,7 @@ impl EtcdStore {
 }
 
 impl Renewal {
-    /// Renews once; zero says that the lease has ended.
+    /// Renews once and returns the remaining time; zero means that the lease has ended.
     async fn renew(&mut self) -> Result<Duration, etcd_client::Error> {
         self.keeper.keep_alive().await?;
         let answer = self.answers.message().await?;
@@ -250,7 +251,7 @@ impl Store for EtcdStore {
 
     async fn watch(&self, keys: Keys, from: Revision) -> Result<Box<dyn Watch>> {
         let (start, is_prefix) = self.wire.start(&keys);
-        // Without `fragment`, etcd sends each batch of whole revisions as one message, however big.
+        // Without `fragment`, etcd sends each batch of whole revisions as one message, however large.
         let mut options = WatchOptions::new().with_start_revision(from);
         if is_prefix {
             options = options.with_prefix();
@@ -267,7 +268,7 @@ impl Store for EtcdStore {
     async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-        // Safe to repeat: a lease whose grant got lost has no keys and ends by itself.
+        // Safe to repeat: a lease whose grant was lost has no keys and ends by itself.
         let reply = self
             .call(Repeat::Safe, &Asked::default(), |mut connection| async move {
                 connection.lease.grant(seconds, None).await
@@ -286,7 +287,7 @@ impl Store for EtcdStore {
             .call_until(deadline, Repeat::Safe, &asked, |mut connection| async move {
                 let (keeper, answers) = connection.lease.keep_alive(lease).await?;
                 let mut renewal = Renewal { keeper, answers };
-                // The client keeps the first answer to itself, and with it the time that is left.
+                // The client does not return its first answer, and so hides the remaining time.
                 let left = renewal.renew().await?;
                 Ok((left, renewal))
             })
@@ -313,7 +314,7 @@ impl Store for EtcdStore {
     async fn compact(&self, revision: Revision) -> Result<()> {
         let asked = Asked { revision: Some(revision), lease: None };
         self.call(Repeat::Never, &asked, |mut connection| async move {
-            // Physical: it returns once the history is really gone.
+            // Physical compaction returns only once the history is really deleted.
             let options = CompactionOptions::new().with_physical();
             connection.kv.compact(revision, Some(options)).await
         })

@@ -1,11 +1,11 @@
-//! The store in memory: linearizable, with the semantics of etcd 3.4 for all of the trait.
+//! The store in memory: linearizable, with the semantics of etcd 3.4 for the whole trait.
 //!
-//! For tests and simulation. Nothing inside is random and nothing reads a wall clock: leases run on
-//! tokio's clock, so that a test with paused time decides when they end. No task runs in the
-//! background either: a lease that has run out is ended by the next call, or by a waiting watch.
+//! It serves tests and simulation. Nothing inside is random and nothing reads a wall clock: leases run on tokio's
+//! clock, so that a test with paused time decides when they end. No task runs in the background either: a lease that
+//! has run out is ended by the next call, or by a waiting watch.
 //!
-//! Each [`ModelStore::client`] has [`Faults`] of its own, so that one host of a simulated cluster
-//! can be cut off while the others go on.
+//! Each [`ModelStore::client`] has its own [`Faults`], so that one host of a simulated cluster can be cut off while the
+//! others continue.
 
 mod mistake;
 mod state;
@@ -31,10 +31,10 @@ use super::{
 pub use mistake::Mistake;
 use state::State;
 
-/// How long a call into a partition waits before it gives up, as the real client does.
+/// The time that a call into a partition waits before it fails, as the real client does.
 const PARTITION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What stands for an endpoint in the errors of a model.
+/// The endpoint's name in the errors of a model.
 const ENDPOINT: &str = "model";
 
 /// An etcd in memory. A clone is the same store through the same client.
@@ -44,32 +44,32 @@ pub struct ModelStore {
     link: Arc<Mutex<Link>>,
 }
 
-/// What is wrong between one client and the store.
+/// The faults between one client and the store.
 #[derive(Default)]
 struct Link {
     unreachable: bool,
     partitioned: bool,
     refusal: Option<String>,
-    /// How many ranges and transactions were asked for.
+    /// The number of requested ranges and transactions.
     round_trips: u64,
-    /// What becomes of the next writes, first one first.
+    /// The fates of the next writes, first one first.
     fates: VecDeque<Fate>,
-    /// The watches made through it; ended ones stay until the next is made.
+    /// The watches made through this client; ended ones stay until the next is made.
     watches: Vec<u64>,
 }
 
-/// What becomes of a write.
+/// The fate of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// All is well with this one.
+    /// The write is carried out and answered.
     Arrive,
-    /// It is carried out and the reply gets lost.
+    /// The write is carried out and its reply is lost.
     LoseReply,
-    /// It gets lost on its way: nothing is carried out.
+    /// The request is lost: nothing is carried out.
     LoseRequest,
 }
 
-/// The switches that make one client's life hard.
+/// The switches for the faults of one client.
 #[derive(Clone)]
 pub struct Faults {
     store: ModelStore,
@@ -82,56 +82,56 @@ impl Default for ModelStore {
 }
 
 impl ModelStore {
-    /// An empty store, at revision 1 as a new etcd is.
+    /// Returns an empty store, at revision 1 like a new etcd.
     pub fn new() -> Self {
         Self { shared: Arc::new(Mutex::new(State::new())), link: Arc::default() }
     }
 
-    /// An empty store that does one thing wrong, to show that a comparison would notice.
+    /// Returns an empty store with one deliberate mistake, to show that a comparison would notice it.
     pub fn with_mistake(mistake: Mistake) -> Self {
         let store = Self::new();
         store.as_it_is().mistake = Some(mistake);
         store
     }
 
-    /// Another client of the same store, with faults of its own.
+    /// Returns another client of the same store, with its own faults.
     pub fn client(&self) -> Self {
         Self { shared: self.shared.clone(), link: Arc::default() }
     }
 
-    /// This client as the loops take it.
+    /// Returns this client as the loops take it.
     pub fn shared(&self) -> SharedStore {
         Arc::new(self.clone())
     }
 
-    /// How many ranges and transactions this client has asked for: each costs a round trip to the store.
+    /// Returns how many ranges and transactions this client has asked for; each costs a round trip to the store.
     pub fn round_trips(&self) -> u64 {
         self.link().round_trips
     }
 
-    /// This client's faults.
+    /// Returns this client's faults.
     pub fn faults(&self) -> Faults {
         Faults { store: self.clone() }
     }
 
-    /// The store's revision now, by the clock of the tokio runtime that this is called in.
+    /// Returns the store's revision now, by the clock of the tokio runtime in which this is called.
     pub fn revision(&self) -> Revision {
         self.state().revision()
     }
 
-    /// A key as it stands, seen at once and without a way there: for the rules of a simulation.
+    /// Returns a key's entry at once, without a simulated call: for the rules of a simulation.
     pub fn peek(&self, key: &str) -> Option<Entry> {
         self.as_it_is().entry(key)
     }
 
-    /// The store, with every lease ended that has run out.
+    /// Locks the store, and first ends every lease that has run out.
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.as_it_is();
         state.end_leases(Instant::now());
         state
     }
 
-    /// The store, whatever the time: for what may happen outside of tokio, where no paused clock is.
+    /// Locks the store without looking at the time: for calls outside of tokio, where there is no paused clock.
     fn as_it_is(&self) -> MutexGuard<'_, State> {
         self.shared.lock().expect("no panic happens while the model is locked")
     }
@@ -140,7 +140,7 @@ impl ModelStore {
         self.link.lock().expect("no panic happens while a link is locked")
     }
 
-    /// The way to the store for a call that is safe to repeat.
+    /// Simulates the way to the store for a call that is safe to repeat.
     async fn reach(&self) -> Result<()> {
         // A real store never answers in the same poll; without this, two tasks on one thread would
         // never interleave, and their races would stay hidden.
@@ -159,7 +159,7 @@ impl ModelStore {
         Ok(())
     }
 
-    /// A write: `commit` is called unless a fault forbids it.
+    /// Simulates a write: calls `commit` unless a fault prevents it.
     async fn write<T>(&self, commit: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         match self.reach().await {
             Err(StoreError::Unreachable { detail, .. }) if self.link().partitioned => {
@@ -195,12 +195,12 @@ fn unreachable(detail: &str) -> StoreError {
 }
 
 impl Faults {
-    /// The next writes end so, in this order; one of which something is lost says that its outcome is unknown.
+    /// Sets the fates of the next writes, in this order; a lost request or reply is reported as an unknown outcome.
     pub fn next_writes(&self, fates: impl IntoIterator<Item = Fate>) {
         self.store.link().fates.extend(fates);
     }
 
-    /// As when the coordinator's process has gone: calls fail at once and watches end.
+    /// Simulates a coordinator whose process is gone: calls fail at once and watches end.
     pub fn unreachable(&self, yes: bool) {
         self.store.link().unreachable = yes;
         if yes {
@@ -208,7 +208,7 @@ impl Faults {
         }
     }
 
-    /// As when packets are dropped: calls wait in vain and watches fall silent for good.
+    /// Simulates dropped packets: calls time out and watches fall silent for good.
     pub fn partition(&self, yes: bool) {
         self.store.link().partitioned = yes;
         if yes {
@@ -216,18 +216,18 @@ impl Faults {
         }
     }
 
-    /// Every write is refused in these words (as when etcd is out of space), until `None`.
+    /// Makes every write fail with these words (as when etcd is out of space), until `None`.
     pub fn refuse_writes(&self, detail: Option<&str>) {
         self.store.link().refusal = detail.map(str::to_owned);
     }
 
-    /// Ends this client's watches with an error, after what they had to deliver.
+    /// Ends this client's watches with an error, after they have delivered what they had.
     pub fn end_watches(&self, error: StoreError) {
         let watches = std::mem::take(&mut self.store.link().watches);
         self.store.as_it_is().end_watches(&watches, &error);
     }
 
-    /// This client's watches deliver nothing from now on, and don't end either.
+    /// Silences this client's watches: they deliver nothing from now on, and do not end either.
     pub fn silence_watches(&self) {
         let watches = self.store.link().watches.clone();
         self.store.as_it_is().silence_watches(&watches);

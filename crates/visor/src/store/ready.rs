@@ -1,4 +1,4 @@
-//! Waiting for a coordinator that isn't there yet.
+//! Waiting for a coordinator that does not answer yet.
 
 use std::time::Duration;
 
@@ -7,16 +7,18 @@ use tokio::time::sleep;
 use super::{Keys, Result, Store, StoreError};
 use crate::pause::Doubling;
 
-/// The pause between two tries; at its longest, how late a daemon may notice a coordinator that has come.
+/// The pause between two attempts; its longest is the most by which a daemon may notice a coordinator too late.
 const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from_secs(1));
 
-/// The key that is read; whether it exists doesn't matter. Each identity may read it.
+/// The key that is read, whether it exists or not. Each identity may read it.
 const PROBE: &str = "schema";
 
-/// Waits until the store answers, and lets us in: who isn't admitted yet may be in a moment. `say` is called once, with the first failure, if there is one.
+/// Waits until the store answers and admits this identity, which an operator may do at any moment.
+///
+/// `say` is called once, with the first failure, if there is one.
 ///
 /// # Errors
-/// What the store answers, if that is a refusal: waiting would not change it.
+/// The store's refusal, since waiting would not change it.
 ///
 /// # Cancel safety
 /// Nothing is lost.

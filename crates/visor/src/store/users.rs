@@ -1,22 +1,23 @@
 //! etcd's users and roles, as a store has them.
 //!
-//! Owns the vocabulary. What they should be is decided in `access`; carrying a step out is each store's part.
+//! Owns the vocabulary. `access` decides what users and roles there should be; each store carries out a step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A right of a role: to read, or to read and write, one key or all with a prefix. Keys are whole, with the cluster's
-/// prefix.
+/// A right of a role: to read, or to read and write, one key or all with a prefix.
+///
+/// Keys are whole, with the cluster's prefix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Permission {
-    /// Where it begins.
+    /// The key, or the first key of the range.
     pub key: String,
-    /// Whether it goes on to the end of that prefix.
+    /// True if the range extends to the end of that prefix.
     pub prefix: bool,
-    /// Whether it is for writing, too.
+    /// True if it allows writing, too.
     pub write: bool,
 }
 
-/// Users and roles: as they should be, or as etcd has them.
+/// Users and roles: as wanted, or as etcd has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Users {
     /// The rights of each role.

@@ -1,7 +1,7 @@
-//! The members of the cluster: which to ask next, and a connection to each.
+//! The members of the cluster: the order in which to ask them, and a connection to each.
 //!
-//! One connection an endpoint, made when first needed. A client over several endpoints would keep
-//! sending to a dead one; here an endpoint that fails is left, and asked last for a while.
+//! Each endpoint has one connection, made when it is first needed. A client over several endpoints would keep sending
+//! to a dead one; here a failing endpoint is left, and asked last for a while.
 
 use std::{
     sync::{Mutex, MutexGuard},
@@ -17,25 +17,29 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use super::failure::chain;
 use crate::identity::Credentials;
 
-/// How long an endpoint that failed is asked last: longer than a member's restart or an election.
+/// The time for which a failed endpoint is asked last: longer than a member's restart or an election.
 const SHUN: Duration = Duration::from_secs(5);
 
-/// How often a connection with calls under way is probed, so that a dead peer is noticed. etcd
-/// closes connections that are probed more often than every 5 s, or while idle.
+/// The interval at which a connection with outstanding calls is probed, so that a dead peer is noticed.
+///
+/// etcd closes connections that are probed more often than every 5 s, or while idle.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 
-/// How long a probe may go unanswered.
+/// The longest time that a probe may go unanswered.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What may be under way on a connection before the reader must have taken it: enough for a list
-/// of thousands of keys to come without a pause.
+/// The number of bytes that may be in flight before the reader has taken them.
+///
+/// It is enough for a list of thousands of keys to arrive without a pause.
 const WINDOW_BYTES: u32 = 1 << 20;
 
-/// The largest message taken. A list is one message, and the client's own limit (4 MiB) is too low
-/// for a large cluster's; etcd itself sends up to this.
+/// The largest message that is accepted.
+///
+/// A list is one message, and the client's own limit (4 MiB) is too low for a large cluster. etcd itself sends up to
+/// this size.
 const MESSAGE_BYTES: usize = i32::MAX as usize;
 
-/// Clients over one connection.
+/// The clients of one connection.
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) kv: KvClient,
@@ -57,15 +61,15 @@ pub(super) struct Endpoints {
 
 struct Member {
     url: String,
-    /// Held while connecting, so that calls at the same time share one connection.
+    /// Locked while connecting, so that simultaneous calls share one connection.
     connection: tokio::sync::Mutex<Option<Connection>>,
 }
 
-/// Which endpoints are to be asked first.
+/// The health of the endpoints, which decides the order in which they are asked.
 struct Standing {
     preferred: usize,
     shunned_until: Vec<Option<Instant>>,
-    /// The connections given up: each endpoint's generations up to this are not to be used again.
+    /// The newest abandoned generation of each endpoint; connections up to it must not be used again.
     dead_generation: Vec<u64>,
     last_generation: u64,
 }
@@ -97,7 +101,7 @@ impl Endpoints {
         self.members.iter().map(|member| member.url.clone()).collect()
     }
 
-    /// Each endpoint once: the preferred one first, those that failed of late last.
+    /// Returns each endpoint once: the preferred one first, recently failed ones last.
     pub(super) fn order(&self) -> Vec<usize> {
         let now = Instant::now();
         let standing = self.standing();
@@ -107,14 +111,14 @@ impl Endpoints {
         order
     }
 
-    /// An endpoint answered: ask it first.
+    /// Notes that an endpoint answered, so that it is asked first.
     pub(super) fn prefer(&self, at: usize) {
         let mut standing = self.standing();
         standing.preferred = at;
         standing.shunned_until[at] = None;
     }
 
-    /// An endpoint failed: drop the connection, unless it is a newer one, and ask it last.
+    /// Notes that an endpoint failed: drops the connection, unless it is a newer one, and asks the endpoint last.
     pub(super) fn leave(&self, at: usize, generation: u64) {
         let mut standing = self.standing();
         let dead = &mut standing.dead_generation[at];
@@ -122,8 +126,9 @@ impl Endpoints {
         standing.shunned_until[at] = Some(Instant::now() + SHUN);
     }
 
-    /// A connection to an endpoint, made within `limit` if there is none yet. The error says in
-    /// words what stood in the way; nothing has been sent.
+    /// Returns a connection to an endpoint, made within `limit` if there is none yet.
+    ///
+    /// The error says in words why it could not be made; nothing has been sent.
     pub(super) async fn connect(&self, at: usize, limit: Duration) -> Result<Connection, String> {
         let limit = limit.min(self.connect_timeout);
         let member = &self.members[at];
@@ -157,11 +162,11 @@ impl Endpoints {
     }
 }
 
-/// Connects. Only the connection is made: etcd's answer comes with the first call.
+/// Opens a connection. etcd's own answer comes only with the first call.
 async fn open(url: &str, credentials: Option<&Credentials>, generation: u64) -> Result<Connection, String> {
     let mut endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| chain(&error))?;
     if let Some(credentials) = credentials {
-        // As the files are now: a connection shows the certificate that it began with, whatever is renewed.
+        // The files are read at each connection, because a connection keeps the certificate that it began with.
         let pem = credentials.pem();
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(pem.authority))
@@ -177,8 +182,8 @@ async fn open(url: &str, credentials: Option<&Credentials>, generation: u64) -> 
         .connect()
         .await
         .map_err(|error| chain(&error))?;
-    // A member that has lost its leader must say so, and end its watches: cut off from the others
-    // it would stay silent for ever while it looks alive.
+    // A member that has lost its leader must report that and end its watches. Without this, a member cut off from the
+    // others would stay silent for ever and seem alive.
     let options = ConnectOptions::new().with_require_leader(true);
     let client =
         Client::from_channel(Channel::Tonic(channel), Some(options)).await.map_err(|error| chain(&error))?;

@@ -1,7 +1,7 @@
-//! What a failed attempt means: was it carried out, and does another endpoint make sense?
+//! The meaning of a failed attempt: was it carried out, and is another endpoint worth trying?
 //!
-//! etcd says what went wrong in words; its codes are too coarse (a full disk and a busy server are
-//! both "resource exhausted"). The words are those of its `rpctypes`, the same from 3.4 to 3.6.
+//! etcd reports the cause in words, because its codes are too coarse (a full disk and a busy server are both "resource
+//! exhausted"). The words are those of its `rpctypes`, the same from 3.4 to 3.6.
 
 use std::error::Error;
 
@@ -9,7 +9,7 @@ use tonic::{Code, ConnectError, Status};
 
 use crate::store::{LeaseId, Revision, StoreError};
 
-/// What a call was about, to name it in an error.
+/// The subject of a call, to name it in an error.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Asked {
     pub(super) revision: Option<Revision>,
@@ -21,17 +21,17 @@ pub(super) struct Asked {
 pub(super) enum Failure {
     /// It was not carried out; another endpoint may take it.
     NotDone(String),
-    /// It was not carried out, because of a change that came in between; the same endpoint takes it now.
+    /// It was not carried out, because another change came first; the same endpoint will take it now.
     Overtaken(String),
-    /// The connection, or the member, broke under it: it may have been carried out.
+    /// The connection or the member failed during the call: it may have been carried out.
     Broken(String),
     /// There was no answer in time: it may have been carried out.
     Silent(String),
-    /// The store answered with an error: that is the call's result.
+    /// The store answered with an error, which is the call's result.
     Answered(StoreError),
 }
 
-/// Refusals that come before the call is proposed to the cluster, and that may pass.
+/// The refusals that etcd gives before it proposes the call to the cluster, and that may pass.
 const NEVER_PROPOSED: [&str; 4] = [
     "etcdserver: no leader",
     "etcdserver: not leader",
@@ -39,8 +39,9 @@ const NEVER_PROPOSED: [&str; 4] = [
     "raft proposal dropped",
 ];
 
-/// Users or roles changed after the call was checked. etcd checks once more before it carries it out, and refuses what
-/// was decided by older ones.
+/// The refusal after users or roles changed between two checks of a call.
+///
+/// etcd checks once more before it carries a call out, and refuses a call that was checked against older rights.
 const AUTH_CHANGED: &str = "revision of auth store is old";
 
 const LEASE_NOT_FOUND: &str = "requested lease not found";
@@ -50,7 +51,7 @@ impl Failure {
     pub(super) fn of(error: etcd_client::Error, asked: &Asked) -> Self {
         match error {
             etcd_client::Error::GRpcStatus(status) => Self::of_status(&status, asked),
-            // The client's own words for a keep-alive answered with no time left.
+            // These are the client's own words for a keep-alive that was answered with no time left.
             etcd_client::Error::LeaseKeepAliveError(detail) if detail == "lease not found" => {
                 Failure::Answered(StoreError::LeaseNotFound(asked.lease.unwrap_or(0)))
             }
@@ -80,7 +81,7 @@ impl Failure {
             });
         }
         match status.code() {
-            // Answers of the store's own, about this very call.
+            // These are the store's own answers to this very call.
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
@@ -90,7 +91,7 @@ impl Failure {
             | Code::FailedPrecondition
             | Code::OutOfRange
             | Code::Unimplemented => Failure::Answered(StoreError::Refused { detail: words.to_owned() }),
-            // "request timed out", "leader changed", "server stopped", a broken connection, ...
+            // These include "request timed out", "leader changed", "server stopped" and a broken connection.
             Code::Ok
             | Code::Cancelled
             | Code::Unknown
@@ -103,7 +104,7 @@ impl Failure {
     }
 }
 
-/// Whether the channel could not even connect again.
+/// Reports whether the channel could not even reconnect.
 fn never_connected(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {
@@ -115,7 +116,7 @@ fn never_connected(status: &Status) -> bool {
     false
 }
 
-/// An error with its causes, each said once.
+/// Returns an error with its causes, without repetitions.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     let first = error
         .downcast_ref::<Status>()

@@ -1,6 +1,6 @@
-//! etcd's users and roles, and which version it is.
+//! etcd's users and roles, and its version.
 //!
-//! Owns the translation, and nothing of what they should be (`access`).
+//! Owns the translation into etcd's calls. What users and roles there should be is decided in `access`.
 
 use etcd_client::{
     Permission as EtcdPermission, PermissionType, RoleRevokePermissionOptions, UserAddOptions,
@@ -12,7 +12,7 @@ use crate::store::{
     users::{AuthOp, Permission, Users},
 };
 
-/// Answers that say of a step that it has been done, by a rival or by a call whose reply was lost.
+/// The answers that mean that a step was already done, by a rival or by a call whose reply was lost.
 const DONE_ALREADY: [&str; 8] = [
     "role name already exists",
     "user name already exists",
@@ -25,7 +25,7 @@ const DONE_ALREADY: [&str; 8] = [
 ];
 
 impl EtcdStore {
-    /// All users and roles, whosever they are.
+    /// Reads all users and roles, including those of other programs.
     ///
     /// # Errors
     /// The store's.
@@ -63,7 +63,7 @@ impl EtcdStore {
         Ok(found)
     }
 
-    /// Carries a step out. One that has been done already is done.
+    /// Carries out a step. A step that was already done is no error.
     ///
     /// # Errors
     /// The store's.
@@ -91,7 +91,7 @@ impl EtcdStore {
                             auth.role_revoke_permission(role, right.key, options).await.map(drop)
                         }
                         AuthOp::AddUser(user) => {
-                            // No password: a certificate is the only way in.
+                            // Without a password, a certificate is the only way to log in.
                             let options = UserAddOptions::new().with_no_pwd();
                             auth.user_add(user, "", Some(options)).await.map(drop)
                         }
@@ -114,7 +114,7 @@ impl EtcdStore {
         }
     }
 
-    /// Has etcd tell users apart from now on. Where it does already, nothing changes.
+    /// Turns on etcd's authentication, if it is not on already.
     ///
     /// # Errors
     /// The store's; etcd's, if there is no user `root` with the role of that name.
@@ -126,7 +126,7 @@ impl EtcdStore {
         .map(drop)
     }
 
-    /// The version of the member that answers, as it says it.
+    /// Returns the version that the answering member reports.
     ///
     /// # Errors
     /// The store's.
@@ -155,8 +155,9 @@ fn permission(right: &EtcdPermission) -> Permission {
     }
 }
 
-/// Whether a member is older than the releases that closed etcd's known holes in telling users apart; then, which
-/// release of its line to take. A version that can't be read is not said to be old.
+/// Returns the release to upgrade to, if a member is older than the fixes of etcd's known holes in authentication.
+///
+/// The release is of the member's own line. A version that cannot be parsed does not count as old.
 pub fn holes_closed_in(version: &str) -> Option<&'static str> {
     let mut numbers = version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
     let (major, minor, patch) = (numbers.next()?, numbers.next()?, numbers.next()?);

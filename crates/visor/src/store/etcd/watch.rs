@@ -9,10 +9,10 @@ use super::{
 };
 use crate::store::{Event, Result, Revision, StoreError, Watch, WatchMessage};
 
-/// What etcd's reason for a cancel has in it when this identity may not watch.
+/// The parts of etcd's reason for a cancel that mean that this identity may not watch.
 const REFUSALS: [&str; 3] = ["code = PermissionDenied", "code = Unauthenticated", "code = InvalidArgument"];
 
-/// One watch, alone on its stream: when either ends, both do.
+/// A watch, alone on its stream: when either ends, both do.
 pub(super) struct EtcdWatch {
     stream: WatchStream,
     wire: Wire,
@@ -25,7 +25,7 @@ impl EtcdWatch {
         Self { stream, wire, from, ended: false }
     }
 
-    /// A cancelled watch's error: etcd reports it as a message like any other.
+    /// Returns a cancelled watch's error; etcd reports the cancel as a message like any other.
     fn cancelled(&self, response: &WatchResponse) -> StoreError {
         let reason = response.cancel_reason();
         if response.compact_revision() > 0 {
@@ -70,8 +70,8 @@ impl Watch for EtcdWatch {
             }
             let events: Vec<Event> =
                 response.events().iter().filter_map(|event| self.wire.event(event)).collect();
-            // A watch that catches up is sent the store's revision with each of its batches, also
-            // with those before the last: what has been delivered is what the events say.
+            // While a watch catches up, etcd sends the store's revision with every batch, also with those before the
+            // last. Only the events tell what has been delivered.
             let revision = events.last().map_or_else(|| wire::revision(response.header()), Event::revision);
             return Some(Ok(WatchMessage { revision, events }));
         };

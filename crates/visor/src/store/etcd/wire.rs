@@ -1,4 +1,4 @@
-//! Between the store's vocabulary and etcd's: keys with the cluster's prefix, operations, entries.
+//! The translation between the store's vocabulary and etcd's: keys with the cluster's prefix, operations, entries.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use etcd_client::{
 
 use crate::store::{Compare, Entry, Event, Keys, Op, Revision, Txn, TxnReply};
 
-/// The cluster's prefix, with the slash that parts it from the key.
+/// The cluster's prefix, with the slash between it and the key.
 #[derive(Clone, Debug)]
 pub(super) struct Wire {
     prefix: Arc<str>,
@@ -25,13 +25,13 @@ impl Wire {
         format!("{}{key}", self.prefix).into_bytes()
     }
 
-    /// A key as it is on the wire, without the prefix. Bytes that are no UTF-8 can't be one of ours.
+    /// Returns a key from the wire without the prefix. Bytes that are not UTF-8 cannot be one of our keys.
     fn stripped(&self, key: &[u8]) -> String {
         let key = key.strip_prefix(self.prefix.as_bytes()).unwrap_or(key);
         String::from_utf8_lossy(key).into_owned()
     }
 
-    /// Where keys start, and whether they go on to the end of that prefix.
+    /// Returns where a range of keys starts, and whether it extends to the end of that prefix.
     pub(super) fn start(&self, keys: &Keys) -> (Vec<u8>, bool) {
         match keys {
             Keys::One(key) => (self.key(key), false),
@@ -104,7 +104,7 @@ impl Wire {
     }
 }
 
-/// The store's revision in an answer. etcd never leaves the header out.
+/// Returns the store's revision in an answer. etcd always sends the header.
 pub(super) fn revision(header: Option<&ResponseHeader>) -> Revision {
     header.map_or(0, ResponseHeader::revision)
 }

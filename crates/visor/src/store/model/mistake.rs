@@ -1,4 +1,4 @@
-//! What a model can be told to do wrong, so that tests of the comparison have something to find.
+//! The mistakes that a model can be told to make, so that tests of the comparison have something to find.
 
 /// One deliberate departure from etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,19 +7,19 @@ pub enum Mistake {
     EmptyDeleteRaisesRevision,
     /// A key that was deleted and is written again keeps its first create revision.
     CreateRevisionSurvivesDelete,
-    /// A get doesn't see the writes of its own transaction.
+    /// A `Get` does not see the writes of its own transaction.
     GetMissesOwnWrites,
     /// A key may be put twice in one transaction.
     AllowsDuplicatePuts,
-    /// More operations than the limit are taken.
+    /// A transaction with more operations than the limit is accepted.
     AllowsAnyLength,
-    /// A put with an ended lease is taken.
+    /// A put with an ended lease is accepted.
     AllowsEndedLease,
-    /// The keys of an ended lease go in a revision each.
+    /// The keys of an ended lease are deleted in a revision each.
     LeaseKeysGoOneByOne,
-    /// A key that was bound to another lease still goes with its first one.
+    /// A key that was bound to a second lease is still deleted with its first one.
     RebindKeepsOldLease,
-    /// A watch leaves out the changes of the revision that it starts from.
+    /// A watch omits the changes of the revision that it starts from.
     WatchStartsLate,
     /// A watch forgets deletions.
     WatchForgetsDeletes,
@@ -27,14 +27,14 @@ pub enum Mistake {
     ReadsCompacted,
     /// A watch may start from a compacted revision.
     WatchesCompacted,
-    /// A write whose reply is lost isn't carried out.
+    /// A write whose reply is lost is not carried out.
     LostReplyLosesWrite,
-    /// A prefix is taken for a single key.
+    /// A prefix is treated as a single key.
     PrefixIsExact,
 }
 
 impl Mistake {
-    /// Each of them.
+    /// All mistakes.
     pub const ALL: [Mistake; 14] = [
         Mistake::EmptyDeleteRaisesRevision,
         Mistake::CreateRevisionSurvivesDelete,

@@ -1,8 +1,8 @@
-//! The model's state and each change of it; no clock, no await, no fault.
+//! The model's state and each change of it, without clock, await or fault.
 //!
-//! Written along etcd 3.4's own code: what it refuses, in which order it looks, and which events a
-//! transaction leaves. `live` is the image now, `base` the image at the compacted revision, and
-//! `history` the events between the two, so that a range can go back and a watch can replay.
+//! Written along etcd 3.4's own code: what it refuses, in which order it checks, and which events a transaction leaves.
+//! `live` is the image now, `base` the image at the compacted revision, and `history` the events between the two, so
+//! that a range can go back and a watch can replay.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -18,10 +18,10 @@ use crate::store::{
     WatchMessage,
 };
 
-/// The least time that a lease has: etcd's one and a half election timeouts, in whole seconds.
+/// The shortest time of a lease: etcd's one and a half election timeouts, in whole seconds.
 const LEAST_TTL: Duration = Duration::from_secs(2);
 
-/// Everything that the store knows.
+/// The whole state of the store.
 pub(super) struct State {
     revision: Revision,
     compacted: Revision,
@@ -35,7 +35,7 @@ pub(super) struct State {
     watches: BTreeMap<u64, Watcher>,
     last_watch: u64,
     pub(super) mistake: Option<Mistake>,
-    /// First create revisions, for [`Mistake::CreateRevisionSurvivesDelete`] alone.
+    /// The first create revision of each key, used only by [`Mistake::CreateRevisionSurvivesDelete`].
     first_created: BTreeMap<String, Revision>,
 }
 
@@ -55,7 +55,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// Queues the events of one revision that it asked for.
+    /// Queues those events of one revision that the watch asked for.
     fn offer(&mut self, revision: Revision, events: &[Event], mistake: Option<Mistake>) {
         let late = mistake == Some(Mistake::WatchStartsLate) && revision == self.from;
         if self.ended || revision < self.from || late {
@@ -133,7 +133,7 @@ impl State {
 
     fn image_at(&self, at: Revision) -> BTreeMap<String, Entry> {
         let mut image = self.base.clone();
-        // A compacted revision's own events are in `base` already.
+        // `base` already contains the events of the compacted revision.
         if at > self.compacted {
             for (_, events) in self.history.range(self.compacted + 1..=at) {
                 replay(&mut image, events);
@@ -191,7 +191,7 @@ impl State {
         Ok(TxnReply { succeeded, revision: self.revision, found })
     }
 
-    /// What etcd refuses before it looks at any key, in both branches.
+    /// Checks what etcd refuses before it reads any key, in both branches.
     fn check(&self, txn: &Txn) -> Result<()> {
         let longest = txn.when.len().max(txn.then.len()).max(txn.otherwise.len());
         if longest > MAX_TXN_OPS && self.mistake != Some(Mistake::AllowsAnyLength) {
@@ -257,7 +257,7 @@ impl State {
         }
     }
 
-    /// Makes the revision, if there is anything in it, and tells the watches.
+    /// Makes the revision, if it has any event, and notifies the watches.
     fn commit(&mut self, events: Vec<Event>) {
         if events.is_empty() {
             return;
@@ -276,7 +276,7 @@ impl State {
         let ends = now + ttl;
         self.leases.insert(self.last_lease, Lease { ttl, ends, keys: BTreeSet::new() });
         self.ends.insert((ends, self.last_lease));
-        // A waiting watch sleeps until the lease that was next to end; this one may come before it.
+        // A waiting watch sleeps until the lease that was next to end; this one may end earlier.
         for watcher in self.watches.values() {
             watcher.wake.notify_one();
         }
@@ -307,7 +307,7 @@ impl State {
         Ok(())
     }
 
-    /// When the next lease runs out.
+    /// Returns the time when the next lease runs out.
     pub(super) fn next_lease_end(&self) -> Option<Instant> {
         self.ends.first().map(|(ends, _)| *ends)
     }
@@ -353,7 +353,7 @@ impl State {
         self.last_watch
     }
 
-    /// What a watch delivers now; `None` if it has to wait.
+    /// Returns what a watch delivers now; `None` if it has to wait.
     pub(super) fn next_message(&mut self, watch: u64) -> Option<Option<Result<WatchMessage>>> {
         let watcher = self.watches.get_mut(&watch)?;
         if watcher.silent {

@@ -1,5 +1,5 @@
-//! What the model promises beyond being true to etcd (which the fidelity test shows): leases on tokio's
-//! clock, watches that wake, and faults.
+//! The model's promises beyond equality with etcd (which the fidelity test shows): leases on tokio's clock, watches
+//! that wake, and faults.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn keys(store: &ModelStore) -> Vec<String> {
     page.entries.into_iter().map(|entry| entry.key).collect()
 }
 
-/// The message that a watch has ready.
+/// Returns the message that a watch has ready.
 fn ready(watch: &mut Box<dyn Watch>) -> Option<Option<Result<WatchMessage>>> {
     watch.next().now_or_never()
 }
