@@ -1,8 +1,8 @@
-//! What is left of a cluster's capacity, how many more of a service fit, and what has no place if a part goes.
+//! The free capacity of a cluster, how many more instances of a service fit, and what has no place if a part goes.
 //!
-//! Owns these answers over an image. They come from the converger's own planner ([`placement`](crate::rules::placement)),
-//! run on the image without the part. It knows nothing that only a converger remembers: hosts where a release failed
-//! lately count as room here.
+//! Owns these answers over an image. They come from the converger's own planner
+//! ([`placement`](crate::rules::placement)), run on the image without that part. It does not know what only a converger
+//! remembers: hosts where a release failed lately count as room here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,28 +22,28 @@ use crate::{
     transitions::envs::EMPTY_ENV,
 };
 
-/// Slots and memory of some hosts.
+/// The slots and memory of some hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Share {
-    /// Hosts that are registered.
+    /// The number of registered hosts.
     pub hosts: u32,
-    /// Of these, the hosts where nothing new is placed: cordoned, draining.
+    /// The number of those where nothing new is placed: cordoned or draining.
     pub closed: u32,
-    /// Instances that the hosts can take in all.
+    /// The number of instances that the hosts can take in all.
     pub slots: u64,
-    /// Memory that they have for instances.
+    /// The memory that they have for instances.
     pub memory_bytes: u64,
-    /// Slots of what is assigned and hasn't ended.
+    /// The slots of assigned instances that have not ended.
     pub slots_reserved: u64,
-    /// The memory of these: their limits, or what one without is reckoned at.
+    /// The memory of these: their limits, or what an instance without a limit counts as.
     pub memory_reserved_bytes: u64,
-    /// Of these, what its host says that it has taken up: claimed, running, stopping.
+    /// The slots of those that their host reports as claimed, running or stopping.
     pub slots_used: u64,
-    /// The memory of these, as reserved: no host says how much they really take.
+    /// The memory of these, counted as reserved: no host reports how much they really use.
     pub memory_used_bytes: u64,
-    /// Slots left on the hosts that are open.
+    /// The free slots on open hosts.
     pub slots_free: u64,
-    /// Memory left on them.
+    /// The free memory on open hosts.
     pub memory_free_bytes: u64,
 }
 
@@ -91,7 +91,7 @@ impl Share {
     }
 }
 
-/// The hosts that are registered, each zone's together.
+/// Returns the shares of the registered hosts by zone.
 pub fn by_zone(snapshot: &Snapshot) -> BTreeMap<ZoneName, Share> {
     let mut zones: BTreeMap<ZoneName, Share> = BTreeMap::new();
     for (name, view, host) in registered(snapshot) {
@@ -100,7 +100,7 @@ pub fn by_zone(snapshot: &Snapshot) -> BTreeMap<ZoneName, Share> {
     zones
 }
 
-/// All of them.
+/// Returns the sum of all shares.
 pub fn total<'a>(zones: impl IntoIterator<Item = &'a Share>) -> Share {
     zones.into_iter().fold(Share::default(), |mut total, share| {
         total.add(share);
@@ -108,10 +108,10 @@ pub fn total<'a>(zones: impl IntoIterator<Item = &'a Share>) -> Share {
     })
 }
 
-/// How many more instances of a service could be placed, by zone; each zone's number is as if nothing else were
-/// placed meanwhile, and together they are how many fit in all.
+/// Returns how many more instances of a service could be placed, by zone.
 ///
-/// The service runs by its settings, with the env of the app's current release.
+/// Each zone's number assumes that nothing else is placed meanwhile; their sum is how many fit in all. The service runs
+/// with its settings and with the env of the app's current release.
 pub fn fits(snapshot: &Snapshot, view: &AppView, proc: &ProcName) -> BTreeMap<ZoneName, u64> {
     let need = reckoned(&limits_of(view, proc).unwrap_or_default());
     let env = view.head_release().map_or(EMPTY_ENV, |(_, head)| head.env);
@@ -127,12 +127,12 @@ pub fn fits(snapshot: &Snapshot, view: &AppView, proc: &ProcName) -> BTreeMap<Zo
     zones
 }
 
-/// What an instance that is placed now may use; none if there is no such proc.
+/// Returns the limits of an instance that is placed now; none if there is no such proc.
 fn limits_of(view: &AppView, proc: &ProcName) -> Option<Limits> {
     view.procs.get(proc).map(|row| row.run.limits.clone())
 }
 
-/// A part of a cluster that may go.
+/// A part of a cluster that may fail.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -142,18 +142,18 @@ pub enum Part {
     Host(HostName),
 }
 
-/// What is lost with a part.
+/// The loss if a part fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Loss {
     /// The part.
     pub part: Part,
-    /// How many instances that are meant to run are there.
+    /// The number of instances there that are meant to run.
     pub instances: u32,
-    /// How many of them could be placed nowhere else, by app and proc.
+    /// The number of those that could be placed nowhere else, by app and proc.
     pub without_place: BTreeMap<AppName, BTreeMap<ProcName, u32>>,
 }
 
-/// What is lost if each zone went, and if the host went that has the most memory reserved.
+/// Returns the loss of each zone, and of the host with the most reserved memory.
 pub fn losses(snapshot: &Snapshot) -> Vec<Loss> {
     let zones: BTreeSet<&ZoneName> = registered(snapshot).map(|(_, _, host)| &host.zone).collect();
     let parts = zones.into_iter().map(|zone| Part::Zone(zone.clone()));
@@ -165,7 +165,7 @@ pub fn losses(snapshot: &Snapshot) -> Vec<Loss> {
     parts.map(|part| loss(snapshot, part)).collect()
 }
 
-/// What is lost with a part: what the converger, told that it has gone, would have no place for.
+/// Returns the loss of a part: the instances for which the converger would find no other place.
 pub fn loss(snapshot: &Snapshot, part: Part) -> Loss {
     let goes = |name: &HostName, host: &Host| match &part {
         Part::Zone(zone) => host.zone == *zone,
@@ -215,22 +215,22 @@ pub fn loss(snapshot: &Snapshot, part: Part) -> Loss {
     Loss { part: part.clone(), instances, without_place }
 }
 
-/// An app's proc.
+/// A proc of an app.
 type Service<'a> = (&'a AppName, &'a ProcName);
 
-/// A service's instances of one release, those on trial apart.
+/// The instances of a service in one release, with those on trial apart.
 type Group<'a> = (Service<'a>, ReleaseId, bool);
 
-/// What is left of a service without a part of the cluster.
+/// The instances of a service that remain without a part of the cluster.
 #[derive(Default)]
 struct Kept {
-    /// The host of each instance, by its place in the image.
+    /// The host of each instance, by its position in the image.
     hosts: Vec<usize>,
-    /// How many of head's instances stand in the zone in which something has gone.
+    /// The number of head's instances in the zone of the failed part.
     in_zone: u32,
 }
 
-/// How many of the lost instances are to stand in their zone again, and nowhere else.
+/// Returns how many of the lost instances must stand in their zone again, and nowhere else.
 fn owed(snapshot: &Snapshot, zone: &ZoneName, kept: &Kept, lost: &[&Assignment]) -> u32 {
     let Some(one) = lost.first().filter(|one| is_heads(snapshot, one)) else { return 0 };
     let formation = snapshot.apps.get(&one.app).and_then(|view| view.formation.get(&one.proc));
@@ -239,13 +239,13 @@ fn owed(snapshot: &Snapshot, zone: &ZoneName, kept: &Kept, lost: &[&Assignment])
     after - wanted.saturating_sub(kept.in_zone.saturating_add(count(lost.len())))
 }
 
-/// Whether an instance is one of its app's current release, and no trial's.
+/// Reports whether an instance is of its app's current release, and not of a trial.
 fn is_heads(snapshot: &Snapshot, one: &Assignment) -> bool {
     let head = snapshot.apps.get(&one.app).and_then(|view| view.head.as_ref());
     !one.trial && head.is_some_and(|head| head.release == one.release)
 }
 
-/// What the converger would ask for in the place of what is lost: the first ones in their zone, the others anywhere.
+/// Returns the converger's requests for replacements: the first ones in their zone, the others anywhere.
 fn requests_for(
     snapshot: &Snapshot,
     lost: &[&Assignment],

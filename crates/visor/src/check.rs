@@ -1,13 +1,14 @@
-//! Whether the coordinator's rows fit together, and how those that don't are mended.
+//! The check that the coordinator's rows fit together, and the repair of those that do not.
 //!
-//! Owns the invariants, as a pure function over a whole image; each holds at every revision, since a transition is one
-//! transaction. What broke one is a person's hand, a fault, or a backup of another time. Three kinds of finding:
+//! Owns the invariants, as a pure function over a whole image. Each holds at every revision, because a transition is
+//! one transaction. An edit by hand, a fault, or a backup of another time can break one. There are three kinds of
+//! finding:
 //!
 //! - one that can be mended without ending or losing anything carries the guarded change that does so;
-//! - one that takes a decision says what a person should do;
+//! - one that needs a decision says what a person should do;
 //! - one that a converger clears up by itself is `passing`: it counts only if it is still there a while later.
 //!
-//! What each file looks at: `apps` an app's own rows, `instances` where instances are, `presence` who is there.
+//! Submodules: `apps` checks an app's own rows, `instances` where instances are, `presence` the leased rows.
 
 mod apps;
 mod instances;
@@ -24,38 +25,38 @@ use crate::{
     visor::{Change, Result, Visor},
 };
 
-/// Something that isn't as it should be.
+/// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The key that it is about.
+    /// The key that it concerns.
     pub key: String,
-    /// Which invariant is broken, in a word that stays.
+    /// The name of the broken invariant, which never changes.
     pub rule: &'static str,
-    /// What is wrong.
+    /// The fault in words.
     pub what: String,
-    /// What is to be done: by [`Finding::mend`], if there is one, else by a person.
+    /// The remedy in words: [`Finding::mend`], if there is one, else a person's task.
     pub remedy: String,
-    /// Whether it can be mended here.
+    /// True if it can be mended here.
     pub mendable: bool,
-    /// Whether a converger that is at work clears it up by itself.
+    /// True if a working converger clears it up by itself.
     #[serde(skip)]
     pub passing: bool,
-    /// The change that mends it, guarded on what it was found in.
+    /// The change that mends it, guarded on the rows in which it was found.
     #[serde(skip)]
     pub mend: Option<Change>,
 }
 
-/// What was looked at.
+/// All rows of a cluster, as they are checked.
 #[derive(Clone, Debug, Default)]
 pub struct Stock {
     /// The image.
     pub snapshot: Snapshot,
-    /// Keys that this version doesn't know. They may be a newer version's.
+    /// The keys that this version does not know. They may be a newer version's.
     pub unknown: Vec<String>,
 }
 
 impl Stock {
-    /// Of all rows at one revision.
+    /// Builds the stock from all rows at one revision.
     pub fn of(entries: &[Entry], revision: Revision) -> Stock {
         let mut stock = Stock::default();
         entries.iter().for_each(|entry| stock.snapshot.put(entry));
@@ -70,7 +71,7 @@ impl Stock {
 }
 
 impl Visor {
-    /// Reads everything there is.
+    /// Reads all rows.
     ///
     /// # Errors
     /// The store's.
@@ -80,7 +81,7 @@ impl Visor {
     }
 }
 
-/// Everything that isn't as it should be, by key.
+/// Returns every broken invariant, by key.
 pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
     let mut found = Findings(Vec::new());
     unreadable(snapshot, &mut found);
@@ -102,7 +103,7 @@ pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
     all
 }
 
-/// Those of `later` that `earlier` had too, or that never pass by themselves.
+/// Returns those of `later` that `earlier` had too, or that never pass by themselves.
 pub fn lasting(earlier: &[Finding], later: Vec<Finding>) -> Vec<Finding> {
     let was = |one: &Finding| earlier.iter().any(|other| (&other.key, other.rule) == (&one.key, one.rule));
     later.into_iter().filter(|one| !one.passing || was(one)).collect()
@@ -111,12 +112,12 @@ pub fn lasting(earlier: &[Finding], later: Vec<Finding>) -> Vec<Finding> {
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    /// One that takes a person.
+    /// Adds a finding that a person must resolve.
     fn tell(&mut self, key: &Key, rule: &'static str, what: impl Into<String>, remedy: impl Into<String>) {
         self.add(key.to_string(), rule, what.into(), remedy.into(), None);
     }
 
-    /// One that can be mended.
+    /// Adds a finding that can be mended.
     fn mend(
         &mut self,
         key: &Key,
@@ -128,7 +129,7 @@ impl Findings {
         self.add(key.to_string(), rule, what.into(), remedy.into(), Some(change));
     }
 
-    /// The last one passes by itself while a converger is at work.
+    /// Marks the last finding as one that a working converger clears up.
     fn passes(&mut self) {
         if let Some(last) = self.0.last_mut() {
             last.passing = true;
@@ -150,9 +151,10 @@ fn unreadable(snapshot: &Snapshot, found: &mut Findings) {
         let Ok(key) = name.parse::<Key>() else { continue };
         let what = format!("it can't be read: {why}");
         match &key {
-            // What is only told, and told anew.
+            // These rows are only reports, which are written again.
             Key::Pending(..) | Key::Ended(..) | Key::Day(_) => {
-                // What can't be read is of no use to whoever overwrote it meanwhile, either.
+                // An unreadable value has no use; if a readable one replaces it meanwhile, deleting that does no harm
+                // either.
                 let change = Change::new().exists(&key).delete(&key);
                 found.mend(&key, "unreadable", what, "delete it: nothing depends on it", change);
             }

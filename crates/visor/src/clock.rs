@@ -1,6 +1,6 @@
-//! What time it is, for people.
+//! The wall clock, for times that people read.
 //!
-//! Owns nothing but the way in which the wall clock is passed to a loop. Nothing is timed on it: it may jump.
+//! Owns only the way in which the wall clock is passed to a loop. No duration is measured on it, because it may jump.
 
 use std::{fmt, sync::Arc};
 
@@ -11,19 +11,19 @@ use jiff::Timestamp;
 pub struct WallClock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
 impl WallClock {
-    /// The clock that `now` reads.
+    /// Returns the clock that `now` reads.
     pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
         WallClock(Arc::new(now))
     }
 
-    /// What it shows.
+    /// Returns the present time.
     pub fn now(&self) -> Timestamp {
         (self.0)()
     }
 }
 
 impl Default for WallClock {
-    /// The machine's.
+    /// Returns the machine's clock.
     fn default() -> Self {
         WallClock::new(Timestamp::now)
     }

@@ -1,8 +1,8 @@
-//! How long each part waits for another, and how these times are ordered.
+//! The deadlines with which each part waits for another, and their order.
 //!
-//! Owns every deadline that two parts must agree on. The assertions state the order and hold it at compile
-//! time: whoever knows the cause gives its verdict before the one who waits for it gives up. A time that
-//! concerns a single part stays with that part.
+//! Owns every deadline that two parts must agree on. The assertions check the order at compile time: the part that
+//! knows the cause gives its verdict before the part that waits for it gives up. A time that concerns a single part
+//! stays with that part.
 //!
 //! ```text
 //! lease  0 ──────── 3 renewed ─────────── 7 stops what mustn't run twice ── 10 ends ── 11 its instances are lost
@@ -12,98 +12,98 @@
 
 use std::time::Duration;
 
-/// How long a lease lasts without a renewal: a dead host, converger or rm is noticed after this time.
+/// The time that a lease lasts without a renewal: a dead host, converger or rm is noticed after this time.
 pub const LEASE: Duration = Duration::from_secs(10);
 
-/// How often a lease is renewed.
+/// The interval between renewals of a lease.
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 
-/// How long giving a lease back may take; it ends by itself otherwise.
+/// The time that revoking a lease may take; after that it ends by itself.
 pub const LEASE_RELEASE: Duration = Duration::from_secs(2);
 
-/// After this silence a watch is asked for a sign of life, and each time again.
+/// The silence after which a watch is asked for a sign of life, repeatedly.
 pub const WATCH_ASKED: Duration = Duration::from_secs(5);
 
-/// After this silence a watch is given up, though it was asked.
+/// The silence after which a watch that was asked is given up.
 pub const WATCH_SILENT: Duration = Duration::from_secs(15);
 
-/// The longest pause between two attempts of a mirror to list anew.
+/// The longest pause between two attempts of a mirror to list again.
 pub const LONGEST_RELIST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How often the end of a host's lease is written down for the shims that must know.
+/// The interval at which the end of a host's lease is written to disk for the shims that need it.
 pub const LEASE_NOTE: Duration = Duration::from_secs(1);
 
-/// How long before the end of its host's lease an instance that mustn't run twice is told to end.
+/// The time before the end of its host's lease at which an instance that must not run twice is told to end.
 pub const STOP_BEFORE_LEASE_ENDS: Duration = Duration::from_secs(3);
 
-/// How often such an instance's shim looks at the lease.
+/// The interval at which such an instance's shim reads the end of the lease.
 pub const LEASE_LOOK: Duration = Duration::from_millis(500);
 
-/// The stop timeout that such an instance has then, at most.
+/// The longest stop timeout that such an instance gets then.
 pub const STOP_ON_PARTITION: Duration = Duration::from_secs(2);
 
-/// From the end of a host's lease until the host is given up: time for a bazooka-pm that was only slow.
+/// The time from the end of a host's lease until the host is given up, for a bazooka-pm that was only slow.
 pub const HOST_REPRIEVE: Duration = Duration::from_secs(1);
 
 /// The reprieve of a host that was gone when the converger began, or that is still gone after a freeze.
 ///
-/// The converger can't know for how long such a host has been gone. In one lease time the hosts of a cluster
-/// that starts as a whole come back.
+/// The converger cannot know for how long such a host has been gone. When a whole cluster starts, its hosts return
+/// within one lease time.
 pub const FIRST_HOST_REPRIEVE: Duration = LEASE;
 
-/// Hosts that vanish within this time vanish at once.
+/// The time within which vanished hosts count as vanished at once.
 pub const GONE_AT_ONCE: Duration = LEASE;
 
-/// How long a host that was just stopped may take to disappear.
+/// The time that a host that was just stopped may take to disappear.
 pub const HOST_DISAPPEARS: Duration = Duration::from_secs(15);
 
-/// How long instances that a host no longer has to run go on serving once the host is back after a partition.
+/// The time for which replaced instances go on serving after their host returns from a partition.
 ///
-/// The proxies that were cut off with it need this time to hear what has been replaced.
+/// The proxies that were cut off with it need this time to learn what was replaced.
 pub const SERVE_AFTER_PARTITION: Duration = Duration::from_secs(5);
 
-/// How long HAProxy may take to check a server again that it couldn't reach.
+/// The time within which HAProxy checks a server again that it could not reach.
 pub const SERVER_CHECK: Duration = Duration::from_millis(500);
 
-/// How long an instance may drain.
+/// The longest time that an instance may drain.
 pub const DRAIN: Duration = Duration::from_secs(30);
 
-/// How long an instance may be without a place before that is a failure.
+/// The time without a place after which an instance counts as failed.
 ///
 /// A trial fails then, and a push or a command that waits for the instance gives up.
 pub const NO_ROOM: Duration = Duration::from_secs(15);
 
-/// How long a push or a command waits where no converger or no host is there at all.
+/// The time that a push or a command waits while no converger or no host is there at all.
 pub const NOBODY: Duration = Duration::from_secs(15);
 
-/// How long a command waits for a coordinator that is out of touch.
+/// The time that a command waits for a coordinator that is out of touch.
 pub const OUT_OF_TOUCH: Duration = Duration::from_secs(15);
 
-/// After this quiet a command says who is missing, if anybody is.
+/// The silence after which a command reports a missing part.
 pub const COMMAND_QUIET: Duration = Duration::from_secs(2);
 
-/// After this quiet a push says what it waits for.
+/// The silence after which a push reports what it waits for.
 pub const PUSH_QUIET: Duration = Duration::from_secs(3);
 
-/// What a trial may take beyond its procs' boot timeout: the converger's verdict.
+/// The time for a trial beyond its procs' boot timeout, until the converger's verdict.
 pub const TRIAL_BEYOND_BOOT: Duration = Duration::from_secs(30);
 
-/// How long a push waits for that verdict beyond the boot timeout.
+/// The time beyond the boot timeout that a push waits for that verdict.
 pub const PUSH_BEYOND_BOOT: Duration = Duration::from_secs(40);
 
-/// How long a command waits for that verdict beyond the boot timeout.
+/// The time beyond the boot timeout that a command waits for that verdict.
 pub const COMMAND_BEYOND_BOOT: Duration = Duration::from_secs(45);
 
-/// How long a trial waits for a proc that was failing in the release before.
+/// The time that a trial waits for a proc that was failing in the release before.
 pub const EXCUSED_PROC: Duration = Duration::from_secs(10);
 
-/// How long a push or a command waits for the end of a trial that isn't its own.
+/// The time that a push or a command waits for the end of another's trial.
 pub const OTHER_TRIAL: Duration = Duration::from_secs(60);
 
-/// What a command grants a change on top of its instances' own time limits: a slug to fetch, a busy machine.
+/// The time that a command grants beyond its instances' own limits: for fetching a slug, or a busy machine.
 pub const COMMAND_SLACK: Duration = Duration::from_secs(30);
 
-/// How long a command waits for proxies once everything runs; one that hangs doesn't make the change fail.
+/// The time that a command waits for proxies once everything runs; a hanging proxy does not make the change fail.
 pub const PROXIES_FOLLOW: Duration = Duration::from_secs(3);
 
 const fn sum(one: Duration, other: Duration) -> Duration {
@@ -123,7 +123,7 @@ const _: () = {
     assert!(is_shorter(LEASE, WATCH_SILENT), "a pause that costs nobody a lease costs nobody a watch");
 };
 
-// An instance that mustn't run twice has ended before its host's lease ends.
+// An instance that must not run twice has ended before its host's lease ends.
 const _: () = {
     let ends = sum(LEASE_LOOK, STOP_ON_PARTITION);
     assert!(is_shorter(ends, STOP_BEFORE_LEASE_ENDS), "it ends before the lease can");
@@ -131,14 +131,14 @@ const _: () = {
     assert!(!is_shorter(LEASE, sum(noted, STOP_BEFORE_LEASE_ENDS)), "one failed renewal ends no instance");
 };
 
-// A host that goes and returns.
+// Hosts that go and return.
 const _: () = {
     assert!(is_shorter(sum(LEASE, HOST_REPRIEVE), HOST_DISAPPEARS), "a stopped host is gone by then");
     let told = sum(LONGEST_RELIST_PAUSE.saturating_mul(2), SERVER_CHECK);
     assert!(is_shorter(told, SERVE_AFTER_PARTITION), "a proxy is back in touch by then");
 };
 
-// The one who knows the cause speaks first.
+// The part that knows the cause reports first.
 const _: () = {
     assert!(is_shorter(TRIAL_BEYOND_BOOT, PUSH_BEYOND_BOOT), "the converger's verdict precedes a push's");
     assert!(is_shorter(PUSH_BEYOND_BOOT, COMMAND_BEYOND_BOOT), "a push's verdict precedes a command's");

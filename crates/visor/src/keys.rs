@@ -3,7 +3,7 @@
 //! Each key has named writers, most of them one, so that etcd's roles can restrict an identity to its prefixes.
 //!
 //! ```text
-//! schema                    whoever finds none             apps/A/releases/N    bazooka or rm; converger marks
+//! schema                    the first part to start        apps/A/releases/N    bazooka or rm; converger marks
 //! counters/instance         converger                      apps/A/head          rm or converger
 //! counters/port             rm                             apps/A/trial         rm (leased), bazooka; converger ends
 //! apps/A                    rm                             apps/A/formation/P   bazooka
@@ -20,7 +20,7 @@
 //! asks/X (leased)           the rm; developers read it
 //! turns/A (leased)          rm, while it takes a push      stored/A             rm, within its turn
 //! access/A                  rm                             identities/NAME      rm
-//! keys/USER                 rm                             audit/NAME/ID        NAME; rm takes old ones away
+//! keys/USER                 rm                             audit/NAME/ID        NAME; rm deletes old ones
 //! stats/DAY                 converger
 //! ```
 

@@ -1,8 +1,7 @@
-//! Links: the services whose address an app's instances are told.
+//! Links: the addresses of linked services that an app's instances get.
 //!
-//! Owns where a link leads in an image, and which hosts can take
-//! an instance that has some. Pure: it reads images, and writes nothing. A link is a part of an env, so
-//! `transitions::envs` says how one comes and goes.
+//! Owns where a link leads in an image, and which hosts can take an instance with links. Pure: it reads images and
+//! writes nothing. A link is a part of an env, so `transitions::envs` adds and removes links.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,25 +13,27 @@ use crate::{
     snapshot::{AppView, Snapshot},
 };
 
-/// How many services an app links at most. Their ports stand in each row of what runs with them, and those that are
-/// added are guarded in one transaction, two rows each, of the 128 that etcd takes.
+/// The most services that an app may link.
+///
+/// Their ports are in each row of an instance, and added links are guarded in one transaction, two rows each, of the
+/// 128 operations that etcd takes.
 pub const MOST_LINKS: usize = 32;
 
-/// Why an app can't have a set of links.
+/// The reason why an app cannot have a set of links.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    /// Two of them would be one variable.
+    /// Two of them would have the same variable.
     #[error("{0} and {1} would both be {name}", name = .0.variable())]
     OneName(Link, Link),
-    /// There would be too many.
+    /// There would be too many links.
     #[error("an app links {MOST_LINKS} services at most, not {0}")]
     TooMany(usize),
 }
 
-/// The links that are there and those that are added, if they can be had together.
+/// Returns the existing links together with the added ones, if the app can have all of them.
 ///
 /// # Errors
-/// Why they can't.
+/// [`Unfit`].
 pub fn with(links: &BTreeSet<Link>, added: &BTreeSet<Link>) -> Result<BTreeSet<Link>, Unfit> {
     let all: BTreeSet<Link> = links.union(added).cloned().collect();
     let mut names: BTreeMap<String, &Link> = BTreeMap::new();
@@ -50,19 +51,19 @@ pub fn with(links: &BTreeSet<Link>, added: &BTreeSet<Link>) -> Result<BTreeSet<L
 pub struct LeadsNowhere {
     /// The link.
     pub link: Link,
-    /// Why it does.
+    /// The reason.
     pub why: &'static str,
 }
 
-/// The links of an app's env; none of one that isn't there.
+/// Returns the links of an app's env; none if the env does not exist.
 pub fn of(view: &AppView, env: EnvRef) -> Option<&BTreeSet<Link>> {
     view.envs.get(&env).map(|row| &row.links).filter(|links| !links.is_empty())
 }
 
-/// Each link's port, in an image that has the linked apps' own rows and procs.
+/// Returns each link's port, in an image that has the linked apps' own rows and procs.
 ///
 /// # Errors
-/// The first that leads nowhere.
+/// The first link that leads nowhere.
 pub fn ports<'a>(
     snapshot: &Snapshot,
     links: impl IntoIterator<Item = &'a Link>,
@@ -86,18 +87,18 @@ pub fn ports<'a>(
     links.into_iter().map(port).collect()
 }
 
-/// Why no host can take an instance with an app's env, if a link of it leads nowhere.
+/// Returns why no host can take an instance with an app's env, if one of its links leads nowhere.
 pub fn broken(snapshot: &Snapshot, view: &AppView, env: EnvRef) -> Option<LeadsNowhere> {
     ports(snapshot, of(view, env)?).err()
 }
 
-/// Why a host can't take an instance with an env, if that has links and the host has nowhere to lead them.
+/// Returns why a host cannot take an instance with an env: the env has links, and the host has no address for services.
 pub fn refusal(env: &Env, host: &Host) -> Option<&'static str> {
     (!env.links.is_empty() && host.services.is_none())
         .then_some("wasn't told where the services are that this app links (bazooka-pm --services)")
 }
 
-/// Why an instance can't get the address of a service that it links.
+/// The reason why an instance cannot get the address of a service that it links.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Untold {
     /// Its assignment lacks the service's port.
@@ -108,7 +109,7 @@ pub enum Untold {
     NoAddress(Link),
 }
 
-/// What an instance is told of its links: each variable with its value.
+/// Returns the variables that an instance gets for its links, with their values.
 ///
 /// `links` are those of its env, `ports` those that it was placed with.
 ///

@@ -1,8 +1,8 @@
-//! From one version of the schema to the next: when a cluster may go over, what it waits for, and who is shut out then.
+//! The migration from one schema version to the next: when it may happen, what it waits for, and who is shut out.
 //!
-//! Owns the order, as a pure function of what is in the coordinator. It goes in steps that each leave a cluster which
-//! works, so that it may be stopped anywhere and run again; what is done isn't done twice. The old form's rows are
-//! rewritten by who owns them: an rm seals what version 1 left in plain text.
+//! Owns the order, as a pure function of what the coordinator has. Each step leaves a working cluster, so that a
+//! migration may stop anywhere and be run again; a finished step is not repeated. The owners of rows in the old form
+//! rewrite them: an rm seals what version 1 left in plain text.
 //!
 //! ```text
 //! upgraded ──min_writer raised──▶ shut to older writers ──no row of the old form is left──▶ version, min_reader raised
@@ -17,23 +17,23 @@ use crate::{
     visor::Change,
 };
 
-/// What comes next.
+/// The next step of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// All is done.
+    /// The migration is complete.
     Done,
-    /// The cluster is of a later version than this build: a later build migrates it.
+    /// The cluster is of a later version than this build; a later build must migrate it.
     Later {
-        /// Its version.
+        /// The cluster's version.
         version: u32,
     },
-    /// These parts run builds of an older version; they would be shut out.
+    /// These parts run builds of an older version and would be shut out.
     Older(Vec<Older>),
-    /// Older writers are to be shut out.
+    /// The next write shuts out older writers.
     ShutOut(Raise),
-    /// Rows of the old form are left, by key; their owners rewrite them.
+    /// These rows are still in the old form, by key; their owners rewrite them.
     Rewriting(Vec<String>),
-    /// Nothing of the old form is left: the version is to be raised, and older readers shut out.
+    /// No row of the old form is left: the next write raises the version and shuts out older readers.
     Finish(Raise),
 }
 
@@ -42,11 +42,11 @@ pub enum Next {
 pub struct Older {
     /// The part: `host app1`, `proxy p1`, `rm r1`.
     pub part: String,
-    /// Its build's version.
+    /// The version of its build.
     pub version: String,
 }
 
-/// The schema's row, as it is to become.
+/// The new schema row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Raise {
     before: Versioned<Schema>,
@@ -54,13 +54,13 @@ pub struct Raise {
 }
 
 impl Raise {
-    /// The write, guarded on what it was decided from.
+    /// Returns the write, guarded on the row that it was decided from.
     pub fn change(&self) -> Change {
         Change::new().as_read(&Key::Schema, Some(&self.before)).put(&Key::Schema, &self.after)
     }
 }
 
-/// What comes next in a cluster with this schema, of which this is everything; None if it has no schema.
+/// Returns the next step for a cluster, given an image of all its rows; None if it has no schema.
 pub fn next(snapshot: &Snapshot) -> Option<Next> {
     let before = snapshot.schema.clone()?;
     let schema = &before.value;
@@ -87,10 +87,12 @@ pub fn next(snapshot: &Snapshot) -> Option<Next> {
     Some(Next::Finish(Raise { before, after }))
 }
 
-/// The parts of older builds. A converger isn't known before it leads; an older one can't lead any more then.
+/// Returns the parts with older builds.
+///
+/// A converger is unknown before it is elected; an older one can no longer be elected then.
 fn older(snapshot: &Snapshot) -> Vec<Older> {
-    // Builds of version 2 had no word for it at first. They are known by what version 1 hadn't: hosts and rms by a key to
-    // open config vars, proxies by a zone.
+    // The first builds of version 2 did not report a schema version. They are recognised by what version 1 lacks: hosts
+    // and rms by a key to open config vars, proxies by a zone.
     let is_older =
         |says: Option<u32>, is_second: bool| says.unwrap_or(1 + u32::from(is_second)) < SCHEMA_VERSION;
     let hosts = snapshot.hosts.iter().filter_map(|(name, view)| {
@@ -109,7 +111,7 @@ fn older(snapshot: &Snapshot) -> Vec<Older> {
     hosts.chain(proxies).chain(rms).collect()
 }
 
-/// The keys of rows that this version would write otherwise: config vars in plain text.
+/// Returns the keys of rows in the old form: config vars in plain text.
 fn of_old_form(snapshot: &Snapshot) -> Vec<String> {
     let plain = snapshot.apps.iter().flat_map(|(app, view)| {
         let plain = view.envs.iter().filter(|(_, row)| row.sealed.is_none() && row.vars.is_some());

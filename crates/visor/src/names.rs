@@ -1,7 +1,7 @@
-//! Words that can't be wrong: each name is checked once, where it enters, and carries its type from there.
+//! Names that are valid once parsed: each is checked where it enters, and carries its type from there.
 //!
-//! Owns the rules for names. They are strict because a name becomes a key, a DNS label, a line of
-//! HAProxy's configuration, a path and an argument: what is not allowed here can't be injected there.
+//! Owns the rules for names. They are strict because a name becomes a key, a DNS label, a line of HAProxy's
+//! configuration, a path and an argument: characters that are not allowed here cannot be injected there.
 
 mod links;
 
@@ -11,15 +11,15 @@ use serde::{Deserialize, Serialize};
 
 pub use links::{InvalidLink, InvalidServicesAddress, Link, ServicesAddress};
 
-/// A name that breaks its rule.
+/// The error for a name that breaks its rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {name:?} is not valid: {rule}")]
 pub struct InvalidName {
-    /// What it was to name ("app name").
+    /// The kind of name ("app name").
     pub kind: &'static str,
-    /// What was given, cut to 80 characters.
+    /// The given text, cut to 80 characters.
     pub name: String,
-    /// The rule that it breaks, whole.
+    /// The whole rule that it breaks.
     pub rule: &'static str,
 }
 
@@ -29,7 +29,9 @@ impl InvalidName {
     }
 }
 
-/// Lower-case letters, digits and single dashes inside; a letter first: a DNS label (RFC 1123), stricter.
+/// Reports whether a text is a label: lower-case letters, digits and single inner dashes, a letter first.
+///
+/// This is stricter than a DNS label (RFC 1123).
 fn is_label(s: &str, max: usize) -> bool {
     let bytes = s.as_bytes();
     !bytes.is_empty()
@@ -40,7 +42,7 @@ fn is_label(s: &str, max: usize) -> bool {
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }
 
-/// A host name as RFC 1123 has it, in lower case: labels of up to 63, parted by dots, 253 in all.
+/// Reports whether a text is a host name (RFC 1123) in lower case: labels of up to 63, separated by dots, 253 in all.
 fn is_hostname(s: &str) -> bool {
     s.len() <= 253
         && !s.is_empty()
@@ -54,7 +56,7 @@ fn is_hostname(s: &str) -> bool {
         })
 }
 
-/// `root` is the name of etcd's own superuser, which no certificate may carry.
+/// Reports whether a text is a user name. `root` is not: it names etcd's own superuser, which no certificate may carry.
 fn is_user(s: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
     s.len() <= 40 && s.bytes().all(allowed) && s.starts_with(|c: char| c.is_ascii_lowercase()) && s != "root"
@@ -72,10 +74,10 @@ macro_rules! name {
         pub struct $type(String);
 
         impl $type {
-            /// The rule, as errors tell it.
+            /// The rule, as errors show it.
             pub const RULE: &'static str = $rule;
 
-            /// The name as text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -138,15 +140,16 @@ name!(
     is_hostname
 );
 name!(
-    /// The name of a developer or an operator, as a certificate says it.
+    /// The name of a developer or an operator, as a certificate has it.
     UserName,
     "user name",
     "1 to 40 lower-case letters, digits, dots, dashes and underscores, a letter first, and not root",
     is_user
 );
 name!(
-    /// The name of an entry of the audit: when it was made (milliseconds since 1970, 13 digits), and eight hexadecimal
-    /// digits that tell it from others of that moment. So names sort by time.
+    /// The id of an audit entry: its time (milliseconds since 1970, 13 digits) and eight hexadecimal digits.
+    ///
+    /// The digits tell it from other entries of that moment. Ids sort by time.
     AuditId,
     "audit entry",
     "13 digits, a dash and 8 hexadecimal digits",
@@ -185,14 +188,14 @@ name!(
 );
 
 impl ProcName {
-    /// Whether procs of this name answer HTTP on $PORT: `web` and what begins with it.
+    /// Reports whether procs of this name answer HTTP on $PORT: names that begin with `web`.
     pub fn is_web(&self) -> bool {
         self.0.starts_with("web")
     }
 }
 
 impl RevId {
-    /// The seven digits that people are shown.
+    /// Returns the first seven digits, which people see.
     pub fn short(&self) -> &str {
         &self.0[..7]
     }
@@ -209,7 +212,7 @@ macro_rules! number {
             type Err = InvalidName;
             fn from_str(s: &str) -> Result<Self, InvalidName> {
                 let digits = s.strip_prefix($prefix).unwrap_or("");
-                // A number has one spelling, so that a key has too.
+                // A number has one spelling, so that a key has one too.
                 if digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0')) {
                     if let Ok(n) = digits.parse() {
                         return Ok($type(n));
@@ -241,7 +244,7 @@ macro_rules! number {
 }
 
 number!(
-    /// An instance's id: a number out of the cluster's counter, never used again. Later ones are larger.
+    /// An instance's id: a number from the cluster's counter, never used twice. Later ids are larger.
     InstanceId(u64), "", "instance id", "a whole number"
 );
 number!(
@@ -261,7 +264,7 @@ pub struct Day(pub jiff::civil::Date);
 impl FromStr for Day {
     type Err = InvalidName;
     fn from_str(s: &str) -> Result<Self, InvalidName> {
-        // A day has one spelling, so that a key has too.
+        // A day has one spelling, so that a key has one too.
         let day = s.parse::<jiff::civil::Date>().ok().filter(|day| day.to_string() == s);
         day.map(Day).ok_or_else(|| InvalidName::new("day", s, "a day, for example 2026-11-26"))
     }

@@ -1,7 +1,7 @@
 //! The pause between attempts that fail.
 //!
-//! Owns the one rule by which every loop of Bazooka waits before it tries again: the pause doubles with each
-//! failure in a row, up to a bound, and begins anew after a success. It sleeps nowhere; the caller does.
+//! Owns the one rule by which every loop of Bazooka waits before it tries again: the pause doubles with each failure in
+//! a row, up to a bound, and starts again after a success. It never sleeps; the caller does.
 
 use std::{
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
@@ -16,7 +16,7 @@ pub struct Doubling {
 }
 
 impl Doubling {
-    /// A pause that begins at `first` and never exceeds `longest`.
+    /// Returns a pause that begins at `first` and never exceeds `longest`.
     ///
     /// # Panics
     /// If `first` is zero or exceeds `longest`; in a constant, that fails the build.
@@ -26,18 +26,19 @@ impl Doubling {
         Doubling { first, longest }
     }
 
-    /// The longest pause.
+    /// Returns the longest pause.
     pub const fn longest(self) -> Duration {
         self.longest
     }
 
-    /// The pause after one more failure, `failures` of which came before it in a row.
+    /// Returns the pause after one more failure, when `failures` came before it in a row.
     pub fn after(self, failures: u32) -> Duration {
         let doubled = 2_u32.checked_pow(failures).and_then(|times| self.first.checked_mul(times));
         doubled.map_or(self.longest, |pause| pause.min(self.longest))
     }
 
-    /// As [`Doubling::after`], cut by up to a quarter, so that many who failed at once don't return at once.
+    /// Returns the pause of [`Doubling::after`], cut by up to a quarter, so that many who failed at once do not return
+    /// at once.
     ///
     /// `seed` tells one process from another; the same seed and count give the same pause.
     pub fn jittered(self, failures: u32, seed: u64) -> Duration {
@@ -45,13 +46,13 @@ impl Doubling {
         self.after(failures).mul_f64(0.75 + (hash % 1_000) as f64 / 4_000.0)
     }
 
-    /// Counts the failures in a row, for a loop that keeps no count of its own.
+    /// Returns a counter of failures in a row, for a loop that keeps no count of its own.
     pub const fn begin(self) -> Pauses {
         Pauses { doubling: self, failures: 0 }
     }
 }
 
-/// A [`Doubling`] and how many failures in a row there have been.
+/// A [`Doubling`] with the number of failures in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pauses {
     doubling: Doubling,
@@ -59,7 +60,7 @@ pub struct Pauses {
 }
 
 impl Pauses {
-    /// The pause that [`Pauses::next`] will return.
+    /// Returns the pause that [`Pauses::next`] will return.
     pub fn peek(&self) -> Duration {
         self.doubling.after(self.failures)
     }

@@ -1,20 +1,24 @@
-//! A coordinator that was restored from a backup, and hosts that have gone on since.
+//! The recovery of a coordinator from a backup, while hosts have gone on since.
 //!
-//! Owns the rules by which what runs is taken up into rows that know nothing of it, as a pure plan. Nobody but who
-//! recovers reaches the coordinator meanwhile; daemons come back to one that knows what they run. The rules:
+//! Owns the rules by which running instances are entered into rows that do not know them, as a pure plan. Only the
+//! recovering program reaches the coordinator meanwhile; the daemons return to a coordinator that knows what they run.
+//! The rules:
 //!
-//! 1. *What runs stands.* Each live instance that a host tells of gets its rows, as its host has them. Nothing that runs is
-//!    ended, whatever the backup says.
-//! 2. *What doesn't run any more isn't started under its old id.* The rows of what a host that answers doesn't have go; what
-//!    is missing then is placed anew.
-//! 3. *The newest that runs is head.* A release that most of an app's instances run, and that is newer than the
-//!    backup's head, is made head; what else runs of the backup's future stays beside it, until somebody says otherwise.
-//! 4. *Counts are only raised*: to what runs.
-//! 5. *No number is given twice.* Ids, ports and revisions go on above all that may have been given.
-//! 6. *Presence is made anew*: each daemon's old lease ends, so that it registers again, and hosts and proxies that were
-//!    there count as there for a while, so that nothing is taken for lost meanwhile.
-//! 7. *What can't be taken up runs on.* Instances of an app that the backup doesn't know, and those of hosts that
-//!    didn't answer, are held by their hosts ([`Schema::restored`]), and told here.
+//! 1. *Running instances stay.* Each live instance that a host reports gets its rows, as its host has them. Nothing
+//! that
+//!    runs is ended, whatever the backup says.
+//! 2. *An ended instance is not started again under its id.* The rows of instances that an answering host no longer has
+//!    are deleted; the converger then places replacements.
+//! 3. *The newest running release is head.* A release that most of an app's instances run, and that is newer than the
+//!    backup's head, becomes head. Other running releases that are newer than the backup stay beside it, until a user
+//!    decides otherwise.
+//! 4. *Counts are only raised*, to the number of running instances.
+//! 5. *No number is used twice.* Ids, ports and revisions continue above all that may have been used.
+//! 6. *Presence is made anew.* Each daemon's old lease ends, so that it registers again. Hosts and proxies of the
+//! backup
+//!    count as present for a while, so that nothing is marked lost meanwhile.
+//! 7. *An instance that cannot be entered runs on.* Hosts keep instances of an app that the backup does not know, and
+//!    hosts that did not answer keep theirs ([`Schema::restored`]); the report lists them.
 //!
 //! [`Schema::restored`]: crate::schema::Schema::restored
 
@@ -38,65 +42,66 @@ use crate::{
     visor::{Change, Committed, Result, Visor, VisorError},
 };
 
-/// What a host says of itself, whatever the coordinator knows: `GET /found` of its bazooka-pm.
+/// The answer of a host about itself, independent of the coordinator: `GET /found` of its bazooka-pm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
-    /// Its name.
+    /// The host's name.
     pub name: HostName,
-    /// What it registers.
+    /// The row that it registers.
     pub host: Host,
     /// The newest revision that it has seen.
     pub seen: Revision,
-    /// Which cluster it listened to last; none if it hasn't heard yet.
+    /// The incarnation of the cluster that it last listened to; none if it has not connected yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub era: Option<Era>,
-    /// What it has, ended ones left in as long as it knows them.
+    /// Its instances, with ended ones as long as it knows them.
     pub instances: BTreeMap<InstanceId, FoundInstance>,
-    /// The config vars that it has, sealed.
+    /// Its config vars, sealed.
     #[serde(default)]
     pub envs: Vec<FoundEnv>,
 }
 
-/// An instance that a host has.
+/// An instance on a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundInstance {
-    /// What it runs, and is meant to do.
+    /// Its assignment.
     pub assignment: Assignment,
-    /// What its host says of it.
+    /// Its status.
     pub status: Status,
-    /// Its host keeps it though it was never assigned since the coordinator was restored.
+    /// True if its host keeps it although it was never assigned since the coordinator was restored.
     #[serde(default)]
     pub held: bool,
 }
 
-/// Config vars that a host has.
+/// Config vars on a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundEnv {
-    /// Whose.
+    /// The app.
     pub app: AppName,
-    /// Which.
+    /// The ref of the env.
     pub env: EnvRef,
-    /// As it was handed them.
+    /// The host's copy of the env.
     pub handed: Handed,
-    /// Their key, wrapped by the host for each rm that it knew.
+    /// The data key, wrapped by the host for each rm that it knew.
     #[serde(default)]
     pub rms: BTreeMap<PublicKey, WrappedKey>,
 }
 
-/// How far revisions are raised above the newest that anyone is known to have seen: who wasn't asked saw no more.
+/// The number by which revisions are raised above the newest known one: no part that was not asked has seen a newer
+/// one.
 pub const REVISIONS_ABOVE: Revision = 10_000;
 
-/// How long hosts and proxies count as there until they have come back.
+/// The time for which hosts and proxies count as present until they return.
 pub const PRESENT_FOR: Duration = Duration::from_secs(60);
 
-/// Writes under way at once, where only their number counts.
+/// The number of concurrent writes that only raise the revision.
 const AT_ONCE: usize = 64;
 
-/// A key that is written for its revision's sake; it is none of the schema, and goes again.
+/// The key that is written to raise the revision; it is not in the schema, and is deleted afterwards.
 const STEP: &str = "recovering";
 
 impl Visor {
-    /// A lease for the rows of those who were there.
+    /// Makes a lease for the rows of the hosts and proxies of the backup.
     ///
     /// # Errors
     /// The store's.
@@ -104,10 +109,10 @@ impl Visor {
         Ok(self.store().grant(PRESENT_FOR).await?)
     }
 
-    /// Carries a recovery out. Done again after it was cut short, it goes on: it is planned anew from what stands.
+    /// Carries out a recovery. After an interruption, plan it again from the present rows and repeat.
     ///
     /// # Errors
-    /// The store's; [`VisorError::Contended`] if somebody else writes meanwhile.
+    /// The store's; [`VisorError::Contended`] if another program writes meanwhile.
     pub async fn carry_out(&self, recovery: &Recovery) -> Result<()> {
         for change in &recovery.changes {
             if self.commit(change.clone()).await? == Committed::Conflict {
@@ -123,7 +128,7 @@ impl Visor {
         self.raise_revision(recovery.revision_above).await
     }
 
-    /// Writes until the store's revision is above this one. etcd before 3.6 has no other way.
+    /// Writes until the store's revision is above this one. etcd before 3.6 offers no other way.
     async fn raise_revision(&self, above: Revision) -> Result<()> {
         let put = || Txn {
             then: vec![Op::Put { key: STEP.into(), value: "1".into(), lease: None }],
@@ -138,7 +143,7 @@ impl Visor {
             .await?;
         let gone = Txn { then: vec![Op::Delete(Keys::One(STEP.into()))], ..Txn::default() };
         let last = self.store().txn(gone).await?.revision;
-        // Nobody has a watch that needs them.
+        // No watch needs these revisions.
         match self.store().compact(last - 1).await {
             Ok(()) | Err(StoreError::Compacted { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -146,7 +151,7 @@ impl Visor {
     }
 }
 
-/// A put of a row that may stand already, under a lease.
+/// Returns the put of a row under a lease, whether the row exists or not.
 fn present<T: Serialize>(key: &Key, value: &T, lease: LeaseId) -> Change {
     Change::new().put_leased(key, value, Some(lease))
 }

@@ -1,12 +1,12 @@
-//! How a proc is run: each setting, declared once.
+//! The settings of a proc: each is declared once.
 //!
-//! Owns the names, bounds, defaults and words of a proc's settings, and where each stands in its row. The options of
+//! Owns the names, bounds, defaults and words of a proc's settings, and the place of each in its row. The options of
 //! `bazooka procs set`, the columns of `bazooka procs -l`, the fields of its JSON and docs/settings.md are made from
-//! [`ALL`]; the converger and hosts read a setting by the methods at the end of this file. So a value out of bounds, which
-//! another program may have written, is never obeyed: it is read as the bound. Pure.
+//! [`ALL`]. The converger and hosts read a setting by the methods at the end of this file, so a value out of bounds,
+//! which another program may have written, is never obeyed: it is read as the bound. Pure.
 //!
 //! To add a setting, declare it here and add it to [`ALL`], with the method that reads it. A row keeps fields that it
-//! doesn't know: a new setting may stand among those (`extra`), and needs no field of its own.
+//! does not know: a new setting may be stored among those (`extra`), and needs no field of its own.
 
 mod docs;
 mod value;
@@ -24,71 +24,71 @@ pub use value::{InvalidValue, Problem, Takes, Value, size};
 /// One setting of a proc.
 #[derive(Debug)]
 pub struct Setting {
-    /// Its name, which is that of its option.
+    /// The name, which is also that of its option.
     pub name: &'static str,
     /// The head of its column.
     pub heading: &'static str,
-    /// Its field in JSON.
+    /// The field in JSON.
     pub json: &'static str,
-    /// What the option's value is called in help.
+    /// The name of the option's value in help.
     pub placeholder: &'static str,
-    /// A value that it may have.
+    /// An example of a value.
     pub example: &'static str,
-    /// What it sets, as a phrase.
+    /// The effect, as a phrase.
     pub help: &'static str,
-    /// What more is to be known of it, as sentences; may be empty.
+    /// Further explanation, as sentences; may be empty.
     pub more: &'static str,
-    /// The values that it takes, and their bounds.
+    /// The kind of its values, with bounds.
     pub takes: Takes,
-    /// What holds where it isn't set.
+    /// The value if it is not set.
     pub default: Default,
-    /// Where it stands.
+    /// The place where it is stored.
     pub place: Place,
 }
 
-/// What holds where a setting isn't set.
+/// The value of a setting that is not set.
 #[derive(Debug)]
 pub enum Default {
-    /// This.
+    /// Always this value.
     Is(Value),
-    /// It depends on the proc's name.
+    /// A value that depends on the proc's name.
     ByName {
-        /// Of a proc that takes requests, by its name.
+        /// The value for a proc that takes requests, judged by its name.
         web: Value,
-        /// Of any other.
+        /// The value for any other proc.
         other: Value,
     },
 }
 
-/// Where a setting stands in a proc's row; that is also who obeys it, and from when on.
+/// The place of a setting in a proc's row, which also decides who obeys it and from when on.
 #[derive(Debug)]
 pub enum Place {
-    /// In what an instance's host is given with the instance: hosts obey it, from the next instance on.
+    /// In the part that an instance's host gets with the instance: hosts obey it, from the next instance on.
     Run {
-        /// Reads it as it is stored.
+        /// Reads the stored value.
         stored: fn(&RunSettings) -> Option<Value>,
-        /// Stores it; none takes it back.
+        /// Stores the value; none unsets it.
         store: fn(&mut RunSettings, Option<Value>),
     },
-    /// Beside it: the converger obeys it, at once.
+    /// Beside that part: the converger obeys it, at once.
     Proc {
-        /// Reads it as it is stored.
+        /// Reads the stored value.
         stored: fn(&Proc) -> Option<Value>,
-        /// Stores it; none takes it back.
+        /// Stores the value; none unsets it.
         store: fn(&mut Proc, Option<Value>),
     },
 }
 
-/// A setting with what it is to become.
+/// A setting with its new value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     /// The setting.
     pub setting: &'static Setting,
-    /// Its value; none takes it back.
+    /// The new value; none unsets it.
     pub to: Option<Value>,
 }
 
-/// Memory.
+/// The memory limit.
 pub static MEMORY: Setting = Setting {
     name: "memory",
     heading: "MEMLIMIT",
@@ -105,7 +105,7 @@ pub static MEMORY: Setting = Setting {
     },
 };
 
-/// Processor time.
+/// The limit of processor time.
 pub static CPU: Setting = Setting {
     name: "cpu",
     heading: "CPULIMIT",
@@ -122,7 +122,7 @@ pub static CPU: Setting = Setting {
     },
 };
 
-/// Processes and threads.
+/// The limit of processes and threads.
 pub static PIDS: Setting = Setting {
     name: "pids",
     heading: "PIDS",
@@ -139,7 +139,7 @@ pub static PIDS: Setting = Setting {
     },
 };
 
-/// When an instance is healthy.
+/// The check for a healthy instance.
 pub static CHECK: Setting = Setting {
     name: "check",
     heading: "CHECK",
@@ -157,7 +157,7 @@ pub static CHECK: Setting = Setting {
     },
 };
 
-/// From start to healthy.
+/// The time allowed from start to healthy.
 pub static BOOT_TIMEOUT: Setting = Setting {
     name: "boot-timeout",
     heading: "BOOT",
@@ -174,7 +174,7 @@ pub static BOOT_TIMEOUT: Setting = Setting {
     },
 };
 
-/// From SIGTERM to SIGKILL.
+/// The time from SIGTERM to SIGKILL.
 pub static STOP_TIMEOUT: Setting = Setting {
     name: "stop-timeout",
     heading: "STOP",
@@ -191,7 +191,7 @@ pub static STOP_TIMEOUT: Setting = Setting {
     },
 };
 
-/// How long a new instance must be healthy.
+/// The time for which a new instance must be healthy.
 pub static MIN_READY: Setting = Setting {
     name: "min-ready",
     heading: "MIN-READY",
@@ -208,7 +208,7 @@ pub static MIN_READY: Setting = Setting {
     },
 };
 
-/// How many instances a rollout replaces at a time.
+/// The number of instances that a rollout replaces at a time.
 pub static BATCH: Setting = Setting {
     name: "batch",
     heading: "BATCH",
@@ -225,7 +225,7 @@ pub static BATCH: Setting = Setting {
     },
 };
 
-/// How many instances a rollout may do without.
+/// The number of instances that a rollout may do without.
 pub static MAX_UNAVAILABLE: Setting = Setting {
     name: "max-unavailable",
     heading: "MAX-UNAVAILABLE",
@@ -242,7 +242,7 @@ pub static MAX_UNAVAILABLE: Setting = Setting {
     },
 };
 
-/// What happens when a host is cut off.
+/// The behaviour when a host has lost the coordinator.
 pub static ON_PARTITION: Setting = Setting {
     name: "on-partition",
     heading: "ON-PARTITION",
@@ -273,7 +273,7 @@ pub static ALL: [&Setting; 10] = [
     &ON_PARTITION,
 ];
 
-/// A setting is one of the table: its name tells it from the others.
+/// Settings are equal if their names are: each is one of the table.
 impl PartialEq for Setting {
     fn eq(&self, other: &Setting) -> bool {
         self.name == other.name
@@ -281,22 +281,22 @@ impl PartialEq for Setting {
 }
 
 impl Setting {
-    /// Parses what an option says: a value, or the word that takes it back.
+    /// Parses the value of an option, or the word that unsets it.
     ///
     /// # Errors
-    /// It is none of its values, or out of bounds.
+    /// The text is no value of this setting, or is out of bounds.
     pub fn parse(&'static self, word: &str) -> Result<Change, InvalidValue> {
         let takes_back = word == "default" || (word == "none" && self.takes.has_none());
         let to = if takes_back { Ok(None) } else { self.takes.parse(word).map(Some) };
         to.map(|to| Change { setting: self, to }).map_err(|problem| InvalidValue::new(self, word, problem))
     }
 
-    /// The value that is stored, within bounds; none where the setting isn't set.
+    /// Returns the stored value, within bounds; none if the setting is not set.
     pub fn stored(&self, proc: &Proc) -> Option<Value> {
         self.raw(proc).map(|value| self.takes.clamp(value))
     }
 
-    /// What a row says that isn't within bounds, if it does.
+    /// Returns a stored value that is out of bounds; none if it is within.
     pub fn out_of_bounds(&self, proc: &Proc) -> Option<Value> {
         self.raw(proc).filter(|value| !self.takes.has(value))
     }
@@ -308,17 +308,17 @@ impl Setting {
         }
     }
 
-    /// The value in force.
+    /// Returns the value in force.
     pub fn of(&self, name: &ProcName, proc: &Proc) -> Value {
         self.stored(proc).unwrap_or_else(|| self.default.of(name).clone())
     }
 
-    /// Whether it holds for instances that run already.
+    /// Reports whether a change applies to running instances too.
     pub fn holds_at_once(&self) -> bool {
         matches!(self.place, Place::Proc { .. })
     }
 
-    /// The value in force for an instance. The setting's default doesn't depend on the proc's name.
+    /// Returns the value in force for an instance. The setting's default must not depend on the proc's name.
     fn of_run(&self, run: &RunSettings) -> Value {
         let Place::Run { stored, .. } = self.place else {
             unreachable!("{} isn't given to hosts", self.name)
@@ -328,7 +328,7 @@ impl Setting {
 }
 
 impl Default {
-    /// What holds for a proc of this name.
+    /// Returns the default for a proc of this name.
     pub fn of(&self, name: &ProcName) -> &Value {
         match self {
             Default::Is(value) => value,
@@ -356,10 +356,10 @@ impl Change {
 }
 
 impl Limits {
-    /// Processes and threads of an instance, unless its proc says otherwise.
+    /// The number of processes and threads of an instance, unless its proc sets one.
     pub const USUAL_PROCESSES: u32 = 1_024;
 
-    /// Processes and threads of an instance.
+    /// Returns the number of processes and threads that an instance may have.
     pub fn processes(&self) -> u32 {
         let set = self.processes_limit.map(|limit| PIDS.takes.clamp(Value::Count(limit)).count());
         set.unwrap_or(Limits::USUAL_PROCESSES)
@@ -367,24 +367,24 @@ impl Limits {
 }
 
 impl RunSettings {
-    /// When an instance of a proc of this name is healthy.
+    /// Returns the check by which an instance of a proc of this name is healthy.
     pub fn check_for(&self, proc: &ProcName) -> Check {
         self.check.clone().unwrap_or_else(|| CHECK.default.of(proc).clone().check())
     }
 
-    /// From SIGTERM to SIGKILL.
+    /// Returns the time from SIGTERM to SIGKILL.
     pub fn stop_timeout(&self) -> Duration {
         STOP_TIMEOUT.of_run(self).time()
     }
 
-    /// From start to healthy.
+    /// Returns the time allowed from start to healthy.
     pub fn boot_timeout(&self) -> Duration {
         BOOT_TIMEOUT.of_run(self).time()
     }
 }
 
 impl Proc {
-    /// A proc that has this port, with every setting at its default.
+    /// Returns a proc with this port and with every setting at its default.
     pub fn new(port: u16) -> Proc {
         Proc {
             port,
@@ -396,22 +396,22 @@ impl Proc {
         }
     }
 
-    /// How long a new instance must stay healthy before a trial or a batch counts on it.
+    /// Returns how long a new instance must stay healthy before a trial or a batch counts it.
     pub fn min_ready(&self) -> Duration {
         self.time(&MIN_READY)
     }
 
-    /// How long an instance may take from its start until a trial or a batch counts on it.
+    /// Returns how long an instance may take from its start until a trial or a batch counts it.
     pub fn counted_within(&self) -> Duration {
         self.run.boot_timeout() + self.min_ready()
     }
 
-    /// How many old instances a rollout may stop before their replacements run.
+    /// Returns how many old instances a rollout may stop before their replacements run.
     pub fn most_unavailable(&self) -> u32 {
         MAX_UNAVAILABLE.stored(self).map_or(0, |value| value.count())
     }
 
-    /// How many of `count` instances a rollout replaces at a time: one at least.
+    /// Returns how many of `count` instances a rollout replaces at a time; at least one.
     pub fn batch_of(&self, count: usize) -> usize {
         let set = BATCH.stored(self).map(|batch| usize::try_from(batch.count()).unwrap_or(usize::MAX));
         set.unwrap_or_else(|| count.div_ceil(4)).max(1)

@@ -1,15 +1,15 @@
-//! What each day brought: apps, proc types, revs, releases, instances.
+//! The figures of each day: apps, proc types, revs, releases, instances.
 //!
-//! Owns how a day is counted. Pure. The elected converger writes the rows, one a day, [`DAYS_KEPT`] of them, and counts
-//! from what stands in the coordinator, not from what it saw happen: revs and releases by their own times, instances by the
-//! ids that were taken. So one that died has neither lost anything nor does the next count it twice.
+//! Owns the counting of a day. Pure. The elected converger writes the rows, one a day, and keeps [`DAYS_KEPT`] of them.
+//! It counts the rows of the coordinator, not events: revs and releases by their own times, instances by the ids that
+//! were taken. So a converger that dies loses no figure, and the next one counts nothing twice.
 //!
 //! ```text
 //! open ──the day after is over──▶ closed: sums alone, never written again
 //! ```
 //!
-//! While a day is open its row says for each registration of an app how many it had, so that an app which is
-//! destroyed meanwhile isn't taken off again. Days are UTC's.
+//! While a day is open, its row has the numbers of each registration of an app, so that destroying the app does not
+//! lower them. Days are in UTC.
 
 use std::collections::BTreeMap;
 
@@ -21,32 +21,32 @@ use crate::{
     snapshot::{Snapshot, Versioned},
 };
 
-/// How many days are kept: a year and a month to compare with.
+/// The number of days kept: a year, and a month to compare with.
 pub const DAYS_KEPT: usize = 400;
 
-/// A day's row as it is to be.
+/// A planned write of a day's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
     /// The day.
     pub day: Day,
-    /// Its row as it stands.
+    /// The present row.
     pub before: Option<Versioned<DayStats>>,
-    /// As it is to be; none if it is older than the days that are kept.
+    /// The new row; none if the day is older than the days that are kept.
     pub after: Option<DayStats>,
 }
 
-/// The day of a moment.
+/// Returns the day of a moment.
 pub fn day_of(at: Timestamp) -> Day {
     Day(at.to_zoned(TimeZone::UTC).date())
 }
 
-/// When the day after that of `now` begins.
+/// Returns when the day after that of `now` begins.
 pub fn next_day(now: Timestamp) -> Option<Timestamp> {
     let tomorrow = day_of(now).0.tomorrow().ok()?;
     Some(tomorrow.to_zoned(TimeZone::UTC).ok()?.timestamp())
 }
 
-/// What there is now.
+/// Returns the present totals.
 pub fn totals(snapshot: &Snapshot) -> DayTotals {
     let views = || snapshot.apps.values().filter(|view| view.app.is_some());
     let sum = |count: fn(&crate::snapshot::AppView) -> usize| views().map(|view| count(view) as u64).sum();
@@ -59,14 +59,14 @@ pub fn totals(snapshot: &Snapshot) -> DayTotals {
     }
 }
 
-/// The rows that are to be written, so that all days are counted up to `now`.
+/// Returns the rows to write, so that all days are counted up to `now`.
 pub fn count(snapshot: &Snapshot, now: Timestamp) -> Vec<Counted> {
     let today = day_of(now);
     let first = oldest_kept(today);
     let mut days = facts(snapshot);
     days.retain(|day, _| (first..=today).contains(day));
     days.entry(today).or_default();
-    // Days that are open still, of which all that was counted may be gone since.
+    // Days that are still open, of which everything counted may have been deleted since.
     let open = snapshot.days.iter().filter(|(_, row)| !row.closed && row.value.counted_at <= now);
     for (day, _) in open {
         days.entry(*day).or_default();
@@ -101,7 +101,7 @@ pub fn count(snapshot: &Snapshot, now: Timestamp) -> Vec<Counted> {
     counted
 }
 
-/// How many revs and releases each registration of an app had, by day.
+/// Returns how many revs and releases each registration of an app had, by day.
 fn facts(snapshot: &Snapshot) -> BTreeMap<Day, BTreeMap<String, AppDay>> {
     let mut days: BTreeMap<Day, BTreeMap<String, AppDay>> = BTreeMap::new();
     for view in snapshot.apps.values() {
@@ -115,7 +115,7 @@ fn facts(snapshot: &Snapshot) -> BTreeMap<Day, BTreeMap<String, AppDay>> {
     days
 }
 
-/// What was counted once stays counted, though its app may be gone.
+/// Merges counts; a figure counted once stays, even if its app has been deleted.
 fn merge(known: &mut BTreeMap<String, AppDay>, found: BTreeMap<String, AppDay>) {
     for (token, found) in found {
         let known = known.entry(token).or_default();
@@ -190,7 +190,7 @@ mod tests {
         put(snapshot, "counters/instance", last.into());
     }
 
-    /// Counts, and writes what comes of it. Returns the days that were written.
+    /// Counts and writes the result. Returns the days that were written.
     fn counted(snapshot: &mut Snapshot, now: &str) -> Vec<String> {
         let rows = count(snapshot, at(now));
         for row in &rows {
@@ -217,7 +217,7 @@ mod tests {
             assert_eq!((row.released, row.started), (2, 7), "{now}");
         }
         assert!(counted(&mut snapshot, "2026-03-01T12:00:00Z").is_empty(), "nothing is written twice");
-        // Whoever counts next finds what was placed while nobody counted.
+        // The next converger finds what was placed while none counted.
         ids(&mut snapshot, 10);
         counted(&mut snapshot, "2026-03-02T00:00:00Z");
         assert_eq!(snapshot.days[&day("2026-03-02")].started, 3);
@@ -256,7 +256,7 @@ mod tests {
             assert_eq!((row.released, row.closed), (released, closed), "{of}");
             assert!(!row.closed || row.by_app.is_empty(), "{of}");
         }
-        // What comes to light of a closed day is too late.
+        // Rows of a closed day that appear later are not counted.
         release(&mut snapshot, "a", 3, "2026-03-02T13:00:00Z");
         assert!(counted(&mut snapshot, "2026-03-05T10:00:01Z") == ["2026-03-05"], "its totals alone");
         assert_eq!(snapshot.days[&day("2026-03-02")].released, 1);

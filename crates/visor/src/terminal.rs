@@ -1,31 +1,32 @@
 //! Text from outside, made safe for a terminal.
 //!
-//! Owns which characters may reach a terminal. An app's output, an app's build and the words of a row may steer neither
-//! the cursor nor the colours, and may not make a line read as another one. Pure: it writes nothing.
+//! Owns which characters may reach a terminal. An app's output, an app's build and the text of a row may steer neither
+//! the cursor nor the colours, and may not make a line read as another. Pure: it writes nothing.
 
 use std::borrow::Cow;
 
-/// Returns a text without escape sequences, control characters and bidirectional marks. Tabs stay, newlines go.
+/// Returns a text without escape sequences, control characters, newlines and bidirectional marks. Tabs stay.
 ///
-/// A sequence goes whole, so that nothing of it is left to read. One that has no end goes up to the text's end.
+/// A sequence is removed as a whole, so that no part of it is left. An unfinished one extends to the end of the text.
 pub fn clean(text: &str) -> String {
     let text = with_seven_bit_escapes(text);
     let stripped = anstream::adapter::strip_str(&text);
     stripped.flat_map(str::chars).filter(|c| *c == '\t' || is_shown(*c)).collect()
 }
 
-/// Whether a character may reach a terminal.
+/// Reports whether a character may reach a terminal.
 pub fn is_shown(c: char) -> bool {
     !c.is_control() && !is_bidirectional_mark(c)
 }
 
-/// Whether a character changes the direction in which its neighbours are read: such a line reads as another one.
+/// Reports whether a character changes the direction in which its neighbours are read, so that a line reads as another.
 fn is_bidirectional_mark(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Writes each control character of the second set (U+0080 to U+009F) as ESC and a letter, which means the same:
-/// the parser knows that form alone.
+/// Replaces each control character U+0080 to U+009F by ESC and a letter, which has the same meaning.
+///
+/// The parser knows only that form.
 fn with_seven_bit_escapes(text: &str) -> Cow<'_, str> {
     let is_of_second_set = |c: char| ('\u{80}'..='\u{9f}').contains(&c);
     if !text.contains(is_of_second_set) {
@@ -72,7 +73,7 @@ mod tests {
         assert_eq!(clean("user\u{202e}nimda\u{2066}\u{200f}\u{61c}"), "usernimda");
     }
 
-    /// Text with more of what steers a terminal than chance would give.
+    /// Generates text with more control sequences than chance would give.
     fn hostile() -> impl Strategy<Value = String> {
         let pieces = [
             "\u{1b}", "[", "]", "P", "\\", "31m", "\u{9b}", "\u{9c}", "\u{7}", "\u{18}", "\u{202e}", "✜",

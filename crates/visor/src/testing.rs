@@ -1,6 +1,6 @@
-//! What the tests of every crate share: a real etcd, a proxy that loses things, waiting for a condition.
+//! The helpers that the tests of every crate share: a real etcd, a proxy that loses messages, waiting for a condition.
 //!
-//! An etcd that was started here ends with the process that started it, however that ends.
+//! An etcd that was started here ends with the process that started it, however that process ends.
 
 mod envs;
 mod etcd;
@@ -20,15 +20,15 @@ pub use etcd::{Etcd, EtcdCluster, fresh_prefix, observer, observer_as};
 pub use lossy::LossyProxy;
 pub use ports::{Claim, free_port, is_free, listeners};
 
-/// How often a condition is looked at.
+/// The interval at which a condition is checked.
 const EVERY: Duration = Duration::from_millis(10);
 
 /// Waits until a condition holds, and returns what it found.
 ///
-/// `condition` answers with what was waited for, or with what it saw instead.
+/// `condition` returns either the awaited value or what it saw instead.
 ///
 /// # Panics
-/// After `within`, with the last thing that was seen.
+/// After `within`, with the last thing that it saw.
 pub async fn until<T, F>(what: &str, within: Duration, mut condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, String>>,
@@ -45,11 +45,12 @@ where
     }
 }
 
-/// Stops a process where it stands (SIGSTOP), and waits until each of its threads does: they stop one by one, some
-/// time after the signal was sent, and answer until then.
+/// Stops a process (SIGSTOP) and waits until each of its threads has stopped.
+///
+/// The threads stop one by one, some time after the signal was sent, and answer until then.
 ///
 /// # Panics
-/// If there is no such process, or it doesn't stop within 10 s.
+/// If there is no such process, or it does not stop within 10 s.
 pub fn stand_still(pid: Pid) {
     kill(pid, Signal::SIGSTOP).expect("it is there");
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
@@ -61,9 +62,9 @@ pub fn stand_still(pid: Pid) {
 
 fn stands_still(pid: Pid) -> std::io::Result<bool> {
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        // One that has ended meanwhile answers nothing either.
+        // A thread that has ended meanwhile does not answer either.
         let Ok(stat) = std::fs::read_to_string(thread?.path().join("stat")) else { continue };
-        // The state follows the name, which may hold anything; proc(5).
+        // The state follows the name, which may contain anything; proc(5).
         let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
         if !matches!(state, Some('T' | 'Z')) {
             return Ok(false);

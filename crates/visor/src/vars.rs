@@ -1,29 +1,29 @@
-//! Config vars: which names they may have, and how long a value may be.
+//! Config vars: the names that they may have, and the length of a value.
 //!
-//! Owns the rule, for whoever takes config vars in: the command line, and daemons that are given some. An error never
-//! repeats a value: it may be a secret.
+//! Owns the rule for every part that takes config vars in: the command line, and daemons. An error never repeats a
+//! value, which may be a secret.
 
 use std::{fmt, str::FromStr};
 
 use crate::names::InvalidName;
 
-/// The most bytes of a value: Linux takes no longer string into a process's environment than 128 KiB, name included.
+/// The most bytes of a value: Linux allows a string in a process's environment 128 KiB, name included.
 pub const MOST_VALUE_BYTES: usize = 100 * 1024;
 
-/// The name of a config var: one that every shell knows, and that Bazooka doesn't set itself.
+/// The name of a config var: one that every shell accepts, and that Bazooka does not set itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VarName(String);
 
-/// What is wrong with a config var.
+/// The error for a config var.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidVar {
-    /// No `=`. What stands there may be a secret that lost its name, so it isn't repeated.
+    /// `=` is missing. The text may be a secret that lost its name, so it is not repeated.
     #[error("a config var is set by NAME=VALUE: there is no = in one of the arguments")]
     NoEquals,
     /// The name breaks the rule.
     #[error(transparent)]
     Name(#[from] InvalidName),
-    /// The name is one of those that each instance is given.
+    /// The name is one that Bazooka sets for each instance.
     #[error("{0} is set for each instance by bazooka itself")]
     Reserved(VarName),
     /// The value is too long.
@@ -32,10 +32,10 @@ pub enum InvalidVar {
 }
 
 impl VarName {
-    /// The rule, as errors tell it.
+    /// The rule, as errors show it.
     pub const RULE: &'static str = "letters, digits and underscores, no digit first, 128 at most";
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -73,7 +73,7 @@ impl From<VarName> for String {
     }
 }
 
-/// Returns the name of a config var, if it is valid and may have that value.
+/// Returns the name of a config var, if the name is valid and may have that value.
 ///
 /// # Errors
 /// The rule that either breaks.
@@ -85,7 +85,7 @@ pub fn check(name: &str, value: &str) -> Result<VarName, InvalidVar> {
 /// Parses `NAME=VALUE`.
 ///
 /// # Errors
-/// There is no `=`; the rule that the name or the value breaks.
+/// `=` is missing; the rule that the name or the value breaks.
 pub fn pair(text: &str) -> Result<(VarName, &str), InvalidVar> {
     let (name, value) = text.split_once('=').ok_or(InvalidVar::NoEquals)?;
     Ok((check(name, value)?, value))

@@ -90,7 +90,7 @@ fn rows() -> Rows {
     }
 }
 
-/// Whether a user may write a key, as etcd reckons it.
+/// Reports whether a user may write a key, by etcd's rules.
 fn writes(users: &Users, who: &str, key: &str) -> bool {
     let Some(roles) = users.users.get(who) else { return false };
     roles.iter().any(|role| {
@@ -168,13 +168,13 @@ fn a_host_reads_its_own_work_alone() {
     }
 }
 
-/// Carries steps out as etcd does, refusing what it refuses.
+/// Applies a step as etcd does, with etcd's refusals.
 fn apply(state: &mut Users, op: AuthOp) {
     match op {
         AuthOp::AddRole(role) => assert!(state.roles.insert(role, BTreeSet::new()).is_none()),
         AuthOp::GrantPermission(role, right) => {
             let rights = state.roles.get_mut(&role).expect("the role is there");
-            // One right for each range.
+            // A range has one right.
             rights.retain(|other| (&other.key, other.prefix) != (&right.key, right.prefix));
             rights.insert(right);
         }
@@ -195,7 +195,7 @@ fn apply(state: &mut Users, op: AuthOp) {
         AuthOp::DeleteUser(user) => drop(state.users.remove(&user).expect("the user is there")),
         AuthOp::DeleteRole(role) => {
             state.roles.remove(&role).expect("the role is there");
-            // etcd takes it from its users itself.
+            // etcd itself takes the role from its users.
             for roles in state.users.values_mut() {
                 roles.remove(&role);
             }
@@ -204,7 +204,7 @@ fn apply(state: &mut Users, op: AuthOp) {
 }
 
 fn rights() -> impl Strategy<Value = BTreeSet<Permission>> {
-    // One right for each range, as in etcd.
+    // A range has one right, as in etcd.
     let right = prop::option::of(any::<bool>());
     prop::collection::vec(right, 4).prop_map(|rights| {
         let right = |(at, write): (usize, Option<bool>)| {
@@ -227,7 +227,7 @@ proptest! {
     #[test]
     fn whatever_is_found_becomes_what_is_wanted(found in users(), wanted in users()) {
         let mut state = found.clone();
-        // Others' users and roles, which stay.
+        // Other programs' users and roles, which stay.
         state.roles.insert("other".into(), BTreeSet::new());
         state.users.insert("z".into(), ["other".to_owned()].into());
         for op in plan("/p", &wanted, &state) {

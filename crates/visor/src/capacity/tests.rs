@@ -1,11 +1,11 @@
-//! What fits and what would be lost, on small clusters.
+//! Tests of what fits and what would be lost, on small clusters.
 
 use serde_json::json;
 
 use super::*;
 use crate::rules::fixture::Cluster;
 
-/// What would have no place, as `app/proc n`.
+/// Returns the instances without a place as `app/proc n`.
 fn without_place(cluster: &Cluster, part: Part) -> Vec<String> {
     let loss = loss(&cluster.image, part);
     let of_app = |(app, procs): (AppName, BTreeMap<ProcName, u32>)| {
@@ -59,7 +59,7 @@ fn what_other_hosts_have_room_for_is_not_lost() {
     cluster.runs("a", 1, "host1", 0).runs("a", 2, "host1", 1).runs("a", 3, "host2", 2);
     assert!(without_place(&cluster, host("host1")).is_empty());
     cluster.runs("b", 4, "host1", 0);
-    // The first of each service comes first: the second of a has no place.
+    // The first instance of each service is placed first, so the second of a has no place.
     assert_eq!(without_place(&cluster, host("host1")), ["a/web 1"]);
     assert_eq!(without_place(&cluster, zone("north")), ["a/web 3", "b/web 1"]);
     assert_eq!(loss(&cluster.image, host("host1")).instances, 3);

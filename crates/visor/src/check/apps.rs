@@ -1,4 +1,4 @@
-//! An app's own rows: what head, releases, formation and the rest name is there.
+//! Checks of an app's own rows: everything that head, releases, formation and the rest refer to must exist.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +42,7 @@ fn is_there(snapshot: &Snapshot, app: &AppName) -> bool {
     snapshot.apps.get(app).is_some_and(|view| view.app.is_some())
 }
 
-/// Rows of an app that isn't there. Its own row is made first and goes last.
+/// Finds rows of an app without its own row, which is made first and deleted last.
 fn orphans(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findings) {
     let own = Key::App(name.clone());
     let has_substance = !view.revs.is_empty()
@@ -194,7 +194,7 @@ fn formation(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Fi
     }
 }
 
-/// Settings with a value that `bazooka procs set` would refuse.
+/// Finds settings with a value that `bazooka procs set` would refuse.
 fn settings(name: &AppName, view: &AppView, found: &mut Findings) {
     for (proc, row) in &view.procs {
         for setting in settings::ALL {

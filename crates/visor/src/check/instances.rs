@@ -1,4 +1,4 @@
-//! Where instances are: each is assigned once, is in its app's index, and nothing is said of others.
+//! Checks of instances: each is assigned once, is in its app's index, and no other has a status.
 
 use super::{Findings, is_unreadable};
 use crate::{

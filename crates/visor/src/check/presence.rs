@@ -1,4 +1,4 @@
-//! Who is there: each such row hangs on a lease, so that it goes with its daemon.
+//! Checks of presence: each of these rows is bound to a lease, so that it is deleted with its daemon.
 
 use super::Findings;
 use crate::{

@@ -1,4 +1,4 @@
-//! Each invariant broken by hand, found, mended where it can be, and clean again.
+//! Tests that break each invariant by hand, find it, and mend it where that is possible.
 
 use serde_json::{Value, json};
 
@@ -9,14 +9,14 @@ use crate::{
     visor::Change,
 };
 
-/// Rows, as the coordinator has them.
+/// The rows of a coordinator.
 struct Rows {
     entries: Vec<Entry>,
     revision: Revision,
 }
 
 impl Rows {
-    /// A small cluster that is as it should be: an app with two releases, one instance on host1, config vars.
+    /// Returns a small, correct cluster: an app with two releases, one instance on host1, config vars.
     fn sound() -> Rows {
         let mut rows = Rows { entries: Vec::new(), revision: 0 };
         let at = "2026-01-01T00:00:00Z";
@@ -86,7 +86,7 @@ impl Rows {
         findings(&Stock::of(&self.entries, self.revision).snapshot)
     }
 
-    /// Carries a change out, if its conditions hold.
+    /// Commits a change, if its conditions hold.
     fn commit(&mut self, change: &Change) -> bool {
         use crate::store::Compare;
         let find = |key: &String| self.entries.iter().find(|entry| entry.key == *key);
@@ -113,7 +113,7 @@ fn told(findings: &[Finding]) -> Vec<(String, &'static str)> {
     findings.iter().map(|finding| (finding.key.clone(), finding.rule)).collect()
 }
 
-/// What is broken, how, what is found of it, and whether it can be mended.
+/// A broken invariant: its name, how to break it, the expected findings, and whether it can be mended.
 type Case = (&'static str, fn(&mut Rows), Vec<(&'static str, &'static str)>, bool);
 
 fn cases() -> Vec<Case> {
@@ -377,7 +377,7 @@ fn each_broken_invariant_is_found_and_mended_where_it_can_be() {
         assert_eq!(found.iter().any(|finding| finding.mendable), mendable, "{what}");
         for finding in &found {
             assert!(!finding.remedy.is_empty() && !finding.what.is_empty(), "{what}");
-            // One may have gone with another.
+            // An earlier mend may have removed this one too.
             if let Some(change) = &finding.mend {
                 rows.commit(change);
             }

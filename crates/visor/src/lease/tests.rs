@@ -53,7 +53,7 @@ async fn two_renewals_may_fail() {
     let mut state = keeper.state();
     state.mark_unchanged();
     for _ in 0..10 {
-        // The last one that worked may be 3 s ago.
+        // The last successful renewal may be 3 s old.
         store.faults().unreachable(true);
         sleep(Duration::from_secs(6)).await;
         store.faults().unreachable(false);
@@ -98,7 +98,7 @@ async fn a_process_that_was_stopped_does_not_believe_in_its_lease() {
     let store = ModelStore::new();
     let keeper = LeaseKeeper::start(store.shared(), LeaseTiming::default());
     let id = keeper.wait_held().await;
-    // The keeper's task doesn't run between here and the question.
+    // The keeper's task does not run between here and the question.
     let until = keeper.term.lock().expect("it doesn't panic").expect("it is held").until;
     assert_eq!(until - Instant::now(), Duration::from_secs(10));
     advance(Duration::from_secs(30)).await;

@@ -151,7 +151,7 @@ async fn what_takes_a_later_build_to_read_is_not_taken_in_and_the_image_stays() 
     let mut mirror = mirror(&store, all());
     mirror.next().await;
     assert!(mirror.is_synced());
-    // With it comes what this build can't understand.
+    // The same transaction brings what this build cannot understand.
     write(&store, vec![schema(9), Op::Delete(Keys::One("a".into()))]).await;
     assert_eq!(mirror.next().await, Changes::default());
     assert!(!mirror.is_synced());
@@ -238,7 +238,7 @@ async fn each_scope_tells_how_far_it_has_come() {
     assert_eq!(mirror.image().revision, revision - 1);
 }
 
-/// Random writes, faults, pauses and dropped futures; in the end the image is the store.
+/// Runs random writes, faults, pauses and dropped futures; in the end the image equals the store.
 async fn survive(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let store = ModelStore::new();
@@ -271,7 +271,7 @@ async fn survive(seed: u64) {
                 }
             }
         }
-        // A partial list is never shown: each entry is as it was at one revision or later, in its scope.
+        // A partial list is never shown: every key is of one of the scopes.
         assert!(mirror.image().entries.keys().all(|key| scopes.iter().any(|scope| scope.contains(key))));
     }
     store.faults().unreachable(false);

@@ -1,6 +1,6 @@
-//! The names of links: the services whose address an app's instances are told, and where those are reached.
+//! The names of links, of their variables, and of the address where services are reached.
 //!
-//! Owns the words (`api:web`) and what a link's variable is called. Where a link leads is decided in `links`.
+//! Owns the syntax (`api:web`) and the name of a link's variable. `links` decides where a link leads.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -8,18 +8,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{AppName, HostName, InvalidName, ProcName};
 
-/// A service that an app's instances are told the address of: `APP:PROC`.
+/// A service whose address an app's instances get: `APP:PROC`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Link {
-    /// Whose it is.
+    /// The app of the service.
     pub app: AppName,
-    /// Which of that app's.
+    /// The proc of that app.
     pub proc: ProcName,
 }
 
 impl Link {
-    /// The variable that has its address. Two links may have the same one (`a-b:c` and `a:b-c`).
+    /// Returns the variable that has its address. Two links may have the same one (`a-b:c` and `a:b-c`).
     pub fn variable(&self) -> String {
         format!("BAZOOKA_SERVICE_{}_{}", self.app, self.proc).to_ascii_uppercase().replace(['-', '.'], "_")
     }
@@ -54,10 +54,10 @@ impl From<Link> for String {
     }
 }
 
-/// Words that are no link.
+/// The error for text that is not a link.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidLink {
-    /// There is no colon.
+    /// The colon is missing.
     #[error("link {0:?} is not valid: an app and its proc with a colon between, such as api:web")]
     Form(String),
     /// One of the names breaks its rule.
@@ -65,19 +65,21 @@ pub enum InvalidLink {
     Name(#[from] InvalidName),
 }
 
-/// Where services' own ports are reached from a host: a proxy's address or its name.
+/// The address where a host reaches the services' own ports: a proxy's address or its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ServicesAddress(String);
 
 impl ServicesAddress {
-    /// With a service's port, as programs take it.
+    /// Returns the address with a service's port, as programs take it.
     pub fn at(&self, port: u16) -> String {
         if self.0.contains(':') { format!("[{}]:{port}", self.0) } else { format!("{}:{port}", self.0) }
     }
 }
 
-/// Words that are no address of services. The message is the rule alone: whoever shows it says what was given.
+/// The error for text that is not an address of services.
+///
+/// The message is the rule alone; the caller shows the given text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the address or the name of a proxy, without a port, such as 10.0.0.7")]
 pub struct InvalidServicesAddress;
@@ -94,7 +96,7 @@ impl FromStr for ServicesAddress {
                 Err(InvalidServicesAddress)
             };
         }
-        // What ends in a number is an address to every resolver, and this is none.
+        // Every resolver takes a name whose last part is a number for an address, and this is not one.
         let is_address = said.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
         match said.parse::<HostName>() {
             Ok(name) if !is_address => Ok(ServicesAddress(name.to_string())),

@@ -1,4 +1,4 @@
-//! The judgement, case by case.
+//! Tests of the judgement, case by case.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ fn rev(n: u32) -> RevId {
     format!("{n:040x}").parse().expect("forty digits")
 }
 
-/// An app with releases v1 to v3 of revs with a `web`, v2 being head.
+/// Returns an app with releases v1 to v3 of revs with a `web`; v2 is head.
 fn view(count: u32) -> AppView {
     let now = Timestamp::UNIX_EPOCH;
     let app = App {
@@ -82,7 +82,7 @@ fn place(view: &mut AppView, id: u64, release: u32) {
     view.instances.insert(InstanceId(id), at(instance, 6));
 }
 
-/// A row of the table: what stands there, and what is to come of it.
+/// A row of the table: the instances, and the expected judgement.
 struct Case {
     count: u32,
     beside: &'static [(u32, u32)],
@@ -114,7 +114,7 @@ fn stuck(cause: &str) -> Verdict {
     Verdict::Stuck { cause: cause.into() }
 }
 
-/// Judges it, and compares.
+/// Judges a case and compares.
 fn judge(case: Case) {
     let mut view = view(case.count);
     let formation = view.formation.get_mut(&web()).expect("it was set");
@@ -324,7 +324,7 @@ fn all_were_replaced() {
 fn a_proc_was_failing_if_each_of_heads_instances_crashes() {
     use State::{Backoff, Claimed, Running};
     let now = Timestamp::from_second(1_000).expect("a time");
-    // Release, desired, state, restarts, and since how many seconds.
+    // Release, desired, state, restarts, and for how many seconds it has been in that state.
     let failing = |instances: &[(u32, Desired, State, u32, i64)]| {
         let mut view = view(2);
         let mut statuses = Vec::new();

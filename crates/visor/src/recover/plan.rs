@@ -1,4 +1,4 @@
-//! The plan of a recovery: from the restored rows and what hosts tell to the changes, and what a person must know.
+//! The plan of a recovery: from the restored rows and the hosts' answers to the changes and the report.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,32 +19,32 @@ use crate::{
     visor::Change,
 };
 
-/// Ids that may have been given since the backup to instances which nobody tells of.
+/// The number of ids that may have been given, since the backup, to instances that no host reports.
 const IDS_ABOVE: u64 = 10_000;
 
-/// Ports that may have been given since.
+/// The number of ports that may have been given since the backup.
 const PORTS_ABOVE: u64 = 100;
 
-/// The first port that isn't given for caution's sake alone: Linux's ephemeral ones begin there.
+/// The port at which the safety margin ends; Linux's ephemeral ports begin there.
 const PORTS_END: u64 = 32_768;
 
-/// Who made what is taken up.
+/// The name that rows made by a recovery have in `by`.
 const BY: &str = "recover";
 
-/// What is to be done.
+/// A planned recovery.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Recovery {
-    /// What was taken up, changed or can't be, a line each.
+    /// The report of what was entered, was changed or cannot be entered, a line each.
     pub report: Vec<String>,
-    /// What a person must see to, a line each.
+    /// The tasks left to a person, a line each.
     pub by_hand: Vec<String>,
-    /// In this order, each guarded on what it was planned from.
+    /// The changes in order, each guarded on the rows that it was planned from.
     #[serde(skip)]
     pub changes: Vec<Change>,
-    /// Leases of those who were there: they end, so that each daemon registers anew.
+    /// The leases of daemons in the backup; they are ended, so that each daemon registers again.
     #[serde(skip)]
     pub ended_leases: BTreeSet<LeaseId>,
-    /// Revisions must be above this one.
+    /// The revision above which the store's must be raised.
     #[serde(skip)]
     pub revision_above: Revision,
 }
@@ -59,20 +59,22 @@ impl Recovery {
     }
 }
 
-/// When it is done.
+/// The moment of the recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// Before anyone reaches the restored coordinator. The lease holds the rows of those who were there.
+    /// Before any other program reaches the restored coordinator. The lease is for the rows of the backup's daemons.
     Restored(LeaseId),
-    /// It is in use again. Only what hosts hold is taken up, or ended where the app isn't known: all else has been
-    /// seen to.
+    /// After the coordinator is in use again. Only instances that hosts keep are entered, or ended where the app is not
+    /// known; the first recovery has done all else.
     Late {
-        /// End what can't be taken up.
+        /// True to end instances that cannot be entered.
         end_unknown: bool,
     },
 }
 
-/// Plans a recovery. `found` is what each host that answers tells; `now` names this restoration from here on.
+/// Plans a recovery.
+///
+/// `found` has the answer of each host that answered; `now` becomes the time that names this restoration.
 pub fn plan(snapshot: &Snapshot, found: &[Found], moment: Moment, now: Timestamp) -> Recovery {
     let mut recovery = Recovery::default();
     let late = matches!(moment, Moment::Late { .. });
@@ -125,13 +127,13 @@ struct Live<'a> {
 }
 
 impl Live<'_> {
-    /// It is meant to run and isn't on trial.
+    /// Reports whether it is meant to run and is not on trial.
     fn counts(&self) -> bool {
         self.assignment.desired == Desired::Run && !self.assignment.trial
     }
 }
 
-/// Has what its host holds of an app that isn't there ended.
+/// Adds the end of an instance that its host keeps and whose app does not exist.
 fn end(name: &AppName, one: &Live<'_>, recovery: &mut Recovery) {
     let key = Key::Assigned(one.host.clone(), one.id);
     let reason = Some("its app isn't known".to_owned());
@@ -142,7 +144,7 @@ fn end(name: &AppName, one: &Live<'_>, recovery: &mut Recovery) {
     recovery.ask("once they have ended: `bazooka check --repair` takes their rows away".into());
 }
 
-/// Rules 1 and 2: what each host that answers has and hasn't.
+/// Applies rules 1 and 2 to each host that answered.
 fn hosts(snapshot: &Snapshot, found: &[Found], recovery: &mut Recovery) {
     for host in found {
         let view = snapshot.hosts.get(&host.name);
@@ -161,7 +163,8 @@ fn hosts(snapshot: &Snapshot, found: &[Found], recovery: &mut Recovery) {
         if view.assigned.is_empty() || found.iter().any(|host| host.name == *name) {
             continue;
         }
-        // Where they were reached then may be another's by now: until their host speaks, nothing is led there.
+        // These addresses may belong to other instances by now, so nothing is routed there until the host reports
+        // again.
         for (id, row) in &view.status {
             let key = Key::Status(name.clone(), *id);
             recovery.changes.push(Change::new().as_read(&key, Some(row)).delete(&key));
@@ -235,7 +238,7 @@ fn take_up(
     }
 }
 
-/// The release that head is to move to: the one that most run, if it is newer than head.
+/// Returns the release to which head moves: the one that most instances run, if it is newer than head.
 fn new_head(view: &AppView, live: &[Live<'_>]) -> Option<ReleaseId> {
     let mut of: BTreeMap<ReleaseId, usize> = BTreeMap::new();
     live.iter()
@@ -251,7 +254,7 @@ fn move_head(name: &AppName, view: &AppView, release: ReleaseId, recovery: &mut 
     let key = Key::Head(name.clone());
     let extra = view.head.as_ref().map(|head| head.extra.clone()).unwrap_or_default();
     let mut change = Change::new().as_read(&key, view.head.as_ref()).put(&key, &Head { release, extra });
-    // It was tried when the backup was made, and has been found good since.
+    // It was on trial at the backup, and was verified since.
     if let Some(row) = view.releases.get(&release).filter(|row| row.status != ReleaseStatus::Released) {
         let own = Key::Release(name.clone(), release);
         let after = Release { status: ReleaseStatus::Released, cause: None, ..row.value.clone() };
@@ -265,7 +268,7 @@ fn move_head(name: &AppName, view: &AppView, release: ReleaseId, recovery: &mut 
     recovery.changes.push(change);
 }
 
-/// Revs that only hosts know: of each, the procs that run.
+/// Adds the revs that only hosts know, each with the procs that run.
 fn revs(name: &AppName, view: &AppView, live: &[Live<'_>], now: Timestamp, recovery: &mut Recovery) {
     let mut made: BTreeMap<_, Rev> = BTreeMap::new();
     for Live { assignment, .. } in live.iter().filter(|one| !view.revs.contains_key(&one.assignment.rev)) {
@@ -292,7 +295,7 @@ fn revs(name: &AppName, view: &AppView, live: &[Live<'_>], now: Timestamp, recov
     }
 }
 
-/// Config vars that only hosts have.
+/// Adds the config vars that only hosts have.
 fn envs(name: &AppName, view: &AppView, live: &[Live<'_>], now: Timestamp, recovery: &mut Recovery) {
     let wanted: BTreeSet<EnvRef> = live.iter().map(|one| one.assignment.env).collect();
     for env in wanted.into_iter().filter(|env| *env != EMPTY_ENV && !view.envs.contains_key(env)) {
@@ -364,7 +367,7 @@ fn instance(
     recovery.changes.push(change);
 }
 
-/// Rule 4.
+/// Raises counts, by rule 4.
 fn counts(
     name: &AppName,
     view: &AppView,
@@ -417,14 +420,14 @@ fn last_port(snapshot: &Snapshot) -> u64 {
     given.chain([counter]).max().unwrap_or(counter)
 }
 
-/// Rule 5.
+/// Raises counters, by rule 5.
 fn counters(snapshot: &Snapshot, found: &[Found], last_port: u64, recovery: &mut Recovery) {
     let told = found.iter().flat_map(|host| host.instances.keys().map(|id| id.0));
     let counter = snapshot.instance_counter.as_ref();
     let last = told.chain(counter.map(|row| row.value)).max().unwrap_or(0) + IDS_ABOVE;
     let key = Key::InstanceCounter;
     recovery.changes.push(Change::new().as_read(&key, counter).put(&key, &last));
-    // What is skipped was never started.
+    // The skipped ids were never started, so the day must not count them.
     let day = snapshot.days.iter().rfind(|(_, row)| row.last_instance.is_some());
     if let Some((day, row)) = day {
         let (key, after) = (Key::Day(*day), DayStats { last_instance: Some(last), ..row.value.clone() });
@@ -435,7 +438,7 @@ fn counters(snapshot: &Snapshot, found: &[Found], last_port: u64, recovery: &mut
     recovery.changes.push(Change::new().as_read(&key, before).put(&key, &last));
 }
 
-/// Rule 6.
+/// Restores presence, by rule 6.
 fn presence(snapshot: &Snapshot, found: &[Found], lease: LeaseId, recovery: &mut Recovery) {
     let mut ended: BTreeSet<LeaseId> = BTreeSet::new();
     let mut note = |lease: Option<LeaseId>| ended.extend(lease);
@@ -451,7 +454,7 @@ fn presence(snapshot: &Snapshot, found: &[Found], lease: LeaseId, recovery: &mut
     }
     for (name, row) in &snapshot.proxies {
         note(row.lease);
-        // Whoever drains waits until it says anew what it has in force.
+        // Draining waits until the proxy reports anew what it has applied.
         let row = Proxy { applied: 0, ..row.value.clone() };
         recovery.changes.push(present(&Key::Proxy(name.clone()), &row, lease));
     }
@@ -469,11 +472,11 @@ fn presence(snapshot: &Snapshot, found: &[Found], lease: LeaseId, recovery: &mut
     recovery.ended_leases = ended;
 }
 
-/// Says that the coordinator was restored: what hosts hold from before isn't ended for not being assigned.
+/// Marks the coordinator as restored, so that hosts do not end older instances for lack of an assignment.
 fn mark(snapshot: &Snapshot, now: Timestamp, recovery: &mut Recovery) {
     let before: Option<&Versioned<Schema>> = snapshot.schema.as_ref();
     let after = Schema { restored: Some(now), ..before.map(|row| row.value.clone()).unwrap_or_default() };
     let key = Key::Schema;
-    // The last of all: the guard of each other change is the schema as it was read.
+    // This comes last, because every other change is guarded on the schema as it was read.
     recovery.changes.push(Change::new().as_read(&key, before).put(&key, &after));
 }

@@ -1,4 +1,4 @@
-//! A cluster backed up, gone on with, lost and restored: on the store in memory.
+//! Tests of a cluster that is backed up, changed, lost and restored, on the store in memory.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ fn host(name: &str) -> Value {
         "capacity": {"memory_bytes": 1, "instances": 9}, "isolation": "none", "boot_id": "b", "since": AT, "token": name})
 }
 
-/// As it was when it was backed up: v1 with two instances, 1 on host1 and 2 on host2; v2 on trial.
+/// Makes the backup: v1 with two instances, 1 on host1 and 2 on host2; v2 on trial.
 async fn backup() -> (Visor, Arc<ModelStore>) {
     let store = Arc::new(ModelStore::new());
     let visor = Visor::new(store.clone());
@@ -97,7 +97,7 @@ fn keys_of_all() -> Vec<Keys> {
     crate::keys::everything()
 }
 
-/// What a host tells: each instance with its release and env.
+/// Returns a host's answer: each instance with its release and env.
 fn found(name: &str, instances: &[(u64, u32, u32)]) -> Found {
     let instances = instances.iter().map(|(id, release, env)| {
         let instance = FoundInstance {
@@ -219,7 +219,7 @@ async fn an_app_that_the_backup_does_not_know_is_told_and_ended_on_an_operators_
     let mut after = image(&visor).await;
     let own = after.hosts.get_mut(&host1.name).expect("it is there");
     assert_eq!(own.assigned[&InstanceId(9)].desired, crate::schema::Desired::Stop);
-    // Once its host has said that it has ended, its row goes.
+    // Once the host has reported the end, the row is deleted.
     let mut status = own.status[&InstanceId(1)].clone();
     status.value.state = State::Exited;
     own.status.insert(InstanceId(9), status);

@@ -76,7 +76,6 @@ impl Places {
         next
     }
 
-    /// Returns the zone in which an instance is tried that has no place of its own: none unless all places are in
     /// Returns the zone with the most places left, where a trial's instance runs; none unless all places are in zones.
     pub fn usual(&self) -> Option<&ZoneName> {
         let most = self.zones.iter().rev().max_by_key(|(_, left)| **left);

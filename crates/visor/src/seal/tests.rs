@@ -83,13 +83,13 @@ proptest! {
         prop_assert_eq!(&opened.0, &key.0);
         let others = Keyring::of(theirs.clone());
         prop_assert_eq!(others.unwrap(&all.hosts).err(), Some(OpenError::NotForUs));
-        // Nor under a label that lies.
+        // A wrap filed under the wrong public key does not open either.
         let lies = BTreeMap::from([(theirs.public(), all.hosts[&ours.public()].clone())]);
         prop_assert_eq!(others.unwrap(&lies).err(), Some(OpenError::NotForUs));
     }
 }
 
-/// That of libsodium's own test (`box_seal`) would take its random key; these are XChaCha's of the draft, A.3.1.
+/// The vectors are XChaCha's of the draft, A.3.1; libsodium's own test (`box_seal`) would need its random key.
 #[test]
 fn the_cipher_is_the_drafts() {
     let bytes = |hex: &str| -> Vec<u8> {

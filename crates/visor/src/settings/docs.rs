@@ -2,10 +2,10 @@
 
 use super::{ALL, Default, Setting, Takes};
 
-/// The columns of a line of the page's text.
+/// The number of columns of the page's text.
 const COLUMNS: usize = 120;
 
-/// docs/settings.md, from the table.
+/// Returns docs/settings.md, made from the table.
 pub fn docs() -> String {
     let mut page = "# Settings of a proc\n\n".to_owned();
     paragraph(
@@ -30,7 +30,7 @@ pub fn docs() -> String {
     page
 }
 
-/// Adds a paragraph, in lines.
+/// Adds a paragraph, wrapped into lines.
 fn paragraph(page: &mut String, text: &str) {
     let mut column = 0;
     for word in text.split(' ') {
@@ -47,7 +47,7 @@ fn paragraph(page: &mut String, text: &str) {
 }
 
 impl Setting {
-    /// What help says of its option.
+    /// Returns the help text of its option.
     pub fn help_in_words(&self) -> String {
         let bounds = match self.takes {
             Takes::Time { .. } | Takes::Count { none: false, .. } => self.takes.bounds(),
@@ -59,7 +59,7 @@ impl Setting {
     }
 }
 
-/// A default, for people.
+/// Returns a default in words.
 pub(super) fn default_in_words(default: &Default) -> String {
     match default {
         Default::Is(value) => value.to_string(),

@@ -1,4 +1,4 @@
-//! The table's rules, and that docs/settings.md is made from it.
+//! Tests of the table's rules, and that docs/settings.md is made from it.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ fn web() -> ProcName {
     "web".parse().expect("a name")
 }
 
-/// What an option's word comes to in a row, as JSON, and in words.
+/// Returns what an option's word stores, as JSON and in words.
 fn set(setting: &'static Setting, word: &str) -> Result<(serde_json::Value, String), String> {
     let change = setting.parse(word).map_err(|error| error.to_string())?;
     let mut proc = Proc::new(1);

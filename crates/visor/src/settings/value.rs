@@ -1,4 +1,4 @@
-//! A setting's values: how they are written, and their bounds.
+//! The values of settings: their syntax and their bounds.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -16,9 +16,9 @@ const LONGEST_PATH: usize = 1_024;
 /// The value of a setting.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// There is no limit. It is a default, and no value that is stored.
+    /// No limit. This is only a default and is never stored.
     NoLimit,
-    /// A quarter of the instances. It is a default, and no value that is stored.
+    /// A quarter of the instances. This is only a default and is never stored.
     AQuarter,
     /// A size, in bytes.
     Size(u64),
@@ -30,65 +30,65 @@ pub enum Value {
     Time(Duration),
     /// A check.
     Check(Check),
-    /// What becomes of instances on a host that is cut off.
+    /// The fate of instances on a host that has lost the coordinator.
     OnPartition(OnPartition),
 }
 
-/// The values that a setting takes.
+/// The kind of values that a setting takes, with bounds.
 #[derive(Debug, PartialEq)]
 pub enum Takes {
-    /// Sizes; and `none`, for no limit.
+    /// Sizes, and `none` for no limit.
     Size {
-        /// The least, in bytes: below it no program starts.
+        /// The lowest value in bytes; below it no program starts.
         least: u64,
     },
-    /// Parts of processors; and `none`, for no limit.
+    /// Parts of processors, and `none` for no limit.
     Processors {
-        /// The least, in thousandths: the kernel gives no less.
+        /// The lowest value in thousandths; the kernel grants no less.
         least_millis: u32,
-        /// The most, in thousandths.
+        /// The highest value in thousandths.
         most_millis: u32,
     },
     /// Numbers.
     Count {
-        /// The least.
+        /// The lowest value.
         least: u32,
-        /// The most.
+        /// The highest value.
         most: u32,
-        /// Whether `none` takes it back, too.
+        /// True if `none` unsets it, too.
         none: bool,
     },
     /// Times.
     Time {
-        /// The least.
+        /// The shortest time.
         least: Duration,
-        /// The most.
+        /// The longest time.
         most: Duration,
     },
     /// Checks.
     Check,
-    /// What becomes of instances on a host that is cut off.
+    /// The fates of instances on a host that has lost the coordinator.
     OnPartition,
 }
 
-/// What is wrong with a value.
+/// The fault of a refused value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// It isn't written as it must be.
+    /// Its syntax is wrong.
     Form,
-    /// It is less than the least, or more than the most.
+    /// It is out of bounds.
     Bounds,
 }
 
-/// A value that a setting doesn't take.
+/// The error for a value that a setting does not take.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("--{} {word}: {}", .setting.name, .setting.takes.rule(*.problem))]
 pub struct InvalidValue {
     /// The setting.
     pub setting: &'static Setting,
-    /// What was given, cut, and cleaned for a terminal.
+    /// The given text, cut and cleaned for a terminal.
     pub word: String,
-    /// What is wrong with it.
+    /// The fault.
     pub problem: Problem,
 }
 
@@ -99,7 +99,7 @@ impl InvalidValue {
         InvalidValue { setting, word, problem }
     }
 
-    /// What can be given instead.
+    /// Returns a hint of what to give instead.
     pub fn hint(&self) -> String {
         let Setting { name, example, default, .. } = self.setting;
         let back = super::docs::default_in_words(default);
@@ -108,12 +108,12 @@ impl InvalidValue {
 }
 
 impl Takes {
-    /// Whether `none` is a word of it.
+    /// Reports whether `none` is a word of it.
     pub fn has_none(&self) -> bool {
         matches!(self, Takes::Size { .. } | Takes::Processors { .. } | Takes::Count { none: true, .. })
     }
 
-    /// The bounds in words, where there are both.
+    /// Returns the bounds in words, where there are both.
     pub fn bounds(&self) -> Option<String> {
         match self {
             Takes::Size { .. } | Takes::Check | Takes::OnPartition => None,
@@ -125,7 +125,7 @@ impl Takes {
         }
     }
 
-    /// The rule that a value breaks.
+    /// Returns the rule that a value breaks.
     pub(super) fn rule(&self, problem: Problem) -> String {
         let or_back = if self.has_none() { ", none or default" } else { ", or default" };
         match (problem, self) {
@@ -164,7 +164,7 @@ impl Takes {
         if self.has(&value) { Ok(value) } else { Err(Problem::Bounds) }
     }
 
-    /// Whether a value is within bounds.
+    /// Reports whether a value is within bounds.
     pub(super) fn has(&self, value: &Value) -> bool {
         match (self, value) {
             (Takes::Size { least }, Value::Size(bytes)) => bytes >= least,
@@ -175,8 +175,9 @@ impl Takes {
         }
     }
 
-    /// What a value is read as: the bound, if it is out of bounds. A limit of memory or processor is read as it is, since
-    /// one that is too low harms nobody but the instance.
+    /// Returns the value within bounds: the bound, if it is out of bounds.
+    ///
+    /// A limit of memory or processor is kept as it is, because one that is too low harms only the instance.
     pub(super) fn clamp(&self, value: Value) -> Value {
         match (self, value) {
             (Takes::Count { least, most, .. }, Value::Count(n)) => Value::Count(n.clamp(*least, *most)),
@@ -186,7 +187,7 @@ impl Takes {
     }
 }
 
-/// What a value is told by in JSON.
+/// Converts a value to its JSON form.
 impl From<&Value> for serde_json::Value {
     fn from(value: &Value) -> serde_json::Value {
         match value {
@@ -200,8 +201,7 @@ impl From<&Value> for serde_json::Value {
     }
 }
 
-/// The accessors expect a value of their kind: a setting's row field and its `takes` are of one kind, which a test goes
-/// through.
+/// The accessors expect a value of their kind: a setting's row field and its `takes` are of one kind, as a test checks.
 impl Value {
     pub(super) fn millis(millis: u64) -> Value {
         Value::Time(Duration::from_millis(millis))
@@ -271,7 +271,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// A number of bytes in one unit: `512M`, `1.5G`.
+/// Formats a number of bytes in one unit: `512M`, `1.5G`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "K", "M", "G", "T"];
     let mut scaled = bytes as f64;
@@ -287,7 +287,7 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// `256M`, `1G`, `9000KiB`.
+/// Parses `256M`, `1G`, `9000KiB`.
 fn bytes(word: &str) -> Option<u64> {
     let (number, unit) = word.split_at(word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len()));
     let shift = match unit.to_ascii_uppercase().as_str() {
@@ -301,7 +301,7 @@ fn bytes(word: &str) -> Option<u64> {
     u64::from_str(number).ok()?.checked_mul(1 << shift)
 }
 
-/// `0.5`, `2`: in thousandths. A part of a thousandth is nothing.
+/// Parses `0.5` or `2` into thousandths; smaller parts are dropped.
 fn processors(word: &str) -> Option<u32> {
     let millis = word.parse::<f64>().ok()? * 1_000.0;
     let fits = (0.0..=f64::from(u32::MAX)).contains(&millis);
@@ -314,7 +314,7 @@ fn number(word: &str) -> Option<u32> {
     is_number.then(|| word.parse().unwrap_or(u32::MAX))
 }
 
-/// `90s`, `500ms`, `1m30s`, `0`.
+/// Parses `90s`, `500ms`, `1m30s`, `0`.
 fn time(word: &str) -> Option<Duration> {
     if word == "0" {
         return Some(Duration::ZERO);
@@ -327,7 +327,7 @@ fn check(word: &str) -> Result<Check, Problem> {
         "started" => Ok(Check::Started),
         "listening" => Ok(Check::Listening),
         _ => match word.strip_prefix("http:") {
-            // It becomes a line of a request.
+            // The path becomes a line of a request.
             Some(path) if path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic()) => {
                 let fits = path.len() <= LONGEST_PATH;
                 if fits { Ok(Check::Http { path: path.to_owned() }) } else { Err(Problem::Bounds) }

@@ -1,4 +1,4 @@
-//! Sealed config vars for tests that don't open them again.
+//! Sealed config vars for tests that do not open them again.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,9 @@ use crate::{
     visor::Visor,
 };
 
-/// The next env of an app with the links that it has, sealed to all hosts and rms that are there; where no rm is, to one that nobody knows.
+/// Seals the next env of an app with its present links, for all registered hosts and rms.
+///
+/// Without an rm it is sealed to a key that nobody has.
 ///
 /// # Panics
 /// If the store fails.

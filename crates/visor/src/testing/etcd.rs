@@ -1,7 +1,7 @@
 //! A real etcd for tests: own process, own ports, own data, in memory where the machine has it.
 //!
-//! A shell stands between the test and its etcd and waits for the end of its standard input: it kills
-//! the etcd and removes its data however the test ends, be it by SIGKILL.
+//! A shell stands between the test and its etcd and waits for the end of its standard input. It kills the etcd and
+//! removes its data however the test ends, even by SIGKILL.
 
 use std::{
     fs,
@@ -29,18 +29,21 @@ use crate::store::{
     etcd::{EtcdConfig, EtcdStore},
 };
 
-/// Names the endpoint of an etcd that all tests of a run share.
+/// The variable with the endpoint of an etcd that all tests of a run share.
 const SHARED: &str = "BAZOOKA_TEST_ETCD";
 
-/// What a test's own calls may take: a machine that is busy enough to hold etcd up for seconds is no fault of what is
-/// tested. That keeps its usual deadlines.
+/// The longest time for a test's own calls: a machine busy enough to hold etcd up for seconds is no fault of what is
+/// tested.
+///
+/// The tested code keeps its usual deadlines.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long an etcd may take until it answers. It takes a fifth of a second on an idle machine.
+/// The longest time until an etcd answers. It takes a fifth of a second on an idle machine.
 const START: Duration = Duration::from_secs(30);
 
-/// Starts what its arguments say, prints its pid, and kills it at the end of its input. Unless the
-/// last word was to keep it, it removes the folder that is its first argument.
+/// The shell that starts the command of its arguments, prints its pid, and kills it at the end of its input.
+///
+/// It then removes the folder that is its first argument, unless the last word on its input was to keep it.
 const GUARD: &str = r#"dir=$1; shift
 "$@" < /dev/null > "$dir/log" 2>&1 &
 child=$!
@@ -58,13 +61,13 @@ pub struct Etcd {
     member: Option<Member>,
 }
 
-/// One etcd process and its folder.
+/// An etcd process and its folder.
 struct Member {
     name: String,
     dir: PathBuf,
-    /// Where it serves clients. Port 0 until it was first started: the kernel chooses.
+    /// The address where it serves clients. Port 0 until its first start: the kernel chooses.
     client: SocketAddrV4,
-    /// Those about its peers, and what a test wants.
+    /// The arguments about its peers, and those that a test wants.
     arguments: Vec<String>,
     /// With TLS: its own identity, and one that may ask whether it answers.
     tls: Option<(PathBuf, Credentials)>,
@@ -91,7 +94,7 @@ impl Etcd {
         Self::start_with(&[]).await
     }
 
-    /// Starts one with more arguments: `--quota-backend-bytes=...`.
+    /// Starts an etcd with more arguments: `--quota-backend-bytes=...`.
     ///
     /// # Panics
     /// As [`Etcd::start`].
@@ -102,8 +105,10 @@ impl Etcd {
         Self { endpoint: member.endpoint(), member: Some(member) }
     }
 
-    /// Starts one that speaks TLS, as the identity in a folder (`ca.pem`, `cert.pem`, `key.pem`, of 127.0.0.1), and that
-    /// takes none but certificates of that authority. `observer` is who looks at it here.
+    /// Starts an etcd that speaks TLS with the identity in a folder.
+    ///
+    /// The folder has `ca.pem`, `cert.pem` and `key.pem`, for 127.0.0.1; only certificates of that authority are
+    /// accepted. `observer` is the identity with which this code asks it.
     ///
     /// # Panics
     /// As [`Etcd::start`].
@@ -115,9 +120,9 @@ impl Etcd {
         Self { endpoint: member.endpoint(), member: Some(member) }
     }
 
-    /// The etcd that the tests of a run share: of the environment, or one for this process.
+    /// Returns the etcd that the tests of a run share: the environment's, or one for this process.
     ///
-    /// Never stop it, fill it or compact it: others are using it.
+    /// Never stop it, fill it or compact it: other tests are using it.
     ///
     /// # Panics
     /// As [`Etcd::start`].
@@ -132,27 +137,27 @@ impl Etcd {
         .await
     }
 
-    /// Its URL.
+    /// Returns its URL.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// A store on it, below a prefix of its own.
+    /// Returns a store on it, below a prefix of its own.
     pub fn store(&self) -> SharedStore {
         Arc::new(EtcdStore::new(self.config()))
     }
 
-    /// A configuration for it, with a prefix of its own.
+    /// Returns a configuration for it, with a prefix of its own.
     pub fn config(&self) -> EtcdConfig {
         EtcdConfig::new(vec![self.endpoint.clone()], fresh_prefix())
     }
 
-    /// Stops its process where it stands (SIGSTOP): connections stay open, nothing answers.
+    /// Stops its process (SIGSTOP): connections stay open, nothing answers.
     pub fn pause(&self) {
         self.own().pause();
     }
 
-    /// Lets it go on.
+    /// Resumes its process.
     pub fn resume(&self) {
         self.own().signal(Signal::SIGCONT);
     }
@@ -162,14 +167,14 @@ impl Etcd {
         self.own_mut().kill();
     }
 
-    /// Kills it, and destroys its data.
+    /// Kills it and deletes its data.
     pub fn lose(&mut self) {
         self.kill();
-        // What can't be removed shows when it is started again.
+        // Files that cannot be removed show when it is started again.
         let _ = fs::remove_dir_all(self.data_dir());
     }
 
-    /// Where its data is.
+    /// Returns the folder of its data.
     pub fn data_dir(&self) -> PathBuf {
         self.own().dir.join("data")
     }
@@ -177,7 +182,7 @@ impl Etcd {
     /// Starts it again, with its data and at its old endpoint.
     ///
     /// # Panics
-    /// If it doesn't start.
+    /// If it does not start.
     pub async fn restart(&mut self) {
         let member = self.own_mut();
         member.kill();
@@ -194,19 +199,19 @@ impl Etcd {
     }
 }
 
-/// A test's own client, which is patient.
+/// Returns a store with long deadlines, for a test's own calls.
 pub fn observer(endpoint: &str, prefix: &str) -> SharedStore {
     observer_as(endpoint, prefix, None)
 }
 
-/// The same, as somebody.
+/// Returns the same store with an identity.
 pub fn observer_as(endpoint: &str, prefix: &str, credentials: Option<Credentials>) -> SharedStore {
     let usual = EtcdConfig::new(vec![endpoint.to_owned()], prefix);
     let config = EtcdConfig { connect_timeout: PATIENCE, call_timeout: PATIENCE, credentials, ..usual };
     Arc::new(EtcdStore::new(config))
 }
 
-/// A prefix that no other test has, in whatever process.
+/// Returns a prefix that no other test has, in whatever process.
 pub fn fresh_prefix() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
@@ -243,15 +248,15 @@ impl EtcdCluster {
         Self { members }
     }
 
-    /// A configuration for all of it, with a prefix of its own.
+    /// Returns a configuration for all members, with a prefix of its own.
     pub fn config(&self) -> EtcdConfig {
         EtcdConfig::new(self.members.iter().map(Member::endpoint).collect(), fresh_prefix())
     }
 
-    /// The member that leads, by its place among the endpoints.
+    /// Returns the position of the leading member among the endpoints.
     ///
     /// # Panics
-    /// If none does.
+    /// If no member leads.
     pub async fn leader(&self) -> usize {
         until("a member leads", START, || async {
             for (at, member) in self.members.iter().enumerate() {
@@ -270,12 +275,12 @@ impl EtcdCluster {
         .await
     }
 
-    /// Stops a member where it stands (SIGSTOP).
+    /// Stops a member (SIGSTOP).
     pub fn pause(&self, at: usize) {
         self.members[at].pause();
     }
 
-    /// Lets it go on.
+    /// Resumes a member.
     pub fn resume(&self, at: usize) {
         self.members[at].signal(Signal::SIGCONT);
     }
@@ -285,10 +290,10 @@ impl EtcdCluster {
         self.members[at].kill();
     }
 
-    /// Starts it again.
+    /// Starts a member again.
     ///
     /// # Panics
-    /// If it doesn't start.
+    /// If it does not start.
     pub async fn restart(&mut self, at: usize) {
         let member = &mut self.members[at];
         member.kill();
@@ -297,9 +302,9 @@ impl EtcdCluster {
     }
 }
 
-/// The arguments of an etcd without peers, and more.
+/// Returns the arguments of an etcd without peers, and more.
 fn alone(more: &[&str]) -> Vec<String> {
-    // Port 0: the kernel chooses. Nobody will call there.
+    // Port 0: the kernel chooses. No peer will call there.
     let peer = "http://127.0.0.2:0";
     let mut arguments = vec![
         format!("--listen-peer-urls={peer}"),
@@ -364,7 +369,7 @@ impl Member {
         self.run = Some(Run { guard, pid: Pid::from_raw(pid) });
     }
 
-    /// Waits until its own process listens where it should, and answers.
+    /// Waits until its own process listens at the right address, and answers.
     async fn wait_until_it_answers(&mut self) {
         let pid = self.run.as_ref().expect("it was started").pid;
         let (ip, port) = (*self.client.ip(), self.client.port());
@@ -387,7 +392,7 @@ impl Member {
         until("etcd answers", START, || async {
             let answer = store.range(Keys::One("probe".to_owned()), None).await;
             match answer {
-                // To be told that one may not is an answer.
+                // A refusal for lack of rights is an answer too.
                 Err(error) if !error.is_denied() => Err(format!("{error:?}")),
                 _ => Ok(()),
             }
@@ -423,7 +428,7 @@ impl Member {
     fn end(&mut self, word: &str) {
         let Some(mut run) = self.run.take() else { return };
         if let Some(mut input) = run.guard.stdin.take() {
-            // If the guard has gone there is nothing left to end.
+            // If the guard has gone, nothing is left to end.
             let _ = input.write_all(word.as_bytes());
         }
         let _ = run.guard.wait();
@@ -435,7 +440,7 @@ impl Drop for Member {
         if self.run.is_some() {
             self.end("");
         } else {
-            // The guard of its last run was told to keep it.
+            // The guard of its last run was told to keep the folder.
             let _ = fs::remove_dir_all(&self.dir);
         }
     }

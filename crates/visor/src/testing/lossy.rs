@@ -1,6 +1,6 @@
-//! A TCP proxy before an etcd that loses what it is told to lose.
+//! A TCP proxy before an etcd that loses messages on demand.
 //!
-//! It understands just enough of HTTP/2 to tell an answer from the frames that keep a connection going.
+//! It understands just enough of HTTP/2 to tell an answer from the frames that keep a connection alive.
 
 use std::{
     net::SocketAddr,
@@ -17,16 +17,16 @@ use tokio::{
     task::JoinSet,
 };
 
-/// The length of an HTTP/2 frame's head.
+/// The length of an HTTP/2 frame's header.
 const HEAD_BYTES: usize = 9;
 
-/// A frame that carries a part of a body.
+/// The frame type that carries a part of a body.
 const DATA: u8 = 0;
 
-/// A frame that begins a request or an answer.
+/// The frame type that begins a request or an answer.
 const HEADERS: u8 = 1;
 
-/// What a client sends before its first frame.
+/// The length of the text that a client sends before its first frame.
 const PREFACE_BYTES: usize = 24;
 
 /// A proxy on a port of its own. Dropping it closes every connection.
@@ -46,7 +46,7 @@ struct State {
 }
 
 impl LossyProxy {
-    /// Starts one before a server, given as a URL or as `host:port`.
+    /// Starts a proxy before a server, given as a URL or as `host:port`.
     ///
     /// # Panics
     /// If no port can be opened.
@@ -60,23 +60,22 @@ impl LossyProxy {
         Self { address, state, _connections: connections }
     }
 
-    /// Its URL, to be used in place of the server's.
+    /// Returns its URL, to be used in place of the server's.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The next answer is not passed on; its connection is closed instead. The server has carried the
-    /// call out by then.
+    /// Loses the next answer and closes its connection. By then the server has carried the call out.
     pub fn lose_next_reply(&self) {
         self.state.lose_reply.store(true, Ordering::SeqCst);
     }
 
-    /// The next request's body is not passed on; its connection is closed instead.
+    /// Loses the body of the next request and closes its connection.
     pub fn lose_next_request(&self) {
         self.state.lose_request.store(true, Ordering::SeqCst);
     }
 
-    /// How many requests and replies have been lost.
+    /// Returns how many requests and replies have been lost.
     pub fn lost(&self) -> u64 {
         self.state.lost.load(Ordering::SeqCst)
     }
@@ -86,7 +85,7 @@ impl LossyProxy {
         self.state.cut.notify_waiters();
     }
 
-    /// While it is on, nothing passes in either direction, and nothing is closed.
+    /// Blocks both directions while it is on, without closing anything.
     pub fn blackhole(&self, on: bool) {
         self.state.hole.send_replace(on);
     }
@@ -107,10 +106,10 @@ async fn accept(listener: TcpListener, upstream: String, state: Arc<State>) {
 
 /// Carries one connection until it ends or is cut.
 async fn carry(mut client: TcpStream, upstream: String, state: Arc<State>) {
-    // Before the server is called, so that no cut is missed.
+    // Subscribed before the server is called, so that no cut is missed.
     let cut = state.cut.notified();
     let Ok(mut server) = TcpStream::connect(&upstream).await else { return };
-    // Frames are small, and each is waited for.
+    // Frames are small, and the peer waits for each.
     if client.set_nodelay(true).is_err() || server.set_nodelay(true).is_err() {
         return;
     }
@@ -128,7 +127,7 @@ async fn carry(mut client: TcpStream, upstream: String, state: Arc<State>) {
     let replies = frames(from_server, to_client, &state, |kind| {
         (kind == HEADERS || kind == DATA) && state.lose_reply.swap(false, Ordering::SeqCst)
     });
-    // Whichever comes first closes both sides; why one ended makes no difference.
+    // The first one to end closes both sides; the reason makes no difference.
     tokio::select! {
         _ = requests => {}
         _ = replies => {}

@@ -1,8 +1,8 @@
-//! Ports for what tests start: which are free, which are claimed, and who listens where.
+//! Ports for the programs that tests start: which are free, which are claimed, and who listens where.
 //!
-//! A claim holds for the whole machine until the process that made it ends, however it ends: it is a socket with a name and
-//! no file. Ports are chosen below those that the kernel gives to outgoing connections, so that none of them takes one
-//! between the claim and its use, and outside of those of `bazooka dev` (21000 and up).
+//! A claim holds for the whole machine until the process that made it ends, however it ends: it is a socket with a name
+//! and no file. The ports are below those that the kernel gives to outgoing connections, so that no connection takes
+//! one between the claim and its use, and outside of those of `bazooka dev` (21000 and up).
 
 use std::{
     collections::BTreeSet,
@@ -16,10 +16,10 @@ use std::{
     sync::Mutex,
 };
 
-/// The ports that single tests get.
+/// The ports for single tests.
 const PORTS: Range<u16> = 9_000..11_000;
 
-/// What one process of the machine has at a time. It is given back when dropped.
+/// A claim that one process of the machine has at a time. Dropping it releases the claim.
 #[derive(Debug)]
 pub struct Claim {
     _socket: UnixListener,
@@ -37,14 +37,14 @@ impl Claim {
     }
 }
 
-/// A port on which nobody listens, and that no other test gets as long as this process runs.
+/// Returns a port on which nobody listens, and that no other test gets as long as this process runs.
 ///
 /// # Panics
 /// If there is none left.
 pub fn free_port() -> u16 {
     static CLAIMS: Mutex<Vec<Claim>> = Mutex::new(Vec::new());
     let count = u32::from(PORTS.end - PORTS.start);
-    // Two processes begin at different places.
+    // Different processes begin at different places.
     let begin = u16::try_from(std::process::id().wrapping_mul(37) % count).expect("below the count");
     let later = PORTS.start + begin..PORTS.end;
     let (claim, port) = later
@@ -58,17 +58,17 @@ pub fn free_port() -> u16 {
     port
 }
 
-/// Whether nobody listens on a port, on whatever address.
+/// Reports whether nobody listens on a port, on any address.
 pub fn is_free(port: u16) -> bool {
     let bind = |address: SocketAddr| TcpListener::bind(address).map(drop);
     match bind((Ipv6Addr::UNSPECIFIED, port).into()) {
-        // It takes IPv4 too, unless the machine says otherwise, or has no IPv6.
+        // An IPv6 socket covers IPv4 too, unless the machine is configured otherwise or has no IPv6.
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => false,
         _ => bind((Ipv4Addr::UNSPECIFIED, port).into()).is_ok(),
     }
 }
 
-/// The TCP addresses (of IPv4) on which a process listens itself.
+/// Returns the TCP addresses (IPv4) on which a process itself listens.
 pub fn listeners(pid: u32) -> Vec<SocketAddrV4> {
     let Ok(table) = fs::read_to_string(format!("/proc/{pid}/net/tcp")) else { return Vec::new() };
     let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
@@ -85,7 +85,7 @@ pub fn listeners(pid: u32) -> Vec<SocketAddrV4> {
                 return None;
             }
             let (ip, port) = local.split_once(':')?;
-            // The kernel prints the address as it lies in memory.
+            // The kernel prints the address in the machine's byte order.
             let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
             Some(SocketAddrV4::new(Ipv4Addr::from(ip), u16::from_str_radix(port, 16).ok()?))
         })
