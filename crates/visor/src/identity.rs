@@ -2,7 +2,6 @@
 //!
 //! Owns the names in certificates (the subject's common name, which etcd takes as its user) and the identity of a
 //! caller. [`crate::access`] decides what each may do.
-//! caller is. What each may do is [`crate::access`]'s business.
 
 mod certificate;
 mod credentials;

@@ -1,4 +1,4 @@
-//! Config vars: who can open what, as hosts and rms come, go and change their keys.
+//! Tests of config vars: who can open them, as hosts and rms come, go and change their keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,7 +87,7 @@ impl Cluster {
         self.all().await.apps.remove(&app()).expect("it is registered")
     }
 
-    /// An env as it would be made now.
+    /// Seals an env as a client would now.
     async fn sealed(&self, value: &str) -> Option<NewEnv> {
         let all = self.all().await;
         let now = ("me", Timestamp::UNIX_EPOCH);
@@ -112,7 +112,7 @@ impl Cluster {
         mending(&app(), &all.apps[&app()], &Recipients::of(&all), ring, &mut Os)
     }
 
-    /// Mends once, and makes sure that nothing is left to mend then.
+    /// Mends once, and checks that nothing is left to mend.
     async fn mend(&self, ring: &Keyring) -> usize {
         let Mending { changes, closed } = self.mending(ring).await;
         assert_eq!(closed, []);
@@ -129,7 +129,7 @@ impl Cluster {
         self.visor.open_env(&app(), E1, ring).await.expect("it is in memory")
     }
 
-    /// Whether a host could open it, had the converger handed it over.
+    /// Opens it as a host could, if the converger had handed it over.
     async fn host_opens(&self, ring: &Keyring) -> Option<Vars> {
         let view = self.view().await;
         let handed = handed(&view.envs[&E1], view.wraps.get(&E1)?, &ring.current())?;
@@ -252,7 +252,7 @@ async fn what_version_1_wrote_is_sealed_once_all_can_open_it_and_no_sooner() {
 
 #[test]
 fn version_1_takes_a_sealed_env_neither_for_an_empty_one_nor_for_an_absent_one() {
-    /// As version 1 had it.
+    /// An env's row as version 1 had it.
     #[derive(Debug, serde::Deserialize)]
     #[allow(dead_code, reason = "what matters is whether it can be read")]
     struct Before {

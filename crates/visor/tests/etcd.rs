@@ -1,4 +1,4 @@
-//! The store on a real etcd: what only a real server, or its absence, can show.
+//! Tests of the store on a real etcd: what only a real server, or its absence, can show.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,11 @@ use visor::{
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A call's own deadline, [`EtcdConfig::call_timeout`].
+/// The deadline of a call, [`EtcdConfig::call_timeout`].
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Longer no call takes: its deadline, and what a busy machine adds. Without a deadline it never came back.
+/// The longest time for a call: its deadline, and what a busy machine adds. A call without a deadline would never
+/// return.
 const HELD: Duration = Duration::from_secs(8);
 
 fn put(key: &str, value: impl Into<Bytes>) -> Op {
@@ -51,7 +52,7 @@ async fn keys(store: &dyn Store) -> Vec<String> {
     entries(store).await.into_iter().map(|entry| entry.key).collect()
 }
 
-/// A store whose line can be disturbed, and one on the same keys whose can't.
+/// Returns a proxy, a store through it, and an undisturbed store on the same keys.
 async fn lossy(etcd: &Etcd) -> (LossyProxy, SharedStore, SharedStore) {
     let proxy = LossyProxy::start(etcd.endpoint()).await;
     let config = etcd.config();
@@ -60,12 +61,12 @@ async fn lossy(etcd: &Etcd) -> (LossyProxy, SharedStore, SharedStore) {
     (proxy, Arc::new(EtcdStore::new(bad)), good)
 }
 
-/// An endpoint where nobody listens.
+/// Returns an endpoint where nobody listens.
 fn nobody() -> String {
     format!("http://127.0.0.1:{}", free_port())
 }
 
-/// An endpoint that takes connections and never answers, for as long as it is kept.
+/// Returns an endpoint that accepts connections and never answers, for as long as the listener is kept.
 fn mute() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port on loopback");
     let url = format!("http://{}", listener.local_addr().expect("it is bound"));
@@ -118,7 +119,7 @@ async fn something_else_than_an_etcd_is_no_coordinator() {
     let server = tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.expect("it listens");
-            // Whether the client still listens is its own affair.
+            // It does not matter if the client has stopped listening.
             let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, page.as_bytes()).await;
         }
     });
@@ -252,7 +253,7 @@ async fn an_endpoint_that_fails_is_left() {
     for n in 0..100 {
         write(&store, &format!("{n}")).await;
     }
-    // Each would have cost a deadline.
+    // Each failing call would have cost a deadline.
     assert!(began.elapsed() < 20 * DEADLINE, "{:?}", began.elapsed());
 }
 
@@ -298,7 +299,7 @@ async fn a_paused_member_of_three_holds_one_call_up_at_most() {
     let cluster = EtcdCluster::start(3).await;
     let leader = cluster.leader().await;
     let follower = (leader + 1) % 3;
-    // It is asked first.
+    // This endpoint is asked first.
     let mut config = cluster.config();
     config.endpoints.rotate_left(follower);
     let store = EtcdStore::new(config);
@@ -345,7 +346,7 @@ async fn a_put_with_an_ended_lease_writes_nothing() {
     assert!(keys(&*store).await.is_empty());
     assert_eq!(store.keep_alive(lease).await, Err(ended.clone()));
     assert_eq!(store.revoke(lease).await, Err(ended.clone()));
-    // Only the branch that is taken matters.
+    // Only the branch that is taken counts.
     let txn = Txn {
         when: vec![Compare::Exists("nothing".to_owned())],
         then: vec![leased()],
@@ -444,10 +445,10 @@ async fn whoever_is_fifty_thousand_changes_behind_comes_to_the_exact_state() {
     while !mirror.is_synced() {
         tokio::time::timeout(SOON, mirror.next()).await.expect("it begins");
     }
-    // It isn't looked at meanwhile.
+    // Nothing reads it meanwhile.
     let mut last = 0;
     for turn in 0..500 {
-        // Some keys are written again and again, some once, some deleted again.
+        // Some keys are written again and again, some once, and some are deleted again.
         let key = |n: u32| if n < 50 { format!("hot/{n}") } else { format!("{turn}/{n}") };
         let puts: Vec<Op> = (0..90).map(|n| put(&key(n), format!("{turn}"))).collect();
         store.txn(writes(puts)).await.expect("it is carried out");
@@ -496,7 +497,7 @@ async fn what_an_identity_may_not_do_is_refused() {
         Err(error) => Err(error),
     };
     assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
-    // Whoever isn't let in may be in a moment: a daemon says it, and waits.
+    // An identity that is not admitted may be in a moment, so a daemon reports that and waits.
     let (said, mut says) = tokio::sync::mpsc::unbounded_channel();
     let waiting = tokio::spawn(async move {
         let say = |error: &StoreError| said.send(error.is_denied()).expect("the test listens");

@@ -1,6 +1,6 @@
-//! The layers of visor: no module uses one that comes after it in the list at the head of `src/lib.rs`.
+//! The test of visor's layers: no module uses one that comes after it in the list at the head of `src/lib.rs`.
 //!
-//! Reads the sources. Inline tests, `tests.rs` files and what the feature `testing` adds may use any layer.
+//! It reads the sources. Inline tests, `tests.rs` files and what the feature `testing` adds may use any layer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Every `.rs` file below a folder, with the path of its module.
+/// Returns every `.rs` file below a folder, with the path of its module.
 fn sources(src: &Path) -> Vec<(PathBuf, Vec<String>)> {
     let mut found = Vec::new();
     let mut folders = vec![src.to_path_buf()];
@@ -28,7 +28,7 @@ fn sources(src: &Path) -> Vec<(PathBuf, Vec<String>)> {
     found
 }
 
-/// Production code alone: without comments, and without items that only tests are built with.
+/// Returns only production code: without comments, and without items that only tests are built with.
 fn production(text: &str) -> String {
     let mut kept = String::new();
     let mut lines = text.lines();
@@ -41,7 +41,7 @@ fn production(text: &str) -> String {
             kept.push('\n');
             continue;
         }
-        // The item that follows: up to its closing brace in the same column, or its semicolon.
+        // Skips the item that follows: up to its closing brace in the same column, or its semicolon.
         let indent = line.len() - line.trim_start().len();
         for line in lines.by_ref() {
             let (here, code) = (line.len() - line.trim_start().len(), line.trim());
@@ -54,7 +54,7 @@ fn production(text: &str) -> String {
     kept
 }
 
-/// The first names of the paths that follow `at`: one, or those of a group in braces.
+/// Returns the first names of the paths that follow `at`: one, or those of a group in braces.
 fn heads(text: &str) -> Vec<String> {
     let name = |text: &str| -> String {
         text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
@@ -79,7 +79,7 @@ fn heads(text: &str) -> Vec<String> {
     heads
 }
 
-/// The top-level modules that a file uses.
+/// Returns the top-level modules that a file uses.
 fn used(text: &str, module: &[String]) -> BTreeSet<String> {
     let up = "super::".repeat(module.len());
     let mut used = BTreeSet::new();
@@ -95,7 +95,7 @@ fn used(text: &str, module: &[String]) -> BTreeSet<String> {
     used
 }
 
-/// The layers, lowest first, as the head of `lib.rs` lists them.
+/// Returns the layers, lowest first, as the head of `lib.rs` lists them.
 fn layers(lib: &str) -> Vec<String> {
     let head: Vec<&str> = lib.lines().map_while(|line| line.strip_prefix("//!")).collect();
     let block = head.iter().skip_while(|line| line.trim() != "```text").skip(1);

@@ -1,4 +1,4 @@
-//! Links on a real etcd: how they come and go with an app's env, whoever else changes it.
+//! Tests of links on a real etcd: how they are added and removed with an app's env, beside rivals.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +32,7 @@ fn linked(said: &[&str]) -> BTreeSet<Link> {
     said.iter().map(|said| said.parse().expect("a link")).collect()
 }
 
-/// `front`, which links, and `api` with a web that it may link.
+/// A cluster with `front`, which links, and `api`, whose `web` it may link.
 struct Cluster {
     visor: Visor,
     ring: Keyring,
@@ -99,7 +99,7 @@ impl Cluster {
         links::of(&view, base_env(&view)).cloned().unwrap_or_default()
     }
 
-    /// The next env of `front` as it would be made now, by a change of its vars or links.
+    /// Seals the next env of `front` as a client would now, with a change of its vars or links.
     async fn sealed(&self, change: impl FnOnce(&mut Vars, &mut BTreeSet<Link>)) -> NewEnv {
         let (mut vars, mut links) = (self.vars().await, self.links().await);
         change(&mut vars, &mut links);
@@ -180,7 +180,7 @@ async fn what_has_gone_meanwhile_is_not_linked_and_what_was_linked_before_stays(
     }
     assert!(cluster.front().await.envs.is_empty(), "nothing was written");
 
-    // What was linked while it was there is in nobody's way.
+    // A service that was linked while it existed does not prevent a later env.
     cluster.deploy("later").await;
     cluster.link(&["later:web", "front:web"], "2").await.expect("they are there, its own too");
     cluster.visor.destroy_app(&app("later")).await.expect("it is there");

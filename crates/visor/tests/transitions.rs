@@ -1,4 +1,4 @@
-//! Every change of state, on the store in memory: races, lost replies, and what must never be.
+//! Tests of every change of state, on the store in memory: races, lost replies, and forbidden states.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -85,7 +85,7 @@ fn leader(name: &str) -> Leader {
     Leader { name: name.into(), since: now(), url: String::new(), frozen: None, extra: Extra::new() }
 }
 
-/// A client with a cluster that has been set up.
+/// Returns a client of a cluster that has been set up.
 async fn cluster() -> (ModelStore, Visor) {
     let store = ModelStore::new();
     let visor = Visor::new(store.client().shared());
@@ -99,7 +99,7 @@ async fn everything(visor: &Visor) -> Snapshot {
 
 async fn lease(visor: &Visor) -> i64 {
     loop {
-        // A grant whose reply was lost ends by itself.
+        // A lease whose grant was lost ends by itself.
         if let Ok(lease) = visor.store().grant(Duration::from_secs(10)).await {
             return lease;
         }
@@ -111,7 +111,7 @@ async fn reign(visor: &Visor) -> Reign {
     visor.campaign(&leader("one"), lease).await.expect("the model answers").expect("nobody else stands")
 }
 
-/// An app with a released web and job.
+/// Makes an app with a released `web` and `job`.
 async fn released(visor: &Visor) {
     visor.register_app(&name("a"), "me", "t", now()).await.expect("the name is free");
     visor.register_rev(&name("a"), &rev_id(1), &rev(&["web", "job"]), &BTreeSet::new()).await.expect("new");
@@ -288,7 +288,7 @@ mod placements {
         let many = (0..3_000).map(|n| placement(&before, 1, n)).collect();
         let placing = slow.place(reign, many, None, now());
         let settling = async {
-            // Until the first transaction is there.
+            // Wait for the first transaction.
             while everything(&visor).await.instance_counter.is_none() {
                 tokio::task::yield_now().await;
             }
@@ -306,7 +306,7 @@ mod placements {
 
     #[tokio::test(start_paused = true)]
     async fn after_a_lost_reply_nothing_more_is_placed_until_it_is_settled() {
-        // One transaction; the first of several; another of them.
+        // The lost reply is that of one transaction; of the first of several; of another of them.
         let lost = [Fate::LoseReply, Fate::LoseRequest];
         let first = lost.into_iter().flat_map(|fate| [(vec![fate], 10), (vec![fate], 300)]);
         let others = lost.into_iter().map(|fate| (vec![Fate::Arrive, Fate::Arrive, fate], 300));
@@ -327,7 +327,7 @@ mod placements {
             };
             let view = everything(&visor).await;
             assert!(view.revision >= settled);
-            // What was planned before can't happen any more.
+            // Nothing planned before can be carried out any more.
             let late =
                 visor.place(reign, vec![placement(&before, 1, 0)], None, now()).await.expect("answers");
             assert_eq!(late, [Placed::Unknown]);
@@ -358,7 +358,7 @@ mod placements {
             let status = snapshot.status(&name("a"), InstanceId(1));
             losing(&host_name(1), InstanceId(1), status, "gone", now())
         };
-        // While the host is there, it is not lost.
+        // An instance is not lost while its host is registered.
         assert_eq!(
             visor.commit_all(reign, vec![lost(&snapshot)]).await.expect("answers"),
             [Outcome::Conflict]
@@ -446,7 +446,7 @@ mod placements {
         assert!(everything(&visor).await.apps.is_empty());
     }
 
-    /// The way to a store on which the next write is held up: whoever sent it hears nothing.
+    /// A path to the store on which the next write is held up: its sender gets no answer.
     struct HeldUp {
         store: ModelStore,
         next: Mutex<bool>,
@@ -484,7 +484,7 @@ mod placements {
 
     #[tokio::test(start_paused = true)]
     async fn a_report_that_was_held_up_does_not_undo_a_later_one() {
-        // Of an instance of which nothing had been said before, and of one of which something had.
+        // An instance without an earlier report, and one with it.
         for before in [None, Some(State::Claimed)] {
             let (store, setup, reign) = ready().await;
             let snapshot = everything(&setup).await;
@@ -510,7 +510,7 @@ mod placements {
             let after = everything(&setup).await;
             let stated = after.status(&name("a"), InstanceId(1)).map(|row| row.state);
             assert_eq!(stated, Some(State::Exited));
-            // What is known of it afterwards is right: no further look is needed.
+            // The revision known afterwards is right, so no further read is needed.
             assert_eq!(stands, BTreeMap::from([(InstanceId(1), after.revision)]));
         }
     }
@@ -668,7 +668,7 @@ mod users {
     }
 }
 
-/// Something that someone does.
+/// An action of some client.
 #[derive(Clone, Debug)]
 enum Deed {
     Register { app: usize, token: usize },
@@ -708,7 +708,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         1 => app.clone().prop_map(|app| Deed::Restart { app }),
         3 => (app.clone(), host.clone(), 1_usize..4)
             .prop_map(|(app, host, count)| Deed::Place { app, host, count }),
-        // Several transactions.
+        // So many take several transactions.
         1 => (app, host.clone(), 60_usize..300)
             .prop_map(|(app, host, count)| Deed::Place { app, host, count }),
         3 => host.clone().prop_map(|host| Deed::Host { host }),
@@ -729,7 +729,7 @@ fn app_name(n: usize) -> AppName {
     name(["a", "b"][n])
 }
 
-/// Does it, on a view that may be stale; whatever comes of it is fine, bar an error that isn't a refusal.
+/// Performs a deed on a view that may be stale. Any outcome is fine, except an error that is not a refusal.
 async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<(), VisorError> {
     let reign = stale.leader.as_ref().and_then(Reign::of);
     match deed {
@@ -875,7 +875,7 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
     }
 }
 
-/// What holds at every moment, whoever did what.
+/// Checks what must hold at every moment, whatever the clients did.
 fn holds(
     view: &Snapshot,
     ids: &mut BTreeMap<InstanceId, AppName>,
@@ -948,7 +948,7 @@ fn holds(
     Ok(())
 }
 
-/// Several clients do what they do, two at a time, on views of different age, with writes that get lost.
+/// Lets several clients act, two at a time, on views of different age, with lost writes.
 async fn days_work(deeds: Vec<(Deed, Option<Fate>, bool, bool)>) -> Result<(), TestCaseError> {
     let (store, visor) = cluster().await;
     let clients: Vec<(ModelStore, Visor)> =
@@ -965,7 +965,7 @@ async fn days_work(deeds: Vec<(Deed, Option<Fate>, bool, bool)>) -> Result<(), T
             });
         for ended in join_all(both).await {
             match ended {
-                // A single lost write is made good by reading back; what can't be is said.
+                // A single lost write is settled by reading back; a second one is reported.
                 Ok(()) | Err(VisorError::Refused(_) | VisorError::Contended) => {}
                 Err(VisorError::Store(visor::store::StoreError::OutcomeUnknown { .. })) => {}
                 Err(error) => prop_assert!(false, "{pair:?}: {error:?}"),

@@ -1,4 +1,4 @@
-//! Turns at an app's repository, and what they alone may move, on the store in memory.
+//! Tests of turns at an app's repository, and of what only their holder may move, on the store in memory.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -90,7 +90,7 @@ async fn what_is_stored_moves_within_the_turn_and_from_what_was_seen() {
         refusal(store("push2", Some(now.mod_revision), &state(2, '2')).await),
         Refusal::TurnOver(app())
     );
-    // The lease has ended, and with it the turn: an rm that was paused moves nothing.
+    // The lease has ended, and the turn with it: an rm that was paused moves nothing.
     visor.store().revoke(held).await.expect("it is there");
     assert_eq!(
         refusal(store("push1", Some(now.mod_revision), &state(2, '2')).await),

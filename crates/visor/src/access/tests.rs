@@ -1,3 +1,5 @@
+//! Tests of rights: what each identity may do, and the steps to etcd's users and roles.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of leases that are renewed, lost and released, on the store in memory.
+
 use tokio::time::{advance, timeout};
 
 use super::*;

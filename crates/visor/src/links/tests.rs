@@ -1,3 +1,5 @@
+//! Tests of where links lead, and of the variables that instances get.
+
 use super::*;
 use crate::store::{Entry, Image, Revision};
 

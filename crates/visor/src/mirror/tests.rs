@@ -1,3 +1,5 @@
+//! Tests of the mirror: complete lists, watches that end, and random faults.
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

@@ -1,3 +1,5 @@
+//! Tests of sealing, wrapping and key rings.
+
 use proptest::prelude::{prop, prop_assert, prop_assert_eq, proptest};
 use rand::{RngCore as _, SeedableRng, rngs::StdRng};
 

@@ -181,7 +181,7 @@ impl ModelStore {
             Some(Fate::LoseReply) => {
                 let mut state = self.state();
                 if !state.loses_the_write_with_its_reply() {
-                    // What the store said is what got lost.
+                    // The reply that gets lost is the one to this write.
                     let _ = commit(&mut state);
                 }
                 Err(unknown("the reply was lost"))

@@ -1,4 +1,4 @@
-//! Makes up operations: random, but with a good chance to matter.
+//! The author of operations: random ones, but with a good chance to matter.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,25 +8,25 @@ use visor::store::{Compare, Entry, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, Txn
 
 use crate::calls::{Answer, Call, Done};
 
-/// Leases of this length never run out during a test.
+/// The length of leases that never run out during a test.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// A lease that never was.
+/// A lease that never existed.
 const NO_LEASE: LeaseId = 0x7FFF_FFFF_FFFF_4711;
 
-/// Below this stand the keys of leases that are left to run out; nobody deletes them otherwise.
+/// The prefix of keys under leases that are left to run out; no operation deletes them otherwise.
 pub const EXPIRING: &str = "x/";
 
-/// A client's imagination, and what it has learnt about the store.
+/// The author of a client's operations, with what it has learnt about the store.
 pub struct Author {
     rng: StdRng,
     who: usize,
-    /// Whether others write at the same time: then an operation's place among theirs must be told
-    /// from its answer, and a few mixtures that hide it are left out.
+    /// False if others write at the same time. Then an operation's place among theirs must be visible in its answer,
+    /// and a few mixtures that hide it are left out.
     alone: bool,
     leases: Vec<LeaseId>,
     ended: Vec<LeaseId>,
-    /// Each key's last known create and mod revision.
+    /// The last known create and mod revision of each key.
     known: BTreeMap<String, (Revision, Revision)>,
     newest: Revision,
     count: u64,
@@ -51,12 +51,12 @@ impl Author {
         &mut self.rng
     }
 
-    /// A lease that it never held has ended.
+    /// Notes that a lease which this client never held has ended.
     pub fn ended(&mut self, lease: LeaseId) {
         self.ended.push(lease);
     }
 
-    /// Takes in what an operation told.
+    /// Learns from an operation's answer.
     pub fn learn(&mut self, done: &Done) {
         match (&done.call, &done.result) {
             (Call::Grant(_), Ok(Answer::Lease(lease))) => self.leases.push(*lease),
@@ -102,19 +102,19 @@ impl Author {
         }
     }
 
-    /// A read of the past; the future is a part of it at times.
+    /// Returns a read of the past, and at times of the future.
     pub fn look_back(&mut self, oldest: Revision) -> Call {
         let at = self.past(oldest);
         Call::Range { keys: self.keys(), at: Some(at) }
     }
 
-    /// A revision that is there still, or just not any more, or not yet.
+    /// Returns a revision that still exists, or has just been compacted, or does not exist yet.
     pub fn past(&mut self, oldest: Revision) -> Revision {
         let newest = if self.rng.random_bool(0.5) { oldest } else { self.newest.max(oldest) };
         self.rng.random_range(oldest - 2..=newest + 2).max(1)
     }
 
-    /// A transaction that leaves its mark whichever branch it takes.
+    /// Returns a transaction that leaves its mark whichever branch it takes.
     pub fn marked_txn(&mut self) -> Txn {
         loop {
             let mut txn = self.writing_txn();
@@ -130,7 +130,7 @@ impl Author {
         *self.leases.choose(&mut self.rng).expect("it was asked whether there is one")
     }
 
-    /// A lease that has ended, or one that never was.
+    /// Returns a lease that has ended, or that never existed.
     fn ended_lease(&mut self) -> LeaseId {
         self.ended.choose(&mut self.rng).copied().unwrap_or(NO_LEASE)
     }
@@ -174,7 +174,7 @@ impl Author {
         }
     }
 
-    /// A mixture of puts, deletes and gets in any order.
+    /// Returns a mixture of puts, deletes and gets in any order.
     fn branch(&mut self) -> Vec<Op> {
         let lease = (!self.leases.is_empty() && self.rng.random_bool(0.4)).then(|| self.lease());
         let mut ops = self.puts(lease);
@@ -199,7 +199,7 @@ impl Author {
         ops
     }
 
-    /// One to three puts; seldom twice to the same key, which is refused.
+    /// Returns one to three puts; seldom twice to the same key, which is refused.
     fn puts(&mut self, lease: Option<LeaseId>) -> Vec<Op> {
         self.count += 1;
         let value = Bytes::from(format!("{}-{}", self.who, self.count));
@@ -238,7 +238,7 @@ impl Author {
         }
     }
 
-    /// A key of this client's own, or one that all fight for.
+    /// Returns a key of this client's own, or a contested one.
     fn key(&mut self) -> String {
         let letter = *b"abcd".choose(&mut self.rng).expect("there are letters") as char;
         match self.rng.random_range(0..10) {

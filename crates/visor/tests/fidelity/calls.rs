@@ -1,4 +1,4 @@
-//! The operations that both stores are put through, and what they answered.
+//! The operations that run on both stores, and their answers.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,7 +7,7 @@ use visor::store::{
     Entry, Event, Keys, LeaseId, Op, Page, Result, Revision, Store, StoreError, Txn, TxnReply,
 };
 
-/// One operation. Leases are numbered as the real store numbered them.
+/// An operation. Leases have the real store's numbers.
 #[derive(Clone, Debug)]
 pub enum Call {
     Range {
@@ -23,7 +23,7 @@ pub enum Call {
     Watch(usize),
 }
 
-/// What an operation answered.
+/// The answer of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Page(Page),
@@ -38,28 +38,28 @@ pub enum Answer {
 pub struct Done {
     pub call: Call,
     pub result: Result<Answer>,
-    /// Whether its reply or its request was made to get lost.
+    /// True if its reply or its request was lost on purpose.
     pub disturbed: bool,
 }
 
-/// A watch of a phase: what it was asked for, and what the real one saw up to the phase's end.
+/// A watch of a phase: its request, and what the real one saw up to the phase's end.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub keys: Keys,
     pub from: Revision,
-    /// It is broken off each time it has delivered so many events, and taken up from where it was.
+    /// The number of events after which it is broken off and resumed, each time.
     pub broken_every: Option<usize>,
     pub events: Vec<Event>,
     pub end: Option<StoreError>,
 }
 
-/// A stretch of operations, after which everything that happened is known.
+/// A series of operations, after which everything that happened is known.
 #[derive(Clone, Debug, Default)]
 pub struct Phase {
-    /// What each client did, in its order; the clients ran side by side.
+    /// The operations of each client in order; the clients ran concurrently.
     pub programs: Vec<Vec<Done>>,
     pub watches: Vec<Seen>,
-    /// Everything that changed.
+    /// All changes by revision.
     pub history: BTreeMap<Revision, Vec<Event>>,
     pub end: Revision,
 }
@@ -76,7 +76,7 @@ pub async fn carry_out(store: &dyn Store, call: &Call) -> Result<Answer> {
     }
 }
 
-/// The value that tells an operation's puts from all others.
+/// Returns the value that tells an operation's puts from all others.
 pub fn mark(call: &Call) -> Option<&Bytes> {
     let Call::Txn(txn) = call else { return None };
     txn.then.iter().find_map(|op| match op {
@@ -85,7 +85,7 @@ pub fn mark(call: &Call) -> Option<&Bytes> {
     })
 }
 
-/// The real store's lease numbers and the model's for the same leases.
+/// The model's lease number for each of the real store's.
 #[derive(Default)]
 pub struct Leases(BTreeMap<LeaseId, LeaseId>);
 
@@ -94,7 +94,7 @@ impl Leases {
         self.0.insert(real, model);
     }
 
-    /// The model's number; one that never was stays as it is.
+    /// Returns the model's number; a lease that never existed keeps its number.
     pub fn of(&self, real: LeaseId) -> LeaseId {
         self.0.get(&real).copied().unwrap_or(real)
     }
@@ -129,7 +129,7 @@ impl Leases {
         entry.lease = entry.lease.map(|lease| self.of(lease));
     }
 
-    /// A real result as the model would have it.
+    /// Returns a real result with the model's lease numbers.
     pub fn in_result(&self, result: &Result<Answer>) -> Result<Answer> {
         let mut result = result.clone();
         match &mut result {

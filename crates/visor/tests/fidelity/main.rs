@@ -1,9 +1,9 @@
-//! Is the store in memory true to etcd? The same random operations on both, with equal results.
+//! The test that the store in memory equals etcd: the same random operations on both, with equal results.
 //!
-//! Many clients work on a real etcd at once, with leases, compaction, watches that are broken off and
-//! replies that get lost. All that happened is then laid out in an order that explains it, and the model
-//! must give the same answers, the same events at the same revisions, and the same watches. The seed is
-//! printed; `BAZOOKA_FIDELITY_SEED` sets it, `BAZOOKA_FIDELITY_ROUNDS` how long it goes on.
+//! Many clients work on a real etcd at once, with leases, compaction, interrupted watches and lost replies. All that
+//! happened is then put into an order that explains it, and the model must give the same answers, the same events at
+//! the same revisions, and the same watches. The seed is printed; `BAZOOKA_FIDELITY_SEED` sets it, and
+//! `BAZOOKA_FIDELITY_ROUNDS` the number of rounds.
 
 mod author;
 mod calls;
@@ -27,20 +27,20 @@ use visor::store::{
     model::{Mistake, ModelStore},
 };
 
-/// How much is done.
+/// The extent of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Of all that is random.
+    /// The seed of all randomness.
     pub seed: u64,
-    /// How often all clients work together, and then one alone.
+    /// The number of rounds, in which all clients work together and then one works alone.
     pub rounds: usize,
-    /// How many work at once.
+    /// The number of concurrent clients.
     pub clients: usize,
-    /// How many operations each does in a round.
+    /// The number of operations of each client in a round.
     pub calls: usize,
 }
 
-/// A number of the environment, if it is there.
+/// Returns a number from the environment, if it is set.
 fn asked(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {value:?}")))
@@ -68,7 +68,7 @@ fn the_model_answers_as_etcd_does_over_a_hundred_thousand_operations() {
     let plan = Plan { seed: seed(), rounds, clients: 16, calls: 220 };
     eprintln!("{plan:?}");
     let (recorded, phases) = mpsc::sync_channel::<(usize, &str, Phase)>(2);
-    // One phase is compared while the next is recorded.
+    // The comparison of one phase runs while the next is recorded.
     let comparison = thread::spawn(move || {
         let mut replay = Replay::new(ModelStore::new());
         for (round, name, phase) in phases {
@@ -88,7 +88,7 @@ fn the_model_answers_as_etcd_does_over_a_hundred_thousand_operations() {
             };
             for (name, phase) in phases {
                 if recorded.send((round, name, phase)).is_err() {
-                    // The comparison failed, and says why below.
+                    // The comparison failed; its error is shown below.
                     return;
                 }
             }
@@ -139,7 +139,7 @@ fn a_write_whose_line_was_cut_may_be_made_after_what_its_client_did_next() {
     assert_eq!(replay.tally.lost_replies, 1);
 }
 
-/// What a comparison must have had in it, and hadn't.
+/// Returns what a comparison should have contained and did not.
 fn missing(tally: &Tally) -> Vec<&'static str> {
     let parts = [
         ("writes", tally.writes),

@@ -1,4 +1,4 @@
-//! The real side: clients run side by side on an etcd, and everything that happens is written down.
+//! The real side: clients run concurrently on an etcd, and everything that happens is recorded.
 
 use std::{
     collections::BTreeMap,
@@ -30,19 +30,19 @@ use crate::{
     calls::{Answer, Call, Done, Phase, Seen, carry_out},
 };
 
-/// How long a call, or the delivery of what has happened, may take.
+/// The longest time for a call, or for the delivery of what has happened.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The last revision that was seen may be behind by a few: leases are revoked and run out.
+/// The number of revisions by which the last seen one may be behind, because leases are revoked and run out.
 const AHEAD: Revision = 20;
 
-/// The shortest lease that etcd gives.
+/// The shortest lease that etcd grants.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// The most watches of one phase: each asks for a key in the phase's last write.
+/// The most watches of one phase; each needs a key in the phase's last write.
 const MOST_WATCHES: usize = 100;
 
-/// Runs phase after phase on an etcd of its own.
+/// The recorder, which runs phase after phase on an etcd of its own.
 pub struct Recorder {
     plan: Plan,
     etcd: Etcd,
@@ -50,7 +50,7 @@ pub struct Recorder {
     stores: Vec<SharedStore>,
     authors: Vec<Author>,
     loner: Author,
-    /// Everything that changes, from the first revision on.
+    /// All changes from the first revision on.
     audit: mpsc::UnboundedReceiver<Event>,
     revision: Revision,
     compacted: Revision,
@@ -58,17 +58,17 @@ pub struct Recorder {
     short: Option<LeaseId>,
 }
 
-/// A watch that is being collected: its number, its keys, and what will have been seen.
+/// A watch that is being collected: its number, its keys, and what it will have seen.
 type Gathered = (usize, Keys, JoinHandle<Seen>);
 
-/// What a client works with.
+/// The stores and counters of a client.
 struct Desk {
-    /// A good line.
+    /// An undisturbed store.
     store: SharedStore,
-    /// A line that gets cut.
+    /// A store whose connection is cut at times.
     bad: SharedStore,
     proxy: Arc<LossyProxy>,
-    /// Whether its own calls go over the bad line at times.
+    /// True if some of its own calls use the bad store.
     disturbed: bool,
     watches: Watches,
     calls: usize,
@@ -76,7 +76,7 @@ struct Desk {
     compacted: Revision,
 }
 
-/// Starts the watches of a phase.
+/// The watches of a phase, with what starting one needs.
 #[derive(Clone)]
 struct Watches {
     numbers: Arc<AtomicUsize>,
@@ -93,7 +93,7 @@ impl Recorder {
         let mut everything = stores[0].watch(Keys::Prefix(String::new()), 2).await.expect("etcd is there");
         tokio::spawn(async move {
             while let Some(message) = everything.next().await {
-                // Its end closes the channel, which the reader reports.
+                // An error ends this task and closes the channel, which the reader reports.
                 let Ok(message) = message else { return };
                 for event in message.events {
                     if sees.send(event).is_err() {
@@ -116,7 +116,7 @@ impl Recorder {
         }
     }
 
-    /// All clients at once.
+    /// Records a phase of all clients at once.
     pub async fn together(&mut self) -> Phase {
         let (watches, started, end) = Watches::new();
         let mut clients = JoinSet::new();
@@ -145,7 +145,7 @@ impl Recorder {
         self.close(programs, started, end).await
     }
 
-    /// One client alone, which also compacts, looks back and lets leases run out.
+    /// Records a phase of one client alone, which also compacts, looks back and lets leases run out.
     pub async fn alone(&mut self) -> Phase {
         let (watches, started, end) = Watches::new();
         let store = self.stores[0].clone();
@@ -168,8 +168,8 @@ impl Recorder {
                 }
                 2..20 => self.loner.look_back(oldest),
                 20..23 => {
-                    // etcd looks for those that are behind ten times a second: one that starts in the
-                    // past may or may not have caught up when that past is compacted away.
+                    // etcd serves lagging watches ten times a second: a watch that starts in the past may or may not
+                    // have caught up when that past is compacted away.
                     let from = if may_compact { self.revision + AHEAD } else { self.loner.past(oldest) };
                     let keys = self.loner.keys();
                     match watches.start(keys, from, None, store.clone(), None).await {
@@ -193,7 +193,7 @@ impl Recorder {
         self.close(vec![program], started, end).await
     }
 
-    /// Waits until the lease that was left to run out has gone.
+    /// Waits until the lease that was left to run out has ended.
     pub async fn run_out(&mut self) -> Phase {
         let (_, started, end) = Watches::new();
         let store = self.stores[0].clone();
@@ -220,11 +220,11 @@ impl Recorder {
         says_end: watch::Sender<Revision>,
     ) -> Phase {
         let mut gathering = BTreeMap::new();
-        // Something changes in each phase, so that its end is a revision of its own.
+        // Each phase changes something here, so that its end has a revision of its own.
         let mut last = vec!["end".to_owned()];
         while let Some((number, keys, task)) = started.recv().await {
             let (Keys::One(key) | Keys::Prefix(key)) = keys;
-            // A watch of everything sees the first one.
+            // A watch of everything sees the first key.
             if !key.is_empty() && !last.contains(&key) {
                 last.push(key);
             }
@@ -262,7 +262,7 @@ impl Recorder {
     }
 }
 
-/// A client whose calls don't time out here: the outcome of one that did would be anybody's guess.
+/// Returns a client whose calls do not time out here, because the outcome of such a call would be unknown.
 fn patient(endpoint: &str, prefix: &str) -> SharedStore {
     Arc::new(EtcdStore::new(EtcdConfig {
         connect_timeout: PATIENCE,
@@ -276,7 +276,7 @@ async fn do_it(store: &dyn Store, call: Call) -> Done {
     Done { call, result, disturbed: false }
 }
 
-/// Puts under a lease that will run out.
+/// Returns a put under a lease that will run out.
 fn bind(lease: LeaseId) -> Call {
     let put = |key: &str| Op::Put {
         key: format!("{EXPIRING}{key}"),
@@ -286,7 +286,7 @@ fn bind(lease: LeaseId) -> Call {
     Call::Txn(Txn { then: vec![put("b"), put("a"), put("c/d")], ..Txn::default() })
 }
 
-/// What one client does in a phase.
+/// Runs one client in a phase.
 async fn work(mut author: Author, desk: Desk) -> (Author, Vec<Done>) {
     let mut program = Vec::new();
     for _ in 0..desk.calls {
@@ -349,7 +349,7 @@ impl Watches {
             return None;
         }
         let seen = Seen { keys: keys.clone(), from, broken_every, events: Vec::new(), end: None };
-        // Made before the client goes on: what it does next must not come before it.
+        // It is made before the client continues, because the client's next operation must not come first.
         let watch = open(&*store, &seen).await;
         let task = tokio::spawn(gather(seen, watch, store, proxy, self.end.clone()));
         self.started.send((number, keys, task)).expect("the phase waits for all its clients");
@@ -357,7 +357,7 @@ impl Watches {
     }
 }
 
-/// A watch that goes on from what has been seen.
+/// Opens a watch that continues from what has been seen.
 async fn open(store: &dyn Store, seen: &Seen) -> Box<dyn Watch> {
     let next = seen.events.last().map_or(seen.from, |last| last.revision() + 1);
     until("a watch can be made over a line that gets cut", PATIENCE, || async {
@@ -366,7 +366,7 @@ async fn open(store: &dyn Store, seen: &Seen) -> Box<dyn Watch> {
     .await
 }
 
-/// Collects until the phase's end has been seen.
+/// Collects events until the phase's end has been seen.
 async fn gather(
     mut seen: Seen,
     mut watch: Box<dyn Watch>,
@@ -387,7 +387,7 @@ async fn gather(
                 if seen.broken_every.is_some_and(|every| since >= every) {
                     since = 0;
                     match &proxy {
-                        // The line breaks: the watch will say so.
+                        // The connection breaks, and the watch will report it.
                         Some(proxy) => proxy.cut(),
                         None => watch = open(&*store, &seen).await,
                     }
@@ -402,7 +402,7 @@ async fn gather(
             Err(_) => panic!("a watch of {:?} from {} delivers nothing", seen.keys, seen.from),
         }
     }
-    // A lease that ran out just then came in the same message, and belongs to the next phase.
+    // A lease that ran out at that moment is in the same message, and belongs to the next phase.
     let end = *end.borrow();
     seen.events.retain(|event| event.revision() <= end);
     seen

@@ -1,8 +1,8 @@
-//! The model's side: finds an order that explains what the real store answered, and compares.
+//! The model's side: finds an order that explains the real store's answers, and compares.
 //!
-//! A write has its revision as its place, a read goes between that revision's write and the next. What
-//! has no revision (a grant, a refusal) goes as early as its client's order allows. If nothing fits, or
-//! an answer, an event or a watch differs, the model is not true.
+//! A write's place is its revision; a read goes between that revision's write and the next. An operation without a
+//! revision (a grant, a refusal) goes as early as its client's order allows. If no order fits, or an answer, an event
+//! or a watch differs, the model is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,13 +19,13 @@ use crate::{
     calls::{Answer, Call, Done, Leases, Phase, Seen, carry_out, mark},
 };
 
-/// Where model and etcd part.
+/// The description of a difference between model and etcd.
 pub type Mismatch = String;
 
-/// How long the model's clock must run for the short lease to end; all others last far longer.
+/// The time that the model's clock must run for the short lease to end; all others last far longer.
 const SHORT: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// How often each thing was compared.
+/// The number of comparisons of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub operations: usize,
@@ -45,18 +45,19 @@ pub struct Tally {
 
 /// A model that follows the recorded phases.
 pub struct Replay {
-    /// Its clock stands still unless it is told to run.
+    /// The runtime whose clock stands still unless it is told to run.
     runtime: Runtime,
     model: ModelStore,
     leases: Leases,
     audit: Box<dyn Watch>,
-    /// Writes of unknown outcome that have not been made yet, and may be still: that the line was cut
-    /// says nothing of when the server came to them, which can be after what their client did next.
+    /// The writes of unknown outcome that have not been carried out yet, and still may be.
+    ///
+    /// A cut connection does not tell when the server carries them out, which can be after its client's next operation.
     in_flight: Vec<Done>,
     pub tally: Tally,
 }
 
-/// A watch on the model, and what it saw, next to a real one.
+/// A watch on the model, with what it saw, beside a real one.
 struct Following {
     client: ModelStore,
     watch: Box<dyn Watch>,
@@ -64,7 +65,7 @@ struct Following {
     since: usize,
 }
 
-/// When an operation may be carried out.
+/// The moment at which an operation can be carried out.
 #[derive(Debug)]
 enum When {
     Now,
@@ -108,7 +109,7 @@ impl Replay {
         let mut places = vec![0; phase.programs.len()];
         loop {
             let mut moved = false;
-            // First all that belongs before the next write.
+            // First everything that belongs before the next write.
             for (program, place) in phase.programs.iter().zip(&mut places) {
                 while let Some(done) = program.get(*place) {
                     let now = self.revision();
@@ -168,7 +169,7 @@ impl Replay {
                 ));
             }
             self.audit(phase)?;
-            // Some fall behind by a few revisions, as real ones do.
+            // Some watches fall behind by a few revisions, as real ones do.
             if let Some(follower) = following.get_mut(&(next as usize % phase.watches.len().max(1))) {
                 follower.follow(&self.runtime);
             }
@@ -179,12 +180,12 @@ impl Replay {
         self.compare_watches(phase, following)
     }
 
-    /// The model's revision, by its own clock.
+    /// Returns the model's revision, by its own clock.
     fn revision(&self) -> Revision {
         self.runtime.block_on(async { self.model.revision() })
     }
 
-    /// When an operation may be carried out, going by what it answered.
+    /// Returns the place of an operation, judged by its answer.
     fn when(&self, done: &Done, phase: &Phase, marks: &BTreeMap<&Bytes, Revision>) -> Result<When, Mismatch> {
         Ok(match (&done.call, &done.result) {
             (_, Ok(Answer::Page(page))) => When::At(page.revision),
@@ -200,7 +201,7 @@ impl Replay {
                 Some(revision) => When::Making(revision),
                 None => When::Now,
             },
-            // It was bound once more before it ended.
+            // The lease got another key before it ended.
             (Call::Revoke(lease), Ok(_))
                 if self.in_flight.iter().any(|done| made(done, marks).is_some() && binds(done, *lease)) =>
             {
@@ -217,7 +218,7 @@ impl Replay {
                     When::Later
                 }
             }
-            // The lease ran out: not before it does.
+            // The lease ran out, so this cannot come earlier than its end.
             (Call::KeepAlive(lease) | Call::Revoke(lease), Err(StoreError::LeaseNotFound(_)))
                 if !self.bound_to(self.leases.of(*lease)).is_empty() =>
             {
@@ -228,7 +229,7 @@ impl Replay {
         })
     }
 
-    /// Whether a branch wrote, when the store said this revision.
+    /// Reports whether a branch wrote, when the store answered with this revision.
     fn writes(&self, branch: &[Op], revision: Revision, phase: &Phase) -> bool {
         if branch.iter().any(|op| matches!(op, Op::Put { .. })) {
             return true;
@@ -236,7 +237,7 @@ impl Replay {
         if self.revision() + 1 != revision {
             return false;
         }
-        // In their order: of two that delete the same, one finds nothing left.
+        // The order counts: of two steps that delete the same key, the second finds nothing left.
         let mut gone: Vec<String> = Vec::new();
         for op in branch {
             if let Op::Delete(keys) = op {
@@ -255,7 +256,7 @@ impl Replay {
         page.expect("the model is there").entries.into_iter().map(|entry| entry.key).collect()
     }
 
-    /// The keys that are bound to a lease of the model.
+    /// Returns the keys that are bound to a lease of the model.
     fn bound_to(&self, lease: LeaseId) -> BTreeSet<String> {
         let page = self.runtime.block_on(self.model.range(Keys::Prefix(String::new()), None));
         let entries = page.expect("the model is there").entries.into_iter();
@@ -282,7 +283,7 @@ impl Replay {
             return Ok(());
         }
         if done.disturbed && matches!(done.result, Err(StoreError::Unreachable { .. })) {
-            // The line was cut before it was even sent.
+            // The connection was cut before it was even sent.
             return Ok(());
         }
         let unknown = is_unknown(done);
@@ -326,7 +327,7 @@ impl Replay {
         }
     }
 
-    /// Compares what the model's newest revision changed with what etcd's did.
+    /// Compares the changes of the model's newest revision with etcd's.
     fn audit(&mut self, phase: &Phase) -> Result<(), Mismatch> {
         while let Some(message) = now(&self.runtime, &mut *self.audit) {
             let message = message.ok_or("the model's watch ended")?.map_err(|error| error.to_string())?;
@@ -407,12 +408,12 @@ fn is_unknown(done: &Done) -> bool {
     matches!(done.result, Err(StoreError::OutcomeUnknown { .. }))
 }
 
-/// The revision that an operation made, going by its mark.
+/// Returns the revision that an operation made, by its mark.
 fn made(done: &Done, marks: &BTreeMap<&Bytes, Revision>) -> Option<Revision> {
     mark(&done.call).and_then(|mark| marks.get(mark)).copied()
 }
 
-/// Whether an operation puts something under a lease.
+/// Reports whether an operation puts something under a lease.
 fn binds(done: &Done, to: LeaseId) -> bool {
     let Call::Txn(txn) = &done.call else { return false };
     let mut ops = txn.then.iter().chain(&txn.otherwise);
@@ -424,13 +425,13 @@ fn open(client: &ModelStore, seen: &Seen, runtime: &Runtime) -> Box<dyn Watch> {
     runtime.block_on(client.watch(seen.keys.clone(), next)).expect("the model is there")
 }
 
-/// What a watch has ready, if anything.
+/// Returns what a watch has ready, if anything.
 fn now(runtime: &Runtime, watch: &mut dyn Watch) -> Option<Option<Answered<WatchMessage>>> {
-    // The model's watches read the clock.
+    // The model's watches need the runtime's clock.
     runtime.block_on(async { watch.next().now_or_never() })
 }
 
-/// The keys that a revision deleted, in their order, if that is all it did.
+/// Returns the keys that a revision deleted, in order, if it did nothing else.
 fn deleted_alone(phase: &Phase, revision: Revision) -> Option<Vec<String>> {
     let events = phase.history.get(&revision)?;
     let keys = events.iter().map(|event| match event {
