@@ -4,7 +4,7 @@
 //! one transaction. An edit by hand, a fault, or a backup of another time can break one. There are three kinds of
 //! finding:
 //!
-//! - one that can be mended without ending or losing anything carries the guarded change that does so;
+//! - one that can be mended without ending or losing anything carries the guarded change that mends it;
 //! - one that needs a decision says what a person should do;
 //! - one that a converger clears up by itself is `passing`: it counts only if it is still there a while later.
 //!

@@ -114,7 +114,7 @@ const fn is_shorter(one: Duration, other: Duration) -> bool {
     one.as_nanos() < other.as_nanos()
 }
 
-// Leases and watches.
+// The order of the times of leases and watches.
 const _: () = {
     assert!(is_shorter(LEASE_RENEWAL.saturating_mul(3), LEASE), "two renewals may fail before a lease ends");
     assert!(LEASE.subsec_nanos() == 0, "etcd counts a lease in whole seconds");

@@ -5,8 +5,7 @@
 //! The rules:
 //!
 //! 1. *Running instances stay.* Each live instance that a host reports gets its rows, as its host has them. Nothing
-//! that
-//!    runs is ended, whatever the backup says.
+//!    that runs is ended, whatever the backup says.
 //! 2. *An ended instance is not started again under its id.* The rows of instances that an answering host no longer has
 //!    are deleted; the converger then places replacements.
 //! 3. *The newest running release is head.* A release that most of an app's instances run, and that is newer than the
@@ -14,9 +13,8 @@
 //!    decides otherwise.
 //! 4. *Counts are only raised*, to the number of running instances.
 //! 5. *No number is used twice.* Ids, ports and revisions continue above all that may have been used.
-//! 6. *Presence is made anew.* Each daemon's old lease ends, so that it registers again. Hosts and proxies of the
-//! backup
-//!    count as present for a while, so that nothing is marked lost meanwhile.
+//! 6. *Presence is renewed.* Each daemon's old lease ends, so that it registers again. Hosts and proxies of the
+//!    backup count as present for a while, so that nothing is marked lost meanwhile.
 //! 7. *An instance that cannot be entered runs on.* Hosts keep instances of an app that the backup does not know, and
 //!    hosts that did not answer keep theirs ([`Schema::restored`]); the report lists them.
 //!

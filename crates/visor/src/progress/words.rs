@@ -26,8 +26,9 @@ pub fn frozen_words(frozen: &Frozen) -> String {
     format!("so many hosts are gone at once that none is taken for lost: {}", hosts.join(", "))
 }
 
-/// Returns the same for the cluster as it is. None if the coordinator cannot be asked either; its callers notice that
-/// themselves.
+/// Returns what [`missing`] says of the cluster now.
+///
+/// None if the coordinator cannot be asked either, which callers notice themselves.
 pub async fn who_is_missing(visor: &Visor) -> Option<String> {
     let there = visor.read(vec![Keys::One(Key::Leader.to_string()), keys::hosts()]).await.ok()?;
     missing(&there)

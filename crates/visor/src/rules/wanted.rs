@@ -81,7 +81,7 @@ pub fn unsound(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<St
         return Some(format!("{key} can't be read: {why}"));
     }
     let Some(app) = &view.app else {
-        // An app that was never registered, or was deleted, has no instances; existing ones stay.
+        // An app that was never registered, or was deleted, has no instances; if some exist, they stay.
         return (!view.instances.is_empty()).then(|| format!("{own} is missing"));
     };
     if app.destroying {

@@ -66,9 +66,9 @@ impl Schema {
     }
 }
 
-/// The incarnation that a message belongs to: which cluster, and since which restoration.
+/// The incarnation of a cluster: which cluster, and since which restoration.
 ///
-/// A message of another incarnation says nothing about the state before.
+/// Rows of another incarnation say nothing about what ran before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Era {
     /// [`Schema::cluster`].

@@ -80,7 +80,7 @@ struct Renewal {
     answers: LeaseKeepAliveStream,
 }
 
-/// The property of a call that says whether it may be carried out twice without harm.
+/// The harm of carrying a call out twice: none, or some.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Repeat {
     Safe,

@@ -18,7 +18,7 @@ const PROBE: &str = "schema";
 /// `say` is called once, with the first failure, if there is one.
 ///
 /// # Errors
-/// The store's refusal, since waiting would not change it.
+/// A refusal of the store for another reason than lack of rights: waiting would not change it.
 ///
 /// # Cancel safety
 /// Nothing is lost.

@@ -15,7 +15,7 @@ use crate::{
 
 /// The port below the first service port.
 ///
-/// This is the range of SoundCloud's bazooka, clear of Linux's ephemeral ports (32768 and up).
+/// Services get ports from the next one on, as in SoundCloud's bazooka, clear of Linux's ephemeral ports (32768 and up).
 pub const SERVICE_PORT_BASE: u16 = 8500;
 
 /// The most keys that one transaction deletes.

@@ -278,7 +278,7 @@ impl Reign {
     }
 }
 
-/// Requires that the converger is elected and has rewritten the election key no later than this term knows.
+/// Requires that the converger is elected, and that the last write of the election key is the one of this term.
 fn under(reign: Reign) -> Change {
     Change::new().unchanged(&Key::Leader, reign.mod_revision)
 }
