@@ -24,7 +24,7 @@ mod tests {
 
     #[test]
     fn named_ones_and_those_placed_before_the_restart_are_replaced() {
-        let row = r#"{"count":3,"replace":[7],"replace_before":5}"#;
+        let row = r#"{"count":3,"replace":["7"],"replace_before":"5"}"#;
         let formation: Formation = serde_json::from_str(row).expect("readable");
         let replaced: Vec<u64> = (1..9).filter(|id| asks_for(&formation, InstanceId(*id))).collect();
         assert_eq!(replaced, [1, 2, 3, 4, 7]);
