@@ -494,8 +494,12 @@ impl Cluster {
         try_get(url, None).map(|answer| answer.status)
     }
 
-    /// Has services' ports be of the block: they would be the same in each cluster else.
+    /// Makes service ports come from the block; every cluster would use the same ones otherwise. A cluster in a network of
+    /// its own meets no other, and its coordinator answers only there.
     fn own_service_ports(&self) {
+        if !self.options.inside.is_empty() {
+            return;
+        }
         let last = u64::from(first_port(self.block) + FIRST_SERVICE - 1);
         self.runtime.block_on(async {
             self.visor.set_up().await.expect("the coordinator answers");
