@@ -42,7 +42,7 @@ const KEY: &str = "key.pem";
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum CredentialsError {
     #[error(
-        "an identity is a folder with {AUTHORITY}, {CERTIFICATE} and {KEY}, as `bazooka-rm pki` makes it; {} can't be read",
+        "{} can't be read; an identity is a folder with {AUTHORITY}, {CERTIFICATE} and {KEY}, as `bazooka-rm pki` makes it",
         path.display()
     )]
     Read { path: PathBuf, source: io::Error },
