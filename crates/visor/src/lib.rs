@@ -4,7 +4,6 @@
 //! `tests/layers.rs` checks that:
 //!
 //! ```text
-//! ```text
 //! clock        the wall clock, as it is passed in
 //! pause        the pause between attempts that fail
 //! deadlines    how long each part waits for another, and the order of these times
