@@ -25,9 +25,6 @@ const BENEATH: [(&str, &[&str]); 7] = [
     ("bazooka-rm", &["visor", "bazooka-daemon", "bazooka-sandbox"]),
 ];
 
-/// An arrow that only tests have: the simulation in bazooka-pm drives the proxies' own loop.
-const OF_TESTS: (&str, &str) = ("bazooka-pm", "bazooka-proxy");
-
 /// Libraries that visor is to do without: they are for a program's outside.
 const NOT_OF_VISOR: [&str; 10] = [
     "axum",
@@ -103,17 +100,24 @@ fn arrows_between_crates_go_downwards_only() {
             ));
             continue;
         };
-        let of_tests = |known: &Dependency| {
-            known.kind.as_deref() == Some("dev") && (package.name.as_str(), known.name.as_str()) == OF_TESTS
-        };
-        let above =
-            package.dependencies.iter().filter(|known| !of_tests(known)).map(|known| known.name.as_str());
+        let above = package.dependencies.iter().map(|known| known.name.as_str());
         // A crate's own tests may turn its own features on.
         let above =
             above.filter(|name| own.contains(name) && *name != package.name && !beneath.contains(name));
         wrong.extend(above.map(|name| format!("{} depends on {name}", package.name)));
     }
     assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn nothing_depends_on_a_package_of_tests() {
+    let packages = packages();
+    let of_tests = |name: &str| packages.iter().any(|own| own.name == name && !own.is_a_programs());
+    let depend = packages.iter().flat_map(|package| {
+        let known = package.dependencies.iter().filter(|known| of_tests(&known.name));
+        known.map(|known| format!("{} depends on {}", package.name, known.name))
+    });
+    assert_eq!(depend.collect::<Vec<_>>(), Vec::<String>::new());
 }
 
 #[test]

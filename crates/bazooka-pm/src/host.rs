@@ -19,18 +19,18 @@ mod found;
 mod held;
 mod listeners;
 mod logs;
-pub(crate) mod metrics;
-pub(crate) mod model;
-pub(crate) mod observe;
+mod metrics;
+mod model;
+mod observe;
 mod options;
 mod plan;
 mod policy;
-pub(crate) mod ports;
+mod ports;
 mod process;
-pub(crate) mod records;
+mod records;
 mod register;
 mod reports;
-pub(crate) mod runtime;
+mod runtime;
 mod shims;
 #[cfg(test)]
 mod simulation;
@@ -38,7 +38,8 @@ mod slugs;
 mod status;
 mod touch;
 mod trace;
-pub(crate) mod vault;
+mod vault;
+mod work;
 
 use std::{
     collections::BTreeSet,
@@ -49,7 +50,7 @@ use std::{
 };
 
 use bazooka_daemon::{
-    Cluster, NotReady, Readiness, common_routes, in_words, listen, serve,
+    Cluster, Readiness, common_routes, in_words, listen, serve,
     supervisor::{Pulse, announce},
 };
 use bazooka_sandbox::{
@@ -62,23 +63,34 @@ use bazooka_sandbox::{
 };
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
-use tokio::sync::{mpsc, watch};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 use visor::{
     identity::Kind,
-    keys,
-    mirror::Mirror,
     names::{Digest, HostName},
     schema::{Capacity, Extra, Host},
     seal::{Os, file::KeyFile},
-    snapshot::Snapshot,
-    visor::Visor,
 };
 
 pub use faults::faults;
 pub use options::{HostOptions, OnExit};
 
-use runtime::{Answers, Message, Runtime};
+use runtime::Answers;
+use work::Work;
+
+/// The host's loop, and the interface to the machine below it, which the simulation implements.
+#[cfg(feature = "testing")]
+pub mod testing {
+    pub use super::{
+        metrics::Metrics,
+        model::{Ending, EnvState, Local, Locals, Now, SlugState, Tick},
+        observe::Event,
+        ports::Ports,
+        records::{Note, Traces},
+        runtime::{Answers, Booting, Given, Message, Runtime},
+        vault::Vault,
+        work::Work,
+    };
+}
 
 /// The time for which this bazooka-pm waits for an earlier one to release the state folder.
 const LOCK_WITHIN: Duration = Duration::from_secs(10);
@@ -277,66 +289,6 @@ fn taken_over(
         }
     }
     model::Locals { instances: recovered.instances, slugs: slugs.collect(), envs }
-}
-
-/// The host's work, once the machine's abilities are known.
-pub(crate) struct Work {
-    pub visor: Visor,
-    pub name: HostName,
-    /// The row that registers the host.
-    pub host: Host,
-    pub runtime: Box<dyn Runtime>,
-    /// The host's keys, which open the envs that it is handed.
-    pub vault: vault::Vault,
-    /// The channel on which the runtime answers.
-    pub answers: Answers,
-    pub messages: mpsc::Receiver<Message>,
-    pub ports: ports::Ports,
-    /// The state found at start.
-    pub locals: model::Locals,
-    pub metrics: metrics::Metrics,
-    pub not_ready: NotReady,
-    /// The loop's life sign to systemd.
-    pub pulse: Pulse,
-    /// Receives, while the lease is held, the time for which it surely is.
-    pub note_lease: Box<dyn Fn(Duration) + Send + Sync>,
-    pub stop_all_at_exit: bool,
-}
-
-impl Work {
-    /// Registers the host, mirrors its assignments and runs them, until `shutdown`.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let Work { visor, name, host, answers, .. } = self;
-        let address = host.address;
-        let (says, registered) = watch::channel(None);
-        let (doubt, again) = mpsc::channel(1);
-        let row = host.clone();
-        let registration = register::run(visor.clone(), name.clone(), host, again, says, self.note_lease);
-        let _registration = AbortOnDropHandle::new(answers.spawn("the registration", registration));
-        let scopes = vec![keys::assigned_to(&name), keys::handed_to(&name), keys::schema(), keys::rms()];
-        let mirror = Mirror::new(visor.store().clone(), scopes, Snapshot::default());
-        let reports = reports::Reports::new(visor.clone(), name.clone(), address, answers.clone());
-        let engine = engine::Engine::new(engine::Parts {
-            visor,
-            host: name,
-            row,
-            runtime: self.runtime,
-            vault: self.vault,
-            answers,
-            messages: self.messages,
-            reports,
-            ports: self.ports,
-            locals: self.locals,
-            metrics: self.metrics,
-            mirror,
-            registered,
-            doubt,
-            not_ready: self.not_ready,
-            pulse: self.pulse,
-            stop_all_at_exit: self.stop_all_at_exit,
-        });
-        engine.run(shutdown).await;
-    }
 }
 
 fn machine_name() -> Result<HostName, String> {

@@ -9,5 +9,3 @@
 
 pub mod converge;
 pub mod host;
-#[cfg(test)]
-mod simulation;

@@ -11,7 +11,7 @@ use visor::{
     store::{Store, StoreError},
 };
 
-use super::{balancer::Haproxy, gate::Gate, line::Line, nodes::Nodes, world::World};
+use crate::{balancer::Haproxy, gate::Gate, line::Line, nodes::Nodes, world::World};
 
 /// Lets things go wrong until the day is over.
 pub async fn trouble(world: Arc<World>, nodes: Nodes) {

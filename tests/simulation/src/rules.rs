@@ -21,7 +21,7 @@ use visor::{
     store::{Event, Keys, Revision, Store, WatchMessage},
 };
 
-use super::world::World;
+use crate::world::World;
 
 /// A daemon's view may be this old when it acts: a lease's time and a little.
 const LAG: Duration = Duration::from_secs(13);

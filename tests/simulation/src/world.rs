@@ -23,7 +23,7 @@ use visor::{
     store::model::ModelStore,
 };
 
-use super::{
+use crate::{
     balancer::Haproxy,
     line::Line,
     machine::{Machine, Process},

@@ -10,6 +10,10 @@ use std::{
     time::Duration,
 };
 
+use bazooka_pm::host::testing::{
+    Answers, Booting, Ending, EnvState, Event, Given, Local, Locals, Message, Note, Now, Runtime, SlugState,
+    Tick, Traces,
+};
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::Notify,
@@ -22,13 +26,7 @@ use visor::{
     visor::Visor,
 };
 
-use super::{gate::Gate, rules::Rules, world::World};
-use crate::host::{
-    model::{Ending, EnvState, Local, Locals, Now, SlugState, Tick},
-    observe::Event,
-    records::{Note, Traces},
-    runtime::{Answers, Booting, Given, Message, Runtime},
-};
+use crate::{gate::Gate, rules::Rules, world::World};
 
 /// Slugs that nothing uses and that are kept.
 const KEPT_SLUGS: usize = 2;

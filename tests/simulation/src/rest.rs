@@ -21,7 +21,7 @@ use visor::{
     snapshot::{AppView, Snapshot},
 };
 
-use super::{balancer::Hold, nodes::Nodes, rules::Rules, world::World};
+use crate::{balancer::Hold, nodes::Nodes, rules::Rules, world::World};
 
 /// How often it is looked whether all is as it should be.
 const EVERY: Duration = Duration::from_secs(1);

@@ -24,7 +24,7 @@ use visor::{
     },
 };
 
-use super::{gate::Gate, world::World};
+use crate::{gate::Gate, world::World};
 
 /// How long the real client waits for an answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);

@@ -10,6 +10,10 @@ use std::{
 };
 
 use bazooka_daemon::{Readiness, supervisor::Pulse};
+use bazooka_pm::{
+    converge::{self, ConvergeOptions},
+    host::testing::{Answers, Metrics, Ports, Vault, Work},
+};
 use bazooka_proxy::{
     directory::Board,
     metrics::ProxyMetrics,
@@ -30,17 +34,13 @@ use visor::{
     wrapping::{SharedRing, Wrapping},
 };
 
-use super::{
+use crate::{
     balancer::{self, Haproxy},
     gate::Gate,
     line::Link,
     machine::{Hold, Machine},
     rules::Rules,
     world::World,
-};
-use crate::{
-    converge::{self, ConvergeOptions},
-    host::{Work, metrics::Metrics, ports::Ports, runtime::Answers, vault::Vault},
 };
 
 /// How many hosts there are.

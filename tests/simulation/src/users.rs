@@ -23,7 +23,7 @@ use visor::{
     visor::Visor,
 };
 
-use super::{
+use crate::{
     gate::Gate,
     line::Link,
     nodes::Nodes,

@@ -28,7 +28,7 @@ use tokio::{
 };
 use visor::names::InstanceId;
 
-use super::{gate::Gate, world::World};
+use crate::{gate::Gate, world::World};
 
 /// How many workers there are at most.
 const MOST_WORKERS: usize = 3;
