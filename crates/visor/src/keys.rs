@@ -1,179 +1,138 @@
 //! The keys: the spelling of every key of the coordinator, written and parsed only here.
 //!
-//! Each key has named writers, most of them one, so that etcd's roles can restrict an identity to its prefixes.
-//!
-//! ```text
-//! schema                    the first part to start        apps/A/releases/N    bazooka or rm; converger marks
-//! counters/instance         converger                      apps/A/head          rm or converger
-//! counters/port             rm                             apps/A/trial         rm (leased), bazooka; converger ends
-//! apps/A                    rm                             apps/A/formation/P   bazooka
-//! apps/A/revs/R             rm                             apps/A/instances/ID  converger
-//! apps/A/procs/P            rm registers, bazooka sets     apps/A/pending/P     converger
-//! apps/A/envs/E             bazooka; rm seals a plain one  apps/A/pause         bazooka
-//! wraps/A/E                 bazooka, rm                    sealed/H/A/E         converger
-//! repos/A domains/D         rm
-//! hosts/H (leased)          pm of H                        proxies/X (leased)   the proxy
-//! hostmeta/H                operator                       rms/X (leased)       the rm
-//! unfreeze                  operator; converger ends it
-//! assigned/H/ID             converger                      election/converger   converger (leased)
-//! status/H/ID               pm of H; converger once lost   history/A/P/ID       converger
-//! asks/X (leased)           the rm; developers read it
-//! turns/A (leased)          rm, while it takes a push      stored/A             rm, within its turn
-//! access/A                  rm                             identities/NAME      rm
-//! keys/USER                 rm                             audit/NAME/ID        NAME; rm deletes old ones
-//! stats/DAY                 converger
-//! ```
+//! Owns [`Key`], which is made from the table in [`rows`](crate::rows), and the scopes that parts read and watch.
 
-use std::{fmt, str::FromStr};
+use std::{any::Any, fmt, str::FromStr};
 
 use crate::{
     identity::Identity,
     names::{
-        AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName,
+        AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, InvalidName, ProcName, ReleaseId, RevId,
+        UserName,
     },
+    rows::{Row, RowKind, Segment, rows},
     store::Keys,
 };
 
-/// A key of the schema.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "each variant is named for the key that the file's head describes")]
-pub enum Key {
-    Schema,
-    InstanceCounter,
-    PortCounter,
-    App(AppName),
-    Rev(AppName, RevId),
-    Proc(AppName, ProcName),
-    Env(AppName, EnvRef),
-    Wraps(AppName, EnvRef),
-    Release(AppName, ReleaseId),
-    Head(AppName),
-    Trial(AppName),
-    Pause(AppName),
-    Formation(AppName, ProcName),
-    Instance(AppName, InstanceId),
-    Pending(AppName, ProcName),
-    Domain(Domain),
-    Repo(AppName),
-    Turn(AppName),
-    Stored(AppName),
-    Host(HostName),
-    HostMeta(HostName),
-    Assigned(HostName, InstanceId),
-    Status(HostName, InstanceId),
-    Handed(HostName, AppName, EnvRef),
-    Proxy(HostName),
-    Rm(HostName),
-    Ask(HostName),
-    Leader,
-    Unfreeze,
-    Ended(AppName, ProcName, InstanceId),
-    Access(AppName),
-    Admission(Identity),
-    SshKeys(UserName),
-    Audit(Identity, AuditId),
-    Day(Day),
+macro_rules! keys {
+    ($($owner:ident $of:tt { $(
+        $(#[doc = $holds:literal])+
+        $kind:ident $(($($name:ident: $type:ty),+))? [$($segment:tt),+] in $field:ident $at:tt: $shape:ty { $($facts:tt)* }
+    )+ })+) => {
+        /// A key of the schema.
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Key {
+            $($($(#[doc = $holds])+ $kind $(($($type),+))?,)+)+
+        }
+
+        impl Key {
+            /// Returns the kind of row that it is the key of.
+            pub fn kind(&self) -> RowKind {
+                match self {
+                    $($(Key::$kind { .. } => RowKind::$kind,)+)+
+                }
+            }
+
+            /// Returns the app that it names; none for a row that is not an app's.
+            pub fn app(&self) -> Option<&AppName> {
+                match self {
+                    $($(Key::$kind $(($($name),+))? => app_among([$($($name),+)?]),)+)+
+                }
+            }
+        }
+
+        impl fmt::Display for Key {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $($(Key::$kind $(($($name),+))? => spell(f, &[$(&$segment),+]),)+)+
+                }
+            }
+        }
+
+        impl FromStr for Key {
+            type Err = KeyError;
+
+            fn from_str(key: &str) -> Result<Self, KeyError> {
+                let segments: Vec<&str> = key.split('/').collect();
+                match segments[..] {
+                    $($([$($segment),+] => Ok(Key::$kind $(($(name::<$type>(key, $name)?),+))?),)+)+
+                    _ => Err(KeyError::Unknown(key.to_owned())),
+                }
+            }
+        }
+    };
 }
 
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Key::Schema => f.write_str("schema"),
-            Key::InstanceCounter => f.write_str("counters/instance"),
-            Key::PortCounter => f.write_str("counters/port"),
-            Key::App(a) => write!(f, "apps/{a}"),
-            Key::Rev(a, r) => write!(f, "apps/{a}/revs/{r}"),
-            Key::Proc(a, p) => write!(f, "apps/{a}/procs/{p}"),
-            Key::Env(a, e) => write!(f, "apps/{a}/envs/{e}"),
-            Key::Wraps(a, e) => write!(f, "wraps/{a}/{e}"),
-            Key::Release(a, n) => write!(f, "apps/{a}/releases/{n}"),
-            Key::Head(a) => write!(f, "apps/{a}/head"),
-            Key::Trial(a) => write!(f, "apps/{a}/trial"),
-            Key::Pause(a) => write!(f, "apps/{a}/pause"),
-            Key::Formation(a, p) => write!(f, "apps/{a}/formation/{p}"),
-            Key::Instance(a, id) => write!(f, "apps/{a}/instances/{id}"),
-            Key::Pending(a, p) => write!(f, "apps/{a}/pending/{p}"),
-            Key::Domain(d) => write!(f, "domains/{d}"),
-            Key::Repo(a) => write!(f, "repos/{a}"),
-            Key::Turn(a) => write!(f, "turns/{a}"),
-            Key::Stored(a) => write!(f, "stored/{a}"),
-            Key::Host(h) => write!(f, "hosts/{h}"),
-            Key::HostMeta(h) => write!(f, "hostmeta/{h}"),
-            Key::Assigned(h, id) => write!(f, "assigned/{h}/{id}"),
-            Key::Status(h, id) => write!(f, "status/{h}/{id}"),
-            Key::Handed(h, a, e) => write!(f, "sealed/{h}/{a}/{e}"),
-            Key::Proxy(x) => write!(f, "proxies/{x}"),
-            Key::Rm(x) => write!(f, "rms/{x}"),
-            Key::Ask(x) => write!(f, "asks/{x}"),
-            Key::Leader => f.write_str("election/converger"),
-            Key::Unfreeze => f.write_str("unfreeze"),
-            Key::Ended(a, p, id) => write!(f, "history/{a}/{p}/{id}"),
-            Key::Access(a) => write!(f, "access/{a}"),
-            Key::Audit(who, id) => write!(f, "audit/{who}/{id}"),
-            Key::Day(day) => write!(f, "stats/{day}"),
-            Key::SshKeys(user) => write!(f, "keys/{user}"),
-            Key::Admission(who) => write!(f, "identities/{who}"),
-        }
+rows!(keys);
+
+impl Key {
+    /// Returns the facts about its row.
+    pub fn row(&self) -> &'static Row {
+        self.kind().row()
     }
 }
 
-/// The error for a key that this version does not know, or that contains an invalid name.
+/// The error for a text that is no key of this schema. It may be a key of a newer version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no key of this schema: {0:?}")]
-pub struct UnknownKey(pub String);
+pub enum KeyError {
+    /// No row has such a key.
+    #[error("no key of this schema: {0:?}")]
+    Unknown(String),
+    /// A name in the key breaks its rule.
+    #[error("no key of this schema: {key:?}")]
+    Name {
+        /// The key.
+        key: String,
+        /// The name's error.
+        #[source]
+        source: InvalidName,
+    },
+}
 
-impl FromStr for Key {
-    type Err = UnknownKey;
+/// Returns the app's name among the names of a key.
+fn app_among<const N: usize>(names: [&dyn Any; N]) -> Option<&AppName> {
+    names.into_iter().find_map(|name| name.downcast_ref())
+}
 
-    fn from_str(s: &str) -> Result<Self, UnknownKey> {
-        fn word<T: FromStr>(s: &str) -> Option<T> {
-            s.parse().ok()
+fn spell(f: &mut fmt::Formatter<'_>, segments: &[&dyn fmt::Display]) -> fmt::Result {
+    for (at, segment) in segments.iter().enumerate() {
+        if at > 0 {
+            f.write_str("/")?;
         }
-        let parts: Vec<&str> = s.split('/').collect();
-        let key = match parts[..] {
-            ["schema"] => Some(Key::Schema),
-            ["counters", "instance"] => Some(Key::InstanceCounter),
-            ["counters", "port"] => Some(Key::PortCounter),
-            ["apps", a] => word(a).map(Key::App),
-            ["apps", a, "head"] => word(a).map(Key::Head),
-            ["apps", a, "trial"] => word(a).map(Key::Trial),
-            ["apps", a, "pause"] => word(a).map(Key::Pause),
-            ["apps", a, kind, name] => word::<AppName>(a).and_then(|a| match kind {
-                "revs" => word(name).map(|r| Key::Rev(a, r)),
-                "procs" => word(name).map(|p| Key::Proc(a, p)),
-                "envs" => word(name).map(|e| Key::Env(a, e)),
-                "releases" => word(name).map(|n| Key::Release(a, n)),
-                "formation" => word(name).map(|p| Key::Formation(a, p)),
-                "instances" => word(name).map(|id| Key::Instance(a, id)),
-                "pending" => word(name).map(|p| Key::Pending(a, p)),
-                _ => None,
-            }),
-            ["domains", d] => word(d).map(Key::Domain),
-            ["repos", a] => word(a).map(Key::Repo),
-            ["turns", a] => word(a).map(Key::Turn),
-            ["stored", a] => word(a).map(Key::Stored),
-            ["hosts", h] => word(h).map(Key::Host),
-            ["hostmeta", h] => word(h).map(Key::HostMeta),
-            ["assigned", h, id] => word(h).zip(word(id)).map(|(h, id)| Key::Assigned(h, id)),
-            ["status", h, id] => word(h).zip(word(id)).map(|(h, id)| Key::Status(h, id)),
-            ["wraps", a, e] => word(a).zip(word(e)).map(|(a, e)| Key::Wraps(a, e)),
-            ["sealed", h, a, e] => word(h).zip(word(a)).zip(word(e)).map(|((h, a), e)| Key::Handed(h, a, e)),
-            ["proxies", x] => word(x).map(Key::Proxy),
-            ["rms", x] => word(x).map(Key::Rm),
-            ["asks", x] => word(x).map(Key::Ask),
-            ["election", "converger"] => Some(Key::Leader),
-            ["unfreeze"] => Some(Key::Unfreeze),
-            ["history", a, p, id] => {
-                word(a).zip(word(p)).zip(word(id)).map(|((a, p), id)| Key::Ended(a, p, id))
-            }
-            ["access", a] => word(a).map(Key::Access),
-            ["audit", who, id] => word(who).zip(word(id)).map(|(who, id)| Key::Audit(who, id)),
-            ["keys", user] => word(user).map(Key::SshKeys),
-            ["stats", day] => word(day).map(Key::Day),
-            ["identities", who] => word(who).map(Key::Admission),
-            _ => None,
-        };
-        key.ok_or_else(|| UnknownKey(s.to_owned()))
+        write!(f, "{segment}")?;
+    }
+    Ok(())
+}
+
+fn name<T: FromStr<Err = InvalidName>>(key: &str, name: &str) -> Result<T, KeyError> {
+    name.parse().map_err(|source| KeyError::Name { key: key.to_owned(), source })
+}
+
+/// Returns the keys of a row's kind that have these names, each given with what the table calls it.
+///
+/// One key if all of its names are given, else all with the segments before the first name that is not.
+pub fn range(row: &Row, names: &[(&str, &str)]) -> Keys {
+    let mut key = String::new();
+    for (at, segment) in row.key.iter().enumerate() {
+        if at > 0 {
+            key.push('/');
+        }
+        match segment {
+            Segment::Word(word) => key.push_str(word),
+            Segment::Name(name) => match names.iter().find(|(known, _)| known == name) {
+                Some((_, value)) => key.push_str(value),
+                None => return Keys::Prefix(key),
+            },
+        }
+    }
+    Keys::One(key)
+}
+
+/// Returns all keys that share the first segment with a row's.
+pub fn folder(row: &Row) -> Keys {
+    match row.key[0] {
+        Segment::Word(word) => Keys::Prefix(format!("{word}/")),
+        Segment::Name(_) => Keys::Prefix(String::new()),
     }
 }
 
@@ -189,167 +148,164 @@ pub fn schema() -> Keys {
 
 /// Returns the scopes of one app and all that belongs to it, except the statuses of its instances.
 pub fn app(app: &AppName) -> Vec<Keys> {
-    vec![
-        Keys::One(Key::App(app.clone()).to_string()),
-        app_below(app),
-        Keys::One(Key::Repo(app.clone()).to_string()),
-    ]
+    vec![of_app(RowKind::App, app), app_below(app), of_app(RowKind::Repo, app)]
 }
 
 /// Returns the scopes of an app's services: what they are and should be.
 ///
 /// Instances are left out, because they may be many more than all the other rows together.
 pub fn services_of(app: &AppName) -> Vec<Keys> {
-    let below = |kind| Keys::Prefix(format!("apps/{app}/{kind}/"));
-    let one = |key: Key| Keys::One(key.to_string());
-    vec![
-        one(Key::App(app.clone())),
-        one(Key::Head(app.clone())),
-        below("revs"),
-        below("procs"),
-        below("releases"),
-        below("formation"),
-    ]
+    let kinds =
+        [RowKind::App, RowKind::Head, RowKind::Rev, RowKind::Proc, RowKind::Release, RowKind::Formation];
+    kinds.map(|kind| of_app(kind, app)).to_vec()
 }
 
 /// Returns the scope of everything below an app's own key.
 pub fn app_below(app: &AppName) -> Keys {
-    Keys::Prefix(format!("apps/{app}/"))
+    Keys::Prefix(format!("{}/", Key::App(app.clone())))
 }
 
 /// Returns the scope of the placements of an app's instances.
 pub fn instances_of(app: &AppName) -> Keys {
-    Keys::Prefix(format!("apps/{app}/instances/"))
+    of_app(RowKind::Instance, app)
 }
 
 /// Returns the scope of an app's procs, with their settings.
 pub fn procs_of(app: &AppName) -> Keys {
-    Keys::Prefix(format!("apps/{app}/procs/"))
+    of_app(RowKind::Proc, app)
 }
 
 /// Returns the scope of an app's instances without a place.
 pub fn pending_of(app: &AppName) -> Keys {
-    Keys::Prefix(format!("apps/{app}/pending/"))
+    of_app(RowKind::Pending, app)
 }
 
 /// Returns the scope of all assignments of all hosts.
 pub fn all_assigned() -> Keys {
-    Keys::Prefix("assigned/".to_owned())
+    all(RowKind::Assigned)
 }
 
 /// Returns the scope of all statuses of all hosts.
 pub fn all_statuses() -> Keys {
-    Keys::Prefix("status/".to_owned())
+    all(RowKind::Status)
 }
 
 /// Returns the scope of one host's assignments, which its pm watches.
 pub fn assigned_to(host: &HostName) -> Keys {
-    Keys::Prefix(format!("assigned/{host}/"))
+    of_host(RowKind::Assigned, host)
 }
 
 /// Returns the scope of the wraps of an app's envs.
 pub fn wraps_of(app: &AppName) -> Keys {
-    Keys::Prefix(format!("wraps/{app}/"))
+    of_app(RowKind::Wraps, app)
 }
 
 /// Returns the scope of the wraps of all envs.
 pub fn wraps() -> Keys {
-    Keys::Prefix("wraps/".into())
+    all(RowKind::Wraps)
 }
 
 /// Returns the scope of one host's copies of envs.
 pub fn handed_to(host: &HostName) -> Keys {
-    Keys::Prefix(format!("sealed/{host}/"))
+    of_host(RowKind::Handed, host)
 }
 
 /// Returns the scope of the statuses that one host has reported.
 pub fn status_of(host: &HostName) -> Keys {
-    Keys::Prefix(format!("status/{host}/"))
+    of_host(RowKind::Status, host)
 }
 
 /// Returns the scope of the ended instances of one app.
 pub fn history_of(app: &AppName) -> Keys {
-    Keys::Prefix(format!("history/{app}/"))
+    of_app(RowKind::Ended, app)
 }
 
 /// Returns the scope of every app with all that belongs to it.
 pub fn apps() -> Keys {
-    Keys::Prefix("apps/".into())
+    all(RowKind::App)
 }
 
 /// Returns the scope of the state of every repository.
 pub fn repos() -> Keys {
-    Keys::Prefix("repos/".into())
+    all(RowKind::Repo)
 }
 
 /// Returns the scope of every push that an rm is taking.
 pub fn turns() -> Keys {
-    Keys::Prefix("turns/".into())
+    all(RowKind::Turn)
 }
 
 /// Returns the scope of the stored state of every repository.
 pub fn stored() -> Keys {
-    Keys::Prefix("stored/".into())
+    all(RowKind::Stored)
 }
 
 /// Returns the scope of the grants for every app.
 pub fn access() -> Keys {
-    Keys::Prefix("access/".into())
+    all(RowKind::Access)
 }
 
 /// Returns the scope of everyone who is admitted to the cluster.
 pub fn identities() -> Keys {
-    Keys::Prefix("identities/".into())
+    all(RowKind::Admission)
 }
 
 /// Returns the scope of everyone's SSH keys.
 pub fn ssh_keys() -> Keys {
-    Keys::Prefix("keys/".into())
+    all(RowKind::SshKeys)
 }
 
 /// Returns the scope of the audit.
 pub fn audit() -> Keys {
-    Keys::Prefix("audit/".into())
+    all(RowKind::Audit)
 }
 
 /// Returns the scope of the figures of each day.
 pub fn days() -> Keys {
-    Keys::Prefix("stats/".into())
+    all(RowKind::Day)
 }
 
 /// Returns the scope of every bazooka-rm that serves.
 pub fn rms() -> Keys {
-    Keys::Prefix("rms/".into())
+    all(RowKind::Rm)
 }
 
 /// Returns the scope of the secrets with which clients ask each bazooka-rm to open an env.
 pub fn asks() -> Keys {
-    Keys::Prefix("asks/".into())
+    all(RowKind::Ask)
 }
 
 /// Returns the scope of every proxy that serves.
 pub fn proxies() -> Keys {
-    Keys::Prefix("proxies/".into())
+    all(RowKind::Proxy)
 }
 
 /// Returns the scope of every live host.
 pub fn hosts() -> Keys {
-    Keys::Prefix("hosts/".into())
+    all(RowKind::Host)
 }
 
 /// Returns the scope of the operator's marks on every host.
 pub fn host_metas() -> Keys {
-    Keys::Prefix("hostmeta/".into())
+    all(RowKind::HostMeta)
 }
 
 /// Returns the scopes of one host and all that belongs to it.
 pub fn host(host: &HostName) -> Vec<Keys> {
-    vec![
-        Keys::One(Key::Host(host.clone()).to_string()),
-        Keys::One(Key::HostMeta(host.clone()).to_string()),
-        assigned_to(host),
-        status_of(host),
-    ]
+    let kinds = [RowKind::Host, RowKind::HostMeta, RowKind::Assigned, RowKind::Status];
+    kinds.map(|kind| of_host(kind, host)).to_vec()
+}
+
+fn all(kind: RowKind) -> Keys {
+    range(kind.row(), &[])
+}
+
+fn of_app(kind: RowKind, app: &AppName) -> Keys {
+    range(kind.row(), &[("app", app.as_str())])
+}
+
+fn of_host(kind: RowKind, host: &HostName) -> Keys {
+    range(kind.row(), &[("host", host.as_str())])
 }
 
 /// Returns the prefixes and keys that an operator may write besides its own rows.
@@ -364,84 +320,4 @@ pub fn operator_may_write() -> (Vec<String>, Vec<Key>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_read_back_as_it_was_written() {
-        let a: AppName = "goto-rocket".parse().expect("valid");
-        let p: ProcName = "web".parse().expect("valid");
-        let h: HostName = "app1.example.org".parse().expect("valid");
-        let r: RevId = "16f7cbf0123456789012345678901234567890ab".parse().expect("valid");
-        for key in [
-            Key::Schema,
-            Key::InstanceCounter,
-            Key::PortCounter,
-            Key::App(a.clone()),
-            Key::Rev(a.clone(), r),
-            Key::Proc(a.clone(), p.clone()),
-            Key::Env(a.clone(), EnvRef(3)),
-            Key::Wraps(a.clone(), EnvRef(3)),
-            Key::Handed(h.clone(), a.clone(), EnvRef(3)),
-            Key::Release(a.clone(), ReleaseId(12)),
-            Key::Head(a.clone()),
-            Key::Trial(a.clone()),
-            Key::Pause(a.clone()),
-            Key::Formation(a.clone(), p.clone()),
-            Key::Instance(a.clone(), InstanceId(4617216)),
-            Key::Pending(a.clone(), p.clone()),
-            Key::Domain("a.example.org".parse().expect("valid")),
-            Key::Repo(a.clone()),
-            Key::Turn(a.clone()),
-            Key::Stored(a.clone()),
-            Key::Host(h.clone()),
-            Key::HostMeta(h.clone()),
-            Key::Assigned(h.clone(), InstanceId(1)),
-            Key::Status(h.clone(), InstanceId(1)),
-            Key::Proxy(h.clone()),
-            Key::Rm(h.clone()),
-            Key::Ask(h),
-            Key::Leader,
-            Key::Unfreeze,
-            Key::Ended(a.clone(), p, InstanceId(9)),
-            Key::Access(a),
-            Key::SshKeys("ada".parse().expect("valid")),
-            Key::Day("2026-11-26".parse().expect("valid")),
-            Key::Audit("rm:r1".parse().expect("valid"), "1795660630615-00ff00ff".parse().expect("valid")),
-            Key::Admission("ada".parse().expect("valid")),
-            Key::Admission("pm:app1.example.org".parse().expect("valid")),
-        ] {
-            assert_eq!(key.to_string().parse(), Ok(key));
-        }
-    }
-
-    #[test]
-    fn what_a_scale_reads_of_an_app_leaves_its_instances_out() {
-        let a: AppName = "goto-rocket".parse().expect("valid");
-        let p: ProcName = "web".parse().expect("valid");
-        let read = services_of(&a);
-        let reads = |key: Key| read.iter().any(|keys| keys.contains(&key.to_string()));
-        assert!(reads(Key::App(a.clone())) && reads(Key::Head(a.clone())));
-        assert!(reads(Key::Release(a.clone(), ReleaseId(1))) && reads(Key::Proc(a.clone(), p.clone())));
-        assert!(reads(Key::Formation(a.clone(), p.clone())));
-        assert!(!reads(Key::Instance(a, InstanceId(1))));
-        assert!(!reads(Key::Formation("goto".parse().expect("valid"), p)));
-    }
-
-    #[test]
-    fn a_key_of_another_version_is_said_to_be_unknown() {
-        for key in [
-            "",
-            "apps",
-            "apps/",
-            "apps/A",
-            "apps/a/b",
-            "apps/a/revs/xyz",
-            "apps/a/heads",
-            "hosts/a/b",
-            "new/key",
-        ] {
-            assert_eq!(key.parse::<Key>(), Err(UnknownKey(key.to_owned())));
-        }
-    }
-}
+mod tests;

@@ -15,6 +15,7 @@
 //! store        range, transaction, watch, lease      etcd | model (in memory)
 //! schema       the row that each key holds
 //! settings     how a proc is run: each setting declared once
+//! rows         each row declared once: key, value, writers, end
 //! keys         the spelling of each key
 //! snapshot     the typed image that planners read
 //! links        the addresses of linked services that an app's instances get
@@ -49,6 +50,7 @@ pub mod names;
 pub mod pause;
 pub mod progress;
 pub mod recover;
+pub mod rows;
 pub mod rules;
 pub mod schema;
 pub mod seal;

@@ -1,7 +1,8 @@
 //! The typed image of the coordinator that planners read.
 //!
 //! Owns the reading of stored bytes. It never writes and never guesses: a value that it cannot read stays listed in
-//! [`Snapshot::unreadable`], so that no reader takes it for an absent one.
+//! [`Snapshot::unreadable`], so that no reader takes it for an absent one. The table in [`rows`](crate::rows) declares
+//! the fields of the image.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +10,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     identity::Identity,
-    keys::Key,
+    keys::{self, Key},
     names::{
         AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName,
     },
+    rows::{RowKind, rows},
     schema::*,
     store::{self, Entry, Image, LeaseId, Revision},
 };
@@ -45,6 +47,13 @@ impl<T: DeserializeOwned> Versioned<T> {
     }
 }
 
+impl<T> Versioned<T> {
+    /// Returns the revision of the last write, and the lease.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { mod_revision: self.mod_revision, lease: self.lease }
+    }
+}
+
 impl<T> std::ops::Deref for Versioned<T> {
     type Target = T;
     fn deref(&self) -> &T {
@@ -52,50 +61,187 @@ impl<T> std::ops::Deref for Versioned<T> {
     }
 }
 
-/// The view of an app and all that belongs to it.
-///
-/// `app` is none while the image has rows of the app but not its own row.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AppView {
-    /// `apps/A`.
-    pub app: Option<Versioned<App>>,
-    /// `apps/A/revs/R`.
-    pub revs: BTreeMap<RevId, Versioned<Rev>>,
-    /// `apps/A/procs/P`.
-    pub procs: BTreeMap<ProcName, Versioned<Proc>>,
-    /// `apps/A/envs/E`.
-    pub envs: BTreeMap<EnvRef, Versioned<Env>>,
-    /// `wraps/A/E`.
-    pub wraps: BTreeMap<EnvRef, Versioned<Wraps>>,
-    /// `sealed/H/A/E`.
-    pub handed: BTreeMap<(HostName, EnvRef), Versioned<Handed>>,
-    /// `apps/A/releases/N`.
-    pub releases: BTreeMap<ReleaseId, Versioned<Release>>,
-    /// `apps/A/head`.
-    pub head: Option<Versioned<Head>>,
-    /// `apps/A/trial`.
-    pub trial: Option<Versioned<Trial>>,
-    /// `apps/A/pause`.
-    pub pause: Option<Versioned<Pause>>,
-    /// `apps/A/formation/P`.
-    pub formation: BTreeMap<ProcName, Versioned<Formation>>,
-    /// `apps/A/instances/ID`.
-    pub instances: BTreeMap<InstanceId, Versioned<Instance>>,
-    /// `apps/A/pending/P`.
-    pub pending: BTreeMap<ProcName, Versioned<Pending>>,
-    /// `repos/A`.
-    pub repo: Option<Versioned<Repo>>,
-    /// `turns/A`.
-    pub turn: Option<Versioned<Turn>>,
-    /// `stored/A`.
-    pub stored: Option<Versioned<Stored>>,
-    /// `access/A`.
-    pub access: Option<Versioned<Access>>,
-    /// `history/A/P/ID`.
-    pub history: BTreeMap<(ProcName, InstanceId), Versioned<Ended>>,
+/// A row of which there is one at most.
+pub type One<T> = Option<Versioned<T>>;
+
+/// Rows of one kind, by the rest of their key.
+pub type Many<K, T> = BTreeMap<K, Versioned<T>>;
+
+/// The revision and the lease of a row, whatever it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The revision of the row's last write.
+    pub mod_revision: Revision,
+    /// The lease that the row is bound to.
+    pub lease: Option<LeaseId>,
 }
 
+/// A field of the image, which holds the rows of one kind.
+trait Field {
+    /// The rest of a row's key, where the owner of the field is known.
+    type Rest;
+    fn put_row(&mut self, at: Self::Rest, entry: &Entry) -> Result<(), serde_json::Error>;
+    fn remove_row(&mut self, at: Self::Rest);
+    fn each_row(&self, see: impl FnMut(Self::Rest, Stamp));
+}
+
+impl<T: DeserializeOwned> Field for One<T> {
+    type Rest = ();
+
+    fn put_row(&mut self, (): (), entry: &Entry) -> Result<(), serde_json::Error> {
+        *self = Some(Versioned::read(entry)?);
+        Ok(())
+    }
+
+    fn remove_row(&mut self, (): ()) {
+        *self = None;
+    }
+
+    fn each_row(&self, mut see: impl FnMut((), Stamp)) {
+        self.iter().for_each(|row| see((), row.stamp()));
+    }
+}
+
+impl<K: Clone + Ord, T: DeserializeOwned> Field for Many<K, T> {
+    type Rest = K;
+
+    fn put_row(&mut self, at: K, entry: &Entry) -> Result<(), serde_json::Error> {
+        self.insert(at, Versioned::read(entry)?);
+        Ok(())
+    }
+
+    fn remove_row(&mut self, at: K) {
+        self.remove(&at);
+    }
+
+    fn each_row(&self, mut see: impl FnMut(K, Stamp)) {
+        self.iter().for_each(|(at, row)| see(at.clone(), row.stamp()));
+    }
+}
+
+macro_rules! image {
+    (
+        App($app:ident) { $(
+            $(#[doc = $app_holds:literal])+
+            $app_kind:ident ($($app_name:ident: $app_type:ty),+) $app_key:tt
+            in $app_field:ident $app_at:tt: $app_shape:ty { $($app_facts:tt)* }
+        )+ }
+        Host($host:ident) { $(
+            $(#[doc = $host_holds:literal])+
+            $host_kind:ident ($($host_name:ident: $host_type:ty),+) $host_key:tt
+            in $host_field:ident $host_at:tt: $host_shape:ty { $($host_facts:tt)* }
+        )+ }
+        Cluster() { $(
+            $(#[doc = $holds:literal])+
+            $kind:ident $(($($name:ident: $type:ty),+))? [$($key:tt)+]
+            in $field:ident $at:tt: $shape:ty { $($facts:tt)* }
+        )+ }
+    ) => {
+        /// The view of an app and all that belongs to it.
+        ///
+        /// `app` is none while the image has rows of the app but not its own row.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct AppView {
+            $($(#[doc = $app_holds])+ pub $app_field: $app_shape,)+
+        }
+
+        /// The view of a host and all that belongs to it.
+        ///
+        /// `host` is none once the lease has ended.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct HostView {
+            $($(#[doc = $host_holds])+ pub $host_field: $host_shape,)+
+        }
+
+        /// An image of the cluster, or of a part of it, at one revision.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Snapshot {
+            /// The revision up to which everything is in the image.
+            pub revision: Revision,
+            /// The apps by name.
+            pub apps: BTreeMap<AppName, AppView>,
+            /// The hosts by name.
+            pub hosts: BTreeMap<HostName, HostView>,
+            $($(#[doc = $holds])+ pub $field: $shape,)+
+            /// The reason why each unreadable value cannot be read, by key.
+            ///
+            /// Such a row exists, whatever it holds.
+            pub unreadable: BTreeMap<String, String>,
+        }
+
+        #[allow(unused_parens, reason = "the rest of a key is a name in parentheses, or several")]
+        impl AppView {
+            /// Calls `see` with each row of the wanted kinds.
+            fn each(&self, of: &AppName, wanted: &impl Fn(RowKind) -> bool, see: &mut impl FnMut(Key, Stamp)) {
+                $(if wanted(RowKind::$app_kind) {
+                    self.$app_field.each_row(|$app_at, stamp| {
+                        let $app = of.clone();
+                        see(Key::$app_kind($($app_name),+), stamp);
+                    });
+                })+
+            }
+        }
+
+        #[allow(unused_parens, reason = "the rest of a key is a name in parentheses, or several")]
+        impl Snapshot {
+            /// Returns the key and the stamp of each row of the wanted kinds, except unreadable ones.
+            pub fn rows(&self, wanted: impl Fn(RowKind) -> bool) -> Vec<(Key, Stamp)> {
+                let mut found = Vec::new();
+                let mut see = |key, stamp| found.push((key, stamp));
+                for (name, view) in &self.apps {
+                    view.each(name, &wanted, &mut see);
+                }
+                for (name, view) in &self.hosts {
+                    $(if wanted(RowKind::$host_kind) {
+                        view.$host_field.each_row(|$host_at, stamp| {
+                            let $host = name.clone();
+                            see(Key::$host_kind($($host_name),+), stamp);
+                        });
+                    })+
+                }
+                $(if wanted(RowKind::$kind) {
+                    self.$field.each_row(|$at, stamp| see(Key::$kind $(($($name),+))?, stamp));
+                })+
+                found
+            }
+
+            fn set(&mut self, key: Key, entry: &Entry) -> Result<(), serde_json::Error> {
+                match key {
+                    $(Key::$app_kind($($app_name),+) => {
+                        self.apps.entry($app).or_default().$app_field.put_row($app_at, entry)
+                    })+
+                    $(Key::$host_kind($($host_name),+) => {
+                        self.hosts.entry($host).or_default().$host_field.put_row($host_at, entry)
+                    })+
+                    $(Key::$kind $(($($name),+))? => self.$field.put_row($at, entry),)+
+                }
+            }
+
+            fn remove(&mut self, key: Key) {
+                match key {
+                    $(Key::$app_kind($($app_name),+) => {
+                        change(&mut self.apps, &$app, |view| view.$app_field.remove_row($app_at));
+                    })+
+                    $(Key::$host_kind($($host_name),+) => {
+                        change(&mut self.hosts, &$host, |view| view.$host_field.remove_row($host_at));
+                    })+
+                    $(Key::$kind $(($($name),+))? => self.$field.remove_row($at),)+
+                }
+            }
+        }
+    };
+}
+
+rows!(image);
+
 impl AppView {
+    /// Returns the key and the stamp of each row of the wanted kinds.
+    pub fn rows(&self, of: &AppName, wanted: impl Fn(RowKind) -> bool) -> Vec<(Key, Stamp)> {
+        let mut found = Vec::new();
+        self.each(of, &wanted, &mut |key, stamp| found.push((key, stamp)));
+        found
+    }
+
     /// Returns the release that head names, with its number.
     pub fn head_release(&self) -> Option<(ReleaseId, &Release)> {
         let id = self.head.as_ref()?.release;
@@ -131,70 +277,6 @@ impl AppView {
         let rev = &self.releases.get(&release)?.rev;
         self.revs.get(rev)?.procs.get(proc).map(String::as_str)
     }
-
-    fn is_empty(&self) -> bool {
-        *self == AppView::default()
-    }
-}
-
-/// The view of a host and all that belongs to it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HostView {
-    /// `hosts/H`; none once the lease has ended.
-    pub host: Option<Versioned<Host>>,
-    /// `hostmeta/H`.
-    pub meta: Option<Versioned<HostMeta>>,
-    /// `assigned/H/ID`.
-    pub assigned: BTreeMap<InstanceId, Versioned<Assignment>>,
-    /// `status/H/ID`.
-    pub status: BTreeMap<InstanceId, Versioned<Status>>,
-}
-
-impl HostView {
-    fn is_empty(&self) -> bool {
-        *self == HostView::default()
-    }
-}
-
-/// An image of the cluster, or of a part of it, at one revision.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The revision up to which everything is in the image.
-    pub revision: Revision,
-    /// `schema`.
-    pub schema: Option<Versioned<Schema>>,
-    /// `counters/instance`: the last instance id that was taken.
-    pub instance_counter: Option<Versioned<u64>>,
-    /// `counters/port`: the last service port that was taken.
-    pub port_counter: Option<Versioned<u64>>,
-    /// The apps by name.
-    pub apps: BTreeMap<AppName, AppView>,
-    /// The hosts by name.
-    pub hosts: BTreeMap<HostName, HostView>,
-    /// `proxies/X`.
-    pub proxies: BTreeMap<HostName, Versioned<Proxy>>,
-    /// `rms/X`.
-    pub rms: BTreeMap<HostName, Versioned<Rm>>,
-    /// `asks/X`.
-    pub asks: BTreeMap<HostName, Versioned<Ask>>,
-    /// `domains/D`.
-    pub domains: BTreeMap<Domain, Versioned<DomainRecord>>,
-    /// `election/converger`.
-    pub leader: Option<Versioned<Leader>>,
-    /// `unfreeze`.
-    pub unfreeze: Option<Versioned<Unfreeze>>,
-    /// `identities/NAME`.
-    pub identities: BTreeMap<Identity, Versioned<Admission>>,
-    /// `audit/NAME/ID`, sorted by ID and so by time.
-    pub audit: BTreeMap<(AuditId, Identity), Versioned<AuditEntry>>,
-    /// `keys/USER`.
-    pub ssh_keys: BTreeMap<UserName, Versioned<SshKeys>>,
-    /// `stats/DAY`.
-    pub days: BTreeMap<Day, Versioned<DayStats>>,
-    /// The reason why each unreadable value cannot be read, by key.
-    ///
-    /// Such a row exists, whatever it holds.
-    pub unreadable: BTreeMap<String, String>,
 }
 
 impl Snapshot {
@@ -210,121 +292,29 @@ impl Snapshot {
         self.hosts.get(host)?.status.get(&id)
     }
 
-    fn set(&mut self, key: Key, entry: &Entry) -> Result<(), serde_json::Error> {
-        match key {
-            Key::Schema => self.schema = Some(Versioned::read(entry)?),
-            Key::InstanceCounter => self.instance_counter = Some(Versioned::read(entry)?),
-            Key::PortCounter => self.port_counter = Some(Versioned::read(entry)?),
-            Key::App(a) => self.app(a).app = Some(Versioned::read(entry)?),
-            Key::Rev(a, k) => set(&mut self.app(a).revs, k, entry)?,
-            Key::Proc(a, k) => set(&mut self.app(a).procs, k, entry)?,
-            Key::Env(a, k) => set(&mut self.app(a).envs, k, entry)?,
-            Key::Wraps(a, k) => set(&mut self.app(a).wraps, k, entry)?,
-            Key::Handed(h, a, k) => set(&mut self.app(a).handed, (h, k), entry)?,
-            Key::Release(a, k) => set(&mut self.app(a).releases, k, entry)?,
-            Key::Head(a) => self.app(a).head = Some(Versioned::read(entry)?),
-            Key::Trial(a) => self.app(a).trial = Some(Versioned::read(entry)?),
-            Key::Pause(a) => self.app(a).pause = Some(Versioned::read(entry)?),
-            Key::Formation(a, k) => set(&mut self.app(a).formation, k, entry)?,
-            Key::Instance(a, k) => set(&mut self.app(a).instances, k, entry)?,
-            Key::Pending(a, k) => set(&mut self.app(a).pending, k, entry)?,
-            Key::Repo(a) => self.app(a).repo = Some(Versioned::read(entry)?),
-            Key::Turn(a) => self.app(a).turn = Some(Versioned::read(entry)?),
-            Key::Stored(a) => self.app(a).stored = Some(Versioned::read(entry)?),
-            Key::Ended(a, p, k) => set(&mut self.app(a).history, (p, k), entry)?,
-            Key::Access(a) => self.app(a).access = Some(Versioned::read(entry)?),
-            Key::Audit(who, id) => set(&mut self.audit, (id, who), entry)?,
-            Key::SshKeys(k) => set(&mut self.ssh_keys, k, entry)?,
-            Key::Day(k) => set(&mut self.days, k, entry)?,
-            Key::Admission(k) => set(&mut self.identities, k, entry)?,
-            Key::Domain(k) => set(&mut self.domains, k, entry)?,
-            Key::Host(h) => self.host(h).host = Some(Versioned::read(entry)?),
-            Key::HostMeta(h) => self.host(h).meta = Some(Versioned::read(entry)?),
-            Key::Assigned(h, k) => set(&mut self.host(h).assigned, k, entry)?,
-            Key::Status(h, k) => set(&mut self.host(h).status, k, entry)?,
-            Key::Proxy(k) => set(&mut self.proxies, k, entry)?,
-            Key::Rm(k) => set(&mut self.rms, k, entry)?,
-            Key::Ask(k) => set(&mut self.asks, k, entry)?,
-            Key::Leader => self.leader = Some(Versioned::read(entry)?),
-            Key::Unfreeze => self.unfreeze = Some(Versioned::read(entry)?),
-        }
-        Ok(())
+    /// Returns the key and the reason of each unreadable row of a kind.
+    pub fn unreadable_of(&self, kind: RowKind) -> impl Iterator<Item = (Key, &str)> {
+        self.unreadable.iter().filter_map(move |(key, why)| {
+            key.parse::<Key>().ok().filter(|key| key.kind() == kind).map(|key| (key, why.as_str()))
+        })
     }
 
-    fn remove(&mut self, key: Key) {
-        match key {
-            Key::Schema => self.schema = None,
-            Key::InstanceCounter => self.instance_counter = None,
-            Key::PortCounter => self.port_counter = None,
-            Key::App(a) => self.in_app(a, |v| v.app = None),
-            Key::Rev(a, k) => self.in_app(a, |v| drop(v.revs.remove(&k))),
-            Key::Proc(a, k) => self.in_app(a, |v| drop(v.procs.remove(&k))),
-            Key::Env(a, k) => self.in_app(a, |v| drop(v.envs.remove(&k))),
-            Key::Wraps(a, k) => self.in_app(a, |v| drop(v.wraps.remove(&k))),
-            Key::Handed(h, a, k) => self.in_app(a, |v| drop(v.handed.remove(&(h, k)))),
-            Key::Release(a, k) => self.in_app(a, |v| drop(v.releases.remove(&k))),
-            Key::Head(a) => self.in_app(a, |v| v.head = None),
-            Key::Trial(a) => self.in_app(a, |v| v.trial = None),
-            Key::Pause(a) => self.in_app(a, |v| v.pause = None),
-            Key::Formation(a, k) => self.in_app(a, |v| drop(v.formation.remove(&k))),
-            Key::Instance(a, k) => self.in_app(a, |v| drop(v.instances.remove(&k))),
-            Key::Pending(a, k) => self.in_app(a, |v| drop(v.pending.remove(&k))),
-            Key::Repo(a) => self.in_app(a, |v| v.repo = None),
-            Key::Turn(a) => self.in_app(a, |v| v.turn = None),
-            Key::Stored(a) => self.in_app(a, |v| v.stored = None),
-            Key::Ended(a, p, k) => self.in_app(a, |v| drop(v.history.remove(&(p, k)))),
-            Key::Access(a) => self.in_app(a, |v| v.access = None),
-            Key::Audit(who, id) => drop(self.audit.remove(&(id, who))),
-            Key::SshKeys(k) => drop(self.ssh_keys.remove(&k)),
-            Key::Day(k) => drop(self.days.remove(&k)),
-            Key::Admission(k) => drop(self.identities.remove(&k)),
-            Key::Domain(k) => drop(self.domains.remove(&k)),
-            Key::Host(h) => self.in_host(h, |v| v.host = None),
-            Key::HostMeta(h) => self.in_host(h, |v| v.meta = None),
-            Key::Assigned(h, k) => self.in_host(h, |v| drop(v.assigned.remove(&k))),
-            Key::Status(h, k) => self.in_host(h, |v| drop(v.status.remove(&k))),
-            Key::Proxy(k) => drop(self.proxies.remove(&k)),
-            Key::Rm(k) => drop(self.rms.remove(&k)),
-            Key::Ask(k) => drop(self.asks.remove(&k)),
-            Key::Leader => self.leader = None,
-            Key::Unfreeze => self.unfreeze = None,
-        }
-    }
-
-    fn app(&mut self, name: AppName) -> &mut AppView {
-        self.apps.entry(name).or_default()
-    }
-
-    fn host(&mut self, name: HostName) -> &mut HostView {
-        self.hosts.entry(name).or_default()
-    }
-
-    fn in_app(&mut self, name: AppName, change: impl FnOnce(&mut AppView)) {
-        if let Some(view) = self.apps.get_mut(&name) {
-            change(view);
-            if view.is_empty() {
-                self.apps.remove(&name);
-            }
-        }
-    }
-
-    fn in_host(&mut self, name: HostName, change: impl FnOnce(&mut HostView)) {
-        if let Some(view) = self.hosts.get_mut(&name) {
-            change(view);
-            if view.is_empty() {
-                self.hosts.remove(&name);
-            }
-        }
+    /// Returns the key and the reason of the first unreadable row at or below an app's own key.
+    pub fn unreadable_below(&self, app: &AppName) -> Option<(&str, &str)> {
+        let (own, below) = (Key::App(app.clone()).to_string(), keys::app_below(app));
+        let mut later = self.unreadable.range(own.clone()..);
+        let found = later.find(|(key, _)| **key == own || below.contains(key));
+        found.map(|(key, why)| (key.as_str(), why.as_str()))
     }
 }
 
-fn set<K: Ord, T: DeserializeOwned>(
-    map: &mut BTreeMap<K, Versioned<T>>,
-    key: K,
-    entry: &Entry,
-) -> Result<(), serde_json::Error> {
-    map.insert(key, Versioned::read(entry)?);
-    Ok(())
+/// Changes the view of an app or a host, which leaves the image with its last row.
+fn change<K: Ord, V: Default + PartialEq>(views: &mut BTreeMap<K, V>, name: &K, change: impl FnOnce(&mut V)) {
+    let Some(view) = views.get_mut(name) else { return };
+    change(view);
+    if *view == V::default() {
+        views.remove(name);
+    }
 }
 
 impl Image for Snapshot {

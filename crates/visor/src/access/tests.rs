@@ -155,6 +155,78 @@ fn each_key_is_written_by_whom_the_schema_names() {
     }
 }
 
+/// The rights of each role in the coordinators of all versions; `*` ends a range.
+const ROLES: &[(&str, &str)] = &[
+    (
+        "/p:app:a",
+        "write /p/apps/a/envs/* write /p/apps/a/formation/* write /p/apps/a/head write /p/apps/a/pause \
+         write /p/apps/a/procs/* write /p/apps/a/releases/* write /p/apps/a/trial write /p/wraps/a/*",
+    ),
+    (
+        "/p:app:b",
+        "write /p/apps/b/envs/* write /p/apps/b/formation/* write /p/apps/b/head write /p/apps/b/pause \
+         write /p/apps/b/procs/* write /p/apps/b/releases/* write /p/apps/b/trial write /p/wraps/b/*",
+    ),
+    ("/p:audit:ada", "write /p/audit/ada/*"),
+    ("/p:audit:eve", "write /p/audit/eve/*"),
+    ("/p:audit:ops", "write /p/audit/ops/*"),
+    (
+        "/p:converger",
+        "write /p/apps/* write /p/assigned/* write /p/counters/instance write /p/election/* write /p/history/* \
+         write /p/sealed/* write /p/stats/* write /p/status/* write /p/unfreeze",
+    ),
+    (
+        "/p:operator",
+        "write /p/apps/* write /p/asks/* write /p/assigned/* write /p/counters/instance write /p/counters/port \
+         write /p/domains/* write /p/election/converger write /p/history/* write /p/hostmeta/* write /p/hosts/* \
+         write /p/proxies/* write /p/repos/* write /p/rms/* write /p/sealed/* write /p/stats/* write /p/status/* \
+         write /p/stored/* write /p/turns/* write /p/unfreeze write /p/wraps/*",
+    ),
+    (
+        "/p:pm:h1",
+        "read /p/access/* read /p/assigned/h1/* write /p/hosts/h1 read /p/identities/* read /p/rms/* \
+         read /p/schema read /p/sealed/h1/* write /p/status/h1/*",
+    ),
+    ("/p:proxy:p1", "write /p/proxies/p1"),
+    ("/p:reader", "read /p/*"),
+];
+
+/// The roles of each user of those coordinators.
+const USERS: &[(&str, &str)] = &[
+    ("ada", "/p:app:a /p:audit:ada /p:reader"),
+    ("converger:c1", "/p:converger /p:reader"),
+    ("eve", "/p:audit:eve /p:reader"),
+    ("monitor:m1", ""),
+    ("ops", "/p:audit:ops /p:operator /p:reader"),
+    ("pm:h1", "/p:pm:h1"),
+    ("proxy:p1", "/p:proxy:p1 /p:reader"),
+    ("rm:r1", "root"),
+    ("rm:r2", "root"),
+    ("root", "root"),
+];
+
+#[test]
+fn roles_and_their_rights_are_what_they_ever_were() {
+    let users = wanted("/p", &rows(), &"rm:r1".parse().expect("valid"));
+    let right = |right: &Permission| {
+        let (may, end) = (if right.write { "write" } else { "read" }, if right.prefix { "*" } else { "" });
+        format!("{may} {}{end}", right.key)
+    };
+    let roles: BTreeMap<&str, String> = users
+        .roles
+        .iter()
+        .map(|(role, rights)| (role.as_str(), rights.iter().map(right).collect::<Vec<_>>().join(" ")))
+        .collect();
+    let wanted = ROLES.iter().map(|(role, rights)| (*role, (*rights).to_owned())).collect();
+    assert_eq!(roles, wanted);
+    let has: BTreeMap<&str, String> = users
+        .users
+        .iter()
+        .map(|(user, roles)| (user.as_str(), roles.iter().map(String::as_str).collect::<Vec<_>>().join(" ")))
+        .collect();
+    assert_eq!(has, USERS.iter().map(|(user, roles)| (*user, (*roles).to_owned())).collect());
+}
+
 #[test]
 fn a_host_reads_its_own_work_alone() {
     let users = wanted("/p", &rows(), &"rm:r1".parse().expect("valid"));

@@ -75,14 +75,12 @@ pub fn procs(view: &AppView) -> BTreeSet<&ProcName> {
 /// For an app that is being destroyed, missing rows are no fault: nothing is wanted of it. For any other app, a missing
 /// row is a fault of the image or was made by hand.
 pub fn unsound(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<String> {
-    let (own, below) = (Key::App(name.clone()).to_string(), format!("apps/{name}/"));
-    let mut unreadable = snapshot.unreadable.range(own.clone()..);
-    if let Some((key, why)) = unreadable.find(|(key, _)| **key == own || key.starts_with(&below)) {
+    if let Some((key, why)) = snapshot.unreadable_below(name) {
         return Some(format!("{key} can't be read: {why}"));
     }
     let Some(app) = &view.app else {
         // An app that was never registered, or was deleted, has no instances; if some exist, they stay.
-        return (!view.instances.is_empty()).then(|| format!("{own} is missing"));
+        return (!view.instances.is_empty()).then(|| format!("{} is missing", Key::App(name.clone())));
     };
     if app.destroying {
         return None;

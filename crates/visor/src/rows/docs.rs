@@ -1,0 +1,109 @@
+//! docs/rows.md, made from the table.
+
+use super::*;
+
+/// Returns the page.
+pub fn docs() -> String {
+    let mut page = "\
+# Rows
+
+Every row of the coordinator: one key of etcd, below the cluster's prefix, with a JSON value. Words in capitals stand for
+names. This page is made from the table that the code is made from, `crates/visor/src/rows.rs`. The reasons are in
+[design/coordinator.md](design/coordinator.md).
+
+## What a row holds, and who writes it
+
+Etcd's roles restrict each writer to its rows. Everyone reads every row, except that a pm reads only the rows that it
+writes and those marked here, of its own host where the key names one.
+
+| key | holds | written by | pm reads |
+|---|---|---|---|
+"
+    .to_owned();
+    for row in ROWS {
+        let writers: Vec<&str> = row.writers.iter().map(|writer| writer_in_words(*writer)).collect();
+        let reads = if row.pm_reads { "yes" } else { "" };
+        let (key, holds) = (key(row), row.holds.trim().trim_end_matches('.'));
+        page.push_str(&format!("| `{key}` | {holds} | {} | {reads} |\n", writers.join(", ")));
+    }
+    page.push_str(
+        "\n\
+## How a row ends, and what mends it
+
+A value has at most so many bytes (builds with debug assertions hold it). `bazooka check` and `bazooka recover` treat each
+row as the last three columns say.
+
+| key | bytes | is deleted | unreadable | its app has no row | recover |
+|---|---|---|---|---|---|
+",
+    );
+    for row in ROWS {
+        let bytes = match row.most_bytes {
+            most if most % (1 << 20) == 0 => format!("{}M", most >> 20),
+            most => format!("{}K", most >> 10),
+        };
+        let unreadable = match (row.unreadable, row.operator_mends) {
+            (Unreadable::Restore, _) => "write it as in the last backup",
+            (Unreadable::Rewritten, _) => "restart its daemon",
+            (Unreadable::Useless, _) => "deleted",
+        };
+        let without_app = match row.without_app {
+            WithoutApp::Own => "reported",
+            WithoutApp::Substance => "the app is reported",
+            WithoutApp::Delete => "deleted",
+            WithoutApp::Destroy => "reported",
+            WithoutApp::OwnRule => "",
+        };
+        page.push_str(&format!(
+            "| `{}` | {bytes} | {} | {unreadable} | {without_app} | {} |\n",
+            key(row),
+            end_in_words(row.ends),
+            recover_in_words(row.recover)
+        ));
+    }
+    page
+}
+
+fn key(row: &Row) -> String {
+    let segment = |segment: &Segment| match segment {
+        Segment::Word(word) => (*word).to_owned(),
+        Segment::Name(name) => name.to_uppercase(),
+    };
+    row.key.iter().map(segment).collect::<Vec<_>>().join("/")
+}
+
+fn writer_in_words(writer: Writer) -> &'static str {
+    match writer {
+        Writer::First => "the first part to start, `bazooka migrate`",
+        Writer::Rm => "rm",
+        Writer::Converger => "converger",
+        Writer::Candidate => "converger that stands for election",
+        Writer::Pm => "pm of that host",
+        Writer::Proxy => "that proxy",
+        Writer::Developer => "`bazooka`",
+        Writer::Operator => "operator",
+        Writer::Author => "that identity",
+    }
+}
+
+fn end_in_words(ends: Ends) -> String {
+    match ends {
+        Ends::Never => "never".to_owned(),
+        Ends::WithApp("") => "with the app".to_owned(),
+        Ends::WithApp(earlier) => format!("with the app; {earlier}"),
+        Ends::Leased => "with its daemon's lease".to_owned(),
+        Ends::When(when) => format!("when {when}"),
+    }
+}
+
+fn recover_in_words(recover: Recover) -> &'static str {
+    match recover {
+        Recover::Kept => "",
+        Recover::Entered => "entered as hosts have it",
+        Recover::Raised => "raised",
+        Recover::Continued => "counted on",
+        Recover::Marked => "marked as restored",
+        Recover::Present => "present until its daemon returns",
+        Recover::LeaseEnded => "its lease is ended",
+    }
+}
