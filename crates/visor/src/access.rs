@@ -1,7 +1,8 @@
 //! The rights of identities: asked of daemons, and as etcd's own roles.
 //!
 //! Owns the rules, as pure functions. Rights are rows (`identities/NAME`, `access/A`), which bazooka-rm writes. From
-//! them it derives etcd's users and roles, so that etcd itself refuses a write without the right to it. Daemons ask
+//! them, and from the writers that the table in [`rows`](crate::rows) declares, it derives etcd's users and roles, so
+//! that etcd itself refuses a write without the right to it. Daemons ask
 //! [`may`] about actions that are not keys.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,9 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use crate::store::users::{AuthOp, Permission, Users};
 use crate::{
     identity::{Caller, Identity, Kind},
-    keys::{self, Key},
+    keys,
     names::{AppName, UserName},
+    rows::{ROWS, Row, Writer},
     schema::{Access, Admission},
+    store::Keys,
 };
 
 /// An action that a daemon is asked for.
@@ -75,32 +78,24 @@ pub struct Rows {
 /// yet.
 pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
     let role = |name: &str| format!("{prefix}:{name}");
-    let one = |key: &str, write| Permission { key: format!("{prefix}/{key}"), prefix: false, write };
-    let below = |key: &str, write| Permission { key: format!("{prefix}/{key}"), prefix: true, write };
+    let may = |rights: Vec<Keys>, write| -> BTreeSet<Permission> {
+        rights.into_iter().map(|keys| permission(prefix, keys, write)).collect()
+    };
     let mut users = Users::default();
-    users.roles.insert(role("reader"), [below("", false)].into());
+    users.roles.insert(role("reader"), may(keys::everything(), false));
     // Operators write their own rows, and the rows that `bazooka check --repair` mends, but neither rights nor the
     // audit.
-    let mut operator: BTreeSet<Permission> =
-        [below("hostmeta/", true), one(&Key::Unfreeze.to_string(), true)].into();
-    let (prefixes, keys) = keys::operator_may_write();
-    operator.extend(prefixes.iter().map(|prefix| below(prefix, true)));
-    operator.extend(keys.iter().map(|key| one(&key.to_string(), true)));
-    users.roles.insert(role("operator"), operator);
-    let converger = [
-        below("apps/", true),
-        below("assigned/", true),
-        below("sealed/", true),
-        below("status/", true),
-        below("history/", true),
-        below("election/", true),
-        below("stats/", true),
-        one(&Key::InstanceCounter.to_string(), true),
-        one(&Key::Unfreeze.to_string(), true),
-    ];
-    users.roles.insert(role("converger"), converger.into());
+    let operators = rows_where(&[], |row| row.writers.contains(&Writer::Operator) || row.operator_mends);
+    users.roles.insert(role("operator"), may(operators, true));
+    // A candidate may write the whole folder of the election.
+    let elections = ROWS.iter().filter(|row| row.writers.contains(&Writer::Candidate)).map(keys::folder);
+    let converger = written_by(Writer::Converger, &[]).into_iter().chain(elections).collect();
+    users.roles.insert(role("converger"), may(converger, true));
     for app in rows.apps.keys() {
-        users.roles.insert(role(&format!("app:{app}")), app_permissions(app, &below, &one));
+        // They may not write what was built or where it runs, because a user who could write a rev could run another
+        // app's slug.
+        let own = written_by(Writer::Developer, &[("app", app.as_str())]);
+        users.roles.insert(role(&format!("app:{app}")), may(own, true));
     }
     let mut admitted = rows.identities.clone();
     admitted.entry(own.clone()).or_default();
@@ -110,7 +105,8 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
                 let apps = rows.apps.iter().filter(|(_, people)| people.contains(name));
                 // An identity writes the audit only under its own name, so that it cannot claim that another acted.
                 let own = role(&format!("audit:{name}"));
-                users.roles.insert(own.clone(), [below(&format!("audit/{name}/"), true)].into());
+                let audit = written_by(Writer::Author, &[("who", name.as_str())]);
+                users.roles.insert(own.clone(), may(audit, true));
                 let mut roles = vec![role("reader"), own];
                 roles.extend(apps.map(|(app, _)| role(&format!("app:{app}"))));
                 roles.extend(is_operator.then(|| role("operator")));
@@ -120,23 +116,16 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
             Identity::Daemon(Kind::Converger, _) => vec![role("reader"), role("converger")],
             Identity::Daemon(Kind::Proxy, name) => {
                 let own = role(&format!("proxy:{name}"));
-                users.roles.insert(own.clone(), [one(&format!("proxies/{name}"), true)].into());
+                let rights = written_by(Writer::Proxy, &[("proxy", name.as_str())]);
+                users.roles.insert(own.clone(), may(rights, true));
                 vec![role("reader"), own]
             }
             Identity::Daemon(Kind::Pm, name) => {
                 let own = role(&format!("pm:{name}"));
-                let rights = [
-                    one(&Key::Schema.to_string(), false),
-                    one(&format!("hosts/{name}"), true),
-                    below(&format!("status/{name}/"), true),
-                    below(&format!("assigned/{name}/"), false),
-                    below(&format!("sealed/{name}/"), false),
-                    // A pm needs to know where slugs are, and who may read logs.
-                    below("rms/", false),
-                    below("access/", false),
-                    below("identities/", false),
-                ];
-                users.roles.insert(own.clone(), rights.into());
+                let host = [("host", name.as_str())];
+                let mut rights = may(written_by(Writer::Pm, &host), true);
+                rights.extend(may(rows_where(&host, |row| row.pm_reads), false));
+                users.roles.insert(own.clone(), rights);
                 vec![own]
             }
             Identity::Daemon(Kind::Monitor | Kind::Etcd, _) => Vec::new(),
@@ -148,21 +137,23 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
     users
 }
 
-/// Returns the permissions of an app's users on its rows.
+/// Returns the keys of the rows that the table gives to a writer.
 ///
-/// They may not write what was built or where it runs, because a user who could write a rev could run another app's
-/// slug.
-fn app_permissions(
-    app: &AppName,
-    below: &impl Fn(&str, bool) -> Permission,
-    one: &impl Fn(&str, bool) -> Permission,
-) -> BTreeSet<Permission> {
-    let kinds = ["procs", "envs", "releases", "formation"];
-    let mut rights: BTreeSet<Permission> =
-        kinds.iter().map(|kind| below(&format!("apps/{app}/{kind}/"), true)).collect();
-    rights.insert(below(&format!("wraps/{app}/"), true));
-    rights.extend(["head", "trial", "pause"].map(|key| one(&format!("apps/{app}/{key}"), true)));
-    rights
+/// `names` are those of the keys that are its own: of an app, of a host.
+fn written_by(writer: Writer, names: &[(&str, &str)]) -> Vec<Keys> {
+    rows_where(names, |row| row.writers.contains(&writer))
+}
+
+fn rows_where(names: &[(&str, &str)], wanted: impl Fn(&Row) -> bool) -> Vec<Keys> {
+    ROWS.iter().filter(|row| wanted(row)).map(|row| keys::range(row, names)).collect()
+}
+
+fn permission(prefix: &str, keys: Keys, write: bool) -> Permission {
+    let (key, is_prefix) = match keys {
+        Keys::One(key) => (key, false),
+        Keys::Prefix(key) => (key, true),
+    };
+    Permission { key: format!("{prefix}/{key}"), prefix: is_prefix, write }
 }
 
 /// Returns the steps from the found users and roles to the wanted ones.

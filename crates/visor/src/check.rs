@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::{
     keys::{self, Key},
+    rows::Unreadable,
     snapshot::Snapshot,
     store::{Entry, Image, Revision},
     visor::{Change, Result, Visor},
@@ -150,18 +151,17 @@ fn unreadable(snapshot: &Snapshot, found: &mut Findings) {
     for (name, why) in &snapshot.unreadable {
         let Ok(key) = name.parse::<Key>() else { continue };
         let what = format!("it can't be read: {why}");
-        match &key {
-            // These rows are only reports, which are written again.
-            Key::Pending(..) | Key::Ended(..) | Key::Day(_) => {
+        match key.row().unreadable {
+            Unreadable::Useless => {
                 // An unreadable value has no use; if a readable one replaces it meanwhile, deleting that does no harm
                 // either.
                 let change = Change::new().exists(&key).delete(&key);
                 found.mend(&key, "unreadable", what, "delete it: nothing depends on it", change);
             }
-            Key::Host(_) | Key::Proxy(_) | Key::Rm(_) | Key::Ask(_) | Key::Leader | Key::Turn(_) => {
+            Unreadable::Rewritten => {
                 found.tell(&key, "unreadable", what, "restart the daemon whose row it is: it writes it anew");
             }
-            _ => found.tell(
+            Unreadable::Restore => found.tell(
                 &key,
                 "unreadable",
                 what,

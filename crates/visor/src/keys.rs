@@ -10,7 +10,7 @@ use crate::{
         AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, InvalidName, ProcName, ReleaseId, RevId,
         UserName,
     },
-    rows::{Row, RowKind, Segment, rows},
+    rows::{ROWS, Row, RowKind, Segment, rows},
     store::Keys,
 };
 
@@ -160,6 +160,30 @@ pub fn services_of(app: &AppName) -> Vec<Keys> {
     kinds.map(|kind| of_app(kind, app)).to_vec()
 }
 
+/// Returns the scopes of the rows that are deleted with an app piece by piece: all but [`deleted_beside`].
+///
+/// What is below the app's own key comes last.
+pub(crate) fn deleted_with(app: &AppName) -> Vec<Keys> {
+    let mut scopes: Vec<Keys> = Vec::new();
+    for row in ROWS.iter().filter(|row| row.ends.is_with_app()) {
+        if let [Segment::Word(word), Segment::Name("app"), _, ..] = row.key {
+            let scope = Keys::Prefix(format!("{word}/{app}/"));
+            if scope != app_below(app) && !scopes.contains(&scope) {
+                scopes.push(scope);
+            }
+        }
+    }
+    scopes.push(app_below(app));
+    scopes
+}
+
+/// Returns the app's own key and the keys beside it that are deleted in one transaction with it.
+pub(crate) fn deleted_beside(app: &AppName) -> Vec<Keys> {
+    let is_beside =
+        |row: &&Row| row.ends.is_with_app() && matches!(row.key, [Segment::Word(_), Segment::Name("app")]);
+    ROWS.iter().filter(is_beside).map(|row| range(row, &[("app", app.as_str())])).collect()
+}
+
 /// Returns the scope of everything below an app's own key.
 pub fn app_below(app: &AppName) -> Keys {
     Keys::Prefix(format!("{}/", Key::App(app.clone())))
@@ -306,17 +330,6 @@ fn of_app(kind: RowKind, app: &AppName) -> Keys {
 
 fn of_host(kind: RowKind, host: &HostName) -> Keys {
     range(kind.row(), &[("host", host.as_str())])
-}
-
-/// Returns the prefixes and keys that an operator may write besides its own rows.
-///
-/// `bazooka check --repair` mends the rows there.
-pub fn operator_may_write() -> (Vec<String>, Vec<Key>) {
-    let below = ["apps", "wraps", "assigned", "status", "sealed", "history", "stats", "hosts", "proxies"]
-        .into_iter()
-        .chain(["rms", "asks", "turns", "stored", "repos", "domains"]);
-    let prefixes = below.map(|kind| format!("{kind}/")).collect();
-    (prefixes, vec![Key::InstanceCounter, Key::PortCounter, Key::Leader])
 }
 
 #[cfg(test)]

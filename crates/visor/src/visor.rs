@@ -189,6 +189,7 @@ impl Change {
     /// Adds the write of a value that is bound to a lease.
     pub fn put_leased<T: Serialize>(mut self, key: &Key, value: &T, lease: Option<LeaseId>) -> Self {
         let value = Bytes::from(serde_json::to_vec(value).expect("the schema's types are always valid JSON"));
+        debug_assert!(value.len() <= key.row().most_bytes, "{key} has {} bytes", value.len());
         self.then.push(Op::Put { key: key.to_string(), value, lease });
         self
     }

@@ -6,6 +6,7 @@ use super::{Findings, is_unreadable};
 use crate::{
     keys::Key,
     names::{AppName, ProcName},
+    rows::WithoutApp,
     schema::{Formation, Promoter, Release, ReleaseStatus},
     settings,
     snapshot::{AppView, Snapshot},
@@ -45,12 +46,8 @@ fn is_there(snapshot: &Snapshot, app: &AppName) -> bool {
 /// Finds rows of an app without its own row, which is made first and deleted last.
 fn orphans(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findings) {
     let own = Key::App(name.clone());
-    let has_substance = !view.revs.is_empty()
-        || !view.procs.is_empty()
-        || !view.envs.is_empty()
-        || !view.releases.is_empty()
-        || !view.instances.is_empty()
-        || view.head.is_some()
+    let of = |what| view.rows(name, move |kind| kind.row().without_app == what);
+    let has_substance = !of(WithoutApp::Substance).is_empty()
         || snapshot.hosts.values().any(|host| host.assigned.values().any(|a| a.app == *name));
     if has_substance {
         let what = "rows of this app are there, and its own isn't: nothing of it is started or stopped";
@@ -60,25 +57,11 @@ fn orphans(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Find
         found.tell(&own, "app-missing", what, remedy);
         return;
     }
-    let mut rows: Vec<(Key, i64)> = Vec::new();
-    let app = || name.clone();
-    rows.extend(view.pause.iter().map(|row| (Key::Pause(app()), row.mod_revision)));
-    rows.extend(view.trial.iter().map(|row| (Key::Trial(app()), row.mod_revision)));
-    rows.extend(
-        view.formation.iter().map(|(proc, row)| (Key::Formation(app(), proc.clone()), row.mod_revision)),
-    );
-    rows.extend(view.pending.iter().map(|(proc, row)| (Key::Pending(app(), proc.clone()), row.mod_revision)));
-    rows.extend(view.repo.iter().map(|row| (Key::Repo(app()), row.mod_revision)));
-    rows.extend(view.stored.iter().map(|row| (Key::Stored(app()), row.mod_revision)));
-    rows.extend(
-        view.history.iter().map(|((proc, id), row)| (Key::Ended(app(), proc.clone(), *id), row.mod_revision)),
-    );
-    for (key, revision) in rows {
-        let change = Change::new().absent(&own).unchanged(&key, revision).delete(&key);
+    for (key, row) in of(WithoutApp::Delete) {
+        let change = Change::new().absent(&own).unchanged(&key, row.mod_revision).delete(&key);
         found.mend(&key, "row-of-no-app", format!("there is no app '{name}'"), "delete it", change);
     }
-    if view.access.is_some() {
-        let key = Key::Access(name.clone());
+    for (key, _) in of(WithoutApp::Destroy) {
         let remedy = format!("`bazooka init {name}` and `bazooka destroy -a {name}` take it away");
         found.tell(&key, "row-of-no-app", format!("there is no app '{name}'"), remedy);
     }

@@ -106,6 +106,8 @@ fn scopes_are_what_they_ever_were() {
     ];
     assert_eq!(shown(services_of(&a)), services);
     assert_eq!(shown(host(&h)), ["hosts/h", "hostmeta/h", "assigned/h/*", "status/h/*"]);
+    assert_eq!(shown(deleted_with(&a)), ["wraps/a/*", "history/a/*", "apps/a/*"]);
+    assert_eq!(shown(deleted_beside(&a)), ["apps/a", "repos/a", "stored/a", "access/a"]);
     for (scope, wanted) in [
         (instances_of(&a), "apps/a/instances/*"),
         (procs_of(&a), "apps/a/procs/*"),

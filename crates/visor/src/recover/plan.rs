@@ -440,34 +440,25 @@ fn counters(snapshot: &Snapshot, found: &[Found], last_port: u64, recovery: &mut
 
 /// Restores presence, by rule 6.
 fn presence(snapshot: &Snapshot, found: &[Found], lease: LeaseId, recovery: &mut Recovery) {
-    let mut ended: BTreeSet<LeaseId> = BTreeSet::new();
-    let mut note = |lease: Option<LeaseId>| ended.extend(lease);
     for host in found {
         recovery.changes.push(present(&Key::Host(host.name.clone()), &host.host, lease));
     }
     for (name, view) in &snapshot.hosts {
         let Some(row) = &view.host else { continue };
-        note(row.lease);
         if !found.iter().any(|host| host.name == *name) {
             recovery.changes.push(present(&Key::Host(name.clone()), &row.value, lease));
         }
     }
     for (name, row) in &snapshot.proxies {
-        note(row.lease);
         // Draining waits until the proxy reports anew what it has applied.
         let row = Proxy { applied: 0, ..row.value.clone() };
         recovery.changes.push(present(&Key::Proxy(name.clone()), &row, lease));
     }
     for (name, row) in &snapshot.rms {
-        note(row.lease);
         recovery.changes.push(present(&Key::Rm(name.clone()), &row.value, lease));
     }
-    snapshot.asks.values().for_each(|row| note(row.lease));
-    snapshot.leader.iter().for_each(|row| note(row.lease));
-    for view in snapshot.apps.values() {
-        view.trial.iter().for_each(|row| note(row.lease));
-        view.turn.iter().for_each(|row| note(row.lease));
-    }
+    let leased = snapshot.rows(|kind| kind.row().recover.ends_lease());
+    let mut ended: BTreeSet<LeaseId> = leased.into_iter().filter_map(|(_, row)| row.lease).collect();
     ended.remove(&lease);
     recovery.ended_leases = ended;
 }

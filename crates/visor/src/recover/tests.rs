@@ -120,6 +120,12 @@ fn found(name: &str, instances: &[(u64, u32, u32)]) -> Found {
 async fn recovered(visor: &Visor, found: &[Found]) -> (Recovery, Snapshot) {
     let lease = visor.presence_lease().await.expect("it is in memory");
     let recovery = plan(&image(visor).await, found, Moment::Restored(lease), now());
+    for op in recovery.changes.iter().flat_map(|change| &change.then) {
+        if let Op::Put { key, .. } | Op::Delete(Keys::One(key)) = op {
+            let key: Key = key.parse().expect("a key of the schema");
+            assert_ne!(key.row().recover, crate::rows::Recover::Kept, "{key} is written");
+        }
+    }
     visor.carry_out(&recovery).await.expect("nobody else writes");
     (recovery, image(visor).await)
 }

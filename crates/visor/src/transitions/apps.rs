@@ -105,7 +105,7 @@ impl Visor {
         if !app.destroying || !snapshot.apps[name].instances.is_empty() {
             return Ok(false);
         }
-        for scope in [keys::history_of(name), keys::wraps_of(name), keys::app_below(name)] {
+        for scope in keys::deleted_with(name) {
             let page = self.store().range(scope, None).await?;
             for piece in page.entries.chunks(DELETE_PIECE) {
                 let mut change = Change::new().as_read(&own, Some(&app));
@@ -117,12 +117,8 @@ impl Visor {
                 }
             }
         }
-        let last = Change::new()
-            .as_read(&own, Some(&app))
-            .delete(&Key::Stored(name.clone()))
-            .delete(&Key::Repo(name.clone()))
-            .delete(&Key::Access(name.clone()))
-            .delete(&own);
+        let guarded = Change::new().as_read(&own, Some(&app));
+        let last = keys::deleted_beside(name).into_iter().fold(guarded, Change::delete_all);
         Ok(matches!(self.commit(last).await?, Committed::Done(_)))
     }
 
