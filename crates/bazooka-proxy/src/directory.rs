@@ -18,6 +18,7 @@ use visor::{
     keys::Key,
     mirror::{Changes, Mirror},
     names::{AppName, HostName, InstanceId, ReleaseId, RevId, ZoneName},
+    rows::RowKind,
     schema::State,
     snapshot::Snapshot,
 };
@@ -90,6 +91,12 @@ pub type Shown = watch::Receiver<Option<Arc<Directory>>>;
 #[derive(Debug)]
 pub struct Board(watch::Sender<Option<Arc<Directory>>>);
 
+/// The rows from which the services are made.
+const OF_SERVICES: [RowKind; 4] = [RowKind::Proc, RowKind::Assigned, RowKind::Status, RowKind::Host];
+
+/// The rows from which the daemons are made.
+const OF_DAEMONS: [RowKind; 4] = [RowKind::Host, RowKind::Proxy, RowKind::Rm, RowKind::Leader];
+
 impl Default for Board {
     fn default() -> Self {
         Board(watch::channel(None).0)
@@ -108,11 +115,11 @@ impl Board {
         if !mirror.is_synced() {
             return;
         }
-        let concerns = |kinds: &[&str]| changes.relisted || changes.keys.iter().any(|key| is_of(key, kinds));
-        let (services, daemons) = (
-            concerns(&["apps", "assigned", "status", "hosts"]),
-            concerns(&["hosts", "proxies", "rms", "election"]),
-        );
+        let changed = changes.keys.iter().filter(|_| !changes.relisted);
+        let kinds: BTreeSet<RowKind> =
+            changed.filter_map(|key| key.parse::<Key>().ok()).map(|key| key.kind()).collect();
+        let concerns = |of: &[RowKind]| changes.relisted || of.iter().any(|kind| kinds.contains(kind));
+        let (services, daemons) = (concerns(&OF_SERVICES), concerns(&OF_DAEMONS));
         if !services && !daemons {
             return;
         }
@@ -133,16 +140,6 @@ impl Board {
             }
             news
         });
-    }
-}
-
-/// Reports whether a key is of one of these kinds; of an app's keys, only its procs count.
-fn is_of(key: &str, kinds: &[&str]) -> bool {
-    let mut parts = key.split('/');
-    match parts.next() {
-        Some("apps") => kinds.contains(&"apps") && parts.nth(1) == Some("procs"),
-        Some(kind) => kinds.contains(&kind),
-        None => false,
     }
 }
 

@@ -3,15 +3,12 @@
 //! Owns the rule for which instances are routed: those assigned to run that are running, and those that were running
 //! and have been marked lost. It decides nothing about HAProxy.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::SocketAddr,
-};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use visor::{
     keys::Key,
     names::{AppName, Domain, HostName, InstanceId, ProcName, ReleaseId, ZoneName},
+    rows::RowKind,
     schema::{Assignment, Desired, State, Status},
     snapshot::Snapshot,
 };
@@ -320,13 +317,17 @@ pub fn leaving(snapshot: &Snapshot) -> BTreeMap<InstanceId, ServiceId> {
 
 /// Reports whether a change of these keys can change the routes.
 pub fn concerns_routing<'a>(keys: impl IntoIterator<Item = &'a String>) -> bool {
-    let kinds = BTreeSet::from(["assigned", "status", "domains", "rms", "hosts"]);
-    keys.into_iter().any(|key| {
-        let mut parts = key.split('/');
-        match parts.next() {
-            Some("apps") => matches!(parts.nth(1), Some("procs" | "formation")),
-            Some(kind) => kinds.contains(kind),
-            None => false,
-        }
-    })
+    let concerns = |kind| {
+        matches!(
+            kind,
+            RowKind::Proc
+                | RowKind::Formation
+                | RowKind::Assigned
+                | RowKind::Status
+                | RowKind::Host
+                | RowKind::Rm
+                | RowKind::Domain
+        )
+    };
+    keys.into_iter().any(|key| key.parse::<Key>().is_ok_and(|key| concerns(key.kind())))
 }

@@ -108,7 +108,8 @@ impl Following {
         let image = self.mirror.image();
         let mut known = self.known.lock().expect("no holder of this lock panics");
         known.complete |= relisted;
-        let mut names: Vec<AppName> = changed.iter().filter_map(|key| app_of(key)).collect();
+        let keys = changed.iter().filter_map(|key| key.parse::<Key>().ok());
+        let mut names: Vec<AppName> = keys.filter_map(|key| key.app().cloned()).collect();
         names.dedup();
         for name in names {
             match image.apps.get(&name).filter(|view| view.app.is_some()) {
@@ -120,26 +121,5 @@ impl Following {
             image.identities.iter().map(|(who, row)| (who.clone(), row.value.clone())).collect();
         known.ssh_keys = image.ssh_keys.iter().map(|(user, row)| (user.clone(), row.value.clone())).collect();
         known.rms = image.rms.iter().map(|(name, rm)| (name.clone(), rm.value.clone())).collect();
-    }
-}
-
-/// Returns the app that a key belongs to.
-fn app_of(key: &str) -> Option<AppName> {
-    match key.parse::<Key>().ok()? {
-        Key::App(app)
-        | Key::Rev(app, _)
-        | Key::Proc(app, _)
-        | Key::Env(app, _)
-        | Key::Release(app, _)
-        | Key::Head(app)
-        | Key::Trial(app)
-        | Key::Formation(app, _)
-        | Key::Instance(app, _)
-        | Key::Pending(app, _)
-        | Key::Repo(app)
-        | Key::Access(app)
-        | Key::Turn(app)
-        | Key::Stored(app) => Some(app),
-        _ => None,
     }
 }

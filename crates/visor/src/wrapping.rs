@@ -19,6 +19,7 @@ use crate::{
     keys::{self, Key},
     mirror::{Changes, Mirror},
     names::{AppName, EnvRef, HostName},
+    rows::RowKind,
     seal::{Keyring, OpenError, PublicKey, Random},
     snapshot::Snapshot,
     transitions::envs::{Recipients, mending},
@@ -159,14 +160,14 @@ impl Due {
     fn note(&mut self, changes: &Changes) {
         self.all |= changes.relisted;
         for key in changes.keys.iter().filter_map(|key| key.parse::<Key>().ok()) {
-            match key {
-                Key::Host(_) | Key::Rm(_) => self.all = true,
-                Key::Env(app, _)
-                | Key::Wraps(app, _)
-                | Key::Release(app, _)
-                | Key::Head(app)
-                | Key::Trial(app)
-                | Key::Formation(app, _) => drop(self.apps.insert(app)),
+            match key.kind() {
+                RowKind::Host | RowKind::Rm => self.all = true,
+                RowKind::Env
+                | RowKind::Wraps
+                | RowKind::Release
+                | RowKind::Head
+                | RowKind::Trial
+                | RowKind::Formation => self.apps.extend(key.app().cloned()),
                 _ => {}
             }
         }

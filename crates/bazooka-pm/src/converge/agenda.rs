@@ -33,25 +33,11 @@ impl Agenda {
     pub fn note(&mut self, changes: &Changes, snapshot: &Snapshot, memory: &Memory) {
         self.all |= changes.relisted;
         for key in changes.keys.iter().filter(|_| !changes.relisted) {
-            match key.parse::<Key>() {
-                Ok(
-                    Key::App(app)
-                    | Key::Rev(app, _)
-                    | Key::Proc(app, _)
-                    | Key::Env(app, _)
-                    | Key::Wraps(app, _)
-                    | Key::Handed(_, app, _)
-                    | Key::Release(app, _)
-                    | Key::Head(app)
-                    | Key::Trial(app)
-                    | Key::Pause(app)
-                    | Key::Formation(app, _)
-                    | Key::Instance(app, _)
-                    | Key::Pending(app, _)
-                    | Key::Ended(app, _, _),
-                ) => drop(self.dirty.insert(app)),
-                Ok(Key::Assigned(host, id) | Key::Status(host, id)) => {
-                    let assigned = snapshot.hosts.get(&host).and_then(|view| view.assigned.get(&id));
+            // A key of a newer version changes nothing in the image.
+            let Ok(key) = key.parse::<Key>() else { continue };
+            match &key {
+                Key::Assigned(host, id) | Key::Status(host, id) => {
+                    let assigned = snapshot.hosts.get(host).and_then(|view| view.assigned.get(id));
                     match assigned {
                         Some(assigned) => drop(self.dirty.insert(assigned.app.clone())),
                         // The app's own row of the instance, if it still exists, tells which app it belongs to.
@@ -59,31 +45,16 @@ impl Agenda {
                             snapshot
                                 .apps
                                 .iter()
-                                .filter(|(_, view)| view.instances.contains_key(&id))
+                                .filter(|(_, view)| view.instances.contains_key(id))
                                 .map(|(name, _)| name.clone()),
                         ),
                     }
                 }
-                Ok(Key::Host(_) | Key::HostMeta(_) | Key::Unfreeze) => self.all = true,
-                Ok(Key::Proxy(_)) => self.dirty.extend(memory.draining_apps().cloned()),
-                Ok(
-                    Key::Schema
-                    | Key::InstanceCounter
-                    | Key::PortCounter
-                    | Key::Domain(_)
-                    | Key::Repo(_)
-                    | Key::Turn(_)
-                    | Key::Stored(_)
-                    | Key::Rm(_)
-                    | Key::Access(_)
-                    | Key::Admission(_)
-                    | Key::SshKeys(_)
-                    | Key::Day(_)
-                    | Key::Audit(..)
-                    | Key::Ask(_)
-                    | Key::Leader,
-                )
-                | Err(_) => {}
+                Key::Host(_) | Key::HostMeta(_) | Key::Unfreeze => self.all = true,
+                Key::Proxy(_) => self.dirty.extend(memory.draining_apps().cloned()),
+                // Only the rms read these rows of an app.
+                Key::Repo(_) | Key::Turn(_) | Key::Stored(_) | Key::Access(_) => {}
+                key => self.dirty.extend(key.app().cloned()),
             }
         }
     }

@@ -9,6 +9,7 @@
 
 use visor::{
     deadlines::DRAIN,
+    rows::RowKind,
     schema::{Desired, State},
 };
 
@@ -76,16 +77,19 @@ fn lose(context: Context<'_>, facts: &Facts<'_>, draft: &mut Draft) {
 }
 
 fn has_proxies(context: Context<'_>) -> bool {
-    let snapshot = context.snapshot;
-    !snapshot.proxies.is_empty() || snapshot.unreadable.keys().any(|key| key.starts_with("proxies/"))
+    !context.snapshot.proxies.is_empty() || has_unreadable_proxies(context)
+}
+
+fn has_unreadable_proxies(context: Context<'_>) -> bool {
+    context.snapshot.unreadable_of(RowKind::Proxy).next().is_some()
 }
 
 /// Reports whether every proxy has stopped routing to an instance and has no session left on it.
 fn is_drained(context: Context<'_>, facts: &Facts<'_>) -> bool {
     let Some(assigned) = facts.assigned else { return true };
-    let snapshot = context.snapshot;
-    !snapshot.unreadable.keys().any(|key| key.starts_with("proxies/"))
-        && snapshot
+    !has_unreadable_proxies(context)
+        && context
+            .snapshot
             .proxies
             .values()
             .all(|proxy| proxy.applied >= assigned.mod_revision && !proxy.busy.contains(&facts.id))

@@ -19,7 +19,7 @@ use bazooka_daemon::{NotReady, supervisor::Pulse};
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
-    keys,
+    keys::{self, Key},
     lease::LeaseKeeper,
     mirror::{Changes, Mirror},
     names::AppName,
@@ -51,9 +51,6 @@ const PAUSE: Doubling = Doubling::new(Duration::from_millis(50), Duration::from_
 
 /// The least time between two counts for the days' statistics, unless an app is being destroyed.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
-
-/// The key that counts the instances ever placed.
-const COUNTER: &str = "counters/instance";
 
 /// The longest time that resigning may take. Otherwise the lease ends by itself.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -155,7 +152,8 @@ impl Lead {
     fn note(&mut self, changes: &Changes) {
         self.agenda.note(changes, self.mirror.image(), &self.memory);
         self.tally.note(changes, self.mirror.image());
-        let is_counted = |key: &String| key.starts_with("apps/") || key == COUNTER;
+        let (apps, counter) = (keys::apps(), Key::InstanceCounter.to_string());
+        let is_counted = |key: &String| apps.contains(key) || *key == counter;
         self.uncounted |= changes.relisted || changes.keys.iter().any(is_counted);
     }
 
