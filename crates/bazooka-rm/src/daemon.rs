@@ -119,7 +119,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         .with_context(|| format!("the state folder {} can't be made", args.state.display()))?;
     let storage = match &args.storage {
         Some(url) => {
-            Some(Storage::open(url).map_err(anyhow::Error::msg).context("the file storage can't be used")?)
+            Some(Storage::open(url).context("the file storage can't be used")?)
         }
         None => None,
     };
@@ -141,7 +141,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     closed.push(address);
     // The git URL leads to the same daemon through the proxy, so builds must not reach it either.
     closed.extend(bazooka_sandbox::sandboxes::resolved(args.git_url.as_slice()));
-    let builds = Builds::find(args.builds, &layout, &program, closed).await.map_err(anyhow::Error::msg)?;
+    let builds = Builds::find(args.builds, &layout, &program, closed).await?;
     let git_url = args.git_url.map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
     let process = format!("{:032x}", rand::random::<u128>());
     let own = Own { name, process, url, git_url, shares: storage.is_some() };
@@ -176,7 +176,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let hooks = hooks::listen(&rm).context("the hooks' socket can't be opened")?;
     loops.spawn("the hooks' listener", hooks::serve(rm.clone(), hooks));
     if let Some(file) = args.ssh.ssh_keys.clone() {
-        let listener = ssh::listen(&rm, &args.ssh).map_err(anyhow::Error::msg)?;
+        let listener = ssh::listen(&rm, &args.ssh)?;
         loops.spawn("the SSH listener", ssh::serve(rm.clone(), listener));
         loops.spawn_endless("the writer of authorized_keys", ssh::keep(rm.clone(), apps.clone(), file));
     }

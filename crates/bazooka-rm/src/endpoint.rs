@@ -85,16 +85,7 @@ pub(crate) async fn allow(
     })
 }
 
-pub(crate) use git::{MAX_FETCH, carry_push, is_protocol};
-
-/// Returns an app and its up-to-date repository if the caller may use them. Otherwise returns the reason in words.
-pub(crate) async fn repository(
-    rm: &SharedRm,
-    caller: &Caller,
-    repo: &str,
-) -> Result<(AppName, std::path::PathBuf), String> {
-    git::repository(rm, caller, repo).await.map_err(git::Refused::into_words)
-}
+pub(crate) use git::{MAX_FETCH, carry_push, is_protocol, repository};
 
 /// A failed call of the API, in words for the caller.
 #[derive(Debug)]

@@ -41,7 +41,7 @@ fn faults(args: &RmArgs) -> Vec<ConfigError> {
         let bad = url.as_ref().filter(|url| !(url.starts_with("http://") || url.starts_with("https://")));
         say(option, bad.map(|url| format!("{url:?} must begin with http:// or https://")));
     }
-    say("storage", args.storage.as_deref().and_then(Storage::refused));
+    say("storage", args.storage.as_deref().and_then(Storage::fault_of).map(|fault| fault.to_string()));
     if args.ssh.ssh_keys.is_some() && !has_identity {
         let what = "it takes a cluster with identities (identity): a key says who pushes";
         say("ssh-keys", Some(what.to_owned()));
@@ -53,7 +53,10 @@ fn faults(args: &RmArgs) -> Vec<ConfigError> {
     }
     // Without root and without a requested isolation, the start only prints a warning, so that is no fault.
     if matches!(args.builds.isolation, Some(Isolation::Sandbox | Isolation::Uid)) {
-        say("build-isolation", chosen(args.builds.isolation, geteuid().is_root()).err());
+        say(
+            "build-isolation",
+            chosen(args.builds.isolation, geteuid().is_root()).err().map(|error| error.to_string()),
+        );
     }
     for path in &args.builds.paths {
         let what = if !path.is_absolute() {

@@ -1,6 +1,6 @@
 //! The system's git as a command, in an environment that is the same on every machine.
 
-use std::{path::Path, process::Stdio};
+use std::{io, path::Path, process::Stdio};
 
 use tokio::process::Command;
 
@@ -8,6 +8,17 @@ use tokio::process::Command;
 /// `core.bigFileThreshold`) and is held in memory whole when unpacked. Without the limit, a pack of some kilobytes
 /// could unpack to any size.
 const MOST_AT_ONCE: &str = "513m";
+
+/// A failed git process.
+#[derive(Debug, thiserror::Error)]
+pub enum GitError {
+    /// The process can't be started, or its streams fail.
+    #[error("git can't be started: {0}")]
+    NotStarted(#[source] io::Error),
+    /// The process failed; with the last line of its standard error.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// Returns a git command in a repository, without arguments so far.
 pub fn git(repository: &Path) -> Command {
@@ -27,17 +38,17 @@ pub fn git(repository: &Path) -> Command {
 /// Runs a command to its end. If this is dropped, the command is killed.
 ///
 /// # Errors
-/// The command's standard error.
-pub async fn run(command: &mut Command) -> Result<(), String> {
+/// [`GitError`].
+pub async fn run(command: &mut Command) -> Result<(), GitError> {
     let ended = command.stderr(Stdio::piped()).kill_on_drop(true).spawn();
     let ended = match ended {
         Ok(child) => child.wait_with_output().await,
         Err(error) => Err(error),
     };
-    let output = ended.map_err(|error| format!("git can't be started: {error}"))?;
+    let output = ended.map_err(GitError::NotStarted)?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(said.lines().last().map_or_else(|| output.status.to_string(), str::to_owned))
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(GitError::Failed(complaint.lines().last().map_or_else(|| output.status.to_string(), str::to_owned)))
 }

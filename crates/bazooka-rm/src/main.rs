@@ -34,7 +34,7 @@ async fn daemon() -> ExitCode {
     bazooka_daemon::init_logs();
     let args: RmArgs = bazooka_daemon::settings::read();
     let done = match args.command.clone() {
-        Some(RmCommand::Pki(command)) => Some(pki::run(command)),
+        Some(RmCommand::Pki(command)) => Some(pki::run(command).map_err(anyhow::Error::from)),
         Some(RmCommand::RotateKey { state }) => Some(rotate_key(&state)),
         None => None,
     };
@@ -44,7 +44,7 @@ async fn daemon() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some(Err(error)) => {
-            eprintln!("bazooka-rm: {error}");
+            eprintln!("bazooka-rm: {error:#}");
             return ExitCode::FAILURE;
         }
         None => {}
@@ -62,7 +62,7 @@ async fn daemon() -> ExitCode {
     }
 }
 
-fn rotate_key(state: &Path) -> Result<String, String> {
-    let ring = KeyFile::of(state).rotate(&mut Os)?;
+fn rotate_key(state: &Path) -> anyhow::Result<String> {
+    let ring = KeyFile::of(state).rotate(&mut Os).map_err(anyhow::Error::msg)?;
     Ok(format!("the key is {} from the next start of bazooka-rm on\n", ring.current()))
 }

@@ -12,7 +12,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bazooka_daemon::in_words;
 use jiff::{Timestamp, ToSpan};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -20,12 +19,53 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 use visor::{
-    identity::{Credentials, Identity, Kind, MAX_COMMON_NAME},
-    names::HostName,
+    identity::{Credentials, CredentialsError, Identity, Kind, MAX_COMMON_NAME},
+    names::{HostName, InvalidName},
 };
 
 /// The time before the present from which a certificate is valid, in minutes, because clocks differ.
 const BEGINS_BEFORE_MINUTES: i64 = 5;
+
+/// The reasons why a command on the authority fails.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum PkiError {
+    #[error(
+        "there is an authority in {} already; what it vouches for would be worth nothing with another",
+        .0.display()
+    )]
+    AuthorityExists(PathBuf),
+    #[error("can't make {}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("can't make a key")]
+    Key(#[source] rcgen::Error),
+    #[error("can't make a certificate")]
+    Certificate(#[source] rcgen::Error),
+    #[error(
+        "{} can't be read ({error}); `bazooka-rm pki init {}` makes an authority",
+        path.display(),
+        folder.display()
+    )]
+    NoAuthority { path: PathBuf, folder: PathBuf, error: io::Error },
+    #[error("{}", path.display())]
+    Invalid { path: PathBuf, source: rcgen::Error },
+    #[error("{0} is longer than a certificate's name may be ({MAX_COMMON_NAME} characters)")]
+    NameTooLong(Identity),
+    #[error("at which addresses is {0} reached? Name them: --address 10.0.0.1,host.example.org")]
+    NoAddress(Identity),
+    #[error("{0} serves nothing: no --address goes with it")]
+    NeedlessAddress(Identity),
+    #[error("{name}")]
+    Address { name: HostName, source: rcgen::Error },
+    #[error("{days} days are too long")]
+    TooManyDays { days: u32, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("can't write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+}
+
+type Result<T, E = PkiError> = std::result::Result<T, E>;
 
 /// `bazooka-rm pki`: make an authority, and identities of it
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -72,19 +112,18 @@ pub enum Address {
 }
 
 impl std::str::FromStr for Address {
-    type Err = String;
+    type Err = InvalidName;
 
-    fn from_str(s: &str) -> Result<Self, String> {
-        let name = || s.parse().map(Address::Name).map_err(|error| error.to_string());
-        s.parse().map(Address::Ip).or_else(|_| name())
+    fn from_str(s: &str) -> Result<Self, InvalidName> {
+        s.parse().map(Address::Ip).or_else(|_| s.parse().map(Address::Name))
     }
 }
 
 /// Runs a command and returns its output.
 ///
 /// # Errors
-/// In words that name the file or the remedy.
-pub fn run(command: PkiCommand) -> Result<String, String> {
+/// [`PkiError`], which names the file or the remedy.
+pub fn run(command: PkiCommand) -> Result<String> {
     let now = Timestamp::now();
     match command {
         PkiCommand::Init { folder, days } => {
@@ -100,7 +139,7 @@ pub fn run(command: PkiCommand) -> Result<String, String> {
             Ok(format!("{who} is in {}, until {}\n", out.display(), issued.not_after))
         }
         PkiCommand::Show { folder } => {
-            let credentials = Credentials::open(&folder).map_err(|error| in_words(&error))?;
+            let credentials = Credentials::open(&folder)?;
             Ok(format!("{}, until {}\n", credentials.identity(), credentials.not_after()))
         }
     }
@@ -129,22 +168,19 @@ impl Authority {
     ///
     /// # Errors
     /// If there is one, or it can't be written.
-    pub fn create(folder: &Path, now: Timestamp, days: u32) -> Result<Authority, String> {
+    pub fn create(folder: &Path, now: Timestamp, days: u32) -> Result<Authority> {
         let at = |name: &str| folder.join(name);
         if at(CERTIFICATE).exists() || at(KEY).exists() {
-            return Err(format!(
-                "there is an authority in {} already; what it vouches for would be worth nothing with another",
-                folder.display()
-            ));
+            return Err(PkiError::AuthorityExists(folder.to_owned()));
         }
-        fs::create_dir_all(folder).map_err(|error| format!("can't make {}: {error}", folder.display()))?;
-        let key = KeyPair::generate().map_err(|error| format!("can't make a key: {error}"))?;
+        make_folder(folder)?;
+        let key = KeyPair::generate().map_err(PkiError::Key)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = named("bazooka cluster");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         (params.not_before, params.not_after, _) = validity(now, days)?;
-        let made = params.self_signed(&key).map_err(|error| format!("can't make a certificate: {error}"))?;
+        let made = params.self_signed(&key).map_err(PkiError::Certificate)?;
         // The key is written first: without its certificate it is of no use to anyone.
         write(&at(KEY), key.serialize_pem().as_bytes(), 0o600)?;
         write(&at(CERTIFICATE), made.pem().as_bytes(), 0o644)?;
@@ -155,22 +191,20 @@ impl Authority {
     ///
     /// # Errors
     /// If there is none, or its files are invalid.
-    pub fn open(folder: &Path) -> Result<Authority, String> {
+    pub fn open(folder: &Path) -> Result<Authority> {
         let read = |name: &str| {
             let path = folder.join(name);
-            fs::read_to_string(&path).map_err(|error| {
-                format!(
-                    "{} can't be read ({error}); `bazooka-rm pki init {}` makes an authority",
-                    path.display(),
-                    folder.display()
-                )
+            fs::read_to_string(&path).map_err(|error| PkiError::NoAuthority {
+                path,
+                folder: folder.to_owned(),
+                error,
             })
         };
         let (certificate_pem, key) = (read(CERTIFICATE)?, read(KEY)?);
-        let wrong = |name: &str, error: rcgen::Error| format!("{}: {error}", folder.join(name).display());
-        let key = KeyPair::from_pem(&key).map_err(|error| wrong(KEY, error))?;
+        let invalid = |name: &str, source| PkiError::Invalid { path: folder.join(name), source };
+        let key = KeyPair::from_pem(&key).map_err(|error| invalid(KEY, error))?;
         let issuer =
-            Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|error| wrong(CERTIFICATE, error))?;
+            Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|error| invalid(CERTIFICATE, error))?;
         Ok(Authority { certificate_pem, issuer })
     }
 
@@ -178,30 +212,18 @@ impl Authority {
     ///
     /// # Errors
     /// If a daemon has no address, or a person has one.
-    pub fn issue(
-        &self,
-        who: &Identity,
-        addresses: &[Address],
-        now: Timestamp,
-        days: u32,
-    ) -> Result<Issued, String> {
+    pub fn issue(&self, who: &Identity, addresses: &[Address], now: Timestamp, days: u32) -> Result<Issued> {
         let name = who.to_string();
         if name.len() > MAX_COMMON_NAME {
-            return Err(format!(
-                "{name} is longer than a certificate's name may be ({MAX_COMMON_NAME} characters)"
-            ));
+            return Err(PkiError::NameTooLong(who.clone()));
         }
         let serves = !matches!(who, Identity::User(_) | Identity::Daemon(Kind::Monitor, _));
         match (serves, addresses.is_empty()) {
-            (true, true) => {
-                return Err(format!(
-                    "at which addresses is {who} reached? Name them: --address 10.0.0.1,host.example.org"
-                ));
-            }
-            (false, false) => return Err(format!("{who} serves nothing: no --address goes with it")),
+            (true, true) => return Err(PkiError::NoAddress(who.clone())),
+            (false, false) => return Err(PkiError::NeedlessAddress(who.clone())),
             _ => {}
         }
-        let key = KeyPair::generate().map_err(|error| format!("can't make a key: {error}"))?;
+        let key = KeyPair::generate().map_err(PkiError::Key)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = named(&name);
         params.subject_alt_names = addresses.iter().map(alternative).collect::<Result<_, _>>()?;
@@ -211,9 +233,7 @@ impl Authority {
         params.extended_key_usages.extend(serves.then_some(ExtendedKeyUsagePurpose::ServerAuth));
         let not_after;
         (params.not_before, params.not_after, not_after) = validity(now, days)?;
-        let made = params
-            .signed_by(&key, &self.issuer)
-            .map_err(|error| format!("can't make a certificate: {error}"))?;
+        let made = params.signed_by(&key, &self.issuer).map_err(PkiError::Certificate)?;
         Ok(Issued {
             authority_pem: self.certificate_pem.clone(),
             certificate_pem: made.pem(),
@@ -229,12 +249,16 @@ impl Issued {
     ///
     /// # Errors
     /// If they can't be written.
-    pub fn write(&self, folder: &Path) -> Result<(), String> {
-        fs::create_dir_all(folder).map_err(|error| format!("can't make {}: {error}", folder.display()))?;
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        make_folder(folder)?;
         write(&folder.join("key.pem"), self.key_pem.as_bytes(), 0o600)?;
         write(&folder.join("cert.pem"), self.certificate_pem.as_bytes(), 0o644)?;
         write(&folder.join("ca.pem"), self.authority_pem.as_bytes(), 0o644)
     }
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|source| PkiError::Folder { path: folder.to_owned(), source })
 }
 
 fn named(name: &str) -> DistinguishedName {
@@ -243,33 +267,33 @@ fn named(name: &str) -> DistinguishedName {
     subject
 }
 
-fn alternative(address: &Address) -> Result<SanType, String> {
+fn alternative(address: &Address) -> Result<SanType> {
     match address {
         Address::Ip(ip) => Ok(SanType::IpAddress(*ip)),
         Address::Name(name) => {
-            let name = name.as_str().try_into().map_err(|error: rcgen::Error| format!("{name}: {error}"))?;
-            Ok(SanType::DnsName(name))
+            let invalid = |source| PkiError::Address { name: name.clone(), source };
+            Ok(SanType::DnsName(name.as_str().try_into().map_err(invalid)?))
         }
     }
 }
 
 /// Returns begin and end of a certificate, and the end once more as a timestamp.
-fn validity(now: Timestamp, days: u32) -> Result<(OffsetDateTime, OffsetDateTime, Timestamp), String> {
+fn validity(now: Timestamp, days: u32) -> Result<(OffsetDateTime, OffsetDateTime, Timestamp)> {
     let end = now
         .checked_add((24 * i64::from(days)).hours())
-        .map_err(|error| format!("{days} days are too long: {error}"))?;
+        .map_err(|error| PkiError::TooManyDays { days, source: error.into() })?;
     let begin = now - BEGINS_BEFORE_MINUTES.minutes();
     let at = |at: Timestamp| {
         OffsetDateTime::from_unix_timestamp(at.as_second())
-            .map_err(|error| format!("{days} days are too long: {error}"))
+            .map_err(|error| PkiError::TooManyDays { days, source: error.into() })
     };
     Ok((at(begin)?, at(end)?, end))
 }
 
 /// Writes a file under another name, and renames it.
-fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), String> {
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let draft = path.with_extension("new");
-    let written = (|| {
+    let written = (|| -> io::Result<()> {
         match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -279,5 +303,5 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), String> {
         file.sync_all()?;
         fs::rename(&draft, path)
     })();
-    written.map_err(|error| format!("can't write {}: {error}", path.display()))
+    written.map_err(|source| PkiError::Write { path: path.to_owned(), source })
 }

@@ -28,8 +28,9 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use visor::{
     access::Act,
     identity::{Caller, Identity},
-    names::{AppName, UserName},
+    names::{AppName, InvalidName, UserName},
     schema::SshKeys,
+    visor::VisorError,
 };
 
 use crate::{
@@ -93,30 +94,70 @@ enum Service {
     Fetch,
 }
 
+/// The reasons why the socket can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The socket can't be made, or given to the user.
+    #[error("can't open {}", path.display())]
+    Socket {
+        /// The socket's path.
+        path: PathBuf,
+        /// The file system's error.
+        source: io::Error,
+    },
+    /// The user of `--ssh-user` doesn't exist.
+    #[error("there is no user {0:?} (--ssh-user)")]
+    NoUser(String),
+}
+
+/// The reasons to reject a request, in words for the user.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    User(InvalidName),
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error(
+        "{user} may not push to or fetch '{app}'; one of its people or an operator can grant it: bazooka access grant {user} {app}"
+    )]
+    NotAllowed { user: UserName, app: AppName },
+    #[error("bazooka-rm can't tell who may: {0}; try again in a moment")]
+    Unknown(#[source] VisorError),
+}
+
+/// The faults of a command.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum CommandError {
+    #[error("only git's pushes and fetches are taken here")]
+    Other,
+    #[error(transparent)]
+    App(#[from] InvalidName),
+}
+
 /// Opens the socket, only for the user that sshd runs the forced command as.
 ///
 /// # Errors
-/// In words that name the fault.
-pub fn listen(rm: &SharedRm, args: &SshArgs) -> Result<UnixListener, String> {
+/// [`ListenError`].
+pub fn listen(rm: &SharedRm, args: &SshArgs) -> Result<UnixListener, ListenError> {
     let path = rm.layout.root().join(SOCKET);
-    let failed = |error: &dyn std::fmt::Display| format!("can't open {}: {error}", path.display());
+    let failed = |source: io::Error| ListenError::Socket { path: path.clone(), source };
     let owner = match &args.ssh_user {
         None => None,
         Some(name) => {
-            let user = User::from_name(name).map_err(|error| failed(&error))?;
-            Some(user.ok_or_else(|| format!("there is no user {name:?} (--ssh-user)"))?)
+            let user = User::from_name(name).map_err(|error| failed(error.into()))?;
+            Some(user.ok_or_else(|| ListenError::NoUser(name.clone()))?)
         }
     };
-    crate::layout::remove(&path).map_err(|error| failed(&error))?;
-    let listener = UnixListener::bind(&path).map_err(|error| failed(&error))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(|error| failed(&error))?;
+    crate::layout::remove(&path).map_err(failed)?;
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
     if let Some(user) = owner.filter(|user| user.uid != Uid::effective()) {
-        nix::unistd::chown(&path, Some(user.uid), None).map_err(|error| failed(&error))?;
+        nix::unistd::chown(&path, Some(user.uid), None).map_err(|error| failed(error.into()))?;
         // That user must pass through the state folder, and must not list it.
         let root = rm.layout.root();
-        let mode = fs::metadata(root).map_err(|error| failed(&error))?.permissions().mode();
+        let mode = fs::metadata(root).map_err(failed)?.permissions().mode();
         fs::set_permissions(root, fs::Permissions::from_mode(mode | 0o011))
-            .map_err(|error| failed(&error))?;
+            .map_err(failed)?;
     }
     Ok(listener)
 }
@@ -141,7 +182,8 @@ async fn answer(rm: SharedRm, stream: UnixStream) {
     let Some(hello) = hello else { return tracing::warn!("a connection of sshd's didn't say what it wants") };
     let (user, service, app) = match wanted(&rm, &hello).await {
         Ok(wanted) => wanted,
-        Err(words) => {
+        Err(refused) => {
+            let words = refused.to_string();
             tracing::info!(user = hello.user, command = hello.command, words, "refused over SSH");
             return drop(welcome(&mut output, &Welcome::No(words)).await);
         }
@@ -151,7 +193,7 @@ async fn answer(rm: SharedRm, stream: UnixStream) {
             .await
         {
             Ok((_, repository)) => repository,
-            Err(words) => return drop(welcome(&mut output, &Welcome::No(words)).await),
+            Err(refused) => return drop(welcome(&mut output, &Welcome::No(refused.to_string())).await),
         };
     if welcome(&mut output, &Welcome::Go).await.is_err() {
         return;
@@ -201,32 +243,29 @@ async fn tell(body: Body, mut output: OwnedWriteHalf) {
 }
 
 /// Returns user, service and app of a request, if the user may use the app.
-async fn wanted(rm: &SharedRm, hello: &Hello) -> Result<(UserName, Service, AppName), String> {
-    let user: UserName = hello.user.parse().map_err(|error| format!("{error}"))?;
+async fn wanted(rm: &SharedRm, hello: &Hello) -> Result<(UserName, Service, AppName), Refused> {
+    let user: UserName = hello.user.parse().map_err(Refused::User)?;
     let (service, app) = parse(&hello.command)?;
     let caller = Caller::Known(Identity::User(user.clone()));
     match rm.cluster.may(&caller, Act::App, Some(&app)).await {
         Ok(true) => Ok((user, service, app)),
-        Ok(false) => Err(format!(
-            "{user} may not push to or fetch '{app}'; one of its people or an operator can grant it: bazooka access grant {user} {app}"
-        )),
-        Err(error) => Err(format!("bazooka-rm can't tell who may: {error}; try again in a moment")),
+        Ok(false) => Err(Refused::NotAllowed { user, app }),
+        Err(error) => Err(Refused::Unknown(error)),
     }
 }
 
 /// Parses a command of git's: `git-receive-pack '/A.git'`. No other command is accepted.
-fn parse(command: &str) -> Result<(Service, AppName), String> {
-    let only = "only git's pushes and fetches are taken here";
-    let (service, path) = command.trim().split_once(' ').ok_or(only)?;
+fn parse(command: &str) -> Result<(Service, AppName), CommandError> {
+    let (service, path) = command.trim().split_once(' ').ok_or(CommandError::Other)?;
     let service = match service {
         "git-receive-pack" => Service::Push,
         "git-upload-pack" => Service::Fetch,
-        _ => return Err(only.into()),
+        _ => return Err(CommandError::Other),
     };
     let path = path.trim();
     let path = path.strip_prefix('\'').and_then(|path| path.strip_suffix('\'')).unwrap_or(path);
     let name = path.trim_start_matches('/');
-    let app = name.strip_suffix(".git").unwrap_or(name).parse().map_err(|error| format!("{error}"))?;
+    let app = name.strip_suffix(".git").unwrap_or(name).parse()?;
     Ok((service, app))
 }
 

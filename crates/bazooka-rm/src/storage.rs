@@ -71,6 +71,24 @@ pub enum StorageError {
     Disk(#[source] std::io::Error),
 }
 
+/// The reasons why the storage of a URL can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum OpenError {
+    #[error("{0:?} must name a whole path: file:///FOLDER")]
+    RelativePath(String),
+    #[error("{0:?} must begin with s3:// or file://")]
+    UnknownScheme(String),
+    #[error("{0:?} names no bucket: s3://BUCKET/PREFIX")]
+    NoBucket(String),
+    #[error("{folder} can't be made")]
+    Folder { folder: String, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] object_store::Error),
+    #[error(transparent)]
+    Prefix(#[from] object_store::path::Error),
+}
+
 impl From<object_store::Error> for StorageError {
     fn from(error: object_store::Error) -> StorageError {
         match error {
@@ -90,15 +108,13 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// Returns the fault of a storage URL in words, if it has one, without touching the storage.
-    pub fn refused(url: &str) -> Option<String> {
+    /// Returns the fault of a storage URL, if it has one, without touching the storage.
+    pub fn fault_of(url: &str) -> Option<OpenError> {
         match (url.strip_prefix("file://"), url.strip_prefix("s3://")) {
-            (Some(folder), _) if !folder.starts_with('/') => {
-                Some(format!("{url:?} must name a whole path: file:///FOLDER"))
-            }
-            (None, None) => Some(format!("{url:?} must begin with s3:// or file://")),
+            (Some(folder), _) if !folder.starts_with('/') => Some(OpenError::RelativePath(url.into())),
+            (None, None) => Some(OpenError::UnknownScheme(url.into())),
             (None, Some(place)) if place.is_empty() || place.starts_with('/') => {
-                Some(format!("{url:?} names no bucket: s3://BUCKET/PREFIX"))
+                Some(OpenError::NoBucket(url.into()))
             }
             _ => None,
         }
@@ -108,14 +124,15 @@ impl Storage {
     /// variables, or `file:///FOLDER`.
     ///
     /// # Errors
-    /// In words for the operator.
-    pub fn open(url: &str) -> std::result::Result<Storage, String> {
-        if let Some(why) = Storage::refused(url) {
-            return Err(why);
+    /// [`OpenError`].
+    pub fn open(url: &str) -> Result<Storage, OpenError> {
+        if let Some(fault) = Storage::fault_of(url) {
+            return Err(fault);
         }
         if let Some(folder) = url.strip_prefix("file://") {
-            std::fs::create_dir_all(folder).map_err(|error| format!("{folder} can't be made: {error}"))?;
-            let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| error.to_string())?;
+            std::fs::create_dir_all(folder)
+                .map_err(|source| OpenError::Folder { folder: folder.into(), source })?;
+            let store = LocalFileSystem::new_with_prefix(folder)?;
             // A push that was acknowledged as stored must survive a loss of power.
             return Ok(Storage { store: Arc::new(store.with_fsync(true)) });
         }
@@ -133,8 +150,8 @@ impl Storage {
             s3 = s3.with_allow_http(true);
         }
         visor::identity::share_tls_primitives();
-        let s3 = s3.build().map_err(|error| error.to_string())?;
-        let prefix = Path::parse(prefix.trim_matches('/')).map_err(|error| error.to_string())?;
+        let s3 = s3.build()?;
+        let prefix = Path::parse(prefix.trim_matches('/'))?;
         Ok(Storage { store: Arc::new(PrefixStore::new(s3, prefix)) })
     }
 
@@ -349,8 +366,8 @@ mod tests {
             ("file://slugs", "whole path"),
             ("s3:///prefix", "names no bucket"),
         ] {
-            let told = Storage::open(url).expect_err(url);
-            assert!(told.contains(words), "{told}");
+            let fault = Storage::open(url).expect_err(url).to_string();
+            assert!(fault.contains(words), "{fault}");
         }
     }
 }

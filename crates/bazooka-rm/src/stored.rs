@@ -33,7 +33,7 @@ use git2::{Oid, Repository};
 use tokio::sync::Mutex as AsyncMutex;
 use visor::{
     lease::{LeaseKeeper, LeaseTiming},
-    names::{AppName, Digest, RevId},
+    names::{AppName, Digest, InvalidName, RevId},
     schema::{Branch, Extra, Stored, Turn},
     snapshot::Versioned,
     store::Revision,
@@ -43,6 +43,7 @@ use visor::{
 
 use self::manifest::{Manifest, Mark};
 use crate::{
+    git::GitError,
     push::refs::BRANCHES,
     repos::disk::{Disk, DiskError},
     rm::SharedRm,
@@ -68,12 +69,15 @@ pub enum StoredError {
     /// A refusal or failure of the coordinator.
     #[error(transparent)]
     Visor(#[from] VisorError),
-    /// A failure of a git process, with its message.
+    /// A failure of a git process.
     #[error("git failed: {0}")]
-    Git(String),
-    /// Objects are missing that the branches reach; with git's message.
+    Git(#[source] GitError),
+    /// A branch's commit that has no valid id.
+    #[error("git failed: {0}")]
+    Commit(#[source] InvalidName),
+    /// Objects are missing that the branches reach.
     #[error("what is stored of the repository isn't whole: {0}")]
-    NotWhole(String),
+    NotWhole(#[source] GitError),
     /// A failure of libgit2.
     #[error("the repository can't be changed: {0}")]
     Library(#[from] git2::Error),
@@ -352,7 +356,7 @@ pub async fn adopt(rm: &SharedRm, app: &AppName) -> Result<bool> {
 fn adopted(tips: BTreeMap<String, String>) -> Result<BTreeMap<String, Branch>> {
     let mut branches = BTreeMap::new();
     for (name, commit) in tips {
-        let commit: RevId = commit.parse().map_err(|error| StoredError::Git(format!("{error}")))?;
+        let commit: RevId = commit.parse().map_err(StoredError::Commit)?;
         // Without a push id, `push::mend` takes the commit as handled.
         let branch = Branch { commit, push: String::new(), no_rollout: true, extra: Extra::new() };
         branches.insert(name, branch);

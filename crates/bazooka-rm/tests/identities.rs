@@ -99,14 +99,14 @@ fn the_authority_makes_nothing_that_is_wrong() {
     let rig = Rig::new();
     let now = Timestamp::now();
     let issue = |name: &str, addresses: &[Address]| {
-        rig.authority.issue(&who(name), addresses, now, 1).map(|_| ()).expect_err("it is refused")
+        rig.authority.issue(&who(name), addresses, now, 1).map(|_| ()).expect_err("it is refused").to_string()
     };
     assert!(issue("pm:h1", &[]).contains("--address"));
     assert!(issue("ada", &loopback()).contains("serves nothing"));
     let long = format!("pm:{}", vec!["a"; 40].join("."));
     assert!(issue(&long, &loopback()).contains("longer"));
     let again = Authority::create(&rig.dir.path().join("pki"), now, 1);
-    assert!(again.err().expect("there is one").contains("already"));
+    assert!(again.err().expect("there is one").to_string().contains("already"));
     let key = rig.dir.path().join("pki/ca-key.pem");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(key).expect("there").permissions());
     assert_eq!(mode & 0o777, 0o600);

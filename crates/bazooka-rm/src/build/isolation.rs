@@ -15,16 +15,20 @@ use std::{
 
 use bazooka_daemon::{in_words, settings::Range};
 use bazooka_sandbox::{
-    cgroups::{Cgroups, GroupLimits},
+    cgroups::{Cgroups, CgroupsError, GroupLimits},
     isolation::{Isolation, Part},
     protocol::{LaunchSpec, Mount},
-    sandboxes::{SandboxParts, Sandboxes},
-    uids::{MARKS, Uids},
+    sandboxes::{SandboxError, SandboxParts, Sandboxes},
+    uids::{MARKS, Uids, UidsError},
 };
 use sha2::{Digest, Sha256};
 use visor::names::AppName;
 
-use super::{place, place::Place, run};
+use super::{
+    place,
+    place::Place,
+    run::{self, TryOutError},
+};
 use crate::layout::{self, Layout};
 
 /// The size limit of a build's `/tmp`, in bytes; it counts against the memory limit. TMPDIR is on the disk.
@@ -77,6 +81,71 @@ pub struct BuildOptions {
     pub uids: Range<u32>,
 }
 
+/// The requested isolation takes root.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("build isolation {} takes root; run as root or with --build-isolation none", .0.as_str())]
+pub struct NeedsRoot(Isolation);
+
+/// The reasons why builds can't be isolated as requested, with the options that go on without it.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum IsolationError {
+    #[error(transparent)]
+    NeedsRoot(#[from] NeedsRoot),
+    #[error("--build-path {}: it must be absolute, and not hold the state folder", .0.display())]
+    ForbiddenPath(PathBuf),
+    #[error("--build-path {}", path.display())]
+    Path { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Users(#[from] UidsError),
+    #[error("{}", lacking(Part::Limits, &in_words(.0)))]
+    Limits(CgroupsError),
+    #[error(
+        "{}",
+        lacking(
+            Part::Fence,
+            "control groups version 2, by which sockets are fenced, aren't mounted (not even beside version 1)"
+        )
+    )]
+    Fence,
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(
+        "builds can't have a sandbox here: {}; it takes Linux 5.12 or later, and root in the machine's own namespaces; go on \
+         with the weaker --build-isolation uid, or, where it is about limits or the fence, with --build-without limits or \
+         --build-without fence",
+        in_words(.0)
+    )]
+    Trial(TrialError),
+}
+
+/// The reasons why nothing runs in a build's sandbox.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum TrialError {
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error(transparent)]
+    TryOut(#[from] TryOutError),
+}
+
+/// The reasons why the place of a build can't be prepared.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum PlaceError {
+    #[error("can't use {}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("every user for builds is in use; name more with --build-uids")]
+    NoUser,
+}
+
+impl PlaceError {
+    fn at(path: &Path) -> impl Fn(io::Error) -> PlaceError + use<> {
+        let path = path.to_owned();
+        move |source| PlaceError::Folder { path: path.clone(), source }
+    }
+}
+
 /// The isolation of builds on this machine.
 #[derive(Debug)]
 pub struct Builds {
@@ -91,22 +160,19 @@ impl Builds {
     /// Sets up the requested isolation and tests it. Builds can't connect to the addresses in `closed`.
     ///
     /// # Errors
-    /// The part that is not available here, and the options that go on without it, in words.
+    /// [`IsolationError`].
     pub async fn find(
         options: BuildOptions,
         layout: &Layout,
         own_program: &Path,
         mut closed: Vec<SocketAddr>,
-    ) -> Result<Builds, String> {
+    ) -> Result<Builds, IsolationError> {
         let isolation = chosen(options.isolation, nix::unistd::geteuid().is_root())?;
         for path in &options.paths {
             if !path.is_absolute() || layout.root().starts_with(path) {
-                return Err(format!(
-                    "--build-path {}: it must be absolute, and not hold the state folder",
-                    path.display()
-                ));
+                return Err(IsolationError::ForbiddenPath(path.clone()));
             }
-            fs::metadata(path).map_err(|error| format!("--build-path {}: {error}", path.display()))?;
+            fs::metadata(path).map_err(|source| IsolationError::Path { path: path.clone(), source })?;
         }
         let mark = Sha256::digest(layout.root().as_os_str().as_encoded_bytes());
         let mark: String = mark.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
@@ -116,8 +182,7 @@ impl Builds {
             return Ok(builds);
         }
         let uids = Uids::new(builds.options.uids.inclusive(), Path::new(MARKS), layout.root());
-        let uids = uids.map_err(|error| in_words(&error))?;
-        builds.users = Some(Mutex::new(uids));
+        builds.users = Some(Mutex::new(uids?));
         // The group's name contains a hash of the state folder, so another rm of this machine keeps its own groups.
         let cgroups = Cgroups::find(&format!("builds-{mark}")).inspect(|found| found.sweep(|_| false));
         if isolation == Isolation::Uid {
@@ -137,7 +202,7 @@ impl Builds {
         builds.cgroups = match cgroups {
             Ok(cgroups) => Some(cgroups),
             Err(_) if builds.options.without.contains(&Part::Limits) => None,
-            Err(cause) => return Err(lacking(Part::Limits, &in_words(&cause))),
+            Err(cause) => return Err(IsolationError::Limits(cause)),
         };
         match builds.find_sandboxes(layout, own_program, &closed).await {
             Ok(()) => Ok(builds),
@@ -153,11 +218,10 @@ impl Builds {
         layout: &Layout,
         own_program: &Path,
         closed: &[SocketAddr],
-    ) -> Result<(), String> {
+    ) -> Result<(), IsolationError> {
         let fences = !self.options.without.contains(&Part::Fence);
         if fences && !self.cgroups.as_ref().is_some_and(Cgroups::can_fence) {
-            let cause = "control groups version 2, by which sockets are fenced, aren't mounted (not even beside version 1)";
-            return Err(lacking(Part::Fence, cause));
+            return Err(IsolationError::Fence);
         }
         let sandboxes = Sandboxes::new(SandboxParts {
             state: layout.root(),
@@ -166,14 +230,8 @@ impl Builds {
             tmp_bytes: TMP_BYTES,
             closed: fences.then_some(closed),
         });
-        self.sandboxes = Some(sandboxes.map_err(|error| in_words(&error))?);
-        self.try_out(layout, own_program).await.map_err(|cause| {
-            format!(
-                "builds can't have a sandbox here: {cause}; it takes Linux 5.12 or later, and root in the machine's own \
-                 namespaces; go on with the weaker --build-isolation uid, or, where it is about limits or the fence, with \
-                 --build-without limits or --build-without fence"
-            )
-        })
+        self.sandboxes = Some(sandboxes?);
+        self.try_out(layout, own_program).await.map_err(IsolationError::Trial)
     }
 
     /// Removes the control groups. No build may be running.
@@ -193,37 +251,37 @@ impl Builds {
     /// missing. Blocks.
     ///
     /// # Errors
-    /// The failed action, in one line.
+    /// [`PlaceError`].
     pub fn place(
         &self,
         layout: &Layout,
         app: &AppName,
         own_program: &Path,
         environment: BTreeMap<String, String>,
-    ) -> Result<Place, String> {
+    ) -> Result<Place, PlaceError> {
         let (tree, cache) = (layout.build(app), layout.cache(app));
-        let at_cache = |error: io::Error| format!("can't use {}: {error}", cache.display());
-        fs::create_dir_all(&cache).map_err(at_cache)?;
+        let at_cache = PlaceError::at(&cache);
+        fs::create_dir_all(&cache).map_err(&at_cache)?;
         let uid = match &self.users {
             Some(users) => Some(user_of(&mut users.lock().expect("nobody panics with it"), &cache)?),
             None => None,
         };
         for name in ["tmp", "given"] {
-            layout::remove(&cache.join(name)).map_err(at_cache)?;
+            layout::remove(&cache.join(name)).map_err(&at_cache)?;
         }
         for name in ["home", "tmp", "given"] {
-            place::folder(&cache.join(name), uid).map_err(at_cache)?;
+            place::folder(&cache.join(name), uid).map_err(&at_cache)?;
         }
         let mut environment = environment;
         let mut mounts = Vec::new();
         if let Some(uid) = uid {
-            place::give_all(&tree, uid).map_err(|error| format!("can't use {}: {error}", tree.display()))?;
-            fs::set_permissions(&tree, fs::Permissions::from_mode(0o700)).map_err(at_cache)?;
+            place::give_all(&tree, uid).map_err(PlaceError::at(&tree))?;
+            fs::set_permissions(&tree, fs::Permissions::from_mode(0o700)).map_err(&at_cache)?;
             let etc = match &self.sandboxes {
                 Some(_) => layout.root().join("etc"),
                 None => PathBuf::from("/etc"),
             };
-            place::hand_over_files(&mut environment, &cache.join("given"), &etc, uid).map_err(at_cache)?;
+            place::hand_over_files(&mut environment, &cache.join("given"), &etc, uid).map_err(&at_cache)?;
         }
         if self.sandboxes.is_some() {
             let shown = place::shown(&environment, layout.root()).into_iter();
@@ -256,10 +314,9 @@ impl Builds {
     }
 
     /// Runs a command in a build's sandbox.
-    async fn try_out(&self, layout: &Layout, own_program: &Path) -> Result<(), String> {
+    async fn try_out(&self, layout: &Layout, own_program: &Path) -> Result<(), TrialError> {
         let trial = layout.trial();
-        let failed = |error: io::Error| format!("can't use {}: {error}", trial.display());
-        fs::create_dir_all(&trial).map_err(failed)?;
+        fs::create_dir_all(&trial).map_err(PlaceError::at(&trial))?;
         let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
         let mounts = vec![
             Mount { path: own_program.to_owned(), writable: false },
@@ -275,17 +332,14 @@ impl Builds {
             .apart(|spec| self.keep_apart(spec, ".trial", Some(uid), mounts));
         let tried = run::try_out(own_program, &place).await;
         let _ = fs::remove_dir_all(&trial);
-        tried
+        Ok(tried?)
     }
 }
 
 /// Returns the isolation to use, from the option and the user who runs bazooka-rm.
-pub(crate) fn chosen(wanted: Option<Isolation>, is_root: bool) -> Result<Isolation, String> {
+pub(crate) fn chosen(wanted: Option<Isolation>, is_root: bool) -> Result<Isolation, NeedsRoot> {
     match wanted {
-        Some(kind @ (Isolation::Sandbox | Isolation::Uid)) if !is_root => {
-            let kind = kind.as_str();
-            Err(format!("build isolation {kind} takes root; run as root or with --build-isolation none"))
-        }
+        Some(kind @ (Isolation::Sandbox | Isolation::Uid)) if !is_root => Err(NeedsRoot(kind)),
         Some(kind @ (Isolation::Sandbox | Isolation::Uid)) => Ok(kind),
         None if is_root => Ok(Isolation::Sandbox),
         None | Some(Isolation::None) => {
@@ -307,21 +361,21 @@ fn lacking(part: Part, cause: &str) -> String {
 
 /// Returns the user of an app's builds, and gives that user the app's cache: the cache's owner if no other app's cache
 /// has the same one, or else an unused user.
-fn user_of(uids: &mut Uids, cache: &Path) -> Result<u32, String> {
-    let failed = |error: io::Error| format!("can't use {}: {error}", cache.display());
-    let owner = fs::symlink_metadata(cache).map_err(failed)?.uid();
+fn user_of(uids: &mut Uids, cache: &Path) -> Result<u32, PlaceError> {
+    let failed = PlaceError::at(cache);
+    let owner = fs::symlink_metadata(cache).map_err(&failed)?.uid();
     let mut used = BTreeSet::new();
-    let others = fs::read_dir(cache.with_file_name("")).map_err(failed)?;
+    let others = fs::read_dir(cache.with_file_name("")).map_err(&failed)?;
     for other in others.filter_map(Result::ok).filter(|other| other.path() != cache) {
         used.extend(other.metadata().map(|known| known.uid()));
     }
     let uid = if !used.contains(&owner) && uids.keep(owner) {
         owner
     } else {
-        uids.choose(&used).ok_or("every user for builds is in use; name more with --build-uids")?
+        uids.choose(&used).ok_or(PlaceError::NoUser)?
     };
-    place::give(cache, uid).map_err(failed)?;
-    fs::set_permissions(cache, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    place::give(cache, uid).map_err(&failed)?;
+    fs::set_permissions(cache, fs::Permissions::from_mode(0o700)).map_err(&failed)?;
     Ok(uid)
 }
 
@@ -335,7 +389,7 @@ mod tests {
         assert_eq!(chosen(None, false), Ok(Isolation::None));
         assert_eq!(chosen(Some(Isolation::None), true), Ok(Isolation::None));
         assert_eq!(chosen(Some(Isolation::Uid), true), Ok(Isolation::Uid));
-        let refused = chosen(Some(Isolation::Sandbox), false).expect_err("it takes root");
+        let refused = chosen(Some(Isolation::Sandbox), false).expect_err("it takes root").to_string();
         assert!(refused.contains("takes root") && refused.contains("--build-isolation none"), "{refused}");
     }
 
@@ -357,12 +411,14 @@ mod tests {
         };
         let (one, two) = (cache("one"), cache("two"));
         let mut first = uids();
-        assert_eq!(user_of(&mut first, &one), Ok(700_000));
-        assert_eq!(user_of(&mut first, &two), Ok(700_001));
-        assert_eq!(user_of(&mut uids(), &two), Ok(700_001), "after a restart, too");
+        let mut first = move |cache: &Path| user_of(&mut first, cache).expect("there are enough users");
+        let anew = |cache: &Path| user_of(&mut uids(), cache).expect("there are enough users");
+        assert_eq!(first(&one), 700_000);
+        assert_eq!(first(&two), 700_001);
+        assert_eq!(anew(&two), 700_001, "after a restart, too");
         assert_eq!(fs::metadata(two.join("a/b")).expect("it is there").uid(), 700_001);
         fs::remove_dir_all(&one).expect("ours");
         let three = cache("three");
-        assert_eq!(user_of(&mut uids(), &three), Ok(700_000), "one that has gone gives its user back");
+        assert_eq!(anew(&three), 700_000, "one that has gone gives its user back");
     }
 }

@@ -170,21 +170,32 @@ async fn answer(supervisor: &mut Child) -> io::Result<Answer> {
         .map_err(|_| io::Error::other(format!("its supervisor gave no answer ({status})")))
 }
 
+/// The reasons why nothing runs in a place.
+#[derive(Debug, thiserror::Error)]
+pub enum TryOutError {
+    /// The supervisor can't be started or gives no answer.
+    #[error(transparent)]
+    Supervisor(#[from] io::Error),
+    /// The command failed.
+    #[error("what was tried in it {}", in_words(.0))]
+    Ended(ExitRecord),
+    /// The command can't be started; with the supervisor's words.
+    #[error("{0}")]
+    NotStarted(String),
+}
+
 /// Runs `true` in a place and waits for its end.
 ///
 /// # Errors
-/// Why it failed, in one line.
-pub async fn try_out(own_program: &Path, place: &Place) -> Result<(), String> {
-    let tried = async {
-        let mut started = start(own_program, &place.spec(&["true".to_owned()])).await?;
-        let mut said = String::new();
-        started.output.read_to_string(&mut said).await?;
-        answer(&mut started.supervisor).await
-    };
-    match tried.await.map_err(|error| error.to_string())? {
+/// [`TryOutError`].
+pub async fn try_out(own_program: &Path, place: &Place) -> Result<(), TryOutError> {
+    let mut started = start(own_program, &place.spec(&["true".to_owned()])).await?;
+    let mut said = String::new();
+    started.output.read_to_string(&mut said).await?;
+    match answer(&mut started.supervisor).await? {
         Answer::Ended(ExitRecord { code: Some(0), .. }) => Ok(()),
-        Answer::Ended(exit) => Err(format!("what was tried in it {}", in_words(&exit))),
-        Answer::Failed(cause) => Err(cause),
+        Answer::Ended(exit) => Err(TryOutError::Ended(exit)),
+        Answer::Failed(cause) => Err(TryOutError::NotStarted(cause)),
     }
 }
 

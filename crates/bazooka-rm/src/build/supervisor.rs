@@ -26,7 +26,7 @@ use bazooka_sandbox::{
     family::{kill_children, signal_all},
     groups::{out_of_memory, remove as remove_groups},
     init::{Heard, InitSocket},
-    launch::{Launched, launch},
+    launch::{LaunchError, Launched, launch},
     machine::now_us,
     protocol::{ExitRecord, LaunchSpec},
     shim::{Ends, record},
@@ -63,31 +63,45 @@ pub enum Answer {
     Failed(String),
 }
 
+/// The reasons why a step can't be supervised.
+#[derive(Debug, thiserror::Error)]
+enum SuperviseError {
+    #[error("can't use its own streams")]
+    Streams(#[source] std::io::Error),
+    #[error("bazooka-rm has gone")]
+    Abandoned,
+    #[error("can't read what to start")]
+    Spec(#[source] serde_json::Error),
+    #[error("can't {action}")]
+    System { action: &'static str, source: Errno },
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
 /// Supervises the step that standard input describes, and returns an exit status.
 pub fn run() -> i32 {
     let (answer, status) = match supervise() {
         Ok(exit) => (Answer::Ended(exit), 0),
-        Err(cause) => (Answer::Failed(cause), 1),
+        Err(cause) => (Answer::Failed(in_words(&cause)), 1),
     };
     // If bazooka-rm has ended, nobody reads the answer.
     let _ = serde_json::to_writer(std::io::stdout(), &answer);
     status
 }
 
-fn supervise() -> Result<ExitRecord, String> {
-    let failed = |what: &'static str| move |error: Errno| format!("{what}: {error}");
-    let copy =
-        |fd: std::io::Result<OwnedFd>| fd.map_err(|error| format!("can't use its own streams: {error}"));
+fn supervise() -> Result<ExitRecord, SuperviseError> {
+    let failed = |action: &'static str| move |source| SuperviseError::System { action, source };
+    let copy = |fd: std::io::Result<OwnedFd>| fd.map_err(SuperviseError::Streams);
     let mut life = File::from(copy(std::io::stdin().as_fd().try_clone_to_owned())?);
-    let spec = told_by(&mut life)?;
+    let spec = spec_from(&mut life)?;
     // Leaves the terminal's process group, whose signals are not for builds: bazooka-rm decides when a build ends.
     let _ = setsid();
-    prctl::set_child_subreaper(true).map_err(failed("can't become the subreaper"))?;
+    prctl::set_child_subreaper(true).map_err(failed("become the subreaper"))?;
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
-    mask.thread_block().map_err(failed("can't block signals"))?;
+    mask.thread_block().map_err(failed("block signals"))?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(failed("can't receive signals"))?;
+        .map_err(failed("receive signals"))?;
 
     let groups = spec.all_groups();
     // A group that a killed supervisor left still has the counters of that supervisor's step.
@@ -95,7 +109,7 @@ fn supervise() -> Result<ExitRecord, String> {
     let output = || copy(std::io::stderr().as_fd().try_clone_to_owned());
     let begun = Instant::now();
     let launched = launch(&spec, &groups, Ends { out: output()?, err: output()? });
-    let Launched { child, command, init } = launched.map_err(|error| in_words(&error))?;
+    let Launched { child, command, init } = launched?;
     let mut step = Step { child, command, init, ended: None };
     step.watch_over(&signals, &mut life)?;
 
@@ -111,16 +125,16 @@ fn supervise() -> Result<ExitRecord, String> {
 }
 
 /// Reads the first line of the input.
-fn told_by(life: &mut File) -> Result<LaunchSpec, String> {
+fn spec_from(life: &mut File) -> Result<LaunchSpec, SuperviseError> {
     let mut line = Vec::new();
     let mut piece = [0; 4096];
     while !line.ends_with(b"\n") {
         match life.read(&mut piece) {
             Ok(n @ 1..) => line.extend_from_slice(&piece[..n]),
-            _ => return Err("bazooka-rm has gone".to_owned()),
+            _ => return Err(SuperviseError::Abandoned),
         }
     }
-    serde_json::from_slice(&line).map_err(|error| format!("can't read what to start: {error}"))
+    serde_json::from_slice(&line).map_err(SuperviseError::Spec)
 }
 
 struct Step {
@@ -135,7 +149,7 @@ struct Step {
 
 impl Step {
     /// Waits until none of the step's processes is left.
-    fn watch_over(&mut self, signals: &SignalFd, life: &mut File) -> Result<(), String> {
+    fn watch_over(&mut self, signals: &SignalFd, life: &mut File) -> Result<(), SuperviseError> {
         let mut given_up = false;
         let mut rounds = 0;
         loop {
@@ -151,7 +165,7 @@ impl Step {
                 let wait = if rounds > 0 { PollTimeout::from(wait) } else { PollTimeout::NONE };
                 match poll(&mut fds, wait) {
                     Ok(_) | Err(Errno::EINTR) => {}
-                    Err(error) => return Err(format!("can't wait for events: {error}")),
+                    Err(source) => return Err(SuperviseError::System { action: "wait for events", source }),
                 }
                 let last = fds.last().and_then(PollFd::revents);
                 // Any data on the input is ignored; only its end counts.

@@ -1,6 +1,6 @@
 //! Git's smart HTTP: advertisements, fetches and pushes. The system's git handles the packs.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -12,13 +12,20 @@ use axum::{
 use bazooka_daemon::CallsFrom;
 use serde::Deserialize;
 use tokio::time::timeout;
-use visor::{access::Act, identity::Caller, keys, names::AppName, snapshot::AppView};
+use visor::{
+    access::Act,
+    identity::{Caller, Identity},
+    keys,
+    names::{AppName, InvalidName},
+    snapshot::AppView,
+    visor::VisorError,
+};
 
 use super::process::{Answering, git};
 use crate::{
     push::{self, Push},
     rm::SharedRm,
-    stored,
+    stored::{self, StoredError},
     tasks::unharmed,
 };
 
@@ -31,21 +38,62 @@ pub const MAX_FETCH: u64 = 64 * 1024 * 1024;
 /// The time that a request waits for a repository that is being made, which takes some milliseconds.
 const REPOSITORY_IN: Duration = Duration::from_secs(5);
 
-/// A rejected request, in words that the git client shows.
-pub struct Refused(StatusCode, String);
+/// The reasons to reject a request, in words that the git client shows.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum Refused {
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    #[error(
+        "{who} may not push to or fetch '{app}'; one of its people or an operator can grant it: bazooka access grant {who} {app}"
+    )]
+    NotAllowed { who: Identity, app: AppName },
+    #[error("this takes an identity; `bazooka init` sets git up")]
+    NoIdentity,
+    #[error("bazooka-rm can't tell who may: {0}; try again in a moment")]
+    Unknown(#[source] VisorError),
+    #[error("bazooka-rm hasn't reached the coordinator yet; try again in a moment")]
+    NotReady,
+    #[error("there is no app '{0}'; `bazooka init` registers one")]
+    NoSuchApp(AppName),
+    #[error("app '{0}' is being destroyed")]
+    Destroying(AppName),
+    #[error("the repository of '{app}' can't be brought up to date: {source}; try again")]
+    NotCurrent { app: AppName, source: StoredError },
+    #[error("the repository of '{app}' is {url}; `git remote set-url bazooka {url}` leads there")]
+    Elsewhere { app: AppName, url: String },
+    #[error("the repository of '{0}' is being made; try again in a moment")]
+    BeingMade(AppName),
+    #[error("only git's smart protocol is spoken here")]
+    DumbProtocol,
+    #[error("the repository can't be read")]
+    Unreadable,
+    #[error("git can't be started on bazooka-rm's machine")]
+    NoGit(#[source] io::Error),
+}
 
 impl Refused {
-    /// Returns the words.
-    pub fn into_words(self) -> String {
-        self.1
+    fn status(&self) -> StatusCode {
+        match self {
+            Refused::Name(_) | Refused::NoSuchApp(_) | Refused::Elsewhere { .. } => StatusCode::NOT_FOUND,
+            Refused::NotAllowed { .. } | Refused::DumbProtocol => StatusCode::FORBIDDEN,
+            Refused::NoIdentity => StatusCode::UNAUTHORIZED,
+            Refused::Destroying(_) => StatusCode::GONE,
+            Refused::Unknown(_)
+            | Refused::NotReady
+            | Refused::NotCurrent { .. }
+            | Refused::BeingMade(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Refused::Unreadable | Refused::NoGit(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
     }
 }
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-        let mut response = (self.0, kind, format!("{}\n", self.1)).into_response();
-        if self.0 == StatusCode::UNAUTHORIZED {
+        let status = self.status();
+        let mut response = (status, kind, format!("{self}\n")).into_response();
+        if status == StatusCode::UNAUTHORIZED {
             // Makes git ask its credential helper.
             let how = HeaderValue::from_static("Basic realm=\"bazooka\", charset=\"UTF-8\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
@@ -72,15 +120,15 @@ pub async fn info_refs(
     let command = match asked.service.as_deref() {
         Some("git-receive-pack") => "receive-pack",
         Some("git-upload-pack") => "upload-pack",
-        _ => return Err(Refused(StatusCode::FORBIDDEN, "only git's smart protocol is spoken here".into())),
+        _ => return Err(Refused::DumbProtocol),
     };
     let protocol = protocol(&headers);
     let mut git = git(&[command, "--stateless-rpc", "--advertise-refs"], &repository, protocol.as_deref());
-    let told = git.output().await.map_err(|error| no_git(&error))?;
+    let told = git.output().await.map_err(no_git)?;
     if !told.status.success() {
         let error = String::from_utf8_lossy(&told.stderr).into_owned();
         tracing::error!(repo, error, "a repository can't be read");
-        return Err(Refused(StatusCode::INTERNAL_SERVER_ERROR, "the repository can't be read".into()));
+        return Err(Refused::Unreadable);
     }
     let mut body = Vec::new();
     // Protocol version 2 has no such announcement.
@@ -102,7 +150,7 @@ pub async fn upload_pack(
 ) -> Result<Response, Refused> {
     let (_, repository) = repository(&rm, &caller, &repo).await?;
     let command = git(&["upload-pack", "--stateless-rpc"], &repository, protocol(&headers).as_deref());
-    let (answering, body) = Answering::start(command).map_err(|error| no_git(&error))?;
+    let (answering, body) = Answering::start(command).map_err(no_git)?;
     rm.errands.spawn("a fetch", answering.carry(request, MAX_FETCH, || false));
     Ok((answer_headers("application/x-git-upload-pack-result"), body).into_response())
 }
@@ -132,7 +180,7 @@ pub async fn receive_pack(
         Ok(started) => started,
         Err(error) => {
             push::close(&rm, &push).await;
-            return Err(no_git(&error));
+            return Err(no_git(error));
         }
     };
     let errands = rm.errands.clone();
@@ -156,63 +204,37 @@ pub async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, req
 /// Returns the app of a path and its up-to-date repository, if the caller may use them.
 pub async fn repository(rm: &SharedRm, caller: &Caller, repo: &str) -> Result<(AppName, PathBuf), Refused> {
     let name = repo.strip_suffix(".git").unwrap_or(repo);
-    let app: AppName = name.parse().map_err(|error| Refused(StatusCode::NOT_FOUND, format!("{error}")))?;
+    let app: AppName = name.parse()?;
     // Checked before the request's body is read, and before the answer tells whether the app exists.
     match rm.cluster.may(caller, Act::App, Some(&app)).await {
         Ok(true) => {}
         Ok(false) => {
             return Err(match caller {
-                Caller::Known(who) => Refused(
-                    StatusCode::FORBIDDEN,
-                    format!(
-                        "{who} may not push to or fetch '{app}'; one of its people or an operator can grant it: \
-                         bazooka access grant {who} {app}"
-                    ),
-                ),
-                _ => Refused(
-                    StatusCode::UNAUTHORIZED,
-                    "this takes an identity; `bazooka init` sets git up".into(),
-                ),
+                Caller::Known(who) => Refused::NotAllowed { who: who.clone(), app },
+                _ => Refused::NoIdentity,
             });
         }
-        Err(error) => {
-            let words = format!("bazooka-rm can't tell who may: {error}; try again in a moment");
-            return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, words));
-        }
+        Err(error) => return Err(Refused::Unknown(error)),
     }
     if !rm.apps.is_complete() {
-        let words = "bazooka-rm hasn't reached the coordinator yet; try again in a moment";
-        return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, words.into()));
+        return Err(Refused::NotReady);
     }
-    let Some(view) = view(rm, &app).await else {
-        let words = format!("there is no app '{app}'; `bazooka init` registers one");
-        return Err(Refused(StatusCode::NOT_FOUND, words));
-    };
+    let Some(view) = view(rm, &app).await else { return Err(Refused::NoSuchApp(app)) };
     if view.app.as_ref().is_some_and(|row| row.destroying) {
-        return Err(Refused(StatusCode::GONE, format!("app '{app}' is being destroyed")));
+        return Err(Refused::Destroying(app));
     }
     let url = rm.own.repo_url(&app);
     match view.repo.as_ref().filter(|repo| repo.hooks) {
         Some(_) if rm.own.shares => {
             stored::bring_up(rm, &app).await.map_err(|error| {
                 tracing::warn!(app = %app, error = %error, "a repository can't be brought up to what is stored");
-                let words = format!("the repository of '{app}' can't be brought up to date: {error}; try again");
-                Refused(StatusCode::SERVICE_UNAVAILABLE, words)
+                Refused::NotCurrent { app: app.clone(), source: error }
             })?;
             Ok((app.clone(), rm.layout.repo(&app)))
         }
         Some(repo) if repo.url == url => Ok((app.clone(), rm.layout.repo(&app))),
-        Some(repo) => Err(Refused(
-            StatusCode::NOT_FOUND,
-            format!(
-                "the repository of '{app}' is {}; `git remote set-url bazooka {0}` leads there",
-                repo.url
-            ),
-        )),
-        None => Err(Refused(
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("the repository of '{app}' is being made; try again in a moment"),
-        )),
+        Some(repo) => Err(Refused::Elsewhere { app, url: repo.url.clone() }),
+        None => Err(Refused::BeingMade(app)),
     }
 }
 
@@ -295,9 +317,9 @@ fn answer_headers(kind: &str) -> [(header::HeaderName, String); 2] {
     ]
 }
 
-fn no_git(error: &std::io::Error) -> Refused {
+fn no_git(error: io::Error) -> Refused {
     tracing::error!(error = %error, "git can't be started");
-    Refused(StatusCode::INTERNAL_SERVER_ERROR, "git can't be started on bazooka-rm's machine".into())
+    Refused::NoGit(error)
 }
 
 #[cfg(test)]

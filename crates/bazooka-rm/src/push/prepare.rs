@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bazooka_daemon::in_words;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use visor::{
@@ -139,7 +140,7 @@ async fn build_in(
                 return Ok(Place::plain(&folder, variables));
             }
             let place = rm.builds.place(&rm.layout, &app, &rm.program, variables);
-            place.map_err(|cause| BuildError::NotStarted(cause).into())
+            place.map_err(|error| BuildError::NotStarted(in_words(&error)).into())
         }
     };
     let place: Place = blocking(placing).await?;

@@ -2,13 +2,21 @@
 
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use bazooka_daemon::in_words;
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinError,
+};
 use visor::{
     names::AppName,
     visor::{Refusal, Visor, VisorError},
 };
 
-use super::{Own, Step, disk::Disk, plan};
+use super::{
+    Own, Step,
+    disk::{Disk, DiskError},
+    plan,
+};
 use crate::{
     apps::Apps,
     storage::{self, Storage},
@@ -16,6 +24,17 @@ use crate::{
 
 /// The pause before a failed step is retried.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error(transparent)]
+    Visor(#[from] VisorError),
+    #[error("{}", in_words(.0))]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Panicked(#[from] JoinError),
+}
 
 /// The loop over all repositories, and what it needs.
 pub struct Repositories {
@@ -110,24 +129,24 @@ impl Repositories {
     }
 
     /// Takes a step. Returns false if the steps after it can't be taken now.
-    async fn take(&self, app: &AppName, step: &Step) -> Result<bool, String> {
-        let said = |error: VisorError| error.to_string();
+    async fn take(&self, app: &AppName, step: &Step) -> Result<bool, StepError> {
         match step {
             Step::Report(repo) => match self.visor.report_repo(app, repo).await {
                 // The app has gone meanwhile; the next plan sees that.
                 Err(VisorError::Refused(Refusal::NoSuchApp(_))) => return Ok(false),
-                other => other.map_err(said)?,
+                other => other?,
             },
             Step::Forget => match self.forget(app).await {
                 Ok(true) => tracing::info!(app = %app, "app forgotten"),
                 Ok(false) => return Ok(false),
                 // Another rm deleted the app first.
                 Err(VisorError::Refused(Refusal::NoSuchApp(_))) => {}
-                Err(error) => return Err(said(error)),
+                Err(error) => return Err(error.into()),
             },
             step => {
                 let (disk, app, step) = (self.disk.clone(), app.clone(), step.clone());
-                let taken = tokio::task::spawn_blocking(move || match &step {
+                let taken = tokio::task::spawn_blocking(move || -> Result<(), DiskError> {
+                    match &step {
                     Step::Create { token } => {
                         disk.create(&app, token)?;
                         tracing::info!(app = %app, "repository created");
@@ -142,13 +161,9 @@ impl Repositories {
                         Ok(())
                     }
                     Step::Report(_) | Step::Forget => Ok(()),
-                })
+                }})
                 .await;
-                let taken = taken.map_err(|error| error.to_string())?;
-                taken.map_err(|error| match std::error::Error::source(&error) {
-                    Some(cause) => format!("{error}: {cause}"),
-                    None => error.to_string(),
-                })?;
+                taken??;
             }
         }
         Ok(true)

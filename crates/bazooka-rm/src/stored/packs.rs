@@ -13,7 +13,10 @@ use tokio::io::AsyncWriteExt;
 use visor::names::Digest;
 
 use super::StoredError;
-use crate::{git, storage::hex};
+use crate::{
+    git::{self, GitError},
+    storage::hex,
+};
 
 /// A pack on this rm's disk that will be stored. The file is deleted with this value.
 #[derive(Debug)]
@@ -50,7 +53,8 @@ pub async fn make(
             .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", repository.join("objects"));
     }
     command.stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| StoredError::Git(error.to_string()))?;
+    let failed = |error| StoredError::Git(GitError::NotStarted(error));
+    let mut child = command.spawn().map_err(failed)?;
     let mut words = wanted.join("\n");
     if !stored.is_empty() {
         words.push_str("\n--not\n");
@@ -61,9 +65,10 @@ pub async fn make(
     // If git ends early, its own message tells why.
     let _ = input.write_all(words.as_bytes()).await;
     drop(input);
-    let ended = child.wait_with_output().await.map_err(|error| StoredError::Git(error.to_string()))?;
+    let ended = child.wait_with_output().await.map_err(failed)?;
     if !ended.status.success() {
-        return Err(StoredError::Git(String::from_utf8_lossy(&ended.stderr).trim().to_owned()));
+        let complaint = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
+        return Err(StoredError::Git(GitError::Failed(complaint)));
     }
     let read = move || -> io::Result<Option<Made>> {
         let mut bytes = File::open(&file)?;
