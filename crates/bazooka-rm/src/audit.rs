@@ -1,9 +1,39 @@
-//! The loop that keeps the audit bounded.
+//! The audit: who asked for which change, and the loop that keeps the record bounded.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
+use jiff::Timestamp;
 use tokio::time::sleep;
-use visor::visor::Visor;
+use visor::{
+    identity::{Identity, Kind},
+    names::{AppName, HostName},
+    schema::{AuditEntry, Extra},
+    visor::Visor,
+};
+
+/// The writer of changes that callers ask for.
+#[derive(Clone)]
+pub struct Auditor {
+    /// The coordinator's rows.
+    pub visor: Visor,
+    /// This rm's name.
+    pub own: HostName,
+}
+
+impl Auditor {
+    /// Returns the coordinator's rows for a caller's request, which is recorded in the audit.
+    pub fn visor(&self, by: String, from: Option<SocketAddr>, what: String, app: Option<&AppName>) -> Visor {
+        let entry = AuditEntry {
+            what,
+            app: app.cloned(),
+            by: Some(by),
+            from: from.map(|from| from.ip().to_string()).unwrap_or_default(),
+            at: Timestamp::now(),
+            extra: Extra::new(),
+        };
+        self.visor.audited(&Identity::Daemon(Kind::Rm, self.own.clone()), entry, rand::random())
+    }
+}
 
 /// The number of entries kept, which take some hundred kilobytes.
 pub const KEPT: usize = 2000;

@@ -16,32 +16,34 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use visor::{
+    access::Rows,
     identity::Kind,
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
     schema::{Ask, Extra, Rm as Row},
-    seal::{Os, file::KeyFile},
+    seal::{Keyring, Os, file::KeyFile},
     store::{StoreError, wait_until_ready},
-    visor::{Refusal, VisorError},
+    visor::{Refusal, Visor, VisorError},
     wrapping::{SharedRing, Wrapping},
 };
 
 use crate::{
-    access,
-    apps::Apps,
-    audit,
+    access::{self, InForce},
+    apps::{Apps, Following},
+    audit::{self, Auditor},
     build::isolation::{BuildOptions, Builds},
-    endpoint, hooks,
+    endpoint::{self, envs::Envs, git::GitService, slugs::SlugService},
+    hooks::{self, HookCalls},
     layout::Layout,
     metrics::RmMetrics,
     pki::PkiCommand,
-    push::{Pushes, Times, mend},
-    repos::{Own, Repositories, disk::Disk},
-    rm::{Rm, SharedRm},
+    push::{PushParts, Pushes, Times, mend::Mender, prepare::Builder},
+    repos::{Own, Repositories, disk::Disk, local::Local, origin::Origin, shared::Shared},
+    slugs::Slugs,
     ssh::{self, SshArgs},
     storage::Storage,
-    stored::Shelves,
     tasks::{Errands, Loops},
+    turns::Turns,
 };
 
 /// bazooka-rm keeps the apps' git repositories, builds what is pushed, and stores what it built.
@@ -108,83 +110,21 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// If it can't start, because of its state folder, its address or its arguments. If one of its tasks ends: the task's
 /// name and the cause.
 pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let cluster = args.coordinator.cluster()?;
-    let prefix = args.coordinator.prefix.clone();
-    let name = match cluster.own_name(Kind::Rm, args.name)? {
-        Some(name) => name,
-        None => own_name()?,
-    };
-    let visor = cluster.visor.clone();
-    let layout = Layout::open(&args.state)
-        .with_context(|| format!("the state folder {} can't be made", args.state.display()))?;
-    let storage = match &args.storage {
-        Some(url) => {
-            Some(Storage::open(url).context("the file storage can't be used")?)
-        }
-        None => None,
-    };
-    let program = std::env::current_exe().context("bazooka-rm doesn't find its own program")?;
-    // The kernel releases the lock when the process ends.
-    let _alone = alone(&layout)?;
-    layout.sweep().context("what an earlier run left can't be removed")?;
-    let file = KeyFile::of(layout.root());
-    let ring = SharedRing::new(file.load(&mut Os).map_err(anyhow::Error::msg)?);
-    let disk = Disk::new(layout.clone(), program.clone());
-    disk.sweep();
-    if args.ssh.ssh_keys.is_some() && cluster.credentials.is_none() {
-        anyhow::bail!("--ssh-keys takes a cluster with identities (--identity): a key says who pushes");
-    }
-    let (listener, address) = daemon::listen(args.listen).await?;
-    let url = args.url.unwrap_or_else(|| format!("{}://{address}", cluster.scheme()));
-    let url = url.trim_end_matches('/').to_owned();
-    let mut closed = bazooka_sandbox::sandboxes::resolved(&args.coordinator.coordinator);
-    closed.push(address);
-    // The git URL leads to the same daemon through the proxy, so builds must not reach it either.
-    closed.extend(bazooka_sandbox::sandboxes::resolved(args.git_url.as_slice()));
-    let builds = Builds::find(args.builds, &layout, &program, closed).await?;
-    let git_url = args.git_url.map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
-    let process = format!("{:032x}", rand::random::<u128>());
-    let own = Own { name, process, url, git_url, shares: storage.is_some() };
-
+    let (ground, listener) = Ground::prepare(&args).await?;
     let readiness = Readiness::default();
     let (present, settled) = (readiness.hold(), readiness.hold());
     let _announcing = announce(readiness.clone(), shutdown.clone());
     let mut registry = Registry::default();
-    let metrics = RmMetrics::register(&mut registry);
-    let (apps, following) = Apps::new(visor.store().clone());
-    let (says, in_force) = access::in_force();
-    let rm: SharedRm = Arc::new(Rm {
-        own: own.clone(),
-        layout,
-        program,
-        storage,
-        shelves: Shelves::default(),
-        visor: visor.clone(),
-        cluster: cluster.clone(),
-        in_force,
-        apps: apps.clone(),
-        builds,
-        pushes: Pushes::default(),
-        times: Times::default(),
-        ring: ring.clone(),
-        ask: Ask::new(format!("{:032x}", rand::random::<u128>())),
-        metrics,
-        errands: Errands::default(),
-    });
-    let keeper = LeaseKeeper::start(visor.store().clone(), LeaseTiming::default());
+    let (handles, following, says) = Handles::new(&ground, RmMetrics::register(&mut registry));
+    let keeper = LeaseKeeper::start(ground.cluster.visor.store().clone(), LeaseTiming::default());
     let mut loops = Loops::default();
-    let hooks = hooks::listen(&rm).context("the hooks' socket can't be opened")?;
-    loops.spawn("the hooks' listener", hooks::serve(rm.clone(), hooks));
-    if let Some(file) = args.ssh.ssh_keys.clone() {
-        let listener = ssh::listen(&rm, &args.ssh)?;
-        loops.spawn("the SSH listener", ssh::serve(rm.clone(), listener));
-        loops.spawn_endless("the writer of authorized_keys", ssh::keep(rm.clone(), apps.clone(), file));
-    }
-    let routes = endpoint::routes(rm.clone(), readiness.clone(), Arc::new(Mutex::new(registry)));
+    listen_for_git(&args.ssh, &ground, &handles, &mut loops)?;
+    let routes =
+        endpoint::routes(handles.endpoint(&ground), readiness.clone(), Arc::new(Mutex::new(registry)));
     // A token of its own, so that the end of a loop also ends the endpoint.
     let ending = shutdown.child_token();
     let mut serving = tokio::spawn({
-        let (cluster, ending) = (cluster.clone(), ending.clone());
+        let (cluster, ending) = (ground.cluster.clone(), ending.clone());
         async move { daemon::serve(listener, routes, &cluster, ending).await }
     });
 
@@ -192,54 +132,21 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         let mut pulse = Pulse::asked_for();
         pulse.status(|| "waiting for the coordinator".to_owned());
         tokio::select! {
-            prepared = prepare(&cluster, &prefix) => prepared?,
+            prepared = prepare(&ground.cluster, &ground.prefix) => prepared?,
             ended = loops.first_end() => return Err(ended.into()),
         }
-        pulse.status(|| format!("serving at {}", own.url));
-        cluster.warn_of_old_coordinator().await;
-        let repositories = Repositories {
-            apps: apps.clone(),
-            visor: visor.clone(),
-            disk,
-            storage: rm.storage.clone(),
-            own: own.clone(),
-            busy: {
-                let rm = rm.clone();
-                Box::new(move |app| rm.pushes.is_busy(app))
-            },
-            push_ended: rm.pushes.ended.clone(),
-        };
-        let wrapping = Wrapping {
-            visor: visor.clone(),
-            own: own.name.clone(),
-            ring,
-            random: Box::new(Os),
-            store: Box::new(move |left| match file.retire(left) {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::warn!(error, "can't let go of replaced keys");
-                    false
-                }
-            }),
-        };
-        let (settle, is_settled) = oneshot::channel();
-        let repairing = rm.clone();
-        loops.spawn_endless("the repair of what pushes left", async move {
-            if is_settled.await.is_ok() {
-                drop(settled);
-                mend::run(&repairing).await;
-            }
-        });
+        pulse.status(|| format!("serving at {}", ground.own.url));
+        ground.cluster.warn_of_old_coordinator().await;
         loops.spawn_endless("the watch of the apps", following.run());
-        loops.spawn_endless("the trimming of the audit", audit::keep(visor.clone()));
-        if cluster.credentials.is_some() {
-            let granting = access::run(cluster.clone(), prefix.clone(), apps.clone(), says);
-            loops.spawn_endless("the keeper of etcd's users", granting);
-        }
-        loops.spawn_endless("the keeper of the repositories", repositories.run(settle));
-        let present = be_present(rm.clone(), keeper.state(), present, args.ssh.ssh_url);
-        loops.spawn_endless("the keeper of this rm's row", present);
-        loops.spawn_endless("the wrapping of config vars", wrapping.run());
+        work(&ground, &handles, says, settled, &mut loops);
+        let presence = Presence {
+            visor: ground.cluster.visor.clone(),
+            own: ground.own.clone(),
+            ring: ground.ring.clone(),
+            ask: handles.ask.clone(),
+            ssh_url: args.ssh.ssh_url.clone(),
+        };
+        loops.spawn_endless("the keeper of this rm's row", presence.keep(keeper.state(), present));
         tokio::select! {
             ended = loops.first_end() => Err(anyhow::Error::from(ended)),
             () = pulse.keep() => Ok(()),
@@ -261,9 +168,248 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
             false => serving.await,
         }
     };
-    let (served, ()) = tokio::join!(drained, rm.errands.end_within(DRAIN));
-    rm.builds.leave();
+    let (served, ()) = tokio::join!(drained, handles.errands.end_within(DRAIN));
+    ground.builds.leave();
     ran.and(served.context("the endpoint failed"))
+}
+
+/// What this rm stands on: its settings, its state folder, and what it found on this machine.
+struct Ground {
+    cluster: Cluster,
+    prefix: String,
+    own: Own,
+    layout: Layout,
+    /// The path of this program, which also serves as hook and as build supervisor.
+    program: PathBuf,
+    disk: Disk,
+    /// The file storage shared with other rms; `None` if this rm uses its state folder alone.
+    storage: Option<Storage>,
+    key_file: KeyFile,
+    ring: SharedRing,
+    builds: Arc<Builds>,
+    /// Held until this rm ends. The kernel releases the lock when the process ends.
+    _alone: nix::fcntl::Flock<std::fs::File>,
+}
+
+impl Ground {
+    /// Reads the settings, takes the state folder and opens the address.
+    async fn prepare(args: &RmArgs) -> anyhow::Result<(Ground, tokio::net::TcpListener)> {
+        let cluster = args.coordinator.cluster()?;
+        let name = match cluster.own_name(Kind::Rm, args.name.clone())? {
+            Some(name) => name,
+            None => own_name()?,
+        };
+        let layout = Layout::open(&args.state)
+            .with_context(|| format!("the state folder {} can't be made", args.state.display()))?;
+        let storage = match &args.storage {
+            Some(url) => Some(Storage::open(url).context("the file storage can't be used")?),
+            None => None,
+        };
+        let program = std::env::current_exe().context("bazooka-rm doesn't find its own program")?;
+        let alone = alone(&layout)?;
+        layout.sweep().context("what an earlier run left can't be removed")?;
+        let key_file = KeyFile::of(layout.root());
+        let ring = SharedRing::new(key_file.load(&mut Os).map_err(anyhow::Error::msg)?);
+        let disk = Disk::new(layout.clone(), program.clone());
+        disk.sweep();
+        if args.ssh.ssh_keys.is_some() && cluster.credentials.is_none() {
+            anyhow::bail!("--ssh-keys takes a cluster with identities (--identity): a key says who pushes");
+        }
+        let (listener, address) = daemon::listen(args.listen).await?;
+        let url = args.url.clone().unwrap_or_else(|| format!("{}://{address}", cluster.scheme()));
+        let url = url.trim_end_matches('/').to_owned();
+        let mut closed = bazooka_sandbox::sandboxes::resolved(&args.coordinator.coordinator);
+        closed.push(address);
+        // The git URL leads to the same daemon through the proxy, so builds must not reach it either.
+        closed.extend(bazooka_sandbox::sandboxes::resolved(args.git_url.as_slice()));
+        let builds = Builds::find(args.builds.clone(), &layout, &program, closed).await?;
+        let git_url =
+            args.git_url.as_ref().map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
+        let process = format!("{:032x}", rand::random::<u128>());
+        let ground = Ground {
+            cluster,
+            prefix: args.coordinator.prefix.clone(),
+            own: Own { name, process, url, git_url },
+            layout,
+            program,
+            disk,
+            storage,
+            key_file,
+            ring,
+            builds: Arc::new(builds),
+            _alone: alone,
+        };
+        Ok((ground, listener))
+    }
+}
+
+/// The parts of a running rm that its endpoint, its hooks and its loops share.
+struct Handles {
+    apps: Apps,
+    in_force: InForce,
+    origin: Arc<dyn Origin>,
+    slugs: Slugs,
+    pushes: Arc<Pushes>,
+    auditor: Auditor,
+    ask: Ask,
+    metrics: RmMetrics,
+    errands: Errands,
+}
+
+impl Handles {
+    /// Returns the parts, the task that fills the image of all apps, and the sender of enforced rights.
+    fn new(ground: &Ground, metrics: RmMetrics) -> (Handles, Following, watch::Sender<Option<Rows>>) {
+        let visor = ground.cluster.visor.clone();
+        let (apps, following) = Apps::new(visor.store().clone());
+        let (says, in_force) = access::in_force();
+        let turns = Arc::<Turns>::default();
+        let (layout, own) = (ground.layout.clone(), ground.own.clone());
+        let origin: Arc<dyn Origin> = match ground.storage.clone() {
+            Some(storage) => {
+                let disk = ground.disk.clone();
+                Arc::new(Shared::new(layout.clone(), disk, storage, own.clone(), visor.clone(), apps.clone()))
+            }
+            None => Arc::new(Local::new(layout.clone(), own.clone(), apps.clone(), turns.clone())),
+        };
+        let slugs = Slugs::new(layout.clone(), ground.storage.clone());
+        let auditor = Auditor { visor: visor.clone(), own: own.name };
+        let builder = Builder {
+            apps: apps.clone(),
+            visor: visor.clone(),
+            layout,
+            program: ground.program.clone(),
+            builds: ground.builds.clone(),
+            slugs: slugs.clone(),
+            metrics: metrics.clone(),
+        };
+        let pushes = Pushes::new(PushParts {
+            apps: apps.clone(),
+            visor,
+            origin: origin.clone(),
+            turns,
+            builder,
+            auditor: auditor.clone(),
+            times: Times::default(),
+        });
+        let handles = Handles {
+            apps,
+            in_force,
+            origin,
+            slugs,
+            pushes: Arc::new(pushes),
+            auditor,
+            ask: Ask::new(format!("{:032x}", rand::random::<u128>())),
+            metrics,
+            errands: Errands::default(),
+        };
+        (handles, following, says)
+    }
+
+    /// Returns the repositories for git's requests.
+    fn git(&self, cluster: &Cluster) -> GitService {
+        GitService {
+            cluster: cluster.clone(),
+            apps: self.apps.clone(),
+            origin: self.origin.clone(),
+            pushes: self.pushes.clone(),
+            metrics: self.metrics.clone(),
+            errands: self.errands.clone(),
+        }
+    }
+
+    /// Returns the parts that the endpoint serves.
+    fn endpoint(&self, ground: &Ground) -> endpoint::Parts {
+        let cluster = ground.cluster.clone();
+        endpoint::Parts {
+            auditor: self.auditor.clone(),
+            in_force: self.in_force.clone(),
+            git: self.git(&cluster),
+            slugs: SlugService {
+                cluster: cluster.clone(),
+                slugs: self.slugs.clone(),
+                metrics: self.metrics.clone(),
+            },
+            envs: Envs { cluster: cluster.clone(), ring: ground.ring.clone(), ask: self.ask.clone() },
+            errands: self.errands.clone(),
+            cluster,
+        }
+    }
+}
+
+/// Listens for hooks and, if it is to be used, for SSH.
+fn listen_for_git(
+    args: &SshArgs,
+    ground: &Ground,
+    handles: &Handles,
+    loops: &mut Loops,
+) -> anyhow::Result<()> {
+    let hooks = hooks::listen(&ground.layout).context("the hooks' socket can't be opened")?;
+    let calls = HookCalls { pushes: handles.pushes.clone(), metrics: handles.metrics.clone() };
+    loops.spawn("the hooks' listener", hooks::serve(calls, hooks));
+    if let Some(file) = args.ssh_keys.clone() {
+        let listener = ssh::listen(&ground.layout, args)?;
+        loops.spawn("the SSH listener", ssh::serve(handles.git(&ground.cluster), listener));
+        let keeping = ssh::keep(ground.program.clone(), ground.layout.clone(), handles.apps.clone(), file);
+        loops.spawn_endless("the writer of authorized_keys", keeping);
+    }
+    Ok(())
+}
+
+/// Starts the loops that act on the coordinator's rows.
+fn work(
+    ground: &Ground,
+    handles: &Handles,
+    says: watch::Sender<Option<Rows>>,
+    settled: NotReady,
+    loops: &mut Loops,
+) {
+    let (visor, apps) = (ground.cluster.visor.clone(), handles.apps.clone());
+    let repositories = Repositories {
+        apps: apps.clone(),
+        visor: visor.clone(),
+        disk: ground.disk.clone(),
+        origin: handles.origin.clone(),
+        own: ground.own.clone(),
+        busy: {
+            let pushes = handles.pushes.clone();
+            Box::new(move |app| pushes.is_busy(app))
+        },
+        push_ended: handles.pushes.ended(),
+    };
+    let mender = Mender {
+        apps: apps.clone(),
+        visor: visor.clone(),
+        origin: handles.origin.clone(),
+        push_ended: handles.pushes.ended(),
+    };
+    let key_file = ground.key_file.clone();
+    let wrapping = Wrapping {
+        visor: visor.clone(),
+        own: ground.own.name.clone(),
+        ring: ground.ring.clone(),
+        random: Box::new(Os),
+        store: Box::new(move |left| match key_file.retire(left) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(error = %error, "can't let go of replaced keys");
+                false
+            }
+        }),
+    };
+    let (settle, is_settled) = oneshot::channel();
+    loops.spawn_endless("the repair of what pushes left", async move {
+        if is_settled.await.is_ok() {
+            drop(settled);
+            mender.run().await;
+        }
+    });
+    loops.spawn_endless("the trimming of the audit", audit::keep(visor));
+    if ground.cluster.credentials.is_some() {
+        let granting = access::run(ground.cluster.clone(), ground.prefix.clone(), apps, says);
+        loops.spawn_endless("the keeper of etcd's users", granting);
+    }
+    loops.spawn_endless("the keeper of the repositories", repositories.run(settle));
+    loops.spawn_endless("the wrapping of config vars", wrapping.run());
 }
 
 /// Waits for the coordinator, and prepares it for this rm's work.
@@ -276,65 +422,75 @@ async fn prepare(cluster: &Cluster, prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps this rm's row in the coordinator. Never returns while the lease keeper lives.
-async fn be_present(
-    rm: SharedRm,
-    mut state: watch::Receiver<LeaseState>,
-    present: NotReady,
+/// This rm's row in the coordinator.
+struct Presence {
+    visor: Visor,
+    own: Own,
+    ring: SharedRing,
+    ask: Ask,
     ssh_url: Option<String>,
-) {
-    let mut ring = rm.ring.changes();
-    let mut present = Some(present);
-    let mut complained = None;
-    loop {
-        let held = *state.borrow_and_update();
-        let row = {
-            let ring = ring.borrow_and_update();
-            Row {
-                url: rm.own.url.clone(),
-                version: env!("CARGO_PKG_VERSION").into(),
-                schema: Some(visor::schema::SCHEMA_VERSION),
-                ssh_url: ssh_url.clone(),
-                seal_key: Some(ring.current()),
-                retired_seal_keys: ring.retired(),
-                extra: Extra::new(),
-            }
-        };
-        let mut again = None;
-        if let LeaseState::Held { id } = held {
-            match rm.visor.publish_rm(&rm.own.name, &row, &rm.ask, id).await {
-                Ok(()) => {
-                    complained = None;
-                    if present.take().is_some() {
-                        tracing::info!(url = %rm.own.url, "ready");
-                    }
-                }
-                Err(error) => {
-                    let words = error.to_string();
-                    if complained.as_ref() != Some(&words) {
-                        match error {
-                            VisorError::Refused(Refusal::NameTaken { .. }) => tracing::error!(
-                                error = %words,
-                                "nobody hears of this rm until the other one has gone; give one of them another name"
-                            ),
-                            _ => {
-                                tracing::warn!(error = %words, "can't say in the coordinator that this rm serves");
-                            }
+}
+
+impl Presence {
+    /// Keeps the row. Never returns while the lease keeper lives.
+    async fn keep(self, mut state: watch::Receiver<LeaseState>, present: NotReady) {
+        let mut ring = self.ring.changes();
+        let mut present = Some(present);
+        let mut complained = None;
+        loop {
+            let held = *state.borrow_and_update();
+            let row = self.row(&ring.borrow_and_update());
+            let mut again = None;
+            if let LeaseState::Held { id } = held {
+                match self.visor.publish_rm(&self.own.name, &row, &self.ask, id).await {
+                    Ok(()) => {
+                        complained = None;
+                        if present.take().is_some() {
+                            tracing::info!(url = %self.own.url, "ready");
                         }
                     }
-                    complained = Some(words);
-                    again = Some(PRESENCE_AGAIN);
+                    Err(error) => {
+                        let words = error.to_string();
+                        if complained.as_ref() != Some(&words) {
+                            complain(&error);
+                        }
+                        complained = Some(words);
+                        again = Some(PRESENCE_AGAIN);
+                    }
                 }
             }
+            tokio::select! {
+                changed = state.changed() => if changed.is_err() { return },
+                _ = ring.changed() => {}
+                () = async { match again {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
+                } } => {}
+            }
         }
-        tokio::select! {
-            changed = state.changed() => if changed.is_err() { return },
-            _ = ring.changed() => {}
-            () = async { match again {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => std::future::pending().await,
-            } } => {}
+    }
+
+    fn row(&self, ring: &Keyring) -> Row {
+        Row {
+            url: self.own.url.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            schema: Some(visor::schema::SCHEMA_VERSION),
+            ssh_url: self.ssh_url.clone(),
+            seal_key: Some(ring.current()),
+            retired_seal_keys: ring.retired(),
+            extra: Extra::new(),
         }
+    }
+}
+
+/// Logs why the row can't be written.
+fn complain(error: &VisorError) {
+    match error {
+        VisorError::Refused(Refusal::NameTaken { .. }) => tracing::error!(
+            error = %error,
+            "nobody hears of this rm until the other one has gone; give one of them another name"
+        ),
+        _ => tracing::warn!(error = %error, "can't say in the coordinator that this rm serves"),
     }
 }
 

@@ -2,19 +2,20 @@
 
 mod access;
 mod apps;
-mod envs;
-mod git;
+pub mod envs;
+pub mod git;
 mod keys;
 pub(crate) mod process;
-mod slugs;
+pub mod slugs;
 
 use axum::{
     Json, Router,
+    extract::FromRef,
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
-use bazooka_daemon::{Metrics, Readiness, common_routes};
+use bazooka_daemon::{Cluster, Metrics, Readiness, common_routes};
 use serde::Serialize;
 use tower_http::decompression::RequestDecompressionLayer;
 use visor::{
@@ -25,10 +26,50 @@ use visor::{
     visor::{Refusal, VisorError},
 };
 
-use crate::{page, rm::SharedRm};
+use self::{envs::Envs, git::GitService, slugs::SlugService};
+use crate::{access::InForce, audit::Auditor, page, tasks::Errands};
+
+/// The parts of bazooka-rm that its endpoint serves. Each handler takes those that it needs.
+#[derive(Clone)]
+pub struct Parts {
+    /// The cluster, and this rm's identity in it.
+    pub cluster: Cluster,
+    /// The coordinator's rows for audited changes.
+    pub auditor: Auditor,
+    /// The access rights that etcd enforces now.
+    pub in_force: InForce,
+    /// The repositories for git's requests.
+    pub git: GitService,
+    /// The slugs for hosts' requests.
+    pub slugs: SlugService,
+    /// The config vars.
+    pub envs: Envs,
+    /// Tasks that were started by requests and outlive them.
+    pub errands: Errands,
+}
+
+/// Lets a handler take these parts as its `State`.
+macro_rules! handed_out {
+    ($($field:ident: $part:ty),*) => {
+        $(impl FromRef<Parts> for $part {
+            fn from_ref(parts: &Parts) -> $part {
+                parts.$field.clone()
+            }
+        })*
+    };
+}
+
+handed_out! {
+    cluster: Cluster,
+    auditor: Auditor,
+    in_force: InForce,
+    git: GitService,
+    slugs: SlugService,
+    envs: Envs
+}
 
 /// Returns all routes.
-pub fn routes(rm: SharedRm, readiness: Readiness, metrics: Metrics) -> Router {
+pub fn routes(parts: Parts, readiness: Readiness, metrics: Metrics) -> Router {
     let git = Router::new()
         .route("/{repo}/info/refs", get(git::info_refs))
         .route("/{repo}/git-receive-pack", post(git::receive_pack))
@@ -45,19 +86,19 @@ pub fn routes(rm: SharedRm, readiness: Readiness, metrics: Metrics) -> Router {
         .route("/apps/{app}/envs/{env}", get(envs::show))
         .route("/slugs/{sha256}", get(slugs::serve))
         .merge(git)
-        .with_state(rm.clone())
-        .merge(page::routes(rm.clone()))
-        .merge(common_routes(readiness, metrics, &rm.cluster))
+        .with_state(parts.clone())
+        .merge(page::routes(parts.cluster.clone(), parts.errands.clone()))
+        .merge(common_routes(readiness, metrics, &parts.cluster))
 }
 
 /// Rejects a caller who may not perform an act.
 pub(crate) async fn allow(
-    rm: &SharedRm,
+    cluster: &Cluster,
     caller: &Caller,
     act: Act,
     app: Option<&AppName>,
 ) -> Result<(), ApiError> {
-    if rm.cluster.may(caller, act, app).await? {
+    if cluster.may(caller, act, app).await? {
         return Ok(());
     }
     let what = match (act, app) {
@@ -84,8 +125,6 @@ pub(crate) async fn allow(
         ),
     })
 }
-
-pub(crate) use git::{MAX_FETCH, carry_push, is_protocol, repository};
 
 /// A failed call of the API, in words for the caller.
 #[derive(Debug)]

@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     hook::wire::{Call, Hook, MAX_CALL, Reply},
-    layout::{SOCKET, remove},
-    push::{self, Push, Rejected},
-    rm::SharedRm,
+    layout::{Layout, SOCKET, remove},
+    metrics::RmMetrics,
+    push::{Push, Pushes, Rejected},
     tasks,
     voice::Voice,
 };
@@ -38,20 +38,29 @@ const MOST_HOOKS: usize = 1024;
 /// The time that a hook has to send its call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The parts of bazooka-rm that hooks call. Cheap to clone.
+#[derive(Clone)]
+pub struct HookCalls {
+    /// The pushes under way.
+    pub pushes: Arc<Pushes>,
+    /// The metrics.
+    pub metrics: RmMetrics,
+}
+
 /// Opens the socket, for processes of this user only.
 ///
 /// # Errors
 /// If it can't be opened.
-pub fn listen(rm: &SharedRm) -> io::Result<UnixListener> {
+pub fn listen(layout: &Layout) -> io::Result<UnixListener> {
     // A killed rm leaves its socket.
-    remove(&rm.layout.socket())?;
+    remove(&layout.socket())?;
     // A socket's path must be short, and the state folder's may be long; so bind through the folder's descriptor.
     let folder = fs::OpenOptions::new()
         .read(true)
         .custom_flags(nix::fcntl::OFlag::O_DIRECTORY.bits())
-        .open(rm.layout.root())?;
+        .open(layout.root())?;
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))?;
-    fs::set_permissions(rm.layout.socket(), fs::Permissions::from_mode(0o600))?;
+    fs::set_permissions(layout.socket(), fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
@@ -59,11 +68,11 @@ pub fn listen(rm: &SharedRm) -> io::Result<UnixListener> {
 ///
 /// # Errors
 /// The listener's.
-pub async fn serve(rm: SharedRm, listener: UnixListener) -> io::Result<()> {
-    tasks::accept(listener, "a hook's call", MOST_HOOKS, |hook| answer(rm.clone(), hook)).await
+pub async fn serve(calls: HookCalls, listener: UnixListener) -> io::Result<()> {
+    tasks::accept(listener, "a hook's call", MOST_HOOKS, |hook| answer(calls.clone(), hook)).await
 }
 
-async fn answer(rm: SharedRm, hook: UnixStream) {
+async fn answer(calls: HookCalls, hook: UnixStream) {
     let (input, mut output) = hook.into_split();
     let mut input = BufReader::new(input);
     let call = match timeout(CALL_TIMEOUT, read_call(&mut input)).await {
@@ -76,7 +85,7 @@ async fn answer(rm: SharedRm, hook: UnixStream) {
     let work = async {
         // Moved in, so that the last clone is dropped with this block and the lines end.
         let voice = voice;
-        perform(&rm, &call, &voice, &cancelled).await
+        perform(&calls, &call, &voice, &cancelled).await
     };
     let told = async {
         let told = tell(lines, &mut output).await;
@@ -97,23 +106,23 @@ async fn answer(rm: SharedRm, hook: UnixStream) {
     let _ = say(&mut output, &Reply::Done { status }).await;
 }
 
-async fn perform(rm: &SharedRm, call: &Call, voice: &Voice, cancelled: &CancellationToken) -> i32 {
-    let Some(push) = rm.pushes.find(&call.push) else {
+async fn perform(calls: &HookCalls, call: &Call, voice: &Voice, cancelled: &CancellationToken) -> i32 {
+    let Some(push) = calls.pushes.find(&call.push) else {
         voice.say("push rejected: pushes go through bazooka-rm's endpoint").await;
         return 1;
     };
     match call.hook {
         Hook::PostReceive => {
-            push::post_receive(rm, &push, voice, cancelled).await;
+            calls.pushes.post_receive(&push, voice, cancelled).await;
             0
         }
-        Hook::PreReceive => match wanted(rm, &push, call, voice, cancelled).await {
+        Hook::PreReceive => match pre_receive(&calls.pushes, &push, call, voice, cancelled).await {
             Ok(()) => {
-                rm.metrics.pushed("accepted");
+                calls.metrics.pushed("accepted");
                 0
             }
             Err(rejected) => {
-                rm.metrics.pushed("rejected");
+                calls.metrics.pushed("rejected");
                 tracing::info!(app = %push.app, reason = %rejected, "push rejected");
                 voice.say_all(&format!("push rejected: {rejected}")).await;
                 1
@@ -123,14 +132,14 @@ async fn perform(rm: &SharedRm, call: &Call, voice: &Voice, cancelled: &Cancella
 }
 
 /// Runs the pre-receive hook's work, and cancels it when the pusher leaves.
-async fn wanted(
-    rm: &SharedRm,
-    push: &Arc<Push>,
+async fn pre_receive(
+    pushes: &Pushes,
+    push: &Push,
     call: &Call,
     voice: &Voice,
     cancelled: &CancellationToken,
 ) -> Result<(), Rejected> {
-    let work = push::pre_receive(rm, push, call, voice, cancelled);
+    let work = pushes.pre_receive(push, call, voice, cancelled);
     let gone = async {
         push.gone.cancelled().await;
         cancelled.cancel();

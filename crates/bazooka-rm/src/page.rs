@@ -21,6 +21,7 @@ use axum::{
     },
     routing::get,
 };
+use bazooka_daemon::Cluster;
 use futures::stream;
 use jiff::Timestamp;
 use tokio::{
@@ -31,7 +32,7 @@ use visor::{access::Act, identity::Caller, keys, mirror::Mirror, snapshot::Snaps
 
 use crate::{
     endpoint::{ApiError, allow},
-    rm::SharedRm,
+    tasks::Errands,
 };
 
 /// The shortest time between two updates sent to viewers; people don't notice faster ones.
@@ -56,14 +57,15 @@ type Teller = watch::Sender<Option<Arc<str>>>;
 /// The state that all requests of the page share.
 #[derive(Clone)]
 struct Page {
-    rm: SharedRm,
+    cluster: Cluster,
+    errands: Errands,
     /// The sender of the content; `None` while there are no viewers.
     shown: Arc<Mutex<Option<Arc<Teller>>>>,
 }
 
 /// Returns the page's routes. `/live` returns the whole content as JSON, for people and their scripts alike.
-pub fn routes(rm: SharedRm) -> Router {
-    let page = Page { rm, shown: Arc::default() };
+pub fn routes(cluster: Cluster, errands: Errands) -> Router {
+    let page = Page { cluster, errands, shown: Arc::default() };
     Router::new()
         .route("/", get(|| file("text/html; charset=utf-8", include_str!("page/index.html"))))
         .route("/page.css", get(|| file("text/css; charset=utf-8", include_str!("page/page.css"))))
@@ -86,7 +88,7 @@ async fn file(kind: &'static str, text: &'static str) -> Response {
 
 /// Streams the content and each change of it as server-sent events (HTML standard).
 async fn live(State(page): State<Page>, Extension(caller): Extension<Caller>) -> Result<Response, ApiError> {
-    allow(&page.rm, &caller, Act::Directory, None).await?;
+    allow(&page.cluster, &caller, Act::Directory, None).await?;
     let Some(shown) = page.look() else {
         return Ok((StatusCode::SERVICE_UNAVAILABLE, "too many look at it already\n").into_response());
     };
@@ -116,7 +118,7 @@ impl Page {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let teller = shown.get_or_insert_with(|| {
             let teller = Arc::new(Teller::new(None));
-            self.rm.errands.spawn("the page's image", keep(self.clone(), teller.clone()));
+            self.errands.spawn("the page's image", keep(self.clone(), teller.clone()));
             teller
         });
         (teller.receiver_count() < VIEWERS).then(|| teller.subscribe())
@@ -151,7 +153,7 @@ impl Drop for Kept {
 /// Keeps the page's content current until no viewers are left.
 async fn keep(page: Page, teller: Arc<Teller>) {
     let Kept { page, teller } = &Kept { page, teller };
-    let store = page.rm.visor.store().clone();
+    let store = page.cluster.visor.store().clone();
     let mut mirror = Mirror::new(store, keys::everything(), Snapshot::default());
     let (mut stale, mut was_synced) = (false, false);
     let (mut tell_at, mut look_at) = (Instant::now(), Instant::now() + LINGER);

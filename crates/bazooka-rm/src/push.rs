@@ -4,42 +4,47 @@
 //! carries it: when the request ends, the push's turn, lease and trial end too.
 //!
 //! ```text
-//! opened ─pre-receive─▶ checked ─turn─▶ building ─▶ registered ─▶ trying ─▶ accepted ─post-receive─▶ released
-//!    │                     │               │             │           │          │
-//!    └─────────────────────┴───────────────┴─────────────┴───────────┴──────────┴──▶ closed
+//! Opened ─turn─▶ Turn ─build─▶ Built ─trial─▶ Trying ─verified─▶ Publishing ─published─▶ Accepted ─head moved─▶ Released
+//!    │             │            │ ▲             │                 ▲   │                     │                      ▲
+//!    │             │            │ └───failed────┘                 │   │                     │                      │
+//!    │             │            └──────nothing to try─────────────┘   │                     │                      │
+//!    └─────────────┴──────────────────────── the request ends ────────┴─────────────────────┴──────────────────────┘
 //! ```
 //!
+//! [`PushState`] is this diagram. What a push holds is in its state, so it ends with the state: the turn is given back,
+//! the lease is revoked, the copy of the repository is no longer left to git. A step that finds the push ended ends too.
+//!
 //! Where rms share a file storage, the turn covers all of them, and a push is stored before it is accepted
-//! ([`crate::stored`]).
+//! ([`crate::repos::shared`]).
 
 mod deploy;
 pub mod mend;
-mod prepare;
-pub mod refs;
+pub mod prepare;
 mod rollout;
+mod state;
+#[cfg(test)]
+mod tests;
 mod trial;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 use visor::{
     deadlines::{NOBODY, OTHER_TRIAL, PUSH_BEYOND_BOOT, PUSH_QUIET},
-    lease::LeaseKeeper,
     names::{AppName, ReleaseId},
+    visor::Visor,
 };
 
-pub use deploy::{Rejected, post_receive, pre_receive};
+pub use deploy::Rejected;
+pub use state::Push;
 
-use crate::{
-    rm::SharedRm,
-    stored::{self, Stash},
-};
+use self::{prepare::Builder, state::PushState, trial::Releaser};
+use crate::{apps::Apps, audit::Auditor, repos::origin::Origin, turns::Turns};
 
 /// The time limits of a push.
 #[derive(Clone, Copy, Debug)]
@@ -75,84 +80,50 @@ impl Default for Times {
     }
 }
 
-/// A push that is under way.
-pub struct Push {
-    /// The push's random id, which only git's own processes receive.
-    pub id: String,
-    /// The app that is pushed to.
-    pub app: AppName,
-    /// The pusher's name, if the request has it.
-    pub user: Option<String>,
-    /// The pusher's address.
-    pub from: Option<SocketAddr>,
-    /// Cancelled when the pusher has left.
-    pub gone: CancellationToken,
-    held: Mutex<Held>,
+/// The parts of bazooka-rm that pushes use.
+pub struct PushParts {
+    /// The image of all apps.
+    pub apps: Apps,
+    /// The coordinator's rows.
+    pub visor: Visor,
+    /// The repositories.
+    pub origin: Arc<dyn Origin>,
+    /// The turns on this rm.
+    pub turns: Arc<Turns>,
+    /// The way from a commit to a rev.
+    pub builder: Builder,
+    /// The coordinator's rows for audited changes.
+    pub auditor: Auditor,
+    /// The time limits.
+    pub times: Times,
 }
 
-/// The resources that a push holds.
-#[derive(Default)]
-struct Held {
-    /// The app's turn on this rm: no other push to the app is built meanwhile.
-    turn: Option<OwnedMutexGuard<()>>,
-    /// The lease of the push's trial.
-    lease: Option<LeaseKeeper>,
-    /// The running instances and the failing procs before the trial.
-    before: rollout::Before,
-    /// The release on trial.
-    trial: Option<ReleaseId>,
-    /// The accepted change, once git has been told to carry it out.
-    accepted: Option<Accepted>,
-    /// The objects that this push stored, once the app's row names them.
-    landed: Option<Stash>,
-}
-
-/// A push that git may carry out.
-#[derive(Clone, Debug)]
-struct Accepted {
-    set: refs::ChangeSet,
-    options: refs::Options,
-}
-
-impl Push {
-    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
-        self.held.lock().expect("no holder of this lock panics")
-    }
-
-    /// True if git has been told to carry out the push.
-    pub fn is_accepted(&self) -> bool {
-        self.held().accepted.is_some()
-    }
-
-    /// Releases turn, lease and trial once head has moved, so that the next push may go on.
-    fn let_go(&self) {
-        let mut held = self.held();
-        held.trial = None;
-        drop(held.turn.take());
-        drop(held.lease.take());
-    }
-}
-
-/// The pushes that are under way.
-#[derive(Default)]
+/// The pushes that are under way, and their steps.
 pub struct Pushes {
     open: Mutex<HashMap<String, Arc<Push>>>,
-    turns: Mutex<BTreeMap<AppName, Arc<AsyncMutex<()>>>>,
-    /// Notified when a push has ended.
-    pub ended: Arc<Notify>,
+    /// Counts the pushes that have ended.
+    ended: watch::Sender<u64>,
+    apps: Apps,
+    visor: Visor,
+    origin: Arc<dyn Origin>,
+    turns: Arc<Turns>,
+    builder: Builder,
+    releaser: Releaser,
+    times: Times,
 }
 
 impl Pushes {
+    /// Returns no pushes so far.
+    pub fn new(parts: PushParts) -> Pushes {
+        let PushParts { apps, visor, origin, turns, builder, auditor, times } = parts;
+        let releaser = Releaser { apps: apps.clone(), visor: visor.clone(), auditor, times };
+        let (open, ended) = (Mutex::default(), watch::Sender::new(0));
+        Pushes { open, ended, apps, visor, origin, turns, builder, releaser, times }
+    }
+
     /// Opens a push with a new random id.
     pub fn open(&self, app: AppName, user: Option<String>, from: Option<SocketAddr>) -> Arc<Push> {
-        let push = Arc::new(Push {
-            id: format!("{:032x}", rand::random::<u128>()),
-            app,
-            user,
-            from,
-            gone: CancellationToken::new(),
-            held: Mutex::default(),
-        });
+        let push = Arc::new(Push::new(format!("{:032x}", rand::random::<u128>()), app, user, from));
         self.open.lock().expect("no holder of this lock panics").insert(push.id.clone(), push.clone());
         push
     }
@@ -167,65 +138,54 @@ impl Pushes {
         self.open.lock().expect("no holder of this lock panics").values().any(|push| push.app == *app)
     }
 
-    /// Returns the lock that is an app's turn.
-    fn turn(&self, app: &AppName) -> Arc<AsyncMutex<()>> {
-        let mut turns = self.turns.lock().expect("no holder of this lock panics");
-        // Drop the locks that no push holds or waits for.
-        turns.retain(|name, turn| name == app || Arc::strong_count(turn) > 1);
-        turns.entry(app.clone()).or_default().clone()
+    /// Returns a receiver that reports each later end of a push.
+    pub fn ended(&self) -> watch::Receiver<u64> {
+        self.ended.subscribe()
     }
 
-    fn forget(&self, id: &str) {
-        self.open.lock().expect("no holder of this lock panics").remove(id);
-        self.ended.notify_one();
-    }
-}
-
-/// Ends a push after its request, git and the hooks have ended.
-pub async fn close(rm: &SharedRm, push: &Push) {
-    let (trial, accepted, landed) = {
-        let mut held = push.held();
-        (held.trial, held.accepted.clone(), held.landed.take())
-    };
-    if landed.is_some() {
-        // The stored row is the truth, whether or not git has moved the branch of this copy.
-        stored::not_landing(rm, &push.app);
-        if let Err(error) = stored::bring_up(rm, &push.app).await {
-            tracing::warn!(app = %push.app, error = %error, "a repository can't be brought up to what is stored");
+    /// Ends a push after its request, git and the hooks have ended.
+    pub async fn close(&self, push: &Push) {
+        match push.end() {
+            PushState::Opened | PushState::Released => {}
+            PushState::Turn { turn } | PushState::Built { turn, .. } => turn.release().await,
+            PushState::Trying { turn, trial, .. } => {
+                self.end_trial(push, trial.release, false).await;
+                turn.release().await;
+            }
+            PushState::Publishing { turn, trial } => {
+                if let Some(trial) = trial {
+                    self.end_trial(push, trial.release, false).await;
+                }
+                turn.release().await;
+            }
+            PushState::Accepted { turn, accepted } => {
+                let has_moved = accepted.published.close().await;
+                if let Some(trial) = &accepted.trial {
+                    self.end_trial(push, trial.release, has_moved).await;
+                }
+                turn.release().await;
+            }
         }
+        self.open.lock().expect("no holder of this lock panics").remove(&push.id);
+        self.ended.send_modify(|count| *count += 1);
     }
-    if let Some(release) = trial {
-        end_trial(rm, push, release, accepted.as_ref()).await;
-    }
-    let lease = push.held().lease.take();
-    if let Some(lease) = lease {
-        lease.release().await;
-    }
-    push.let_go();
-    rm.pushes.forget(&push.id);
-    if accepted.is_some() && rm.storage.is_none() {
-        mend::mend(rm, &push.app).await;
-    }
-}
 
-/// Ends the trial of a push that ended while its release was tried, or between the trial and the second hook. If git
-/// has moved the branch all the same, head moves too.
-async fn end_trial(rm: &SharedRm, push: &Push, release: ReleaseId, accepted: Option<&Accepted>) {
-    // With a shared storage, an accepted push has already moved the stored row.
-    let moved =
-        accepted.is_some_and(|accepted| rm.storage.is_some() || mend::names(rm, &push.app, &accepted.set));
-    let ended = if moved {
-        rm.visor.promote(&push.app, release).await
-    } else {
-        rm.visor.fail_trial(&push.app, release, "the push that tried it has ended").await
-    };
-    match ended {
-        Ok(()) => {
-            tracing::info!(app = %push.app, release = %release, released = moved, "the push went away");
-        }
-        // The push's lease ends the trial, and the converger marks the release failed.
-        Err(error) => {
-            tracing::warn!(app = %push.app, release = %release, error = %error, "can't end its trial")
+    /// Ends the trial of a push that ended while its release was tried, or between the trial and the second hook. If the
+    /// branch has moved all the same, head moves too.
+    async fn end_trial(&self, push: &Push, release: ReleaseId, has_moved: bool) {
+        let ended = if has_moved {
+            self.visor.promote(&push.app, release).await
+        } else {
+            self.visor.fail_trial(&push.app, release, "the push that tried it has ended").await
+        };
+        match ended {
+            Ok(()) => {
+                tracing::info!(app = %push.app, release = %release, released = has_moved, "the push went away");
+            }
+            // The push's lease ends the trial, and the converger marks the release failed.
+            Err(error) => {
+                tracing::warn!(app = %push.app, release = %release, error = %error, "can't end its trial");
+            }
         }
     }
 }

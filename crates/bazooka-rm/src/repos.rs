@@ -1,6 +1,7 @@
 //! Apps' repositories: from the coordinator's rows to the disk.
 //!
-//! Owns the plan (pure) and the loop that carries it out. Removes a repository only if its app is known to have been
+//! Owns the plan (pure), the loop that carries it out, and the repositories themselves behind the trait
+//! [`origin::Origin`]. Removes a repository only if its app is known to have been
 //! destroyed. A repository whose app is merely missing from the coordinator stays: the coordinator may have lost data,
 //! and a repository can't be made again.
 //!
@@ -12,7 +13,12 @@
 
 pub mod config;
 pub mod disk;
+pub mod local;
+pub mod origin;
 mod run;
+pub mod shared;
+#[cfg(test)]
+mod view_fixture;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -72,9 +78,6 @@ pub struct Own {
     pub url: String,
     /// The base URL for pushes.
     pub git_url: String,
-    /// True if this rm shares a file storage with other rms; it then keeps copies only of the repositories that are
-    /// requested.
-    pub shares: bool,
 }
 
 impl Own {
@@ -84,25 +87,37 @@ impl Own {
     }
 }
 
-/// Returns the steps, in order, for each app that needs any. They follow from what is observed, so an rm that dies
-/// between two steps goes on from there. An incomplete image gives no steps.
-pub fn plan(known: &Known, disk: &BTreeMap<AppName, OnDisk>, own: &Own) -> BTreeMap<AppName, Vec<Step>> {
+/// A registered app, with everything that its steps depend on.
+pub struct Case<'a> {
+    /// The app's name.
+    pub app: &'a AppName,
+    /// The app's rows.
+    pub view: &'a AppView,
+    /// The app's own row.
+    pub row: &'a App,
+    /// The repository on this rm's disk.
+    pub disk: Option<&'a OnDisk>,
+    /// All apps and rms.
+    pub known: &'a Known,
+    /// This rm.
+    pub own: &'a Own,
+}
+
+/// Returns the steps, in order, for each app that needs any; `steps` returns those of a registered app. They follow from
+/// what is observed, so an rm that dies between two steps goes on from there. An incomplete image gives no steps.
+pub fn plan(
+    known: &Known,
+    disk: &BTreeMap<AppName, OnDisk>,
+    own: &Own,
+    steps: impl Fn(&Case<'_>) -> Vec<Step>,
+) -> BTreeMap<AppName, Vec<Step>> {
     let mut plan = BTreeMap::new();
     if !known.complete {
         return plan;
     }
     for (app, view) in &known.apps {
         let Some(row) = view.app.as_ref() else { continue };
-        let repo = view.repo.as_ref().map(|repo| &repo.value);
-        let steps = if own.shares {
-            shared(app, view, row, disk.get(app), known, own)
-        } else if !is_ours(app, repo, &row.token, disk.contains_key(app), known, own) {
-            continue;
-        } else if row.destroying {
-            destroying(disk.get(app), view.instances.is_empty())
-        } else {
-            wanted(app, &row.token, repo, disk.get(app), own)
-        };
+        let steps = steps(&Case { app, view, row, disk: disk.get(app), known, own });
         if !steps.is_empty() {
             plan.insert(app.clone(), steps);
         }
@@ -115,16 +130,23 @@ pub fn plan(known: &Known, disk: &BTreeMap<AppName, OnDisk>, own: &Own) -> BTree
     plan
 }
 
-/// Plans an app's steps where rms share a file storage. The first rm by name reports for all. Each rm keeps the copies
+/// Returns an app's steps where rms share nothing: one of them keeps the app's repository.
+pub fn sole(case: &Case<'_>) -> Vec<Step> {
+    let Case { app, view, row, disk, known, own } = *case;
+    let repo = view.repo.as_ref().map(|repo| &repo.value);
+    if !is_ours(app, repo, &row.token, disk.is_some(), known, own) {
+        Vec::new()
+    } else if row.destroying {
+        destroying(disk, view.instances.is_empty())
+    } else {
+        wanted(app, &row.token, repo, disk, own)
+    }
+}
+
+/// Returns an app's steps where rms share a file storage. The first rm by name reports for all. Each rm keeps the copies
 /// that it has, and makes others on request.
-fn shared(
-    app: &AppName,
-    view: &AppView,
-    row: &App,
-    disk: Option<&OnDisk>,
-    known: &Known,
-    own: &Own,
-) -> Vec<Step> {
+pub fn shared_steps(case: &Case<'_>) -> Vec<Step> {
+    let Case { app, view, row, disk, known, own } = *case;
     let first = known.rms.keys().filter(|name| **name != own.name).all(|name| own.name < *name);
     if row.destroying {
         return destroying(disk, first && view.instances.is_empty());
@@ -231,13 +253,7 @@ mod tests {
 
     fn own() -> Own {
         let url = "http://127.0.0.1:1".to_owned();
-        Own {
-            name: "rm1".parse().expect("valid"),
-            process: "p".into(),
-            git_url: url.clone(),
-            url,
-            shares: false,
-        }
+        Own { name: "rm1".parse().expect("valid"), process: "p".into(), git_url: url.clone(), url }
     }
 
     fn app() -> AppName {
@@ -311,11 +327,11 @@ mod tests {
         }
 
         fn plan(&self) -> Vec<Step> {
-            self.plan_as(&own())
+            plan(&self.known, &self.disk, &own(), sole).remove(&app()).unwrap_or_default()
         }
 
-        fn plan_as(&self, own: &Own) -> Vec<Step> {
-            plan(&self.known, &self.disk, own).remove(&app()).unwrap_or_default()
+        fn plan_shared(&self, own: &Own) -> Vec<Step> {
+            plan(&self.known, &self.disk, own, shared_steps).remove(&app()).unwrap_or_default()
         }
     }
 
@@ -388,26 +404,26 @@ mod tests {
 
     #[test]
     fn of_rms_that_share_a_storage_the_first_speaks_and_each_keeps_its_copies() {
-        let first = Own { shares: true, ..own() };
+        let first = own();
         let second = Own { name: "rm2".parse().expect("valid"), ..first.clone() };
         let with_other = |case: Case, name: &str| case.other_rm(name, "http://127.0.0.1:2");
         let new = with_other(Case::registered(None, None), "rm2");
-        assert_eq!(new.plan_as(&first).len(), 6, "it makes it, and says so");
+        assert_eq!(new.plan_shared(&first).len(), 6, "it makes it, and says so");
         let new = with_other(Case::registered(None, None), "rm1");
-        assert_eq!(new.plan_as(&second), [], "the second waits until it is asked");
+        assert_eq!(new.plan_shared(&second), [], "the second waits until it is asked");
 
         let ready = Case::registered(Some(repo(true, true, true)), None);
-        assert_eq!(ready.plan_as(&first), [], "a copy is made when it is asked for");
+        assert_eq!(ready.plan_shared(&first), [], "a copy is made when it is asked for");
         let half = OnDisk { hooks: false, ..on_disk() };
         let copy = with_other(Case::registered(Some(repo(true, true, true)), Some(half)), "rm1");
-        assert_eq!(copy.plan_as(&second), [Step::InstallHooks]);
+        assert_eq!(copy.plan_shared(&second), [Step::InstallHooks]);
 
         let doomed = with_other(Case::registered(None, Some(on_disk())), "rm1").destroying();
-        assert_eq!(doomed.plan_as(&second), [Step::Doom], "its rows are the first one's to remove");
+        assert_eq!(doomed.plan_shared(&second), [Step::Doom], "its rows are the first one's to remove");
         let doomed = with_other(Case::registered(None, Some(on_disk())), "rm2").destroying();
-        assert_eq!(doomed.plan_as(&first), [Step::Doom, Step::Forget, Step::Remove]);
+        assert_eq!(doomed.plan_shared(&first), [Step::Doom, Step::Forget, Step::Remove]);
         let alone = Case::registered(Some(repo(true, false, false)), None);
-        assert_eq!(alone.plan_as(&second).len(), 6, "it goes on where one that has gone left off");
+        assert_eq!(alone.plan_shared(&second).len(), 6, "it goes on where one that has gone left off");
     }
 
     #[test]

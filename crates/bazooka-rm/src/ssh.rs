@@ -35,9 +35,11 @@ use visor::{
 
 use crate::{
     apps::{Apps, Known},
-    endpoint::process::{Answering, git},
-    push,
-    rm::SharedRm,
+    endpoint::{
+        git::{GitService, MAX_FETCH, is_protocol},
+        process::{Answering, git},
+    },
+    layout::Layout,
     tasks,
 };
 
@@ -138,8 +140,8 @@ enum CommandError {
 ///
 /// # Errors
 /// [`ListenError`].
-pub fn listen(rm: &SharedRm, args: &SshArgs) -> Result<UnixListener, ListenError> {
-    let path = rm.layout.root().join(SOCKET);
+pub fn listen(layout: &Layout, args: &SshArgs) -> Result<UnixListener, ListenError> {
+    let path = layout.root().join(SOCKET);
     let failed = |source: io::Error| ListenError::Socket { path: path.clone(), source };
     let owner = match &args.ssh_user {
         None => None,
@@ -154,10 +156,9 @@ pub fn listen(rm: &SharedRm, args: &SshArgs) -> Result<UnixListener, ListenError
     if let Some(user) = owner.filter(|user| user.uid != Uid::effective()) {
         nix::unistd::chown(&path, Some(user.uid), None).map_err(|error| failed(error.into()))?;
         // That user must pass through the state folder, and must not list it.
-        let root = rm.layout.root();
+        let root = layout.root();
         let mode = fs::metadata(root).map_err(failed)?.permissions().mode();
-        fs::set_permissions(root, fs::Permissions::from_mode(mode | 0o011))
-            .map_err(failed)?;
+        fs::set_permissions(root, fs::Permissions::from_mode(mode | 0o011)).map_err(failed)?;
     }
     Ok(listener)
 }
@@ -166,12 +167,12 @@ pub fn listen(rm: &SharedRm, args: &SshArgs) -> Result<UnixListener, ListenError
 ///
 /// # Errors
 /// The listener's.
-pub async fn serve(rm: SharedRm, listener: UnixListener) -> io::Result<()> {
-    let answer = |stream| answer(rm.clone(), stream);
+pub async fn serve(repositories: GitService, listener: UnixListener) -> io::Result<()> {
+    let answer = |stream| answer(repositories.clone(), stream);
     tasks::accept(listener, "a connection of sshd's", MOST_CONNECTIONS, answer).await
 }
 
-async fn answer(rm: SharedRm, stream: UnixStream) {
+async fn answer(repositories: GitService, stream: UnixStream) {
     let (input, mut output) = stream.into_split();
     let codec = LengthDelimitedCodec::builder().max_frame_length(1 << 20).new_codec();
     let mut frames = FramedRead::new(BufReader::new(input), codec);
@@ -180,7 +181,7 @@ async fn answer(rm: SharedRm, stream: UnixStream) {
         _ => None,
     };
     let Some(hello) = hello else { return tracing::warn!("a connection of sshd's didn't say what it wants") };
-    let (user, service, app) = match wanted(&rm, &hello).await {
+    let (user, service, app) = match wanted(&repositories, &hello).await {
         Ok(wanted) => wanted,
         Err(refused) => {
             let words = refused.to_string();
@@ -188,13 +189,11 @@ async fn answer(rm: SharedRm, stream: UnixStream) {
             return drop(welcome(&mut output, &Welcome::No(words)).await);
         }
     };
-    let repository =
-        match crate::endpoint::repository(&rm, &Caller::Known(Identity::User(user.clone())), app.as_str())
-            .await
-        {
-            Ok((_, repository)) => repository,
-            Err(refused) => return drop(welcome(&mut output, &Welcome::No(refused.to_string())).await),
-        };
+    let caller = Caller::Known(Identity::User(user.clone()));
+    let repository = match repositories.repository(&caller, app.as_str()).await {
+        Ok((_, repository)) => repository,
+        Err(refused) => return drop(welcome(&mut output, &Welcome::No(refused.to_string())).await),
+    };
     if welcome(&mut output, &Welcome::Go).await.is_err() {
         return;
     }
@@ -204,22 +203,22 @@ async fn answer(rm: SharedRm, stream: UnixStream) {
             .map(|frame| frame.map(bytes::BytesMut::freeze))
             .take_while(|frame| std::future::ready(!frame.as_ref().is_ok_and(Bytes::is_empty))),
     );
-    let protocol = hello.protocol.as_deref().filter(|protocol| crate::endpoint::is_protocol(protocol));
+    let protocol = hello.protocol.as_deref().filter(|protocol| is_protocol(protocol));
     match service {
         Service::Fetch => {
             let started = Answering::start(git(&["upload-pack"], &repository, protocol));
             let Ok((answering, body)) = started else { return tracing::error!("git can't be started") };
-            tokio::join!(answering.carry(request, crate::endpoint::MAX_FETCH, || false), tell(body, output));
+            tokio::join!(answering.carry(request, MAX_FETCH, || false), tell(body, output));
         }
         Service::Push => {
-            let push = rm.pushes.open(app, Some(user.to_string()), None);
+            let push = repositories.pushes.open(app, Some(user.to_string()), None);
             let mut command = git(&["receive-pack"], &repository, protocol);
             command.env("BAZOOKA_PUSH", &push.id).env("REMOTE_USER", user.as_str());
             let Ok((answering, body)) = Answering::start(command) else {
-                push::close(&rm, &push).await;
+                repositories.pushes.close(&push).await;
                 return tracing::error!("git can't be started");
             };
-            let carrying = crate::endpoint::carry_push(rm.clone(), push, answering, request);
+            let carrying = repositories.carry_push(push, answering, request);
             tokio::join!(carrying, tell(body, output));
         }
     }
@@ -243,11 +242,11 @@ async fn tell(body: Body, mut output: OwnedWriteHalf) {
 }
 
 /// Returns user, service and app of a request, if the user may use the app.
-async fn wanted(rm: &SharedRm, hello: &Hello) -> Result<(UserName, Service, AppName), Refused> {
+async fn wanted(repositories: &GitService, hello: &Hello) -> Result<(UserName, Service, AppName), Refused> {
     let user: UserName = hello.user.parse().map_err(Refused::User)?;
     let (service, app) = parse(&hello.command)?;
     let caller = Caller::Known(Identity::User(user.clone()));
-    match rm.cluster.may(&caller, Act::App, Some(&app)).await {
+    match repositories.cluster.may(&caller, Act::App, Some(&app)).await {
         Ok(true) => Ok((user, service, app)),
         Ok(false) => Err(Refused::NotAllowed { user, app }),
         Err(error) => Err(Refused::Unknown(error)),
@@ -296,9 +295,9 @@ fn quoted(word: &str) -> String {
 }
 
 /// Keeps `authorized_keys` current. Never returns before shutdown.
-pub async fn keep(rm: SharedRm, apps: Apps, file: PathBuf) {
-    let program = rm.program.display().to_string();
-    let socket = rm.layout.root().join(SOCKET).display().to_string();
+pub async fn keep(program: PathBuf, layout: Layout, apps: Apps, file: PathBuf) {
+    let program = program.display().to_string();
+    let socket = layout.root().join(SOCKET).display().to_string();
     let mut changes = apps.changes();
     let mut written = None;
     loop {

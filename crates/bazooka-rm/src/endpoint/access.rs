@@ -1,7 +1,7 @@
 //! Requests that grant and revoke access: to the cluster, to operators' rights, and to apps.
 
 use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
-use bazooka_daemon::CallsFrom;
+use bazooka_daemon::{CallsFrom, Cluster};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use visor::{
@@ -12,7 +12,7 @@ use visor::{
 };
 
 use super::{ApiError, allow};
-use crate::rm::SharedRm;
+use crate::{access::InForce, audit::Auditor};
 
 /// The body of a request to grant or revoke.
 #[derive(Debug, Deserialize)]
@@ -40,12 +40,14 @@ enum What {
 
 /// Handles `POST /access/grant`. Safe to repeat.
 pub async fn grant(
-    State(rm): State<SharedRm>,
+    State(cluster): State<Cluster>,
+    State(auditor): State<Auditor>,
+    State(in_force): State<InForce>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {
-    let Order { who, what, by, visor } = order(&rm, &caller, from, "grant", &body).await?;
+    let Order { who, what, by, visor } = order(&cluster, &auditor, &caller, from, "grant", &body).await?;
     let now = Timestamp::now();
     match &what {
         What::App(app) => visor.grant_app(app, person(&who)?, &by, now).await?,
@@ -56,24 +58,26 @@ pub async fn grant(
         What::Admission => visor.admit(&who, false, &by, now).await?,
     }
     tracing::info!(%who, by, what = %words(&what), "granted");
-    done(&rm, |rows| holds(rows, &who, &what)).await
+    done(&cluster, &in_force, |rows| holds(rows, &who, &what)).await
 }
 
 /// Handles `POST /access/revoke`.
 pub async fn revoke(
-    State(rm): State<SharedRm>,
+    State(cluster): State<Cluster>,
+    State(auditor): State<Auditor>,
+    State(in_force): State<InForce>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {
-    let Order { who, what, by, visor } = order(&rm, &caller, from, "revoke", &body).await?;
+    let Order { who, what, by, visor } = order(&cluster, &auditor, &caller, from, "revoke", &body).await?;
     match &what {
         What::App(app) => visor.revoke_app(app, person(&who)?).await?,
         What::Operator => visor.demote(&who, &by, Timestamp::now()).await?,
         What::Admission => visor.expel(&who).await?,
     }
     tracing::info!(%who, by, what = %words(&what), "revoked");
-    done(&rm, |rows| !holds(rows, &who, &what)).await
+    done(&cluster, &in_force, |rows| !holds(rows, &who, &what)).await
 }
 
 /// A request that its caller was allowed to make.
@@ -87,27 +91,32 @@ struct Order {
 
 /// Reads a request and checks its caller: people of an app grant access to it, operators grant everything else.
 async fn order(
-    rm: &SharedRm,
+    cluster: &Cluster,
+    auditor: &Auditor,
     caller: &Caller,
     from: CallsFrom,
     how: &str,
     body: &[u8],
 ) -> Result<Order, ApiError> {
     // Callers who are not admitted are rejected before their body is read.
-    allow(rm, caller, Act::Register, None).await?;
+    allow(cluster, caller, Act::Register, None).await?;
     let (who, what) = read(body)?;
     let (act, app) = match &what {
         What::App(app) => (Act::App, Some(app)),
         What::Operator | What::Admission => (Act::Admit, None),
     };
-    allow(rm, caller, act, app).await?;
+    allow(cluster, caller, act, app).await?;
     let by = caller.to_string();
-    let visor = rm.audited(by.clone(), from.0, format!("access {how} {who}: {}", words(&what)), app);
+    let visor = auditor.visor(by.clone(), from.0, format!("access {how} {who}: {}", words(&what)), app);
     Ok(Order { who, what, by, visor })
 }
 
-async fn done(rm: &SharedRm, is_so: impl FnMut(&Rows) -> bool) -> Result<Json<Done>, ApiError> {
-    let in_force = rm.in_force.wait(rm.cluster.credentials.is_some(), is_so).await;
+async fn done(
+    cluster: &Cluster,
+    in_force: &InForce,
+    is_so: impl FnMut(&Rows) -> bool,
+) -> Result<Json<Done>, ApiError> {
+    let in_force = in_force.wait(cluster.credentials.is_some(), is_so).await;
     Ok(Json(Done { in_force }))
 }
 

@@ -6,7 +6,7 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use bazooka_daemon::CallsFrom;
+use bazooka_daemon::{CallsFrom, Cluster};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use visor::{
@@ -16,7 +16,7 @@ use visor::{
 };
 
 use super::{ApiError, allow};
-use crate::rm::SharedRm;
+use crate::{access::InForce, audit::Auditor};
 
 /// The largest body in bytes; a real one has some hundred.
 const MAX_BODY: usize = 16 * 1024;
@@ -39,13 +39,15 @@ pub struct AppBody {
 
 /// Handles `POST /apps`. Safe to repeat: the same token is the same registration.
 pub async fn register(
-    State(rm): State<SharedRm>,
+    State(cluster): State<Cluster>,
+    State(auditor): State<Auditor>,
+    State(in_force): State<InForce>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
     // Callers who are not admitted are rejected before their body is read.
-    allow(&rm, &caller, Act::Register, None).await?;
+    allow(&cluster, &caller, Act::Register, None).await?;
     let bad = |error: String| {
         ApiError::new(
             StatusCode::BAD_REQUEST,
@@ -74,27 +76,28 @@ pub async fn register(
         Caller::Known(other) => (other.to_string(), None),
         Caller::Anyone | Caller::Unknown => (asked.owner, None),
     };
-    let visor = rm.audited(caller.to_string(), from.0, "init".into(), Some(&name));
+    let visor = auditor.visor(caller.to_string(), from.0, "init".into(), Some(&name));
     visor.register_app_of(&name, &owner, user, &asked.token, Timestamp::now()).await?;
     tracing::info!(app = %name, owner, "app registered");
     if let Some(user) = user {
         // The caller's next command needs access to the app, so wait until etcd enforces it.
         let is_theirs = |rows: &Rows| rows.apps.get(&name).is_some_and(|people| people.contains(user));
-        rm.in_force.wait(true, is_theirs).await;
+        in_force.wait(true, is_theirs).await;
     }
     Ok((StatusCode::CREATED, Json(AppBody { name, owner: Some(owner) })))
 }
 
 /// Handles `DELETE /apps/A`: marks the app, whose instances are then stopped and rows deleted.
 pub async fn destroy(
-    State(rm): State<SharedRm>,
+    State(cluster): State<Cluster>,
+    State(auditor): State<Auditor>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
     Path(app): Path<String>,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
     let name: AppName = app.parse().map_err(invalid)?;
-    allow(&rm, &caller, Act::App, Some(&name)).await?;
-    rm.audited(caller.to_string(), from.0, "destroy".into(), Some(&name)).destroy_app(&name).await?;
+    allow(&cluster, &caller, Act::App, Some(&name)).await?;
+    auditor.visor(caller.to_string(), from.0, "destroy".into(), Some(&name)).destroy_app(&name).await?;
     tracing::info!(app = %name, "app is being destroyed");
     Ok((StatusCode::ACCEPTED, Json(AppBody { name, owner: None })))
 }

@@ -8,28 +8,42 @@ use axum::{
         header::{AUTHORIZATION, CACHE_CONTROL},
     },
 };
+use bazooka_daemon::Cluster;
 use visor::{
     access::Act,
     identity::Caller,
     names::{AppName, EnvRef},
+    schema::Ask,
     seal::Vars,
     transitions::envs::Opened,
+    wrapping::SharedRing,
 };
 
 use super::{ApiError, allow, apps::invalid};
-use crate::rm::SharedRm;
+
+/// The config vars that this rm opens.
+#[derive(Clone)]
+pub struct Envs {
+    /// The cluster, and this rm's identity in it.
+    pub cluster: Cluster,
+    /// The private keys to which config vars are sealed for this rm.
+    pub ring: SharedRing,
+    /// The random word that a caller without an identity presents to read config vars; only readers of `asks/` in the
+    /// coordinator know it.
+    pub ask: Ask,
+}
 
 /// Handles `GET /apps/A/envs/E`: returns names and values as one JSON map.
 pub async fn show(
-    State(rm): State<SharedRm>,
+    State(envs): State<Envs>,
     Path((app, env)): Path<(String, String)>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<([(HeaderName, &'static str); 1], Json<Vars>), ApiError> {
     let app: AppName = app.parse().map_err(invalid)?;
     let env: EnvRef = env.parse().map_err(invalid)?;
-    may_see(&rm, &caller, &headers, &app).await?;
-    match rm.visor.open_env(&app, env, &rm.ring.get()).await? {
+    may_see(&envs, &caller, &headers, &app).await?;
+    match envs.cluster.visor.open_env(&app, env, &envs.ring.get()).await? {
         Opened::Vars(vars) => Ok(([(CACHE_CONTROL, "no-store")], Json(vars))),
         Opened::Missing => Err(ApiError::new(
             StatusCode::NOT_FOUND,
@@ -49,13 +63,13 @@ pub async fn show(
 
 /// Rejects callers who may not see an app's config vars. With identities, only the app's people may. In a cluster
 /// without identities, a caller must present this rm's word from the coordinator, which an instance can't read.
-async fn may_see(rm: &SharedRm, caller: &Caller, headers: &HeaderMap, app: &AppName) -> Result<(), ApiError> {
+async fn may_see(envs: &Envs, caller: &Caller, headers: &HeaderMap, app: &AppName) -> Result<(), ApiError> {
     if *caller != Caller::Anyone {
-        return allow(rm, caller, Act::App, Some(app)).await;
+        return allow(&envs.cluster, caller, Act::App, Some(app)).await;
     }
     let said = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let word = said.and_then(|said| said.strip_prefix("Bearer "));
-    if word.is_some_and(|word| is_same(word.as_bytes(), rm.ask.word.as_bytes())) {
+    if word.is_some_and(|word| is_same(word.as_bytes(), envs.ask.word.as_bytes())) {
         return Ok(());
     }
     Err(ApiError::new(

@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use bazooka_daemon::CallsFrom;
+use bazooka_daemon::{CallsFrom, Cluster};
 use serde::Deserialize;
 use tokio::time::timeout;
 use visor::{
@@ -23,10 +23,11 @@ use visor::{
 
 use super::process::{Answering, git};
 use crate::{
-    push::{self, Push},
-    rm::SharedRm,
-    stored::{self, StoredError},
-    tasks::unharmed,
+    apps::Apps,
+    metrics::RmMetrics,
+    push::{Push, Pushes},
+    repos::origin::{OpenError, Origin, OriginError},
+    tasks::{Errands, unharmed},
 };
 
 /// The largest body of a push in bytes: the limit of `receive.maxInputSize`, and 1 MiB for commands.
@@ -59,7 +60,7 @@ pub enum Refused {
     #[error("app '{0}' is being destroyed")]
     Destroying(AppName),
     #[error("the repository of '{app}' can't be brought up to date: {source}; try again")]
-    NotCurrent { app: AppName, source: StoredError },
+    NotCurrent { app: AppName, source: OriginError },
     #[error("the repository of '{app}' is {url}; `git remote set-url bazooka {url}` leads there")]
     Elsewhere { app: AppName, url: String },
     #[error("the repository of '{0}' is being made; try again in a moment")]
@@ -79,10 +80,9 @@ impl Refused {
             Refused::NotAllowed { .. } | Refused::DumbProtocol => StatusCode::FORBIDDEN,
             Refused::NoIdentity => StatusCode::UNAUTHORIZED,
             Refused::Destroying(_) => StatusCode::GONE,
-            Refused::Unknown(_)
-            | Refused::NotReady
-            | Refused::NotCurrent { .. }
-            | Refused::BeingMade(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Refused::Unknown(_) | Refused::NotReady | Refused::NotCurrent { .. } | Refused::BeingMade(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Refused::Unreadable | Refused::NoGit(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -102,6 +102,23 @@ impl IntoResponse for Refused {
     }
 }
 
+/// The repositories for git's requests, over HTTP and SSH. Cheap to clone.
+#[derive(Clone)]
+pub struct GitService {
+    /// The cluster, and this rm's identity in it.
+    pub cluster: Cluster,
+    /// The image of all apps.
+    pub apps: Apps,
+    /// The repositories.
+    pub origin: Arc<dyn Origin>,
+    /// The pushes under way.
+    pub pushes: Arc<Pushes>,
+    /// The metrics.
+    pub metrics: RmMetrics,
+    /// Tasks that were started by requests and outlive them.
+    pub errands: Errands,
+}
+
 /// The query of `info/refs`.
 #[derive(Debug, Deserialize)]
 pub struct Service {
@@ -110,13 +127,13 @@ pub struct Service {
 
 /// Handles `GET /A.git/info/refs?service=...`.
 pub async fn info_refs(
-    State(rm): State<SharedRm>,
+    State(service): State<GitService>,
     Path(repo): Path<String>,
     Query(asked): Query<Service>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    let (_, repository) = repository(&rm, &caller, &repo).await?;
+    let (_, repository) = service.repository(&caller, &repo).await?;
     let command = match asked.service.as_deref() {
         Some("git-receive-pack") => "receive-pack",
         Some("git-upload-pack") => "upload-pack",
@@ -142,34 +159,34 @@ pub async fn info_refs(
 
 /// Handles `POST /A.git/git-upload-pack`: a clone or a fetch.
 pub async fn upload_pack(
-    State(rm): State<SharedRm>,
+    State(service): State<GitService>,
     Path(repo): Path<String>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     request: Body,
 ) -> Result<Response, Refused> {
-    let (_, repository) = repository(&rm, &caller, &repo).await?;
+    let (_, repository) = service.repository(&caller, &repo).await?;
     let command = git(&["upload-pack", "--stateless-rpc"], &repository, protocol(&headers).as_deref());
     let (answering, body) = Answering::start(command).map_err(no_git)?;
-    rm.errands.spawn("a fetch", answering.carry(request, MAX_FETCH, || false));
+    service.errands.spawn("a fetch", answering.carry(request, MAX_FETCH, || false));
     Ok((answer_headers("application/x-git-upload-pack-result"), body).into_response())
 }
 
 /// Handles `POST /A.git/git-receive-pack`: a push.
 pub async fn receive_pack(
-    State(rm): State<SharedRm>,
+    State(service): State<GitService>,
     Path(repo): Path<String>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
     headers: HeaderMap,
     request: Body,
 ) -> Result<Response, Refused> {
-    let (app, repository) = repository(&rm, &caller, &repo).await?;
+    let (app, repository) = service.repository(&caller, &repo).await?;
     let user = match &caller {
         Caller::Known(who) => Some(who.to_string()),
         Caller::Anyone | Caller::Unknown => user(&headers),
     };
-    let push = rm.pushes.open(app, user, from.0);
+    let push = service.pushes.open(app, user, from.0);
     let mut command = git(&["receive-pack", "--stateless-rpc"], &repository, protocol(&headers).as_deref());
     command.env("BAZOOKA_PUSH", &push.id);
     if let Some(user) = &push.user {
@@ -179,89 +196,92 @@ pub async fn receive_pack(
     let (answering, body) = match started {
         Ok(started) => started,
         Err(error) => {
-            push::close(&rm, &push).await;
+            service.pushes.close(&push).await;
             return Err(no_git(error));
         }
     };
-    let errands = rm.errands.clone();
-    errands.spawn("a push", carry_push(rm, push, answering, request));
+    let errands = service.errands.clone();
+    errands.spawn("a push", async move { service.carry_push(push, answering, request).await });
     Ok((answer_headers("application/x-git-receive-pack-result"), body).into_response())
 }
 
-/// Carries a push to its end, even if the pusher leaves, and closes it however its git process ended.
-pub async fn carry_push(rm: SharedRm, push: Arc<Push>, answering: Answering, request: Body) {
-    rm.metrics.pushes_under_way.inc();
-    let carried = answering.carry(request, MAX_PUSH, || {
-        push.gone.cancel();
-        // Git is moving the branch; it must finish, so that head moves too.
-        push.is_accepted()
-    });
-    unharmed("a push's process", carried).await;
-    push::close(&rm, &push).await;
-    rm.metrics.pushes_under_way.dec();
-}
+impl GitService {
+    /// Carries a push to its end, even if the pusher leaves, and closes it however its git process ended.
+    pub async fn carry_push(&self, push: Arc<Push>, answering: Answering, request: Body) {
+        self.metrics.pushes_under_way.inc();
+        let carried = answering.carry(request, MAX_PUSH, || {
+            push.gone.cancel();
+            // Git is moving the branch; it must finish, so that head moves too.
+            push.is_accepted()
+        });
+        unharmed("a push's process", carried).await;
+        self.pushes.close(&push).await;
+        self.metrics.pushes_under_way.dec();
+    }
 
-/// Returns the app of a path and its up-to-date repository, if the caller may use them.
-pub async fn repository(rm: &SharedRm, caller: &Caller, repo: &str) -> Result<(AppName, PathBuf), Refused> {
-    let name = repo.strip_suffix(".git").unwrap_or(repo);
-    let app: AppName = name.parse()?;
-    // Checked before the request's body is read, and before the answer tells whether the app exists.
-    match rm.cluster.may(caller, Act::App, Some(&app)).await {
-        Ok(true) => {}
-        Ok(false) => {
-            return Err(match caller {
-                Caller::Known(who) => Refused::NotAllowed { who: who.clone(), app },
-                _ => Refused::NoIdentity,
-            });
+    /// Returns the app of a path and its up-to-date repository, if the caller may use them.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn repository(&self, caller: &Caller, repo: &str) -> Result<(AppName, PathBuf), Refused> {
+        let name = repo.strip_suffix(".git").unwrap_or(repo);
+        let app: AppName = name.parse()?;
+        // Checked before the request's body is read, and before the answer tells whether the app exists.
+        match self.cluster.may(caller, Act::App, Some(&app)).await {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(match caller {
+                    Caller::Known(who) => Refused::NotAllowed { who: who.clone(), app },
+                    _ => Refused::NoIdentity,
+                });
+            }
+            Err(error) => return Err(Refused::Unknown(error)),
         }
-        Err(error) => return Err(Refused::Unknown(error)),
-    }
-    if !rm.apps.is_complete() {
-        return Err(Refused::NotReady);
-    }
-    let Some(view) = view(rm, &app).await else { return Err(Refused::NoSuchApp(app)) };
-    if view.app.as_ref().is_some_and(|row| row.destroying) {
-        return Err(Refused::Destroying(app));
-    }
-    let url = rm.own.repo_url(&app);
-    match view.repo.as_ref().filter(|repo| repo.hooks) {
-        Some(_) if rm.own.shares => {
-            stored::bring_up(rm, &app).await.map_err(|error| {
+        if !self.apps.is_complete() {
+            return Err(Refused::NotReady);
+        }
+        let Some(view) = self.view(&app).await else { return Err(Refused::NoSuchApp(app)) };
+        if view.app.as_ref().is_some_and(|row| row.destroying) {
+            return Err(Refused::Destroying(app));
+        }
+        let Some(repo) = view.repo.as_ref().filter(|repo| repo.hooks) else {
+            return Err(Refused::BeingMade(app));
+        };
+        match self.origin.open(&app, repo).await {
+            Ok(path) => Ok((app, path)),
+            Err(OpenError::Elsewhere(url)) => Err(Refused::Elsewhere { app, url }),
+            Err(OpenError::NotCurrent(error)) => {
                 tracing::warn!(app = %app, error = %error, "a repository can't be brought up to what is stored");
-                Refused::NotCurrent { app: app.clone(), source: error }
-            })?;
-            Ok((app.clone(), rm.layout.repo(&app)))
-        }
-        Some(repo) if repo.url == url => Ok((app.clone(), rm.layout.repo(&app))),
-        Some(repo) => Err(Refused::Elsewhere { app, url: repo.url.clone() }),
-        None => Err(Refused::BeingMade(app)),
-    }
-}
-
-/// Returns an app, and waits for its repository: a client that has just registered the app may be faster than this rm's
-/// image. Returns `None` if there is no such app. After [`REPOSITORY_IN`], returns the app without a repository.
-async fn view(rm: &SharedRm, app: &AppName) -> Option<Arc<AppView>> {
-    // Subscribed before the first look, so that no change is missed.
-    let mut changes = rm.apps.changes();
-    let is_there = |view: &Arc<AppView>| view.repo.as_ref().is_some_and(|repo| repo.hooks);
-    let known = rm.apps.view(app);
-    if known.as_ref().is_some_and(is_there) {
-        return known;
-    }
-    if known.is_none() {
-        // If the coordinator doesn't answer, the app counts as unknown, as in the image.
-        let asked = rm.visor.read(keys::app(app)).await.ok()?;
-        asked.apps.get(app)?.app.as_ref()?;
-    }
-    let awaited = async {
-        while changes.changed().await.is_ok() {
-            if rm.apps.view(app).as_ref().is_some_and(is_there) {
-                return;
+                Err(Refused::NotCurrent { app, source: error })
             }
         }
-    };
-    let _ = timeout(REPOSITORY_IN, awaited).await;
-    rm.apps.view(app)
+    }
+
+    /// Returns an app, and waits for its repository: a client that has just registered the app may be faster than this
+    /// rm's image. Returns `None` if there is no such app. After [`REPOSITORY_IN`], returns the app without a repository.
+    async fn view(&self, app: &AppName) -> Option<Arc<AppView>> {
+        // Subscribed before the first look, so that no change is missed.
+        let mut changes = self.apps.changes();
+        let is_there = |view: &Arc<AppView>| view.repo.as_ref().is_some_and(|repo| repo.hooks);
+        let known = self.apps.view(app);
+        if known.as_ref().is_some_and(is_there) {
+            return known;
+        }
+        if known.is_none() {
+            // If the coordinator doesn't answer, the app counts as unknown, as in the image.
+            let asked = self.cluster.visor.read(keys::app(app)).await.ok()?;
+            asked.apps.get(app)?.app.as_ref()?;
+        }
+        let awaited = async {
+            while changes.changed().await.is_ok() {
+                if self.apps.view(app).as_ref().is_some_and(is_there) {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(REPOSITORY_IN, awaited).await;
+        self.apps.view(app)
+    }
 }
 
 /// Returns the protocol version that the client offers.

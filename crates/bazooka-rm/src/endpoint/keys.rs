@@ -6,7 +6,7 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use bazooka_daemon::CallsFrom;
+use bazooka_daemon::{CallsFrom, Cluster};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use ssh_key::{HashAlg, PublicKey};
@@ -18,7 +18,7 @@ use visor::{
 };
 
 use super::{ApiError, allow};
-use crate::rm::SharedRm;
+use crate::audit::Auditor;
 
 /// The body of a request: a key as in the `.pub` file of `ssh-keygen`.
 #[derive(Debug, Deserialize)]
@@ -34,12 +34,13 @@ pub struct Done {
 
 /// Handles `POST /keys`: adds a key of the caller's. Safe to repeat.
 pub async fn add(
-    State(rm): State<SharedRm>,
+    State(cluster): State<Cluster>,
+    State(auditor): State<Auditor>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
 ) -> Result<Json<Done>, ApiError> {
-    let user = person(&rm, &caller).await?;
+    let user = person(&cluster, &caller).await?;
     let bad = |error: String| {
         ApiError::new(
             StatusCode::BAD_REQUEST,
@@ -66,7 +67,7 @@ pub async fn add(
         at: Timestamp::now(),
         extra: visor::schema::Extra::new(),
     };
-    let visor = rm.audited(caller.to_string(), from.0, format!("keys add {fingerprint}"), None);
+    let visor = auditor.visor(caller.to_string(), from.0, format!("keys add {fingerprint}"), None);
     visor.add_key(&user, &fingerprint, &row).await?;
     tracing::info!(%user, fingerprint, "SSH key added");
     Ok(Json(Done { fingerprint }))
@@ -74,21 +75,22 @@ pub async fn add(
 
 /// Handles `DELETE /keys/FINGERPRINT`: removes a key of the caller's.
 pub async fn remove(
-    State(rm): State<SharedRm>,
+    State(cluster): State<Cluster>,
+    State(auditor): State<Auditor>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
     Path(fingerprint): Path<String>,
 ) -> Result<Json<Done>, ApiError> {
-    let user = person(&rm, &caller).await?;
+    let user = person(&cluster, &caller).await?;
     let shown: String = fingerprint.chars().filter(|c| !c.is_control()).take(100).collect();
-    let visor = rm.audited(caller.to_string(), from.0, format!("keys remove {shown}"), None);
+    let visor = auditor.visor(caller.to_string(), from.0, format!("keys remove {shown}"), None);
     visor.remove_key(&user, &fingerprint).await?;
     tracing::info!(%user, fingerprint, "SSH key removed");
     Ok(Json(Done { fingerprint }))
 }
 
-async fn person(rm: &SharedRm, caller: &Caller) -> Result<UserName, ApiError> {
-    allow(rm, caller, Act::Register, None).await?;
+async fn person(cluster: &Cluster, caller: &Caller) -> Result<UserName, ApiError> {
+    allow(cluster, caller, Act::Register, None).await?;
     match caller {
         Caller::Known(Identity::User(user)) => Ok(user.clone()),
         _ => Err(ApiError::new(

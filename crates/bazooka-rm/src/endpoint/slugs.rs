@@ -1,7 +1,5 @@
 //! Requests for slugs, by hosts and other rms.
 
-use std::io;
-
 use axum::{
     Extension,
     body::Body,
@@ -9,7 +7,7 @@ use axum::{
     http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use tokio_util::io::ReaderStream;
+use bazooka_daemon::Cluster;
 use visor::{
     access::Act,
     identity::{Caller, Identity, Kind},
@@ -20,16 +18,24 @@ use visor::{
 
 use super::{ApiError, allow};
 use crate::{
-    rm::SharedRm,
-    storage::{self, StorageError},
+    metrics::RmMetrics,
+    slugs::{Found, Slugs, Unreadable},
 };
 
-/// The number of bytes read from the disk at a time.
-const CHUNK: usize = 64 * 1024;
+/// The slugs for hosts' requests.
+#[derive(Clone)]
+pub struct SlugService {
+    /// The cluster, and this rm's identity in it.
+    pub cluster: Cluster,
+    /// The slugs.
+    pub slugs: Slugs,
+    /// The metrics.
+    pub metrics: RmMetrics,
+}
 
 /// Handles `GET /slugs/SHA256` (and `HEAD`). A stored slug is complete; a host verifies it all the same.
 pub async fn serve(
-    State(rm): State<SharedRm>,
+    State(service): State<SlugService>,
     Extension(caller): Extension<Caller>,
     method: Method,
     Path(sha256): Path<String>,
@@ -37,67 +43,42 @@ pub async fn serve(
     let sha256: Digest = sha256.parse().map_err(|error: visor::names::InvalidName| {
         ApiError::new(StatusCode::BAD_REQUEST, error.to_string(), "")
     })?;
-    may_have(&rm, &caller, &sha256).await?;
-    let failed =
-        |error: io::Error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string(), "try again");
-    let file = match tokio::fs::File::open(rm.layout.slug(&sha256)).await {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if let Some(stored) = stored(&rm, &method, &sha256).await? {
-                return Ok(stored);
-            }
-            rm.metrics.slug_requested("missing");
-            return Err(ApiError::new(
-                StatusCode::NOT_FOUND,
-                format!("there is no slug {sha256}"),
-                "another rm may have it",
-            ));
-        }
-        Err(error) => return Err(failed(error)),
+    may_have(&service.cluster, &caller, &sha256).await?;
+    let with_bytes = method != Method::HEAD;
+    let found = service.slugs.find(&sha256, with_bytes).await.map_err(|error| {
+        let status = match error {
+            Unreadable::Disk(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Unreadable::Storage(_) => StatusCode::BAD_GATEWAY,
+        };
+        ApiError::new(status, error.to_string(), "try again")
+    })?;
+    let Some(Found { length, bytes, is_passed_on }) = found else {
+        service.metrics.slug_requested("missing");
+        return Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no slug {sha256}"),
+            "another rm may have it",
+        ));
     };
-    let length = file.metadata().await.map_err(failed)?.len();
-    let body = if method == Method::HEAD {
-        Body::empty()
-    } else {
-        rm.metrics.slug_requested("served");
-        Body::from_stream(ReaderStream::with_capacity(file, CHUNK))
-    };
-    Ok(answer(length, body))
+    if is_passed_on {
+        service.metrics.slug_requested("passed-on");
+    } else if with_bytes {
+        service.metrics.slug_requested("served");
+    }
+    Ok(answer(length, bytes.map_or_else(Body::empty, Body::from_stream)))
 }
 
 /// Rejects callers who may not have a slug: only hosts with an assignment that needs it and other rms may.
-async fn may_have(rm: &SharedRm, caller: &Caller, sha256: &Digest) -> Result<(), ApiError> {
-    allow(rm, caller, Act::Slug, None).await?;
+async fn may_have(cluster: &Cluster, caller: &Caller, sha256: &Digest) -> Result<(), ApiError> {
+    allow(cluster, caller, Act::Slug, None).await?;
     let Caller::Known(Identity::Daemon(Kind::Pm, host)) = caller else { return Ok(()) };
-    let told = rm.visor.read(vec![keys::assigned_to(host)]).await?;
+    let told = cluster.visor.read(vec![keys::assigned_to(host)]).await?;
     let runs = |view: &HostView| view.assigned.values().any(|assigned| assigned.slug.sha256 == *sha256);
     if told.hosts.get(host).is_some_and(runs) {
         return Ok(());
     }
     let words = format!("host '{host}' runs nothing of slug {sha256}");
     Err(ApiError::new(StatusCode::FORBIDDEN, words, "a host has the slugs of its own instances"))
-}
-
-/// Streams a slug from the shared storage.
-async fn stored(rm: &SharedRm, method: &Method, sha256: &Digest) -> Result<Option<Response>, ApiError> {
-    let Some(storage) = &rm.storage else { return Ok(None) };
-    let name = storage::slug(sha256);
-    let found = if method == Method::HEAD {
-        storage.size(&name).await.map(|found| found.map(|length| (length, Body::empty())))
-    } else {
-        match storage.stream(&name).await {
-            Ok((length, stream)) => Ok(Some((length, Body::from_stream(stream)))),
-            Err(StorageError::Missing(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
-    };
-    match found {
-        Ok(found) => Ok(found.map(|(length, body)| {
-            rm.metrics.slug_requested("passed-on");
-            answer(length, body)
-        })),
-        Err(error) => Err(ApiError::new(StatusCode::BAD_GATEWAY, error.to_string(), "try again")),
-    }
 }
 
 fn answer(length: u64, body: Body) -> Response {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bazooka_daemon::in_words;
@@ -12,17 +13,21 @@ use tokio_util::sync::CancellationToken;
 use visor::{
     keys::Key,
     names::{AppName, ProcName, RevId},
-    schema::{Extra, Rev, Slug},
+    schema::{Extra, Rev},
     transitions::apps::SERVICE_PORT_BASE,
-    visor::VisorError,
+    visor::{Visor, VisorError},
 };
 
 use crate::{
-    build::{self, BuildError, Work, environment::environment, place::Place},
-    layout,
-    rm::SharedRm,
+    apps::Apps,
+    build::{
+        self, BuildError, Work, detect::Detected, environment::environment, isolation::Builds, place::Place,
+    },
+    layout::{self, Layout},
+    metrics::RmMetrics,
     slug::{self, SlugError},
-    storage::{self, StorageError},
+    slugs::{NotStored, Slugs},
+    storage::StorageError,
     tree::{self, TreeError},
     voice::Voice,
 };
@@ -51,7 +56,19 @@ pub enum Unprepared {
     )]
     SlugGone(String),
     #[error("bazooka-rm failed: {0}")]
-    Internal(String),
+    Disk(#[from] std::io::Error),
+    #[error("bazooka-rm failed: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
+impl From<NotStored> for Unprepared {
+    fn from(error: NotStored) -> Unprepared {
+        match error {
+            NotStored::Slug(error) => Unprepared::Slug(error),
+            NotStored::Storage(error) => Unprepared::Storage(error),
+            NotStored::Panicked(error) => Unprepared::Panicked(error),
+        }
+    }
 }
 
 /// A commit to build and register.
@@ -61,164 +78,187 @@ pub struct Commit<'a> {
     /// The commit's id.
     pub rev: &'a RevId,
     /// The folder where git keeps the pushed objects until the push is accepted.
-    pub quarantine: Option<PathBuf>,
+    pub quarantine: Option<&'a Path>,
     /// The pusher's name, if known.
     pub user: Option<&'a str>,
 }
 
-/// Builds a commit and registers it as a rev; a commit that has a rev and a stored slug is not built again.
-///
-/// # Errors
-/// [`Unprepared`]: nothing is registered, and only the caches have changed.
-pub async fn prepare(
-    rm: &SharedRm,
-    commit: &Commit<'_>,
-    voice: &Voice,
-    cancelled: &CancellationToken,
-) -> Result<BTreeMap<ProcName, u16>, Unprepared> {
-    let known = rm.apps.view(commit.app).and_then(|view| view.revs.get(commit.rev).cloned());
-    let stored = match &known {
-        Some(known) => is_stored(rm, &known.slug).await?,
-        None => false,
-    };
-    if let Some(known) = known.as_ref().filter(|_| stored) {
-        rm.metrics.built("reused", &known.kind);
-        voice.say(format!("{} is built already", commit.rev.short())).await;
-        return register(rm, commit, &known.value, voice).await;
-    }
-    let begin = std::time::Instant::now();
-    let mut kind = "none".to_owned();
-    let folder = rm.layout.build(commit.app);
-    let built = build_in(rm, commit, &folder, &mut kind, voice, cancelled).await;
-    let cleared = tokio::task::spawn_blocking(move || layout::remove(&folder)).await;
-    if let Ok(Err(error)) = cleared {
-        tracing::warn!(app = %commit.app, error = %error, "the build's folder can't be removed");
-    }
-    rm.metrics.built(if built.is_ok() { "done" } else { "failed" }, &kind);
-    rm.metrics.build_duration.observe(begin.elapsed().as_secs_f64());
-    let rev = built?;
-    if known.is_some_and(|known| known.slug != rev.slug) {
-        return Err(Unprepared::SlugGone(commit.rev.short().into()));
-    }
-    register(rm, commit, &rev, voice).await
+/// The way from a commit to a rev.
+#[derive(Clone)]
+pub struct Builder {
+    /// The image of all apps.
+    pub apps: Apps,
+    /// The coordinator's rows.
+    pub visor: Visor,
+    /// The paths below the state folder.
+    pub layout: Layout,
+    /// The path of this program, which also supervises builds.
+    pub program: PathBuf,
+    /// The isolation of builds.
+    pub builds: Arc<Builds>,
+    /// The slugs.
+    pub slugs: Slugs,
+    /// The metrics.
+    pub metrics: RmMetrics,
 }
 
-async fn build_in(
-    rm: &SharedRm,
-    commit: &Commit<'_>,
-    folder: &Path,
-    kind: &mut String,
-    voice: &Voice,
-    cancelled: &CancellationToken,
-) -> Result<Rev, Unprepared> {
-    let export = {
-        let repository = rm.layout.repo(commit.app);
-        let (quarantine, rev) = (commit.quarantine.clone(), commit.rev.clone());
+/// An exported commit.
+struct Exported {
+    commit: tree::Commit,
+    files: tree::Files,
+    detected: Detected,
+    procs: BTreeMap<ProcName, String>,
+}
+
+impl Builder {
+    /// Builds a commit and registers it as a rev; a commit that has a rev and a stored slug is not built again.
+    ///
+    /// # Errors
+    /// [`Unprepared`]: nothing is registered, and only the caches have changed.
+    pub async fn prepare(
+        &self,
+        commit: &Commit<'_>,
+        voice: &Voice,
+        cancelled: &CancellationToken,
+    ) -> Result<BTreeMap<ProcName, u16>, Unprepared> {
+        let known = self.apps.view(commit.app).and_then(|view| view.revs.get(commit.rev).cloned());
+        if let Some(known) = &known
+            && self.slugs.has(&known.slug).await?
+        {
+            self.metrics.built("reused", &known.kind);
+            voice.say(format!("{} is built already", commit.rev.short())).await;
+            return self.register(commit, &known.value, voice).await;
+        }
+        let begin = std::time::Instant::now();
+        let mut kind = "none".to_owned();
+        let folder = self.layout.build(commit.app);
+        let built = self.build_in(commit, &folder, &mut kind, voice, cancelled).await;
+        let cleared = tokio::task::spawn_blocking(move || layout::remove(&folder)).await;
+        if let Ok(Err(error)) = cleared {
+            tracing::warn!(app = %commit.app, error = %error, "the build's folder can't be removed");
+        }
+        self.metrics.built(if built.is_ok() { "done" } else { "failed" }, &kind);
+        self.metrics.build_duration.observe(begin.elapsed().as_secs_f64());
+        let rev = built?;
+        if known.is_some_and(|known| known.slug != rev.slug) {
+            return Err(Unprepared::SlugGone(commit.rev.short().into()));
+        }
+        self.register(commit, &rev, voice).await
+    }
+
+    async fn build_in(
+        &self,
+        commit: &Commit<'_>,
+        folder: &Path,
+        kind: &mut String,
+        voice: &Voice,
+        cancelled: &CancellationToken,
+    ) -> Result<Rev, Unprepared> {
+        let exported = self.export(commit, folder, cancelled).await?;
+        let Exported { commit: says, files, detected, procs } = &exported;
+        *kind = detected.name();
+        let cache = self.layout.cache(commit.app);
+        let place = self.place(commit, folder, detected).await?;
+        let work = Work {
+            dir: folder,
+            files,
+            cache: &cache,
+            own_program: &self.program,
+            place: &place,
+            time: self.builds.time(),
+            voice,
+            cancelled,
+        };
+        if detected.kinds != [build::detect::Kind::Procfile] {
+            voice.say(format!("building: {kind}")).await;
+        }
+        build::build(&work, detected).await?;
+
+        voice.say("uploading container to file storage").await;
+        let slug = self.slugs.store(folder, cancelled).await?;
+        self.metrics.slug_bytes.observe(slug.size_bytes as f64);
+        if let Some(warning) = slug::warning(slug.size_bytes) {
+            voice.say(warning).await;
+        }
+        let by = commit.user.map_or_else(|| says.committer.clone(), str::to_owned);
+        Ok(Rev {
+            slug,
+            procs: procs.clone(),
+            kind: kind.clone(),
+            by,
+            at: Timestamp::now(),
+            subject: says.subject.clone(),
+            extra: Extra::new(),
+        })
+    }
+
+    /// Writes the commit's tree to the build's folder.
+    async fn export(
+        &self,
+        commit: &Commit<'_>,
+        folder: &Path,
+        cancelled: &CancellationToken,
+    ) -> Result<Exported, Unprepared> {
+        let repository = self.layout.repo(commit.app);
+        let (quarantine, rev) = (commit.quarantine.map(Path::to_owned), commit.rev.clone());
         let (folder, cancelled) = (folder.to_owned(), cancelled.clone());
-        move || -> Result<_, Unprepared> {
+        blocking(move || {
             // An rm that died during an earlier push to this app may have left the folder.
-            layout::remove(&folder).map_err(|error| Unprepared::Internal(error.to_string()))?;
+            layout::remove(&folder)?;
             let repository = tree::open(&repository, quarantine.as_deref())?;
-            let says = tree::describe(&repository, rev.as_str())?;
+            let commit = tree::describe(&repository, rev.as_str())?;
             let files = tree::export(&repository, rev.as_str(), &folder, &cancelled)?;
             let (detected, procs) = build::read(&folder, &files)?;
-            Ok((says, files, detected, procs))
+            Ok(Exported { commit, files, detected, procs })
+        })
+        .await
+    }
+
+    /// Prepares the place where the build's processes run.
+    async fn place(
+        &self,
+        commit: &Commit<'_>,
+        folder: &Path,
+        detected: &Detected,
+    ) -> Result<Place, Unprepared> {
+        let own: BTreeMap<String, String> = std::env::vars().collect();
+        let mut variables = environment(&own, &self.layout.cache(commit.app), Path::exists);
+        variables.insert("BAZOOKA_APP".into(), commit.app.to_string());
+        variables.insert("BAZOOKA_REV".into(), commit.rev.to_string());
+        if build::runs_nothing(detected) {
+            return Ok(Place::plain(folder, variables));
         }
-    };
-    let (says, files, detected, procs) = blocking(export).await?;
-    *kind = detected.name();
-    let cache = rm.layout.cache(commit.app);
-    let own: BTreeMap<String, String> = std::env::vars().collect();
-    let mut variables = environment(&own, &cache, Path::exists);
-    variables.insert("BAZOOKA_APP".into(), commit.app.to_string());
-    variables.insert("BAZOOKA_REV".into(), commit.rev.to_string());
-    let placing = {
-        let (rm, app) = (rm.clone(), commit.app.clone());
-        let (runs_nothing, folder) = (build::runs_nothing(&detected), folder.to_owned());
-        move || {
-            if runs_nothing {
-                return Ok(Place::plain(&folder, variables));
-            }
-            let place = rm.builds.place(&rm.layout, &app, &rm.program, variables);
+        let (builder, app) = (self.clone(), commit.app.clone());
+        blocking(move || {
+            let place = builder.builds.place(&builder.layout, &app, &builder.program, variables);
             place.map_err(|error| BuildError::NotStarted(in_words(&error)).into())
+        })
+        .await
+    }
+
+    async fn register(
+        &self,
+        commit: &Commit<'_>,
+        rev: &Rev,
+        voice: &Voice,
+    ) -> Result<BTreeMap<ProcName, u16>, Unprepared> {
+        voice.say("registering revisions in coordinator").await;
+        let known = self.apps.view(commit.app);
+        let is_new = |proc: &ProcName| known.as_ref().is_none_or(|view| !view.procs.contains_key(proc));
+        let new = rev.procs.keys().filter(|proc| is_new(proc)).count();
+        let taken = if new > 0 { taken_ports(&self.visor, new).await? } else { BTreeSet::new() };
+        let ports = self.visor.register_rev(commit.app, commit.rev, rev, &taken).await?;
+        for proc in ports.keys() {
+            voice.say(format!("pty registered: {proc}")).await;
         }
-    };
-    let place: Place = blocking(placing).await?;
-    let work = Work {
-        dir: folder,
-        files: &files,
-        cache: &cache,
-        own_program: &rm.program,
-        place: &place,
-        time: rm.builds.time(),
-        voice,
-        cancelled,
-    };
-    if detected.kinds != [build::detect::Kind::Procfile] {
-        voice.say(format!("building: {kind}")).await;
+        Ok(ports)
     }
-    build::build(&work, &detected).await?;
-
-    voice.say("uploading container to file storage").await;
-    let store = {
-        let (folder, layout, cancelled) = (folder.to_owned(), rm.layout.clone(), cancelled.clone());
-        move || slug::store(&folder, &layout, &cancelled).map_err(Unprepared::from)
-    };
-    let slug: Slug = blocking(store).await?;
-    if let Some(storage) = &rm.storage {
-        let name = storage::slug(&slug.sha256);
-        if storage.size(&name).await? != Some(slug.size_bytes) {
-            storage.put_file(&name, &rm.layout.slug(&slug.sha256)).await?;
-        }
-        let layout = rm.layout.clone();
-        blocking(move || slug::keep_newest(&layout).map_err(Unprepared::from)).await?;
-    }
-    rm.metrics.slug_bytes.observe(slug.size_bytes as f64);
-    if let Some(warning) = slug::warning(slug.size_bytes) {
-        voice.say(warning).await;
-    }
-    let by = commit.user.map_or(says.committer, str::to_owned);
-    Ok(Rev {
-        slug,
-        procs,
-        kind: kind.clone(),
-        by,
-        at: Timestamp::now(),
-        subject: says.subject,
-        extra: Extra::new(),
-    })
-}
-
-/// True if every host can fetch the slug.
-async fn is_stored(rm: &SharedRm, slug: &Slug) -> Result<bool, StorageError> {
-    match &rm.storage {
-        Some(storage) => Ok(storage.size(&storage::slug(&slug.sha256)).await? == Some(slug.size_bytes)),
-        None => Ok(slug::is_stored(&rm.layout, slug)),
-    }
-}
-
-async fn register(
-    rm: &SharedRm,
-    commit: &Commit<'_>,
-    rev: &Rev,
-    voice: &Voice,
-) -> Result<BTreeMap<ProcName, u16>, Unprepared> {
-    voice.say("registering revisions in coordinator").await;
-    let known = rm.apps.view(commit.app);
-    let is_new = |proc: &ProcName| known.as_ref().is_none_or(|view| !view.procs.contains_key(proc));
-    let new = rev.procs.keys().filter(|proc| is_new(proc)).count();
-    let taken = if new > 0 { taken_ports(rm, new).await? } else { BTreeSet::new() };
-    let ports = rm.visor.register_rev(commit.app, commit.rev, rev, &taken).await?;
-    for proc in ports.keys() {
-        voice.say(format!("pty registered: {proc}")).await;
-    }
-    Ok(ports)
 }
 
 /// Returns those of the next service ports on which another program listens on this machine. A proxy on another machine
 /// detects its own conflicts; this covers the common case of a single machine.
-async fn taken_ports(rm: &SharedRm, new: usize) -> Result<BTreeSet<u16>, VisorError> {
-    let last = rm.visor.get::<u64>(&Key::PortCounter).await?;
+async fn taken_ports(visor: &Visor, new: usize) -> Result<BTreeSet<u16>, VisorError> {
+    let last = visor.get::<u64>(&Key::PortCounter).await?;
     let last = last.map_or(u64::from(SERVICE_PORT_BASE), |last| last.value);
     let last = u16::try_from(last).unwrap_or(u16::MAX);
     let most = PORTS_TRIED.saturating_add(u16::try_from(new).unwrap_or(u16::MAX));
@@ -239,5 +279,5 @@ async fn taken_ports(rm: &SharedRm, new: usize) -> Result<BTreeSet<u16>, VisorEr
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Unprepared> + Send + 'static,
 ) -> Result<T, Unprepared> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Unprepared::Internal(error.to_string()))?
+    tokio::task::spawn_blocking(work).await?
 }

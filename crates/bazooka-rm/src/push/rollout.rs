@@ -2,10 +2,7 @@
 //!
 //! Owns only the report: the rollout goes on without a listener.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
@@ -14,15 +11,18 @@ use visor::{
     deadlines::NO_ROOM,
     keys,
     mirror::Mirror,
-    names::{AppName, HostName, ProcName, ReleaseId, RevId},
+    names::{AppName, HostName, ProcName, RevId},
     progress::{Observed, Progress, Verdict, progress, was_failing},
     schema::State,
     snapshot::{AppView, Snapshot},
-    visor::VisorError,
+    visor::{Visor, VisorError},
 };
 
-use super::Push;
-use crate::{rm::SharedRm, voice::Voice};
+use super::{
+    state::{Push, Trial},
+    trial::Releaser,
+};
+use crate::voice::Voice;
 
 /// The number of running instances of each proc and rev.
 type Running = BTreeMap<(ProcName, RevId), u32>;
@@ -40,11 +40,11 @@ impl Before {
     ///
     /// # Errors
     /// The store's.
-    pub async fn read(rm: &SharedRm, app: &AppName) -> Result<Before, VisorError> {
-        let snapshot = rm.visor.read(keys::app(app)).await?;
+    pub async fn read(visor: &Visor, app: &AppName) -> Result<Before, VisorError> {
+        let snapshot = visor.read(keys::app(app)).await?;
         let Some(view) = snapshot.apps.get(app) else { return Ok(Before::default()) };
         let of = view.instances.iter().map(|(id, instance)| (instance.host.clone(), *id));
-        let statuses = rm.visor.statuses(of).await?;
+        let statuses = visor.statuses(of).await?;
         let mut observed = Observed::default();
         for (id, status) in &statuses {
             observed.statuses.insert(*id, (&status.value, status.mod_revision));
@@ -55,103 +55,125 @@ impl Before {
     }
 }
 
-/// Reports each step until the rollout has converged, is stuck, is paused or finds no room, until the time for reports
-/// has passed, or until the pusher has left.
-pub async fn stream(
-    rm: &SharedRm,
-    push: &Arc<Push>,
-    release: ReleaseId,
-    before: Before,
-    voice: &Voice,
-    cancelled: &CancellationToken,
-) {
-    tokio::select! {
-        () = tell(rm, push, release, before, voice) => {}
-        () = cancelled.cancelled() => {}
-        () = push.gone.cancelled() => {}
-        () = tokio::time::sleep(rm.times.rollout) => {
-            voice.say("the rollout goes on; `bazooka ps` shows how far it is").await;
+impl Releaser {
+    /// Reports each step until the rollout has converged, is stuck, is paused or finds no room, until the time for
+    /// reports has passed, or until the pusher has left.
+    pub(super) async fn stream(
+        &self,
+        push: &Push,
+        trial: Trial,
+        voice: &Voice,
+        cancelled: &CancellationToken,
+    ) {
+        tokio::select! {
+            () = self.report(push, trial, voice) => {}
+            () = cancelled.cancelled() => {}
+            () = push.gone.cancelled() => {}
+            () = tokio::time::sleep(self.times.rollout) => {
+                voice.say("the rollout goes on; `bazooka ps` shows how far it is").await;
+            }
+        }
+    }
+
+    async fn report(&self, push: &Push, trial: Trial, voice: &Voice) {
+        let app = &push.app;
+        let Some(view) = self.apps.view(app) else { return };
+        for proc in &trial.before.failing {
+            voice.say(format!("{proc} failed before and isn't waited for: bazooka why {proc}")).await;
+        }
+        let mut hosts = hosts_of(&view);
+        let mut seen = trial.before.running.clone();
+        let mut no_room_since: Option<Instant> = None;
+        loop {
+            // Assignments and statuses are watched only for the hosts of this app's instances.
+            let mut scopes = keys::app(app);
+            scopes.extend(hosts.iter().flat_map(|host| [keys::assigned_to(host), keys::status_of(host)]));
+            let mut mirror = Mirror::new(self.visor.store().clone(), scopes, Snapshot::default());
+            loop {
+                let give_up = no_room_since.map(|since| since + NO_ROOM);
+                let patience = async {
+                    match give_up {
+                        Some(at) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    _ = mirror.next() => {}
+                    () = patience => {}
+                }
+                let snapshot = mirror.image();
+                let Some(view) = snapshot.apps.get(app).filter(|_| mirror.is_synced()) else { continue };
+                let observed = Observed::of(snapshot, app);
+                report_steps(&mut seen, view, &observed, &trial, voice).await;
+                if let Some(last) = last_word(view, &observed, &trial, &mut no_room_since) {
+                    if let Some(words) = last {
+                        voice.say(words).await;
+                    }
+                    return;
+                }
+                let needed = hosts_of(view);
+                if !needed.is_subset(&hosts) {
+                    hosts.extend(needed);
+                    break;
+                }
+            }
         }
     }
 }
 
-async fn tell(rm: &SharedRm, push: &Push, release: ReleaseId, before: Before, voice: &Voice) {
-    let app = &push.app;
-    let Some(view) = rm.apps.view(app) else { return };
-    for proc in &before.failing {
-        voice.say(format!("{proc} failed before and isn't waited for: bazooka why {proc}")).await;
+/// Reports each change of the running instances since the last call.
+async fn report_steps(
+    seen: &mut Running,
+    view: &AppView,
+    observed: &Observed<'_>,
+    trial: &Trial,
+    voice: &Voice,
+) {
+    let mut now = running(view, observed);
+    // A failing proc's instances come and go by themselves: those changes are no steps of this rollout.
+    now.retain(|(proc, _), _| !trial.before.failing.contains(proc));
+    seen.retain(|(proc, _), _| !trial.before.failing.contains(proc));
+    for line in steps(seen, &now) {
+        voice.say(line).await;
     }
-    let mut hosts = hosts_of(&view);
-    let (failing, mut before) = (before.failing, before.running);
-    let mut no_room_since: Option<Instant> = None;
-    loop {
-        // Assignments and statuses are watched only for the hosts of this app's instances.
-        let mut scopes = keys::app(app);
-        scopes.extend(hosts.iter().flat_map(|host| [keys::assigned_to(host), keys::status_of(host)]));
-        let mut mirror = Mirror::new(rm.visor.store().clone(), scopes, Snapshot::default());
-        loop {
-            let give_up = no_room_since.map(|since| since + NO_ROOM);
-            let patience = async {
-                match give_up {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = mirror.next() => {}
-                () = patience => {}
-            }
-            let snapshot = mirror.image();
-            let Some(view) = snapshot.apps.get(app).filter(|_| mirror.is_synced()) else { continue };
-            let observed = Observed::of(snapshot, app);
-            let mut now = running(view, &observed);
-            // A failing proc's instances come and go by themselves: those changes are no steps of this rollout.
-            now.retain(|(proc, _), _| !failing.contains(proc));
-            before.retain(|(proc, _), _| !failing.contains(proc));
-            for line in steps(&before, &now) {
-                voice.say(line).await;
-            }
-            before = now;
-            if let Some(row) = view.releases.get(&release).filter(|row| row.was_aborted()) {
-                let head = view.head.as_ref().map(|head| head.release.to_string()).unwrap_or_default();
-                let cause = row.cause.as_deref().unwrap_or_default();
-                voice.say(format!("{release} was {cause}: {head} is current again")).await;
-                return;
-            }
-            let waited_for = view.procs.keys().filter(|proc| !failing.contains(*proc));
-            let all: Vec<Progress> = waited_for.map(|proc| progress(view, &observed, proc)).collect();
-            let pending = all.iter().find_map(|progress| progress.pending.as_ref());
-            no_room_since = pending.map(|_| no_room_since.unwrap_or_else(Instant::now));
-            if all.iter().all(|progress| progress.verdict == Verdict::Converged) {
-                return;
-            }
-            if all.iter().all(|progress| matches!(progress.verdict, Verdict::Converged | Verdict::Paused)) {
-                let by = view.pause.as_ref().map(|pause| pause.by.as_str()).unwrap_or_default();
-                voice.say(format!("the rollout is paused by {by}; `bazooka rollout resume` goes on")).await;
-                return;
-            }
-            let stuck = all.iter().find_map(|progress| match &progress.verdict {
-                Verdict::Stuck { cause } => Some(cause.clone()),
-                _ => None,
-            });
-            // A failing proc must not hide the outcome of the others.
-            let others_done = all.iter().all(|progress| progress.verdict != Verdict::Underway);
-            if let Some(cause) = stuck.filter(|_| others_done) {
-                voice.say(format!("the rollout stopped: {cause}")).await;
-                return;
-            }
-            if let Some(pending) = pending.filter(|_| no_room_since.is_some_and(|at| at.elapsed() >= NO_ROOM))
-            {
-                voice.say(format!("the rollout waits: {}", pending.reason)).await;
-                return;
-            }
-            let needed = hosts_of(view);
-            if !needed.is_subset(&hosts) {
-                hosts.extend(needed);
-                break;
-            }
-        }
+    *seen = now;
+}
+
+/// Returns the last words, if the report is over; `Some(None)` if the rollout has converged.
+fn last_word(
+    view: &AppView,
+    observed: &Observed<'_>,
+    trial: &Trial,
+    no_room_since: &mut Option<Instant>,
+) -> Option<Option<String>> {
+    let release = trial.release;
+    if let Some(row) = view.releases.get(&release).filter(|row| row.was_aborted()) {
+        let head = view.head.as_ref().map(|head| head.release.to_string()).unwrap_or_default();
+        let cause = row.cause.as_deref().unwrap_or_default();
+        return Some(Some(format!("{release} was {cause}: {head} is current again")));
     }
+    let awaited = view.procs.keys().filter(|proc| !trial.before.failing.contains(*proc));
+    let all: Vec<Progress> = awaited.map(|proc| progress(view, observed, proc)).collect();
+    let pending = all.iter().find_map(|progress| progress.pending.as_ref());
+    *no_room_since = pending.map(|_| no_room_since.unwrap_or_else(Instant::now));
+    if all.iter().all(|progress| progress.verdict == Verdict::Converged) {
+        return Some(None);
+    }
+    if all.iter().all(|progress| matches!(progress.verdict, Verdict::Converged | Verdict::Paused)) {
+        let by = view.pause.as_ref().map(|pause| pause.by.as_str()).unwrap_or_default();
+        return Some(Some(format!("the rollout is paused by {by}; `bazooka rollout resume` goes on")));
+    }
+    let stuck = all.iter().find_map(|progress| match &progress.verdict {
+        Verdict::Stuck { cause } => Some(cause.clone()),
+        _ => None,
+    });
+    // A failing proc must not hide the outcome of the others.
+    let others_done = all.iter().all(|progress| progress.verdict != Verdict::Underway);
+    if let Some(cause) = stuck.filter(|_| others_done) {
+        return Some(Some(format!("the rollout stopped: {cause}")));
+    }
+    let pending = pending.filter(|_| no_room_since.is_some_and(|at| at.elapsed() >= NO_ROOM))?;
+    Some(Some(format!("the rollout waits: {}", pending.reason)))
 }
 
 fn hosts_of(view: &AppView) -> BTreeSet<HostName> {

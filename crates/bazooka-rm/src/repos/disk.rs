@@ -9,14 +9,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use git2::{Config, ErrorCode, Repository, RepositoryInitOptions};
+use git2::{Config, ErrorCode, Oid, Repository, RepositoryInitOptions};
 use visor::names::AppName;
 
 use super::{
     OnDisk, app_of,
     config::{DENY_NON_FAST_FORWARDS, DOOMED, FIRST_SETTINGS, SETTINGS, TOKEN},
 };
-use crate::layout::{Layout, remove};
+use crate::{
+    layout::{Layout, remove},
+    refs::{BRANCHES, ChangeSet},
+    tree,
+};
 
 /// The hooks that each repository has.
 const HOOKS: [&str; 2] = ["pre-receive", "post-receive"];
@@ -248,7 +252,85 @@ fn clear(folder: &Path, is_left: impl Fn(&str) -> bool) {
     }
 }
 
+/// The reasons why a push's branches can't move.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message is its description")]
+pub enum BranchError {
+    #[error(
+        "{branch} of app '{app}' holds commits that this push would leave behind, and its repository denies that (receive.denyNonFastForwards); fetch and merge them first"
+    )]
+    NonFastForward { app: AppName, branch: String },
+    #[error("{0} has moved meanwhile; fetch it and push again")]
+    Moved(String),
+    #[error("the pushed commit can't be read: {0}")]
+    Git(#[from] git2::Error),
+}
+
+/// Rejects a forced push if the repository denies it.
+///
+/// # Errors
+/// [`BranchError`].
+pub fn allows(
+    repository: &Path,
+    app: &AppName,
+    set: &ChangeSet,
+    quarantine: Option<&Path>,
+) -> Result<(), BranchError> {
+    let repository = tree::open(repository, quarantine)?;
+    if !denies_non_fast_forwards(&repository) {
+        return Ok(());
+    }
+    for update in set.updates.iter().filter(|update| !update.creates()) {
+        let (old, new) = (Oid::from_str(&update.old)?, Oid::from_str(&update.new)?);
+        if old != new && !repository.graph_descendant_of(new, old)? {
+            return Err(BranchError::NonFastForward { app: app.clone(), branch: update.name.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the branches of a change set are where the pusher saw them.
+///
+/// # Errors
+/// [`BranchError`].
+pub fn is_unmoved(repository: &Path, set: &ChangeSet) -> Result<(), BranchError> {
+    let repository = Repository::open_bare(repository)?;
+    for update in &set.updates {
+        let now = repository.refname_to_id(&update.name).ok().map(|id| id.to_string());
+        let seen = if update.creates() { None } else { Some(update.old.clone()) };
+        if now != seen {
+            return Err(BranchError::Moved(update.name.trim_start_matches("refs/heads/").into()));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the commit of each deployed branch of a repository.
+///
+/// # Errors
+/// If the repository can't be opened.
+pub fn tips(repository: &Path) -> Result<BTreeMap<String, String>, git2::Error> {
+    let repository = Repository::open_bare(repository)?;
+    let tip = |name: &str| Some((name.to_owned(), repository.refname_to_id(name).ok()?.to_string()));
+    Ok(BRANCHES.iter().filter_map(|name| tip(name)).collect())
+}
+
+/// Points a repository's HEAD at the deployed branch, so that a clone checks it out.
+pub fn point_head(repository: &Path, branch: &str) {
+    let point = || -> Result<(), git2::Error> {
+        let repository = Repository::open_bare(repository)?;
+        let head = repository.find_reference("HEAD")?;
+        if head.symbolic_target().ok().flatten() != Some(branch) {
+            repository.set_head(branch)?;
+        }
+        Ok(())
+    };
+    if let Err(error) = point() {
+        tracing::warn!(branch, error = %error, "can't point the repository's HEAD");
+    }
+}
+
 /// True if the repository rejects forced pushes.
-pub fn denies_non_fast_forwards(repository: &Repository) -> bool {
+fn denies_non_fast_forwards(repository: &Repository) -> bool {
     repository.config().and_then(|config| config.get_bool(DENY_NON_FAST_FORWARDS)).unwrap_or(false)
 }

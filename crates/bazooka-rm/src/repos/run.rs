@@ -1,10 +1,10 @@
 //! The loop that brings the repositories to the wanted state.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bazooka_daemon::in_words;
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{oneshot, watch},
     task::JoinError,
 };
 use visor::{
@@ -15,12 +15,10 @@ use visor::{
 use super::{
     Own, Step,
     disk::{Disk, DiskError},
+    origin::Origin,
     plan,
 };
-use crate::{
-    apps::Apps,
-    storage::{self, Storage},
-};
+use crate::apps::Apps;
 
 /// The pause before a failed step is retried.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
@@ -44,19 +42,19 @@ pub struct Repositories {
     pub visor: Visor,
     /// The repositories on disk.
     pub disk: Disk,
-    /// The file storage shared with other rms.
-    pub storage: Option<Storage>,
+    /// The repositories that pushes move.
+    pub origin: Arc<dyn Origin>,
     /// This rm's identity.
     pub own: Own,
     /// True for an app with a push under way; the removal of its repository then waits.
     pub busy: Box<dyn Fn(&AppName) -> bool + Send + Sync>,
-    /// Notified when a push has ended.
-    pub push_ended: std::sync::Arc<Notify>,
+    /// Changes when a push has ended.
+    pub push_ended: watch::Receiver<u64>,
 }
 
 impl Repositories {
     /// Runs the loop until shutdown. Sends `settled` when no step was left for the first time.
-    pub async fn run(self, settled: oneshot::Sender<()>) {
+    pub async fn run(mut self, settled: oneshot::Sender<()>) {
         let mut settled = Some(settled);
         let mut changes = self.apps.changes();
         loop {
@@ -70,7 +68,7 @@ impl Repositories {
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
-                () = self.push_ended.notified() => {}
+                ended = self.push_ended.changed() => if ended.is_err() { return },
                 () = async { match pause {
                     Some(pause) => tokio::time::sleep(pause).await,
                     None => std::future::pending().await,
@@ -91,7 +89,7 @@ impl Repositories {
             }
         };
         let mut well = true;
-        for (app, steps) in plan(known, &observed, &self.own) {
+        for (app, steps) in plan(known, &observed, &self.own, |case| self.origin.steps(case)) {
             for step in steps {
                 let removes = matches!(step, Step::Remove | Step::Forget);
                 if removes && (self.busy)(&app) {
@@ -115,12 +113,8 @@ impl Repositories {
     /// to them.
     async fn forget(&self, app: &AppName) -> Result<bool, VisorError> {
         let token = self.apps.view(app).and_then(|view| view.app.as_ref().map(|row| row.token.clone()));
-        if let Some((storage, token)) = self.storage.as_ref().zip(token) {
-            let removed = async {
-                let all = storage.litter(&storage::repo(app, &token), Duration::ZERO, |_| false).await?;
-                storage.remove(all).await
-            };
-            if let Err(error) = removed.await {
+        if let Some(token) = token {
+            if let Err(error) = self.origin.forget(app, &token).await {
                 tracing::warn!(app = %app, error = %error, "can't remove what is stored of an app; will try again");
                 return Ok(false);
             }
@@ -147,21 +141,22 @@ impl Repositories {
                 let (disk, app, step) = (self.disk.clone(), app.clone(), step.clone());
                 let taken = tokio::task::spawn_blocking(move || -> Result<(), DiskError> {
                     match &step {
-                    Step::Create { token } => {
-                        disk.create(&app, token)?;
-                        tracing::info!(app = %app, "repository created");
-                        Ok(())
+                        Step::Create { token } => {
+                            disk.create(&app, token)?;
+                            tracing::info!(app = %app, "repository created");
+                            Ok(())
+                        }
+                        Step::Configure => disk.configure(&app),
+                        Step::InstallHooks => disk.install_hooks(&app),
+                        Step::Doom => disk.doom(&app),
+                        Step::Remove => {
+                            disk.remove(&app)?;
+                            tracing::info!(app = %app, "repository removed");
+                            Ok(())
+                        }
+                        Step::Report(_) | Step::Forget => Ok(()),
                     }
-                    Step::Configure => disk.configure(&app),
-                    Step::InstallHooks => disk.install_hooks(&app),
-                    Step::Doom => disk.doom(&app),
-                    Step::Remove => {
-                        disk.remove(&app)?;
-                        tracing::info!(app = %app, "repository removed");
-                        Ok(())
-                    }
-                    Step::Report(_) | Step::Forget => Ok(()),
-                }})
+                })
                 .await;
                 taken??;
             }

@@ -12,9 +12,9 @@ use tempfile::TempPath;
 use tokio::io::AsyncWriteExt;
 use visor::names::Digest;
 
-use super::StoredError;
 use crate::{
     git::{self, GitError},
+    repos::origin::OriginError,
     storage::hex,
 };
 
@@ -32,15 +32,15 @@ pub struct Made {
 /// The pack is complete in itself: no object in it is a delta against one outside.
 ///
 /// # Errors
-/// [`StoredError`].
+/// [`OriginError`].
 pub async fn make(
     repository: &Path,
     quarantine: Option<&Path>,
     wanted: &[String],
     stored: &[String],
     folder: &Path,
-) -> Result<Option<Made>, StoredError> {
-    let (out, file) = tempfile::NamedTempFile::new_in(folder).map_err(StoredError::Disk)?.into_parts();
+) -> Result<Option<Made>, OriginError> {
+    let (out, file) = tempfile::NamedTempFile::new_in(folder).map_err(OriginError::Disk)?.into_parts();
     let mut command = git::git(repository);
     command
         .args(["pack-objects", "--revs", "--stdout", "--delta-base-offset", "-q"])
@@ -53,7 +53,7 @@ pub async fn make(
             .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", repository.join("objects"));
     }
     command.stderr(Stdio::piped()).kill_on_drop(true);
-    let failed = |error| StoredError::Git(GitError::NotStarted(error));
+    let failed = |error| OriginError::Git(GitError::NotStarted(error));
     let mut child = command.spawn().map_err(failed)?;
     let mut words = wanted.join("\n");
     if !stored.is_empty() {
@@ -68,7 +68,7 @@ pub async fn make(
     let ended = child.wait_with_output().await.map_err(failed)?;
     if !ended.status.success() {
         let complaint = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
-        return Err(StoredError::Git(GitError::Failed(complaint)));
+        return Err(OriginError::Git(GitError::Failed(complaint)));
     }
     let read = move || -> io::Result<Option<Made>> {
         let mut bytes = File::open(&file)?;
@@ -85,27 +85,27 @@ pub async fn make(
         Ok(Some(Made { file, sha256 }))
     };
     let made = tokio::task::spawn_blocking(read).await.map_err(io::Error::other);
-    made.and_then(|made| made).map_err(StoredError::Disk)
+    made.and_then(|made| made).map_err(OriginError::Disk)
 }
 
 /// Adds a pack to a repository, completely or not at all.
 ///
 /// # Errors
-/// [`StoredError`].
-pub async fn take_in(repository: &Path, pack: &Path) -> Result<(), StoredError> {
-    let pack = File::open(pack).map_err(StoredError::Disk)?;
+/// [`OriginError`].
+pub async fn take_in(repository: &Path, pack: &Path) -> Result<(), OriginError> {
+    let pack = File::open(pack).map_err(OriginError::Disk)?;
     let mut command = git::git(repository);
     command.args(["index-pack", "--stdin"]).stdin(pack).stdout(Stdio::null());
-    git::run(&mut command).await.map_err(StoredError::Git)
+    git::run(&mut command).await.map_err(OriginError::Git)
 }
 
 /// Checks that a repository has every object that the commits reach, given that it has all that its refs reach.
 ///
 /// # Errors
 /// Git's message about the missing objects.
-pub async fn connected(repository: &Path, commits: &[String]) -> Result<(), StoredError> {
+pub async fn connected(repository: &Path, commits: &[String]) -> Result<(), OriginError> {
     let mut command = git::git(repository);
     command.args(["rev-list", "--objects", "--quiet"]).args(commits).args(["--not", "--all"]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    git::run(&mut command).await.map_err(StoredError::NotWhole)
+    git::run(&mut command).await.map_err(OriginError::NotWhole)
 }
