@@ -123,3 +123,33 @@ impl Following {
         known.rms = image.rms.iter().map(|(name, rm)| (name.clone(), rm.value.clone())).collect();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use visor::{store::model::ModelStore, testing::until, visor::Visor};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pause_shows_in_its_apps_view() {
+        let store: SharedStore = Arc::new(ModelStore::new());
+        let (visor, now) = (Visor::new(store.clone()), jiff::Timestamp::UNIX_EPOCH);
+        let app: AppName = "shop".parse().expect("valid");
+        visor.set_up().await.expect("it is in memory");
+        visor.register_app(&app, "ada", "t", now).await.expect("there is no such app yet");
+        let (apps, following) = Apps::new(store);
+        let _following = tokio::spawn(following.run());
+        let shows = async |what: &str, paused: bool| {
+            until(what, Duration::from_secs(10), || async {
+                let view = apps.view(&app).ok_or_else(|| "there is no such app".to_owned())?;
+                if view.pause.is_some() == paused { Ok(()) } else { Err("it has the old view".to_owned()) }
+            })
+            .await;
+        };
+        shows("the app is seen", false).await;
+        visor.pause_rollouts(&app, true, "ada", now).await.expect("the app is there");
+        shows("the pause is seen", true).await;
+    }
+}
