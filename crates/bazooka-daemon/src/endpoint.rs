@@ -20,13 +20,14 @@ use axum::{
 };
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use visor::{access::Act, identity::Caller};
 
 use crate::{
     callers::{Callers, Peer},
     cluster::Cluster,
     exposition::{Format, expose},
+    loops::LoopEnded,
     readiness::Readiness,
     tls::TlsListener,
 };
@@ -100,31 +101,86 @@ pub fn refused(caller: &Caller) -> (StatusCode, String) {
     }
 }
 
-/// Serves an endpoint until `shutdown`. Running requests then have 2 s at most, because a followed log would never
-/// end. With an identity it serves TLS, and each request has its [`Caller`].
-pub async fn serve(listener: TcpListener, routes: Router, cluster: &Cluster, shutdown: CancellationToken) {
+/// A daemon's endpoint, served by a task of its own. Dropping this ends the task at once.
+#[derive(Debug)]
+pub struct Serving {
+    task: AbortOnDropHandle<io::Result<()>>,
+    end: CancellationToken,
+    has_ended: bool,
+}
+
+/// The endpoint's name among a daemon's loops.
+const NAME: &str = "the endpoint";
+
+impl Serving {
+    /// Serves an endpoint until `end` is cancelled. Running requests then have 2 s at most, because a followed log would
+    /// never end. With an identity it serves TLS, and each request has its [`Caller`].
+    pub fn start(
+        listener: TcpListener,
+        routes: Router,
+        cluster: &Cluster,
+        end: CancellationToken,
+    ) -> Serving {
+        let task = tokio::spawn(serve(listener, routes, cluster.clone(), end.clone()));
+        Serving { task: AbortOnDropHandle::new(task), end, has_ended: false }
+    }
+
+    /// Waits until the endpoint ends without having been asked to.
+    ///
+    /// # Cancel safety
+    /// If this is dropped, no end is lost.
+    pub async fn ended(&mut self) -> LoopEnded {
+        if !self.has_ended {
+            let ended = (&mut self.task).await;
+            self.has_ended = true;
+            let was_asked = self.end.is_cancelled() && matches!(ended, Ok(Ok(())));
+            if !was_asked {
+                return LoopEnded::of(NAME, ended);
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Ends the endpoint, and waits for its running requests.
+    ///
+    /// # Errors
+    /// If it ended with an error that [`Serving::ended`] has not returned.
+    pub async fn drain(mut self) -> Result<(), LoopEnded> {
+        self.end.cancel();
+        if self.has_ended {
+            return Ok(());
+        }
+        match (&mut self.task).await {
+            Ok(Ok(())) => Ok(()),
+            failed => Err(LoopEnded::of(NAME, failed)),
+        }
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    cluster: Cluster,
+    end: CancellationToken,
+) -> io::Result<()> {
     let callers = Callers::new(cluster.credentials.clone());
     let routes = routes.layer(from_fn(move |request, next| callers.clone().find_out(request, next)));
     let routes = routes.into_make_service_with_connect_info::<Peer>();
-    let end = shutdown.clone().cancelled_owned();
+    let asked = end.clone().cancelled_owned();
     let serving = async {
         match &cluster.credentials {
-            None => axum::serve(listener, routes).with_graceful_shutdown(end).await,
+            None => axum::serve(listener, routes).with_graceful_shutdown(asked).await,
             Some(credentials) => {
                 let listener = TlsListener::new(listener, credentials.clone());
-                axum::serve(listener, routes).with_graceful_shutdown(end).await
+                axum::serve(listener, routes).with_graceful_shutdown(asked).await
             }
         }
     };
     tokio::select! {
-        served = serving => {
-            if let Err(error) = served {
-                tracing::error!(error = %error, "the endpoint failed");
-            }
-        }
+        served = serving => served,
         () = async {
-            shutdown.cancelled().await;
+            end.cancelled().await;
             tokio::time::sleep(GRACE).await;
-        } => {}
+        } => Ok(()),
     }
 }

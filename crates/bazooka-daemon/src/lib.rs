@@ -6,7 +6,7 @@
 //! ```text
 //! settings::read ─▶ init_logs ─▶ shutdown ─▶ CoordinatorArgs::cluster ─▶ listen ─▶ announce ─▶ the daemon's own loop
 //!  options, file     stderr or    SIGTERM      visor, as this identity     │         systemd        │ Pulse::beat
-//!  and their faults  the journal  SIGINT                                   └─▶ serve: common_routes │ NotReady dropped
+//!  and their faults  the journal  SIGINT                                   └─▶ Serving: routes     │ NotReady dropped
 //! ```
 //!
 //! | module | owns |
@@ -16,6 +16,7 @@
 //! | `cluster` | the connection to the coordinator, and this part's identity |
 //! | `logs`, `journal` | log lines |
 //! | `signals`, `readiness`, `supervisor` | a daemon's life from start to end, and what systemd learns of it |
+//! | `loops` | a daemon's tasks, and what their ends mean |
 //! | `folder` | the token that names a state folder |
 //! | `git_token` | tokens for git's HTTP |
 //! | `client` (feature `client`) | HTTP to other daemons |
@@ -35,6 +36,7 @@ mod folder;
 pub mod git_token;
 mod journal;
 mod logs;
+mod loops;
 mod readiness;
 pub mod settings;
 mod signals;
@@ -50,9 +52,10 @@ pub use callers::{Callers, CallsFrom};
 pub use client::http_client;
 pub use cluster::{Cluster, ClusterError, CoordinatorArgs, IdentityArgs, OtherIdentity};
 #[cfg(feature = "endpoint")]
-pub use endpoint::{ListenError, Metrics, common_routes, listen, refused, serve};
+pub use endpoint::{ListenError, Metrics, Serving, common_routes, listen, refused};
 pub use folder::{FolderError, folder_token};
 pub use logs::init_logs;
+pub use loops::{LoopEnded, Loops, panic_message};
 pub use readiness::{NotReady, Readiness};
 pub use signals::{Shutdown, shutdown};
 

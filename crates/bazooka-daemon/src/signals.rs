@@ -28,13 +28,14 @@ impl Shutdown {
 pub fn shutdown() -> io::Result<Shutdown> {
     let token = CancellationToken::new();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let cancelled = token.clone();
+    // A guard: if the task that handles signals panics, the program ends in order, and not only by SIGKILL.
+    let guard = token.clone().drop_guard();
     let listening = tokio::spawn(async move {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
-        cancelled.cancel();
+        drop(guard);
     });
     Ok(Shutdown { token, _listening: AbortOnDropHandle::new(listening) })
 }

@@ -12,6 +12,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::Readiness;
 
 /// Announces when the daemon is ready and when it was told to end, for as long as the returned handle is held.
+///
+/// Nothing waits for this task's end: a daemon that never reports ready is ended by the service manager.
 #[must_use = "nothing is said once it is dropped"]
 pub fn announce(readiness: Readiness, shutdown: CancellationToken) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {

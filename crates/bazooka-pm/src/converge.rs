@@ -42,18 +42,19 @@ pub mod step;
 mod tally;
 mod trial;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, pin::pin, time::Duration};
 
 use axum::Router;
 use bazooka_daemon::{
-    Cluster, ClusterError, CoordinatorArgs, ListenError, Metrics, Readiness, common_routes, listen, serve,
+    Cluster, ClusterError, CoordinatorArgs, ListenError, LoopEnded, Metrics, Readiness, Serving,
+    common_routes, listen,
     supervisor::{Pulse, announce},
 };
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
     identity::Kind,
-    lease::{LeaseKeeper, LeaseTiming},
+    lease::{KeeperPanicked, LeaseKeeper, LeaseTiming},
     schema::{Extra, Leader},
     store::wait_until_ready,
     visor::{Visor, VisorError},
@@ -125,12 +126,18 @@ pub enum ConvergeError {
     /// The coordinator rejects this process.
     #[error("the coordinator can't be used")]
     Coordinator(#[source] VisorError),
+    /// The election depends on a lease that is kept no longer.
+    #[error("this process can't be elected any more")]
+    Lease(#[from] KeeperPanicked),
+    /// The endpoint ended.
+    #[error(transparent)]
+    Endpoint(#[from] LoopEnded),
 }
 
 /// Runs the whole daemon: its endpoint, and [`run`].
 ///
 /// # Errors
-/// As [`run`]; invalid arguments; an endpoint that can't be opened.
+/// As [`run`]; invalid arguments; an endpoint that can't be opened, or that ended.
 pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(), ConvergeError> {
     let cluster = args.coordinator.cluster()?;
     let own = cluster.own_name(Kind::Converger, None).map_err(ClusterError::from)?;
@@ -140,16 +147,20 @@ pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(
     let url = format!("{}://{address}", cluster.scheme());
     let options = ConvergeOptions { url, pulse: Pulse::asked_for(), ..ConvergeOptions::named(name) };
     let _announcing = announce(options.readiness.clone(), shutdown.clone());
-    let routes = routes(&options, &cluster);
-    let serving = tokio::spawn({
-        let (cluster, shutdown) = (cluster.clone(), shutdown.clone());
-        async move { serve(listener, routes, &cluster, shutdown).await }
-    });
-    let ran = run(cluster.visor, options, shutdown.clone()).await;
-    shutdown.cancel();
-    // A panic of the endpoint's task has been reported already, and the converger's work is done.
-    let _ = serving.await;
-    ran
+    // A token of its own, so that the end of one part also ends the other one.
+    let ending = shutdown.child_token();
+    let mut serving = Serving::start(listener, routes(&options, &cluster), &cluster, ending.clone());
+    let mut working = pin!(run(cluster.visor, options, ending.clone()));
+    let ran = tokio::select! {
+        ran = &mut working => ran,
+        ended = serving.ended() => {
+            // The converger hands over, so that another process is elected at once.
+            ending.cancel();
+            working.await.and(Err(ended.into()))
+        }
+    };
+    let drained = serving.drain().await;
+    ran.and(drained.map_err(ConvergeError::from))
 }
 
 fn machine() -> Option<String> {
@@ -166,7 +177,7 @@ pub fn routes(options: &ConvergeOptions, cluster: &Cluster) -> Router {
 /// At start it waits for a coordinator that can't be reached; a coordinator that goes away later stops nothing.
 ///
 /// # Errors
-/// If the coordinator rejects this process, or its schema is of a later version.
+/// If the coordinator rejects this process, or its schema is of a later version; if its lease can't be kept any more.
 pub async fn run(
     visor: Visor,
     options: ConvergeOptions,
@@ -188,7 +199,7 @@ pub async fn run(
     };
     let keeper = LeaseKeeper::start(visor.store().clone(), options.timing);
     tracing::info!(name = %options.name, url = %options.url, "ready");
-    Lead::new(visor, keeper, metrics, leader, options.wall, not_ready, options.pulse).run(shutdown).await;
+    Lead::new(visor, keeper, metrics, leader, options.wall, not_ready, options.pulse).run(shutdown).await?;
     Ok(())
 }
 

@@ -50,7 +50,7 @@ use std::{
 };
 
 use bazooka_daemon::{
-    Cluster, Readiness, common_routes, in_words, listen, serve,
+    Cluster, Loops, Readiness, Serving, common_routes, in_words, listen,
     supervisor::{Pulse, announce},
 };
 use bazooka_sandbox::{
@@ -98,7 +98,8 @@ const LOCK_WITHIN: Duration = Duration::from_secs(10);
 /// Runs the host's part until `shutdown`.
 ///
 /// # Errors
-/// In words for the user: which option this machine can't meet, or that effects no longer reach the engine.
+/// In words for the user: which option this machine can't meet, that effects no longer reach the engine, or the loop that
+/// ended.
 pub async fn run(
     cluster: Cluster,
     coordinator: &[String],
@@ -178,10 +179,7 @@ pub async fn run(
     let routes = common_routes(readiness.clone(), registry, &cluster)
         .merge(logs::routes(folders.clone(), cluster.clone(), endpoint_end.clone()))
         .merge(found::routes(answers.clone()));
-    let endpoint = tokio::spawn({
-        let (cluster, end) = (cluster.clone(), endpoint_end.clone());
-        async move { serve(listener, routes, &cluster, end).await }
-    });
+    let mut serving = Serving::start(listener, routes, &cluster, endpoint_end);
 
     let lease_file = folders.lease_file();
     let note_lease = move |left: Duration| {
@@ -194,13 +192,22 @@ pub async fn run(
     let machine =
         shims::Machine { host: name.clone(), address, folders, shim, slugs, uids, cgroups, sandboxes };
     let seed = u16::try_from(std::process::id() % 65_521).expect("it is below 65,536");
+    let mut loops = Loops::default();
     let warning = cluster.clone();
-    tokio::spawn(async move { warning.warn_of_old_coordinator().await });
-    let effects = answers.clone();
+    loops.spawn_once("the look at the coordinator's version", async move {
+        warning.warn_of_old_coordinator().await;
+    });
+    let announced = readiness.clone();
+    loops.spawn_once("the report of readiness", async move {
+        announced.reached().await;
+        tracing::info!(host = %ready, url, "ready");
+    });
+    let (effects, ready) = (answers.clone(), name.clone());
     let work = Work {
         visor: cluster.visor,
-        name: name.clone(),
+        name,
         host,
+        loops,
         runtime: Box::new(shims::Shims::new(machine, answers.clone())),
         vault,
         answers,
@@ -213,21 +220,20 @@ pub async fn run(
         note_lease: Box::new(note_lease),
         stop_all_at_exit: options.on_exit == OnExit::Stop,
     };
-    let _announcing = announce(readiness.clone(), shutdown.clone());
-    tokio::spawn(async move {
-        readiness.reached().await;
-        tracing::info!(host = %name, url, "ready");
-    });
-    work.run(shutdown).await;
+    let _announcing = announce(readiness, shutdown.clone());
+    let ran = tokio::select! {
+        ran = work.run(shutdown) => ran,
+        ended = serving.ended() => Err(ended),
+    };
     if let Some(groups) = own_groups {
         if options.on_exit == OnExit::Stop {
             groups.sweep(|_| false);
         }
         groups.leave();
     }
-    endpoint_end.cancel();
-    let _ = endpoint.await;
-    effects.fault().map_or(Ok(()), |fault| Err(fault.to_string()))
+    let drained = serving.drain().await;
+    effects.fault().map_or(Ok(()), |fault| Err(fault.to_string()))?;
+    ran.and(drained).map_err(|ended| in_words(&ended))
 }
 
 /// Finds out whether instances can have a sandbox on this machine. Blocks.

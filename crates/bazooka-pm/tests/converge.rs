@@ -5,14 +5,17 @@ mod cluster;
 
 use std::{sync::Arc, time::Duration};
 
+use bazooka_pm::converge::{ConvergeOptions, run};
 use cluster::{Cluster, Does};
+use tokio_util::sync::CancellationToken;
 use visor::{
     schema::{Fault, ReleaseStatus, State},
     store::{
         etcd::{EtcdConfig, EtcdStore},
-        model::Fate,
+        model::{Fate, ModelStore},
     },
     testing::{Etcd, fresh_prefix},
+    visor::Visor,
 };
 
 /// A cluster of so many hosts with a proxy, a converger and an app whose web runs `count` times.
@@ -310,4 +313,14 @@ async fn on_a_real_etcd_a_hundred_are_placed_and_pushed_over() {
     cluster.until_all_run("web", release, 8).await;
     assert!(cluster.fewest_running() >= 8, "{}", cluster.fewest_running());
     cluster.stop_converger("one").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_converger_whose_lease_is_kept_no_longer_ends_and_says_so() {
+    let store = ModelStore::new();
+    store.faults().panic_at_grant();
+    let running = run(Visor::new(store.shared()), ConvergeOptions::named("one"), CancellationToken::new());
+    let ended = tokio::time::timeout(Duration::from_secs(60), running).await.expect("it ends by itself");
+    let error = bazooka_daemon::in_words(&ended.expect_err("nobody asked it to end"));
+    assert_eq!(error, "this process can't be elected any more: the task that keeps the lease has panicked");
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bazooka_daemon::Loops;
 use tokio::sync::watch;
 use visor::names::InstanceId;
 
@@ -89,8 +90,9 @@ pub trait Balancer: Send {
     /// If a worker that is there can't be asked.
     async fn sessions(&self, backends: &BTreeSet<String>) -> Result<BTreeMap<InstanceId, u32>, CliError>;
 
-    /// Tells each time when HAProxy's master comes, starts again or goes, and again while it isn't there.
-    fn masters(&self) -> watch::Receiver<u64>;
+    /// Starts the watch of HAProxy's master. Its number grows each time that the master comes, starts again or goes,
+    /// and repeatedly while there is none.
+    fn masters(&self, loops: &mut Loops) -> watch::Receiver<u64>;
 
     /// Whether a port can be opened now.
     ///

@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bazooka_daemon::Loops;
 use tokio::{
     io::AsyncReadExt,
     sync::watch,
@@ -59,8 +60,15 @@ pub struct Driver {
 
 impl Driver {
     /// Over HAProxy's master and its files; with a process, where bazooka-proxy runs it.
-    pub fn new(cli: Cli, place: Place, process: Option<Process>, metrics: ProxyMetrics) -> Self {
-        let writer = Writer::start(place.clone());
+    pub fn new(
+        cli: Cli,
+        place: Place,
+        process: Option<Process>,
+        metrics: ProxyMetrics,
+        loops: &mut Loops,
+    ) -> Self {
+        let (writer, writing) = Writer::new(place.clone());
+        loops.spawn_endless("the writer of HAProxy's files", writing);
         Driver { cli, place, writer, process, metrics }
     }
 
@@ -261,10 +269,10 @@ impl Balancer for Driver {
         Ok(open)
     }
 
-    fn masters(&self) -> watch::Receiver<u64> {
+    fn masters(&self, loops: &mut Loops) -> watch::Receiver<u64> {
         let cli = self.cli.clone();
         let (says, masters) = watch::channel(0);
-        tokio::spawn(async move {
+        loops.spawn_endless("the watch of HAProxy's master", async move {
             loop {
                 match cli.open().await {
                     Ok(mut connection) => {
@@ -278,9 +286,6 @@ impl Balancer for Driver {
                         says.send_modify(|n| *n += 1);
                         sleep(LOOK_FOR_MASTER).await;
                     }
-                }
-                if says.is_closed() {
-                    return;
                 }
             }
         });

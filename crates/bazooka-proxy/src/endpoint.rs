@@ -9,21 +9,31 @@
 //! GET /haproxy/metrics     HAProxy's own exporter
 //! ```
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
     Extension, Json, Router,
-    body::Body,
+    body::{Body, Bytes, HttpBody},
     extract::{Path, RawQuery, State},
     http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use bazooka_daemon::{Cluster, refused};
-use hyper::client::conn::http1;
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    client::conn::http1,
+};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::{net::UnixStream, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 use visor::{
     access::Act,
     identity::Caller,
@@ -170,13 +180,40 @@ async fn haproxy(
         let stream = UnixStream::connect(socket).await.map_err(|error| failed(&error))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-        // The connection ends with the response's body.
-        tokio::spawn(connection);
-        sender.send_request(request).await.map_err(|error| failed(&error))
+        let connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        let answer = sender.send_request(request).await.map_err(|error| failed(&error))?;
+        Ok(answer.map(|body| Body::new(Carried { body, _connection: connection })))
     };
     match timeout(HAPROXY_ANSWERS, asking).await {
-        Ok(answer) => Ok(answer?.map(Body::new).into_response()),
+        Ok(answer) => Ok(answer?.into_response()),
         Err(late) => Err(failed(&late)),
+    }
+}
+
+/// A response's body with the task of its connection, which ends with it. If the task panics, the body breaks off with
+/// an error.
+struct Carried {
+    body: Incoming,
+    _connection: AbortOnDropHandle<hyper::Result<()>>,
+}
+
+impl HttpBody for Carried {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -7,12 +7,13 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use tokio::{
     process::Command,
-    sync::{mpsc, oneshot},
+    sync::{Notify, oneshot},
     time::timeout,
 };
 
@@ -153,77 +154,112 @@ fn rename(from: &Path, to: &Path) -> Result<(), FilesError> {
     renamed().map_err(|source| FilesError::Write { path: to.to_owned(), source })
 }
 
-enum Request {
-    /// Only servers or hosts differ from what is there.
-    Update(Contents),
-    /// Another shape: checked, and answered.
-    Install(Contents, oneshot::Sender<Result<(), FilesError>>),
+/// The contents that are still to be written. Only the newest count, so there is at most one of each kind.
+#[derive(Default)]
+struct Due {
+    /// To be checked, put in place and answered; written before `update`.
+    install: Option<(Contents, oneshot::Sender<Result<(), FilesError>>)>,
+    /// Differs from the contents before it only in servers or hosts.
+    update: Option<Contents>,
 }
 
 /// Writes the files in the background, in order. Many updates at once end as one write.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Writer {
-    requests: mpsc::UnboundedSender<Request>,
+    due: Arc<Mutex<Due>>,
+    wake: Arc<Notify>,
 }
 
 impl Writer {
-    /// Starts to take requests; it ends with its last handle, after what it was given.
-    pub fn start(place: Place) -> Self {
-        let (requests, mut taken) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            let mut next: Option<Request> = None;
+    /// Creates a writer, and its work, which never ends.
+    pub fn new(place: Place) -> (Self, impl Future<Output = ()> + Send + use<>) {
+        let writer = Writer { due: Arc::default(), wake: Arc::default() };
+        (writer.clone(), async move {
             loop {
-                let request = match next.take() {
-                    Some(request) => request,
-                    None => match taken.recv().await {
-                        Some(request) => request,
-                        None => return,
-                    },
-                };
-                match request {
-                    Request::Install(contents, answer) => {
-                        // Who asked may have been ended meanwhile.
-                        let _ = answer.send(place.install(contents, true).await);
-                    }
-                    Request::Update(mut contents) => {
-                        while let Ok(newer) = taken.try_recv() {
-                            match newer {
-                                Request::Update(newer) => contents = newer,
-                                install => {
-                                    next = Some(install);
-                                    break;
-                                }
-                            }
-                        }
-                        // What is to be installed next holds all of this.
-                        if next.is_none() {
-                            if let Err(error) = place.install(contents, false).await {
-                                tracing::error!(
-                                    error = &error as &dyn std::error::Error,
-                                    "HAProxy's files are behind"
-                                );
-                            }
-                        }
-                    }
+                writer.wake.notified().await;
+                let Due { install, update } = std::mem::take(&mut *writer.due());
+                if let Some((contents, answer)) = install {
+                    // The caller may have been cancelled meanwhile.
+                    let _ = answer.send(place.install(contents, true).await);
+                }
+                if let Some(contents) = update
+                    && let Err(error) = place.install(contents, false).await
+                {
+                    tracing::error!(error = &error as &dyn std::error::Error, "HAProxy's files are behind");
                 }
             }
-        });
-        Writer { requests }
+        })
     }
 
-    /// Writes contents of the shape that is there, some time soon.
+    fn due(&self) -> MutexGuard<'_, Due> {
+        self.due.lock().expect("no panic happens while what is due is locked")
+    }
+
+    /// Writes contents that differ from those before only in servers or hosts, some time soon.
     pub fn update(&self, contents: Contents) {
-        // It takes requests until its last handle has gone.
-        let _ = self.requests.send(Request::Update(contents));
+        self.due().update = Some(contents);
+        self.wake.notify_one();
     }
 
-    /// Checks contents, puts them in place, and waits for that.
+    /// Checks contents, puts them in place, and waits for that. They supersede an update that is still to be written.
+    ///
+    /// # Cancel safety
+    /// If this is dropped, the contents may or may not be put in place.
     ///
     /// # Errors
-    /// As they stood before, they stand still.
+    /// The files stand as before.
     pub async fn install(&self, contents: Contents) -> Result<(), FilesError> {
         let (answer, answered) = oneshot::channel();
-        self.requests.send(Request::Install(contents, answer)).map_err(|_| FilesError::Ending)?;
+        *self.due() = Due { install: Some((contents, answer)), update: None };
+        self.wake.notify_one();
         answered.await.map_err(|_| FilesError::Ending)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::*;
+
+    fn contents(text: &str) -> Contents {
+        Contents { config: text.to_owned(), map: format!("map of {text}") }
+    }
+
+    #[tokio::test]
+    async fn the_newest_contents_stand_in_the_end() {
+        let dir = tempfile::tempdir().expect("a folder");
+        // Refuses a configuration with "wrong" in it, as `haproxy -c -f FILE` would.
+        let program = dir.path().join("checker");
+        std::fs::write(&program, "#!/bin/sh\n! grep -q wrong \"$3\"\n").expect("written");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).expect("set");
+        let config = dir.path().join("haproxy.cfg");
+        let place = Place {
+            config: config.clone(),
+            last_good: dir.path().join("good"),
+            map: dir.path().join("map"),
+            program,
+        };
+        let (writer, writing) = Writer::new(place);
+        let _writing = AbortOnDropHandle::new(tokio::spawn(writing));
+        let is_there = || std::fs::read_to_string(&config).unwrap_or_default();
+
+        for n in 0..100 {
+            writer.update(contents(&format!("update {n}")));
+        }
+        writer.install(contents("installed")).await.expect("it is valid");
+        assert_eq!(is_there(), "installed", "an install supersedes the updates before it");
+        assert!(matches!(writer.install(contents("wrong")).await, Err(FilesError::Invalid(_))));
+        assert_eq!(is_there(), "installed", "an invalid one is not put in place");
+        for n in 0..100 {
+            writer.update(contents(&format!("update {n}")));
+        }
+        visor::testing::until("the last update is written", Duration::from_secs(20), || async {
+            let now = is_there();
+            if now == "update 99" { Ok(()) } else { Err(now) }
+        })
+        .await;
     }
 }

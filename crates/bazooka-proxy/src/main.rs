@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use bazooka_daemon::{
-    self as daemon, CoordinatorArgs, Readiness, folder_token,
+    self as daemon, CoordinatorArgs, Loops, Readiness, Serving, folder_token,
     supervisor::{Pulse, announce},
 };
 use bazooka_proxy::{
@@ -144,6 +144,7 @@ async fn main() -> anyhow::Result<()> {
     if address.ip().is_unspecified() {
         tracing::warn!(%address, "others are told this address, and can't reach it: name this machine's own with --listen");
     }
+    let mut loops = Loops::default();
     let directory = Board::default();
     let exporter = settings.exporter.then(|| settings.exporter_socket());
     let asked = Endpoint {
@@ -156,13 +157,11 @@ async fn main() -> anyhow::Result<()> {
         let sockets =
             Sockets::open(address).with_context(|| format!("can't answer about names on {address}"))?;
         let answers = Answers { directory: directory.shown(), zone: names, metrics: metrics.clone() };
-        sockets.serve(answers, shutdown.clone()).context("can't answer about names")?;
+        let serving = sockets.serve(answers, shutdown.clone()).context("can't answer about names")?;
+        loops.spawn("the answers about names", serving);
     }
     let routes = daemon::common_routes(readiness, registry, &cluster).merge(endpoint::routes(asked));
-    let endpoint = tokio::spawn({
-        let (cluster, shutdown) = (cluster.clone(), shutdown.clone());
-        async move { daemon::serve(listener, routes, &cluster, shutdown).await }
-    });
+    let mut serving = Serving::start(listener, routes, &cluster, shutdown.child_token());
 
     let place = Place {
         config: folder.join("haproxy.cfg"),
@@ -174,11 +173,11 @@ async fn main() -> anyhow::Result<()> {
     let process = args
         .run_haproxy
         .then(|| Process::new(program, place.config.clone(), folder.join("haproxy.log"), cli.clone()));
-    let balancer = Box::new(Driver::new(cli, place, process, metrics.clone()));
+    let balancer = Box::new(Driver::new(cli, place, process, metrics.clone(), &mut loops));
 
     let store = cluster.visor.store().clone();
     let warning = cluster.clone();
-    tokio::spawn(async move {
+    loops.spawn_once("the wait for the coordinator", async move {
         let say = |error: &visor::store::StoreError| {
             tracing::warn!(error = %error, "waiting for the coordinator; what is routed stays as it is");
         };
@@ -204,8 +203,12 @@ async fn main() -> anyhow::Result<()> {
         not_ready,
         pulse: Pulse::asked_for(),
     };
-    proxy::run(parts, args.on_exit == OnExit::Stop, shutdown).await;
-    endpoint.await.context("the endpoint failed")
+    let ran = tokio::select! {
+        ran = proxy::run(parts, &mut loops, args.on_exit == OnExit::Stop, shutdown) => ran,
+        ended = serving.ended() => Err(ended),
+    };
+    let drained = serving.drain().await;
+    Ok(ran.and(drained)?)
 }
 
 fn machine_name() -> anyhow::Result<HostName> {

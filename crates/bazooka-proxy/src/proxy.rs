@@ -10,7 +10,7 @@ mod upkeep;
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
-use bazooka_daemon::{NotReady, supervisor::Pulse};
+use bazooka_daemon::{LoopEnded, Loops, NotReady, supervisor::Pulse};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use visor::{
@@ -120,11 +120,19 @@ struct Proxy {
 }
 
 /// Runs until `shutdown`. With `stop_haproxy`, HAProxy ends too; else it goes on and is found again.
-pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) {
+///
+/// # Errors
+/// If one of the daemon's loops ended. HAProxy goes on.
+pub async fn run(
+    parts: Parts,
+    loops: &mut Loops,
+    stop_haproxy: bool,
+    shutdown: CancellationToken,
+) -> Result<(), LoopEnded> {
     let Parts { visor, balancer, settings, identity, directory, metrics, not_ready, mut pulse } = parts;
     let mut mirror = Mirror::new(visor.store().clone(), keys::everything(), Snapshot::default());
     let publisher = Publisher::start(visor, identity.name.clone());
-    let mut masters = balancer.masters();
+    let mut masters = balancer.masters(loops);
     let mut proxy = Proxy {
         balancer,
         upkeep: Upkeep::new(metrics.clone()),
@@ -156,9 +164,11 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break 'running,
+            ended = loops.first_end() => return Err(ended),
+            ended = proxy.publisher.ended() => return Err(ended),
             changed = masters.changed() => {
                 if changed.is_err() {
-                    break;
+                    return Err(loops.first_end().await);
                 }
                 // Another master, or the same one started again: what it runs is asked anew.
                 proxy.in_force = None;
@@ -180,7 +190,7 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
                 }
             } => {}
         }
-        let mut settling = pin!(proxy.settle());
+        let mut settling = pin!(proxy.settle(loops));
         loop {
             tokio::select! {
                 biased;
@@ -199,6 +209,7 @@ pub async fn run(parts: Parts, stop_haproxy: bool, shutdown: CancellationToken) 
     if stop_haproxy {
         proxy.balancer.stop().await;
     }
+    Ok(())
 }
 
 impl Proxy {
@@ -241,7 +252,7 @@ impl Proxy {
     }
 
     /// Does all that can be done now, and notes when to look again.
-    async fn settle(&mut self) {
+    async fn settle(&mut self, loops: &mut Loops) {
         self.look_at = None;
         let now = Instant::now();
         if self.in_force.is_none() && !self.find_haproxy(now).await {
@@ -270,7 +281,7 @@ impl Proxy {
         let serves = self.in_force.as_ref().is_some_and(|in_force| in_force.public);
         if serves && let Some(not_ready) = self.not_ready.take() {
             let (heard, url) = (self.publisher.heard(), self.identity.url.clone());
-            tokio::spawn(async move {
+            loops.spawn_once("the report of readiness", async move {
                 heard.await;
                 tracing::info!(url, revision, "ready");
                 drop(not_ready);

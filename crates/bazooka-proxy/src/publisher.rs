@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use bazooka_daemon::LoopEnded;
 use tokio::{sync::watch, time::sleep};
 use visor::{
     lease::{LeaseKeeper, LeaseTiming},
@@ -23,6 +24,7 @@ const LONG_PAUSE: Duration = Duration::from_secs(2);
 pub struct Publisher {
     row: watch::Sender<Option<Proxy>>,
     heard: watch::Receiver<bool>,
+    /// The owner is the proxy's loop, by [`Publisher::ended`].
     task: tokio::task::JoinHandle<LeaseKeeper>,
     stop: tokio_util::sync::CancellationToken,
 }
@@ -56,6 +58,15 @@ impl Publisher {
             // Whoever ends is not heard any more.
             let _ = heard.wait_for(|heard| *heard).await;
         }
+    }
+
+    /// Waits until publishing ends without having been asked to.
+    ///
+    /// # Cancel safety
+    /// If this is dropped, no end is lost.
+    pub async fn ended(&mut self) -> LoopEnded {
+        let ended = (&mut self.task).await;
+        LoopEnded::of("the keeper of this proxy's row", ended.map(|_| Ok::<_, LoopEnded>(())))
     }
 
     /// Ends. With `leave`, the row goes at once; else it stays until its lease runs out, so that a

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use bazooka_daemon::{
-    self as daemon, Cluster, CoordinatorArgs, NotReady, Readiness,
+    self as daemon, Cluster, CoordinatorArgs, Loops, NotReady, Readiness, Serving,
     supervisor::{Pulse, announce},
 };
 use prometheus_client::registry::Registry;
@@ -42,7 +42,7 @@ use crate::{
     slugs::Slugs,
     ssh::{self, SshArgs},
     storage::Storage,
-    tasks::{Errands, Loops},
+    tasks::Errands,
     turns::Turns,
 };
 
@@ -123,10 +123,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         endpoint::routes(handles.endpoint(&ground), readiness.clone(), Arc::new(Mutex::new(registry)));
     // A token of its own, so that the end of a loop also ends the endpoint.
     let ending = shutdown.child_token();
-    let mut serving = tokio::spawn({
-        let (cluster, ending) = (ground.cluster.clone(), ending.clone());
-        async move { daemon::serve(listener, routes, &cluster, ending).await }
-    });
+    let mut serving = Serving::start(listener, routes, &ground.cluster, ending.clone());
 
     let working = async {
         let mut pulse = Pulse::asked_for();
@@ -154,23 +151,14 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     };
     let ran = tokio::select! {
         ended = working => ended,
-        ended = &mut serving => Err(match ended {
-            Ok(()) => anyhow::anyhow!("the endpoint ended by itself"),
-            Err(error) => anyhow::Error::from(error).context("the endpoint failed"),
-        }),
+        ended = serving.ended() => Err(ended.into()),
         () = shutdown.cancelled() => Ok(()),
     };
     ending.cancel();
     keeper.release().await;
-    let drained = async {
-        match serving.is_finished() {
-            true => Ok(()),
-            false => serving.await,
-        }
-    };
-    let (served, ()) = tokio::join!(drained, handles.errands.end_within(DRAIN));
+    let (drained, ()) = tokio::join!(serving.drain(), handles.errands.end_within(DRAIN));
     ground.builds.leave();
-    ran.and(served.context("the endpoint failed"))
+    ran.and(drained.map_err(Into::into))
 }
 
 /// What this rm stands on: its settings, its state folder, and what it found on this machine.
@@ -432,7 +420,7 @@ struct Presence {
 }
 
 impl Presence {
-    /// Keeps the row. Never returns while the lease keeper lives.
+    /// Keeps the row. Returns only if the keeper of its lease has panicked.
     async fn keep(self, mut state: watch::Receiver<LeaseState>, present: NotReady) {
         let mut ring = self.ring.changes();
         let mut present = Some(present);

@@ -1,109 +1,22 @@
-//! The tasks of a running daemon, and the owners that notice their ends.
+//! The tasks of requests, and the owners that notice their ends.
 //!
-//! Owns two kinds of task. A *loop* lasts as long as the daemon, and its end ends the daemon: otherwise a panic would
-//! leave a daemon that reports ready and answers nobody. An *errand* belongs to one request, and its panic affects only
-//! that request. Other modules spawn only tasks that they await or abort themselves.
+//! Owns the *errands*: each belongs to one request, and its panic affects only that request. The daemon's loops are
+//! [`bazooka_daemon::Loops`]; other modules spawn only tasks that they await or abort themselves.
 
-use std::{any::Any, collections::HashMap, future::Future, io, panic::AssertUnwindSafe, time::Duration};
+use std::{future::Future, io, panic::AssertUnwindSafe, time::Duration};
 
+use bazooka_daemon::panic_message;
 use futures::FutureExt;
 use nix::errno::Errno;
 use tokio::{
     net::{UnixListener, UnixStream},
-    task::{Id, JoinError, JoinSet},
+    task::JoinSet,
     time::sleep,
 };
 use tokio_util::task::TaskTracker;
 
 /// The pause of a listener when the machine lacks a resource, in which some connections will be closed.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// The unexpected end of a loop.
-#[derive(Debug, thiserror::Error)]
-pub enum LoopEnded {
-    /// The loop panicked.
-    #[error("{name} panicked: {message}")]
-    Panicked {
-        /// The loop's name.
-        name: &'static str,
-        /// The panic's message.
-        message: String,
-    },
-    /// The loop failed.
-    #[error("{name} failed")]
-    Failed {
-        /// The loop's name.
-        name: &'static str,
-        /// The loop's error.
-        #[source]
-        source: BoxError,
-    },
-    /// The loop returned.
-    #[error("{name} ended by itself")]
-    Returned {
-        /// The loop's name.
-        name: &'static str,
-    },
-}
-
-/// The daemon's loops. Dropping this ends all of them.
-#[derive(Default)]
-pub struct Loops {
-    set: JoinSet<Result<(), BoxError>>,
-    names: HashMap<Id, &'static str>,
-}
-
-impl Loops {
-    /// Starts a loop that ends only with an error.
-    pub fn spawn<E: Into<BoxError>>(
-        &mut self,
-        name: &'static str,
-        work: impl Future<Output = Result<(), E>> + Send + 'static,
-    ) {
-        let handle = self.set.spawn(async move { work.await.map_err(Into::into) });
-        self.names.insert(handle.id(), name);
-    }
-
-    /// Starts a loop that never ends.
-    pub fn spawn_endless(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
-        self.spawn(name, async move {
-            work.await;
-            Ok::<_, BoxError>(())
-        });
-    }
-
-    /// Waits for the first loop that ends.
-    ///
-    /// # Cancel safety
-    /// If this is dropped, no end is lost.
-    pub async fn first_end(&mut self) -> LoopEnded {
-        let Some(ended) = self.set.join_next_with_id().await else { return std::future::pending().await };
-        let id = match &ended {
-            Ok((id, _)) => *id,
-            Err(error) => error.id(),
-        };
-        let name = self.names.remove(&id).unwrap_or("a loop");
-        match ended {
-            Ok((_, Ok(()))) => LoopEnded::Returned { name },
-            Ok((_, Err(source))) => LoopEnded::Failed { name, source },
-            Err(error) => LoopEnded::Panicked { name, message: panic_of(error) },
-        }
-    }
-}
-
-fn panic_of(error: JoinError) -> String {
-    match error.try_into_panic() {
-        Ok(panic) => message(&*panic),
-        Err(error) => error.to_string(),
-    }
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
-}
 
 /// The errands of all requests. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -127,7 +40,7 @@ impl Errands {
 pub async fn unharmed(name: &'static str, work: impl Future<Output = ()>) {
     // Sound: requests share state only through locks, which are poisoned by a panic.
     if let Err(panic) = AssertUnwindSafe(work).catch_unwind().await {
-        tracing::error!(task = name, reason = message(&*panic), "a request's task panicked");
+        tracing::error!(task = name, reason = panic_message(&*panic), "a request's task panicked");
     }
 }
 
@@ -186,23 +99,6 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-
-    async fn end_of(loops: &mut Loops) -> String {
-        let error = anyhow::Error::from(loops.first_end().await);
-        format!("{error:#}")
-    }
-
-    #[tokio::test]
-    async fn loops_name_the_one_that_ended_and_why() {
-        let mut loops = Loops::default();
-        loops.spawn_endless("the watch", std::future::pending());
-        loops.spawn_endless("the hooks' listener", async { panic!("index {} out of range", 7) });
-        assert_eq!(end_of(&mut loops).await, "the hooks' listener panicked: index 7 out of range");
-        loops.spawn("the endpoint", async { Err(io::Error::other("gone")) });
-        assert_eq!(end_of(&mut loops).await, "the endpoint failed: gone");
-        loops.spawn_endless("the audit", async {});
-        assert_eq!(end_of(&mut loops).await, "the audit ended by itself");
-    }
 
     #[tokio::test]
     async fn errands_panic_alone() {

@@ -4,9 +4,9 @@ use std::{path::Path, time::Duration};
 
 use axum::{Extension, Router, routing::get};
 use bazooka_daemon::{
-    Callers, CoordinatorArgs, IdentityArgs,
+    Callers, CoordinatorArgs, IdentityArgs, Serving,
     git_token::{TokenError, mint, verify},
-    http_client, in_words, listen, serve,
+    http_client, in_words, listen,
 };
 use bazooka_rm::pki::{Address, Authority};
 use jiff::{Timestamp, ToSpan};
@@ -171,7 +171,7 @@ impl Rig {
     }
 }
 
-async fn endpoint(identity: &Path) -> (String, CancellationToken) {
+async fn endpoint(identity: &Path) -> (String, Serving) {
     let args = CoordinatorArgs {
         coordinator: vec!["https://127.0.0.1:1".into()],
         prefix: "/none".into(),
@@ -181,10 +181,8 @@ async fn endpoint(identity: &Path) -> (String, CancellationToken) {
     let (listener, address) = listen("127.0.0.1:0".parse().expect("an address")).await.expect("it listens");
     let routes = Router::new()
         .route("/who", get(|Extension(caller): Extension<Caller>| async move { caller.to_string() }));
-    let end = CancellationToken::new();
-    let shutdown = end.clone();
-    tokio::spawn(async move { serve(listener, routes, &cluster, shutdown).await });
-    (format!("https://{address}"), end)
+    let serving = Serving::start(listener, routes, &cluster, CancellationToken::new());
+    (format!("https://{address}"), serving)
 }
 
 #[tokio::test]

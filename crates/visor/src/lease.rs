@@ -65,6 +65,11 @@ pub enum LeaseState {
     Lost,
 }
 
+/// The task of a lease's keeper has panicked: the lease ends, and there is no other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the task that keeps the lease has panicked")]
+pub struct KeeperPanicked;
+
 /// The owner of a lease.
 ///
 /// Dropping it revokes the lease in the background; [`LeaseKeeper::release`] waits for that.
@@ -94,7 +99,7 @@ impl LeaseKeeper {
         Self { state, term, stop: Some(stop), task: Some(task) }
     }
 
-    /// Returns the state as it changes.
+    /// Returns the state as it changes. The channel closes if the keeper's task panics.
     ///
     /// The notice of a loss comes only when the task runs: a process that was stopped for a while must ask
     /// [`LeaseKeeper::held`].
@@ -116,6 +121,9 @@ impl LeaseKeeper {
 
     /// Waits until there is a lease.
     ///
+    /// # Panics
+    /// If the keeper's task has panicked: there will be no lease any more, and only the caller's owner can notice that.
+    ///
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn wait_held(&self) -> LeaseId {
@@ -124,10 +132,8 @@ impl LeaseKeeper {
             if let Some(id) = self.held() {
                 return id;
             }
-            if state.changed().await.is_err() {
-                // The task ends only with this keeper.
-                return std::future::pending().await;
-            }
+            // The task ends only with this keeper, or by a panic.
+            assert!(state.changed().await.is_ok(), "{KeeperPanicked}");
         }
     }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bazooka_daemon::Loops;
 use bazooka_proxy::{
     balancer::{Balancer, InTheWay, ReloadError},
     config::{Settings, instance_of},
@@ -388,10 +389,10 @@ impl Balancer for Hold {
         }))
     }
 
-    fn masters(&self) -> watch::Receiver<u64> {
+    fn masters(&self, loops: &mut Loops) -> watch::Receiver<u64> {
         let (world, name) = (self.world.clone(), self.name.clone());
         let (says, masters) = watch::channel(0);
-        tokio::spawn(async move {
+        loops.spawn_endless("the watch of HAProxy's master", async move {
             let changed = world.haproxy(&name, |haproxy| haproxy.changed.clone());
             while !says.is_closed() {
                 // Before the look, so that no change is missed.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bazooka_daemon::{Readiness, supervisor::Pulse};
+use bazooka_daemon::{Loops, Readiness, supervisor::Pulse};
 use bazooka_pm::{
     converge::{self, ConvergeOptions},
     host::testing::{Answers, Metrics, Ports, Vault, Work},
@@ -174,6 +174,7 @@ impl Nodes {
             visor,
             name: name.clone(),
             host: Host { seal_key: Some(vault.public()), ..row(address, n, &world) },
+            loops: Loops::default(),
             runtime: Box::new(hold),
             vault,
             answers,
@@ -186,7 +187,7 @@ impl Nodes {
             note_lease: Box::new(|_| {}),
             stop_all_at_exit: false,
         };
-        Box::pin(work.run(stop))
+        Box::pin(async move { work.run(stop).await.expect("a host's loops last as long as the host") })
     }
 
     /// Of bazooka-rm only what config vars need: its presence with its key, and the loop that adds wraps.
@@ -243,7 +244,12 @@ impl Nodes {
             not_ready: Readiness::default().hold(),
             pulse: Pulse::default(),
         };
-        Box::pin(proxy::run(parts, false, stop))
+        Box::pin(async move {
+            let mut loops = Loops::default();
+            proxy::run(parts, &mut loops, false, stop)
+                .await
+                .expect("a proxy's loops last as long as the proxy")
+        })
     }
 }
 

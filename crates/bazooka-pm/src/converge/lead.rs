@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
     keys::{self, Key},
-    lease::LeaseKeeper,
+    lease::{KeeperPanicked, LeaseKeeper},
     mirror::{Changes, Mirror},
     names::AppName,
     pause::Doubling,
@@ -118,7 +118,10 @@ impl Lead {
     }
 
     /// Waits for the election and leads until shutdown; then hands over at once.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    ///
+    /// # Errors
+    /// If there can be no lease any more: this process can never be elected again.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), KeeperPanicked> {
         let mut lease = self.keeper.state();
         loop {
             self.pulse.beat();
@@ -128,7 +131,7 @@ impl Lead {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                _ = lease.changed() => {}
+                changed = lease.changed() => changed.map_err(|_| KeeperPanicked)?,
                 changes = self.mirror.next() => self.note(&changes),
                 () = sleep_until(wake) => {}
             }
@@ -146,6 +149,7 @@ impl Lead {
         }
         self.metrics.leader.set(0);
         self.keeper.release().await;
+        Ok(())
     }
 
     /// Marks what changed in the image for the agenda, the tally and the days' count.

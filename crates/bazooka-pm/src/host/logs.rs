@@ -134,6 +134,7 @@ async fn logs(
     let app = query.app.clone();
     // Only a few pieces are queued, so that a slow reader slows the reading down.
     let (send, pieces) = mpsc::channel::<io::Result<Bytes>>(4);
+    // The response owns this task: it ends as soon as the reader has gone, and its panic ends the response.
     tokio::spawn(async move {
         tokio::select! {
             () = tell(folders, query, send) => {}

@@ -74,9 +74,8 @@ pub async fn run(
         }
         // Ends when the lease is another one, or a message on `again` doubts the registration.
         let lost = async {
-            while state.wait_for(|now| *now != LeaseState::Held { id: lease }).await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            // A keeper that panicked has lost the lease as well.
+            let _ = state.wait_for(|now| *now != LeaseState::Held { id: lease }).await;
         };
         let noting = async {
             loop {

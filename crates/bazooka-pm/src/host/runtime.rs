@@ -167,7 +167,8 @@ impl Answers {
         }
     }
 
-    /// Runs an effect beside the engine.
+    /// Runs an effect beside the engine. Its owner is the engine, which ends once an effect has panicked
+    /// ([`Answers::broken`]).
     pub fn spawn(
         &self,
         name: &'static str,

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use bazooka_daemon::{NotReady, supervisor::Pulse};
+use bazooka_daemon::{LoopEnded, Loops, NotReady, supervisor::Pulse};
 use tokio::sync::{mpsc, watch};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 use visor::{keys, mirror::Mirror, names::HostName, schema::Host, snapshot::Snapshot, visor::Visor};
 
 use super::{
@@ -27,6 +27,8 @@ pub struct Work {
     pub name: HostName,
     /// The row that registers the host.
     pub host: Host,
+    /// The daemon's loops; the end of one ends this work.
+    pub loops: Loops,
     /// The machine below the loop.
     pub runtime: Box<dyn Runtime>,
     /// The host's keys, which open the envs that it is handed.
@@ -53,14 +55,17 @@ pub struct Work {
 
 impl Work {
     /// Registers the host, mirrors its assignments and runs them, until `shutdown`.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let Work { visor, name, host, answers, .. } = self;
+    ///
+    /// # Errors
+    /// If a loop ended. The instances run on.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), LoopEnded> {
+        let Work { visor, name, host, mut loops, answers, .. } = self;
         let address = host.address;
         let (says, registered) = watch::channel(None);
         let (doubt, again) = mpsc::channel(1);
         let row = host.clone();
         let registration = register::run(visor.clone(), name.clone(), host, again, says, self.note_lease);
-        let _registration = AbortOnDropHandle::new(answers.spawn("the registration", registration));
+        loops.spawn_endless("the registration", registration);
         let scopes = vec![keys::assigned_to(&name), keys::handed_to(&name), keys::schema(), keys::rms()];
         let mirror = Mirror::new(visor.store().clone(), scopes, Snapshot::default());
         let reports = reports::Reports::new(visor.clone(), name.clone(), address, answers.clone());
@@ -83,6 +88,10 @@ impl Work {
             pulse: self.pulse,
             stop_all_at_exit: self.stop_all_at_exit,
         });
-        engine.run(shutdown).await;
+        tokio::select! {
+            biased;
+            () = engine.run(shutdown) => Ok(()),
+            ended = loops.first_end() => Err(ended),
+        }
     }
 }

@@ -6,13 +6,13 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener, UdpSocket},
-    sync::Arc,
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::Semaphore,
+    sync::oneshot,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,11 @@ const SILENCE: Duration = Duration::from_secs(5);
 
 /// How soon accepting is tried again where the machine has no descriptor left.
 const AGAIN: Duration = Duration::from_millis(100);
+
+/// The thread that answers has panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("their thread has panicked")]
+pub struct ThreadPanicked;
 
 /// The sockets, opened and not served yet.
 #[derive(Debug)]
@@ -62,11 +67,15 @@ impl Sockets {
         Ok(Sockets { udp, tcp })
     }
 
-    /// Answers until `shutdown`, on a thread of its own.
+    /// Answers until `shutdown`, on a thread of its own. The returned future waits for the thread's end.
     ///
     /// # Errors
     /// If there can't be another thread, or the sockets can't be watched.
-    pub fn serve(self, answers: Answers, shutdown: CancellationToken) -> io::Result<()> {
+    pub fn serve(
+        self,
+        answers: Answers,
+        shutdown: CancellationToken,
+    ) -> io::Result<impl Future<Output = Result<(), ThreadPanicked>> + Send + use<>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (udp, tcp) = {
             let _inside = runtime.enter();
@@ -79,7 +88,13 @@ impl Sockets {
                 () = connections(&tcp, &answers) => {}
             }
         };
-        std::thread::Builder::new().name("dns".into()).spawn(move || runtime.block_on(serving)).map(drop)
+        let (done, is_done) = oneshot::channel();
+        std::thread::Builder::new().name("dns".into()).spawn(move || {
+            runtime.block_on(serving);
+            // The daemon may have ended already.
+            let _ = done.send(());
+        })?;
+        Ok(async move { is_done.await.map_err(|_| ThreadPanicked) })
     }
 }
 
@@ -111,11 +126,19 @@ async fn packets(socket: &tokio::net::UdpSocket, answers: &Answers) {
 }
 
 async fn connections(listener: &tokio::net::TcpListener, answers: &Answers) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut open = JoinSet::new();
     let mut turn: usize = 0;
     loop {
-        let permit = room.clone().acquire_owned().await.expect("it is never closed");
-        let mut stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept(), if open.len() < CONNECTIONS => accepted,
+            Some(ended) = open.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(error = %error, "a connection that asks about names broke off");
+                }
+                continue;
+            }
+        };
+        let mut stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(error = %error, "can't accept a connection");
@@ -125,8 +148,7 @@ async fn connections(listener: &tokio::net::TcpListener, answers: &Answers) {
         };
         turn = turn.wrapping_add(1);
         let answers = answers.clone();
-        tokio::spawn(async move {
-            let _permit = permit;
+        open.spawn(async move {
             // However it ends, the client knows as much.
             while let Ok(Ok(true)) = timeout(SILENCE, exchange(&mut stream, &answers, turn)).await {}
         });

@@ -134,3 +134,13 @@ async fn releasing_without_a_store_takes_two_seconds_at_most() {
     store.faults().partition(true);
     timeout(LEASE_RELEASE + Duration::from_millis(1), keeper.release()).await.expect("it gives up");
 }
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "the task that keeps the lease has panicked")]
+async fn a_keeper_that_panicked_keeps_nobody_waiting() {
+    let store = ModelStore::new();
+    store.faults().panic_at_grant();
+    let keeper = LeaseKeeper::start(store.shared(), LeaseTiming::default());
+    let waited = timeout(Duration::from_secs(60), keeper.wait_held()).await;
+    unreachable!("there is no lease: {waited:?}");
+}

@@ -50,6 +50,8 @@ struct Link {
     unreachable: bool,
     partitioned: bool,
     refusal: Option<String>,
+    /// True if granting a lease panics.
+    breaks_at_grant: bool,
     /// The number of requested ranges and transactions.
     round_trips: u64,
     /// The fates of the next writes, first one first.
@@ -221,6 +223,11 @@ impl Faults {
         self.store.link().refusal = detail.map(str::to_owned);
     }
 
+    /// Makes each grant of a lease panic, as a defect of the client would.
+    pub fn panic_at_grant(&self) {
+        self.store.link().breaks_at_grant = true;
+    }
+
     /// Ends this client's watches with an error, after they have delivered what they had.
     pub fn end_watches(&self, error: StoreError) {
         let watches = std::mem::take(&mut self.store.link().watches);
@@ -268,6 +275,8 @@ impl Store for ModelStore {
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
+        let breaks = self.link().breaks_at_grant;
+        assert!(!breaks, "a planted panic");
         self.write(|state| Ok(state.grant(ttl, Instant::now()))).await
     }
 
