@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use bazooka_daemon::{
-    CoordinatorArgs, init_logs,
+    CoordinatorArgs, in_words, init_logs,
     settings::{self, ConfigError, ConfigFile, Settings},
     shutdown,
 };
@@ -82,17 +82,20 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let shutdown = signals.token();
     match args.command {
         Some(Command::Converge(args)) => Ok(converge::daemon(*args, shutdown).await?),
-        Some(Command::Probe) => host::probe().map_err(anyhow::Error::msg),
+        Some(Command::Probe) => host::probe().map_err(in_one_line),
         Some(Command::RotateKey { state }) => {
-            let ring = KeyFile::of(&state).rotate(&mut Os).map_err(anyhow::Error::msg)?;
+            let ring = KeyFile::of(&state).rotate(&mut Os).map_err(in_one_line)?;
             eprintln!("the key is {} from the next start of bazooka-pm on", ring.current());
             Ok(())
         }
         None => {
             let cluster = args.coordinator.cluster()?;
-            host::run(cluster, &args.coordinator.coordinator, args.host, shutdown)
-                .await
-                .map_err(anyhow::Error::msg)
+            host::run(cluster, &args.coordinator.coordinator, args.host, shutdown).await.map_err(in_one_line)
         }
     }
+}
+
+/// Keeps an error's chain in one line, as `bazooka dev` and a journal read it.
+fn in_one_line(error: impl std::error::Error) -> anyhow::Error {
+    anyhow::Error::msg(in_words(&error))
 }

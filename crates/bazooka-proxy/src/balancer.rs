@@ -18,6 +18,7 @@ use crate::{
     files::FilesError,
     haproxy::{CliError, process::ProcessError},
     plan::{InForce, Step, Wanted},
+    ports::PortRefused,
 };
 
 /// A reload that didn't come about. What was in force is so still.
@@ -97,8 +98,8 @@ pub trait Balancer: Send {
     /// Whether a port can be opened now.
     ///
     /// # Errors
-    /// Why not, for people.
-    fn is_free(&self, address: SocketAddr) -> Result<(), String>;
+    /// [`PortRefused`].
+    fn is_free(&self, address: SocketAddr) -> Result<(), PortRefused>;
 
     /// Has the files hold this some time soon. HAProxy has it in force, or the same shape.
     fn write(&self, wanted: &Wanted);

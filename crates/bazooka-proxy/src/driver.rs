@@ -29,7 +29,7 @@ use crate::{
     },
     metrics::ProxyMetrics,
     plan::{InForce, Step, Wanted},
-    ports,
+    ports::{self, PortRefused},
     routes::Routes,
 };
 
@@ -292,7 +292,7 @@ impl Balancer for Driver {
         masters
     }
 
-    fn is_free(&self, address: SocketAddr) -> Result<(), String> {
+    fn is_free(&self, address: SocketAddr) -> Result<(), PortRefused> {
         ports::is_free(address)
     }
 

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bazooka_daemon::in_words;
 use tokio::time::Instant;
 use visor::pause::{Doubling, Pauses};
 
@@ -39,6 +40,36 @@ impl fmt::Display for Owner {
     }
 }
 
+/// The reason why a port can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum PortRefused {
+    /// Another process listens on it.
+    #[error("port {0} is taken")]
+    Taken(u16),
+    /// Another service, or the proxy itself, has it here.
+    #[error("port {port} is that of {owner}")]
+    Owned {
+        /// The port.
+        port: u16,
+        /// Whose it is.
+        owner: Owner,
+    },
+    /// The address is none of this machine's.
+    #[error("this machine has no address {0}")]
+    NoAddress(IpAddr),
+    /// It takes other rights.
+    #[error("port {0} is not allowed to this user")]
+    NotAllowed(u16),
+    /// The kernel refuses it for another reason.
+    #[error("port {port} can't be opened")]
+    Unusable {
+        /// The port.
+        port: u16,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
 /// A port that can't be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -66,7 +97,7 @@ impl Refusals {
         wanted: &BTreeMap<Owner, SocketAddr>,
         is_open: impl Fn(&Owner, SocketAddr) -> bool,
         now: Instant,
-        is_free: impl Fn(SocketAddr) -> Result<(), String>,
+        is_free: impl Fn(SocketAddr) -> Result<(), PortRefused>,
     ) {
         self.refused.retain(|owner, refused| wanted.get(owner) == Some(&refused.address));
         let mut owners: BTreeMap<u16, &Owner> = BTreeMap::new();
@@ -83,11 +114,12 @@ impl Refusals {
             let free = if first == owner {
                 is_free(*address)
             } else {
-                Err(format!("port {} is that of {first}", address.port()))
+                Err(PortRefused::Owned { port: address.port(), owner: first.clone() })
             };
             match free {
                 Ok(()) => drop(self.refused.remove(owner)),
-                Err(cause) => {
+                Err(error) => {
+                    let cause = in_words(&error);
                     let mut pauses = before.map_or(PAUSE.begin(), |before| before.pauses);
                     if before.is_none() {
                         tracing::error!(address = %address, cause, "a port can't be opened; the rest is served without it");
@@ -149,21 +181,15 @@ pub fn wanted(
 /// Whether a port can be opened now, by opening it for a moment.
 ///
 /// # Errors
-/// Why not, for people.
-pub fn is_free(address: SocketAddr) -> Result<(), String> {
-    match TcpListener::bind(address) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            Err(format!("port {} is taken", address.port()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-            Err(format!("this machine has no address {}", address.ip()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(format!("port {} is not allowed to this user", address.port()))
-        }
-        Err(error) => Err(format!("port {} can't be opened: {error}", address.port())),
-    }
+/// [`PortRefused`].
+pub fn is_free(address: SocketAddr) -> Result<(), PortRefused> {
+    let (ip, port) = (address.ip(), address.port());
+    TcpListener::bind(address).map(drop).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => PortRefused::Taken(port),
+        io::ErrorKind::AddrNotAvailable => PortRefused::NoAddress(ip),
+        io::ErrorKind::PermissionDenied => PortRefused::NotAllowed(port),
+        _ => PortRefused::Unusable { port, source },
+    })
 }
 
 #[cfg(test)]
@@ -180,7 +206,7 @@ mod tests {
         let wanted = BTreeMap::from([(service("a"), address)]);
         let mut refusals = Refusals::default();
         let start = Instant::now();
-        let taken = |_| Err("port 8511 is taken".to_owned());
+        let taken = |_| Err(PortRefused::Taken(8511));
         let mut now = start;
         for expected in [1, 2, 4, 8, 16, 30, 30] {
             refusals.look(&wanted, |_, _| false, now, taken);
@@ -233,7 +259,7 @@ mod tests {
         let address: SocketAddr = "127.0.0.1:8511".parse().expect("valid");
         let mut refusals = Refusals::default();
         let wanted = BTreeMap::from([(service("a"), address)]);
-        refusals.look(&wanted, |_, _| false, Instant::now(), |_| Err("taken".to_owned()));
+        refusals.look(&wanted, |_, _| false, Instant::now(), |_| Err(PortRefused::Taken(8511)));
         assert_eq!(refusals.services().count(), 1);
         refusals.look(&BTreeMap::new(), |_, _| false, Instant::now(), |_| Ok(()));
         assert_eq!(refusals.services().count(), 0);
@@ -243,8 +269,8 @@ mod tests {
     fn a_port_with_a_listener_is_not_free() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it listens");
-        assert_eq!(is_free(address), Err(format!("port {} is taken", address.port())));
+        assert!(matches!(is_free(address), Err(PortRefused::Taken(port)) if port == address.port()));
         drop(listener);
-        assert_eq!(is_free(address), Ok(()));
+        is_free(address).expect("its listener has gone");
     }
 }

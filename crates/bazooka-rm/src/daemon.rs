@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use bazooka_daemon::{
-    self as daemon, Cluster, CoordinatorArgs, Loops, NotReady, Readiness, Serving,
+    self as daemon, Cluster, CoordinatorArgs, Loops, NotReady, Readiness, Serving, in_words,
     supervisor::{Pulse, announce},
 };
 use prometheus_client::registry::Registry;
@@ -197,7 +197,7 @@ impl Ground {
         let alone = alone(&layout)?;
         layout.sweep().context("what an earlier run left can't be removed")?;
         let key_file = KeyFile::of(layout.root());
-        let ring = SharedRing::new(key_file.load(&mut Os).map_err(anyhow::Error::msg)?);
+        let ring = SharedRing::new(key_file.load(&mut Os)?);
         let disk = Disk::new(layout.clone(), program.clone());
         disk.sweep();
         if args.ssh.ssh_keys.is_some() && cluster.credentials.is_none() {
@@ -379,7 +379,7 @@ fn work(
         store: Box::new(move |left| match key_file.retire(left) {
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!(error = %error, "can't let go of replaced keys");
+                tracing::warn!(error = in_words(&error), "can't let go of replaced keys");
                 false
             }
         }),

@@ -63,6 +63,6 @@ async fn daemon() -> ExitCode {
 }
 
 fn rotate_key(state: &Path) -> anyhow::Result<String> {
-    let ring = KeyFile::of(state).rotate(&mut Os).map_err(anyhow::Error::msg)?;
+    let ring = KeyFile::of(state).rotate(&mut Os)?;
     Ok(format!("the key is {} from the next start of bazooka-rm on\n", ring.current()))
 }

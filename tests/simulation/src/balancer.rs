@@ -21,6 +21,7 @@ use bazooka_proxy::{
     files::FilesError,
     haproxy::{CliError, process::ProcessError},
     plan::{InForce, Step, Wanted},
+    ports::PortRefused,
     routes::Routes,
 };
 use tokio::{
@@ -408,9 +409,9 @@ impl Balancer for Hold {
         masters
     }
 
-    fn is_free(&self, address: SocketAddr) -> Result<(), String> {
+    fn is_free(&self, address: SocketAddr) -> Result<(), PortRefused> {
         let taken = self.haproxy(|haproxy| haproxy.outsiders.contains(&address.port()));
-        if taken { Err(format!("port {} is taken", address.port())) } else { Ok(()) }
+        if taken { Err(PortRefused::Taken(address.port())) } else { Ok(()) }
     }
 
     fn write(&self, wanted: &Wanted) {

@@ -11,8 +11,8 @@ use std::{
 };
 
 use bazooka_pm::host::testing::{
-    Answers, Booting, Ending, EnvState, Event, Given, Local, Locals, Message, Note, Now, Runtime, SlugState,
-    Tick, Traces,
+    Answers, Booting, Ending, EnvState, Event, Given, Local, Locals, Message, NoFreeUser, Note, Now, Runtime,
+    SlugState, Tick, Traces,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
@@ -408,7 +408,7 @@ impl Runtime for Hold {
         })
     }
 
-    fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, String> {
+    fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, NoFreeUser> {
         Ok((100_000..).find(|uid| !used.contains(uid)))
     }
 

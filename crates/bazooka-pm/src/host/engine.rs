@@ -465,7 +465,7 @@ impl Engine {
         if local.uid.is_none() {
             match runtime.user(&used_uids) {
                 Ok(uid) => local.uid = uid,
-                Err(cause) => return self.answers.seen(refused(Fault::Host, &cause)),
+                Err(error) => return self.answers.seen(refused(Fault::Host, &error.to_string())),
             }
         }
         let assignment = &local.assignment;

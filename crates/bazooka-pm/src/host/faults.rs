@@ -5,7 +5,10 @@ use bazooka_sandbox::{isolation::Isolation, sandboxes::stack_at};
 use nix::unistd::geteuid;
 use visor::identity::Kind;
 
-use super::{HostOptions, isolation, machine_name, shim_program};
+use super::{
+    HostOptions, isolation,
+    start::{machine_name, shim_program},
+};
 
 /// Returns all faults. Binds no address, creates nothing and asks no other part.
 pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<ConfigError> {
@@ -13,13 +16,13 @@ pub fn faults(coordinator: &CoordinatorArgs, options: &HostOptions) -> Vec<Confi
     let mut say =
         |option, what: Option<String>| wrong.extend(what.map(|what| ConfigError::new(option, what)));
     if options.host.is_none() && coordinator.identity.identity.is_none() {
-        say("host", machine_name().err());
+        say("host", machine_name().err().map(|error| in_words(&error)));
     }
     // Without root and without this option, the start only warns.
     if matches!(options.isolation, Some(Isolation::Sandbox | Isolation::Uid)) {
-        say("isolation", isolation(options.isolation).err());
+        say("isolation", isolation::chosen(options.isolation).err().map(|error| in_words(&error)));
     }
-    say("shim", shim_program(options.shim.clone()).err());
+    say("shim", shim_program(options.shim.clone()).err().map(|error| in_words(&error)));
     say(
         "stack",
         options.stack.as_deref().and_then(|stack| stack_at(stack).err().map(|error| in_words(&error))),

@@ -26,8 +26,36 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bazooka_daemon::{FolderError, folder_token};
 use bazooka_sandbox::files::{entries, try_lock};
 use visor::names::{AppName, Digest, EnvRef, InstanceId};
+
+/// A state folder that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FoldersError {
+    /// A folder or file can't be made or opened.
+    #[error("can't use {}", path.display())]
+    Use {
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The lock can't be asked for.
+    #[error("can't lock {}", path.display())]
+    Lock {
+        /// The path of the lock.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Another process holds the lock.
+    #[error("another bazooka-pm uses {}; give this one a --state of its own", root.display())]
+    Taken {
+        /// The state folder.
+        root: PathBuf,
+    },
+}
 
 /// The state folder.
 #[derive(Clone, Debug)]
@@ -45,11 +73,11 @@ impl Folders {
     /// Creates the folders that are missing.
     ///
     /// # Errors
-    /// The file system's, with the path.
-    pub fn create(root: &Path) -> Result<Folders, String> {
+    /// [`FoldersError::Use`].
+    pub fn create(root: &Path) -> Result<Folders, FoldersError> {
         let failed = |path: &Path| {
-            let path = path.display().to_string();
-            move |error: io::Error| format!("can't use {path}: {error}")
+            let path = path.to_owned();
+            move |source| FoldersError::Use { path, source }
         };
         fs::create_dir_all(root).map_err(failed(root))?;
         // Commands run from this path, so its links are resolved once.
@@ -72,18 +100,15 @@ impl Folders {
     /// Locks the state folder for this process.
     ///
     /// # Errors
-    /// If another process has it.
-    pub fn lock(&self) -> Result<StateLock, String> {
+    /// [`FoldersError::Taken`] if another process has it; or if it can't be asked for.
+    pub fn lock(&self) -> Result<StateLock, FoldersError> {
         let path = self.root.join("lock");
         let open = fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = open.map_err(|error| format!("can't use {}: {error}", path.display()))?;
+        let file = open.map_err(|source| FoldersError::Use { path: path.clone(), source })?;
         match try_lock(&file) {
             Ok(Some(())) => Ok(StateLock { _file: file }),
-            Ok(None) => Err(format!(
-                "another bazooka-pm uses {}; give this one a --state of its own",
-                self.root.display()
-            )),
-            Err(error) => Err(format!("can't lock {}: {error}", path.display())),
+            Ok(None) => Err(FoldersError::Taken { root: self.root.clone() }),
+            Err(source) => Err(FoldersError::Lock { path, source }),
         }
     }
 
@@ -91,8 +116,8 @@ impl Folders {
     ///
     /// # Errors
     /// The file system's, with the path.
-    pub fn token(&self) -> Result<String, String> {
-        bazooka_daemon::folder_token(&self.root).map_err(|error| bazooka_daemon::in_words(&error))
+    pub fn token(&self) -> Result<String, FolderError> {
+        folder_token(&self.root)
     }
 
     /// Returns the path of the folder itself.

@@ -33,6 +33,11 @@ use super::{
     records::Note,
 };
 
+/// Every user of this host's share is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no user is free on this host")]
+pub struct NoFreeUser;
+
 /// A machine that instances run on.
 pub trait Runtime: Send {
     /// Returns the current moment on both clocks.
@@ -44,8 +49,8 @@ pub trait Runtime: Send {
     /// Returns a user for an instance that isn't among `used`; none where instances have no users of their own.
     ///
     /// # Errors
-    /// If every user is in use, in words.
-    fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, String>;
+    /// If every user is in use.
+    fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, NoFreeUser>;
 
     /// Fetches a slug. Answers once it is here or can't be had, and with the cause of each delay.
     fn fetch(&mut self, visor: &Visor, digest: Digest);

@@ -38,7 +38,7 @@ use super::{
     ports,
     process::{self, Ended, Found, FullSpec, PmPart, Shim},
     records::{self, Note},
-    runtime::{Answers, Booting, Given, Message, Runtime},
+    runtime::{Answers, Booting, Given, Message, NoFreeUser, Runtime},
     slugs::{KEPT_UNUSED, Slugs},
 };
 
@@ -136,14 +136,9 @@ impl Runtime for Shims {
         ports::is_free(port)
     }
 
-    fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, String> {
-        match &mut self.machine.uids {
-            None => Ok(None),
-            Some(uids) => match uids.choose(used) {
-                None => Err("no user is free on this host".to_owned()),
-                uid => Ok(uid),
-            },
-        }
+    fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, NoFreeUser> {
+        let Some(uids) = &mut self.machine.uids else { return Ok(None) };
+        uids.choose(used).map(Some).ok_or(NoFreeUser)
     }
 
     fn fetch(&mut self, visor: &Visor, digest: Digest) {
@@ -156,8 +151,9 @@ impl Runtime for Shims {
                     // The start doesn't wait for the sync.
                     let _ = tokio::task::spawn_blocking(move || slugs.sync(&digest)).await;
                 }
-                Err(cause) => {
-                    answers.seen(Event::SlugFailed(digest, format!("can't fetch its slug: {cause}")));
+                Err(error) => {
+                    let cause = format!("can't fetch its slug: {}", bazooka_daemon::in_words(&error));
+                    answers.seen(Event::SlugFailed(digest, cause));
                 }
             }
         });

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bazooka_daemon::http_client;
+use bazooka_daemon::{http_client, in_words};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -22,7 +22,7 @@ use visor::{
     keys,
     names::{Digest, HostName},
     pause::Doubling,
-    visor::Visor,
+    visor::{Visor, VisorError},
 };
 
 use super::folders::Folders;
@@ -44,28 +44,24 @@ const BROKEN_ROUNDS: u32 = 2;
 /// The number of unused slugs that are kept, for a rollback.
 pub const KEPT_UNUSED: usize = 10;
 
-/// The reason why an rm didn't deliver a slug.
+/// The reason why a slug can't be had.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
+pub enum FetchError {
+    #[error("no bazooka-rm is there to fetch its slug from")]
+    NoRm,
+    #[error("can't look for a bazooka-rm")]
+    Rms(#[from] VisorError),
     #[error("{rm} doesn't answer: {detail}")]
     Unreachable { rm: HostName, detail: String },
     #[error("{rm} answers with status {status}")]
     Refused { rm: HostName, status: u16 },
     #[error("what {rm} sends is not the slug: its SHA-256 is {found}")]
     Different { rm: HostName, found: String },
-    #[error("the slug from {rm} can't be unpacked: {source}")]
-    Broken {
-        rm: HostName,
-        #[source]
-        source: UnpackError,
-    },
+    #[error("the slug from {rm} can't be unpacked")]
+    Broken { rm: HostName, source: UnpackError },
     /// This host's own disk failed, so no other rm helps.
-    #[error("can't write {}: {source}", path.display())]
-    Disk {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("can't write {}", path.display())]
+    Disk { path: PathBuf, source: io::Error },
 }
 
 /// The mark beside a slug's folder.
@@ -124,21 +120,26 @@ impl Slugs {
     /// Fetches a slug from whichever rm has it. `say` receives the cause of each delay.
     ///
     /// # Errors
-    /// Why the slug can't be had, in one line.
-    pub async fn fetch(&self, visor: &Visor, digest: &Digest, say: impl Fn(String)) -> Result<(), String> {
+    /// [`FetchError`], the last one if there were several.
+    pub async fn fetch(
+        &self,
+        visor: &Visor,
+        digest: &Digest,
+        say: impl Fn(String),
+    ) -> Result<(), FetchError> {
         let deadline = Instant::now() + TRY_FOR;
         let mut pauses = PAUSE.begin();
         let mut broken = 0;
         let mut last = None;
         loop {
-            let mut cause = "no bazooka-rm is there to fetch its slug from".to_owned();
+            let mut cause = FetchError::NoRm;
             match visor.read(vec![keys::rms()]).await {
                 Ok(snapshot) => {
                     last = Some(
                         snapshot.rms.into_iter().map(|(name, rm)| (name, rm.value.url)).collect::<Vec<_>>(),
                     );
                 }
-                Err(error) if last.is_none() => cause = format!("can't look for a bazooka-rm: {error}"),
+                Err(error) if last.is_none() => cause = error.into(),
                 // The rms of the last round may well still be there.
                 Err(_) => {}
             }
@@ -147,15 +148,16 @@ impl Slugs {
             for (rm, url) in rms {
                 match self.fetch_from(rm, url, digest).await {
                     Ok(()) => return Ok(()),
-                    Err(error @ FetchError::Disk { .. }) => return Err(error.to_string()),
+                    Err(error @ FetchError::Disk { .. }) => return Err(error),
                     Err(FetchError::Broken { source: UnpackError::Write { path, source }, .. }) => {
-                        return Err(FetchError::Disk { path, source }.to_string());
+                        return Err(FetchError::Disk { path, source });
                     }
                     Err(error) => {
                         round_broken &=
                             matches!(error, FetchError::Different { .. } | FetchError::Broken { .. });
-                        cause = error.to_string();
-                        tracing::warn!(%rm, slug = %digest, error = %cause, "can't fetch a slug; trying on");
+                        let words = in_words(&error);
+                        tracing::warn!(%rm, slug = %digest, error = words, "can't fetch a slug; trying on");
+                        cause = error;
                     }
                 }
             }
@@ -165,7 +167,7 @@ impl Slugs {
             if broken >= BROKEN_ROUNDS || Instant::now() >= deadline {
                 return Err(cause);
             }
-            say(cause);
+            say(in_words(&cause));
             sleep(pauses.next()).await;
         }
     }

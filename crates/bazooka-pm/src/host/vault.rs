@@ -8,10 +8,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use bazooka_daemon::in_words;
 use visor::{
     names::{AppName, EnvRef},
     schema::Handed,
-    seal::{Keyring, OpenError, PublicKey, Random, Vars, WrappedKey},
+    seal::{Keyring, OpenError, PublicKey, Random, Vars, WrappedKey, file::KeyFileError},
 };
 
 /// A host's keys. Cheap to clone.
@@ -19,7 +20,7 @@ use visor::{
 pub struct Vault(Arc<Mutex<Inner>>);
 
 /// The function that writes keys down.
-type Store = Box<dyn Fn(&Keyring) -> Result<(), String> + Send>;
+type Store = Box<dyn Fn(&Keyring) -> Result<(), KeyFileError> + Send>;
 
 struct Inner {
     ring: Keyring,
@@ -32,7 +33,7 @@ impl Vault {
     pub fn new(
         ring: Keyring,
         random: impl Random + Send + 'static,
-        store: impl Fn(&Keyring) -> Result<(), String> + Send + 'static,
+        store: impl Fn(&Keyring) -> Result<(), KeyFileError> + Send + 'static,
     ) -> Vault {
         Vault(Arc::new(Mutex::new(Inner { ring, random: Box::new(random), store: Box::new(store) })))
     }
@@ -101,7 +102,7 @@ impl Vault {
                 );
                 inner.ring = after;
             }
-            Err(error) => tracing::warn!(error, "can't let go of replaced keys"),
+            Err(error) => tracing::warn!(error = in_words(&error), "can't let go of replaced keys"),
         }
     }
 }

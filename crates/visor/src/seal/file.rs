@@ -32,6 +32,51 @@ struct Storing<'a> {
     keys: Vec<&'a str>,
 }
 
+/// A key file that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// The file can't be read.
+    #[error("can't read {}", path.display())]
+    Read {
+        /// The file's path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Other users may read the file.
+    #[error("{} can be read by others; make it its owner's alone (chmod 600), and rotate it", path.display())]
+    Open {
+        /// The file's path.
+        path: PathBuf,
+    },
+    /// The file's content is no list of keys.
+    #[error("{} isn't whole; put it back from a copy", path.display())]
+    Broken {
+        /// The file's path.
+        path: PathBuf,
+    },
+    /// There is no key to replace.
+    #[error("there is no {} yet; it is made at the first start", path.display())]
+    Missing {
+        /// The file's path.
+        path: PathBuf,
+    },
+    /// The file has a newer key, which counts from the next start on.
+    #[error("{} has another key since the start", path.display())]
+    Newer {
+        /// The file's path.
+        path: PathBuf,
+    },
+    /// The file can't be written; the previous one stays.
+    #[error("can't write {}", path.display())]
+    Write {
+        /// The file's path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
 /// A daemon's key file.
 #[derive(Clone, Debug)]
 pub struct KeyFile {
@@ -47,9 +92,9 @@ impl KeyFile {
     /// Reads the keys, and makes a first one if there is no file.
     ///
     /// # Errors
-    /// In words: the file cannot be read, is incomplete, or others may read it. No key is made then, because everything
-    /// sealed to the file's keys would be lost.
-    pub fn load(&self, random: &mut dyn Random) -> Result<Keyring, String> {
+    /// If the file can't be read, is incomplete, or others may read it. No key is made then, because everything sealed
+    /// to the file's keys would be lost.
+    pub fn load(&self, random: &mut dyn Random) -> Result<Keyring, KeyFileError> {
         if let Some(found) = self.read()? {
             return Ok(found);
         }
@@ -62,10 +107,8 @@ impl KeyFile {
     ///
     /// # Errors
     /// As [`KeyFile::load`]; there is no key yet.
-    pub fn rotate(&self, random: &mut dyn Random) -> Result<Keyring, String> {
-        let Some(before) = self.read()? else {
-            return Err(format!("there is no {} yet; it is made at the first start", self.path.display()));
-        };
+    pub fn rotate(&self, random: &mut dyn Random) -> Result<Keyring, KeyFileError> {
+        let before = self.read()?.ok_or_else(|| KeyFileError::Missing { path: self.path.clone() })?;
         let after = before.rotated(SecretKey::fresh(random));
         self.store(&after)?;
         Ok(after)
@@ -75,19 +118,15 @@ impl KeyFile {
     ///
     /// # Errors
     /// As [`KeyFile::load`]; there is a newer key, which counts from the next start on.
-    pub fn retire(&self, left: &Keyring) -> Result<(), String> {
+    pub fn retire(&self, left: &Keyring) -> Result<(), KeyFileError> {
         match self.read()? {
             Some(found) if found.current() == left.current() => self.store(left),
-            _ => Err(format!("{} has another key since the start", self.path.display())),
+            _ => Err(KeyFileError::Newer { path: self.path.clone() }),
         }
     }
 
-    /// Writes the keys.
-    ///
-    /// # Errors
-    /// The file system's, with the path; the previous file stays.
-    fn store(&self, keys: &Keyring) -> Result<(), String> {
-        let failed = |error: io::Error| format!("can't write {}: {error}", self.path.display());
+    fn store(&self, keys: &Keyring) -> Result<(), KeyFileError> {
+        let failed = |source| KeyFileError::Write { path: self.path.clone(), source };
         let texts: Vec<_> = keys.keys.iter().map(SecretKey::to_text).collect();
         let storing = Storing { keys: texts.iter().map(|text| text.as_str()).collect() };
         let bytes = Zeroizing::new(serde_json::to_vec(&storing).expect("strings are always valid JSON"));
@@ -104,20 +143,19 @@ impl KeyFile {
         write().map_err(failed)
     }
 
-    fn read(&self) -> Result<Option<Keyring>, String> {
-        let path = self.path.display();
+    fn read(&self) -> Result<Option<Keyring>, KeyFileError> {
+        let path = || self.path.clone();
+        let failed = |source| KeyFileError::Read { path: path(), source };
         let text = match fs::read(&self.path) {
             Ok(text) => Zeroizing::new(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(format!("can't read {path}: {error}")),
+            Err(error) => return Err(failed(error)),
         };
-        let mode = fs::metadata(&self.path).map_err(|error| format!("can't read {path}: {error}"))?;
+        let mode = fs::metadata(&self.path).map_err(failed)?;
         if mode.permissions().mode() & 0o077 != 0 {
-            return Err(format!(
-                "{path} can be read by others; make it its owner's alone (chmod 600), and rotate it"
-            ));
+            return Err(KeyFileError::Open { path: path() });
         }
-        let broken = || format!("{path} isn't whole; put it back from a copy");
+        let broken = || KeyFileError::Broken { path: path() };
         let stored: Stored = serde_json::from_slice(&text).map_err(|_| broken())?;
         let texts = stored.keys.into_iter().map(Zeroizing::new);
         let keys: Result<Vec<_>, _> = texts.map(|text| SecretKey::from_text(&text)).collect();
@@ -140,7 +178,8 @@ mod tests {
         let mode = fs::metadata(&file.path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         fs::set_permissions(&file.path, fs::Permissions::from_mode(0o644)).expect("it is ours");
-        assert!(file.load(&mut Os).expect_err("others could read it").contains("chmod 600"));
+        let refused = file.load(&mut Os).expect_err("others could read it");
+        assert!(refused.to_string().contains("chmod 600"), "{refused}");
     }
 
     #[test]
@@ -151,8 +190,8 @@ mod tests {
         let text = fs::read(&file.path).expect("it is there");
         for cut in [0, 1, text.len() / 2, text.len() - 1] {
             fs::write(&file.path, &text[..cut]).expect("there is room");
-            let said = file.load(&mut Os).expect_err("it isn't whole");
-            assert!(said.contains("isn't whole"), "{said}");
+            let refused = file.load(&mut Os).expect_err("it isn't whole");
+            assert!(matches!(refused, KeyFileError::Broken { .. }), "{refused}");
             assert_eq!(fs::read(&file.path).expect("it is there"), &text[..cut]);
         }
     }

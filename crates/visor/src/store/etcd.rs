@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Keys, LeaseId, Op, Page, Result, Revision, Store, StoreError, Txn, TxnReply, Watch};
 use endpoints::{Connection, Endpoints};
-use failure::{Asked, Failure};
+use failure::{Asked, Failure, chain};
 pub use users::holes_closed_in;
 use watch::EtcdWatch;
 use wire::Wire;
@@ -132,8 +132,8 @@ impl EtcdStore {
             let share = if left_to_try.is_empty() { left } else { left / 2 };
             let connection = match self.endpoints.connect(at, share).await {
                 Ok(connection) => connection,
-                Err(detail) => {
-                    last = detail;
+                Err(error) => {
+                    last = chain(&error);
                     continue;
                 }
             };

@@ -14,7 +14,6 @@ use etcd_client::{
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
-use super::failure::chain;
 use crate::identity::Credentials;
 
 /// The time for which a failed endpoint is asked last: longer than a member's restart or an election.
@@ -128,8 +127,9 @@ impl Endpoints {
 
     /// Returns a connection to an endpoint, made within `limit` if there is none yet.
     ///
-    /// The error says in words why it could not be made; nothing has been sent.
-    pub(super) async fn connect(&self, at: usize, limit: Duration) -> Result<Connection, String> {
+    /// # Errors
+    /// [`ConnectError`]; nothing has been sent.
+    pub(super) async fn connect(&self, at: usize, limit: Duration) -> Result<Connection, ConnectError> {
         let limit = limit.min(self.connect_timeout);
         let member = &self.members[at];
         let connected = timeout(limit, async {
@@ -149,8 +149,7 @@ impl Endpoints {
             Ok(connection)
         })
         .await;
-        let connected =
-            connected.unwrap_or_else(|_| Err(format!("no connection within {} ms", limit.as_millis())));
+        let connected = connected.unwrap_or(Err(ConnectError::Late(limit)));
         if connected.is_err() {
             self.standing().shunned_until[at] = Some(Instant::now() + SHUN);
         }
@@ -162,16 +161,34 @@ impl Endpoints {
     }
 }
 
+/// A connection that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    /// The endpoint's address is invalid, or the endpoint can't be reached.
+    #[error(transparent)]
+    Transport(#[from] tonic::transport::Error),
+    /// etcd's client rejects the connection.
+    #[error(transparent)]
+    Client(#[from] etcd_client::Error),
+    /// There was no connection in time.
+    #[error("no connection within {} ms", .0.as_millis())]
+    Late(Duration),
+}
+
 /// Opens a connection. etcd's own answer comes only with the first call.
-async fn open(url: &str, credentials: Option<&Credentials>, generation: u64) -> Result<Connection, String> {
-    let mut endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| chain(&error))?;
+async fn open(
+    url: &str,
+    credentials: Option<&Credentials>,
+    generation: u64,
+) -> Result<Connection, ConnectError> {
+    let mut endpoint = Endpoint::from_shared(url.to_owned())?;
     if let Some(credentials) = credentials {
         // The files are read at each connection, because a connection keeps the certificate that it began with.
         let pem = credentials.pem();
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(pem.authority))
             .identity(tonic::transport::Identity::from_pem(pem.certificate, pem.key));
-        endpoint = endpoint.tls_config(tls).map_err(|error| chain(&error))?;
+        endpoint = endpoint.tls_config(tls)?;
     }
     let channel = endpoint
         .http2_keep_alive_interval(PROBE_EVERY)
@@ -180,13 +197,11 @@ async fn open(url: &str, credentials: Option<&Credentials>, generation: u64) -> 
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(2 * WINDOW_BYTES)
         .connect()
-        .await
-        .map_err(|error| chain(&error))?;
+        .await?;
     // A member that has lost its leader must report that and end its watches. Without this, a member cut off from the
     // others would stay silent for ever and seem alive.
     let options = ConnectOptions::new().with_require_leader(true);
-    let client =
-        Client::from_channel(Channel::Tonic(channel), Some(options)).await.map_err(|error| chain(&error))?;
+    let client = Client::from_channel(Channel::Tonic(channel), Some(options)).await?;
     Ok(Connection {
         kv: client.kv_client().max_decoding_message_size(MESSAGE_BYTES),
         watch: client.watch_client().max_decoding_message_size(MESSAGE_BYTES),
