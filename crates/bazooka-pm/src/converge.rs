@@ -20,8 +20,6 @@ mod agenda;
 pub mod apply;
 mod attempts;
 #[cfg(test)]
-mod cases;
-#[cfg(test)]
 mod chaos;
 mod draft;
 mod drain;

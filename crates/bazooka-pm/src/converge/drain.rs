@@ -7,6 +7,9 @@
 //!  └──not routed, or no proxy──────────────────────────────────────▲
 //! ```
 
+#[cfg(test)]
+mod cases;
+
 use visor::{
     deadlines::DRAIN,
     rows::RowKind,

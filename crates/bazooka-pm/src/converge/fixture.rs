@@ -509,3 +509,21 @@ pub(crate) fn told(act: &Act) -> String {
 fn wall() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().expect("a time")
 }
+
+pub fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// An app whose head is v1 with a web, on two hosts.
+pub fn app() -> World {
+    World::new().hosts(2).app("a").released("web")
+}
+
+/// `n` healthy instances of v1's web, 1 to n, in turn on two hosts.
+pub fn serving(n: u64) -> World {
+    let mut world = app().scaled("web", u32::try_from(n).expect("small"));
+    for id in 1..=n {
+        world = world.running(id, if id % 2 == 1 { "host1" } else { "host2" });
+    }
+    world.after(seconds(100))
+}

@@ -10,6 +10,9 @@
 //!                               acknowledges that they will not
 //! ```
 
+#[cfg(test)]
+mod cases;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Instant,

@@ -5,6 +5,9 @@
 //! place 0 of every service before place 1 of any. So a plan over the apps that changed and those that wait for
 //! capacity equals the plan over all apps.
 
+#[cfg(test)]
+mod cases;
+
 use std::collections::BTreeMap;
 
 use visor::{

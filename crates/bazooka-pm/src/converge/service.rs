@@ -9,6 +9,9 @@
 //! - while the app's rollouts are paused, old instances of another release keep their places: a batch that has started
 //!   ends, no other starts, and scaling, restarts and drains go on.
 
+#[cfg(test)]
+mod cases;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},

@@ -7,6 +7,9 @@
 //! was failing in the old release is excused: it runs too, but the verdict waits for it no longer than
 //! [`EXCUSED_PROC`], and neither success nor failure of it counts.
 
+#[cfg(test)]
+mod cases;
+
 use std::time::Instant;
 
 use visor::{
