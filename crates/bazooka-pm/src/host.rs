@@ -9,6 +9,7 @@
 //! answers of effects ───▶┘                    │     checks, slugs, records (state folder)
 //! ```
 
+mod adopt;
 mod checks;
 mod engine;
 mod environment;
@@ -38,6 +39,7 @@ mod simulation;
 mod slugs;
 mod start;
 mod status;
+mod sweep;
 mod touch;
 mod trace;
 mod vault;

@@ -1,7 +1,6 @@
-//! The processes of shims: starting a shim, finding one again, waiting for it, signalling it, and cleaning up after
-//! it.
+//! The processes of shims: starting a shim, and signalling it. `adopt` finds one again, and waits for its end.
 //!
-//! Owns the effects on processes. A shim is held by its pidfd from the moment that it is known, so that a reused
+//! A shim is held by its pidfd from the moment that it is known, so that a reused
 //! process id can't be mistaken for it. Blocking calls run on the blocking pool.
 
 use std::{
@@ -17,16 +16,11 @@ use std::{
     path::{Path, PathBuf},
     process::Child,
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use bazooka_sandbox::{
     files::{append, private_folder, try_lock},
-    machine::{boot_id, proc_stat, processes},
-    protocol::{
-        Answer, ExitRecord, Group, LOG_CURRENT, LOG_PREVIOUS, LaunchSpec, ProcessId, SANDBOXES, ShimState,
-        Start,
-    },
+    protocol::{Answer, LOG_CURRENT, LOG_PREVIOUS, LaunchSpec, ProcessId, SANDBOXES, ShimState, Start},
     start::SpawnedShim,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -34,13 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use visor::{names::InstanceId, seal::Vars};
 
-use super::folders::Folders;
-
-/// The time after which a shim of an earlier bazooka-pm that hasn't written what it started is logged as an error.
-const SLOW_SHIM: Duration = Duration::from_secs(10);
-
-/// The longest time for which the remains of a dead shim are killed again and again.
-const SWEEP_FOR: Duration = Duration::from_secs(10);
+use super::{folders::Folders, sweep::sweep};
 
 /// A running shim.
 #[derive(Clone, Debug)]
@@ -78,32 +66,13 @@ pub struct PmPart {
 #[error("can't start it: {0}")]
 pub struct StartError(pub String);
 
-/// The outcome of looking for a start of an earlier bazooka-pm.
-pub enum Found {
-    /// Its shim runs.
-    Running(Shim),
-    /// The start has ended, and nothing of it is left.
-    Ended(Ended),
-    /// The start came to nothing, or ended with the machine.
-    NotStarted(String),
-}
-
-/// The end of a start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The exit that its shim recorded.
-    Recorded(ExitRecord),
-    /// Its shim was killed, and everything that it had started with it.
-    ShimKilled,
-}
-
 /// Starts a shim, and waits until it has started the instance.
 ///
 /// # Errors
 /// [`StartError`]; nothing of the instance runs then.
 ///
 /// # Cancel safety
-/// Not cancel safe: a dropped future leaves the instance running; [`find`] finds it.
+/// Not cancel safe: a dropped future leaves the instance running; [`super::adopt::find`] finds it.
 pub async fn start(
     folders: Folders,
     shim: PathBuf,
@@ -215,101 +184,27 @@ fn hold(process: ProcessId) -> Option<Arc<AsyncFd<OwnedFd>>> {
     registered.ok().map(Arc::new)
 }
 
-/// Finds out what became of a start of an earlier bazooka-pm.
-///
-/// # Cancel safety
-/// Nothing is lost.
-pub async fn find(folders: Folders, id: InstanceId, run: u32) -> Found {
-    let begun = Instant::now();
-    let mut complained = false;
-    loop {
-        let place = folders.clone();
-        let looked = tokio::task::spawn_blocking(move || look(&place, id, run)).await;
-        match looked {
-            Ok(Look::Running(state)) => {
-                if let Some(held) = hold(state.shim) {
-                    return Found::Running(Shim { state, held, child: None });
-                }
-                // The shim ended in this moment: look again.
-            }
-            Ok(Look::Over(found)) => return found,
-            Ok(Look::NotYet) => {}
-            Err(error) => tracing::error!(instance = %id, error = %error, "can't look after an instance"),
-        }
-        if begun.elapsed() > SLOW_SHIM && !complained {
-            complained = true;
-            tracing::error!(instance = %id, "an instance's shim runs, and doesn't say what it has started");
-        }
-        tokio::time::sleep(if complained { Duration::from_millis(500) } else { Duration::from_millis(5) })
-            .await;
-    }
-}
-
-enum Look {
-    Running(ShimState),
-    Over(Found),
-    /// The shim has yet to write its process id and its child's.
-    NotYet,
-}
-
-fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
-    let path = folders.run(id, run);
-    let file = fs::File::options().read(true).append(true).open(&path);
-    let read = || Start::<LaunchSpec>::read(&path);
-    // Locked until this start is cleaned up.
-    let _held = match file {
-        Ok(file) => match try_lock(&file) {
-            Ok(Some(())) => Some(file),
-            Ok(None) | Err(_) => {
-                return match read().shim {
-                    Some(state) if state.child.is_some() && state.boot_id == boot_id() => {
-                        Look::Running(state)
-                    }
-                    _ => Look::NotYet,
-                };
-            }
-        },
-        Err(_) => None,
-    };
-    let Start { spec, shim, exit } = read();
-    if let Some(exit) = exit {
-        return Look::Over(Found::Ended(Ended::Recorded(exit)));
-    }
-    let Some(state) = shim else {
-        return Look::Over(Found::NotStarted("its start had been cut short".to_owned()));
-    };
-    if state.boot_id != boot_id() {
-        return Look::Over(Found::NotStarted("the machine was started anew".to_owned()));
-    }
-    let groups = spec.as_ref().map(LaunchSpec::all_groups).unwrap_or_default();
-    sweep(&folders.home(id), spec.and_then(|spec| spec.uid), &groups);
-    Look::Over(if state.child.is_some() {
-        Found::Ended(Ended::ShimKilled)
-    } else {
-        Found::NotStarted("its start had been cut short".to_owned())
-    })
-}
-
 impl Shim {
-    /// Waits until the shim has ended, cleans up, and returns how the instance ended.
+    /// Holds a shim of an earlier bazooka-pm; none if it has ended.
+    pub fn of(state: ShimState) -> Option<Shim> {
+        hold(state.shim).map(|held| Shim { state, held, child: None })
+    }
+
+    /// Waits until the shim has ended.
     ///
     /// # Cancel safety
     /// Nothing is lost.
-    pub async fn wait(self, folders: Folders, id: InstanceId, run: u32) -> Ended {
+    pub async fn gone(&self) {
         // The descriptor becomes readable only when the process has ended.
         let _ = self.held.readable().await;
-        let child = self.child.clone();
-        let cleared = tokio::task::spawn_blocking(move || {
-            if let Some(child) = child {
-                // The process has ended, so this returns at once.
-                let _ = child.lock().expect("nobody panics with it").wait();
-            }
-            match look(&folders, id, run) {
-                Look::Over(Found::Ended(ended)) => ended,
-                Look::Over(_) | Look::Running(_) | Look::NotYet => Ended::ShimKilled,
-            }
-        });
-        cleared.await.unwrap_or(Ended::ShimKilled)
+    }
+
+    /// Reaps the ended shim, if it is this process's child.
+    pub fn reap(&self) {
+        if let Some(child) = &self.child {
+            // The process has ended, so this returns at once.
+            let _ = child.lock().expect("nobody panics with it").wait();
+        }
     }
 
     /// Tells the shim to end the instance, with its stop timeout.
@@ -331,61 +226,6 @@ impl Shim {
         // A shim that has ended needs no signal.
         let _ = pidfd_send_signal(self.held.get_ref(), signal);
     }
-}
-
-/// Kills what a dead shim has left behind: processes in the instance's control groups, processes of its user or, if it
-/// has no user of its own, processes whose HOME is the instance's. Blocks.
-fn sweep(home: &Path, uid: Option<u32>, groups: &[Group]) {
-    let begun = Instant::now();
-    while begun.elapsed() < SWEEP_FOR {
-        let left = left_behind(home, uid, groups);
-        if left.is_empty() {
-            break;
-        }
-        for process in left {
-            let Some(pid) = Pid::from_raw(process.pid) else { continue };
-            let Ok(held) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-            if process.is_there() {
-                let _ = pidfd_send_signal(&held, Signal::KILL);
-            }
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    for group in groups {
-        let _ = fs::remove_dir(&group.folder);
-    }
-}
-
-fn left_behind(home: &Path, uid: Option<u32>, groups: &[Group]) -> Vec<ProcessId> {
-    let grouped =
-        groups.iter().filter_map(|group| fs::read_to_string(group.folder.join("cgroup.procs")).ok());
-    let grouped: Vec<i32> = grouped
-        .flat_map(|list| list.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
-        .collect();
-    let mark = format!("HOME={}", home.display()).into_bytes();
-    let belongs = |pid: i32| {
-        grouped.contains(&pid)
-            || match uid {
-                Some(uid) => user_of(pid) == Some(uid),
-                None => {
-                    let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                    environ.split(|byte| *byte == 0).any(|var| var == mark)
-                }
-            }
-    };
-    processes()
-        .filter(|pid| belongs(*pid))
-        .filter_map(|pid| {
-            let stat = proc_stat(pid)?;
-            // A zombie needs no killing, even if its parent doesn't reap it.
-            (stat.state != 'Z').then_some(ProcessId { pid, start_time: stat.start_time })
-        })
-        .collect()
-}
-
-fn user_of(pid: i32) -> Option<u32> {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(format!("/proc/{pid}")).ok().map(|meta| meta.uid())
 }
 
 /// Returns the last lines that an instance wrote since `since_us`, cut to what a status may hold.
@@ -442,7 +282,7 @@ mod tests {
     use nix::libc::SIGTERM;
 
     use super::*;
-    use bazooka_sandbox::protocol::PROTOCOL;
+    use bazooka_sandbox::{machine::boot_id, protocol::PROTOCOL};
 
     /// The variable with the number of times that a process id is reused; [`used_again`] reads it.
     const ROUNDS: &str = "BAZOOKA_TEST_ROUNDS";

@@ -29,6 +29,7 @@ use visor::{
 };
 
 use super::{
+    adopt::{self, Ended, Found},
     checks::{self, Probe, Probes},
     environment::{Places, environment},
     folders::Folders,
@@ -36,7 +37,7 @@ use super::{
     model::{Ending, Local, Now, Tick},
     observe::Event,
     ports,
-    process::{self, Ended, Found, FullSpec, PmPart, Shim},
+    process::{self, FullSpec, PmPart, Shim},
     records::{self, Note},
     runtime::{Answers, Booting, Given, Message, NoFreeUser, Runtime},
     slugs::{KEPT_UNUSED, Slugs},
@@ -192,7 +193,7 @@ impl Runtime for Shims {
         let (folders, watcher) = (self.machine.folders.clone(), self.watcher(id, run));
         let started_us = started_at.map_or(0, |at| u64::try_from(at.as_microsecond()).unwrap_or(0));
         self.answers.spawn("an adoption", async move {
-            match process::find(folders, id, run).await {
+            match adopt::find(folders, id, run).await {
                 Found::Running(shim) => watcher.watch(shim).await,
                 Found::NotStarted(words) => watcher.answers.seen(Event::NotStarted { id, run, words }),
                 Found::Ended(ended) => watcher.ended(ended, started_us).await,
@@ -304,7 +305,7 @@ impl Watcher {
         let since = Tick(boot_clock_ms().saturating_sub(ago));
         let started_at = timestamp(state.started_us);
         self.answers.seen(Event::Started { id, run, pid, started_at, since });
-        let ended = shim.wait(self.folders.clone(), id, run).await;
+        let ended = adopt::wait(shim, self.folders.clone(), id, run).await;
         tracing::debug!(instance = %id, shim = state.shim.pid, "a shim has ended");
         self.ended(ended, state.started_us).await;
     }
