@@ -3,7 +3,10 @@
 use bazooka_daemon::settings::{ConfigError, ConfigFile, Settings};
 use visor::identity::Kind;
 
-use super::{Args, checked_folder, find_program, is_plain, machine_name};
+use super::{
+    Args,
+    start::{checked_folder, find_program, is_plain, machine_name},
+};
 
 impl Settings for Args {
     const FILES: &'static [ConfigFile] = &[ConfigFile { subcommand: None, file: "proxy", borrows: false }];

@@ -9,7 +9,7 @@ use crate::{
     links::{self, Link},
     names::{AppName, EnvRef, ProcName, ReleaseId, RevId},
     schema::{Extra, Head, Promoter, Release, ReleaseStatus, Trial},
-    snapshot::{AppView, Versioned},
+    snapshot::{AppView, Snapshot, Versioned},
     store::{Keys, LeaseId},
     transitions::{
         apps::registered,
@@ -51,6 +51,44 @@ pub enum Begun {
     Unchanged(ReleaseId),
 }
 
+/// Returns what a release is decided from.
+fn scopes(name: &AppName, new: &NewRelease) -> Vec<Keys> {
+    let mut scopes = keys::app(name);
+    scopes.extend(new.turn.as_ref().map(|_| Keys::One(Key::Turn(name.clone()).to_string())));
+    scopes.extend(new.config.as_ref().map(|_| keys::rms()));
+    // A newly linked service must exist in the transaction that links it.
+    let links = new.config.iter().flat_map(|made| linked(&made.row.links));
+    scopes.extend(links.map(|key| Keys::One(key.to_string())));
+    scopes
+}
+
+/// Returns the release that the same request has begun before, if its reply was lost.
+fn begun_before(view: &AppView, token: &str) -> Option<Begun> {
+    let mut releases = view.releases.iter().rev();
+    let (id, own) = releases.find(|(_, release)| release.token == token && !token.is_empty())?;
+    Some(match own.status {
+        ReleaseStatus::Released => Begun::Released(*id),
+        _ => Begun::Trying(*id),
+    })
+}
+
+/// Returns the env of a new release.
+///
+/// # Errors
+/// [`Refusal::EnvMoved`] if the env that was made for it doesn't follow the newest one.
+fn env_of(snapshot: &Snapshot, view: &AppView, name: &AppName, new: &NewRelease) -> Result<EnvRef> {
+    let env = new.env.unwrap_or_else(|| base_env(view));
+    match &new.config {
+        None => Ok(env),
+        Some(made) if made.is_there(view) => Ok(made.env),
+        // A sealed env is bound to its ref and to the env that it was made from.
+        Some(made) if made.from == env && made.env == next_env(view) && made.is_sealed_to(snapshot) => {
+            Ok(made.env)
+        }
+        Some(_) => Err(Refusal::EnvMoved(name.clone()).into()),
+    }
+}
+
 impl Visor {
     /// Begins a release, as a trial if instances of it are wanted.
     ///
@@ -70,46 +108,20 @@ impl Visor {
         lease: Option<LeaseId>,
         now: Timestamp,
     ) -> Result<Begun> {
-        let turn = Key::Turn(name.clone());
-        let mut scopes = keys::app(name);
-        scopes.extend(new.turn.as_ref().map(|_| Keys::One(turn.to_string())));
-        scopes.extend(new.config.as_ref().map(|_| keys::rms()));
-        // A newly linked service must exist in the transaction that links it.
-        scopes.extend(
-            new.config.iter().flat_map(|made| linked(&made.row.links)).map(|key| Keys::One(key.to_string())),
-        );
-        self.decide(scopes, |snapshot| {
+        self.decide(scopes(name, new), |snapshot| {
             let app = registered(snapshot, name)?;
             if app.destroying {
                 return Err(Refusal::Destroying(name.clone()).into());
             }
             let view = &snapshot.apps[name];
-            if let Some((id, own)) =
-                view.releases.iter().rev().find(|(_, r)| r.token == new.token && !r.token.is_empty())
-            {
-                let begun = if own.status == ReleaseStatus::Released {
-                    Begun::Released(*id)
-                } else {
-                    Begun::Trying(*id)
-                };
+            if let Some(begun) = begun_before(view, &new.token) {
                 return Ok(Decision::Already(begun));
             }
             if let Some(trial) = &view.trial {
                 return Err(Refusal::BeingTried(name.clone(), trial.release).into());
             }
             let head = view.head_release();
-            let env = new.env.unwrap_or_else(|| base_env(view));
-            let env = match &new.config {
-                None => env,
-                Some(made) if made.is_there(view) => made.env,
-                // A sealed env is bound to its ref and to the env that it was made from.
-                Some(made)
-                    if made.from == env && made.env == next_env(view) && made.is_sealed_to(snapshot) =>
-                {
-                    made.env
-                }
-                Some(_) => return Err(Refusal::EnvMoved(name.clone()).into()),
-            };
+            let env = env_of(snapshot, view, name, new)?;
             let mut change = Change::new()
                 .as_read(&Key::App(name.clone()), Some(app))
                 .as_read(&Key::Head(name.clone()), view.head.as_ref())
@@ -117,7 +129,7 @@ impl Visor {
             if let Some(push) = &new.turn {
                 let held = view.turn.as_ref().filter(|held| held.push == *push);
                 let held = held.ok_or_else(|| Refusal::TurnOver(name.clone()))?;
-                change = change.as_read(&turn, Some(held));
+                change = change.as_read(&Key::Turn(name.clone()), Some(held));
             }
             let making_one = new.config.as_ref().filter(|made| !made.is_there(view));
             if let Some(made) = making_one {
