@@ -25,10 +25,10 @@ pub struct Cli {
 /// What goes with every command.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// The app [default: the one that the git remote `bazooka` leads to]
+    /// The app [default: the one of the git remote `bazooka`]
     #[arg(short, long, global = true, value_name = "APP")]
     pub app: Option<AppName>,
-    /// Print JSON, where something is listed or shown
+    /// Print JSON, for commands that list or show something
     #[arg(long, global = true)]
     pub json: bool,
     /// Where the coordinator is.

@@ -16,13 +16,13 @@ use crate::show::clean;
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    the change can't converge, or failed; it may stand: see the message
+  1    the change failed or can't converge; it may still be in force: see the message
   2    the command line is wrong
   3    there is no such app, proc, rev, release, instance or host
-  4    refused as things stand (owned by another, being tried, being destroyed)
-  5    a part of the cluster that this needs isn't there or doesn't answer (bazooka-rm, bazooka-pm)
+  4    refused in the current state (owned by another, being tried, being destroyed)
+  5    a part of the cluster doesn't answer (bazooka-rm, bazooka-pm)
   6    no coordinator answers
-  130  interrupted; a change that was made stands and goes on";
+  130  interrupted; a change that was made stays in force and continues";
 
 /// The kind of a failure; its value is the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +178,7 @@ impl From<StoreError> for Failure {
                          etcdctl defrag on each member, then etcdctl alarm disarm",
                     )
             }
-            denied if denied.is_denied() => Failure::new(Kind::Refused, "the coordinator doesn't let you do this")
+            denied if denied.is_denied() => Failure::new(Kind::Refused, "the coordinator denies you this")
                 .because(denied.to_string())
                 .hint(
                     "`bazooka whoami` says what you may; one of an app's people grants it: bazooka access grant YOU APP, \
@@ -206,7 +206,7 @@ impl From<Refusal> for Failure {
             Refusal::NotReleased(_) => (Kind::Refused, Some("push first: git push bazooka master")),
             Refusal::AppExists(..) => (Kind::Refused, Some("take another name: bazooka init NAME")),
             Refusal::BeingTried(..) => {
-                (Kind::Refused, Some("`bazooka events` shows how it goes; try again then"))
+                (Kind::Refused, Some("`bazooka events` shows the progress; try again when it is done"))
             }
             Refusal::NotBeside(..) => (
                 Kind::Refused,
@@ -217,16 +217,18 @@ impl From<Refusal> for Failure {
             Refusal::TooMuchTraffic(..) => (Kind::Refused, Some("`bazooka traffic PROC` shows the shares")),
             Refusal::InZones(..) => (
                 Kind::Refused,
-                Some("fewer of a zone's: bazooka scale -n N --zone ZONE PROC; with -n 0 alone all go"),
+                Some(
+                    "scale the zones down first: bazooka scale -n N --zone ZONE PROC; -n 0 alone takes them all",
+                ),
             ),
             Refusal::TooMany(..) => (Kind::Refused, Some("a service has 10,000 at most")),
             Refusal::NoRollout(_) => {
                 (Kind::Refused, Some("`bazooka rollback` goes back to an earlier release"))
             }
             Refusal::NeverRan(..) | Refusal::NothingToRollBack(_) => {
-                (Kind::Refused, Some("`bazooka releases` lists them with what became of each"))
+                (Kind::Refused, Some("`bazooka releases` lists them with the outcome of each"))
             }
-            Refusal::TrialOver(..) => (Kind::Failed, Some("`bazooka releases` tells what became of it")),
+            Refusal::TrialOver(..) => (Kind::Failed, Some("`bazooka releases` shows the outcome")),
             Refusal::NotAdmitted(_) => (
                 Kind::Unknown,
                 Some("`bazooka access` lists who is; an operator grants it: bazooka access grant NAME"),

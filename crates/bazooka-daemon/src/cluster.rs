@@ -24,7 +24,7 @@ use crate::{in_words, settings::ConfigError};
 /// Where the coordinator is.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CoordinatorArgs {
-    /// The coordinator's endpoints (etcd), parted by commas
+    /// The coordinator's endpoints (etcd), separated by commas
     #[arg(
         long,
         env = "BAZOOKA_COORDINATOR",
@@ -44,7 +44,7 @@ pub struct CoordinatorArgs {
 /// The identity that a program takes.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct IdentityArgs {
-    /// A folder with this identity: ca.pem, cert.pem and key.pem; without one nobody is told apart
+    /// The folder of the daemon's identity: ca.pem, cert.pem and key.pem; for clusters with identities
     #[arg(long, env = "BAZOOKA_IDENTITY", value_name = "DIR", global = true)]
     pub identity: Option<PathBuf>,
 }

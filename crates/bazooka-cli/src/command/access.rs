@@ -14,7 +14,7 @@ use crate::{
     show::{Table, put_json, put_line, say},
 };
 
-/// List who takes part and whose each app is, or change it
+/// List who may use the cluster and each app, or change that
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to do
@@ -32,11 +32,11 @@ impl Args {
 /// What to do with it.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// List who takes part, and their apps
+    /// List the cluster's members, and their apps
     List,
-    /// Let somebody use an app, or, without one, take part in the cluster
+    /// Give access to an app, or, without an app, to the cluster
     Grant(Grant),
-    /// Take it from them
+    /// Take access back
     Revoke(Grant),
 }
 
@@ -45,9 +45,9 @@ pub enum Action {
 pub struct Grant {
     /// A person, or a daemon such as pm:app1: the common name of the certificate
     pub who: Identity,
-    /// The app [default: that of -a; without one: to take part in the cluster]
+    /// The app [default: that of -a; without -a, the cluster itself]
     pub app: Option<AppName>,
-    /// What operators do: each app, hosts, and who takes part
+    /// Operator rights: all apps, hosts and access control
     #[arg(long, conflicts_with = "app")]
     pub operator: bool,
 }
@@ -61,12 +61,12 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         Action::List => list(context).await,
         Action::Grant(args) => {
             let what = change(context, &args, "grant").await?;
-            put_line(&format!("{} may use {what}", args.who));
+            put_line(&format!("{} has access to {what}", args.who));
             Ok(())
         }
         Action::Revoke(args) => {
             let what = change(context, &args, "revoke").await?;
-            put_line(&format!("{} may no longer use {what}", args.who));
+            put_line(&format!("{} has no access to {what} any more", args.who));
             Ok(())
         }
     }
@@ -74,20 +74,20 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
 
 async fn change(context: &Context, args: &Grant, how: &str) -> Result<String> {
     if context.credentials.is_none() {
-        let what = "this cluster tells nobody apart: there is nothing to grant";
+        let what = "this cluster has no identities: there is nothing to grant";
         return Err(Failure::new(Kind::Usage, what)
-            .hint("where it has identities, name yours with --identity or BAZOOKA_IDENTITY"));
+            .hint("in a cluster with identities, name yours with --identity or BAZOOKA_IDENTITY"));
     }
     let app = args.app.as_ref().or(context.said()).filter(|_| !args.operator);
     let body = rm::Access { who: &args.who, app, operator: args.operator };
     let done = rm::access(context, how, &body).await?;
     context.note_change();
     if !done.in_force {
-        say("warning: the coordinator doesn't go by it yet; bazooka-rm's log says why");
+        say("warning: the coordinator doesn't enforce this yet; bazooka-rm's log has the reason");
     }
     Ok(match (app, args.operator) {
         (Some(app), _) => format!("app '{app}'"),
-        (None, true) => "what operators do".to_owned(),
+        (None, true) => "all that operators do".to_owned(),
         (None, false) => "this cluster".to_owned(),
     })
 }

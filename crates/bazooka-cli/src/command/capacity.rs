@@ -26,7 +26,7 @@ pub struct Args {
     /// How many more of this proc fit
     #[arg(conflicts_with = "of")]
     pub proc: Option<ProcName>,
-    /// The same, of any app's
+    /// How many more of this service fit, of any app
     #[arg(long, value_name = "APP/PROC")]
     pub of: Option<Service>,
 }
@@ -176,7 +176,9 @@ fn show(answer: &Answer) {
     }
     put("\n");
     table.put();
-    say("memory is reckoned, not measured: an instance's limit, or 16M; used is what its host has taken up");
+    say(
+        "memory is reserved, not measured: an instance's limit, or 16M; USED counts instances that their host has taken up",
+    );
 }
 
 fn told(app: &AppName, proc: &ProcName, n: u32) -> String {

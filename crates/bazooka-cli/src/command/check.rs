@@ -18,10 +18,10 @@ use crate::{
     show::{Table, put_json, put_line, say},
 };
 
-/// Look for rows of the coordinator that don't fit together
+/// Check that the coordinator's rows are consistent
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Mend what can be mended without ending or losing anything
+    /// Repair what can be repaired without ending an instance or losing data
     #[arg(long)]
     pub repair: bool,
 }

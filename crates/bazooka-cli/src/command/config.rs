@@ -58,27 +58,27 @@ pub enum Action {
     List,
     /// Print one value
     Get {
-        /// Its name
+        /// The name
         name: String,
     },
     /// Set config vars
     Set {
-        /// NAME=VALUE each; other users of this machine can see what stands here while the command runs
+        /// NAME=VALUE pairs; other users of this machine can see them while the command runs
         #[arg(required_unless_present = "stdin", value_name = "NAME=VALUE")]
         pairs: Vec<String>,
-        /// Read them from standard input, which nobody else sees: lines of NAME=VALUE, or JSON as `config --json` prints it
+        /// Read the pairs from standard input, which no other user sees: lines of NAME=VALUE, or JSON as `config --json` prints it
         #[arg(long, conflicts_with = "pairs")]
         stdin: bool,
-        /// Don't wait
+        /// Return without waiting until the change is in force
         #[arg(long)]
         no_wait: bool,
     },
-    /// Take config vars away
+    /// Remove config vars
     Unset {
-        /// Their names
+        /// The names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
-        /// Don't wait
+        /// Return without waiting until the change is in force
         #[arg(long)]
         no_wait: bool,
     },

@@ -19,10 +19,10 @@ use crate::{
     watch::Watch,
 };
 
-/// Take an app down, with its repository
+/// Stop and delete an app, with its repository
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The app's name once more, instead of being asked for it
+    /// The app's name again; the command then asks nothing
     #[arg(long, value_name = "APP")]
     pub confirm: Option<AppName>,
 }

@@ -53,7 +53,7 @@ use supervise::{Notice, Running, StartError};
 /// Run a whole cluster on this machine, in the foreground
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Where its state is kept [default: /var/lib/bazooka/dev as root, else ~/.local/share/bazooka/dev]
+    /// The folder of the cluster's state [default: /var/lib/bazooka/dev as root, else ~/.local/share/bazooka/dev]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// How many hosts, each with an address (127.0.0.2, ...) and ports (21000-21999, ...) of its own
@@ -62,13 +62,13 @@ pub struct Args {
     /// The coordinator's port
     #[arg(long, value_name = "PORT", default_value_t = 2379)]
     pub coordinator_port: u16,
-    /// Where HAProxy takes requests for <app>.<domain>
+    /// The port at which HAProxy takes requests for <app>.<domain>
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub public_port: u16,
     /// The address of that port and of the services' own ports; 0.0.0.0 opens them to other machines
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     pub public_address: IpAddr,
-    /// Where bazooka-rm takes pushes
+    /// The port at which bazooka-rm takes pushes
     #[arg(long, value_name = "PORT", default_value_t = 8081)]
     pub rm_port: u16,
     /// The domain below which each app has its name

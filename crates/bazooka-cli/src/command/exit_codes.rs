@@ -7,7 +7,7 @@ use crate::{
     show::put_line,
 };
 
-/// What each exit status means
+/// Print the meaning of each exit code
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Args {}

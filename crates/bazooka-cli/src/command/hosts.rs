@@ -30,7 +30,7 @@ use crate::{
     show::{Table, bytes, put_json, put_line, say},
 };
 
-/// List the hosts with what they have to give; take one out of service, and back
+/// List the hosts with their capacity; take a host out of service, and back
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to do [default: list]
@@ -48,30 +48,30 @@ impl Args {
 /// What to do with a host.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// Place nothing new on a host
+    /// Place no new instances on a host
     Cordon {
         /// The host
         host: HostName,
     },
-    /// Open a host again that was cordoned or drained
+    /// Place instances on a cordoned or drained host again
     Uncordon {
         /// The host
         host: HostName,
     },
-    /// Replace what runs on a host elsewhere, then stop it; nothing new is placed there
+    /// Replace a host's instances on other hosts, then stop them; no new instances are placed there
     Drain {
         /// The host
         host: HostName,
-        /// Don't wait
+        /// Return without waiting until the change is in force
         #[arg(long)]
         no_wait: bool,
     },
-    /// Remove a host that has gone from the list, with what was said of it; waits until its lease has ended
+    /// Remove a host that is gone from the list, with its overrides; waits until its lease has ended
     Forget {
         /// The host
         host: HostName,
     },
-    /// Give up the hosts that went all at once: they won't come back, and their instances are replaced
+    /// Give up hosts that vanished at the same time: their instances are replaced on other hosts
     Unfreeze,
 }
 

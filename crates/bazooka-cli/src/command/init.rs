@@ -30,7 +30,7 @@ use crate::{
 /// Register an app and make the git remote `bazooka` for it
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The app [default: the one that the git remote leads to, else the name of this repository's folder]
+    /// The app [default: the one of the git remote, else the name of this repository's folder]
     pub name: Option<AppName>,
     /// Push over SSH, with a key of `bazooka keys`
     #[arg(long)]

@@ -16,7 +16,7 @@ use crate::{
     show::{Table, put_json, put_line},
 };
 
-/// List the SSH keys with which you push, or change them
+/// List, add or remove the SSH keys that you push with
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to do
@@ -34,17 +34,17 @@ impl Args {
 /// What to do with them.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// List them
+    /// List your keys
     List,
-    /// Add one
+    /// Add a key
     Add {
         /// The file with the public key
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Take one away
+    /// Remove a key
     Remove {
-        /// Its fingerprint
+        /// The key's fingerprint
         fingerprint: String,
     },
 }
@@ -101,7 +101,7 @@ struct Row {
 
 async fn list(context: &Context) -> Result<()> {
     let Some(Identity::User(user)) = context.credentials.as_ref().map(Credentials::identity) else {
-        let what = "keys are for people, and nothing says who you are";
+        let what = "keys belong to people, and you have no identity here";
         return Err(
             Failure::new(Kind::Usage, what).hint("name your identity with --identity or BAZOOKA_IDENTITY")
         );

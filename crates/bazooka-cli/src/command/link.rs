@@ -24,7 +24,7 @@ use crate::{
     show::{Table, put_json, say},
 };
 
-/// Show or change the services whose address the app's instances are given; a change is a new release
+/// Show or change the app's links: services whose address its instances get; a change is a new release
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Show [default: list]
@@ -42,23 +42,23 @@ impl Args {
 /// What to do with links.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// List them, each with the service's port and the variable that instances get
+    /// List the links, each with the service's port and the variable that instances get
     List,
     /// Give instances a service's address, as BAZOOKA_SERVICE_<APP>_<PROC>=ADDRESS:PORT
     Add {
         /// The services: an app and its proc each
         #[arg(required = true, value_name = "APP:PROC")]
         links: Vec<Link>,
-        /// Don't wait
+        /// Return without waiting until the change is in force
         #[arg(long)]
         no_wait: bool,
     },
-    /// Take it from them
+    /// Remove links
     Remove {
         /// The services
         #[arg(required = true, value_name = "APP:PROC")]
         links: Vec<Link>,
-        /// Don't wait
+        /// Return without waiting until the change is in force
         #[arg(long)]
         no_wait: bool,
     },

@@ -39,21 +39,21 @@ use crate::{
 /// Show what the app's instances write
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Go on with new lines as they are written
+    /// Print new lines as they are written
     #[arg(short, long)]
     pub follow: bool,
-    /// How many lines from before
+    /// How many earlier lines
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100, allow_negative_numbers = true)]
     // No host gives more.
     #[arg(value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub lines: u32,
-    /// Of this proc only
+    /// Only lines of this proc
     #[arg(short, long)]
     pub proc: Option<ProcName>,
-    /// With the time of each line
+    /// Print the time of each line
     #[arg(short, long)]
     pub timestamps: bool,
-    /// Of this instance only
+    /// Only lines of this instance
     #[arg(short, long, value_name = "ID")]
     pub instance: Option<InstanceId>,
 }

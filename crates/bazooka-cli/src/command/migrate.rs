@@ -20,14 +20,14 @@ use crate::{
     show::{put_line, say},
 };
 
-/// After an upgrade: bring what the release before wrote into today's form, and shut that release out
+/// After an upgrade: rewrite the rows of the earlier release in today's form, and shut that release out
 #[derive(Debug, clap::Args)]
 #[command(
-    long_about = "After an upgrade of all parts: bring what the release before wrote into today's form, and shut that release \
-                  out. It may be stopped at any time and run again. Where parts are told apart, it takes an rm's identity"
+    long_about = "After an upgrade of all parts: rewrite the rows of the earlier release in today's form, and shut that release \
+                  out. It may be stopped at any time and run again. A cluster with identities requires an rm's identity"
 )]
 pub struct Args {
-    /// Only tell
+    /// Print the changes without making them
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -57,14 +57,12 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         let snapshot = context.visor.read(keys::everything()).await?;
         let (raise, words) = match next(&snapshot).ok_or(VisorError::NotSetUp)? {
             Next::Done => {
-                put_line(&format!(
-                    "the cluster is of version {SCHEMA_VERSION}, and takes no older one any more"
-                ));
+                put_line(&format!("the cluster is at version {SCHEMA_VERSION}, and refuses older ones"));
                 return Ok(());
             }
             Next::Later { version } => {
                 let what =
-                    format!("the cluster is of version {version}; this bazooka is of {SCHEMA_VERSION}");
+                    format!("the cluster is at version {version}; this bazooka is of {SCHEMA_VERSION}");
                 return Err(Failure::new(Kind::Refused, what).hint("migrate with a bazooka of that version"));
             }
             Next::Older(parts) => return Err(older(&parts)),

@@ -22,7 +22,7 @@ use crate::{
 /// List the app's procs, or set how their instances are run and replaced
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// With every setting
+    /// Show every setting
     #[arg(short, long)]
     pub long: bool,
     /// What to do
@@ -33,7 +33,7 @@ pub struct Args {
 /// What to do with a proc.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// Set how each instance of a proc is run, and how a rollout replaces them
+    /// Set how each instance of a proc is run, and how a rollout replaces instances
     Set(set::Args),
 }
 

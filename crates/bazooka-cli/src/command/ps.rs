@@ -30,10 +30,10 @@ use crate::{
 /// List running instances
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Of every app
+    /// List the instances of every app
     #[arg(long)]
     pub all: bool,
-    /// With state, host, age, restarts, release and cause
+    /// Show state, host, age, restarts, release and cause too
     #[arg(short, long)]
     pub long: bool,
 }

@@ -22,22 +22,22 @@ use crate::{
     show::{put_json, put_line, say},
 };
 
-/// Take up in a restored coordinator what hosts run; `deploy/restore` does so before anyone else reaches it
+/// Bring a restored coordinator up to date with what hosts run; `deploy/restore` calls it
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Ask this bazooka-pm, too: the base of its endpoint
+    /// Also ask the bazooka-pm at this endpoint
     #[arg(long = "host", value_name = "URL")]
     pub hosts: Vec<String>,
-    /// The coordinator is in use again: take up only what hosts hold because it never knew of it
+    /// The coordinator is in use again: take up only instances that it never knew
     #[arg(long)]
     pub late: bool,
-    /// End what can't be taken up, because its app isn't known
+    /// End instances whose app the coordinator doesn't know
     #[arg(long, requires = "late")]
     pub end_unknown: bool,
-    /// Nobody else reaches this coordinator
+    /// Confirm that nobody else reaches this coordinator
     #[arg(long, conflicts_with = "late")]
     pub alone: bool,
-    /// Only tell
+    /// Print the changes without making them
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -61,7 +61,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         let what =
             "this ends everyone's lease and raises counters: nobody else may reach the coordinator meanwhile";
         return Err(Failure::new(Kind::Usage, what).hint(
-            "deploy/restore does all of it; or say --alone, or --late where the cluster is in use again",
+            "`deploy/restore` does all of it; otherwise pass --alone, or --late if the cluster is in use again",
         ));
     }
     let snapshot = context.visor.read(keys::everything()).await?;
@@ -91,11 +91,11 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     recovery.report.iter().for_each(|line| put_line(line));
     if !recovery.by_hand.is_empty() {
         put_line("");
-        put_line("to be seen to:");
+        put_line("to do by hand:");
         recovery.by_hand.iter().for_each(|line| put_line(&format!("  {line}")));
     }
     if args.late && recovery.report.is_empty() && recovery.by_hand.is_empty() {
-        say("no host holds anything that the coordinator doesn't know");
+        say("the coordinator knows everything that hosts run");
     }
     Ok(())
 }

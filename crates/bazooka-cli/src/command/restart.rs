@@ -24,7 +24,7 @@ use crate::{
 pub struct Args {
     /// A proc, or an instance's id [default: every proc]
     pub target: Option<Target>,
-    /// Don't wait
+    /// Return without waiting until the change is in force
     #[arg(long)]
     pub no_wait: bool,
 }

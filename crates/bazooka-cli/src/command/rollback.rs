@@ -17,12 +17,12 @@ use crate::{
     release,
 };
 
-/// Make what an earlier release was the current one again
+/// Go back to an earlier release: a new release with its rev and its config vars
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The release, for example v3 [default: the one before the current one]
     pub release: Option<ReleaseId>,
-    /// Don't wait
+    /// Return without waiting until the change is in force
     #[arg(long)]
     pub no_wait: bool,
 }

@@ -21,7 +21,7 @@ use crate::{
     watch::Watch,
 };
 
-/// Show how far the app's rollout is; hold it, let it go on, or call it off
+/// Show the app's rollout; pause, resume or abort it
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to do
@@ -39,19 +39,19 @@ impl Args {
 /// What to do with the rollout.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// Show how far each proc is
+    /// Show the progress of each proc
     Status,
-    /// Hold still: a batch that has begun ends, and no other begins
+    /// Pause the rollout: the current batch is finished, and no other batch begins
     Pause,
-    /// Go on
+    /// Resume the rollout
     Resume {
-        /// Don't wait
+        /// Return without waiting until the change is in force
         #[arg(long)]
         no_wait: bool,
     },
-    /// Call it off: what it was before is current again, and its instances stay
+    /// Abort the rollout: the release before it is current again, and its instances stay
     Abort {
-        /// Don't wait
+        /// Return without waiting until the change is in force
         #[arg(long)]
         no_wait: bool,
     },

@@ -36,16 +36,16 @@ pub struct Args {
     #[arg(short = 'n', long = "count", value_name = "N", allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=i64::from(MOST_INSTANCES)))]
     pub count: Option<u32>,
-    /// Of this rev, beside the current release
+    /// Instances of this rev, which run beside the current release
     #[arg(short, long, value_name = "REV")]
     pub rev: Option<RevPrefix>,
-    /// In this zone; the others stand wherever there is room
+    /// In this zone only; the rest is placed wherever there is room
     #[arg(short, long, value_name = "ZONE", conflicts_with = "rev")]
     pub zone: Option<ZoneName>,
     /// A proc with -n, or PROC=N each
     #[arg(value_name = "PROC[=N]")]
     pub targets: Vec<Count>,
-    /// Don't wait
+    /// Return without waiting until the change is in force
     #[arg(long)]
     pub no_wait: bool,
 }

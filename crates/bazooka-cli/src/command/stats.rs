@@ -20,7 +20,7 @@ use crate::{
 /// Show how many apps, procs, revs and instances there are, and what each day brought
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How many days, the last one last
+    /// How many days, oldest first
     #[arg(short = 'n', long, default_value_t = 30, value_name = "N")]
     pub days: usize,
 }
@@ -77,7 +77,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     }
     show(&answer);
     if answer.days.is_empty() {
-        say("no day has been counted yet: the elected bazooka-pm converge does that, once a minute at most");
+        say("no day has been counted yet: the elected bazooka-pm converge counts, at most once a minute");
     }
     Ok(())
 }

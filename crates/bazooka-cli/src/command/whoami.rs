@@ -10,7 +10,7 @@ use crate::{
     show::{put_json, put_line},
 };
 
-/// Say who asks, and what they may
+/// Show your identity, and what you may do
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

@@ -26,7 +26,7 @@ use crate::{
     watch::Watch,
 };
 
-/// Tell the whole story of an instance, or of a proc and what it lacks
+/// Explain the state of an instance or of a proc, with its history
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A proc, or an instance's id

@@ -391,7 +391,17 @@ impl World {
 
     /// Waits until a line was written, and returns all of the answer.
     pub async fn until_logged(&self, query: &str, wanted: &str) -> Vec<serde_json::Value> {
-        until(&format!("{wanted:?} is logged"), SOON, || async {
+        self.until_logged_within(SOON, query, wanted).await
+    }
+
+    /// Waits until a line is logged, and returns all lines. For an instance that has seconds of work before it.
+    pub async fn until_logged_within(
+        &self,
+        within: Duration,
+        query: &str,
+        wanted: &str,
+    ) -> Vec<serde_json::Value> {
+        until(&format!("{wanted:?} is logged"), within, || async {
             let logs = self.logs(query).await;
             if logs.iter().any(|line| line["line"] == wanted) { Ok(logs) } else { Err(format!("{logs:#?}")) }
         })
