@@ -63,7 +63,7 @@ fn a_developer_goes_from_init_to_rollback_and_is_asked_for_nothing() {
     let operator = cluster.repo_of("operating", OPERATOR);
     operator.bazooka(&["access", "revoke", "ada", "goto-rocket"]).ok();
     let refused = repo.bazooka(&["scale", "-n", "1", "web"]).exits(4);
-    assert!(refused.stderr.contains("doesn't let you"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("denies you"), "{}", refused.stderr);
     let refused = repo.git(&["fetch", "bazooka"]).exits(128);
     assert!(refused.stderr.contains("ada may not push to or fetch 'goto-rocket'"), "{}", refused.stderr);
     let refused = repo.bazooka(&["logs"]).exits(4);

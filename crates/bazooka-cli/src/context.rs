@@ -171,7 +171,7 @@ impl Context {
         if may(&caller, Act::App, admission.as_deref(), access.as_deref()) {
             return Ok(());
         }
-        Err(Failure::new(Kind::Refused, format!("app '{app}' isn't one of yours, {user}")).hint(format!(
+        Err(Failure::new(Kind::Refused, format!("{user} has no access to app '{app}'")).hint(format!(
             "one of its people or an operator can grant it: bazooka access grant {user} {app}"
         )))
     }

@@ -233,9 +233,7 @@ impl From<Refusal> for Failure {
                 Kind::Unknown,
                 Some("`bazooka access` lists who is; an operator grants it: bazooka access grant NAME"),
             ),
-            Refusal::TooManyKeys(_) => {
-                (Kind::Refused, Some("take one away: bazooka keys remove FINGERPRINT"))
-            }
+            Refusal::TooManyKeys(_) => (Kind::Refused, Some("remove one: bazooka keys remove FINGERPRINT")),
             Refusal::NoSuchKey(..) => (Kind::Unknown, Some("`bazooka keys` lists them")),
             Refusal::NotTheirs(..) => (Kind::Unknown, Some("`bazooka access` lists whose each app is")),
             Refusal::HostThere(_) => (

@@ -34,7 +34,7 @@ impl Connected<IncomingStream<'_, TlsListener>> for Peer {
             stream.io().get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|certificate| {
                 subject(certificate)
                     .inspect_err(|error| {
-                        tracing::warn!(%address, error = in_words(error), "a certificate that names nobody");
+                        tracing::warn!(%address, error = in_words(error), "a certificate without an identity");
                     })
                     .ok()
             });
@@ -102,7 +102,7 @@ fn by_token(credentials: &Credentials, request: &Request) -> Caller {
     match git_token::verify_authorization(credentials, token, request.uri().path(), now) {
         Ok(who) => Caller::Known(who),
         Err(error) => {
-            tracing::info!(error = in_words(&error), "a token that doesn't hold");
+            tracing::info!(error = in_words(&error), "an invalid token");
             Caller::Unknown
         }
     }

@@ -73,7 +73,7 @@ pub enum ClusterError {
 
 /// An identity of another kind of part, or of another name.
 #[derive(Debug, thiserror::Error)]
-#[error("the identity is that of {found}; this takes one of {wanted}")]
+#[error("the identity is that of {found}; this program requires one of {wanted}")]
 pub struct OtherIdentity {
     found: Identity,
     wanted: String,

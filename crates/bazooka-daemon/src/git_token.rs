@@ -47,7 +47,7 @@ const ALGORITHM: &str = "ES256";
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum MintError {
-    #[error("the key is no PKCS #8")]
+    #[error("the key isn't PKCS #8")]
     Pem(#[source] pem::Error),
     // Without ring's feature `std` its errors don't implement `Error`, so they can't be a source.
     #[error("the key is not one of P-256: {0}")]
@@ -60,23 +60,23 @@ pub enum MintError {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum TokenError {
-    #[error("it isn't a token of ours: {0}")]
+    #[error("it isn't a token of Bazooka: {0}")]
     Malformed(&'static str),
     #[error("a part of it isn't base64")]
     Base64(#[source] DecodeError),
-    #[error("a part of it isn't what it should be")]
+    #[error("a part of it has the wrong form")]
     Json(#[source] serde_json::Error),
-    #[error("its certificate doesn't hold")]
+    #[error("its certificate isn't valid")]
     Certificate(#[source] ChainError),
     #[error("its certificate's key is not one of P-256")]
     Key,
     #[error("its signature is wrong")]
     Signature(Unspecified),
-    #[error("it holds no longer, or not yet")]
+    #[error("it has expired, or isn't valid yet")]
     Time,
     #[error("it is for another service")]
     Audience,
-    #[error("it says {said}, and its certificate {named}")]
+    #[error("it names {said}, and its certificate names {named}")]
     OtherName { said: String, named: Identity },
     #[error("it is for app '{0}'")]
     OtherApp(String),

@@ -204,7 +204,7 @@ async fn an_operators_word_unfreezes_what_is_replaced_then_and_the_word_goes_wit
         .await;
     cluster.until_running("web", 8).await;
     let again = cluster.visor.unfreeze("tester", jiff::Timestamp::now()).await;
-    assert!(again.is_err_and(|error| error.to_string().contains("nothing is frozen")));
+    assert!(again.is_err_and(|error| error.to_string().contains("no host is frozen")));
 }
 
 #[tokio::test(start_paused = true)]

@@ -34,7 +34,7 @@ pub enum ReloadError {
     #[error("HAProxy did not finish a reload in {0} s")]
     Unfinished(u64),
     /// HAProxy could not be asked.
-    #[error("HAProxy can't be asked")]
+    #[error("HAProxy's state can't be read")]
     Cli(#[from] CliError),
 }
 

@@ -102,7 +102,7 @@ struct Proxy {
     locality: Option<Locality>,
     /// None until the first complete list.
     desired: Option<Desired>,
-    /// None while HAProxy can't be asked.
+    /// None while HAProxy's state can't be read.
     in_force: Option<InForce>,
     /// The last that was wanted in a shape that HAProxy took.
     good: Option<Wanted>,

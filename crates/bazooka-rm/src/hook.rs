@@ -29,7 +29,7 @@ pub fn run(hook: Hook) -> i32 {
         Ok(status) => status,
         Err(error) => {
             // If this can't be written, git has ended.
-            let _ = writeln!(io::stdout(), "bazooka-rm can't be asked: {error}");
+            let _ = writeln!(io::stdout(), "can't reach bazooka-rm: {error}");
             1
         }
     }

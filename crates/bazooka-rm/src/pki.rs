@@ -31,7 +31,7 @@ const BEGINS_BEFORE_MINUTES: i64 = 5;
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum PkiError {
     #[error(
-        "there is an authority in {} already; what it vouches for would be worth nothing with another",
+        "there is an authority in {} already; with a new one, the certificates that it signed would be worthless",
         .0.display()
     )]
     AuthorityExists(PathBuf),

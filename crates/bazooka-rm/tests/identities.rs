@@ -88,7 +88,7 @@ fn what_is_wrong_with_an_identity_is_said_with_the_file() {
     rig.issue("ada", "anothers-authority", 0, 1);
     std::fs::copy(other.dir.path().join("ada/ca.pem"), rig.dir.path().join("anothers-authority/ca.pem"))
         .expect("it can be copied");
-    says("anothers-authority", &["anothers-authority/cert.pem", "ca.pem doesn't vouch"]);
+    says("anothers-authority", &["anothers-authority/cert.pem", "ca.pem hasn't signed it"]);
     rig.issue("ada", "no-text", 0, 1);
     std::fs::write(rig.dir.path().join("no-text/cert.pem"), "no certificate").expect("written");
     says("no-text", &["no-text/cert.pem", "no certificate in it"]);

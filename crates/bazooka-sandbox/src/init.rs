@@ -90,7 +90,7 @@ pub enum InitError {
     Begin(String),
     #[error("its sandbox ended before anything was started in it")]
     Silence,
-    #[error("can't speak to its sandbox")]
+    #[error("can't reach its sandbox")]
     Speak(#[source] io::Error),
 }
 
@@ -105,9 +105,9 @@ enum BeginError {
     Join(#[source] io::Error),
     #[error(transparent)]
     Root(#[from] RootError),
-    #[error("a sandbox takes a user of its own")]
+    #[error("a sandbox requires a user of its own")]
     NoUser,
-    #[error("can't start it: giving up its rights")]
+    #[error("can't start it: dropping its privileges")]
     Rights(#[source] rustix::io::Errno),
     #[error("can't filter its system calls")]
     Filter(#[source] seccompiler::Error),

@@ -61,9 +61,9 @@ const STUBBORN_ROUNDS: u32 = 20;
 enum ShimError {
     #[error("the shim can't read what it is to start")]
     Spec,
-    #[error("can't hear its environment")]
+    #[error("can't receive its environment")]
     Hear(#[source] io::Error),
-    #[error("bazooka-pm has not said all of its environment")]
+    #[error("bazooka-pm sent only a part of its environment")]
     HalfEnv,
     #[error("can't use its own {what}")]
     Stream { what: &'static str, source: io::Error },

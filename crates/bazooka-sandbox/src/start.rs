@@ -35,7 +35,7 @@ const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 pub enum TrialError {
     #[error("its shim can't be started")]
     Begin(#[source] io::Error),
-    #[error("its shim can't be heard")]
+    #[error("can't read its shim's messages")]
     Hear(#[source] io::Error),
     #[error("the bazooka-shim program is older than bazooka-pm and knows no sandbox")]
     OldShim,

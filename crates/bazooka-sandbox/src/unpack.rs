@@ -21,7 +21,7 @@ const MOST_ENTRIES: usize = 500_000;
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
     /// The archive is broken.
-    #[error("it is not a whole archive")]
+    #[error("the archive is incomplete")]
     Broken(#[source] io::Error),
     /// The archive contains a forbidden entry.
     #[error("it holds {what}: {}", path.display())]

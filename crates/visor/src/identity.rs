@@ -69,7 +69,7 @@ impl Kind {
 
 /// The error for a word that is no kind of daemon.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is none of {kinds}", kinds = Kind::ALL.map(Kind::as_str).join(", "))]
+#[error("{0:?} is not one of {kinds}", kinds = Kind::ALL.map(Kind::as_str).join(", "))]
 pub struct UnknownKind(String);
 
 impl FromStr for Kind {

@@ -23,7 +23,7 @@ pub const MOST_LINKS: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// Two of them would have the same variable.
-    #[error("{0} and {1} would both be {name}", name = .0.variable())]
+    #[error("{0} and {1} would both set {name}", name = .0.variable())]
     OneName(Link, Link),
     /// There would be too many links.
     #[error("an app links {MOST_LINKS} services at most, not {0}")]
@@ -105,7 +105,7 @@ pub enum Untold {
     #[error("it links {0}, and was placed without that service's port")]
     NoPort(Link),
     /// Its host has no address for services.
-    #[error("it links {0}, and this host wasn't told where services are (--services)")]
+    #[error("it links {0}, and this host has no --services address")]
     NoAddress(Link),
 }
 

@@ -145,11 +145,11 @@ pub struct Sealed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum OpenError {
-    #[error("it is sealed for others")]
+    #[error("it is sealed for other keys")]
     NotForUs,
-    #[error("it is sealed by a later version's cipher")]
+    #[error("it is sealed with the cipher of a later version")]
     UnknownCipher,
-    #[error("it is not what was sealed, or belongs elsewhere")]
+    #[error("it was altered, or belongs to another row")]
     Broken,
 }
 

@@ -268,7 +268,7 @@ pub enum StoreError {
     },
     /// The cluster's schema is of a later version than this build can read.
     #[error(
-        "the cluster's schema is version {version}, which takes version {min_reader} to read; this is {ours}"
+        "the cluster's schema is version {version}; reading it requires version {min_reader}, and this program has {ours}"
     )]
     SchemaTooNew {
         /// The version of the schema.

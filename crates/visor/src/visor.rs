@@ -52,9 +52,9 @@ pub enum Refusal {
     TrialOver(AppName, ReleaseId),
     #[error("rev {1} of app '{0}' runs no {2} beside the current release")]
     NotBeside(AppName, String, ProcName),
-    #[error("{0} would share out {1} % of its traffic")]
+    #[error("the shares of {0} would add up to {1} %")]
     TooMuchTraffic(ProcName, u32),
-    #[error("{1} instances of {0} are to stand in zones: {words}", words = zone_words(.2))]
+    #[error("{1} instances of {0} are bound to zones: {words}", words = zone_words(.2))]
     InZones(ProcName, u32, BTreeMap<ZoneName, u32>),
     #[error("{0} would have {1} instances")]
     TooMany(ProcName, u32),
@@ -62,7 +62,7 @@ pub enum Refusal {
     NotInRev(AppName, String, ProcName),
     #[error("app '{0}' has no instance {1}")]
     NoSuchInstance(AppName, InstanceId),
-    #[error("the config vars of app '{0}' were changed by another meanwhile")]
+    #[error("the config vars of app '{0}' were changed meanwhile")]
     EnvMoved(AppName),
     #[error("{link} can't be linked: {why}", link = .0.link, why = .0.why)]
     Unlinkable(LeadsNowhere),
@@ -74,23 +74,23 @@ pub enum Refusal {
     NoPortLeft,
     #[error("host '{0}' is registered by another pm")]
     HostTaken(HostName),
-    #[error("another {kind} of the name '{name}' is there, at {url}")]
+    #[error("another {kind} with the name '{name}' is registered, at {url}")]
     NameTaken { kind: &'static str, name: HostName, url: String },
     #[error("host '{0}' has lost its lease")]
     HostGone(HostName),
-    #[error("host '{0}' is there: its bazooka-pm holds its registration")]
+    #[error("host '{0}' is still registered: its bazooka-pm runs")]
     HostThere(HostName),
     #[error("host '{0}' has instances that aren't replaced yet")]
     HostInUse(HostName),
-    #[error("nothing is frozen: hosts that go are given up")]
+    #[error("no host is frozen: instances of lost hosts are replaced")]
     NotFrozen,
     #[error("{0} isn't admitted to this cluster")]
     NotAdmitted(Identity),
-    #[error("{0} has as many SSH keys as one may have")]
+    #[error("{0} has the maximum number of SSH keys")]
     TooManyKeys(UserName),
     #[error("{0} has no SSH key {1}")]
     NoSuchKey(UserName, String),
-    #[error("app '{0}' isn't one of {1}'s")]
+    #[error("{1} has no access to app '{0}'")]
     NotTheirs(AppName, UserName),
 }
 
@@ -109,7 +109,7 @@ pub enum VisorError {
     Refused(#[from] Refusal),
     /// The cluster's schema is of a later version than this binary can write.
     #[error(
-        "the cluster's schema is version {version}, which takes version {min_writer} to change; this is {ours}"
+        "the cluster's schema is version {version}; a change requires version {min_writer}, and this program has {ours}"
     )]
     SchemaTooNew {
         /// The version of the schema.
@@ -131,7 +131,7 @@ pub enum VisorError {
         detail: String,
     },
     /// Rivals changed the same keys in every round.
-    #[error("others kept changing the same thing; nothing was done")]
+    #[error("the same rows kept changing; nothing was done")]
     Contended,
 }
 

@@ -584,7 +584,7 @@ mod users {
         assert_eq!(formation().await, (3, "north=1 south=1".to_owned()));
         let too_few = scale(&visor, 1).await.expect_err("two are in zones");
         assert!(
-            too_few.to_string().contains("2 instances of web are to stand in zones: 1 in north, 1 in south")
+            too_few.to_string().contains("2 instances of web are bound to zones: 1 in north, 1 in south")
         );
         let too_many = in_zone("north", 9_999).await.expect_err("a service has 10,000 at most");
         assert!(too_many.to_string().contains("web would have 10001 instances"), "{too_many}");
@@ -1014,7 +1014,7 @@ async fn a_name_is_one_proxys_and_one_rms() {
     visor.store().revoke(first).await.expect("it is held");
     let refused = visor.register_proxy(&p1, &proxy("u", "http://c"), lease(&visor).await).await;
     let said = refused.expect_err("another machine has the name").to_string();
-    assert_eq!(said, "another bazooka-proxy of the name 'host1' is there, at http://b");
+    assert_eq!(said, "another bazooka-proxy with the name 'host1' is registered, at http://b");
 
     let keys: Vec<_> = (0..3).map(|_| SecretKey::fresh(&mut Os).public()).collect();
     let rm = |url: &str, key: usize, retired: &[usize]| Rm {
@@ -1029,7 +1029,7 @@ async fn a_name_is_one_proxys_and_one_rms() {
     let fourth = lease(&visor).await;
     let refused = visor.publish_rm(&r1, &rm("http://c", 2, &[]), &ask, fourth).await;
     let said = refused.expect_err("another machine has the name").to_string();
-    assert_eq!(said, "another bazooka-rm of the name 'host2' is there, at http://b");
+    assert_eq!(said, "another bazooka-rm with the name 'host2' is registered, at http://b");
     visor.store().revoke(third).await.expect("it is held");
     visor.publish_rm(&r1, &rm("http://c", 2, &[]), &ask, fourth).await.expect("the other one has gone");
 }

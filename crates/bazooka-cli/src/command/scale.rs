@@ -75,7 +75,7 @@ pub struct Count {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCount {
     /// The count isn't a number, or is out of range.
-    #[error("after the = stands a number from 0 to {MOST_INSTANCES}")]
+    #[error("the count after the = must be a number from 0 to {MOST_INSTANCES}")]
     Number,
     /// The proc's name is invalid.
     #[error(transparent)]

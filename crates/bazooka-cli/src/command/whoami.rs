@@ -63,7 +63,7 @@ pub async fn run(context: &Context, _: Args) -> Result<()> {
     }
     put_line(&me.who);
     let Some(not_after) = me.not_after else {
-        put_line("this cluster tells nobody apart: everyone may do everything");
+        put_line("this cluster has no identities: everyone may do everything");
         return Ok(());
     };
     let apps: Vec<&str> = me.apps.iter().map(AppName::as_str).collect();

@@ -112,7 +112,7 @@ async fn a_schema_that_takes_a_later_build_to_read_isnt_read() {
     rig.write(&Key::Schema, &Schema { version: 9, min_reader: 9, ..Schema::default() }).await;
     for command in [&["procs"][..], &["scale", "-n", "1", "web"], &["ps"], &["migrate"]] {
         let ran = rig.bazooka(&[&["-a", "goto-rocket"], command].concat()).await.exits(4);
-        assert!(ran.stderr.contains("takes version 9 to read"), "{ran:?}");
+        assert!(ran.stderr.contains("reading it requires version 9"), "{ran:?}");
     }
 }
 

@@ -201,7 +201,7 @@ async fn a_host_that_is_not_there_is_told_with_the_nearest_name_and_marks_nobody
 async fn frozen_hosts_are_given_up_when_an_operator_says_so() {
     let rig = Rig::new().await;
     let ran = rig.bazooka(&["hosts", "unfreeze"]).await.exits(4);
-    assert!(ran.stderr.starts_with("error: nothing is frozen"), "{ran:?}");
+    assert!(ran.stderr.starts_with("error: no host is frozen"), "{ran:?}");
     rig.write(&Key::Leader, &leader(&["host1", "host2"])).await;
     assert_eq!(rig.bazooka(&["hosts", "unfreeze"]).await.ok().stdout, "given up: host1, host2\n");
     let word = rig.visor.get::<visor::schema::Unfreeze>(&Key::Unfreeze).await.expect("readable");

@@ -87,7 +87,7 @@ async fn a_link_that_can_not_be_is_refused_with_what_may_be_meant() {
         (&["api:wbe"], 3, "did you mean 'web'?"),
         (&["front:job"], 3, "app 'front' has no proc 'job'"),
         (&["api:web", "nobody:web"], 3, "there is no app 'nobody'"),
-        (&["a-b:c", "a:b-c"], 4, "would both be BAZOOKA_SERVICE_A_B_C"),
+        (&["a-b:c", "a:b-c"], 4, "would both set BAZOOKA_SERVICE_A_B_C"),
     ] {
         let ran = rig.bazooka(&args(&[&["link", "add"], links].concat())).await.exits(code);
         assert!(ran.stderr.contains(said), "{links:?}: {ran:?}");

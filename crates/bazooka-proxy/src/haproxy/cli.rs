@@ -33,7 +33,7 @@ pub enum CliError {
         source: std::io::Error,
     },
     /// HAProxy closed the connection during the exchange.
-    #[error("HAProxy ended the exchange")]
+    #[error("HAProxy closed the connection")]
     Cut(#[source] std::io::Error),
     /// HAProxy gave no whole answer in time.
     #[error("HAProxy did not answer in {} s", PATIENCE.as_secs())]

@@ -93,7 +93,7 @@ impl Proxy {
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
-                    "HAProxy can't be asked; looking for it"
+                    "HAProxy's state can't be read; looking for it"
                 );
                 self.in_force = None;
                 true

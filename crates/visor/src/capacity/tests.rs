@@ -48,7 +48,7 @@ fn nothing_fits_on_a_host_that_cannot_run_the_env() {
         "apps/a/envs/e0",
         &json!({ "links": ["b:web"], "by": "ada", "at": "2026-01-01T00:00:00Z", "change": "" }),
     );
-    assert_eq!(fit(&cluster), ["north 0"], "the host wasn't told where services are");
+    assert_eq!(fit(&cluster), ["north 0"], "the host has no --services address");
     assert_eq!(without_place(cluster.runs("a", 1, "host1", 0), host("host1")), ["a/web 1"]);
 }
 

@@ -26,7 +26,7 @@ pub struct Subject {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
 pub enum SubjectError {
-    #[error("it is no certificate")]
+    #[error("it isn't a certificate")]
     Malformed(#[source] nom::Err<X509Error>),
     #[error("it has no common name, which says whose it is")]
     NoName,
@@ -34,9 +34,9 @@ pub enum SubjectError {
     NameNotText(#[source] X509Error),
     #[error("it has more than one common name")]
     SeveralNames,
-    #[error("its common name is no identity")]
+    #[error("its common name isn't an identity")]
     Name(#[source] InvalidName),
-    #[error("its time can't be a time of ours")]
+    #[error("its validity period is out of range")]
     Time(#[source] jiff::Error),
 }
 

@@ -38,9 +38,9 @@ const WARN_BEFORE: Duration = Duration::from_secs(14 * 86_400);
 pub enum ChainError {
     #[error("there is no certificate")]
     Empty,
-    #[error("the cluster's authority doesn't vouch for it")]
+    #[error("the cluster's authority hasn't signed it")]
     NotVouchedFor(#[source] rustls::Error),
-    #[error("it names nobody")]
+    #[error("it names no identity")]
     Subject(#[from] SubjectError),
 }
 

@@ -46,13 +46,13 @@ pub enum CredentialsError {
         path.display()
     )]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} is no PEM", path.display())]
+    #[error("{} isn't a PEM file", path.display())]
     Pem { path: PathBuf, source: pem::Error },
     #[error("{}: there is no certificate in it", path.display())]
     Empty { path: PathBuf },
-    #[error("{}: it can't be an authority's", path.display())]
+    #[error("{}: it isn't an authority's certificate", path.display())]
     Authority { path: PathBuf, source: rustls::Error },
-    #[error("{}: nobody can be checked against it", path.display())]
+    #[error("{}: no peer can be verified with it", path.display())]
     Verifier { path: PathBuf, source: VerifierBuilderError },
     #[error("{}", path.display())]
     Subject { path: PathBuf, source: SubjectError },
@@ -62,7 +62,7 @@ pub enum CredentialsError {
     OtherKey { path: PathBuf, source: rustls::Error },
     #[error("{}: it ended at {at}; a new one can be made with `bazooka-rm pki`", path.display())]
     Ended { path: PathBuf, at: Timestamp },
-    #[error("{}: {AUTHORITY} doesn't vouch for it as a client's", path.display())]
+    #[error("{}: {AUTHORITY} hasn't signed it as a client's certificate", path.display())]
     NotVouchedFor { path: PathBuf, source: rustls::Error },
 }
 

@@ -33,7 +33,7 @@ fn links_that_would_be_one_variable_or_too_many_are_not_had_together() {
     let there = links(&["api:web", "a-b:c"]);
     assert_eq!(with(&there, &links(&["db:web", "api:web"])), Ok(links(&["a-b:c", "api:web", "db:web"])));
     let clash = with(&there, &links(&["a:b-c"])).expect_err("they have one name");
-    assert_eq!(clash.to_string(), "a:b-c and a-b:c would both be BAZOOKA_SERVICE_A_B_C");
+    assert_eq!(clash.to_string(), "a:b-c and a-b:c would both set BAZOOKA_SERVICE_A_B_C");
     let many: BTreeSet<Link> = (0..=MOST_LINKS).map(|n| link(&format!("api{n}:web"))).collect();
     assert_eq!(with(&BTreeSet::new(), &many), Err(Unfit::TooMany(MOST_LINKS + 1)));
     let most: BTreeSet<Link> = many.into_iter().skip(1).collect();
@@ -78,7 +78,7 @@ fn an_instance_is_told_each_address_or_why_it_can_not_be() {
     assert_eq!(told, Ok(wanted));
     assert_eq!(variables(&BTreeSet::new(), &BTreeMap::new(), None), Ok(BTreeMap::new()));
     for (links, ports, services, why) in [
-        (links(&["api:web"]), placed.clone(), None, "this host wasn't told where services are"),
+        (links(&["api:web"]), placed.clone(), None, "this host has no --services address"),
         (links(&["api:web", "db:web"]), placed, Some(&here), "db:web, and was placed without"),
         (links(&["api:web"]), BTreeMap::new(), Some(&here), "api:web, and was placed without"),
     ] {
