@@ -16,8 +16,7 @@ use visor::{
     names::{AppName, HostName, InstanceId, ReleaseId},
     rules::zones::Places,
     schema::{Desired, Ended, Fault, Pending, ReleaseStatus, State},
-    snapshot::{Snapshot, Versioned},
-    store::Revision,
+    snapshot::{Snapshot, Stamp},
 };
 
 use super::{
@@ -543,72 +542,10 @@ impl Day {
 
 /// Returns the keys in which two images differ.
 fn changed(before: &Snapshot, after: &Snapshot) -> Vec<String> {
-    let mut keys = BTreeSet::new();
-    let nothing = Default::default();
-    for app in before.apps.keys().chain(after.apps.keys()) {
-        let (b, a) = (before.apps.get(app).unwrap_or(&nothing), after.apps.get(app).unwrap_or(&nothing));
-        let mut note = |differs: bool, key: Key| {
-            if differs {
-                keys.insert(key.to_string());
-            }
-        };
-        note(b.head != a.head, Key::Head(app.clone()));
-        note(b.trial != a.trial, Key::Trial(app.clone()));
-        note(b.pause != a.pause, Key::Pause(app.clone()));
-        for proc in differing(&b.procs, &a.procs) {
-            note(true, Key::Proc(app.clone(), proc));
-        }
-        for env in differing(&b.envs, &a.envs) {
-            note(true, Key::Env(app.clone(), env));
-        }
-        for id in differing(&b.releases, &a.releases) {
-            note(true, Key::Release(app.clone(), id));
-        }
-        for proc in differing(&b.formation, &a.formation) {
-            note(true, Key::Formation(app.clone(), proc));
-        }
-        for id in differing(&b.instances, &a.instances) {
-            note(true, Key::Instance(app.clone(), id));
-        }
-        for proc in differing(&b.pending, &a.pending) {
-            note(true, Key::Pending(app.clone(), proc));
-        }
-        for (proc, id) in differing(&b.history, &a.history) {
-            note(true, Key::Ended(app.clone(), proc, id));
-        }
-    }
-    let nothing = Default::default();
-    for host in before.hosts.keys().chain(after.hosts.keys()) {
-        let (b, a) = (before.hosts.get(host).unwrap_or(&nothing), after.hosts.get(host).unwrap_or(&nothing));
-        let mut note = |differs: bool, key: Key| {
-            if differs {
-                keys.insert(key.to_string());
-            }
-        };
-        note(b.host != a.host, Key::Host(host.clone()));
-        note(b.meta != a.meta, Key::HostMeta(host.clone()));
-        for id in differing(&b.assigned, &a.assigned) {
-            note(true, Key::Assigned(host.clone(), id));
-        }
-        for id in differing(&b.status, &a.status) {
-            note(true, Key::Status(host.clone(), id));
-        }
-    }
-    for proxy in differing(&before.proxies, &after.proxies) {
-        keys.insert(Key::Proxy(proxy).to_string());
-    }
-    keys.into_iter().collect()
-}
-
-fn differing<K: Ord + Clone, T>(
-    before: &BTreeMap<K, Versioned<T>>,
-    after: &BTreeMap<K, Versioned<T>>,
-) -> Vec<K> {
-    let revision = |map: &BTreeMap<K, Versioned<T>>, key: &K| -> Option<Revision> {
-        map.get(key).map(|row| row.mod_revision)
-    };
-    let keys: BTreeSet<&K> = before.keys().chain(after.keys()).collect();
-    keys.into_iter().filter(|key| revision(before, key) != revision(after, key)).cloned().collect()
+    let rows = |of: &Snapshot| -> BTreeMap<Key, Stamp> { of.rows(|_| true).into_iter().collect() };
+    let (before, after) = (rows(before), rows(after));
+    let keys: BTreeSet<&Key> = before.keys().chain(after.keys()).collect();
+    keys.into_iter().filter(|key| before.get(key) != after.get(key)).map(ToString::to_string).collect()
 }
 
 /// Lives through a day, then repairs everything but a host that is gone for good.
