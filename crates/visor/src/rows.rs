@@ -24,11 +24,13 @@ mod tests;
 /// Most bytes of a row with a few short fields.
 const SMALL: usize = 4 << 10;
 
-/// Most bytes of a row with texts of any length: addresses, reasons, names of people.
-const TEXTS: usize = 64 << 10;
+/// Most bytes of a row with texts of any length: addresses, reasons, names of people. An argument has 128 KiB at most.
+const TEXTS: usize = 256 << 10;
 
-/// Most bytes of a row with a list that grows with the cluster, a push or a config. etcd takes 1.5 MiB in a request.
-const LISTS: usize = 1 << 20;
+/// Most bytes of a row with a list that grows with the cluster, a push or a config: what etcd takes in a request.
+///
+/// Config vars have 1 MiB at most, and 1.4 MB once they are sealed ([`seal::MOST_BYTES`](crate::seal::MOST_BYTES)).
+const LISTS: usize = 1536 << 10;
 
 /// Calls a macro with the table.
 macro_rules! rows {
@@ -85,7 +87,7 @@ App(app) {
     }
     /// While this row exists, the app's rollout does not go on.
     Pause(app: AppName) ["apps", app, "pause"] in pause(): One<Pause> {
-        writers: &[Developer], pm_reads: false, most_bytes: SMALL, ends: WithApp("by `bazooka rollout resume`"),
+        writers: &[Developer], pm_reads: false, most_bytes: SMALL, ends: WithApp("by `bazooka rollout resume` or `abort`"),
         unreadable: Restore, operator_mends: true, without_app: Delete, recover: Kept
     }
     /// How many instances should run, of head and beside it; requests for restarts.

@@ -38,14 +38,11 @@ row as the last three columns say.
 ",
     );
     for row in ROWS {
-        let bytes = match row.most_bytes {
-            most if most % (1 << 20) == 0 => format!("{}M", most >> 20),
-            most => format!("{}K", most >> 10),
-        };
-        let unreadable = match (row.unreadable, row.operator_mends) {
-            (Unreadable::Restore, _) => "write it as in the last backup",
-            (Unreadable::Rewritten, _) => "restart its daemon",
-            (Unreadable::Useless, _) => "deleted",
+        let bytes = format!("{}K", row.most_bytes >> 10);
+        let unreadable = match row.unreadable {
+            Unreadable::Restore => "write it as in the last backup",
+            Unreadable::Rewritten => "restart its daemon",
+            Unreadable::Useless => "deleted",
         };
         let without_app = match row.without_app {
             WithoutApp::Own => "reported",

@@ -69,3 +69,12 @@ fn the_page_about_rows_is_made_from_the_table() {
         "docs/rows.md isn't current: BAZOOKA_WRITE_DOCS=1 cargo nextest run -p visor rows"
     );
 }
+
+#[test]
+fn the_largest_config_vars_fit_once_they_are_sealed() {
+    // Base64 takes four bytes for three; the rest of the row is small.
+    let sealed = crate::seal::MOST_BYTES / 3 * 4;
+    for kind in [RowKind::Env, RowKind::Handed] {
+        assert!(kind.row().most_bytes > sealed + (64 << 10), "{kind:?}");
+    }
+}
