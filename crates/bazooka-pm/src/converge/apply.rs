@@ -10,7 +10,7 @@ use visor::{
     keys::Key,
     links,
     names::AppName,
-    schema::{Assignment, Desired, Extra, Pending},
+    schema::{Assignment, Desired, Extra, Pending, State},
     snapshot::Snapshot,
     store::Revision,
     transitions::{
@@ -184,7 +184,10 @@ fn change(snapshot: &Snapshot, step: &Step, now: Timestamp) -> Option<Change> {
             let (row, assigned, status) = rows(id)?;
             let assigned = assigned?;
             let change = advance(&row.host, *id, assigned, *to, &step.reason);
-            if *to == Desired::Stop && assigned.desired == Desired::Run {
+            // An instance that serves nobody in this image may have begun to serve since, while it drains too: its host
+            // may have started it again, and a proxy that is out of touch still routes to it.
+            let serves = status.is_some_and(|status| status.state == State::Running);
+            if *to == Desired::Stop && (assigned.desired == Desired::Run || !serves) {
                 change.as_read(&Key::Status(row.host.clone(), *id), status)
             } else {
                 change
