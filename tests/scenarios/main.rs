@@ -9,6 +9,7 @@ mod identities;
 mod links;
 mod matrix;
 mod operations;
+mod planted;
 mod releases;
 mod rms;
 mod sealing;

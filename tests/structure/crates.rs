@@ -49,6 +49,7 @@ struct Package {
     name: String,
     manifest_path: String,
     dependencies: Vec<Dependency>,
+    features: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -56,6 +57,7 @@ struct Dependency {
     name: String,
     /// None: a normal one.
     kind: Option<String>,
+    features: Vec<String>,
 }
 
 impl Package {
@@ -118,6 +120,22 @@ fn nothing_depends_on_a_package_of_tests() {
         known.map(|known| format!("{} depends on {}", package.name, known.name))
     });
     assert_eq!(depend.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
+fn only_a_feature_of_the_simulation_turns_planted_faults_on() {
+    let mut on = Vec::new();
+    for package in packages() {
+        let known = package.dependencies.iter();
+        let always = known.filter(|known| known.features.iter().any(|feature| feature == "planted"));
+        on.extend(always.map(|known| format!("{} by {}", package.name, known.name)));
+        for (feature, turned_on) in &package.features {
+            if turned_on.iter().any(|other| other.ends_with("planted")) {
+                on.push(format!("{} by {feature}", package.name));
+            }
+        }
+    }
+    assert_eq!(on, ["bazooka-simulation by planted"]);
 }
 
 #[test]

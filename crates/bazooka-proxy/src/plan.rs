@@ -10,7 +10,10 @@ use std::{
     net::SocketAddr,
 };
 
-use visor::names::InstanceId;
+use visor::{
+    names::InstanceId,
+    planted::{Bug, planted},
+};
 
 use crate::{
     config::{Settings, has_structure, hosts, instance_of, server_name, server_options, structural_hash},
@@ -311,7 +314,7 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Plan {
                     // Sessions at the old address continue; new requests go to the new address.
                     come.push(Step::Enable { service, instance, address, moved: true });
                 }
-                Some(server) if server.maintenance => {
+                Some(server) if server.maintenance && !planted(Bug::ReturnedInstanceStaysOut) => {
                     come.push(Step::Enable { service, instance, address, moved: false });
                 }
                 Some(_) => {}

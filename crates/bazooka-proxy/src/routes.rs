@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr};
 use visor::{
     keys::Key,
     names::{AppName, Domain, HostName, InstanceId, ProcName, ReleaseId, ZoneName},
+    planted::{Bug, planted},
     rows::RowKind,
     schema::{Assignment, Desired, State, Status},
     snapshot::Snapshot,
@@ -129,7 +130,8 @@ impl Routes {
 
 /// Reports whether an instance takes requests: it is assigned to run and its host reports it running.
 pub fn is_routed(assigned: &Assignment, status: &Status) -> bool {
-    assigned.desired == Desired::Run && status.state == State::Running
+    let drains = assigned.desired == Desired::Drain && planted(Bug::DrainingInstanceIsRouted);
+    (assigned.desired == Desired::Run || drains) && status.state == State::Running
 }
 
 /// Returns the address that a host reports for an instance; `None` until its status has both IP and port.

@@ -28,6 +28,7 @@ use tokio::{
 use crate::{
     deadlines::{LEASE, LEASE_RELEASE, LEASE_RENEWAL},
     pause::Doubling,
+    planted::{Bug, planted},
     store::{LeaseId, SharedStore, StoreError},
 };
 
@@ -196,20 +197,21 @@ impl Keeping {
 
     /// Renews a lease until it is lost, and returns the reason.
     async fn renew(&self, id: LeaseId, mut until: Instant) -> StoreError {
+        let for_ever = planted(Bug::EndedLeaseIsHeld);
         let mut next = Instant::now() + self.timing.renew_every;
         let mut pauses = RENEWAL_PAUSE.begin();
         let mut last = StoreError::LeaseNotFound(id);
         loop {
             sleep_until(next.min(until)).await;
             let sent = Instant::now();
-            if sent >= until {
+            if sent >= until && !for_ever {
                 return last;
             }
             // A renewal may hang for longer than the lease has left.
             let renewed = tokio::select! {
                 biased;
                 renewed = self.store.keep_alive(id) => renewed,
-                () = sleep_until(until) => return last,
+                () = sleep_until(until), if !for_ever => return last,
             };
             match renewed {
                 Ok(left) => {
@@ -217,6 +219,9 @@ impl Keeping {
                     self.set(Some(Term { id, until }));
                     next = sent + self.timing.renew_every;
                     pauses.reset();
+                }
+                Err(StoreError::LeaseNotFound(_)) if for_ever => {
+                    (until, next) = (sent + self.timing.ttl, sent + self.timing.renew_every);
                 }
                 Err(error @ StoreError::LeaseNotFound(_)) => return error,
                 Err(error) => {

@@ -4,6 +4,7 @@
 //! `tests/layers.rs` checks that:
 //!
 //! ```text
+//! planted      faults that the simulation plants; no program contains one
 //! clock        the wall clock, as it is passed in
 //! pause        the pause between attempts that fail
 //! deadlines    how long each part waits for another, and the order of these times
@@ -48,6 +49,7 @@ pub mod migrate;
 pub mod mirror;
 pub mod names;
 pub mod pause;
+pub mod planted;
 pub mod progress;
 pub mod recover;
 pub mod rows;

@@ -30,6 +30,7 @@ use crate::{
     deadlines::{LONGEST_RELIST_PAUSE, WATCH_ASKED, WATCH_SILENT},
     keys,
     pause::Doubling,
+    planted::{Bug, planted},
     snapshot::may_read,
     store::{Entry, Event, Keys, Op, Result, Revision, SharedStore, StoreError, Txn, Watch, WatchMessage},
 };
@@ -194,7 +195,9 @@ impl<I: Image> Mirror<I> {
 
     /// Replaces the image by a complete list.
     fn show(&mut self, opened: Opened) -> Changes {
-        self.image.clear();
+        if !planted(Bug::NewListKeepsWhatHasGone) {
+            self.image.clear();
+        }
         let mut vanished = std::mem::take(&mut self.known);
         let mut keys = BTreeSet::new();
         for entry in &opened.entries {
@@ -282,6 +285,7 @@ impl<I: Image> Mirror<I> {
             tracing::warn!(error = %error, "out of touch with the coordinator; will list again");
         }
         self.failures = self.failures.saturating_add(1);
+        let pause = if planted(Bug::LostWatchIsNotListedAgain) { pause * 1_000_000 } else { pause };
         self.phase = Phase::Waiting { until: Instant::now() + pause };
     }
 }
@@ -292,8 +296,9 @@ async fn open(store: SharedStore, scopes: Vec<Keys>) -> Result<Opened> {
     let mut reply = store.txn(Txn { then, ..Txn::default() }).await?;
     may_read(reply.found.pop().iter().flatten())?;
     let mut watches = Vec::with_capacity(scopes.len());
+    let next = reply.revision + if planted(Bug::WatchBeginsLate) { 2 } else { 1 };
     for scope in scopes {
-        watches.push(store.watch(scope, reply.revision + 1).await?);
+        watches.push(store.watch(scope, next).await?);
     }
     let entries = reply.found.into_iter().flatten().collect();
     Ok(Opened { entries, revision: reply.revision, watches })
@@ -331,7 +336,7 @@ async fn ask(scopes: &mut [Scope]) -> Result<()> {
             continue;
         }
         let silent = now.duration_since(scope.heard);
-        if silent >= WATCH_SILENT {
+        if silent >= WATCH_SILENT && !planted(Bug::SilentWatchIsBelieved) {
             let detail = format!("no sign of life for {} s", silent.as_secs());
             return Err(StoreError::WatchEnded { detail });
         }

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use jiff::SignedDuration;
 use tokio::time::{Instant, sleep};
 use visor::{
+    keys::Key,
     names::HostName,
     store::{Store, StoreError},
 };
@@ -49,7 +50,7 @@ fn strike(world: &Arc<World>, nodes: &Nodes) {
     let host = world.pick(&Nodes::hosts()).clone();
     // Lines are the users' too.
     let (end, line) = world.pick(&world.lines()).clone();
-    match world.between(0..=21) {
+    match world.between(0..=24) {
         0..=1 => {
             let effects = u32::try_from(world.between(0..=12)).expect("it is small");
             world.note(format_args!("{name} will die after {effects} effects"));
@@ -67,6 +68,8 @@ fn strike(world: &Arc<World>, nodes: &Nodes) {
         6..=8 => cut(world, end, line),
         9..=11 => {
             let lossy = *world.pick(&[0.05, 0.3]);
+            // The writes of a converger are the ones that may do harm when they are late.
+            let (end, line) = if world.chance(0.3) { a_converger(world) } else { (end, line) };
             world.note(format_args!("the line of {end} loses things"));
             line.change(|state| state.lossy = lossy);
             mend_later(world, end, line);
@@ -90,6 +93,8 @@ fn strike(world: &Arc<World>, nodes: &Nodes) {
         }
         17 => disk_or_ports(world, host),
         18 => reboot(world, nodes, &host),
+        19..=20 => lease_is_lost(world, &host),
+        21 => dependency_fails(world, nodes),
         _ => haproxy_fails(world, world.pick(&Nodes::proxies()).clone()),
     }
 }
@@ -118,6 +123,12 @@ fn cut(world: &Arc<World>, name: String, line: Line) {
     world.note(format_args!("the line of {name} is cut: requests {requests}, replies {replies}"));
     line.change(|state| (state.requests_cut, state.replies_cut) = (requests, replies));
     mend_later(world, name, line);
+}
+
+fn a_converger(world: &Arc<World>) -> (String, Line) {
+    let lines = world.lines();
+    let convergers: Vec<_> = lines.into_iter().filter(|(name, _)| name.starts_with("converger")).collect();
+    world.pick(&convergers).clone()
 }
 
 fn mend_later(world: &Arc<World>, name: String, line: Line) {
@@ -212,6 +223,33 @@ fn haproxy_fails(world: &Arc<World>, proxy: String) {
         sleep(Duration::from_millis(millis)).await;
         world.haproxy(&proxy, Haproxy::mend);
     });
+}
+
+/// The coordinator loses a lease, and its holder hears of that at its next renewal. Meanwhile somebody else's watches
+/// lag, as they do when the coordinator changes its leader.
+fn lease_is_lost(world: &Arc<World>, host: &HostName) {
+    let key = if world.chance(0.6) { Key::Host(host.clone()) } else { Key::Leader };
+    let lagging = world.chance(0.6);
+    world.note(format_args!("the lease of {key} is lost; the convergers' watches lag: {lagging}"));
+    if lagging {
+        let lag = world.between(1_000..=6_000);
+        for (name, line) in world.lines().into_iter().filter(|(name, _)| name.starts_with("converger")) {
+            line.change(|state| state.lag = lag);
+            mend_later(world, name, line);
+        }
+    }
+    let Some(lease) = world.store.peek(&key.to_string()).and_then(|row| row.lease) else { return };
+    let store = world.store.client();
+    // It may have ended by itself.
+    tokio::spawn(async move { drop(store.revoke(lease).await) });
+}
+
+/// Something that the processes of an app need is away: each that starts meanwhile crashes at once.
+fn dependency_fails(world: &Arc<World>, nodes: &Nodes) {
+    let app = *world.pick(&["rocket", "pages"]);
+    let millis = world.between(10_000..=40_000);
+    world.note(format_args!("what {app} needs is away for {millis} ms"));
+    nodes.rules().fail_at_once(&app.parse().expect("a valid name"), Duration::from_millis(millis));
 }
 
 /// The machine is started anew, with all on it.

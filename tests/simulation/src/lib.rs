@@ -19,6 +19,7 @@ mod gate;
 mod line;
 mod machine;
 mod nodes;
+pub mod planted;
 mod rest;
 mod rules;
 mod users;

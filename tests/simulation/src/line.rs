@@ -3,7 +3,8 @@
 //! Owns the [`Store`] that simulated processes get: the model behind a line that delays, loses and cuts in either
 //! direction, and behind the gate of the process. What was sent once may arrive late, as on a real network;
 //! what a watch delivers comes late or not at all, but never with a gap that isn't told. It sees as nobody else does
-//! who sent what, and holds convergers and hosts to it that they write nothing once they are deposed or given up.
+//! who sent what, and holds convergers and hosts to it that they write nothing once they are deposed or given up, and
+//! that a write which a converger has settled is not carried out afterwards.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -24,7 +25,7 @@ use visor::{
     },
 };
 
-use crate::{gate::Gate, world::World};
+use crate::{gate::Gate, planted, world::World};
 
 /// How long the real client waits for an answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -162,7 +163,8 @@ impl Link {
             let created_at = self.model.peek(&key).map(|row| row.create_revision);
             return Some(Fence::Registered { key, created_at });
         }
-        Some(Fence::Elected(self.leases.clone()))
+        let sent_under = self.model.peek(&Key::Leader.to_string()).map(|row| row.mod_revision);
+        Some(Fence::Elected { leases: self.leases.clone(), sent_under })
     }
 
     async fn travel(&self) {
@@ -254,8 +256,9 @@ impl Link {
 enum Fence {
     /// A host's registration is still the one of the moment in which it spoke.
     Registered { key: String, created_at: Option<Revision> },
-    /// The election is held by a lease of this process.
-    Elected(Arc<Mutex<BTreeSet<LeaseId>>>),
+    /// The election is held by a lease of this process, whose last write of the election key is still the one of the
+    /// moment in which it sent the transaction.
+    Elected { leases: Arc<Mutex<BTreeSet<LeaseId>>>, sent_under: Option<Revision> },
 }
 
 impl Fence {
@@ -266,10 +269,16 @@ impl Fence {
                 let now = model.peek(key).map(|row| row.create_revision);
                 (now.is_none() || now != *created_at).then_some("speaks under a registration that is over")
             }
-            Fence::Elected(leases) => {
-                let holder = model.peek(&Key::Leader.to_string()).and_then(|row| row.lease);
+            Fence::Elected { leases, sent_under } => {
+                let leader = model.peek(&Key::Leader.to_string());
+                let holder = leader.as_ref().and_then(|row| row.lease);
                 let leases = leases.lock().expect("nobody panics with it");
-                holder.is_none_or(|lease| !leases.contains(&lease)).then_some("writes, and isn't elected")
+                if holder.is_none_or(|lease| !leases.contains(&lease)) {
+                    return Some("writes, and isn't elected");
+                }
+                let is_late = leader.map(|row| row.mod_revision) != *sent_under;
+                (is_late && !planted::late_writes_come_along())
+                    .then_some("writes what it sent before it settled")
             }
         }
     }

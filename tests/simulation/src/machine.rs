@@ -234,8 +234,10 @@ impl Hold {
             machine.start_of(id, local.run).spawned = true;
             machine.processes.insert(id, process.clone());
         });
-        let crashes = !world.is_healed() && world.chance(nature.crashes);
-        let crashes_at = crashes.then(|| now + Duration::from_millis(world.between(1..=20_000)));
+        let at_once = self.rules.fails_at_once(&local.assignment.app);
+        let crashes = !world.is_healed() && (at_once || world.chance(nature.crashes));
+        let latest = if at_once { 300 } else { 20_000 };
+        let crashes_at = crashes.then(|| now + Duration::from_millis(world.between(1..=latest)));
         tokio::spawn(live(self.world.clone(), self.host.clone(), process.clone(), crashes_at));
         process
     }

@@ -1,9 +1,14 @@
-//! Shows the day of one seed, or searches many seeds for a day that breaks a rule.
+//! Shows the day of one seed, searches many seeds for a day that breaks a rule, or shows that each planted fault is
+//! found.
 
 use std::process::ExitCode;
 
-use bazooka_simulation::{live, search};
-use clap::{Args, Parser, Subcommand};
+use bazooka_simulation::{
+    live,
+    planted::{NoSwitches, SEEDS, find, plantings},
+    search,
+};
+use clap::{Parser, Subcommand};
 
 /// A whole Bazooka cluster in simulated time, one seed a day
 #[derive(Parser)]
@@ -21,17 +26,22 @@ enum Command {
         seed: u64,
     },
     /// Search seeds for the lowest whose day breaks a rule
-    Explore(Seeds),
-}
-
-#[derive(Args)]
-struct Seeds {
-    /// How many seeds
-    #[arg(long)]
-    seeds: u64,
-    /// The first seed
-    #[arg(long, default_value_t = 0)]
-    from: u64,
+    Explore {
+        /// How many seeds
+        #[arg(long)]
+        seeds: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+    },
+    /// Plant each fault, and say which seed finds it
+    Planted {
+        /// How many seeds
+        #[arg(long, default_value_t = SEEDS.end)]
+        seeds: u64,
+        /// Only the faults whose names contain one of these words; all unless given
+        words: Vec<String>,
+    },
 }
 
 #[allow(clippy::print_stdout, reason = "days are what this program is for")]
@@ -42,8 +52,40 @@ fn main() -> ExitCode {
             println!("{}", day.lines.join("\n"));
             verdict(day.broken.map(|broken| (seed, broken)))
         }
-        Command::Explore(Seeds { seeds, from }) => verdict(search(from..from.saturating_add(seeds))),
+        Command::Explore { seeds, from } => verdict(search(from..from.saturating_add(seeds))),
+        Command::Planted { seeds, words } => match plant_each(seeds, &words) {
+            Ok(0) => ExitCode::SUCCESS,
+            Ok(missed) => {
+                eprintln!("{missed} faults were not found within {seeds} seeds");
+                ExitCode::FAILURE
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        },
     }
+}
+
+/// Plants the faults one after the other and prints what finds each. Returns how many were not found.
+#[allow(clippy::print_stdout, reason = "the table is what the command is for")]
+fn plant_each(seeds: u64, words: &[String]) -> Result<u32, NoSwitches> {
+    let mut missed = 0;
+    for bugs in plantings() {
+        let name = format!("{:?}", bugs[0]);
+        if !words.is_empty() && !words.iter().any(|word| name.contains(word)) {
+            continue;
+        }
+        let beside: Vec<String> = bugs[1..].iter().map(|bug| format!(" beside {bug:?}")).collect();
+        match find(&bugs, 0..seeds)? {
+            Some((seed, broken)) => println!("{name}{}\tseed {seed}: {broken}", beside.concat()),
+            None => {
+                println!("{name}{}\tNOT FOUND: {}", beside.concat(), bugs[0].words());
+                missed += 1;
+            }
+        }
+    }
+    Ok(missed)
 }
 
 /// Says which seed broke which rule, if one did.

@@ -95,6 +95,11 @@ impl Nodes {
         nodes
     }
 
+    /// Returns the rules of the day.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// The names of all hosts.
     pub fn hosts() -> Vec<HostName> {
         (1..=HOSTS).map(|n| format!("host{n}").parse().expect("a valid name")).collect()

@@ -62,6 +62,8 @@ struct Book {
     /// The same, one revision earlier.
     before: Snapshot,
     natures: BTreeMap<RevId, Nature>,
+    /// Until when each process of an app crashes as soon as it has started.
+    failing_until: BTreeMap<AppName, Instant>,
     /// Where each id was ever placed.
     placed: BTreeMap<InstanceId, HostName>,
     /// When each instance last served.
@@ -154,6 +156,16 @@ impl Rules {
     /// Says how the processes of a rev behave.
     pub fn set_nature(&self, rev: RevId, nature: Nature) {
         self.book().natures.insert(rev, nature);
+    }
+
+    /// From now on and for so long, each process of an app crashes as soon as it has started.
+    pub fn fail_at_once(&self, app: &AppName, time: Duration) {
+        self.book().failing_until.insert(app.clone(), Instant::now() + time);
+    }
+
+    /// Whether a process of an app that starts now crashes at once.
+    pub fn fails_at_once(&self, app: &AppName) -> bool {
+        self.book().failing_until.get(app).is_some_and(|until| Instant::now() < *until)
     }
 
     /// How the processes of a rev behave.

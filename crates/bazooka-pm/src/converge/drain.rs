@@ -12,8 +12,9 @@ mod cases;
 
 use visor::{
     deadlines::DRAIN,
+    planted::{Bug, planted},
     rows::RowKind,
-    schema::{Desired, State},
+    schema::{Desired, Proxy, State},
 };
 
 use super::{
@@ -24,7 +25,8 @@ use super::{
 
 /// Takes the first step of an instance's end.
 pub(super) fn remove(context: Context<'_>, facts: &Facts<'_>, reason: &str, draft: &mut Draft) {
-    let to = if facts.runs() && has_proxies(context) { Desired::Drain } else { Desired::Stop };
+    let drains = facts.runs() && has_proxies(context) && !planted(Bug::ServingInstanceIsNotDrained);
+    let to = if drains { Desired::Drain } else { Desired::Stop };
     draft.act(Act::Advance { id: facts.id, to }, reason);
 }
 
@@ -90,10 +92,9 @@ fn has_unreadable_proxies(context: Context<'_>) -> bool {
 /// Reports whether every proxy has stopped routing to an instance and has no session left on it.
 fn is_drained(context: Context<'_>, facts: &Facts<'_>) -> bool {
     let Some(assigned) = facts.assigned else { return true };
-    !has_unreadable_proxies(context)
-        && context
-            .snapshot
-            .proxies
-            .values()
-            .all(|proxy| proxy.applied >= assigned.mod_revision && !proxy.busy.contains(&facts.id))
+    let lets_go = |proxy: &Proxy| {
+        (proxy.applied >= assigned.mod_revision || planted(Bug::DrainIgnoresProxies))
+            && (!proxy.busy.contains(&facts.id) || planted(Bug::DrainIgnoresSessions))
+    };
+    !has_unreadable_proxies(context) && context.snapshot.proxies.values().all(|proxy| lets_go(proxy))
 }

@@ -22,6 +22,7 @@ use visor::{
     deadlines::{FIRST_HOST_REPRIEVE, GONE_AT_ONCE, HOST_REPRIEVE},
     keys::Key,
     names::HostName,
+    planted::{Bug, planted},
     snapshot::{HostView, Snapshot},
     store::Revision,
 };
@@ -83,7 +84,8 @@ impl Hosts {
         }
         self.gone.retain(|name, gone| {
             let works = || snapshot.hosts.get(name).is_some_and(has_work);
-            !registered(name) && (now.duration_since(gone.since) < GONE_AT_ONCE || works())
+            let returned = registered(name) && !planted(Bug::ReturnedHostIsGone);
+            !returned && (now.duration_since(gone.since) < GONE_AT_ONCE || works())
         });
         self.begun = true;
         self.heed(snapshot);

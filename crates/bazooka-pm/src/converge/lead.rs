@@ -24,6 +24,7 @@ use visor::{
     mirror::{Changes, Mirror},
     names::AppName,
     pause::Doubling,
+    planted::{Bug, planted},
     schema::{Extra, Frozen, Leader},
     snapshot::Snapshot,
     stats::{count, next_day},
@@ -212,7 +213,8 @@ impl Lead {
         let image = self.mirror.image();
         let elected = image.leader.as_ref().map(|leader| leader.create_revision);
         let deposed = image.revision >= reign.create_revision && elected != Some(reign.create_revision);
-        if self.keeper.held() != Some(reign.lease) || deposed {
+        let over = self.keeper.held() != Some(reign.lease) || deposed;
+        if over && !planted(Bug::DeposedConvergerGoesOn) {
             tracing::warn!("no longer elected");
             self.reign = None;
             self.doubtful = false;

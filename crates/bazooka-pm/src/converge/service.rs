@@ -21,6 +21,7 @@ use std::{
 use visor::{
     links,
     names::{InstanceId, ProcName, ReleaseId, ZoneName},
+    planted::{Bug, planted},
     rules::{
         host_fit::{EnvHosts, env_hosts},
         order::staying,
@@ -209,6 +210,9 @@ fn surplus<'a>(fresh: &mut Vec<Facts<'a>>, count: usize, places: &Places) -> Vec
         // An instance with an unreadable row can't be stopped.
         (!facts.unreadable, staying(facts.health(), facts.row.index, facts.id))
     });
+    if planted(Bug::ScaleDownTakesHealthy) {
+        fresh.reverse();
+    }
     if fresh.len() > count && places.are_in_zones() {
         let misplaced = seat(&mut places.clone(), fresh.iter());
         fresh.sort_by_key(|facts| (!facts.unreadable, facts.health(), misplaced.contains(&facts.id)));
@@ -316,6 +320,7 @@ fn retire(
     group: &Group<'_>,
     draft: &mut Draft,
 ) {
+    let ready = if planted(Bug::OldGoBeforeNewServe) { group.fresh.len() + ready } else { ready };
     let unavailable = usize::try_from(settings.max_unavailable).unwrap_or(usize::MAX);
     let floor = count.saturating_sub(unavailable);
     // Old instances that don't serve go first. Those that serve may use up the rest of this number.

@@ -7,6 +7,7 @@ use std::{fmt, time::Duration};
 
 use visor::{
     names::{AppName, Digest, EnvRef, InstanceId},
+    planted::{Bug, planted},
     schema::{Assignment, Check, Desired},
     transitions::envs::EMPTY_ENV,
 };
@@ -168,7 +169,10 @@ pub fn plan(
 ) -> Plan {
     let mut plan = Plan::default();
     for (id, local) in &locals.instances {
-        let said = assigned.map(|assigned| assigned.instances.get(id));
+        let said = match assigned {
+            Some(assigned) => Some(assigned.instances.get(id)),
+            None => planted(Bug::IncompleteListEndsInstances).then_some(None),
+        };
         let unsaid =
             assigned.is_some_and(|assigned| assigned.unreadable.contains(id) || assigned.held.contains(id));
         let wanted = match said {
@@ -279,7 +283,7 @@ fn plan_start(plan: &mut Plan, id: InstanceId, local: &Local, locals: &Locals, n
     let Assignment { app, env, slug, .. } = &local.assignment;
     let slug_is_here = match locals.slugs.get(&slug.sha256) {
         Some(SlugState::Ready) => true,
-        Some(SlugState::Fetching) => false,
+        Some(SlugState::Fetching) => planted(Bug::StartIgnoresSlug),
         None => {
             plan.add(Step::Fetch(slug.sha256.clone()), Reason::NeededToStart);
             false
@@ -288,7 +292,7 @@ fn plan_start(plan: &mut Plan, id: InstanceId, local: &Local, locals: &Locals, n
     let env_is_here = *env == EMPTY_ENV
         || match locals.envs.get(&(app.clone(), *env)) {
             Some(EnvState::Ready(_)) => true,
-            Some(EnvState::Reading) => false,
+            Some(EnvState::Reading) => planted(Bug::StartIgnoresVars),
             Some(EnvState::Later(at)) if !plan.is_due(*at, now) => false,
             Some(EnvState::Later(_)) | None => {
                 plan.add(Step::ReadEnv(app.clone(), *env), Reason::NeededToStart);

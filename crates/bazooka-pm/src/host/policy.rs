@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use visor::pause::Doubling;
+use visor::{
+    pause::Doubling,
+    planted::{Bug, planted},
+};
 
 /// The number of crashes in a row after which the instance is started again at once.
 pub const QUICK_RESTARTS: u32 = 3;
@@ -34,6 +37,7 @@ pub fn after_crash(in_a_row: u32, trial: bool) -> Next {
     match in_a_row.checked_sub(QUICK_RESTARTS + 1) {
         None => Next::AtOnce,
         Some(_) if trial => Next::GiveUp,
+        Some(_) if planted(Bug::CrashIsNotWaitedFor) => Next::After(Duration::from_millis(30)),
         Some(before) => Next::After(WAIT.after(before)),
     }
 }

@@ -8,6 +8,8 @@ use std::{
     ops::RangeInclusive,
 };
 
+use visor::planted::{Bug, planted};
+
 /// The host's range of ports, and the position after the last choice.
 #[derive(Clone, Debug)]
 pub struct Ports {
@@ -29,6 +31,9 @@ impl Ports {
     pub fn choose(&mut self, used: &BTreeSet<u16>, is_free: impl Fn(u16) -> bool) -> Option<u16> {
         let (first, last) = (*self.range.start(), *self.range.end());
         let (later, earlier) = (self.next..=last, first..self.next);
+        if planted(Bug::PortIsGivenTwice) {
+            return later.chain(earlier).find(|port| is_free(*port));
+        }
         let port = later.chain(earlier).find(|port| !used.contains(port) && is_free(*port))?;
         self.next = if port == last { first } else { port + 1 };
         Some(port)

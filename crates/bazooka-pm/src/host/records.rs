@@ -13,6 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use visor::{
     names::{AppName, EnvRef, InstanceId},
+    planted::{Bug, planted},
     schema::Handed,
     seal::Vars,
     transitions::envs::EMPTY_ENV,
@@ -147,7 +148,8 @@ impl Traces {
         let newer = last_run > local.run;
         local.run = local.run.max(last_run);
         if newer || local.may_run() || is_held {
-            local.phase = Phase::Found;
+            let is_forgotten = planted(Bug::RunningInstanceIsNotFound);
+            local.phase = if is_forgotten { Phase::Waiting } else { Phase::Found };
         } else if !same_boot && matches!(local.phase, Phase::Backoff { .. }) {
             // The monotonic clock has started from zero again.
             local.phase = Phase::Waiting;

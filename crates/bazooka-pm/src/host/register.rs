@@ -14,6 +14,7 @@ use visor::{
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
     pause::Doubling,
+    planted::{Bug, planted},
     schema::Host,
     store::{Revision, wait_until_ready},
     visor::{Refusal, Visor, VisorError},
@@ -87,7 +88,7 @@ pub async fn run(
         };
         tokio::select! {
             biased;
-            () = lost => {
+            () = lost, if !planted(Bug::LostRegistrationIsNotRenewed) => {
                 let _ = says.send(None);
             }
             _ = again.recv() => {}

@@ -12,6 +12,7 @@ use std::{
 use tokio::time::Instant;
 use visor::{
     names::{HostName, InstanceId},
+    planted::{Bug, planted},
     schema::Status,
     store::Revision,
     visor::{Visor, VisorError},
@@ -78,7 +79,7 @@ impl Reports {
     /// Notes that the host is registered anew, or no longer. The statuses written before may have gone with the
     /// registration.
     pub fn register(&mut self, registered: Registered, instances: impl Iterator<Item = InstanceId>) {
-        if registered.is_some() {
+        if registered.is_some() && !planted(Bug::RegistrationReportsNothing) {
             self.said.clear();
             self.unsaid.extend(instances);
             self.report_at = Instant::now();
@@ -156,6 +157,10 @@ impl Reports {
                 // The statuses may have been written, or may yet be.
                 self.stands.retain(|id, _| statuses.iter().all(|(doubtful, _)| doubtful != id));
                 tracing::warn!(error = %error, "can't report; will say it again");
+                if planted(Bug::FailedReportIsDropped) {
+                    self.said.extend(statuses);
+                    return Came::Failed;
+                }
                 self.unsaid.extend(statuses.into_iter().map(|(id, _)| id));
                 self.report_at = Instant::now() + REPORT_AGAIN;
                 return Came::Failed;
@@ -170,7 +175,11 @@ impl Reports {
                 // Either the registration is another one, or the instance is no longer assigned and the watch has yet
                 // to show it.
                 doubt = true;
-                self.unsaid.insert(id);
+                if planted(Bug::RefusedReportIsDropped) {
+                    self.said.insert(id, status);
+                } else {
+                    self.unsaid.insert(id);
+                }
             }
         }
         if !doubt {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use visor::planted::{Bug, planted};
 
 use super::Proxy;
 use crate::{
@@ -84,7 +85,11 @@ impl Proxy {
                         self.retired.later(&step, now);
                         continue;
                     }
-                    as_believed = false;
+                    if planted(Bug::RefusedStepIsApplied) {
+                        in_force.note(&step);
+                    } else {
+                        as_believed = false;
+                    }
                     self.metrics.failed_steps.inc();
                     tracing::error!(action = step.action(), step = ?step, words, "HAProxy refused a change");
                 }
@@ -95,7 +100,11 @@ impl Proxy {
                     error = &error as &dyn std::error::Error,
                     "HAProxy's state can't be read; looking for it"
                 );
-                self.in_force = None;
+                if planted(Bug::UnansweredStepIsApplied) {
+                    steps.iter().for_each(|step| in_force.note(step));
+                } else {
+                    self.in_force = None;
+                }
                 true
             }
         }

@@ -6,7 +6,10 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use visor::pause::{Doubling, Pauses};
+use visor::{
+    pause::{Doubling, Pauses},
+    planted::{Bug, planted},
+};
 
 use crate::{balancer::Balancer, config::Settings, haproxy::CliError, metrics::ProxyMetrics, plan::Wanted};
 
@@ -57,6 +60,9 @@ impl Upkeep {
     pub fn is_due(&mut self, balancer: &mut dyn Balancer, error: &CliError, now: Instant) -> bool {
         let since = *self.missing_since.get_or_insert(now);
         if self.hold.is_some_and(|(until, _)| now < until) {
+            return false;
+        }
+        if planted(Bug::GoneHaproxyIsNotStarted) && self.master.is_some() {
             return false;
         }
         let unreachable = matches!(error, CliError::Unreachable { .. } | CliError::NoWorker(_));

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     names::{AppName, HostName, ProcName, ZoneName},
+    planted::{Bug, planted},
     schema::{Host, Limits},
     snapshot::{HostView, Snapshot, Versioned},
     store::Revision,
@@ -191,7 +192,8 @@ impl<'a> Room<'a> {
             free.push(match &view.host {
                 Some(host) => {
                     let next = u32::try_from(zones.len()).unwrap_or(u32::MAX);
-                    let FreeCapacity { memory_bytes, slots } = FreeCapacity::of(host, used, closed.is_some());
+                    let takes_none = closed.is_some() && !planted(Bug::ClosedHostIsPlacedOn);
+                    let FreeCapacity { memory_bytes, slots } = FreeCapacity::of(host, used, takes_none);
                     Row { memory_bytes, slots, zone: *zones.entry(&host.zone).or_insert(next) }
                 }
                 None => Row { memory_bytes: 0, slots: 0, zone: 0 },

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use crate::{
     keys::{self, Key},
     names::{AppName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
+    planted::Bug,
     schema::{Extra, Formation, Release, ReleaseStatus},
     snapshot::{AppView, Snapshot, Versioned},
     store::{Keys, Revision},
@@ -123,7 +124,8 @@ impl Visor {
                 return Ok(Decision::AlreadyAt(scaled, written(row)));
             }
             formation.by = by.into();
-            Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), scaled))
+            let change = change.unless(Bug::FormationIsWrittenUnguarded, |it| it.as_read(&key, row));
+            Ok(Decision::Change(change.put(&key, &formation), scaled))
         })
         .await
     }

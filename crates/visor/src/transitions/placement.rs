@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use crate::{
     keys::Key,
     names::{AppName, HostName, InstanceId, ProcName},
+    planted::{Bug, planted},
     schema::{App, Assignment, Desired, Ended, Extra, Instance, Leader, Pending, State, Status},
     snapshot::Versioned,
     stats::Counted,
@@ -84,7 +85,8 @@ struct Ids {
 
 impl Ids {
     fn guard(self, reign: Reign) -> Change {
-        let guard = under(reign).unchanged(&Key::InstanceCounter, self.counter_at);
+        let guard = under(reign)
+            .unless(Bug::IdsAreTakenUnguarded, |it| it.unchanged(&Key::InstanceCounter, self.counter_at));
         match self.take {
             Some(last) => guard.put(&Key::InstanceCounter, &last),
             None => guard,
@@ -280,6 +282,12 @@ impl Reign {
 
 /// Requires that the converger is elected, and that the last write of the election key is the one of this term.
 fn under(reign: Reign) -> Change {
+    if planted(Bug::DeposedConvergerWrites) {
+        return Change::new();
+    }
+    if planted(Bug::LateWriteIsCarriedOut) {
+        return elected(reign);
+    }
     Change::new().unchanged(&Key::Leader, reign.mod_revision)
 }
 
@@ -333,7 +341,7 @@ fn placing(id: InstanceId, placement: &Placement, now: Timestamp) -> Change {
     };
     // The counter implies that no rows of this id exist.
     Change::new()
-        .created_at(&Key::Host(host.clone()), *host_created_at)
+        .unless(Bug::GoneHostIsPlacedOn, |it| it.created_at(&Key::Host(host.clone()), *host_created_at))
         .unchanged(&Key::App(assignment.app.clone()), *app_at)
         .put(&Key::Assigned(host.clone(), id), assignment)
         .put(&Key::Instance(assignment.app.clone(), id), &instance)
@@ -353,7 +361,9 @@ pub fn advance(
     let key = Key::Assigned(host.clone(), id);
     let reason = assigned.reason.clone().or_else(|| Some(reason.to_owned()));
     let after = Assignment { desired, reason, ..assigned.value.clone() };
-    Change::new().as_read(&key, Some(assigned)).put(&key, &after)
+    Change::new()
+        .unless(Bug::AssignmentIsMovedUnguarded, |it| it.as_read(&key, Some(assigned)))
+        .put(&key, &after)
 }
 
 /// Returns the change that marks an instance `lost`, guarded on its host's registration being still gone.
@@ -369,7 +379,11 @@ pub fn losing(
     lost.state = State::Lost;
     lost.since = now;
     lost.cause = Some(cause.to_owned());
-    Change::new().absent(&Key::Host(host.clone())).as_read(&key, status).put(&key, &lost)
+    Change::new()
+        .unless(Bug::ReturnedHostLosesInstances, |it| {
+            it.absent(&Key::Host(host.clone())).as_read(&key, status)
+        })
+        .put(&key, &lost)
 }
 
 /// Returns the change that archives an ended instance: its rows are deleted, and its story joins the service's last

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use crate::{
     keys::Key,
     names::{HostName, InstanceId},
+    planted::Bug,
     schema::{Ask, Extra, Host, HostMeta, Proxy, Rm, Status, Unfreeze},
     snapshot::Versioned,
     store::{Keys, LeaseId, Revision},
@@ -206,8 +207,8 @@ impl Visor {
         let one = |(id, status): &(InstanceId, Status), stands: &BTreeMap<InstanceId, Revision>| {
             let key = Key::Status(host.clone(), *id);
             Change::new()
-                .created_at(&Key::Host(host.clone()), created_at)
-                .exists(&Key::Assigned(host.clone(), *id))
+                .unless(Bug::GivenUpHostReports, |it| it.created_at(&Key::Host(host.clone()), created_at))
+                .unless(Bug::ForeignInstanceIsReported, |it| it.exists(&Key::Assigned(host.clone(), *id)))
                 .unchanged(&key, stands.get(id).copied().unwrap_or(0))
                 .put(&key, status)
         };

@@ -1,0 +1,56 @@
+//! Proof of the simulation: with a fault planted in the production code, some seed breaks a rule.
+//!
+//! Owns which faults are planted together, and which ones the rules can't see.
+
+use std::ops::Range;
+
+use visor::planted::{Bug, plant, planted};
+
+use crate::search;
+
+/// Within these seeds each planting must be found.
+pub const SEEDS: Range<u64> = 0..200;
+
+/// Faults that a second rule covers, each with the fault that takes the second rule out.
+const PAIRS: [[Bug; 2]; 2] = [
+    [Bug::IdsAreTakenUnguarded, Bug::LateWriteIsCarriedOut],
+    [Bug::AssignmentIsMovedUnguarded, Bug::LateWriteIsCarriedOut],
+];
+
+/// Faults that break no rule; the documentation of each says why.
+const HARMLESS: [Bug; 1] = [Bug::RefusedReportIsDropped];
+
+/// Returns the faults that are planted one after the other, each with the fault that it needs beside it.
+pub fn plantings() -> Vec<Vec<Bug>> {
+    let visible = Bug::ALL.iter().filter(|bug| !HARMLESS.contains(bug));
+    visible
+        .map(|bug| match PAIRS.iter().find(|pair| pair[0] == *bug) {
+            Some(pair) => pair.to_vec(),
+            None => vec![*bug],
+        })
+        .collect()
+}
+
+/// Returns the lowest seed whose day breaks a rule while these faults are planted, and the rule.
+///
+/// # Errors
+/// This build can't hold faults.
+pub fn find(bugs: &[Bug], seeds: Range<u64>) -> Result<Option<(u64, String)>, NoSwitches> {
+    if !plant(bugs) {
+        return Err(NoSwitches);
+    }
+    let found = search(seeds);
+    plant(&[]);
+    Ok(found)
+}
+
+/// The error of a build without the feature `planted`.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("this build holds no faults; run cargo run -p bazooka-simulation --features planted -- planted")]
+pub struct NoSwitches;
+
+/// Reports whether late writes only come along with another fault, which is to be found by what it does itself.
+pub(crate) fn late_writes_come_along() -> bool {
+    let pair = planted(Bug::LateWriteIsCarriedOut) && PAIRS.iter().any(|pair| planted(pair[0]));
+    pair || planted(Bug::DeposedConvergerWrites)
+}
