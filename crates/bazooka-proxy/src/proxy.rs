@@ -39,7 +39,7 @@ use crate::{
     routes::{Routes, concerns_routing, keeping_lost, keeping_unreadable, leaving, routes},
     zones::Locality,
 };
-use apply::Come;
+use apply::Applied;
 use memory::{Attempts, Crowd, Drains, Retired};
 use upkeep::Upkeep;
 
@@ -266,10 +266,10 @@ impl Proxy {
         let Some(desired) = &self.desired else { return };
         let (revision, since) = (desired.revision, desired.since);
         let wanted = self.wanted(now);
-        match self.bring_about(&wanted, now).await {
-            Come::Nowhere => return,
-            Come::Waiting => {}
-            Come::InForce => self.applied = revision,
+        match self.apply_plan(&wanted, now).await {
+            Applied::HaproxyUnreachable => return,
+            Applied::AwaitingReload => {}
+            Applied::InForce => self.applied = revision,
         }
         self.count_sessions(now).await;
         self.look_again(self.refusals.look_again_at());

@@ -16,27 +16,27 @@ use crate::{
 
 /// The part of a plan that HAProxy has applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Come {
+pub(super) enum Applied {
     /// HAProxy must be observed again first.
-    Nowhere,
+    HaproxyUnreachable,
     /// The servers and hosts are in force; the structure waits for old workers to end.
-    Waiting,
+    AwaitingReload,
     /// The plan is in force, except for a configuration that HAProxy refuses.
     InForce,
 }
 
 impl Proxy {
     /// Applies what is wanted to HAProxy, and returns how much of it is in force.
-    pub(super) async fn bring_about(&mut self, wanted: &Wanted, now: Instant) -> Come {
+    pub(super) async fn apply_plan(&mut self, wanted: &Wanted, now: Instant) -> Applied {
         // Twice, because HAProxy's state may differ from the recorded one; it is then observed again.
         for _ in 0..2 {
-            let Some(in_force) = &self.in_force else { return Come::Nowhere };
+            let Some(in_force) = &self.in_force else { return Applied::HaproxyUnreachable };
             let Plan { steps, reload } = plan(in_force, wanted);
             let steps: Vec<Step> = steps.into_iter().filter(|step| self.retired.may(step, now)).collect();
             let as_believed = self.change_members(&steps, now).await;
             if self.in_force.is_none() {
                 self.look_again(Some(now));
-                return Come::Nowhere;
+                return Applied::HaproxyUnreachable;
             }
             if !as_believed {
                 match self.balancer.observe().await {
@@ -44,7 +44,7 @@ impl Proxy {
                     Err(_) => {
                         self.in_force = None;
                         self.look_again(Some(now));
-                        return Come::Nowhere;
+                        return Applied::HaproxyUnreachable;
                     }
                 }
                 continue;
@@ -57,16 +57,16 @@ impl Proxy {
                 }
                 Some(reason) => {
                     if self.waits_for_old_workers(wanted, now).await {
-                        return Come::Waiting;
+                        return Applied::AwaitingReload;
                     }
                     self.reload(wanted, &reason, now).await;
                 }
             }
-            return if self.in_force.is_some() { Come::InForce } else { Come::Nowhere };
+            return if self.in_force.is_some() { Applied::InForce } else { Applied::HaproxyUnreachable };
         }
         // HAProxy refuses repeatedly: what is wanted isn't in force, so no revision is reported as applied.
         self.look_again(Some(now + Duration::from_secs(1)));
-        Come::Nowhere
+        Applied::HaproxyUnreachable
     }
 
     /// Changes servers and hosts by the Runtime API. Returns false if HAProxy refused a step, so that its state isn't
