@@ -38,7 +38,7 @@ use super::{
     ports::Ports,
     records::Note,
     register::Registered,
-    reports::{Came, Reports},
+    reports::{ReportOutcome, Reports},
     runtime::{Answers, Booting, Given, Message, Runtime},
     touch::Touch,
     trace::{log_event, log_step},
@@ -336,9 +336,9 @@ impl Engine {
                 let assigned = self.assigned.as_ref();
                 let is_assigned = |id| assigned.is_some_and(|all| all.instances.contains_key(&id));
                 match self.reports.take_up(statuses, result, is_assigned) {
-                    Came::Said(stand) => self.touched.extend(stand),
-                    Came::Failed => self.metrics.report_failed(),
-                    Came::Doubt(stand) => {
+                    ReportOutcome::Written(stand) => self.touched.extend(stand),
+                    ReportOutcome::Failed => self.metrics.report_failed(),
+                    ReportOutcome::RegistrationStale(stand) => {
                         self.touched.extend(stand);
                         // If a doubt is already queued, that one is enough.
                         let _ = self.doubt.try_send(());

@@ -45,13 +45,13 @@ pub struct Reports {
 }
 
 /// The outcome of a report.
-pub enum Came {
+pub enum ReportOutcome {
     /// The statuses of these instances are written. The instances may have changed since.
-    Said(Vec<InstanceId>),
+    Written(Vec<InstanceId>),
     /// The report failed and has to be repeated.
     Failed,
-    /// As `Said`, but this host may have lost its registration or hold another one.
-    Doubt(Vec<InstanceId>),
+    /// As `Written`, but this host may have lost its registration or hold another one.
+    RegistrationStale(Vec<InstanceId>),
 }
 
 impl Reports {
@@ -146,7 +146,7 @@ impl Reports {
         statuses: Vec<(InstanceId, Status)>,
         result: Result<Written, VisorError>,
         is_assigned: impl Fn(InstanceId) -> bool,
-    ) -> Came {
+    ) -> ReportOutcome {
         self.reporting = false;
         let written = match result {
             Ok((written, stands)) => {
@@ -159,11 +159,11 @@ impl Reports {
                 tracing::warn!(error = %error, "can't report; will say it again");
                 if planted(Bug::FailedReportIsDropped) {
                     self.said.extend(statuses);
-                    return Came::Failed;
+                    return ReportOutcome::Failed;
                 }
                 self.unsaid.extend(statuses.into_iter().map(|(id, _)| id));
                 self.report_at = Instant::now() + REPORT_AGAIN;
-                return Came::Failed;
+                return ReportOutcome::Failed;
             }
         };
         let (mut stand, mut doubt) = (Vec::new(), false);
@@ -183,9 +183,9 @@ impl Reports {
             }
         }
         if !doubt {
-            return Came::Said(stand);
+            return ReportOutcome::Written(stand);
         }
         self.report_at = Instant::now() + REPORT_AGAIN;
-        Came::Doubt(stand)
+        ReportOutcome::RegistrationStale(stand)
     }
 }
