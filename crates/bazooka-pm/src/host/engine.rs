@@ -30,6 +30,7 @@ use visor::{
 
 use super::{
     envs::{Custody, Source, forget_unused, read_plain},
+    grace::PartitionGrace,
     held,
     metrics::Metrics,
     model::{Assigned, Locals, Phase, SlugState, Tick},
@@ -40,7 +41,6 @@ use super::{
     register::Registered,
     reports::{ReportOutcome, Reports},
     runtime::{Answers, Booting, Given, Message, Runtime},
-    touch::Touch,
     trace::{log_event, log_step},
     vault::Vault,
 };
@@ -113,7 +113,7 @@ pub struct Engine {
     assigned: Option<Assigned>,
     /// The cluster's incarnation that these come from.
     era: Option<Era>,
-    touch: Touch,
+    grace: PartitionGrace,
     /// The highest revision of a list so far. A list with a lower revision is from a coordinator that went back, and
     /// is ignored.
     seen_revision: Revision,
@@ -150,7 +150,7 @@ impl Engine {
             stop_all_at_exit: parts.stop_all_at_exit,
             assigned: None,
             era: None,
-            touch: Touch::default(),
+            grace: PartitionGrace::default(),
             seen_revision: 0,
             touched,
             notes: Vec::new(),
@@ -300,7 +300,7 @@ impl Engine {
         } else if registered != self.reports.registered() {
             tracing::info!(host = %self.host, "registered");
         }
-        self.touch.note(registered.is_some(), self.runtime.now().tick);
+        self.grace.note(registered.is_some(), self.runtime.now().tick);
         self.reports.register(registered, self.locals.instances.keys().copied());
         self.become_ready();
     }
@@ -402,7 +402,7 @@ impl Engine {
     fn plan(&self) -> Plan {
         let (nothing, now) = (Assigned::default(), self.runtime.now().tick);
         let assigned = if self.stopping { Some(&nothing) } else { self.assigned.as_ref() };
-        let serve_until = if self.stopping { now } else { self.touch.serve_until(now) };
+        let serve_until = if self.stopping { now } else { self.grace.serve_until(now) };
         let may_claim = self.reports.registered().is_some() && !self.stopping;
         let mut plan = plan(assigned, &self.locals, may_claim, serve_until, now);
         if self.stopping {

@@ -19,12 +19,12 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 /// The host's registration over time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Touch {
+pub struct PartitionGrace {
     lost_at: Option<Tick>,
     serve_until: Tick,
 }
 
-impl Touch {
+impl PartitionGrace {
     /// Notes whether the host is registered.
     pub fn note(&mut self, registered: bool, now: Tick) {
         match (registered, self.lost_at) {
@@ -58,7 +58,7 @@ mod tests {
             ("a registration that was made anew at once", Some(1_000), 1_100, 1_100),
             ("the first registration", None, 20_000, 0),
         ] {
-            let mut touch = Touch::default();
+            let mut touch = PartitionGrace::default();
             if let Some(at) = lost_at {
                 touch.note(false, Tick(at));
                 touch.note(false, Tick(at + 50));
