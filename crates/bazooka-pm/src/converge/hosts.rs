@@ -144,7 +144,7 @@ impl Hosts {
 
     /// Reports whether the `unfreeze` row has done its work: each host that it names has returned or has no instances
     /// left.
-    pub fn word_is_over(&self) -> bool {
+    pub fn unfreeze_is_over(&self) -> bool {
         !self.given_up.hosts.iter().any(|name| self.gone.contains_key(name))
     }
 }
@@ -240,7 +240,7 @@ mod tests {
         assert!(hosts.observe(&world.snapshot, start + seconds(60)));
         assert_eq!(hosts.frozen(), None);
         assert_eq!(hosts.lost_at(&world.host("host1")), Some(start + seconds(1) + HOST_REPRIEVE));
-        assert!(!hosts.word_is_over());
+        assert!(!hosts.unfreeze_is_over());
         // A host that returns is like any other from then on, even while the row exists.
         world.register("host1");
         hosts.observe(&world.snapshot, start + seconds(61));
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_word_is_over_when_each_host_has_returned() {
+    fn the_unfreeze_is_over_when_each_host_has_returned() {
         let mut world = World::new().hosts(3).app("a").released("web").scaled("web", 2);
         world = world.running(1, "host1").running(2, "host2");
         let (start, mut hosts) = (Instant::now(), Hosts::default());
@@ -261,10 +261,10 @@ mod tests {
         ["host1", "host2"].into_iter().for_each(|name| world.lose(name));
         world.unfreeze(&["host1", "host2"]);
         hosts.observe(&world.snapshot, start + seconds(1));
-        assert!(!hosts.word_is_over());
+        assert!(!hosts.unfreeze_is_over());
         ["host1", "host2"].into_iter().for_each(|name| world.register(name));
         hosts.observe(&world.snapshot, start + seconds(2));
-        assert!(hosts.word_is_over());
+        assert!(hosts.unfreeze_is_over());
     }
 
     #[test]

@@ -242,7 +242,7 @@ impl Lead {
             return self.settle(reign, now).await;
         }
         let reign = self.say_frozen(reign, now).await?;
-        self.end_word(reign).await?;
+        self.clear_unfreeze(reign).await?;
         if self.doubtful {
             return Ok(());
         }
@@ -349,9 +349,9 @@ impl Lead {
     }
 
     /// Deletes the `unfreeze` row once every host that it names has returned or has no instances left.
-    async fn end_word(&mut self, reign: Reign) -> Result<(), VisorError> {
+    async fn clear_unfreeze(&mut self, reign: Reign) -> Result<(), VisorError> {
         let Some(word) = &self.mirror.image().unfreeze else { return Ok(()) };
-        if self.memory.hosts.word_is_over() {
+        if self.memory.hosts.unfreeze_is_over() {
             // The next round tries again if this write isn't carried out.
             self.visor.commit_all(reign, vec![unfrozen(word)]).await?;
         }
