@@ -34,7 +34,7 @@ async fn serving(hosts: u32, count: u32) -> Cluster {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_scaled_runs_and_what_is_scaled_down_is_drained_stopped_and_put_away() {
+async fn what_is_scaled_runs_and_what_is_scaled_down_is_drained_stopped_and_archived() {
     let cluster = Cluster::on_model().await;
     cluster.host("host1").await;
     cluster.proxy("proxy1").await;
@@ -45,7 +45,7 @@ async fn what_is_scaled_runs_and_what_is_scaled_down_is_drained_stopped_and_put_
     cluster.scale("web", 1).await;
     cluster.until_running("web", 1).await;
     cluster
-        .until("the others are put away", |snapshot| {
+        .until("the others are archived", |snapshot| {
             let view = snapshot.apps.values().next().ok_or("no app")?;
             let (left, ended) = (view.instances.len(), view.history.len());
             if (left, ended) == (1, 2) { Ok(()) } else { Err(format!("{left} left, {ended} ended")) }

@@ -23,8 +23,8 @@ use visor::{
     testing::new_env,
     transitions::{
         placement::{
-            HISTORY_PER_PROC, Outcome, Placed, Placement, Reign, advance, forgetting, losing, pending,
-            putting_away,
+            HISTORY_PER_PROC, Outcome, Placed, Placement, Reign, advance, archiving, forgetting, losing,
+            pending,
         },
         releases::{Begun, NewRelease, failure, verification},
     },
@@ -400,7 +400,7 @@ mod placements {
                 let kept: Vec<InstanceId> = app.history.keys().map(|(_, id)| *id).collect();
                 let surplus = (kept.len() + 1).saturating_sub(HISTORY_PER_PROC);
                 let (assigned, status) = (view.assignment(&name("a"), id), view.status(&name("a"), id));
-                putting_away(&name("a"), id, &app.instances[&id], assigned, status, &kept[..surplus], now())
+                archiving(&name("a"), id, &app.instances[&id], assigned, status, &kept[..surplus], now())
             };
             assert_eq!(
                 visor.commit_all(reign, vec![put(&stale)]).await.expect("answers"),
@@ -413,7 +413,7 @@ mod placements {
             let late = [(id, Status::new(State::Exited, now()))];
             let said =
                 visor.report(&host_name(1), created_at, &late, &mut BTreeMap::new()).await.expect("answers");
-            assert_eq!(said, [false], "nothing is said of what has been put away");
+            assert_eq!(said, [false], "nothing is said of what has been archived");
             let app = &view.apps[&name("a")];
             assert!(app.instances.is_empty() && view.hosts[&host_name(1)].assigned.is_empty());
             assert_eq!(app.history.len(), (round as usize + 1).min(HISTORY_PER_PROC));
@@ -846,7 +846,7 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
                     (Desired::Run, _) => advance(&host_name(*host), *id, assigned, Desired::Drain, "test"),
                     (Desired::Drain, _) => advance(&host_name(*host), *id, assigned, Desired::Stop, "test"),
                     (Desired::Stop, Some(row)) => {
-                        putting_away(&assigned.app, *id, row, Some(assigned), status, &[], now())
+                        archiving(&assigned.app, *id, row, Some(assigned), status, &[], now())
                     }
                     (Desired::Stop, None) => Change::new(),
                 }

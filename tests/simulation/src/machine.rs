@@ -508,7 +508,7 @@ impl Runtime for Hold {
             for note in notes {
                 hold.gate.step().await;
                 hold.machine(|machine| match note {
-                    Note::PutAway(id) => drop(machine.folders.remove(&id)),
+                    Note::Archive(id) => drop(machine.folders.remove(&id)),
                     // It is warned of, and that is all.
                     Note::Keep(..) if machine.disk_full => {}
                     Note::Keep(id, local) => {

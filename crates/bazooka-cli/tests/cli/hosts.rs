@@ -9,7 +9,7 @@ use visor::{
         Assignment, Desired, Extra, Frozen, Instance, Leader, Pending, RunSettings, Slug, State, Status,
     },
     snapshot::Versioned,
-    transitions::placement::putting_away,
+    transitions::placement::archiving,
 };
 
 use crate::{
@@ -70,7 +70,7 @@ async fn ends(rig: &Rig, id: u64, on: &str) {
         rig.visor.get(&Key::Instance(app("goto-rocket"), id)).await.expect("readable").expect("it is there");
     let assigned = rig.visor.get(&Key::Assigned(on.clone(), id)).await.expect("readable");
     let status = rig.visor.get(&Key::Status(on, id)).await.expect("readable");
-    let away = putting_away(
+    let away = archiving(
         &app("goto-rocket"),
         id,
         &instance,

@@ -16,7 +16,7 @@ use visor::{
     snapshot::{AppView, Snapshot},
     store::{LeaseId, Revision},
     transitions::{
-        placement::{Placement, Reign, putting_away},
+        placement::{Placement, Reign, archiving},
         releases::{concerned, failure, verification},
     },
     visor::{Change, Visor},
@@ -192,7 +192,7 @@ impl Stage {
             for id in surplus {
                 let (assigned, status) = (snapshot.assignment(app, id), snapshot.status(app, id));
                 let now = Timestamp::now();
-                changes.push(putting_away(app, id, &view.instances[&id], assigned, status, &[], now));
+                changes.push(archiving(app, id, &view.instances[&id], assigned, status, &[], now));
             }
         }
     }

@@ -16,7 +16,7 @@ use visor::{
     store::Revision,
     transitions::{
         envs::{handing, taking_back},
-        placement::{Outcome, Placed, Placement, Reign, advance, forgetting, losing, pending, putting_away},
+        placement::{Outcome, Placed, Placement, Reign, advance, archiving, forgetting, losing, pending},
         releases::{failure, verification},
     },
     visor::{Change, Visor, VisorError},
@@ -201,9 +201,9 @@ fn change(snapshot: &Snapshot, step: &Step, now: Timestamp) -> Option<Change> {
             let (row, _, status) = rows(id)?;
             losing(&row.host, *id, status, &step.reason, now)
         }
-        Act::PutAway { id, oldest } => {
+        Act::Archive { id, oldest } => {
             let (row, assigned, status) = rows(id)?;
-            putting_away(app, *id, row, assigned, status, oldest, now)
+            archiving(app, *id, row, assigned, status, oldest, now)
         }
         Act::Forget { proc, ids } => forgetting(app, proc, ids),
         Act::Verify { release } => {
@@ -252,7 +252,7 @@ impl Act {
             Act::Advance { to: Desired::Drain, .. } => "drain",
             Act::Advance { .. } => "stop",
             Act::Lose { .. } => "lose",
-            Act::PutAway { .. } => "put_away",
+            Act::Archive { .. } => "put_away",
             Act::Forget { .. } => "forget",
             Act::Verify { .. } => "verify",
             Act::Fail { .. } => "fail",
@@ -272,7 +272,7 @@ impl std::fmt::Display for Told<'_> {
             Act::Place { slot, place } => {
                 write!(f, "{}.{} of {} on {}", slot.proc, slot.index, slot.release, place.host)
             }
-            Act::Advance { id, .. } | Act::Lose { id } | Act::PutAway { id, .. } => write!(f, "{id}"),
+            Act::Advance { id, .. } | Act::Lose { id } | Act::Archive { id, .. } => write!(f, "{id}"),
             Act::Verify { release } | Act::Fail { release, .. } => write!(f, "{release}"),
             Act::Hand { host, env } | Act::TakeBack { host, env } => write!(f, "{env} for {host}"),
             Act::Forget { proc, .. } | Act::Pend { proc, .. } => write!(f, "{proc}"),

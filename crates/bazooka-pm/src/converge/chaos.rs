@@ -440,7 +440,7 @@ impl Day {
             }
             Act::Advance { id, to } => self.world.mean(id.0, *to),
             Act::Lose { id } => self.say(&step.app, *id, State::Lost, None),
-            Act::PutAway { id, oldest } => {
+            Act::Archive { id, oldest } => {
                 let row = self.world.view().instances.remove(id).expect("it is there");
                 let host = self.world.snapshot.hosts.get_mut(&row.host).expect("it was placed there");
                 host.assigned.remove(id);

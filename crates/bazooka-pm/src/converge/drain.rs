@@ -44,11 +44,11 @@ pub(super) fn go_on(context: Context<'_>, facts: &Facts<'_>, wanted: bool, draft
     }
     match facts.desired() {
         Desired::Run if facts.is_over() && !wanted => {
-            draft.act(Act::PutAway { id, oldest: Vec::new() }, "it has ended");
+            draft.act(Act::Archive { id, oldest: Vec::new() }, "it has ended");
         }
         Desired::Run => {}
         Desired::Drain | Desired::Stop if facts.is_over() => {
-            draft.act(Act::PutAway { id, oldest: Vec::new() }, "it has ended");
+            draft.act(Act::Archive { id, oldest: Vec::new() }, "it has ended");
         }
         Desired::Drain => {
             let until = context.memory.draining_since(id).unwrap_or(now) + DRAIN;

@@ -493,7 +493,7 @@ pub(crate) fn told(act: &Act) -> String {
         Act::Advance { id, to: Desired::Drain } => format!("drain {id}"),
         Act::Advance { id, .. } => format!("stop {id}"),
         Act::Lose { id } => format!("lose {id}"),
-        Act::PutAway { id, .. } => format!("put away {id}"),
+        Act::Archive { id, .. } => format!("archive {id}"),
         Act::Forget { ids, .. } => format!("forget {}", ids.len()),
         Act::Hand { host, env } => format!("hand {env} to {host}"),
         Act::TakeBack { host, env } => format!("take {env} from {host}"),

@@ -179,7 +179,7 @@ fn trim_history(view: &AppView, proc: &ProcName, draft: &mut Draft) {
     let mut kept: Vec<InstanceId> =
         view.history.keys().filter(|(of, _)| of == proc).map(|(_, id)| *id).collect();
     for (act, _) in &mut draft.acts {
-        if let Act::PutAway { id, oldest } = act
+        if let Act::Archive { id, oldest } = act
             && view.instances.get(id).is_some_and(|row| row.proc == *proc)
             && kept.len() >= HISTORY_PER_PROC
         {

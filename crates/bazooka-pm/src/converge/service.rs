@@ -401,7 +401,7 @@ fn put_ended_away(
         if !stays {
             let reason = facts.status.and_then(|status| status.cause.clone());
             draft.act(
-                Act::PutAway { id, oldest: Vec::new() },
+                Act::Archive { id, oldest: Vec::new() },
                 reason.unwrap_or_else(|| "it has ended".into()),
             );
         }

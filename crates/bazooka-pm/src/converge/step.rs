@@ -60,7 +60,7 @@ pub enum Act {
         id: InstanceId,
     },
     /// Archives an instance that has ended.
-    PutAway {
+    Archive {
         /// The instance.
         id: InstanceId,
         /// The oldest archived instances of its service, deleted to make room for it.

@@ -442,7 +442,7 @@ impl Engine {
             Step::Force(id) => self.runtime.kill(id),
             Step::Forget(id) => {
                 self.reports.forget(id);
-                self.notes.push(Note::PutAway(id));
+                self.notes.push(Note::Archive(id));
                 for (app, env) in forget_unused(&mut self.locals.envs, self.locals.instances.values()) {
                     self.runtime.forget_env(&app, env);
                 }
@@ -547,7 +547,7 @@ impl Engine {
         // The last note on an instance supersedes the earlier ones.
         let mut last = BTreeMap::new();
         for note in std::mem::take(&mut self.notes) {
-            let (Note::Keep(id, _) | Note::PutAway(id)) = &note;
+            let (Note::Keep(id, _) | Note::Archive(id)) = &note;
             last.insert(*id, note);
         }
         self.writing = true;

@@ -169,18 +169,18 @@ pub enum Note {
     /// The state of an instance.
     Keep(InstanceId, Box<Local>),
     /// The instance is over: only its output is kept.
-    PutAway(InstanceId),
+    Archive(InstanceId),
 }
 
 /// Writes notes down, in order. Blocks.
 pub fn write(folders: &Folders, notes: Vec<Note>) {
     let boot = boot_id();
-    let mut put_away = false;
+    let mut archives = false;
     for note in notes {
         let (id, done) = match note {
             Note::Keep(id, local) => (id, keep(folders, id, Record { boot_id: boot.clone(), local: *local })),
-            Note::PutAway(id) => {
-                put_away = true;
+            Note::Archive(id) => {
+                archives = true;
                 (id, put_one_away(folders, id))
             }
         };
@@ -188,7 +188,7 @@ pub fn write(folders: &Folders, notes: Vec<Note>) {
             tracing::warn!(instance = %id, error = %error, "can't write down what is known of an instance");
         }
     }
-    if put_away {
+    if archives {
         make_room(folders);
     }
 }

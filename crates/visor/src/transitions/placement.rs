@@ -390,7 +390,7 @@ pub fn losing(
 /// few.
 ///
 /// `oldest` are the ended instances of the service whose stories are deleted to make room.
-pub fn putting_away(
+pub fn archiving(
     app: &AppName,
     id: InstanceId,
     instance: &Versioned<Instance>,

@@ -52,18 +52,18 @@ fn one_that_crashes_while_it_drains_is_stopped() {
 }
 
 #[test]
-fn one_that_has_ended_is_put_away() {
+fn one_that_has_ended_is_archived() {
     let mut world = serving(2).scaled("web", 1).meant_to(2, Desired::Stop);
     assert!(world.steps().is_empty());
-    assert_eq!(world.says(2, State::Exited).steps(), ["put away 2"]);
+    assert_eq!(world.says(2, State::Exited).steps(), ["archive 2"]);
 }
 
 #[test]
-fn one_whose_assignment_has_gone_is_put_away_and_replaced() {
+fn one_whose_assignment_has_gone_is_archived_and_replaced() {
     let mut world = serving(1);
     let host = world.host("host1");
     world.snapshot.hosts.get_mut(&host).expect("there").assigned.clear();
-    assert_eq!(world.steps(), ["put away 1", "place web.0@v1 on host1"]);
+    assert_eq!(world.steps(), ["archive 1", "place web.0@v1 on host1"]);
 }
 
 #[test]
@@ -84,8 +84,8 @@ fn stories_stay_few() {
         }
     };
     ended(&mut world, 100..120);
-    let crate::converge::step::Act::PutAway { oldest, .. } = &world.plan().steps[0].act else { panic!() };
+    let crate::converge::step::Act::Archive { oldest, .. } = &world.plan().steps[0].act else { panic!() };
     assert_eq!(*oldest, [InstanceId(100)]);
     ended(&mut world, 120..220);
-    assert_eq!(world.steps(), ["put away 2", "forget 50"]);
+    assert_eq!(world.steps(), ["archive 2", "forget 50"]);
 }

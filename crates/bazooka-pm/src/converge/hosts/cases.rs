@@ -17,12 +17,12 @@ fn its_instances_are_lost_after_a_moment() {
 }
 
 #[test]
-fn what_is_lost_is_replaced_elsewhere_and_put_away_once_its_replacement_runs() {
+fn what_is_lost_is_replaced_elsewhere_and_archived_once_its_replacement_runs() {
     let mut world = lost().says(1, State::Lost);
     assert_eq!(world.steps(), ["place web.0@v1 on host2"]);
     world = world.placed(3, "web@v1", "host2");
     assert!(world.steps().is_empty());
-    assert_eq!(world.says(3, State::Running).steps(), ["put away 1"]);
+    assert_eq!(world.says(3, State::Running).steps(), ["archive 1"]);
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn an_end_under_way_there_is_brought_to_its_end() {
     world.lose("host1");
     world = world.after(seconds(1));
     assert_eq!(world.steps(), ["lose 1"]);
-    assert_eq!(world.says(1, State::Lost).steps(), ["put away 1"]);
+    assert_eq!(world.says(1, State::Lost).steps(), ["archive 1"]);
 }
 
 #[test]

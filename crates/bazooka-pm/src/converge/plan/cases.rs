@@ -84,7 +84,7 @@ mod placement {
     fn a_host_where_it_ran_out_of_memory_is_the_last_choice() {
         let mut world = app().scaled("web", 1).placed(1, "web@v1", "host1");
         world.say(1, State::Failed, |status| status.fault = Some(Fault::OutOfMemory));
-        assert_eq!(world.steps(), ["put away 1", "place web.0@v1 on host2"]);
+        assert_eq!(world.steps(), ["archive 1", "place web.0@v1 on host2"]);
     }
 
     #[test]
@@ -98,7 +98,7 @@ mod placement {
         let plan = world.plan();
         assert_eq!(plan.waiting_for_capacity.len(), 1);
         assert!(plan.look_again.values().all(|at| *at > world.now.clock));
-        assert_eq!(world.after(seconds(1)).steps(), ["put away 1", "place web.0@v1 on host1"]);
+        assert_eq!(world.after(seconds(1)).steps(), ["archive 1", "place web.0@v1 on host1"]);
     }
 }
 

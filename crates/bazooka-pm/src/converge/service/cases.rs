@@ -256,7 +256,7 @@ mod failures {
 
     #[test]
     fn a_first_failure_is_replaced_at_once() {
-        assert_eq!(failed(app().scaled("web", 1), [1]).steps(), ["put away 1", "place web.0@v1 on host1"]);
+        assert_eq!(failed(app().scaled("web", 1), [1]).steps(), ["archive 1", "place web.0@v1 on host1"]);
     }
 
     #[test]
@@ -271,7 +271,7 @@ mod failures {
             steps[0].starts_with("pend web: 1 short of v1: 2 instances of v1 failed lately"),
             "{steps:?}"
         );
-        assert_eq!(world.after(seconds(1)).steps(), ["put away 2", "place web.0@v1 on host1"]);
+        assert_eq!(world.after(seconds(1)).steps(), ["archive 2", "place web.0@v1 on host1"]);
     }
 
     #[test]

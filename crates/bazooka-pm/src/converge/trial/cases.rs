@@ -54,7 +54,7 @@ fn one_that_fails_fails_the_release_with_its_last_words_and_is_not_started_again
     let failed = world.view().releases.get_mut(&ReleaseId(2)).expect("it is there");
     failed.value.status = ReleaseStatus::Failed;
     world.view().trial = None;
-    assert_eq!(world.steps(), ["put away 3"]);
+    assert_eq!(world.steps(), ["archive 3"]);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn the_procs_of_a_trial_share_ten_starts_over_the_cluster() {
 fn the_hosts_own_fault_is_tried_elsewhere_before_it_is_the_releases() {
     let mut world = serving(2).trying("web").placed(3, "web@v2", "host1");
     world.say(3, State::Failed, |status| status.fault = Some(Fault::Host));
-    assert_eq!(world.steps(), ["put away 3", "try web.0@v2 on host2"]);
+    assert_eq!(world.steps(), ["archive 3", "try web.0@v2 on host2"]);
     world = world.placed(4, "web@v2", "host2");
     world.view().instances.remove(&InstanceId(3));
     world.say(4, State::Failed, |status| status.fault = Some(Fault::Host));
