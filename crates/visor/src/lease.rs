@@ -76,7 +76,7 @@ pub struct KeeperPanicked;
 /// Dropping it revokes the lease in the background; [`LeaseKeeper::release`] waits for that.
 pub struct LeaseKeeper {
     state: watch::Receiver<LeaseState>,
-    term: Arc<Mutex<Option<Term>>>,
+    tenure: Arc<Mutex<Option<Tenure>>>,
     /// Dropped to stop the task.
     stop: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<()>>,
@@ -84,7 +84,7 @@ pub struct LeaseKeeper {
 
 /// A lease, with the time from which it must count as lost.
 #[derive(Clone, Copy)]
-struct Term {
+struct Tenure {
     id: LeaseId,
     until: Instant,
 }
@@ -94,10 +94,10 @@ impl LeaseKeeper {
     pub fn start(store: SharedStore, timing: LeaseTiming) -> Self {
         let (says, state) = watch::channel(LeaseState::Lost);
         let (stop, stopped) = oneshot::channel();
-        let term = Arc::new(Mutex::new(None));
-        let keeping = Keeping { store, timing, says, term: term.clone() };
+        let tenure = Arc::new(Mutex::new(None));
+        let keeping = Keeping { store, timing, says, tenure: tenure.clone() };
         let task = tokio::spawn(keeping.run(stopped));
-        Self { state, term, stop: Some(stop), task: Some(task) }
+        Self { state, tenure, stop: Some(stop), task: Some(task) }
     }
 
     /// Returns the state as it changes. The channel closes if the keeper's task panics.
@@ -110,14 +110,14 @@ impl LeaseKeeper {
 
     /// Returns the lease, if it is held at this very moment.
     pub fn held(&self) -> Option<LeaseId> {
-        let term = *self.term.lock().expect("no panic happens while a term is locked");
-        term.filter(|term| Instant::now() < term.until).map(|term| term.id)
+        let tenure = *self.tenure.lock().expect("no panic happens while a tenure is locked");
+        tenure.filter(|tenure| Instant::now() < tenure.until).map(|tenure| tenure.id)
     }
 
     /// Returns the time until which the lease is held without a further renewal, if it is held at this very moment.
     pub fn held_until(&self) -> Option<Instant> {
-        let term = *self.term.lock().expect("no panic happens while a term is locked");
-        term.map(|term| term.until).filter(|until| Instant::now() < *until)
+        let tenure = *self.tenure.lock().expect("no panic happens while a tenure is locked");
+        tenure.map(|tenure| tenure.until).filter(|until| Instant::now() < *until)
     }
 
     /// Waits until there is a lease.
@@ -153,7 +153,7 @@ struct Keeping {
     store: SharedStore,
     timing: LeaseTiming,
     says: watch::Sender<LeaseState>,
-    term: Arc<Mutex<Option<Term>>>,
+    tenure: Arc<Mutex<Option<Tenure>>>,
 }
 
 impl Keeping {
@@ -164,9 +164,9 @@ impl Keeping {
             () = self.keep() => {}
         }
         let held = self.set(None);
-        if let Some(term) = held {
+        if let Some(tenure) = held {
             // If this fails, the lease ends by itself.
-            let _ = timeout(LEASE_RELEASE, self.store.revoke(term.id)).await;
+            let _ = timeout(LEASE_RELEASE, self.store.revoke(tenure.id)).await;
         }
     }
 
@@ -178,7 +178,7 @@ impl Keeping {
             match self.store.grant(self.timing.ttl).await {
                 Ok(id) => {
                     pauses.reset();
-                    self.set(Some(Term { id, until: sent + self.timing.ttl }));
+                    self.set(Some(Tenure { id, until: sent + self.timing.ttl }));
                     let cause = self.renew(id, sent + self.timing.ttl).await;
                     self.set(None);
                     tracing::warn!(lease = id, error = %cause, "the lease is lost; granting another");
@@ -216,7 +216,7 @@ impl Keeping {
             match renewed {
                 Ok(left) => {
                     until = sent + left;
-                    self.set(Some(Term { id, until }));
+                    self.set(Some(Tenure { id, until }));
                     next = sent + self.timing.renew_every;
                     pauses.reset();
                 }
@@ -233,12 +233,12 @@ impl Keeping {
     }
 
     /// Sets the lease that is held, notifies the receivers, and returns the previous one.
-    fn set(&self, term: Option<Term>) -> Option<Term> {
+    fn set(&self, tenure: Option<Tenure>) -> Option<Tenure> {
         let before = {
-            let mut noted = self.term.lock().expect("no panic happens while a term is locked");
-            std::mem::replace(&mut *noted, term)
+            let mut noted = self.tenure.lock().expect("no panic happens while a tenure is locked");
+            std::mem::replace(&mut *noted, tenure)
         };
-        let state = term.map_or(LeaseState::Lost, |term| LeaseState::Held { id: term.id });
+        let state = tenure.map_or(LeaseState::Lost, |tenure| LeaseState::Held { id: tenure.id });
         self.says.send_if_modified(|said| std::mem::replace(said, state) != state);
         before
     }

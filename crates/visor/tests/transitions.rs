@@ -23,7 +23,7 @@ use visor::{
     testing::new_env,
     transitions::{
         placement::{
-            HISTORY_PER_PROC, Outcome, Placed, Placement, Reign, advance, archiving, forgetting, losing,
+            HISTORY_PER_PROC, Outcome, Placed, Placement, Term, advance, archiving, forgetting, losing,
             pending,
         },
         releases::{Begun, NewRelease, failure, verification},
@@ -106,7 +106,7 @@ async fn lease(visor: &Visor) -> i64 {
     }
 }
 
-async fn reign(visor: &Visor) -> Reign {
+async fn term(visor: &Visor) -> Term {
     let lease = lease(visor).await;
     visor.campaign(&leader("one"), lease).await.expect("the model answers").expect("nobody else stands")
 }
@@ -173,11 +173,11 @@ mod elections {
                     visor.campaign(&leader(&format!("rival{n}")), lease).await.expect("the model answers")
                 }
             });
-            let won: Vec<Reign> = join_all(rivals).await.into_iter().flatten().collect();
+            let won: Vec<Term> = join_all(rivals).await.into_iter().flatten().collect();
             assert_eq!(won.len(), 1, "round {round}: {won:?}");
             let held = everything(&first).await.leader.expect("someone won");
             assert_eq!((held.create_revision, held.lease), (won[0].create_revision, Some(won[0].lease)));
-            first.abdicate(won[0]).await.expect("the model answers");
+            first.resign(won[0]).await.expect("the model answers");
             assert_eq!(everything(&first).await.leader, None);
         }
     }
@@ -204,9 +204,9 @@ mod elections {
         released(&visor).await;
         let lease_of_host = lease(&visor).await;
         visor.register_host(&host_name(1), &host("t"), lease_of_host).await.expect("free");
-        let old = reign(&visor).await;
-        visor.abdicate(old).await.expect("the model answers");
-        let new = reign(&visor).await;
+        let old = term(&visor).await;
+        visor.resign(old).await.expect("the model answers");
+        let new = term(&visor).await;
         let before = everything(&visor).await;
         let counter = before.instance_counter.clone();
         let placed = visor.place(
@@ -219,34 +219,34 @@ mod elections {
         let change = || forgetting(&name("a"), &proc("web"), &[InstanceId(1)]);
         let outcomes = visor.commit_all(old, vec![change(), change()]).await.expect("the model answers");
         assert_eq!(outcomes, [Outcome::Conflict; 2]);
-        assert_eq!(visor.proclaim(old, &leader("old")).await.expect("answers"), Outcome::Conflict);
+        assert_eq!(visor.update_leader(old, &leader("old")).await.expect("answers"), Outcome::Conflict);
         assert_eq!(visor.settle(old, &leader("old")).await.expect("answers"), Outcome::Conflict);
-        visor.abdicate(old).await.expect("the model answers");
+        visor.resign(old).await.expect("the model answers");
         assert_eq!(everything(&visor).await, before);
-        assert!(matches!(visor.proclaim(new, &leader("new")).await, Ok(Outcome::Done(_))));
+        assert!(matches!(visor.update_leader(new, &leader("new")).await, Ok(Outcome::Done(_))));
     }
 }
 
 mod placements {
     use super::*;
 
-    async fn ready() -> (ModelStore, Visor, Reign) {
+    async fn ready() -> (ModelStore, Visor, Term) {
         let (store, visor) = cluster().await;
         released(&visor).await;
         for n in 1..=2 {
             let lease = lease(&visor).await;
             visor.register_host(&host_name(n), &host("t"), lease).await.expect("free");
         }
-        let reign = reign(&visor).await;
-        (store, visor, reign)
+        let term = term(&visor).await;
+        (store, visor, term)
     }
 
     #[tokio::test(start_paused = true)]
     async fn hundreds_are_placed_each_with_an_id_of_its_own() {
-        let (_, visor, reign) = ready().await;
+        let (_, visor, term) = ready().await;
         let before = everything(&visor).await;
         let many = (0..300).map(|n| placement(&before, 1 + n as usize % 2, n)).collect();
-        let placed = visor.place(reign, many, None, now()).await.expect("the model answers");
+        let placed = visor.place(term, many, None, now()).await.expect("the model answers");
         let ids: Vec<u64> =
             placed.iter().map(|p| if let Placed::At(id, _) = p { id.0 } else { panic!("{p:?}") }).collect();
         assert_eq!(ids, (1..=300).collect::<Vec<_>>());
@@ -258,12 +258,12 @@ mod placements {
 
     #[tokio::test(start_paused = true)]
     async fn a_host_that_was_given_up_gets_none_and_the_others_theirs() {
-        let (_, visor, reign) = ready().await;
+        let (_, visor, term) = ready().await;
         let before = everything(&visor).await;
         let gone = before.hosts[&host_name(1)].host.as_ref().and_then(|host| host.lease).expect("leased");
         visor.store().revoke(gone).await.expect("it is held");
         let three = vec![placement(&before, 2, 0), placement(&before, 1, 1), placement(&before, 2, 2)];
-        let placed = visor.place(reign, three, None, now()).await.expect("the model answers");
+        let placed = visor.place(term, three, None, now()).await.expect("the model answers");
         assert!(
             matches!(placed[..], [Placed::At(a, _), Placed::Refused, Placed::At(b, _)] if a < b),
             "{placed:?}"
@@ -272,27 +272,27 @@ mod placements {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_placed_for_an_app_that_is_being_destroyed_meanwhile() {
-        let (_, visor, reign) = ready().await;
+        let (_, visor, term) = ready().await;
         let before = everything(&visor).await;
         visor.destroy_app(&name("a")).await.expect("it is there");
-        let placed = visor.place(reign, vec![placement(&before, 1, 0)], None, now()).await.expect("answers");
+        let placed = visor.place(term, vec![placement(&before, 1, 0)], None, now()).await.expect("answers");
         assert_eq!(placed, [Placed::Refused]);
         assert!(visor.forget_app(&name("a")).await.expect("it is destroyed"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_still_on_its_way_when_the_counter_is_written_anew_is_never_placed() {
-        let (store, visor, reign) = ready().await;
+        let (store, visor, term) = ready().await;
         let slow = Visor::new(store.client().shared());
         let before = everything(&visor).await;
         let many = (0..3_000).map(|n| placement(&before, 1, n)).collect();
-        let placing = slow.place(reign, many, None, now());
+        let placing = slow.place(term, many, None, now());
         let settling = async {
             // Wait for the first transaction.
             while everything(&visor).await.instance_counter.is_none() {
                 tokio::task::yield_now().await;
             }
-            visor.settle(reign, &leader("one")).await
+            visor.settle(term, &leader("one")).await
         };
         let (placed, settled) = tokio::join!(placing, settling);
         let (placed, settled) = (placed.expect("the model answers"), settled.expect("the model answers"));
@@ -311,35 +311,33 @@ mod placements {
         let first = lost.into_iter().flat_map(|fate| [(vec![fate], 10), (vec![fate], 300)]);
         let others = lost.into_iter().map(|fate| (vec![Fate::Arrive, Fate::Arrive, fate], 300));
         for (fate, n) in first.chain(others) {
-            let (store, setup, reign) = ready().await;
+            let (store, setup, term) = ready().await;
             let client = store.client();
             let visor = Visor::new(client.shared());
             let before = everything(&visor).await;
             client.faults().next_writes(fate.clone());
             let many: Vec<Placement> = (0..n).map(|n| placement(&before, 1, n)).collect();
-            let placed = visor.place(reign, many, None, now()).await.expect("the model answers");
+            let placed = visor.place(term, many, None, now()).await.expect("the model answers");
             let certain = placed.iter().filter(|p| matches!(p, Placed::At(..))).count();
             assert!(placed.contains(&Placed::Unknown), "{fate:?}");
             let there = everything(&setup).await.apps[&name("a")].instances.len();
             assert!(there >= certain && there <= n as usize, "{fate:?}: {there} there, {certain} certain");
-            let Outcome::Done(settled) = visor.settle(reign, &leader("one")).await.expect("answers") else {
+            let Outcome::Done(settled) = visor.settle(term, &leader("one")).await.expect("answers") else {
                 panic!("nobody else is elected")
             };
             let view = everything(&visor).await;
             assert!(view.revision >= settled);
             // Nothing planned before can be carried out any more.
-            let late =
-                visor.place(reign, vec![placement(&before, 1, 0)], None, now()).await.expect("answers");
+            let late = visor.place(term, vec![placement(&before, 1, 0)], None, now()).await.expect("answers");
             assert_eq!(late, [Placed::Unknown]);
             let change = forgetting(&name("a"), &proc("web"), &[InstanceId(1)]);
-            let late = visor.commit_all(reign, vec![change.clone()]).await.expect("answers");
+            let late = visor.commit_all(term, vec![change.clone()]).await.expect("answers");
             assert_eq!(late, [Outcome::Conflict]);
-            let reign = Reign { mod_revision: settled, ..reign };
-            let now_planned = visor.commit_all(reign, vec![change]).await.expect("answers");
+            let term = Term { mod_revision: settled, ..term };
+            let now_planned = visor.commit_all(term, vec![change]).await.expect("answers");
             assert!(matches!(now_planned[..], [Outcome::Done(_)]));
             let ids: BTreeSet<InstanceId> = view.apps[&name("a")].instances.keys().copied().collect();
-            let next =
-                visor.place(reign, vec![placement(&view, 1, 0)], view.instance_counter.as_ref(), now());
+            let next = visor.place(term, vec![placement(&view, 1, 0)], view.instance_counter.as_ref(), now());
             let [Placed::At(id, _)] = next.await.expect("answers")[..] else { panic!("it is settled") };
             assert!(!ids.contains(&id), "ids never repeat");
         }
@@ -347,10 +345,10 @@ mod placements {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_returning_host_reports_stands_unless_it_was_given_up() {
-        let (_, visor, reign) = ready().await;
+        let (_, visor, term) = ready().await;
         let before = everything(&visor).await;
         let row = before.hosts[&host_name(1)].host.clone().expect("registered");
-        visor.place(reign, vec![placement(&before, 1, 0)], None, now()).await.expect("answers");
+        visor.place(term, vec![placement(&before, 1, 0)], None, now()).await.expect("answers");
         let running = |at| visor.report_one(at);
         assert_eq!(running(row.create_revision).await, [true]);
         let snapshot = everything(&visor).await;
@@ -360,11 +358,11 @@ mod placements {
         };
         // An instance is not lost while its host is registered.
         assert_eq!(
-            visor.commit_all(reign, vec![lost(&snapshot)]).await.expect("answers"),
+            visor.commit_all(term, vec![lost(&snapshot)]).await.expect("answers"),
             [Outcome::Conflict]
         );
         visor.store().revoke(row.lease.expect("leased")).await.expect("it is held");
-        let done = visor.commit_all(reign, vec![lost(&snapshot)]).await.expect("answers");
+        let done = visor.commit_all(term, vec![lost(&snapshot)]).await.expect("answers");
         assert!(matches!(done[..], [Outcome::Done(_)]));
         assert_eq!(running(row.create_revision).await, [false], "it was given up");
         let lease = lease(&visor).await;
@@ -378,11 +376,11 @@ mod placements {
 
     #[tokio::test(start_paused = true)]
     async fn an_end_goes_its_way_and_leaves_a_story_and_nothing_else() {
-        let (_, visor, reign) = ready().await;
+        let (_, visor, term) = ready().await;
         let mut view = everything(&visor).await;
         for round in 0..60_u64 {
             let counter = view.instance_counter.clone();
-            visor.place(reign, vec![placement(&view, 1, 0)], counter.as_ref(), now()).await.expect("answers");
+            visor.place(term, vec![placement(&view, 1, 0)], counter.as_ref(), now()).await.expect("answers");
             view = everything(&visor).await;
             let id = InstanceId(round + 1);
             let stale = view.clone();
@@ -390,9 +388,9 @@ mod placements {
                 let assigned = view.assignment(&name("a"), id).expect("placed");
                 let change = advance(&host_name(1), id, assigned, desired, "test");
                 let twice = vec![change.clone()];
-                let done = visor.commit_all(reign, vec![change]).await.expect("answers");
+                let done = visor.commit_all(term, vec![change]).await.expect("answers");
                 assert!(matches!(done[..], [Outcome::Done(_)]), "{done:?}");
-                assert_eq!(visor.commit_all(reign, twice).await.expect("answers"), [Outcome::Conflict]);
+                assert_eq!(visor.commit_all(term, twice).await.expect("answers"), [Outcome::Conflict]);
                 view = everything(&visor).await;
             }
             let put = |view: &Snapshot| {
@@ -403,10 +401,10 @@ mod placements {
                 archiving(&name("a"), id, &app.instances[&id], assigned, status, &kept[..surplus], now())
             };
             assert_eq!(
-                visor.commit_all(reign, vec![put(&stale)]).await.expect("answers"),
+                visor.commit_all(term, vec![put(&stale)]).await.expect("answers"),
                 [Outcome::Conflict]
             );
-            let done = visor.commit_all(reign, vec![put(&view)]).await.expect("answers");
+            let done = visor.commit_all(term, vec![put(&view)]).await.expect("answers");
             assert!(matches!(done[..], [Outcome::Done(_)]), "{done:?}");
             view = everything(&visor).await;
             let created_at = view.hosts[&host_name(1)].host.as_ref().map_or(0, |host| host.create_revision);
@@ -424,7 +422,7 @@ mod placements {
 
     #[tokio::test(start_paused = true)]
     async fn a_shortfall_is_not_said_of_an_app_that_has_been_forgotten() {
-        let (_, visor, reign) = ready().await;
+        let (_, visor, term) = ready().await;
         let view = everything(&visor).await;
         let row = view.apps[&name("a")].app.as_ref();
         let short = Pending {
@@ -437,12 +435,12 @@ mod placements {
         };
         let say = || pending(&name("a"), row, &proc("web"), None, Some(&short));
         assert!(matches!(
-            visor.commit_all(reign, vec![say()]).await.expect("answers")[..],
+            visor.commit_all(term, vec![say()]).await.expect("answers")[..],
             [Outcome::Done(_)]
         ));
         visor.destroy_app(&name("a")).await.expect("there");
         assert!(visor.forget_app(&name("a")).await.expect("nothing runs"));
-        assert_eq!(visor.commit_all(reign, vec![say()]).await.expect("answers"), [Outcome::Conflict]);
+        assert_eq!(visor.commit_all(term, vec![say()]).await.expect("answers"), [Outcome::Conflict]);
         assert!(everything(&visor).await.apps.is_empty());
     }
 
@@ -486,9 +484,9 @@ mod placements {
     async fn a_report_that_was_held_up_does_not_undo_a_later_one() {
         // An instance without an earlier report, and one with it.
         for before in [None, Some(State::Claimed)] {
-            let (store, setup, reign) = ready().await;
+            let (store, setup, term) = ready().await;
             let snapshot = everything(&setup).await;
-            setup.place(reign, vec![placement(&snapshot, 1, 0)], None, now()).await.expect("answers");
+            setup.place(term, vec![placement(&snapshot, 1, 0)], None, now()).await.expect("answers");
             let created_at = snapshot.hosts[&host_name(1)].host.as_ref().map_or(0, |row| row.create_revision);
             let way =
                 Arc::new(HeldUp { store: store.clone(), next: Mutex::new(false), held: Mutex::default() });
@@ -731,7 +729,7 @@ fn app_name(n: usize) -> AppName {
 
 /// Performs a deed on a view that may be stale. Any outcome is fine, except an error that is not a refusal.
 async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<(), VisorError> {
-    let reign = stale.leader.as_ref().and_then(Reign::of);
+    let term = stale.leader.as_ref().and_then(Term::of);
     match deed {
         Deed::Register { app, token } => {
             visor.register_app(&app_name(*app), "me", &format!("t{token}"), now()).await
@@ -765,14 +763,14 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
         }
         Deed::Judge { app, good } => {
             let app = app_name(*app);
-            let (Some(reign), Some(view)) = (reign, stale.apps.get(&app)) else { return Ok(()) };
+            let (Some(term), Some(view)) = (term, stale.apps.get(&app)) else { return Ok(()) };
             let Some(trial) = &view.trial else { return Ok(()) };
             let row = &view.releases[&trial.release];
             let change = match (good, row.status) {
                 (true, ReleaseStatus::Trying) => verification(&app, view, trial.release, row, trial),
                 _ => failure(&app, view, trial.release, row, "test"),
             };
-            visor.commit_all(reign, vec![change]).await.map(drop)
+            visor.commit_all(term, vec![change]).await.map(drop)
         }
         Deed::Scale { app, count, rev } => {
             let rev = rev.map(rev_id);
@@ -781,7 +779,7 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
         Deed::Restart { app } => visor.restart(&app_name(*app), &proc("web"), None).await.map(drop),
         Deed::Place { app, host, count } => {
             let app = app_name(*app);
-            let Some(reign) = reign else { return Ok(()) };
+            let Some(term) = term else { return Ok(()) };
             let Some((release, row)) = stale.apps.get(&app).and_then(|view| view.head_release()) else {
                 return Ok(());
             };
@@ -814,7 +812,7 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
                 reason: "test".into(),
             };
             let placements = (0..).take(*count).map(one).collect();
-            visor.place(reign, placements, stale.instance_counter.as_ref(), now()).await.map(drop)
+            visor.place(term, placements, stale.instance_counter.as_ref(), now()).await.map(drop)
         }
         Deed::Host { host: n } => {
             let lease = lease(visor).await;
@@ -836,7 +834,7 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
             visor.report(&host_name(*host), held.create_revision, &said, &mut BTreeMap::new()).await.map(drop)
         }
         Deed::End { host } => {
-            let (Some(reign), Some(view)) = (reign, stale.hosts.get(&host_name(*host))) else {
+            let (Some(term), Some(view)) = (term, stale.hosts.get(&host_name(*host))) else {
                 return Ok(());
             };
             let changes = view.assigned.iter().map(|(id, assigned)| {
@@ -851,25 +849,22 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
                     (Desired::Stop, None) => Change::new(),
                 }
             });
-            visor
-                .commit_all(reign, changes.filter(|change| !change.then.is_empty()).collect())
-                .await
-                .map(drop)
+            visor.commit_all(term, changes.filter(|change| !change.then.is_empty()).collect()).await.map(drop)
         }
         Deed::Lose { host } => {
-            let (Some(reign), Some(view)) = (reign, stale.hosts.get(&host_name(*host))) else {
+            let (Some(term), Some(view)) = (term, stale.hosts.get(&host_name(*host))) else {
                 return Ok(());
             };
             let lost = view.assigned.keys();
             let lost = lost.map(|id| losing(&host_name(*host), *id, view.status.get(id), "gone", now()));
-            visor.commit_all(reign, lost.collect()).await.map(drop)
+            visor.commit_all(term, lost.collect()).await.map(drop)
         }
         Deed::Elect => {
             let lease = lease(visor).await;
             visor.campaign(&leader("one"), lease).await.map(drop)
         }
-        Deed::Abdicate => match reign {
-            Some(reign) => visor.abdicate(reign).await,
+        Deed::Abdicate => match term {
+            Some(term) => visor.resign(term).await,
             None => Ok(()),
         },
     }

@@ -16,7 +16,7 @@ use visor::{
     snapshot::{AppView, Snapshot},
     store::{LeaseId, Revision},
     transitions::{
-        placement::{Placement, Reign, archiving},
+        placement::{Placement, Term, archiving},
         releases::{concerned, failure, verification},
     },
     visor::{Change, Visor},
@@ -48,7 +48,7 @@ impl Drop for Player {
 
 struct Stage {
     visor: Visor,
-    reign: Reign,
+    term: Term,
     host: HostName,
     created_at: Revision,
     script: Script,
@@ -74,11 +74,11 @@ impl Player {
             frozen: None,
             extra: Extra::new(),
         };
-        let reign = visor.campaign(&leader, lease).await.expect("the coordinator answers");
+        let term = visor.campaign(&leader, lease).await.expect("the coordinator answers");
         let host: HostName = "host1".parse().expect("valid");
         let created_at = register(visor, &host, lease, "http://127.0.0.1:9").await;
-        let reign = reign.expect("there is no other converger");
-        let stage = Stage { visor: visor.clone(), reign, host, created_at, script: Arc::new(script) };
+        let term = term.expect("there is no other converger");
+        let stage = Stage { visor: visor.clone(), term, host, created_at, script: Arc::new(script) };
         Player { task: tokio::spawn(stage.play()) }
     }
 }
@@ -137,9 +137,9 @@ impl Stage {
         }
         let acts = !(placements.is_empty() && changes.is_empty() && reports.is_empty());
         let now = Timestamp::now();
-        self.visor.commit_all(self.reign, changes).await.expect("the coordinator answers");
+        self.visor.commit_all(self.term, changes).await.expect("the coordinator answers");
         self.visor
-            .place(self.reign, placements, snapshot.instance_counter.as_ref(), now)
+            .place(self.term, placements, snapshot.instance_counter.as_ref(), now)
             .await
             .expect("the coordinator answers");
         self.visor

@@ -16,7 +16,7 @@ use visor::{
     store::Revision,
     transitions::{
         envs::{handing, taking_back},
-        placement::{Outcome, Placed, Placement, Reign, advance, archiving, forgetting, losing, pending},
+        placement::{Outcome, Placed, Placement, Term, advance, archiving, forgetting, losing, pending},
         releases::{failure, verification},
     },
     visor::{Change, Visor, VisorError},
@@ -80,7 +80,7 @@ impl Applied {
 /// Dropping the future leaves the writes that were carried out, and a few transactions uncertain.
 pub fn apply<'a>(
     visor: &'a Visor,
-    reign: Reign,
+    term: Term,
     snapshot: &Snapshot,
     plan: &'a Plan,
     now: Timestamp,
@@ -106,7 +106,7 @@ pub fn apply<'a>(
         let mut applied = Applied::default();
         // A new instance's env is handed to its host before the instance is placed, so that it need not wait.
         if !handings.is_empty() {
-            match visor.commit_all(reign, handings).await {
+            match visor.commit_all(term, handings).await {
                 Ok(outcomes) => {
                     hands.into_iter().zip(outcomes).for_each(|(step, outcome)| applied.note(step, outcome));
                 }
@@ -115,7 +115,7 @@ pub fn apply<'a>(
         }
         // Then new instances, because people wait for them.
         if !placements.is_empty() {
-            match visor.place(reign, placements, counter.as_ref(), now).await {
+            match visor.place(term, placements, counter.as_ref(), now).await {
                 Ok(placed) => {
                     places
                         .into_iter()
@@ -126,7 +126,7 @@ pub fn apply<'a>(
             }
         }
         if !changes.is_empty() {
-            match visor.commit_all(reign, changes).await {
+            match visor.commit_all(term, changes).await {
                 Ok(outcomes) => {
                     others.into_iter().zip(outcomes).for_each(|(step, outcome)| applied.note(step, outcome));
                 }

@@ -30,7 +30,7 @@ use visor::{
     stats::{count, next_day},
     store::Revision,
     transitions::{
-        placement::{Outcome, Reign, counting},
+        placement::{Outcome, Term, counting},
         presence::unfrozen,
     },
     visor::{Change, Visor, VisorError},
@@ -67,7 +67,7 @@ pub(super) struct Lead {
     not_ready: Option<NotReady>,
     pulse: Pulse,
     memory: Memory,
-    reign: Option<Reign>,
+    term: Option<Term>,
     /// The revision that the view must have reached before the converger acts on it.
     needs: Revision,
     doubtful: bool,
@@ -104,7 +104,7 @@ impl Lead {
             not_ready: Some(not_ready),
             pulse,
             memory: Memory::default(),
-            reign: None,
+            term: None,
             needs: 0,
             doubtful: false,
             agenda: Agenda::default(),
@@ -126,7 +126,7 @@ impl Lead {
         let mut lease = self.keeper.state();
         loop {
             self.pulse.beat();
-            let elected = self.reign.is_some();
+            let elected = self.term.is_some();
             self.pulse.status(|| if elected { "elected" } else { "standing by" }.to_owned());
             let wake = self.wakes_at();
             tokio::select! {
@@ -144,8 +144,8 @@ impl Lead {
                 () = self.round() => {}
             }
         }
-        if let Some(reign) = self.reign.take() {
-            let left = tokio::time::timeout(LEAVE_TIMEOUT, self.visor.abdicate(reign)).await;
+        if let Some(term) = self.term.take() {
+            let left = tokio::time::timeout(LEAVE_TIMEOUT, self.visor.resign(term)).await;
             tracing::info!(in_time = left.is_ok_and(|left| left.is_ok()), "handed over");
         }
         self.metrics.leader.set(0);
@@ -167,7 +167,7 @@ impl Lead {
         let timers = self.agenda.next_look().into_iter().chain(count_at).chain(self.day_ends).min();
         // Due work can't start before the view is fresh. That arrives as an event; a timer would only spin.
         let in_touch = self.mirror.is_synced();
-        let able = self.reign.is_some()
+        let able = self.term.is_some()
             && self.retry_at.is_none()
             && in_touch
             && self.mirror.image().revision >= self.needs;
@@ -178,7 +178,7 @@ impl Lead {
 
     async fn round(&mut self) {
         if !self.mirror.is_synced() {
-            self.check_reign();
+            self.check_term();
             return;
         }
         self.not_ready = None;
@@ -187,7 +187,7 @@ impl Lead {
             self.retry_at = None;
         }
         if self.retry_at.is_some() {
-            self.check_reign();
+            self.check_term();
             return;
         }
         match self.lead(now).await {
@@ -208,27 +208,27 @@ impl Lead {
     }
 
     /// Stops leading as soon as the lease has ended or the election holds another process's row.
-    fn check_reign(&mut self) {
-        let Some(reign) = self.reign else { return };
+    fn check_term(&mut self) {
+        let Some(term) = self.term else { return };
         let image = self.mirror.image();
         let elected = image.leader.as_ref().map(|leader| leader.create_revision);
-        let deposed = image.revision >= reign.create_revision && elected != Some(reign.create_revision);
-        let over = self.keeper.held() != Some(reign.lease) || deposed;
+        let deposed = image.revision >= term.create_revision && elected != Some(term.create_revision);
+        let over = self.keeper.held() != Some(term.lease) || deposed;
         if over && !planted(Bug::DeposedConvergerGoesOn) {
             tracing::warn!("no longer elected");
-            self.reign = None;
+            self.term = None;
             self.doubtful = false;
             self.metrics.leader.set(0);
         }
     }
 
     async fn lead(&mut self, now: Now) -> Result<(), VisorError> {
-        self.check_reign();
-        if self.reign.is_none() {
+        self.check_term();
+        if self.term.is_none() {
             self.campaign(now).await?;
         }
         self.agenda.observe_hosts(self.mirror.image(), &mut self.memory, now);
-        let Some(reign) = self.reign else {
+        let Some(term) = self.term else {
             // Standbys remember too, so that they know what they saw when they take over.
             observe_apps(self.mirror.image(), &self.agenda, &mut self.memory, now);
             // A newly elected converger looks at all apps.
@@ -239,20 +239,20 @@ impl Lead {
             return Ok(());
         }
         if self.doubtful {
-            return self.settle(reign, now).await;
+            return self.settle(term, now).await;
         }
-        let reign = self.say_frozen(reign, now).await?;
-        self.clear_unfreeze(reign).await?;
+        let term = self.say_frozen(term, now).await?;
+        self.clear_unfreeze(term).await?;
         if self.doubtful {
             return Ok(());
         }
-        self.count_days(reign, now).await?;
-        self.converge(reign, now).await
+        self.count_days(term, now).await?;
+        self.converge(term, now).await
     }
 
     /// Updates the days' statistics, at most once in [`COUNT_EVERY`]. They are counted from the current rows, so the
     /// result doesn't depend on when this runs.
-    async fn count_days(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
+    async fn count_days(&mut self, term: Term, now: Now) -> Result<(), VisorError> {
         let image = self.mirror.image();
         // Count an app's revs and releases before its rows are deleted.
         let goes = || image.apps.values().any(|view| view.app.as_ref().is_some_and(|app| app.destroying));
@@ -262,7 +262,7 @@ impl Lead {
             return Ok(());
         }
         let changes: Vec<Change> = count(image, now.wall).iter().map(counting).collect();
-        let outcomes = self.visor.commit_all(reign, changes).await?;
+        let outcomes = self.visor.commit_all(term, changes).await?;
         // A count that was not written, or perhaps not, is made again from the rows of that time.
         self.uncounted = outcomes.iter().any(|outcome| !matches!(outcome, Outcome::Done(_)));
         self.count_at = Some(now.clock + COUNT_EVERY);
@@ -276,7 +276,7 @@ impl Lead {
         let Some(lease) = self.keeper.held() else { return Ok(()) };
         let won = match &self.mirror.image().leader {
             // The reply was lost, but the election was won.
-            Some(held) if held.lease == Some(lease) => Reign::of(held),
+            Some(held) if held.lease == Some(lease) => Term::of(held),
             Some(_) => return Ok(()),
             None => {
                 self.leader = Leader { since: now.wall, frozen: None, ..self.leader.clone() };
@@ -284,11 +284,11 @@ impl Lead {
             }
         };
         match won {
-            Some(reign) => {
-                tracing::info!(name = %self.leader.name, revision = reign.create_revision, "elected");
-                self.reign = Some(reign);
+            Some(term) => {
+                tracing::info!(name = %self.leader.name, revision = term.create_revision, "elected");
+                self.term = Some(term);
                 // The previous leader's writes came before this revision.
-                self.needs = reign.create_revision;
+                self.needs = term.create_revision;
                 self.agenda.look_at_all();
                 self.metrics.leader.set(1);
             }
@@ -299,10 +299,10 @@ impl Lead {
     }
 
     /// Settles the outcome of writes whose reply was lost, by a write of its own.
-    async fn settle(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
-        match self.visor.settle(reign, &self.leader).await? {
+    async fn settle(&mut self, term: Term, now: Now) -> Result<(), VisorError> {
+        match self.visor.settle(term, &self.leader).await? {
             Outcome::Done(revision) => {
-                self.reign = Some(Reign { mod_revision: revision, ..reign });
+                self.term = Some(Term { mod_revision: revision, ..term });
                 self.needs = revision;
                 self.doubtful = false;
                 self.failures = 0;
@@ -313,13 +313,13 @@ impl Lead {
     }
 
     /// Writes down that hosts are frozen, or no longer so. Returns the term with its new revision.
-    async fn say_frozen(&mut self, mut reign: Reign, now: Now) -> Result<Reign, VisorError> {
+    async fn say_frozen(&mut self, mut term: Term, now: Now) -> Result<Term, VisorError> {
         let frozen = self.memory.hosts.frozen();
         self.metrics
             .frozen_hosts
             .set(frozen.map_or(0, |hosts| i64::try_from(hosts.len()).unwrap_or(i64::MAX)));
         if self.leader.frozen.as_ref().map(|said| &said.hosts) == frozen {
-            return Ok(reign);
+            return Ok(term);
         }
         let since = self.leader.frozen.as_ref().map_or(now.wall, |said| said.since);
         let said = frozen.map(|hosts| Frozen { since, hosts: hosts.clone(), extra: Extra::new() });
@@ -331,10 +331,10 @@ impl Lead {
             None => tracing::info!("enough hosts have returned: those still gone are given up"),
         }
         let leader = Leader { frozen: said, ..self.leader.clone() };
-        match self.visor.proclaim(reign, &leader).await? {
+        match self.visor.update_leader(term, &leader).await? {
             Outcome::Done(revision) => {
-                reign.mod_revision = revision;
-                self.reign = Some(reign);
+                term.mod_revision = revision;
+                self.term = Some(term);
                 self.needs = self.needs.max(revision);
                 self.leader = leader;
             }
@@ -345,21 +345,21 @@ impl Lead {
                 self.pause(now);
             }
         }
-        Ok(reign)
+        Ok(term)
     }
 
     /// Deletes the `unfreeze` row once every host that it names has returned or has no instances left.
-    async fn clear_unfreeze(&mut self, reign: Reign) -> Result<(), VisorError> {
+    async fn clear_unfreeze(&mut self, term: Term) -> Result<(), VisorError> {
         let Some(word) = &self.mirror.image().unfreeze else { return Ok(()) };
         if self.memory.hosts.unfreeze_is_over() {
             // The next round tries again if this write isn't carried out.
-            self.visor.commit_all(reign, vec![unfrozen(word)]).await?;
+            self.visor.commit_all(term, vec![unfrozen(word)]).await?;
         }
         Ok(())
     }
 
     /// Plans the apps that are due and applies the plan.
-    async fn converge(&mut self, reign: Reign, now: Now) -> Result<(), VisorError> {
+    async fn converge(&mut self, term: Term, now: Now) -> Result<(), VisorError> {
         let began = Instant::now();
         let snapshot = self.mirror.image();
         let (apps, instances) = observe_apps(snapshot, &self.agenda, &mut self.memory, now);
@@ -374,7 +374,7 @@ impl Lead {
         self.agenda.planned(&apps, &plan);
         self.say_blocked(&apps, &plan);
         let visor = self.visor.clone();
-        let mut applying = pin!(apply(&visor, reign, self.mirror.image(), &plan, now.wall));
+        let mut applying = pin!(apply(&visor, term, self.mirror.image(), &plan, now.wall));
         // Read the watch while the plan is applied: etcd falls behind with a watch that nobody reads.
         let Applied { revision, doubtful, overtaken, error } = loop {
             tokio::select! {

@@ -101,7 +101,7 @@ async fn a_process_that_was_stopped_does_not_believe_in_its_lease() {
     let keeper = LeaseKeeper::start(store.shared(), LeaseTiming::default());
     let id = keeper.wait_held().await;
     // The keeper's task does not run between here and the question.
-    let until = keeper.term.lock().expect("it doesn't panic").expect("it is held").until;
+    let until = keeper.tenure.lock().expect("it doesn't panic").expect("it is held").until;
     assert_eq!(until - Instant::now(), Duration::from_secs(10));
     advance(Duration::from_secs(30)).await;
     assert_ne!(keeper.held(), Some(id));

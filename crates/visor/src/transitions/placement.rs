@@ -19,7 +19,7 @@ pub const HISTORY_PER_PROC: usize = 20;
 
 /// The term of an elected converger: the right to place, which guards each of its writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reign {
+pub struct Term {
     /// The revision that created the election key.
     pub create_revision: Revision,
     /// The revision of the election key's last write. A transaction that was sent before that write and arrives later
@@ -84,8 +84,8 @@ struct Ids {
 }
 
 impl Ids {
-    fn guard(self, reign: Reign) -> Change {
-        let guard = under(reign)
+    fn guard(self, term: Term) -> Change {
+        let guard = under(term)
             .unless(Bug::IdsAreTakenUnguarded, |it| it.unchanged(&Key::InstanceCounter, self.counter_at));
         match self.take {
             Some(last) => guard.put(&Key::InstanceCounter, &last),
@@ -99,34 +99,34 @@ impl Visor {
     ///
     /// # Errors
     /// The store's.
-    pub async fn campaign(&self, leader: &Leader, lease: LeaseId) -> Result<Option<Reign>> {
+    pub async fn campaign(&self, leader: &Leader, lease: LeaseId) -> Result<Option<Term>> {
         let change = Change::new().absent(&Key::Leader).put_leased(&Key::Leader, leader, Some(lease));
         match self.commit(change).await {
             Ok(Committed::Done(revision)) => {
-                return Ok(Some(Reign { create_revision: revision, mod_revision: revision, lease }));
+                return Ok(Some(Term { create_revision: revision, mod_revision: revision, lease }));
             }
             Ok(Committed::Conflict) | Err(VisorError::Store(StoreError::OutcomeUnknown { .. })) => {}
             Err(error) => return Err(error),
         }
         // The write whose reply was lost may have won the election.
         let held: Option<Versioned<Leader>> = self.get(&Key::Leader).await?;
-        Ok(held.and_then(|held| Reign::of(&held)).filter(|reign| reign.lease == lease))
+        Ok(held.and_then(|held| Term::of(&held)).filter(|term| term.lease == lease))
     }
 
     /// Resigns, if the election is still held.
     ///
     /// # Errors
     /// The store's.
-    pub async fn abdicate(&self, reign: Reign) -> Result<()> {
-        self.commit(elected(reign).delete(&Key::Leader)).await.map(drop)
+    pub async fn resign(&self, term: Term) -> Result<()> {
+        self.commit(elected(term).delete(&Key::Leader)).await.map(drop)
     }
 
     /// Rewrites the leader's own row. The term continues with the revision of that write.
     ///
     /// # Errors
     /// The store's, except [`StoreError::OutcomeUnknown`].
-    pub async fn proclaim(&self, reign: Reign, leader: &Leader) -> Result<Outcome> {
-        self.outcome(under(reign).put_leased(&Key::Leader, leader, Some(reign.lease))).await
+    pub async fn update_leader(&self, term: Term, leader: &Leader) -> Result<Outcome> {
+        self.outcome(under(term).put_leased(&Key::Leader, leader, Some(term.lease))).await
     }
 
     /// Settles all writes whose reply was lost: after this, a write that was not carried out never will be.
@@ -138,13 +138,13 @@ impl Visor {
     ///
     /// # Errors
     /// The store's, except [`StoreError::OutcomeUnknown`].
-    pub async fn settle(&self, reign: Reign, leader: &Leader) -> Result<Outcome> {
+    pub async fn settle(&self, term: Term, leader: &Leader) -> Result<Outcome> {
         let counter: Option<Versioned<u64>> = self.get(&Key::InstanceCounter).await?;
         let last = counter.as_ref().map_or(0, |counter| counter.value);
-        let change = elected(reign)
+        let change = elected(term)
             .as_read(&Key::InstanceCounter, counter.as_ref())
             .put(&Key::InstanceCounter, &last)
-            .put_leased(&Key::Leader, leader, Some(reign.lease));
+            .put_leased(&Key::Leader, leader, Some(term.lease));
         self.outcome(change).await
     }
 
@@ -154,14 +154,14 @@ impl Visor {
     ///
     /// # Errors
     /// The store's, except [`StoreError::OutcomeUnknown`]. Changes before the failing one may have been carried out.
-    pub async fn commit_all(&self, reign: Reign, changes: Vec<Change>) -> Result<Vec<Outcome>> {
+    pub async fn commit_all(&self, term: Term, changes: Vec<Change>) -> Result<Vec<Outcome>> {
         let mut ended = Vec::with_capacity(changes.len());
-        for batch in batches(under(reign), changes, |change| change) {
-            let together = batch.iter().cloned().fold(under(reign), Change::and);
+        for batch in batches(under(term), changes, |change| change) {
+            let together = batch.iter().cloned().fold(under(term), Change::and);
             match self.outcome(together).await? {
                 Outcome::Conflict if batch.len() > 1 => {
                     for change in batch {
-                        ended.push(self.outcome(under(reign).and(change)).await?);
+                        ended.push(self.outcome(under(term).and(change)).await?);
                     }
                 }
                 outcome => ended.extend(batch.iter().map(|_| outcome)),
@@ -184,7 +184,7 @@ impl Visor {
     /// Dropping the future leaves what has been carried out, and a few transactions of unknown outcome.
     pub async fn place(
         &self,
-        reign: Reign,
+        term: Term,
         placements: Vec<Placement>,
         counter: Option<&Versioned<u64>>,
         now: Timestamp,
@@ -196,12 +196,12 @@ impl Visor {
         let mut ids = Ids { counter_at, take: Some(last) };
         let placings = (before + 1..).map(InstanceId).zip(placements);
         let placings = placings.map(|(id, placement)| (id, placing(id, &placement, now)));
-        let mut batches = batches(ids.guard(reign), placings, |(_, change)| change);
+        let mut batches = batches(ids.guard(term), placings, |(_, change)| change);
         let mut ended = Vec::with_capacity(all);
         while ids.take.is_some()
             && let Some(batch) = batches.next()
         {
-            ended.extend(self.place_batch(reign, &mut ids, &batch).await?);
+            ended.extend(self.place_batch(term, &mut ids, &batch).await?);
             if ended.contains(&Placed::Unknown) {
                 break;
             }
@@ -212,7 +212,7 @@ impl Visor {
         }
         let rest = batches.map(|batch| async move {
             let mut ids = ids;
-            self.place_batch(reign, &mut ids, &batch).await
+            self.place_batch(term, &mut ids, &batch).await
         });
         let rest: Vec<Vec<Placed>> = stream::iter(rest).buffered(UNDER_WAY).try_collect().await?;
         ended.extend(rest.into_iter().flatten());
@@ -222,11 +222,11 @@ impl Visor {
     /// Places a batch, one by one if one of its conditions fails.
     async fn place_batch(
         &self,
-        reign: Reign,
+        term: Term,
         ids: &mut Ids,
         batch: &[(InstanceId, Change)],
     ) -> Result<Vec<Placed>> {
-        if let Some(placed) = self.place_together(reign, ids, batch).await? {
+        if let Some(placed) = self.place_together(term, ids, batch).await? {
             return Ok(placed);
         }
         let counter: Option<Versioned<u64>> = self.get(&Key::InstanceCounter).await?;
@@ -235,7 +235,7 @@ impl Visor {
         }
         let mut ended = Vec::with_capacity(batch.len());
         for one in batch.chunks(1) {
-            let placed = self.place_together(reign, ids, one).await?;
+            let placed = self.place_together(term, ids, one).await?;
             ended.extend(placed.unwrap_or_else(|| vec![Placed::Refused]));
         }
         Ok(ended)
@@ -245,12 +245,12 @@ impl Visor {
     /// fails.
     async fn place_together(
         &self,
-        reign: Reign,
+        term: Term,
         ids: &mut Ids,
         batch: &[(InstanceId, Change)],
     ) -> Result<Option<Vec<Placed>>> {
         let changes = batch.iter().map(|(_, change)| change.clone());
-        match self.outcome(changes.fold(ids.guard(reign), Change::and)).await? {
+        match self.outcome(changes.fold(ids.guard(term), Change::and)).await? {
             Outcome::Done(revision) => {
                 if ids.take.take().is_some() {
                     ids.counter_at = revision;
@@ -272,28 +272,28 @@ impl Visor {
     }
 }
 
-impl Reign {
+impl Term {
     /// Returns the term of the elected converger.
-    pub fn of(leader: &Versioned<Leader>) -> Option<Reign> {
+    pub fn of(leader: &Versioned<Leader>) -> Option<Term> {
         let Versioned { create_revision, mod_revision, lease, .. } = leader;
-        lease.map(|lease| Reign { create_revision: *create_revision, mod_revision: *mod_revision, lease })
+        lease.map(|lease| Term { create_revision: *create_revision, mod_revision: *mod_revision, lease })
     }
 }
 
 /// Requires that the converger is elected, and that the last write of the election key is the one of this term.
-fn under(reign: Reign) -> Change {
+fn under(term: Term) -> Change {
     if planted(Bug::DeposedConvergerWrites) {
         return Change::new();
     }
     if planted(Bug::LateWriteIsCarriedOut) {
-        return elected(reign);
+        return elected(term);
     }
-    Change::new().unchanged(&Key::Leader, reign.mod_revision)
+    Change::new().unchanged(&Key::Leader, term.mod_revision)
 }
 
 /// Requires that the converger is elected.
-fn elected(reign: Reign) -> Change {
-    Change::new().created_at(&Key::Leader, reign.create_revision)
+fn elected(term: Term) -> Change {
+    Change::new().created_at(&Key::Leader, term.create_revision)
 }
 
 /// Splits changes, lazily, into batches that each fit a transaction together with `base`.
