@@ -54,7 +54,7 @@ pub fn compare(benches: &[Bench], folders: &[PathBuf], size: &Size) -> String {
 }
 
 fn line(figures: &Figures) -> String {
-    let told: Vec<Told> = figures.by_build.values().map(|values| Told::of(values)).collect();
+    let told: Vec<Summary> = figures.by_build.values().map(|values| Summary::of(values)).collect();
     let cells: Vec<String> = told.iter().map(|told| format!(" {} |", told.text)).collect();
     let ratios = told.iter().skip(1).map(|own| match told[0].number {
         0.0 => " - |".to_owned(),
@@ -64,25 +64,25 @@ fn line(figures: &Figures) -> String {
 }
 
 /// What stands in a cell.
-struct Told {
+struct Summary {
     number: f64,
     text: String,
 }
 
-impl Told {
-    fn of(values: &[Value]) -> Told {
+impl Summary {
+    fn of(values: &[Value]) -> Summary {
         let lost: Vec<u64> = values
             .iter()
             .filter_map(|value| if let Value::Lost(n) = value { Some(*n) } else { None })
             .collect();
         if !lost.is_empty() {
             let sum = Value::Lost(lost.iter().sum());
-            return Told { number: sum.number(), text: format!("{sum} in {} runs", lost.len()) };
+            return Summary { number: sum.number(), text: format!("{sum} in {} runs", lost.len()) };
         }
         let mut sorted = values.to_vec();
         sorted.sort_by(|a, b| a.number().total_cmp(&b.number()));
         let (least, middle, most) = (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
-        Told { number: middle.number(), text: format!("{middle} ({least} to {most})") }
+        Summary { number: middle.number(), text: format!("{middle} ({least} to {most})") }
     }
 }
 

@@ -40,7 +40,7 @@ use crate::{
     zones::Locality,
 };
 use apply::Applied;
-use memory::{Attempts, Crowd, Drains, Retired};
+use memory::{Attempts, Drains, ReloadWait, Retired};
 use upkeep::Upkeep;
 
 /// How often what is under way is counted while an instance is being taken out.
@@ -115,7 +115,7 @@ struct Proxy {
     on_disk: Option<Wanted>,
     refusals: Refusals,
     attempts: Attempts,
-    crowd: Crowd,
+    reload_wait: ReloadWait,
     /// The newest revision of which all is in force that can be.
     applied: Revision,
     drains: Drains,
@@ -153,7 +153,7 @@ pub async fn run(
         on_disk: None,
         refusals: Refusals::default(),
         attempts: Attempts::default(),
-        crowd: Crowd::default(),
+        reload_wait: ReloadWait::default(),
         applied: 0,
         drains: Drains::default(),
         retired: Retired::default(),

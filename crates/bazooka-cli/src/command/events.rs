@@ -55,7 +55,7 @@ pub struct Event {
 }
 
 #[derive(Serialize)]
-struct Told<'a> {
+struct EventLine<'a> {
     at: Timestamp,
     #[serde(flatten)]
     event: &'a Event,
@@ -95,7 +95,7 @@ pub async fn run(context: &Context, _: Args) -> Result<()> {
         let at = context.now();
         for event in tell(&before, &after) {
             if context.json {
-                put_json_line(&Told { at, event: &event });
+                put_json_line(&EventLine { at, event: &event });
             } else {
                 put_line(&line(at, &event));
             }

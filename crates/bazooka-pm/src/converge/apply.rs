@@ -57,7 +57,7 @@ impl Applied {
             Placed::At(id, revision) => {
                 self.revision = self.revision.max(revision);
                 tracing::info!(
-                    app = %step.app, instance = %id, action = "place", what = %Told(&step.act),
+                    app = %step.app, instance = %id, action = "place", what = %ActSubject(&step.act),
                     reason = %step.reason, "placed",
                 );
             }
@@ -231,7 +231,7 @@ fn change(snapshot: &Snapshot, step: &Step, now: Timestamp) -> Option<Change> {
 }
 
 fn log(step: &Step) {
-    let (app, what, reason) = (&step.app, Told(&step.act), &step.reason);
+    let (app, what, reason) = (&step.app, ActSubject(&step.act), &step.reason);
     let action = step.act.kind();
     match &step.act {
         Act::Pend { pending: Some(_), .. } => {
@@ -264,9 +264,9 @@ impl Act {
 }
 
 /// Displays a step's subject, for logs.
-struct Told<'a>(&'a Act);
+struct ActSubject<'a>(&'a Act);
 
-impl std::fmt::Display for Told<'_> {
+impl std::fmt::Display for ActSubject<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Act::Place { slot, place } => {

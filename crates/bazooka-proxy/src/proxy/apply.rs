@@ -113,7 +113,7 @@ impl Proxy {
     /// Reports whether the reload is postponed: the limit on workers would cut open connections of old ones.
     async fn waits_for_old_workers(&mut self, wanted: &Wanted, now: Instant) -> bool {
         let in_the_way = self.balancer.in_the_way().await.unwrap_or(InTheWay::Nothing);
-        let Some(at) = self.crowd.wait(in_the_way, now) else { return false };
+        let Some(at) = self.reload_wait.wait(in_the_way, now) else { return false };
         self.look_again(Some(at));
         self.keep_structure(wanted);
         true

@@ -74,15 +74,15 @@ const FOR_REQUESTS: Duration = Duration::from_secs(5);
 const FOR_CONNECTIONS: Duration = Duration::from_secs(1);
 
 /// The interval at which old workers are checked while a reload waits for them.
-const LOOK_AT_CROWD: Duration = Duration::from_millis(50);
+const LOOK_AT_OLD_WORKERS: Duration = Duration::from_millis(50);
 
 /// A reload that waits because it would end old workers with open connections.
 #[derive(Debug, Default)]
-pub struct Crowd {
+pub struct ReloadWait {
     since: Option<Instant>,
 }
 
-impl Crowd {
+impl ReloadWait {
     /// Returns when to check again; `None` if the reload shall be made now, ending old workers as needed.
     pub fn wait(&mut self, in_the_way: InTheWay, now: Instant) -> Option<Instant> {
         let since = *self.since.get_or_insert(now);
@@ -92,7 +92,7 @@ impl Crowd {
             InTheWay::Requests => FOR_REQUESTS,
         };
         if now < since + time {
-            return Some(now + LOOK_AT_CROWD);
+            return Some(now + LOOK_AT_OLD_WORKERS);
         }
         self.since = None;
         None
@@ -244,18 +244,18 @@ mod tests {
 
     #[test]
     fn a_reload_waits_for_old_workers_for_a_while_and_each_reload_anew() {
-        let (mut crowd, begin) = (Crowd::default(), Instant::now());
-        assert_eq!(crowd.wait(InTheWay::Nothing, begin), None);
+        let (mut reload_wait, begin) = (ReloadWait::default(), Instant::now());
+        assert_eq!(reload_wait.wait(InTheWay::Nothing, begin), None);
         for (what, time) in [(InTheWay::Connections, FOR_CONNECTIONS), (InTheWay::Requests, FOR_REQUESTS)] {
             for _ in 0..2 {
-                assert_eq!(crowd.wait(what, begin), Some(begin + LOOK_AT_CROWD));
+                assert_eq!(reload_wait.wait(what, begin), Some(begin + LOOK_AT_OLD_WORKERS));
                 let late = begin + time - Duration::from_millis(1);
-                assert_eq!(crowd.wait(what, late), Some(late + LOOK_AT_CROWD));
-                assert_eq!(crowd.wait(what, begin + time), None);
+                assert_eq!(reload_wait.wait(what, late), Some(late + LOOK_AT_OLD_WORKERS));
+                assert_eq!(reload_wait.wait(what, begin + time), None);
             }
         }
-        assert_eq!(crowd.wait(InTheWay::Requests, begin), Some(begin + LOOK_AT_CROWD));
-        assert_eq!(crowd.wait(InTheWay::Nothing, begin + LOOK_AT_CROWD), None, "they have ended");
+        assert_eq!(reload_wait.wait(InTheWay::Requests, begin), Some(begin + LOOK_AT_OLD_WORKERS));
+        assert_eq!(reload_wait.wait(InTheWay::Nothing, begin + LOOK_AT_OLD_WORKERS), None, "they have ended");
     }
 
     #[test]
