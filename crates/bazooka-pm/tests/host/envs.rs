@@ -171,5 +171,8 @@ async fn what_is_linked_reaches_the_instance_and_no_config_var_stands_above_it()
     signal(pid as i32, Signal::SIGKILL);
     let status = world.until_state(id, State::Failed).await;
     assert_eq!(status.fault, Some(Fault::Host));
-    assert!(status.cause.as_ref().is_some_and(|cause| cause.contains("wasn't told where")), "{status:?}");
+    assert!(
+        status.cause.as_ref().is_some_and(|cause| cause.contains("has no --services address")),
+        "{status:?}"
+    );
 }
