@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use jiff::Timestamp;
 use tokio::time::sleep;
 use visor::{
     identity::{Identity, Kind},
@@ -11,6 +10,8 @@ use visor::{
     visor::Visor,
 };
 
+use crate::sources::Sources;
+
 /// The writer of changes that callers ask for.
 #[derive(Clone)]
 pub struct Auditor {
@@ -18,6 +19,8 @@ pub struct Auditor {
     pub visor: Visor,
     /// This rm's name.
     pub own: HostName,
+    /// The time and the ids of entries.
+    pub sources: Sources,
 }
 
 impl Auditor {
@@ -28,10 +31,10 @@ impl Auditor {
             app: app.cloned(),
             by: Some(by),
             from: from.map(|from| from.ip().to_string()).unwrap_or_default(),
-            at: Timestamp::now(),
+            at: self.sources.now(),
             extra: Extra::new(),
         };
-        self.visor.audited(&Identity::Daemon(Kind::Rm, self.own.clone()), entry, rand::random())
+        self.visor.audited(&Identity::Daemon(Kind::Rm, self.own.clone()), entry, self.sources.number())
     }
 }
 

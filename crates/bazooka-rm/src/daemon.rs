@@ -38,8 +38,15 @@ use crate::{
     metrics::RmMetrics,
     pki::PkiCommand,
     push::{PushParts, Pushes, Times, mend::Mender, prepare::Builder},
-    repos::{Own, Repositories, disk::Disk, local::Local, origin::Origin, shared::Shared},
+    repos::{
+        Own, Repositories,
+        disk::Disk,
+        local::Local,
+        origin::Origin,
+        shared::{Shared, git::GitCopies},
+    },
     slugs::Slugs,
+    sources::Sources,
     ssh::{self, SshArgs},
     storage::Storage,
     tasks::Errands,
@@ -250,17 +257,22 @@ impl Handles {
         let visor = ground.cluster.visor.clone();
         let (apps, following) = Apps::new(visor.store().clone());
         let (says, in_force) = access::in_force();
-        let turns = Arc::<Turns>::default();
+        let (turns, sources) = (Arc::<Turns>::default(), Sources::default());
         let (layout, own) = (ground.layout.clone(), ground.own.clone());
         let origin: Arc<dyn Origin> = match ground.storage.clone() {
             Some(storage) => {
-                let disk = ground.disk.clone();
-                Arc::new(Shared::new(layout.clone(), disk, storage, own.clone(), visor.clone(), apps.clone()))
+                let copies = GitCopies { layout: layout.clone(), disk: ground.disk.clone(), storage };
+                let copies = Arc::new(copies);
+                let (visor, apps) = (visor.clone(), apps.clone());
+                Arc::new(Shared::new(copies, own.clone(), visor, apps, sources.clone()))
             }
-            None => Arc::new(Local::new(layout.clone(), own.clone(), apps.clone(), turns.clone())),
+            None => {
+                let (apps, turns) = (apps.clone(), turns.clone());
+                Arc::new(Local::new(layout.clone(), own.clone(), apps, turns, sources.clone()))
+            }
         };
         let slugs = Slugs::new(layout.clone(), ground.storage.clone());
-        let auditor = Auditor { visor: visor.clone(), own: own.name };
+        let auditor = Auditor { visor: visor.clone(), own: own.name, sources: sources.clone() };
         let builder = Builder {
             apps: apps.clone(),
             visor: visor.clone(),
@@ -275,9 +287,10 @@ impl Handles {
             visor,
             origin: origin.clone(),
             turns,
-            builder,
+            builder: Arc::new(builder),
             auditor: auditor.clone(),
             times: Times::default(),
+            sources,
         });
         let handles = Handles {
             apps,
@@ -369,6 +382,7 @@ fn work(
         visor: visor.clone(),
         origin: handles.origin.clone(),
         push_ended: handles.pushes.ended(),
+        sources: Sources::default(),
     };
     let key_file = ground.key_file.clone();
     let wrapping = Wrapping {

@@ -27,6 +27,7 @@ pub mod refs;
 pub mod repos;
 pub mod slug;
 pub mod slugs;
+pub mod sources;
 pub mod ssh;
 pub mod storage;
 pub mod tasks;

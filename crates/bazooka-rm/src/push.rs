@@ -43,8 +43,8 @@ use visor::{
 pub use deploy::Rejected;
 pub use state::Push;
 
-use self::{prepare::Builder, state::PushState, trial::Releaser};
-use crate::{apps::Apps, audit::Auditor, repos::origin::Origin, turns::Turns};
+use self::{prepare::Build, state::PushState, trial::Releaser};
+use crate::{apps::Apps, audit::Auditor, repos::origin::Origin, sources::Sources, turns::Turns};
 
 /// The time limits of a push.
 #[derive(Clone, Copy, Debug)]
@@ -91,11 +91,13 @@ pub struct PushParts {
     /// The turns on this rm.
     pub turns: Arc<Turns>,
     /// The way from a commit to a rev.
-    pub builder: Builder,
+    pub builder: Arc<dyn Build>,
     /// The coordinator's rows for audited changes.
     pub auditor: Auditor,
     /// The time limits.
     pub times: Times,
+    /// The time and the ids of pushes.
+    pub sources: Sources,
 }
 
 /// The pushes that are under way, and their steps.
@@ -107,7 +109,8 @@ pub struct Pushes {
     visor: Visor,
     origin: Arc<dyn Origin>,
     turns: Arc<Turns>,
-    builder: Builder,
+    builder: Arc<dyn Build>,
+    sources: Sources,
     releaser: Releaser,
     times: Times,
 }
@@ -115,15 +118,16 @@ pub struct Pushes {
 impl Pushes {
     /// Returns no pushes so far.
     pub fn new(parts: PushParts) -> Pushes {
-        let PushParts { apps, visor, origin, turns, builder, auditor, times } = parts;
-        let releaser = Releaser { apps: apps.clone(), visor: visor.clone(), auditor, times };
+        let PushParts { apps, visor, origin, turns, builder, auditor, times, sources } = parts;
+        let releaser =
+            Releaser { apps: apps.clone(), visor: visor.clone(), auditor, times, sources: sources.clone() };
         let (open, ended) = (Mutex::default(), watch::Sender::new(0));
-        Pushes { open, ended, apps, visor, origin, turns, builder, releaser, times }
+        Pushes { open, ended, apps, visor, origin, turns, builder, sources, releaser, times }
     }
 
     /// Opens a push with a new random id.
     pub fn open(&self, app: AppName, user: Option<String>, from: Option<SocketAddr>) -> Arc<Push> {
-        let push = Arc::new(Push::new(format!("{:032x}", rand::random::<u128>()), app, user, from));
+        let push = Arc::new(Push::new(self.sources.id(), app, user, from));
         self.open.lock().expect("no holder of this lock panics").insert(push.id.clone(), push.clone());
         push
     }

@@ -186,6 +186,7 @@ impl Pushes {
         }
         voice.say(format!("another push to '{}' is being built; waiting", push.app)).await;
         let turn = tokio::select! {
+            biased;
             turn = timeout(self.times.turn, turn.lock_owned()) => turn,
             () = cancelled.cancelled() => return Err(Rejected::Cancelled),
         };
@@ -235,6 +236,7 @@ pub(super) async fn wait(
 ) -> Result<(), Rejected> {
     loop {
         tokio::select! {
+            biased;
             changed = changes.changed() => if changed.is_err() {
                 return Err(Rejected::ShuttingDown);
             },

@@ -7,7 +7,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 use visor::{
     names::AppName,
@@ -15,7 +14,7 @@ use visor::{
     visor::{Visor, VisorError},
 };
 
-use crate::{apps::Apps, refs::BRANCHES, repos::origin::Origin};
+use crate::{apps::Apps, refs::BRANCHES, repos::origin::Origin, sources::Sources};
 
 /// The pause before a failed release is retried, if no row changes sooner.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -30,6 +29,8 @@ pub struct Mender {
     pub origin: Arc<dyn Origin>,
     /// Changes when a push has ended.
     pub push_ended: watch::Receiver<u64>,
+    /// The time of releases.
+    pub sources: Sources,
 }
 
 impl Mender {
@@ -46,6 +47,7 @@ impl Mender {
                 }
             }
             tokio::select! {
+                biased;
                 changed = changes.changed() => if changed.is_err() { return },
                 ended = self.push_ended.changed() => if ended.is_err() { return },
                 () = tokio::time::sleep(AGAIN), if !well => {}
@@ -57,7 +59,7 @@ impl Mender {
         // Each branch is released at most once.
         for _ in BRANCHES {
             let Some(left) = self.origin.left_behind(app).await? else { return Ok(()) };
-            let now = Timestamp::now();
+            let now = self.sources.now();
             match self.visor.begin_release(app, &left.release, Promoter::Converger, None, now).await {
                 Ok(_) => {
                     tracing::info!(app = %app, rev = left.rev.short(), "released what a push left behind");

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
 use bazooka_daemon::in_words;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +85,21 @@ pub struct Commit<'a> {
 }
 
 /// The way from a commit to a rev.
+#[async_trait]
+pub trait Build: Send + Sync {
+    /// Builds a commit and registers it as a rev; a commit that has a rev and a stored slug is not built again.
+    ///
+    /// # Errors
+    /// [`Unprepared`]: nothing is registered, and only the caches have changed.
+    async fn prepare(
+        &self,
+        commit: &Commit<'_>,
+        voice: &Voice,
+        cancelled: &CancellationToken,
+    ) -> Result<(), Unprepared>;
+}
+
+/// The builds of a real rm: in a sandbox, with a slug in the storage.
 #[derive(Clone)]
 pub struct Builder {
     /// The image of all apps.
@@ -110,17 +126,14 @@ struct Exported {
     procs: BTreeMap<ProcName, String>,
 }
 
-impl Builder {
-    /// Builds a commit and registers it as a rev; a commit that has a rev and a stored slug is not built again.
-    ///
-    /// # Errors
-    /// [`Unprepared`]: nothing is registered, and only the caches have changed.
-    pub async fn prepare(
+#[async_trait]
+impl Build for Builder {
+    async fn prepare(
         &self,
         commit: &Commit<'_>,
         voice: &Voice,
         cancelled: &CancellationToken,
-    ) -> Result<BTreeMap<ProcName, u16>, Unprepared> {
+    ) -> Result<(), Unprepared> {
         let known = self.apps.view(commit.app).and_then(|view| view.revs.get(commit.rev).cloned());
         if let Some(known) = &known
             && self.slugs.has(&known.slug).await?
@@ -145,7 +158,9 @@ impl Builder {
         }
         self.register(commit, &rev, voice).await
     }
+}
 
+impl Builder {
     async fn build_in(
         &self,
         commit: &Commit<'_>,
@@ -236,12 +251,7 @@ impl Builder {
         .await
     }
 
-    async fn register(
-        &self,
-        commit: &Commit<'_>,
-        rev: &Rev,
-        voice: &Voice,
-    ) -> Result<BTreeMap<ProcName, u16>, Unprepared> {
+    async fn register(&self, commit: &Commit<'_>, rev: &Rev, voice: &Voice) -> Result<(), Unprepared> {
         voice.say("registering revisions in coordinator").await;
         let known = self.apps.view(commit.app);
         let is_new = |proc: &ProcName| known.as_ref().is_none_or(|view| !view.procs.contains_key(proc));
@@ -251,7 +261,7 @@ impl Builder {
         for proc in ports.keys() {
             voice.say(format!("pty registered: {proc}")).await;
         }
-        Ok(ports)
+        Ok(())
     }
 }
 

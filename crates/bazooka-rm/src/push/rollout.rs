@@ -40,7 +40,7 @@ impl Before {
     ///
     /// # Errors
     /// The store's.
-    pub async fn read(visor: &Visor, app: &AppName) -> Result<Before, VisorError> {
+    pub async fn read(visor: &Visor, app: &AppName, now: Timestamp) -> Result<Before, VisorError> {
         let snapshot = visor.read(keys::app(app)).await?;
         let Some(view) = snapshot.apps.get(app) else { return Ok(Before::default()) };
         let of = view.instances.iter().map(|(id, instance)| (instance.host.clone(), *id));
@@ -49,7 +49,6 @@ impl Before {
         for (id, status) in &statuses {
             observed.statuses.insert(*id, (&status.value, status.mod_revision));
         }
-        let now = Timestamp::now();
         let failing = view.procs.keys().filter(|proc| was_failing(view, &observed, proc, now));
         Ok(Before { failing: failing.cloned().collect(), running: running(view, &observed) })
     }
@@ -66,6 +65,7 @@ impl Releaser {
         cancelled: &CancellationToken,
     ) {
         tokio::select! {
+            biased;
             () = self.report(push, trial, voice) => {}
             () = cancelled.cancelled() => {}
             () = push.gone.cancelled() => {}
@@ -98,6 +98,7 @@ impl Releaser {
                     }
                 };
                 tokio::select! {
+                    biased;
                     _ = mirror.next() => {}
                     () = patience => {}
                 }

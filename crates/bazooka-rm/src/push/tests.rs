@@ -33,9 +33,10 @@ use crate::{
         Own,
         disk::{Disk, tips},
         origin::Origin,
-        shared::Shared,
+        shared::{Shared, git::GitCopies},
     },
     slugs::Slugs,
+    sources::Sources,
     storage::Storage,
     turns::Turns,
     voice::Voice,
@@ -132,9 +133,11 @@ impl World {
             git_url: "http://127.0.0.1:1".into(),
         };
         let slugs = Slugs::new(layout.clone(), Some(storage.clone()));
-        let auditor = Auditor { visor: visor.clone(), own: own.name.clone() };
+        let sources = Sources::default();
+        let auditor = Auditor { visor: visor.clone(), own: own.name.clone(), sources: sources.clone() };
+        let copies = Arc::new(GitCopies { layout: layout.clone(), disk, storage });
         let origin: Arc<dyn Origin> =
-            Arc::new(Shared::new(layout.clone(), disk, storage, own, visor.clone(), apps.clone()));
+            Arc::new(Shared::new(copies, own, visor.clone(), apps.clone(), sources.clone()));
         let options = Options::parse_from(["test", "--build-isolation", "none"]).builds;
         let builds = Builds::find(options, &layout, &program, Vec::new()).await.expect("no isolation");
         let builder = Builder {
@@ -151,9 +154,10 @@ impl World {
             visor,
             origin: origin.clone(),
             turns: Arc::<Turns>::default(),
-            builder,
+            builder: Arc::new(builder),
             auditor,
             times: Times::default(),
+            sources,
         }));
         World { dir, store, layout, origin, pushes, app, _following: following }
     }

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use jiff::Timestamp;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -24,7 +23,7 @@ use super::{
     rollout::Before,
     state::{Push, Trial},
 };
-use crate::{apps::Apps, audit::Auditor, voice::Voice};
+use crate::{apps::Apps, audit::Auditor, sources::Sources, voice::Voice};
 
 /// The way from a rev to head.
 pub(super) struct Releaser {
@@ -32,6 +31,7 @@ pub(super) struct Releaser {
     pub visor: Visor,
     pub auditor: Auditor,
     pub times: Times,
+    pub sources: Sources,
 }
 
 /// What the watch of a trial has seen so far.
@@ -59,7 +59,7 @@ impl Releaser {
         voice: &Voice,
         cancelled: &CancellationToken,
     ) -> Result<(), Rejected> {
-        let before = Before::read(&self.visor, &push.app).await?;
+        let before = Before::read(&self.visor, &push.app, self.sources.now()).await?;
         let by = match &push.user {
             Some(user) => user.clone(),
             // The rev was registered just now, and the apps' image may not have it yet.
@@ -118,6 +118,7 @@ impl Releaser {
             let bound = watch.deadline.unwrap_or_else(|| Instant::now() + self.times.beyond_boot);
             let alarm = alarms.peek().copied().unwrap_or(bound);
             tokio::select! {
+                biased;
                 changed = changes.changed() => {
                     if changed.is_err() {
                         return Err(Rejected::ShuttingDown);
@@ -229,7 +230,7 @@ impl Releaser {
             let mut changes = self.apps.changes();
             let lease = push.lease().ok_or(Rejected::NoCoordinator)?;
             let begun =
-                visor.begin_release(&push.app, new, Promoter::Pusher, Some(lease), Timestamp::now()).await;
+                visor.begin_release(&push.app, new, Promoter::Pusher, Some(lease), self.sources.now()).await;
             let error = match begun {
                 Ok(begun) => return Ok(begun),
                 Err(error) => error,

@@ -35,6 +35,7 @@ use crate::{
     apps::Apps,
     layout::Layout,
     refs::{ChangeSet, Options},
+    sources::Sources,
     storage::StorageError,
     turns::Turns,
 };
@@ -59,13 +60,14 @@ pub struct Local {
     own: Own,
     apps: Apps,
     turns: Arc<Turns>,
+    sources: Sources,
     suspects: Suspects,
 }
 
 impl Local {
     /// Returns the repositories below a state folder.
-    pub fn new(layout: Layout, own: Own, apps: Apps, turns: Arc<Turns>) -> Local {
-        Local { layout, own, apps, turns, suspects: Suspects::default() }
+    pub fn new(layout: Layout, own: Own, apps: Apps, turns: Arc<Turns>, sources: Sources) -> Local {
+        Local { layout, own, apps, turns, sources, suspects: Suspects::default() }
     }
 }
 
@@ -129,7 +131,7 @@ impl Origin for Local {
                 rev: Some(tip.clone()),
                 by,
                 reason: format!("push of {}, whose pusher went away", tip.short()),
-                token: format!("{:032x}", rand::random::<u128>()),
+                token: self.sources.id(),
                 ..NewRelease::default()
             };
             LeftBehind { release, rev: tip, branch, turn: Some(turn) }

@@ -16,44 +16,34 @@
 //! moved the branch, the copy is left to git. That time ends with the value [`Publishing`], however the push ends.
 
 mod cache;
+pub mod copies;
+pub mod git;
 mod left;
 pub mod manifest;
 pub mod packs;
 mod stage;
 
 use std::{
-    collections::BTreeMap,
-    io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use async_trait::async_trait;
-use git2::{Oid, Repository};
 use visor::{
     lease::{LeaseKeeper, LeaseTiming},
-    names::{AppName, Digest},
-    schema::{Extra, Repo, Stored, Turn},
+    names::AppName,
+    schema::{Extra, Repo, Turn},
     transitions::repos::Taken,
     visor::{Visor, VisorError},
 };
 
-use self::{
-    cache::RepoCaches,
-    manifest::{Manifest, Mark},
-};
+use self::{cache::RepoCaches, copies::Copies};
 use super::{
     Case, Own, Step,
-    disk::{self, BranchError, Disk, tips},
+    disk::BranchError,
     origin::{LeftBehind, OpenError, Origin, OriginError, Pushed, Staged},
 };
-use crate::{
-    apps::Apps,
-    layout::Layout,
-    refs::{BRANCHES, ChangeSet},
-    storage::{self, Storage, StorageError},
-};
+use crate::{apps::Apps, refs::ChangeSet, sources::Sources, storage::StorageError};
 
 /// The number of tries to update a copy, if a pack was merged and deleted meanwhile.
 const TRIES: usize = 3;
@@ -63,19 +53,18 @@ type Result<T, E = OriginError> = std::result::Result<T, E>;
 /// The repositories that several rms share.
 #[derive(Clone)]
 pub struct Shared {
-    layout: Layout,
-    disk: Disk,
-    storage: Storage,
+    copies: Arc<dyn Copies>,
     own: Own,
     visor: Visor,
     apps: Apps,
+    sources: Sources,
     caches: Arc<RepoCaches>,
 }
 
 impl Shared {
-    /// Returns the repositories of a storage, with this rm's copies on `disk` below `layout`.
-    pub fn new(layout: Layout, disk: Disk, storage: Storage, own: Own, visor: Visor, apps: Apps) -> Shared {
-        Shared { layout, disk, storage, own, visor, apps, caches: Arc::default() }
+    /// Returns the repositories of which this rm has these copies.
+    pub fn new(copies: Arc<dyn Copies>, own: Own, visor: Visor, apps: Apps, sources: Sources) -> Shared {
+        Shared { copies, own, visor, apps, sources, caches: Arc::default() }
     }
 
     /// Returns the token of an app's registration.
@@ -84,47 +73,12 @@ impl Shared {
         view.app.as_ref().map(|row| row.token.clone()).ok_or(OriginError::Gone)
     }
 
-    async fn take_in(&self, app: &AppName, row: &Stored) -> Result<()> {
-        let repository = self.layout.repo(app);
-        let mark = Mark::read(&repository);
-        if mark.is_of(row) && tips(&repository)? == commits(row) {
-            return Ok(());
-        }
-        let place = storage::repo(app, &row.token);
-        let name = storage::manifest(&place, row.generation, &row.manifest);
-        let manifest: Manifest = serde_json::from_slice(&self.storage.get(&name, &row.manifest).await?)
-            .map_err(OriginError::Manifest)?;
-        let wanted: Vec<String> = row.branches.values().map(|branch| branch.commit.to_string()).collect();
-        let missing = manifest.packs.iter().filter(|pack| !mark.packs.contains(pack));
-        self.fetch(app, row, missing).await?;
-        packs::connected(&repository, &wanted).await?;
-        let after = row.clone();
-        blocking(move || {
-            point(&repository, &after)?;
-            let mark = Mark { manifest: Some(after.manifest), packs: manifest.packs };
-            mark.write(&repository).map_err(OriginError::Disk)
-        })
-        .await?;
-        tracing::info!(app = %app, generation = row.generation, "repository brought up to what is stored");
-        Ok(())
-    }
-
-    async fn fetch(&self, app: &AppName, row: &Stored, packs: impl Iterator<Item = &Digest>) -> Result<()> {
-        let (place, repository) = (storage::repo(app, &row.token), self.layout.repo(app));
-        for pack in packs {
-            let file = tempfile::NamedTempFile::new_in(self.layout.packs()).map_err(OriginError::Disk)?;
-            self.storage.fetch(&storage::pack(&place, pack), pack, file.path()).await?;
-            packs::take_in(&repository, file.path()).await?;
-        }
-        Ok(())
-    }
-
     /// Stores a repository that this rm has kept only in its state folder. Returns false if a push to it is under way or
     /// it is already stored.
     async fn adopt(&self, app: &AppName) -> Result<bool> {
         let keeper = LeaseKeeper::start(self.visor.store().clone(), LeaseTiming::default());
         let lease = keeper.wait_held().await;
-        let push = format!("{:032x}", rand::random::<u128>());
+        let push = self.sources.id();
         let adopted = async {
             let is_stored = self.visor.stored(app).await?.is_some();
             if is_stored || self.visor.take_turn(app, &self.turn_of(&push), lease).await? != Taken::Ours {
@@ -153,15 +107,15 @@ impl Shared {
 impl Origin for Shared {
     async fn open(&self, app: &AppName, _repo: &Repo) -> Result<PathBuf, OpenError> {
         self.refresh(app).await?;
-        Ok(self.layout.repo(app))
+        Ok(self.copies.path(app))
     }
 
     fn allows(&self, app: &AppName, set: &ChangeSet, quarantine: Option<&Path>) -> Result<(), BranchError> {
-        disk::allows(&self.layout.repo(app), app, set, quarantine)
+        self.copies.allows(app, set, quarantine)
     }
 
     fn is_unmoved(&self, app: &AppName, set: &ChangeSet) -> Result<(), BranchError> {
-        disk::is_unmoved(&self.layout.repo(app), set)
+        self.copies.is_unmoved(app, set)
     }
 
     async fn refresh(&self, app: &AppName) -> Result<()> {
@@ -172,8 +126,7 @@ impl Origin for Shared {
         }
         let view = self.apps.view(app).ok_or(OriginError::Gone)?;
         let token = self.token(app)?;
-        let (disk, name, registration) = (self.disk.clone(), app.clone(), token.clone());
-        blocking(move || Ok(disk.ensure(&name, &registration)?)).await?;
+        self.copies.ensure(app, &token).await?;
         let (mut tries, mut anew) = (1, false);
         loop {
             let row = match self.visor.stored(app).await {
@@ -187,7 +140,7 @@ impl Origin for Shared {
                 Err(error) => return Err(error.into()),
             };
             let Some(row) = row.filter(|row| row.token == token) else { return Ok(()) };
-            match self.take_in(app, &row).await {
+            match self.copies.take_in(app, &row).await {
                 // The pack was merged into another one meanwhile; the current row names that.
                 Err(OriginError::Storage(StorageError::Missing(_))) if tries < TRIES => tries += 1,
                 // The copy has lost an object, or a git process of a dead rm holds a lock in it. The storage has
@@ -197,12 +150,7 @@ impl Origin for Shared {
                 {
                     tracing::warn!(app = %app, error = %error, "a repository's copy is made anew");
                     anew = true;
-                    let (disk, name, registration) = (self.disk.clone(), app.clone(), token.clone());
-                    blocking(move || {
-                        disk.put_away(&name).map_err(OriginError::Disk)?;
-                        Ok(disk.ensure(&name, &registration)?)
-                    })
-                    .await?;
+                    self.copies.make_anew(app, &token).await?;
                 }
                 other => return other,
             }
@@ -222,7 +170,7 @@ impl Origin for Shared {
         for (app, view) in self.apps.known().apps {
             let is_stored =
                 view.stored.as_ref().zip(view.app.as_ref()).is_some_and(|(row, app)| row.token == app.token);
-            if is_stored || tips(&self.layout.repo(&app)).unwrap_or_default().is_empty() {
+            if is_stored || self.copies.tips(&app).unwrap_or_default().is_empty() {
                 continue;
             }
             match self.adopt(&app).await {
@@ -252,39 +200,6 @@ impl Origin for Shared {
     }
 
     async fn forget(&self, app: &AppName, token: &str) -> Result<(), StorageError> {
-        let all = self.storage.litter(&storage::repo(app, token), Duration::ZERO, |_| false).await?;
-        self.storage.remove(all).await
+        self.copies.forget(app, token).await
     }
-}
-
-/// Sets a copy's branches to the commits of the stored row.
-fn point(repository: &Path, row: &Stored) -> Result<(), git2::Error> {
-    let repository = Repository::open_bare(repository)?;
-    for name in BRANCHES {
-        match row.branches.get(name) {
-            Some(branch) => {
-                let commit = Oid::from_str(branch.commit.as_str())?;
-                if repository.refname_to_id(name).ok() != Some(commit) {
-                    repository.reference(name, commit, true, "bazooka-rm: brought up to what is stored")?;
-                }
-            }
-            None => {
-                if let Ok(mut branch) = repository.find_reference(name) {
-                    branch.delete()?;
-                }
-            }
-        }
-    }
-    if BRANCHES.contains(&row.head.as_str()) {
-        repository.set_head(&row.head)?;
-    }
-    Ok(())
-}
-
-fn commits(row: &Stored) -> BTreeMap<String, String> {
-    row.branches.iter().map(|(name, branch)| (name.clone(), branch.commit.to_string())).collect()
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| OriginError::Disk(io::Error::other(error)))?
 }

@@ -1,10 +1,6 @@
 //! A push's way into the file storage: packs and manifest first, then the row.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use visor::{
@@ -16,26 +12,14 @@ use visor::{
 };
 
 use super::{
-    Result, Shared, blocking,
+    Result, Shared,
     cache::Publishing,
-    manifest::{Manifest, Mark},
-    packs,
+    copies::{Snapshot, StoredObjects},
 };
 use crate::{
     refs::BRANCHES,
-    repos::{
-        disk::{point_head, tips},
-        origin::{Origin, OriginError, PublishError, Published, Pushed, Staged},
-    },
-    storage,
+    repos::origin::{Origin, OriginError, PublishError, Published, Pushed, Staged},
 };
-
-/// The number of packs at which the next push merges all into one. An rm without a copy fetches each pack.
-const MOST_PACKS: usize = 24;
-
-/// The age at which an unnamed object is deleted. Younger ones may belong to another rm's push that has not moved the
-/// row yet.
-const LITTER_AFTER: Duration = Duration::from_secs(3600);
 
 /// A move of the row, for which all objects are in the storage.
 #[derive(Clone, Debug)]
@@ -43,15 +27,13 @@ pub(super) struct RowMove {
     /// The revision of the row that the move was decided from.
     pub before: Option<Revision>,
     pub after: Stored,
-    mark: Mark,
-    /// True if all earlier packs were merged into one.
-    remade: bool,
+    objects: StoredObjects,
 }
 
 /// The branches to store, and the quarantined objects that they reach.
 struct Branches<'a> {
     moved: BTreeMap<String, Branch>,
-    quarantine: Option<&'a std::path::Path>,
+    quarantine: Option<&'a Path>,
 }
 
 /// A push whose objects are all in the storage; only the row has still to move.
@@ -103,56 +85,37 @@ impl Shared {
 
     async fn stage_row(&self, app: &AppName, pushed: &Branches<'_>) -> Result<RowMove> {
         let token = self.token(app)?;
-        let repository = self.layout.repo(app);
         let row: Option<Versioned<Stored>> = self.visor.stored(app).await?;
         let before = row.as_ref().map(|row| row.mod_revision);
         let row = row.map(|row| row.value).filter(|row| row.token == token);
-        let mark = Mark::read(&repository);
-        if row.as_ref().is_some_and(|row| !mark.is_of(row)) {
+        if row.as_ref().is_some_and(|row| !self.copies.is_at(app, row)) {
             return Err(VisorError::Refused(Refusal::RepoMoved(app.clone())).into());
         }
         let mut branches = match &row {
             Some(row) => row.branches.clone(),
             // The repository is stored for the first time, together with the branches that it already had.
-            None => adopted(tips(&repository)?)?,
+            None => adopted(self.copies.tips(app)?)?,
         };
-        let had: Vec<String> = branches.values().map(|branch| branch.commit.to_string()).collect();
         branches.extend(pushed.moved.clone());
-        let remade = mark.packs.len() >= MOST_PACKS;
-        let is_whole = remade || row.is_none();
-        let (reached, base) = if is_whole { (&branches, Vec::new()) } else { (&pushed.moved, had) };
-        let wanted: BTreeSet<String> = reached.values().map(|branch| branch.commit.to_string()).collect();
-        let wanted: Vec<String> = wanted.into_iter().collect();
-        let mut packs = if is_whole { Vec::new() } else { mark.packs };
-        let place = storage::repo(app, &token);
-        if !wanted.is_empty() {
-            let made =
-                packs::make(&repository, pushed.quarantine, &wanted, &base, &self.layout.packs()).await?;
-            if let Some(made) = made.filter(|made| !packs.contains(&made.sha256)) {
-                self.storage.put_file(&storage::pack(&place, &made.sha256), &made.file).await?;
-                packs.push(made.sha256);
-            }
-        }
         let head = pushed.moved.keys().next_back().cloned();
         let head =
             head.or_else(|| row.as_ref().map(|row| row.head.clone())).unwrap_or_else(|| BRANCHES[0].into());
         let generation = row.as_ref().map_or(0, |row| row.generation) + 1;
-        let manifest = Manifest {
-            app: app.to_string(),
+        let snapshot = Snapshot {
+            app,
+            token: &token,
+            row: row.as_ref(),
+            branches: &branches,
+            moved: &pushed.moved,
+            head: &head,
             generation,
-            branches: branches
-                .iter()
-                .map(|(name, branch)| (name.clone(), branch.commit.to_string()))
-                .collect(),
-            head: head.clone(),
-            packs: packs.clone(),
+            quarantine: pushed.quarantine,
         };
-        let bytes = serde_json::to_vec(&manifest).expect("names and digests are always valid JSON");
-        let digest = storage::digest(&bytes);
-        self.storage.put(&storage::manifest(&place, generation, &digest), bytes).await?;
+        let objects = self.copies.store(&snapshot).await?;
         let extra = row.map(|row| row.extra).unwrap_or_default();
-        let after = Stored { token, generation, manifest: digest.clone(), branches, head, extra };
-        Ok(RowMove { before, after, mark: Mark { manifest: Some(digest), packs }, remade })
+        let manifest = objects.manifest.clone();
+        let after = Stored { token, generation, manifest, branches, head, extra };
+        Ok(RowMove { before, after, objects })
     }
 }
 
@@ -181,20 +144,15 @@ impl Staged for StagedPush {
 #[async_trait]
 impl Published for PublishedPush {
     async fn settle(&self) {
-        let (app, shared) = (&self.staged.app, &self.staged.shared);
-        let repository = shared.layout.repo(app);
+        let (app, copies) = (&self.staged.app, &self.staged.shared.copies);
         {
             let _alone = self.publishing.cache().alone().await;
-            let (written, mark) = (repository.clone(), self.staged.moving.mark.clone());
-            // Without the mark, the next request updates the copy once more, without effect.
-            if let Err(error) = blocking(move || mark.write(&written).map_err(OriginError::Disk)).await {
-                tracing::warn!(app = %app, error = %error, "can't note how far a repository's copy is");
-            }
+            copies.mark(app, &self.staged.moving.objects).await;
             self.publishing.end();
         }
         self.staged.clear().await;
         for branch in &self.staged.branches {
-            point_head(&repository, branch);
+            copies.point_head(app, branch);
         }
     }
 
@@ -212,21 +170,17 @@ impl Published for PublishedPush {
 impl StagedPush {
     /// Deletes objects of failed pushes, and packs that were merged. Must run within the push's turn.
     async fn clear(&self) {
-        let RowMove { after, mark, remade, .. } = &self.moving;
-        if !remade {
-            return;
-        }
-        let (app, storage) = (&self.app, &self.shared.storage);
-        let place = storage::repo(app, &after.token);
-        let mut kept: BTreeSet<object_store::path::Path> =
-            mark.packs.iter().map(|pack| storage::pack(&place, pack)).collect();
-        kept.insert(storage::manifest(&place, after.generation, &after.manifest));
+        let RowMove { after, objects, .. } = &self.moving;
+        let (app, copies) = (&self.app, &self.shared.copies);
         let litter = async {
-            let litter = storage.litter(&place, LITTER_AFTER, |name| kept.contains(name)).await?;
+            let litter = copies.litter(app, after, objects).await?;
+            if litter.0.is_empty() {
+                return Ok(());
+            }
             // Another rm may have moved the row again while this one was paused.
             let row = self.shared.visor.stored(app).await?;
             if row.is_some_and(|row| row.value == *after) {
-                storage.remove(litter).await?;
+                copies.remove(litter).await?;
             }
             Ok::<(), OriginError>(())
         };
