@@ -20,6 +20,7 @@ mod line;
 mod machine;
 mod nodes;
 pub mod planted;
+mod pushes;
 mod rest;
 mod rules;
 mod users;
@@ -62,8 +63,20 @@ pub struct Day {
     pub lines: Vec<String>,
 }
 
+/// Lives through a seed's day. With `verbose`, the trace is kept.
+pub type Live = fn(seed: u64, verbose: bool) -> Day;
+
 /// Lives through the day of a seed. With `verbose`, the trace is kept.
 pub fn live(seed: u64, verbose: bool) -> Day {
+    live_through(seed, verbose, async |world| day(world).await)
+}
+
+/// Lives through a day on which developers push to two bazooka-rms. With `verbose`, the trace is kept.
+pub fn live_pushes(seed: u64, verbose: bool) -> Day {
+    live_through(seed, verbose, async |world| pushes::day(world).await)
+}
+
+fn live_through(seed: u64, verbose: bool, day: impl AsyncFn(&Arc<World>)) -> Day {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("it takes nothing but memory");
     runtime.block_on(async {
@@ -104,6 +117,11 @@ async fn day(world: &Arc<World>) {
 
 /// Runs seeds on as many threads as there are processors. Returns the lowest that broke a rule, and the rule.
 pub fn search(seeds: Range<u64>) -> Option<(u64, String)> {
+    search_for(live, seeds)
+}
+
+/// Runs such days of seeds, as [`search`] does.
+pub fn search_for(live: Live, seeds: Range<u64>) -> Option<(u64, String)> {
     let (next, lowest) = (AtomicU64::new(seeds.start), AtomicU64::new(u64::MAX));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let found = Mutex::new(BTreeMap::new());

@@ -4,9 +4,9 @@
 use std::process::ExitCode;
 
 use bazooka_simulation::{
-    live,
+    Live, live, live_pushes,
     planted::{NoSwitches, SEEDS, find, plantings},
-    search,
+    search_for,
 };
 use clap::{Parser, Subcommand};
 
@@ -24,6 +24,9 @@ enum Command {
         /// The seed, which makes every choice of the day
         #[arg(long)]
         seed: u64,
+        /// A day of pushes to two bazooka-rms
+        #[arg(long)]
+        pushes: bool,
     },
     /// Search seeds for the lowest whose day breaks a rule
     Explore {
@@ -33,6 +36,9 @@ enum Command {
         /// The first seed
         #[arg(long, default_value_t = 0)]
         from: u64,
+        /// Days of pushes to two bazooka-rms
+        #[arg(long)]
+        pushes: bool,
     },
     /// Plant each fault, and say which seed finds it
     Planted {
@@ -47,12 +53,14 @@ enum Command {
 #[allow(clippy::print_stdout, reason = "days are what this program is for")]
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { seed } => {
-            let day = live(seed, true);
+        Command::Run { seed, pushes } => {
+            let day = kind(pushes)(seed, true);
             println!("{}", day.lines.join("\n"));
             verdict(day.broken.map(|broken| (seed, broken)))
         }
-        Command::Explore { seeds, from } => verdict(search(from..from.saturating_add(seeds))),
+        Command::Explore { seeds, from, pushes } => {
+            verdict(search_for(kind(pushes), from..from.saturating_add(seeds)))
+        }
         Command::Planted { seeds, words } => match plant_each(seeds, &words) {
             Ok(0) => ExitCode::SUCCESS,
             Ok(missed) => {
@@ -86,6 +94,11 @@ fn plant_each(seeds: u64, words: &[String]) -> Result<u32, NoSwitches> {
         }
     }
     Ok(missed)
+}
+
+/// The kind of day that was asked for.
+fn kind(pushes: bool) -> Live {
+    if pushes { live_pushes } else { live }
 }
 
 /// Says which seed broke which rule, if one did.

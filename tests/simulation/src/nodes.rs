@@ -58,7 +58,8 @@ const PROXIES: u8 = 2;
 /// The ports that a host gives: so few that they are used again soon.
 const PORTS: std::ops::RangeInclusive<u16> = 21_000..=21_011;
 
-type Start = Arc<dyn Fn(Gate, CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>;
+/// Begins a life of a daemon.
+pub type Start = Arc<dyn Fn(Gate, CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// The daemons, by name.
 #[derive(Clone)]
@@ -117,7 +118,7 @@ impl Nodes {
     }
 
     /// Starts a daemon again whenever it has died or ended.
-    fn keep(&self, name: String, start: Start) {
+    pub fn keep(&self, name: String, start: Start) {
         let nodes = self.clone();
         tokio::spawn(async move {
             let world = &nodes.world;

@@ -1,0 +1,414 @@
+//! Pushes to two bazooka-rms that share their repositories, both killed, paused and cut off at any step.
+//!
+//! Owns the rms of such a day and the developers who push. An rm is the very code that `main` runs: turn, stage, trial,
+//! publication, repair. Only git, its packs, the file storage and the builds are simulated ([`copies`]).
+//!
+//! ```text
+//! developer ─request─▶ rm: pre-receive ─▶ (git moves the branch) ─▶ post-receive ─▶ close
+//!                       │ Pushes, Shared, Mender ─ line ─▶ model ─▶ rules: turns, rows, heads
+//!                       └ copies (disk of the rm, shared storage)
+//! ```
+
+mod copies;
+mod rules;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bazooka_rm::{
+    apps::Apps,
+    audit::Auditor,
+    build::BuildError,
+    hook::wire::{Call, Hook, RefUpdate},
+    push::{
+        Push, PushParts, Pushes, Rejected, Times,
+        mend::Mender,
+        prepare::{Build, Commit, Unprepared},
+    },
+    refs::BRANCHES,
+    repos::{Own, origin::Origin, shared::Shared},
+    sources::Sources,
+    turns::Turns,
+    voice::Voice,
+};
+use futures::future::BoxFuture;
+use jiff::SignedDuration;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use visor::{
+    clock::WallClock,
+    names::{AppName, ProcName},
+    schema::{Extra, Rev, Slug},
+    visor::Visor,
+};
+
+use self::{
+    copies::{Copies, Disk, ObjectStore},
+    rules::PushRules,
+};
+use crate::{
+    TROUBLE_SECONDS, faults,
+    gate::Gate,
+    line::Link,
+    nodes::Nodes,
+    rest,
+    rules::{Nature, Rules},
+    users::User,
+    world::World,
+};
+
+/// The rms that take pushes. The one that opens config vars is another.
+const RMS: [&str; 2] = ["rm-a", "rm-b"];
+
+/// Once all is well, nothing of a push is left within this time: a trial may wait for another one's end and then fail
+/// by itself.
+const WITHIN: Duration = Duration::from_secs(12 * 60);
+
+/// The ways in which a push ends early.
+const ENDS: [End; 4] = [End::InHook, End::Pusher, End::BeforeBranch, End::AfterBranch];
+
+/// How far a push's git gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// To its end.
+    Never,
+    /// It dies, and the request ends before its hook has heard of it.
+    InHook,
+    /// The pusher leaves, and the hook is called off.
+    Pusher,
+    /// It dies before it moves the branch.
+    BeforeBranch,
+    /// It dies after that.
+    AfterBranch,
+}
+
+/// The apps that are pushed to, with their procs.
+const APPS: [(&str, &[&str]); 2] = [("rocket", &["web", "worker"]), ("pages", &["web"])];
+
+/// How many developers push to each app.
+const DEVELOPERS: usize = 2;
+
+/// A day on which developers push, whatever befalls the rms and everything else.
+pub async fn day(world: &Arc<World>) {
+    let rules = Rules::new(world);
+    tokio::spawn(rules.clone().watch());
+    let mut apps: Vec<AppName> = Vec::new();
+    for (app, procs) in APPS {
+        User::new(world, &rules, app, procs).begin().await;
+        apps.push(app.parse().expect("a valid name"));
+    }
+    let nodes = Nodes::start(world, &rules);
+    let pushing = Pushing::start(world, &rules, &nodes);
+    sleep(Duration::from_secs(world.between(1..=20))).await;
+    let each = apps.iter().flat_map(|app| std::iter::repeat_n(app, DEVELOPERS));
+    let work: Vec<_> = each.map(|app| tokio::spawn(pushing.clone().develop(app.clone()))).collect();
+    tokio::spawn(faults::trouble(world.clone(), nodes.clone()));
+    sleep(Duration::from_secs(world.between(30..=TROUBLE_SECONDS))).await;
+    faults::heal(world, &nodes);
+    for one in work {
+        // A panic there has been told, and what is missing will be seen.
+        let _ = timeout(Duration::from_secs(300), one).await;
+    }
+    pushing.until_settled(&apps).await;
+    rest::until_settled(world, &rules, WITHIN).await;
+}
+
+/// The rms of a day, and what outlives their processes. A clone is the same.
+#[derive(Clone)]
+pub struct Pushing {
+    world: Arc<World>,
+    rules: Rules,
+    book: PushRules,
+    storage: ObjectStore,
+    rms: Arc<BTreeMap<&'static str, Machine>>,
+}
+
+/// What of an rm outlives its process.
+#[derive(Default)]
+struct Machine {
+    disk: Disk,
+    serving: Mutex<Option<Process>>,
+}
+
+/// A living process of an rm.
+#[derive(Clone)]
+struct Process {
+    gate: Gate,
+    origin: Arc<dyn Origin>,
+    pushes: Arc<Pushes>,
+    copies: Arc<Copies>,
+}
+
+impl Pushing {
+    /// Starts both rms and the rules of pushes.
+    pub fn start(world: &Arc<World>, rules: &Rules, nodes: &Nodes) -> Pushing {
+        let book = PushRules::new(world);
+        tokio::spawn(book.clone().watch());
+        let rms = Arc::new(RMS.map(|name| (name, Machine::default())).into_iter().collect());
+        let (world, rules) = (world.clone(), rules.clone());
+        let pushing = Pushing { world, rules, book, storage: ObjectStore::default(), rms };
+        for name in RMS {
+            let own = pushing.clone();
+            nodes.keep(name.to_owned(), Arc::new(move |gate, stop| own.rm(name, gate, stop)));
+        }
+        pushing
+    }
+
+    /// A life of an rm.
+    fn rm(&self, name: &'static str, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
+        let world = self.world.clone();
+        let visor = Visor::new(Link::store(&world, name, &gate));
+        let (apps, following) = Apps::new(visor.store().clone());
+        let process = format!("{:032x}", world.between(0..=u64::MAX));
+        self.book.started(name, &process);
+        let url = format!("http://{name}");
+        let name_of_rm = name.parse().expect("a valid name");
+        let own = Own { name: name_of_rm, process: process.clone(), git_url: url.clone(), url };
+        let sources = self.sources();
+        let machine = &self.rms[name];
+        let copies = Arc::new(Copies::new(&world, &gate, &machine.disk, &self.storage));
+        let auditor = Auditor { visor: visor.clone(), own: own.name.clone(), sources: sources.clone() };
+        let origin: Arc<dyn Origin> =
+            Arc::new(Shared::new(copies.clone(), own, visor.clone(), apps.clone(), sources.clone()));
+        let pushes = Arc::new(Pushes::new(PushParts {
+            apps: apps.clone(),
+            visor: visor.clone(),
+            origin: origin.clone(),
+            turns: Arc::<Turns>::default(),
+            builder: Arc::new(Builds {
+                world: world.clone(),
+                rules: self.rules.clone(),
+                gate: gate.clone(),
+                visor: visor.clone(),
+            }),
+            auditor,
+            times: Times::default(),
+            sources: sources.clone(),
+        }));
+        let mender = Mender { apps, visor, origin: origin.clone(), push_ended: pushes.ended(), sources };
+        let serving = Process { gate: gate.clone(), origin, pushes, copies };
+        let machine_serves = self.clone();
+        let died = {
+            let (book, gate) = (self.book.clone(), gate.clone());
+            async move {
+                gate.died().await;
+                book.died(name, &process);
+            }
+        };
+        tokio::spawn(died);
+        Box::pin(async move {
+            *machine_serves.rms[name].serving.lock().expect("nobody panics with it") = Some(serving);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = following.run() => {}
+                () = mender.run() => {}
+            }
+        })
+    }
+
+    fn sources(&self) -> Sources {
+        let (clock, world) = (self.world.clone(), self.world.clone());
+        Sources::new(WallClock::new(move || clock.wall(SignedDuration::ZERO)), move || {
+            u128::from(world.between(0..=u64::MAX)) << 64 | u128::from(world.between(0..=u64::MAX))
+        })
+    }
+
+    fn process(&self, name: &str) -> Option<Process> {
+        self.rms[name].serving.lock().expect("nobody panics with it").clone()
+    }
+
+    /// A developer of an app pushes until the day is over.
+    pub async fn develop(self, app: AppName) {
+        let world = &self.world;
+        loop {
+            world.wait(500..=9_000).await;
+            if world.is_healed() {
+                return;
+            }
+            let name = *world.pick(&RMS);
+            let Some(process) = self.process(name) else { continue };
+            self.endanger(&process);
+            let number = world.between(0..=u64::MAX);
+            let commit = format!("{number:040x}");
+            let bad = world.chance(0.15);
+            let nature = Nature { boots_within: 1_500, listens: true, crashes: if bad { 1.0 } else { 0.0 } };
+            self.rules.set_nature(commit.parse().expect("forty digits"), nature);
+            let request = process.gate.run(self.request(&process, &app, &commit), || {
+                world.breach(format_args!("a push at {name} spins"));
+            });
+            let came = tokio::select! {
+                biased;
+                () = process.gate.died() => Err("the connection broke".to_owned()),
+                came = request => came,
+            };
+            world.note(format_args!("{app} pushes {} to {name}: {came:?}", &commit[commit.len() - 7..]));
+            if came.is_ok() {
+                self.book.acknowledge(&app, &commit);
+            }
+        }
+    }
+
+    /// Lets an rm die, or pauses it, at one of the next effects of its pushes.
+    fn endanger(&self, process: &Process) {
+        let effects = u32::try_from(self.world.between(0..=50)).expect("it is small");
+        match self.world.between(0..=9) {
+            0..=2 => process.gate.kill_after(effects),
+            3 => process.gate.pause_after(effects, Duration::from_secs(14)),
+            _ => {}
+        }
+    }
+
+    /// A push as the rm handles it, with the git process between its hooks.
+    async fn request(&self, process: &Process, app: &AppName, commit: &str) -> Result<(), String> {
+        let world = &self.world;
+        process.origin.refresh(app).await.map_err(|error| error.to_string())?;
+        let branch = BRANCHES[0];
+        let old = process.copies.tip(app, branch).unwrap_or_else(|| "0".repeat(40));
+        // The developer's own work, and the way of the pack.
+        world.wait(10..=2_000).await;
+        let push = process.pushes.open(app.clone(), Some("ada".into()), None);
+        self.book.opened(&push.id);
+        let option = if world.chance(0.25) { "no-rollout" } else { "no-wait" };
+        let call = Call {
+            hook: Hook::PreReceive,
+            push: push.id.clone(),
+            updates: vec![RefUpdate { old, new: commit.to_owned(), name: branch.into() }],
+            quarantine: None,
+            options: vec![option.to_owned()],
+        };
+        let (voice, mut lines) = Voice::new();
+        let work = async {
+            // Moved in, so that the lines end with this block.
+            let voice = voice;
+            let came = self.hooks(process, &push, &call, &voice).await;
+            process.pushes.close(&push).await;
+            came
+        };
+        let listening = async { while lines.recv().await.is_some() {} };
+        tokio::join!(work, listening).0
+    }
+
+    /// Git and its two hooks, as far as git gets.
+    async fn hooks(&self, process: &Process, push: &Push, call: &Call, voice: &Voice) -> Result<(), String> {
+        let world = &self.world;
+        let cancelled = CancellationToken::new();
+        let hook = process.pushes.pre_receive(push, call, voice, &cancelled);
+        let end = if world.chance(0.4) { *world.pick(&ENDS) } else { End::Never };
+        let moment = sleep(Duration::from_millis(*world.pick(&[200, 2_000, 6_000])));
+        let answered = match end {
+            End::InHook => {
+                let closed = async {
+                    tokio::select! {
+                        biased;
+                        () = process.copies.until_stored() => world.wait(0..=*world.pick(&[8, 3_000])).await,
+                        () = moment => {}
+                    }
+                    process.pushes.close(push).await;
+                };
+                tokio::join!(hook, closed).0.and(Err(Rejected::Cancelled))
+            }
+            End::Pusher => tokio::select! {
+                biased;
+                answered = hook => answered,
+                () = moment => Err(Rejected::Cancelled),
+            },
+            End::Never | End::BeforeBranch | End::AfterBranch => hook.await,
+        };
+        answered.map_err(|rejected| rejected.to_string())?;
+        if end == End::BeforeBranch {
+            return Err("git died before it moved the branch".into());
+        }
+        process.copies.move_branch(&push.app, &call.updates[0]).await?;
+        if end == End::AfterBranch {
+            return Err("git died after it moved the branch".into());
+        }
+        process.pushes.post_receive(push, voice, &cancelled).await;
+        Ok(())
+    }
+
+    /// Waits until nothing of the day's pushes is left under way.
+    pub async fn until_settled(&self, apps: &[AppName]) {
+        let deadline = Instant::now() + WITHIN;
+        loop {
+            match self.amiss(apps).await {
+                None => return,
+                Some(amiss) if Instant::now() >= deadline => {
+                    return self.world.breach(format_args!("in the end, {amiss}"));
+                }
+                Some(_) => sleep(Duration::from_secs(1)).await,
+            }
+        }
+    }
+
+    async fn amiss(&self, apps: &[AppName]) -> Option<String> {
+        if let Some(amiss) = self.book.amiss() {
+            return Some(amiss);
+        }
+        for name in RMS {
+            let Some(process) = self.process(name) else { return Some(format!("{name} doesn't run")) };
+            for app in apps {
+                let updated = process.gate.run(process.origin.refresh(app), || {});
+                let came = tokio::select! {
+                    biased;
+                    () = process.gate.died() => return Some(format!("{name} has died")),
+                    came = updated => came,
+                };
+                if let Err(error) = came {
+                    return Some(format!("{name} can't update its copy of {app}: {error}"));
+                }
+                let tip = process.copies.tip(app, BRANCHES[0]);
+                let stored = self.book.stored_tip(app, BRANCHES[0]);
+                if tip != stored {
+                    return Some(format!(
+                        "the copy of {app} at {name} is at {tip:?}, and {stored:?} is stored"
+                    ));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The builds of an rm: they take time, and some fail.
+struct Builds {
+    world: Arc<World>,
+    rules: Rules,
+    gate: Gate,
+    visor: Visor,
+}
+
+#[async_trait]
+impl Build for Builds {
+    async fn prepare(
+        &self,
+        commit: &Commit<'_>,
+        _voice: &Voice,
+        _cancelled: &CancellationToken,
+    ) -> Result<(), Unprepared> {
+        self.world.wait(50..=3_000).await;
+        self.gate.step().await;
+        if self.world.chance(0.1) {
+            return Err(BuildError::NoProcfile.into());
+        }
+        let number = self.world.between(0..=u64::MAX);
+        let procs: Vec<ProcName> = self.rules.look(|image| {
+            image.apps.get(commit.app).map(|view| view.procs.keys().cloned().collect()).unwrap_or_default()
+        });
+        let rev = Rev {
+            slug: Slug { sha256: format!("{number:064x}").parse().expect("64 digits"), size_bytes: 1 },
+            procs: procs.into_iter().map(|proc| (proc, "run".to_owned())).collect(),
+            kind: "procfile".into(),
+            by: "ada".into(),
+            at: self.world.wall(SignedDuration::ZERO),
+            subject: String::new(),
+            extra: Extra::new(),
+        };
+        self.visor.register_rev(commit.app, commit.rev, &rev, &BTreeSet::new()).await?;
+        Ok(())
+    }
+}
