@@ -34,7 +34,7 @@ pub use plan::{Moment, Recovery, plan};
 use crate::{
     keys::Key,
     names::{AppName, EnvRef, HostName, InstanceId},
-    schema::{Assignment, Era, Handed, Host, Status},
+    schema::{Assignment, Handed, Host, Incarnation, Status},
     seal::{PublicKey, WrappedKey},
     store::{Keys, LeaseId, Op, Revision, StoreError, Txn},
     visor::{Change, Committed, Result, Visor, VisorError},
@@ -50,8 +50,8 @@ pub struct Found {
     /// The newest revision that it has seen.
     pub seen: Revision,
     /// The incarnation of the cluster that it last listened to; none if it has not connected yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub era: Option<Era>,
+    #[serde(rename = "era", default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Incarnation>,
     /// Its instances, with ended ones as long as it knows them.
     pub instances: BTreeMap<InstanceId, FoundInstance>,
     /// Its config vars, sealed.

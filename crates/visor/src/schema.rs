@@ -17,7 +17,7 @@ mod service;
 mod stats;
 
 pub use app::{App, DomainRecord, Rev, Slug};
-pub use cluster::{Era, Frozen, Leader, SCHEMA_VERSION, Schema, Unfreeze};
+pub use cluster::{Frozen, Incarnation, Leader, SCHEMA_VERSION, Schema, Unfreeze};
 pub use env::{Env, Handed, Wraps};
 pub use host::{Capacity, Host, HostMeta};
 pub use instance::{Assignment, Desired, Ended, Exit, Fault, Instance, Moment, Pending, State, Status};

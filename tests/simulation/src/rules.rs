@@ -390,7 +390,7 @@ impl Book {
         }
         let over = state.is_some_and(State::is_final);
         if is.is_none() && !over {
-            broken.push(format!("{id} is put away while it is {state:?}"));
+            broken.push(format!("{id} is archived while it is {state:?}"));
         }
     }
 

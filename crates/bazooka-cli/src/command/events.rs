@@ -268,7 +268,7 @@ fn of_instances(before: &Seen, after: &Seen, events: &mut Vec<Event>) {
     }
     for (id, instance) in &before.view.instances {
         if !after.view.instances.contains_key(id) {
-            push(*id, &instance.proc, instance.release, "is put away".to_owned());
+            push(*id, &instance.proc, instance.release, "is archived".to_owned());
         }
     }
 }
@@ -377,7 +377,7 @@ mod tests {
                 "web.7  starts again (restart 1)",
                 "web.7  backs off: exited withstatus 1",
                 "web.7  has ended",
-                "web.7  is put away",
+                "web.7  is archived",
             ]
         );
     }

@@ -139,7 +139,7 @@ async fn ask(context: &Context, snapshot: &Snapshot, more: Vec<String>) -> Resul
 fn refuse_others(schema: &Schema, found: &[Found]) -> Result<()> {
     let Some(own) = &schema.cluster else { return Ok(()) };
     let other = found.iter().find_map(|host| {
-        let cluster = host.era.as_ref()?.cluster.as_ref()?;
+        let cluster = host.incarnation.as_ref()?.cluster.as_ref()?;
         (cluster != own).then_some((&host.name, cluster))
     });
     match other {

@@ -208,7 +208,7 @@ fn of_instance(story: &Story<'_>, view: &AppView, now: Timestamp) -> String {
     }
     if let Some(ended) = ended {
         let why = ended.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-        page.field("put away", &format!("{} ago{why}", ago(ended.at, now)));
+        page.field("archived", &format!("{} ago{why}", ago(ended.at, now)));
     }
     page.0
 }

@@ -319,7 +319,7 @@ async fn why_tells_of_what_has_no_place_and_of_what_has_ended() {
     rig.bazooka(&args(&["scale", "-n", "1", "web"])).await.ok();
     rig.bazooka(&args(&["scale", "-n", "0", "web"])).await.ok();
     let ended = rig.bazooka(&args(&["why", "1"])).await.ok().stdout;
-    assert!(ended.contains("web.1 of goto-rocket") && ended.contains("put away"), "{ended}");
+    assert!(ended.contains("web.1 of goto-rocket") && ended.contains("archived"), "{ended}");
     drop(player);
     rig.bazooka(&args(&["scale", "-n", "2", "web", "--no-wait"])).await.ok();
     assert_eq!(rig.bazooka(&args(&["ps"])).await.ok().stdout.lines().count(), 1);

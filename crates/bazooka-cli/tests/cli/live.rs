@@ -76,8 +76,8 @@ async fn events_tell_what_happens_to_the_app_as_it_happens() {
     let told = seen.join("\n");
     assert!(told.contains("web  0 -> 1 wanted"), "{told}");
     rig.bazooka(&["-a", "goto-rocket", "scale", "-n", "0", "web"]).await.ok();
-    events.until("is put away").await;
-    let seen = json.until("is put away").await;
+    events.until("is archived").await;
+    let seen = json.until("is archived").await;
     let last: serde_json::Value =
         serde_json::from_str(seen.last().expect("it was seen")).expect("it is JSON");
     assert_eq!(

@@ -22,7 +22,7 @@ use visor::{
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
     planted::{Bug, planted},
     recover::Found,
-    schema::{Check, Era, Fault, Host},
+    schema::{Check, Fault, Host, Incarnation},
     snapshot::Snapshot,
     store::Revision,
     visor::Visor,
@@ -112,7 +112,7 @@ pub struct Engine {
     /// The assignments; none before the first complete list.
     assigned: Option<Assigned>,
     /// The cluster's incarnation that these come from.
-    era: Option<Era>,
+    incarnation: Option<Incarnation>,
     grace: PartitionGrace,
     /// The highest revision of a list so far. A list with a lower revision is from a coordinator that went back, and
     /// is ignored.
@@ -149,7 +149,7 @@ impl Engine {
             pulse: parts.pulse,
             stop_all_at_exit: parts.stop_all_at_exit,
             assigned: None,
-            era: None,
+            incarnation: None,
             grace: PartitionGrace::default(),
             seen_revision: 0,
             touched,
@@ -242,10 +242,10 @@ impl Engine {
             _ => None,
         });
         let unreadable = unreadable.collect();
-        self.era = image.schema.as_ref().map(|schema| schema.era());
-        let era = self.era.as_ref();
-        self.touched.extend(held::note_era(&mut self.locals.instances, &instances, era));
-        let held = held::held(&self.locals.instances, &instances, era);
+        self.incarnation = image.schema.as_ref().map(|schema| schema.incarnation());
+        let incarnation = self.incarnation.as_ref();
+        self.touched.extend(held::note_incarnation(&mut self.locals.instances, &instances, incarnation));
+        let held = held::held(&self.locals.instances, &instances, incarnation);
         self.warn_of_held(&held);
         self.assigned = Some(Assigned { instances, unreadable, held });
         self.custody.take_up(self.mirror.image(), &mut self.locals.envs);
@@ -273,7 +273,7 @@ impl Engine {
             name: self.host.clone(),
             host: self.row.clone(),
             seen: self.mirror.newest_revision().max(self.seen_revision),
-            era: self.era.clone(),
+            incarnation: self.incarnation.clone(),
             instances: held::found(&self.locals.instances, held, self.row.address),
             envs: self.custody.found(&self.locals.envs, rms),
         }
@@ -530,8 +530,8 @@ impl Engine {
     fn note_changes(&mut self) {
         for id in std::mem::take(&mut self.touched) {
             let Some(local) = self.locals.instances.get_mut(&id) else { continue };
-            if local.era.is_none() {
-                local.era = self.era.clone();
+            if local.incarnation.is_none() {
+                local.incarnation = self.incarnation.clone();
             }
             self.reports.note(id, local);
             if local.run > 0 || local.has_ended() {

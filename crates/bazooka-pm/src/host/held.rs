@@ -11,7 +11,7 @@ use std::{
 use visor::{
     names::InstanceId,
     recover::FoundInstance,
-    schema::{Assignment, Era},
+    schema::{Assignment, Incarnation},
 };
 
 use super::{model::Local, status::status};
@@ -21,26 +21,26 @@ use super::{model::Local, status::status};
 pub fn held(
     instances: &BTreeMap<InstanceId, Local>,
     assigned: &BTreeMap<InstanceId, Assignment>,
-    era: Option<&Era>,
+    incarnation: Option<&Incarnation>,
 ) -> BTreeSet<InstanceId> {
     let is_held = |id: &InstanceId, local: &Local| {
-        let from_another = local.era.is_some() && local.era.as_ref() != era;
+        let from_another = local.incarnation.is_some() && local.incarnation.as_ref() != incarnation;
         !assigned.contains_key(id) && from_another && !local.has_ended()
     };
     instances.iter().filter(|(id, local)| is_held(id, local)).map(|(id, _)| *id).collect()
 }
 
 /// Notes on each assigned instance the cluster's incarnation. Returns the instances for which it is new.
-pub fn note_era(
+pub fn note_incarnation(
     instances: &mut BTreeMap<InstanceId, Local>,
     assigned: &BTreeMap<InstanceId, Assignment>,
-    era: Option<&Era>,
+    incarnation: Option<&Incarnation>,
 ) -> Vec<InstanceId> {
-    let Some(era) = era else { return Vec::new() };
+    let Some(incarnation) = incarnation else { return Vec::new() };
     let mut noted = Vec::new();
     for (id, local) in instances.iter_mut().filter(|(id, _)| assigned.contains_key(id)) {
-        if local.era.as_ref() != Some(era) {
-            local.era = Some(era.clone());
+        if local.incarnation.as_ref() != Some(incarnation) {
+            local.incarnation = Some(incarnation.clone());
             noted.push(*id);
         }
     }

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use visor::{
     names::{AppName, Digest, EnvRef, InstanceId},
-    schema::{Assignment, Era, Exit, Fault, Handed, Moment, State},
+    schema::{Assignment, Exit, Fault, Handed, Incarnation, Moment, State},
 };
 
 /// Milliseconds on the machine's monotonic clock. They stay valid across restarts of bazooka-pm, but not across a
@@ -149,8 +149,8 @@ pub struct Local {
     #[serde(default)]
     pub story: Vec<Moment>,
     /// The incarnation of the cluster in which it was last seen assigned.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub era: Option<Era>,
+    #[serde(rename = "era", default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Incarnation>,
 }
 
 /// The number of exits that are kept.
@@ -180,7 +180,7 @@ impl Local {
             last_output: Vec::new(),
             exits: Vec::new(),
             story: Vec::new(),
-            era: None,
+            incarnation: None,
         };
         local.tell(at, "claimed".to_owned());
         local

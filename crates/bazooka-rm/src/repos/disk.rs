@@ -194,7 +194,7 @@ impl Disk {
     /// If the disk fails; a part may be removed.
     pub fn remove(&self, app: &AppName) -> Result<(), DiskError> {
         let take_away = || -> Result<(), Cause> {
-            self.put_away(app)?;
+            self.archive(app)?;
             remove(&self.layout.cache(app))?;
             remove(&self.layout.build(app))?;
             Ok(())
@@ -206,7 +206,7 @@ impl Disk {
     ///
     /// # Errors
     /// If the disk fails. The repository is then unchanged, or no longer has its name.
-    pub fn put_away(&self, app: &AppName) -> io::Result<()> {
+    pub fn archive(&self, app: &AppName) -> io::Result<()> {
         // Renamed first, so that a half-deleted repository is never taken for a whole one.
         let away = tempfile::tempdir_in(self.layout.gone())?;
         match fs::rename(self.layout.repo(app), away.path().join("repo")) {

@@ -111,7 +111,7 @@ fn found(name: &str, instances: &[(u64, u32, u32)]) -> Found {
         name: name.parse().expect("valid"),
         host: serde_json::from_value(host(name)).expect("valid"),
         seen: 50_000,
-        era: None,
+        incarnation: None,
         instances: instances.collect(),
         envs: Vec::new(),
     }

@@ -49,8 +49,8 @@ impl Default for Schema {
 
 impl Schema {
     /// Returns the cluster's incarnation: which cluster this is, and since which restoration.
-    pub fn era(&self) -> Era {
-        Era { cluster: self.cluster.clone(), restored: self.restored }
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation { cluster: self.cluster.clone(), restored: self.restored }
     }
 
     /// Checks that this build may read the cluster's rows.
@@ -70,7 +70,7 @@ impl Schema {
 ///
 /// Rows of another incarnation say nothing about what ran before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Era {
+pub struct Incarnation {
     /// [`Schema::cluster`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,

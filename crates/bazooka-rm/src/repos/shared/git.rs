@@ -90,7 +90,7 @@ impl Copies for GitCopies {
     async fn make_anew(&self, app: &AppName, token: &str) -> Result<()> {
         let (disk, app, token) = (self.disk.clone(), app.clone(), token.to_owned());
         blocking(move || {
-            disk.put_away(&app).map_err(OriginError::Disk)?;
+            disk.archive(&app).map_err(OriginError::Disk)?;
             Ok(disk.ensure(&app, &token)?)
         })
         .await
