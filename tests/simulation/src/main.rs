@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use bazooka_simulation::{
     Live, live, live_pushes,
-    planted::{NoSwitches, SEEDS, find, plantings},
+    planted::{NoSwitches, Planting, find, plantings},
     search_for,
 };
 use clap::{Parser, Subcommand};
@@ -42,9 +42,9 @@ enum Command {
     },
     /// Plant each fault, and say which seed finds it
     Planted {
-        /// How many seeds
-        #[arg(long, default_value_t = SEEDS.end)]
-        seeds: u64,
+        /// How many seeds; as many as must suffice, unless given
+        #[arg(long)]
+        seeds: Option<u64>,
         /// Only the faults whose names contain one of these words; all unless given
         words: Vec<String>,
     },
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Command::Planted { seeds, words } => match plant_each(seeds, &words) {
             Ok(0) => ExitCode::SUCCESS,
             Ok(missed) => {
-                eprintln!("{missed} faults were not found within {seeds} seeds");
+                eprintln!("{missed} faults were not found");
                 ExitCode::FAILURE
             }
             Err(error) => {
@@ -77,9 +77,10 @@ fn main() -> ExitCode {
 
 /// Plants the faults one after the other and prints what finds each. Returns how many were not found.
 #[allow(clippy::print_stdout, reason = "the table is what the command is for")]
-fn plant_each(seeds: u64, words: &[String]) -> Result<u32, NoSwitches> {
+fn plant_each(asked: Option<u64>, words: &[String]) -> Result<u32, NoSwitches> {
     let mut missed = 0;
-    for bugs in plantings() {
+    for Planting { bugs, seeds } in plantings() {
+        let seeds = asked.unwrap_or(seeds);
         let name = format!("{:?}", bugs[0]);
         if !words.is_empty() && !words.iter().any(|word| name.contains(word)) {
             continue;
@@ -88,7 +89,7 @@ fn plant_each(seeds: u64, words: &[String]) -> Result<u32, NoSwitches> {
         match find(&bugs, 0..seeds)? {
             Some((seed, broken)) => println!("{name}{}\tseed {seed}: {broken}", beside.concat()),
             None => {
-                println!("{name}{}\tNOT FOUND: {}", beside.concat(), bugs[0].words());
+                println!("{name}{}\tNOT FOUND within {seeds} seeds: {}", beside.concat(), bugs[0].words());
                 missed += 1;
             }
         }

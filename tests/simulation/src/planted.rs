@@ -8,8 +8,11 @@ use visor::planted::{Bug, plant, planted};
 
 use crate::search;
 
-/// Within these seeds each planting must be found.
-pub const SEEDS: Range<u64> = 0..200;
+/// A fault must be found within so many seeds.
+const SEEDS: u64 = 200;
+
+/// A pair must be found within so many seeds, because both faults have to meet.
+const SEEDS_OF_A_PAIR: u64 = 400;
 
 /// Faults that a second rule covers, each with the fault that takes the second rule out.
 const PAIRS: [[Bug; 2]; 2] = [
@@ -20,13 +23,21 @@ const PAIRS: [[Bug; 2]; 2] = [
 /// Faults that break no rule; the documentation of each says why.
 const HARMLESS: [Bug; 1] = [Bug::RefusedReportIsDropped];
 
-/// Returns the faults that are planted one after the other, each with the fault that it needs beside it.
-pub fn plantings() -> Vec<Vec<Bug>> {
+/// Faults that are planted together.
+pub struct Planting {
+    /// The fault to be found, then the one that it needs beside it.
+    pub bugs: Vec<Bug>,
+    /// How many seeds must suffice.
+    pub seeds: u64,
+}
+
+/// Returns the faults that are planted one after the other.
+pub fn plantings() -> Vec<Planting> {
     let visible = Bug::ALL.iter().filter(|bug| !HARMLESS.contains(bug));
     visible
         .map(|bug| match PAIRS.iter().find(|pair| pair[0] == *bug) {
-            Some(pair) => pair.to_vec(),
-            None => vec![*bug],
+            Some(pair) => Planting { bugs: pair.to_vec(), seeds: SEEDS_OF_A_PAIR },
+            None => Planting { bugs: vec![*bug], seeds: SEEDS },
         })
         .collect()
 }
