@@ -1,7 +1,7 @@
 //! The context in which a command runs: the cluster, the app and the user.
 //!
-//! Owns finding them: the app from `-a` or the git remote, the user from the system. Commands read an app through
-//! this file, so that the error for an unknown app names the nearest app.
+//! Owns how a command finds its app (from `-a`, else the git remote) and its user (from the credentials, else the login
+//! name). Commands read an app through this file, so that the error for an unknown app names the nearest app.
 
 use std::{cell::Cell, process::Stdio};
 
@@ -66,12 +66,12 @@ impl Context {
         Context { visor, credentials, json, said, remote, who, changed }
     }
 
-    /// Sets what is already known of the git remote.
+    /// Sets the git remote, which keeps git's answer if git was asked already.
     pub fn with_remote(self, remote: Remote) -> Self {
         Context { remote, ..self }
     }
 
-    /// Records that a change was made, so an interrupt from now on reports that the change stands.
+    /// Records that the command has made a change. From now on, an interrupt reports that the change stands.
     pub fn note_change(&self) {
         self.changed.set(true);
     }
@@ -81,15 +81,15 @@ impl Context {
         self.changed.get()
     }
 
-    /// Returns the app of `-a`.
+    /// Returns the app that `-a` names, if it is given.
     pub fn said(&self) -> Option<&AppName> {
         self.said.as_ref()
     }
 
-    /// Returns the app: that of `-a`, else that of this folder's git remote.
+    /// Returns the app that `-a` names, else the app of this folder's git remote.
     ///
     /// # Errors
-    /// If there is neither.
+    /// If `-a` is not given, and the remote is missing or names no app.
     pub async fn app(&self) -> Result<AppName> {
         if let Some(app) = &self.said {
             return Ok(app.clone());
@@ -114,7 +114,7 @@ impl Context {
     /// Reads an app and everything that belongs to it.
     ///
     /// # Errors
-    /// `Unknown` with the nearest name; the store's.
+    /// `Unknown` with the nearest name; errors of the store.
     pub async fn view(&self, app: &AppName) -> Result<AppView> {
         self.view_with(app, Vec::new()).await.map(|(view, _)| view)
     }
@@ -132,7 +132,7 @@ impl Context {
         Ok((view, snapshot))
     }
 
-    /// Checks that an app exists, in a snapshot that was read with the app's own row.
+    /// Checks that an app exists in `snapshot`, which must include the app's own row.
     ///
     /// # Errors
     /// `Unknown` with the nearest name; a row that can't be read.
@@ -155,11 +155,11 @@ impl Context {
         unknown(format!("there is no app '{app}'"), app.as_str(), names, "apps")
     }
 
-    /// Checks that the user may access an app, in a cluster with identities. Each daemon checks that again; here one
-    /// error replaces one from every host.
+    /// Checks that the user may access an app, in a cluster with identities. Each daemon checks the access too; this
+    /// check comes first, so that the user gets one error instead of one from every host.
     ///
     /// # Errors
-    /// If the user may not, with a hint at how to get access; the store's.
+    /// If the user has no access, with a hint at how to get it; errors of the store.
     pub async fn theirs(&self, app: &AppName) -> Result<()> {
         let Some(Identity::User(user)) = self.credentials.as_ref().map(Credentials::identity) else {
             return Ok(());
@@ -185,7 +185,7 @@ impl Context {
         }
     }
 
-    /// Returns this machine's time; only for display.
+    /// Returns the time of this machine's clock, which may differ from the daemons' clocks.
     pub fn now(&self) -> Timestamp {
         Timestamp::now()
     }
@@ -218,7 +218,7 @@ pub fn no_such_release(app: &AppName, view: &AppView, release: ReleaseId) -> Fai
 /// Returns the rev whose id begins with `prefix`.
 ///
 /// # Errors
-/// If no rev's id does, or those of several do.
+/// If no rev's id begins with `prefix`, or the ids of several revs do.
 pub fn find_rev(app: &AppName, view: &AppView, prefix: &RevPrefix) -> Result<RevId> {
     let said = prefix.as_str();
     let found: Vec<&RevId> = view.revs.keys().filter(|rev| rev.as_str().starts_with(said)).collect();

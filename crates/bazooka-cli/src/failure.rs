@@ -32,7 +32,7 @@ pub enum Kind {
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// No such app, proc, rev, release or instance.
+    /// No such app, proc, rev, release, instance or host.
     Unknown = 3,
     /// The change isn't allowed in the current state.
     Refused = 4,

@@ -69,7 +69,8 @@ fn ended_with(failure: &Failure) -> ExitCode {
     ExitCode::from(failure.kind as u8)
 }
 
-/// Prints help or a usage error, cleaned because it may repeat the command line's words.
+/// Prints help or a usage error, and returns the exit code. A usage error may repeat words of the command line, so
+/// [`show::say`] cleans it.
 fn usage(error: &clap::Error) -> ExitCode {
     let invalid = error.source().and_then(|source| source.downcast_ref::<InvalidValue>());
     if let Some(invalid) = invalid {

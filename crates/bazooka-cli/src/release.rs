@@ -1,6 +1,6 @@
-//! New releases, as config changes and rollbacks make them: created, tried, then rolled out.
+//! Makes a release for a command such as `config` or `rollback`: creates it, waits for its trial, then for its rollout.
 //!
-//! Owns the waiting and its output; it isn't a command.
+//! Owns these waits and their output, which several commands share.
 
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ use crate::{
     watch::Watch,
 };
 
-/// The number of times that a release is created again because another config change came first. In each round one
-/// client succeeds.
+/// The most times that a command prepares its release again because another config change came first. One client
+/// succeeds in each round.
 const MOST_ROUNDS: usize = 50;
 
 /// Returns a token that no other release has.
@@ -46,7 +46,7 @@ pub async fn make(
     new: impl AsyncFn() -> Result<NewRelease>,
     no_wait: bool,
 ) -> Result<()> {
-    // Fails if the coordinator is unreachable; a watch would wait.
+    // Before the watch opens: a read in `new` fails if the coordinator is unreachable, but a watch would wait.
     let first = new().await?;
     let mut watch = Watch::open(context.visor.store().clone(), app.clone()).await;
     let mut arrivals = Arrivals::begin(&watch);
@@ -110,7 +110,7 @@ async fn begin(
         if !std::mem::replace(&mut said, true) {
             say(&format!("{release} is being tried; waiting for that"));
         }
-        // The view may not show that trial yet, so try again soon in any case.
+        // The view may not show the other trial yet, or it no longer does. So wait for it only briefly.
         let soon = Instant::now() + Duration::from_millis(500);
         until(watch, soon, |watch| watch.view().trial.is_some()).await;
         until(watch, end, |watch| watch.view().trial.is_none()).await;
@@ -124,7 +124,7 @@ async fn tried(context: &Context, watch: &mut Watch, release: ReleaseId) -> Resu
     wait(context, &mut Trying { watch, release, limit }).await
 }
 
-/// A release without a verdict.
+/// The wait for the verdict on a release's trial.
 struct Trying<'a> {
     watch: &'a mut Watch,
     release: ReleaseId,
@@ -132,7 +132,7 @@ struct Trying<'a> {
 }
 
 impl Waited for Trying<'_> {
-    /// No event during a trial extends its time.
+    /// No event during the trial extends the limit of this wait.
     type Seen = ();
 
     async fn next(&mut self) {
@@ -152,7 +152,7 @@ impl Waited for Trying<'_> {
         Ok(if self.watch.is_whole() { Look::Waiting(waiting) } else { Look::Partial })
     }
 
-    /// The converger decides on a trial without a place, so it never ends the waiting here.
+    /// A lack of room never ends this wait: the converger gives the verdict on a trial without a place.
     fn no_room(&self, _: &[Service]) -> Failure {
         self.late(self.limit)
     }
@@ -181,7 +181,7 @@ fn failed(watch: &Watch, release: ReleaseId, cause: Option<&str>) -> Failure {
 /// results of the others.
 ///
 /// # Errors
-/// If the rollout stops, or is called off.
+/// If the rollout stops, or another command aborts it.
 pub async fn roll_out(
     context: &Context,
     watch: &mut Watch,
@@ -225,7 +225,7 @@ pub async fn roll_out(
     })
 }
 
-/// Checks that a release's rollout goes on; another command may have called it off.
+/// Checks that no other command has aborted the release's rollout.
 fn goes_on(watch: &Watch, release: ReleaseId) -> Result<()> {
     let view = watch.view();
     let Some(row) = view.releases.get(&release).filter(|row| row.was_aborted()) else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Settings files, which say where the coordinator is if neither a flag nor the environment does.
+//! Settings files, which name the coordinator for commands without a flag or an environment variable for it.
 //!
 //! Owns the format of `~/.config/bazooka/config.toml` and `/etc/bazooka/bazooka.toml`, in this order of precedence.
 //! Each may contain `coordinator` (a URL or a list of them), `prefix` and `identity` (a folder).
@@ -41,7 +41,7 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<S
 }
 
 impl Settings {
-    /// Fills the settings that are missing from `others`.
+    /// Takes each setting that is missing here from `others`.
     pub fn or(self, others: Settings) -> Settings {
         Settings {
             coordinator: self.coordinator.or(others.coordinator),

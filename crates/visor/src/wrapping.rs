@@ -1,8 +1,8 @@
-//! The loop by which an rm wraps the keys of envs for every host and rm that may open them.
+//! The loop in which an rm wraps the keys of envs for every host and rm that may open the envs.
 //!
-//! Owns when the envs are checked; [`envs`] decides what to change. Several rms may do it at once: each write compares
-//! what it was decided from, so one of them succeeds and the others find it done. No rm is needed as long as no host or
-//! rm joins, is renamed or changes its key.
+//! Owns the time of each check; [`mending`] decides the changes. Several rms may run the loop at once: each write is
+//! guarded on the rows that it was decided from, so one rm succeeds and the others find the wraps there. No rm needs to
+//! run while no host or rm joins, is renamed or replaces its key.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,7 @@ use crate::{
 /// The pause before a failed write is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The keys of an rm, as they change. Cheap to clone.
+/// An rm's keyring, shared by the tasks that read and replace it. A clone shares the same keyring.
 #[derive(Clone, Debug)]
 pub struct SharedRing(Arc<watch::Sender<Keyring>>);
 
@@ -54,13 +54,13 @@ impl SharedRing {
 pub struct Wrapping {
     /// The cluster's state.
     pub visor: Visor,
-    /// The rm whose keys these are.
+    /// The name of this rm.
     pub own: HostName,
-    /// Its keys.
+    /// The keys of this rm.
     pub ring: SharedRing,
     /// The source of randomness.
     pub random: Box<dyn Random + Send>,
-    /// Writes the keys to disk once some of them are no longer needed. Returns whether it could.
+    /// Writes the keyring to disk without its replaced keys. Returns true if the write succeeded.
     pub store: Box<dyn Fn(&Keyring) -> bool + Send>,
 }
 
@@ -124,9 +124,10 @@ impl Wrapping {
         Ok(())
     }
 
-    /// Drops replaced keys once nothing is wrapped for them any more.
+    /// Deletes this rm's replaced keys once no env is wrapped for any of them.
     ///
-    /// The image shows that others seal to the current key, and every new env is guarded by the row that says so.
+    /// No later env can need a replaced key: this rm's row in the image names the current key, and the write of each
+    /// new env is guarded on that row.
     fn retire(&self, image: &Snapshot) {
         let ring = self.ring.get();
         let retired: BTreeSet<PublicKey> = ring.retired().into_iter().collect();

@@ -1,7 +1,7 @@
-//! Pushes to two bazooka-rms that share their repositories, both killed, paused and cut off at any step.
+//! A simulated day of pushes to two bazooka-rms that share their repositories. Faults kill, pause and cut off both rms.
 //!
-//! Owns the rms of such a day and the developers who push. An rm is the very code that `main` runs: turn, stage, trial,
-//! publication, repair. Only git, its packs, the file storage and the builds are simulated ([`copies`]).
+//! Owns the two rms and the developers who push. An rm runs the code of the real daemon: turn, stage, trial,
+//! publication, repair. Only git, its packs, the file storage ([`copies`]) and the builds are simulated.
 //!
 //! ```text
 //! developer ─request─▶ rm: pre-receive ─▶ (git moves the branch) ─▶ post-receive ─▶ close
@@ -61,38 +61,38 @@ use crate::{
     world::World,
 };
 
-/// The rms that take pushes. The one that opens config vars is another.
+/// The rms that take pushes. A third rm ([`crate::nodes::RM`]) wraps the config vars.
 const RMS: [&str; 2] = ["rm-a", "rm-b"];
 
-/// Once all is well, nothing of a push is left within this time: a trial may wait for another one's end and then fail
-/// by itself.
+/// The limit of each wait for a settled state, once all faults are healed. It is long, because a trial may wait for
+/// another trial to end and then fail on its own.
 const WITHIN: Duration = Duration::from_secs(12 * 60);
 
-/// The ways in which a push ends early.
+/// The moments at which a push may end early.
 const ENDS: [End; 4] = [End::InHook, End::Pusher, End::BeforeBranch, End::AfterBranch];
 
-/// How far a push's git gets.
+/// The moment at which a push's git process, or its pusher, ends the push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// To its end.
+    /// No early end: git runs to completion.
     Never,
-    /// It dies, and the request ends before its hook has heard of it.
+    /// git dies, and the rm closes the push while the pre-receive hook still runs.
     InHook,
-    /// The pusher leaves, and the hook is called off.
+    /// The pusher disconnects, and the pre-receive hook is dropped.
     Pusher,
-    /// It dies before it moves the branch.
+    /// git dies after the pre-receive hook, before it moves the branch.
     BeforeBranch,
-    /// It dies after that.
+    /// git dies after it has moved the branch, before the post-receive hook.
     AfterBranch,
 }
 
 /// The apps that are pushed to, with their procs.
 const APPS: [(&str, &[&str]); 2] = [("rocket", &["web", "worker"]), ("pages", &["web"])];
 
-/// How many developers push to each app.
+/// The number of developers who push to each app.
 const DEVELOPERS: usize = 2;
 
-/// A day on which developers push, whatever befalls the rms and everything else.
+/// Runs a day on which developers push, while faults hit the rms and all other daemons.
 pub async fn day(world: &Arc<World>) {
     let rules = Rules::new(world);
     tokio::spawn(rules.clone().watch());
@@ -110,14 +110,14 @@ pub async fn day(world: &Arc<World>) {
     sleep(Duration::from_secs(world.between(30..=TROUBLE_SECONDS))).await;
     faults::heal(world, &nodes);
     for one in work {
-        // A panic there has been told, and what is missing will be seen.
+        // A panic of a developer has been reported already. The checks below find any push that is still under way.
         let _ = timeout(Duration::from_secs(300), one).await;
     }
     pushing.until_settled(&apps).await;
     rest::until_settled(world, &rules, WITHIN).await;
 }
 
-/// The rms of a day, and what outlives their processes. A clone is the same.
+/// The rms of a day, with the state that outlives their processes. A clone shares the same rms.
 #[derive(Clone)]
 pub struct Pushing {
     world: Arc<World>,
@@ -127,7 +127,7 @@ pub struct Pushing {
     rms: Arc<BTreeMap<&'static str, Machine>>,
 }
 
-/// What of an rm outlives its process.
+/// An rm's machine: its disk, which outlives each process, and the current process.
 #[derive(Default)]
 struct Machine {
     disk: Disk,
@@ -158,7 +158,7 @@ impl Pushing {
         pushing
     }
 
-    /// A life of an rm.
+    /// Returns one run of an rm's process, from its start until it stops or dies.
     fn rm(&self, name: &'static str, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
         let world = self.world.clone();
         let visor = Visor::new(Link::store(&world, name, &gate));
@@ -222,7 +222,7 @@ impl Pushing {
         self.rms[name].serving.lock().expect("nobody panics with it").clone()
     }
 
-    /// A developer of an app pushes until the day is over.
+    /// Pushes to an app as one developer, until all faults are healed.
     pub async fn develop(self, app: AppName) {
         let world = &self.world;
         loop {
@@ -253,7 +253,7 @@ impl Pushing {
         }
     }
 
-    /// Lets an rm die, or pauses it, at one of the next effects of its pushes.
+    /// Sometimes makes an rm die or pause at one of its next effects.
     fn endanger(&self, process: &Process) {
         let effects = u32::try_from(self.world.between(0..=50)).expect("it is small");
         match self.world.between(0..=9) {
@@ -263,13 +263,13 @@ impl Pushing {
         }
     }
 
-    /// A push as the rm handles it, with the git process between its hooks.
+    /// Handles one push as the rm does, with a simulated git process between the two hooks.
     async fn request(&self, process: &Process, app: &AppName, commit: &str) -> Result<(), String> {
         let world = &self.world;
         process.origin.refresh(app).await.map_err(|error| error.to_string())?;
         let branch = BRANCHES[0];
         let old = process.copies.tip(app, branch).unwrap_or_else(|| "0".repeat(40));
-        // The developer's own work, and the way of the pack.
+        // The time for the developer to commit and for the pack to arrive.
         world.wait(10..=2_000).await;
         let push = process.pushes.open(app.clone(), Some("ada".into()), None);
         self.book.opened(&push.id);
@@ -283,7 +283,7 @@ impl Pushing {
         };
         let (voice, mut lines) = Voice::new();
         let work = async {
-            // Moved in, so that the lines end with this block.
+            // `voice` is moved into this block: `lines` ends once it is dropped.
             let voice = voice;
             let came = self.hooks(process, &push, &call, &voice).await;
             process.pushes.close(&push).await;
@@ -293,7 +293,7 @@ impl Pushing {
         tokio::join!(work, listening).0
     }
 
-    /// Git and its two hooks, as far as git gets.
+    /// Runs the pre-receive hook, git's move of the branch and the post-receive hook, or only a part of them ([`End`]).
     async fn hooks(&self, process: &Process, push: &Push, call: &Call, voice: &Voice) -> Result<(), String> {
         let world = &self.world;
         let cancelled = CancellationToken::new();
@@ -331,7 +331,8 @@ impl Pushing {
         Ok(())
     }
 
-    /// Waits until nothing of the day's pushes is left under way.
+    /// Waits until no push of the day is under way and both rms have the stored branches. Reports a breach if that
+    /// takes longer than `WITHIN`.
     pub async fn until_settled(&self, apps: &[AppName]) {
         let deadline = Instant::now() + WITHIN;
         loop {
@@ -374,7 +375,7 @@ impl Pushing {
     }
 }
 
-/// The builds of an rm: they take time, and some fail.
+/// The simulated builds of an rm. Each takes some time, and some fail.
 struct Builds {
     world: Arc<World>,
     rules: Rules,

@@ -1,4 +1,4 @@
-//! The end of the day: the formation runs, exactly, and stays so.
+//! The check at the end of a day: exactly the instances of the formation run, and the cluster stays that way.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,13 +23,13 @@ use visor::{
 
 use crate::{balancer::Hold, nodes::Nodes, rules::Rules, world::World};
 
-/// How often it is looked whether all is as it should be.
+/// The interval between two checks.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// For so long it must stay as it is.
+/// The time for which the settled cluster must not change.
 const STAYS: Duration = Duration::from_secs(45);
 
-/// Waits until all is as it should be, and sees that it stays so.
+/// Waits until the cluster is as desired, then checks that it stays so for `STAYS`. Reports a breach otherwise.
 pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) {
     let deadline = Instant::now() + within;
     loop {
@@ -54,7 +54,7 @@ pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) 
     }
 }
 
-/// What isn't as it should be.
+/// Returns the first difference from the desired state, or the first promise to a user that isn't kept.
 fn amiss(world: &World, rules: &Rules) -> Option<String> {
     rules.promises().or_else(|| rules.look(|image| image_amiss(world, image)))
 }
@@ -94,7 +94,7 @@ fn image_amiss(world: &World, image: &Snapshot) -> Option<String> {
     }
 }
 
-/// Each HAProxy routes to what is to be routed, and to nothing else.
+/// Returns the first difference between a proxy's HAProxy and the routes and settings that it should have.
 fn proxy_amiss(world: &World, image: &Snapshot, name: &str) -> Option<String> {
     let Some(in_force) = world.haproxy(name, |haproxy| haproxy.in_force().cloned()) else {
         return Some(format!("HAProxy of {name} doesn't run"));
@@ -121,7 +121,7 @@ fn proxy_amiss(world: &World, image: &Snapshot, name: &str) -> Option<String> {
     }
 }
 
-/// The servers that take requests, each with where it is and its weight.
+/// Returns the servers that take requests, each with its address and weight.
 fn enabled(in_force: &InForce) -> BTreeSet<String> {
     let all = in_force.servers.iter();
     let servers = all.flat_map(|(backend, servers)| servers.iter().map(move |entry| (backend, entry)));

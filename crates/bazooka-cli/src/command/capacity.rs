@@ -1,7 +1,7 @@
 //! `bazooka capacity`: what is reserved, used and free, how many more instances fit, and what a failure would lose.
 //!
-//! `visor::capacity` computes it, as for the converger. Nothing is measured: an instance counts with its memory
-//! limit, and without a limit with 16 MiB.
+//! `visor::capacity` computes these numbers from the rules that the converger uses. They are reservations, not
+//! measurements: an instance counts as its memory limit, or as 16 MiB if it has no limit.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -87,7 +87,7 @@ struct Answer {
 /// Shows the capacity; with a proc or a service, also how many more instances of it fit.
 ///
 /// # Errors
-/// Unknown apps and procs; the store's.
+/// An unknown app or proc; errors of the store.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let service = match (args.of, args.proc) {
         (Some(Service { app, proc }), _) => Some((app, proc)),

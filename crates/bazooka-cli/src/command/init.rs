@@ -1,7 +1,7 @@
 //! `bazooka init`: registers an app and prepares this folder to push it.
 //!
-//! bazooka-rm registers the app and sets up its repository; each step is printed when it is done. If the app's owner
-//! runs it again, it changes only the remote.
+//! bazooka-rm registers the app and sets up its repository; the command prints each step once it is done. For an app
+//! that the user may use already, the command changes only this repository's git configuration, the remote included.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -62,7 +62,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         }
         (Some(name), _) => name,
         (None, Some(said)) => said.clone(),
-        // A second run means the app that the first run registered, whatever the folder's name.
+        // A second run without a name takes the app that the first run registered, even if the folder's name differs.
         (None, None) => match remote.and_then(app_of) {
             Some(app) => app,
             None => {
@@ -153,7 +153,7 @@ async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
     let settings = [
         ("--replace-all", key("http", "sslCAInfo"), authority.as_str()),
         ("--replace-all", key("credential", "useHttpPath"), "true"),
-        // The empty entry first, so that git neither asks other helpers nor lets them store our token.
+        // An empty entry clears git's list of helpers: no other helper is asked, and none can store our token.
         ("--replace-all", key("credential", "helper"), ""),
         ("--add", key("credential", "helper"), helper.as_str()),
     ];
@@ -262,8 +262,8 @@ async fn add_remote(before: Option<&str>, url: &str) -> Result<()> {
         }
     }
     if is_on_this_machine(url) {
-        // git would use a configured HTTP proxy, whose loopback is another machine's. Without such a proxy, a failure
-        // of this has no effect.
+        // Otherwise git uses a configured HTTP proxy, which connects to the loopback address of its own machine. If no
+        // proxy is configured, a failure of this command has no effect.
         let _ = git(&["config", &format!("remote.{REMOTE}.proxy"), ""]).await;
     }
     put_line(done);

@@ -1,7 +1,7 @@
-//! `bazooka recover`: takes over into a restored coordinator what the hosts still run.
+//! `bazooka recover`: enters the instances that hosts still run into a restored coordinator.
 //!
 //! `visor::recover` has the rules. This command asks the hosts, carries out the plan and prints what is newer than
-//! the backup. It ends leases and raises counters, so it requires the user's assurance that nothing else reaches the
+//! the backup. It ends leases and raises counters, so the user must confirm that no other program reaches the
 //! coordinator.
 
 use std::time::Duration;
@@ -55,7 +55,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Asks the hosts and carries out the plan.
 ///
 /// # Errors
-/// No cluster there; a host of another cluster; the store's.
+/// No confirmation; no cluster below the prefix; a host of another cluster; errors of the store.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     if !args.late && !args.alone && !args.dry_run {
         let what =
@@ -100,7 +100,8 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Returns the answers of the hosts in the coordinator and of `more`. Prints a notice for each that doesn't answer.
+/// Asks the hosts in the coordinator and the endpoints in `more`, and returns their answers. Prints a notice for each
+/// endpoint that doesn't answer.
 async fn ask(context: &Context, snapshot: &Snapshot, more: Vec<String>) -> Result<Vec<Found>> {
     let client = http_client(context.credentials.as_ref())
         .timeout(TIMEOUT)

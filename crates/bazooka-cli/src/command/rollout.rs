@@ -146,7 +146,7 @@ struct Row {
     proc: ProcName,
     wanted: u32,
     running: u32,
-    /// The number of instances of each earlier release.
+    /// The number of instances of each release that is neither wanted nor on trial.
     old: Vec<Old>,
     state: &'static str,
     cause: Option<String>,
@@ -195,7 +195,7 @@ async fn status(context: &Context, app: &AppName) -> Result<()> {
     Ok(())
 }
 
-/// Returns a row for each proc that has instances or wants some.
+/// Returns a row for each proc that wants instances or has old ones.
 fn rows(view: &AppView, observed: &Observed<'_>) -> Vec<Row> {
     let trial = view.trial.as_ref().map(|trial| trial.release);
     let row = |proc: &ProcName| {

@@ -38,7 +38,7 @@ struct Row {
     pushed: u64,
     released: u64,
     started: u64,
-    /// The last totals counted on that day; `None` for a day counted only afterwards.
+    /// The totals at the last count on that day; `None` if no converger counted on that day.
     totals: Option<DayTotals>,
 }
 

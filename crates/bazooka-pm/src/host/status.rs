@@ -1,4 +1,4 @@
-//! The status that a host reports of an instance. Pure.
+//! The status that a host reports about an instance. Pure.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use visor::schema::{Extra, Status};
 
 use super::model::{Local, Phase};
 
-/// Builds an instance's status from its state here.
+/// Builds an instance's status from the state that this host keeps of it.
 pub fn status(local: &Local, address: IpAddr) -> Status {
     let runs = local.pid.is_some();
     let (next_start_at, fault) = match &local.phase {

@@ -15,11 +15,11 @@ use crate::{
     failure::{Failure, Kind as FailureKind, Result},
 };
 
-/// The first instance port of the first host; each host has a thousand, all below Linux's ephemeral ports.
+/// The first instance port of the first host. Each host has a thousand ports, all below Linux's ephemeral ports.
 const FIRST_PORT: u16 = 21_000;
 const PORTS_PER_HOST: u16 = 1_000;
 
-/// The time that a daemon that waits for nothing may take to stop.
+/// The time that a part without instances may take to stop.
 const SOON: Duration = Duration::from_secs(10);
 
 /// The time that bazooka-pm may take to stop: instances have 30 s from SIGTERM, unless their proc has another setting.
@@ -36,7 +36,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Finds each program: ours beside this program first, then in `$PATH`.
+    /// Finds each program in `$PATH`. For Bazooka's own programs, the folder of this executable comes first.
     ///
     /// # Errors
     /// If a program is missing; the error names its package.
@@ -113,7 +113,7 @@ pub enum Kind {
 /// The address of a part's endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// The part has no endpoint of Bazooka's kind.
+    /// No endpoint: the part is not a daemon of Bazooka.
     None,
     /// A fixed address.
     At(SocketAddr),
@@ -124,7 +124,7 @@ pub enum Endpoint {
 /// A part of a local cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// The part's name, in messages and of its log.
+    /// The part's name in messages, and the name of its log.
     pub name: String,
     /// The kind of part.
     pub kind: Kind,
@@ -190,7 +190,7 @@ pub fn of(args: &Args, state: &Path, programs: &Programs, apart: Apart) -> Vec<P
 }
 
 fn etcd(client: &str, state: &Path, programs: &Programs) -> Part {
-    // etcd has no peers here; the kernel chooses a port that is never used.
+    // This etcd has no peers. With port 0 the kernel chooses a port, and nothing ever connects to it.
     let peer = "http://127.0.0.1:0";
     let mut data = OsString::from("--data-dir=");
     data.push(state.join("etcd"));

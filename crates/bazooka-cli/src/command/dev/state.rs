@@ -24,10 +24,10 @@ pub struct State {
 }
 
 impl State {
-    /// Opens the folder, and creates it if it doesn't exist.
+    /// Opens and locks the folder; creates it if it doesn't exist.
     ///
     /// # Errors
-    /// If it can't be created, or another cluster runs on it.
+    /// If the folder can't be created, or another cluster runs on it.
     pub fn open(said: Option<&Path>) -> Result<State> {
         let dir = match said {
             // Absolute, because children have other working folders.
@@ -46,7 +46,7 @@ impl State {
             Ok(lock) => lock,
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut holder = String::new();
-                // Without the holder's process id, the message is the same.
+                // If this read fails, the message lacks only the holder's process id.
                 let _ = file.read_to_string(&mut holder);
                 let what = format!("a cluster runs on {} already", dir.display());
                 return Err(Failure::new(Kind::Refused, what)

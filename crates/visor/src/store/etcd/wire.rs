@@ -10,7 +10,7 @@ use etcd_client::{
 
 use crate::store::{Compare, Entry, Event, Keys, Op, Revision, Txn, TxnReply};
 
-/// The cluster's prefix, with the slash between it and the key.
+/// The translator for one cluster. `prefix` is the cluster's prefix and ends with a slash.
 #[derive(Clone, Debug)]
 pub(super) struct Wire {
     prefix: Arc<str>,
@@ -25,13 +25,13 @@ impl Wire {
         format!("{}{key}", self.prefix).into_bytes()
     }
 
-    /// Returns a key from the wire without the prefix. Bytes that are not UTF-8 cannot be one of our keys.
+    /// Returns a key from the wire without the cluster's prefix. Our keys are UTF-8; other bytes are replaced.
     fn stripped(&self, key: &[u8]) -> String {
         let key = key.strip_prefix(self.prefix.as_bytes()).unwrap_or(key);
         String::from_utf8_lossy(key).into_owned()
     }
 
-    /// Returns where a range of keys starts, and whether it extends to the end of that prefix.
+    /// Returns the first key of a range, and true if the range has every key with that prefix.
     pub(super) fn start(&self, keys: &Keys) -> (Vec<u8>, bool) {
         match keys {
             Keys::One(key) => (self.key(key), false),
@@ -104,7 +104,7 @@ impl Wire {
     }
 }
 
-/// Returns the store's revision in an answer. etcd always sends the header.
+/// Returns the store's revision from the header of an answer. etcd always sends the header, so 0 never occurs.
 pub(super) fn revision(header: Option<&ResponseHeader>) -> Revision {
     header.map_or(0, ResponseHeader::revision)
 }

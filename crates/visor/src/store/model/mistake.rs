@@ -1,4 +1,4 @@
-//! The mistakes that a model can be told to make, so that tests of the comparison have something to find.
+//! The mistakes that a model of etcd can make on purpose. The test that compares the model with etcd must detect each.
 
 /// One deliberate departure from etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum Mistake {
     AllowsAnyLength,
     /// A put with an ended lease is accepted.
     AllowsEndedLease,
-    /// The keys of an ended lease are deleted in a revision each.
+    /// Each key of an ended lease is deleted in a revision of its own.
     LeaseKeysGoOneByOne,
     /// A key that was bound to a second lease is still deleted with its first one.
     RebindKeepsOldLease,
@@ -23,9 +23,9 @@ pub enum Mistake {
     WatchStartsLate,
     /// A watch forgets deletions.
     WatchForgetsDeletes,
-    /// A range may ask for a compacted revision.
+    /// A read at a compacted revision is accepted.
     ReadsCompacted,
-    /// A watch may start from a compacted revision.
+    /// A watch from a compacted revision is accepted.
     WatchesCompacted,
     /// A write whose reply is lost is not carried out.
     LostReplyLosesWrite,
