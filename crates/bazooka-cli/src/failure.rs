@@ -211,7 +211,7 @@ impl From<Refusal> for Failure {
             Refusal::NotBeside(..) => (
                 Kind::Refused,
                 Some(
-                    "run it first: bazooka scale -r REV -n 1 PROC; the current release has what the others leave",
+                    "run it first: bazooka scale -r REV -n 1 PROC; the current release gets the rest of the traffic",
                 ),
             ),
             Refusal::TooMuchTraffic(..) => (Kind::Refused, Some("`bazooka traffic PROC` shows the shares")),
@@ -231,7 +231,9 @@ impl From<Refusal> for Failure {
             Refusal::TrialOver(..) => (Kind::Failed, Some("`bazooka releases` shows the outcome")),
             Refusal::NotAdmitted(_) => (
                 Kind::Unknown,
-                Some("`bazooka access` lists who is; an operator grants it: bazooka access grant NAME"),
+                Some(
+                    "`bazooka access` lists who is admitted; an operator grants it: bazooka access grant NAME",
+                ),
             ),
             Refusal::TooManyKeys(_) => (Kind::Refused, Some("remove one: bazooka keys remove FINGERPRINT")),
             Refusal::NoSuchKey(..) => (Kind::Unknown, Some("`bazooka keys` lists them")),
@@ -239,11 +241,11 @@ impl From<Refusal> for Failure {
             Refusal::HostThere(_) => (
                 Kind::Refused,
                 Some(
-                    "`bazooka hosts drain HOST` first; then stop its bazooka-pm: it has gone ten seconds later",
+                    "`bazooka hosts drain HOST` first; then stop its bazooka-pm: the host is gone ten seconds later",
                 ),
             ),
             Refusal::HostInUse(_) => {
-                (Kind::Refused, Some("`bazooka capacity` tells whether others have room for them"))
+                (Kind::Refused, Some("`bazooka capacity` shows whether other hosts have room for them"))
             }
             Refusal::NotFrozen => (Kind::Refused, Some("`bazooka hosts` lists them")),
             Refusal::Unlinkable(_) => (Kind::Unknown, Some("`bazooka procs -a APP` lists an app's services")),

@@ -53,8 +53,11 @@ fn main() -> ExitCode {
 
 fn run(command: command::Command, invocation: &Invocation) -> Result<()> {
     if invocation.json && !command.kind().prints_json() {
-        return Err(Failure::new(Kind::Usage, "this prints no JSON: --json goes with what lists or shows")
-            .hint("make the change without it, then ask: bazooka ps --json, bazooka releases --json"));
+        return Err(Failure::new(
+            Kind::Usage,
+            "this command prints no JSON: --json is for commands that list or show",
+        )
+        .hint("make the change without it, then ask: bazooka ps --json, bazooka releases --json"));
     }
     command.run(invocation)
 }

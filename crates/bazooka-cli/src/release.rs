@@ -54,7 +54,7 @@ pub async fn make(
     let head_before = watch.view().head.as_ref().map(|head| head.release);
     let release = match begin(context, app, first, new, &mut watch).await? {
         Begun::Unchanged(release) => {
-            put_line(&format!("nothing changes: {release} is that already"));
+            put_line(&format!("nothing changes: {release} has these already"));
             return Ok(());
         }
         Begun::EnvOnly(env) => {
@@ -164,13 +164,13 @@ impl Waited for Trying<'_> {
     }
 
     fn nobody(&self, missing: String) -> Failure {
-        Failure::new(Kind::PartMissing, missing).hint(format!("{} is tried once there is", self.release))
+        Failure::new(Kind::PartMissing, missing).hint(format!("{} is tried once one runs", self.release))
     }
 }
 
 fn failed(watch: &Watch, release: ReleaseId, cause: Option<&str>) -> Failure {
     let failure = Failure::new(Kind::Failed, format!("{release} can't run"))
-        .because(cause.unwrap_or("no cause was told"));
+        .because(cause.unwrap_or("no cause is known"));
     match &watch.view().head {
         Some(head) => failure.hint(format!("{} stays current; nothing else was touched", head.release)),
         None => failure,

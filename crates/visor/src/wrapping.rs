@@ -116,7 +116,7 @@ impl Wrapping {
             }
             for (env, error) in mending.closed {
                 if closed.insert((app.clone(), env), error).is_none() {
-                    tracing::error!(%app, %env, error = %error, "can't wrap config vars; another bazooka-rm must, that can open them");
+                    tracing::error!(%app, %env, error = %error, "can't wrap config vars that it can't open; another bazooka-rm must");
                 }
             }
         }
@@ -143,7 +143,7 @@ impl Wrapping {
         if (self.store)(&after) {
             tracing::info!(
                 keys = retired.len(),
-                "nothing is sealed to the keys before any more; they are gone"
+                "nothing is sealed to earlier keys any more; they are deleted"
             );
             self.ring.0.send_replace(after);
         }

@@ -87,7 +87,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     let is_new = known.is_none();
     match known {
         Some(app) if app.destroying => {
-            let what = format!("the app '{name}' of before is still being destroyed");
+            let what = format!("an earlier app '{name}' is still being destroyed");
             return Err(Failure::new(Kind::Refused, what).hint("try again in a moment"));
         }
         Some(app) if app.owner == context.who || is_theirs(context, &name).await? => {
@@ -165,7 +165,7 @@ async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
     put_line("git set up to push as you");
     if std::env::var_os("GIT_SSL_CAINFO").is_some() {
         // git prefers this variable to any configuration.
-        say("warning: GIT_SSL_CAINFO is set, and git goes by it instead: unset it to push");
+        say("warning: GIT_SSL_CAINFO is set and overrides the cluster's authority: unset it to push");
     }
     Ok(())
 }

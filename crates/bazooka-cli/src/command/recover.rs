@@ -106,7 +106,7 @@ async fn ask(context: &Context, snapshot: &Snapshot, more: Vec<String>) -> Resul
     let client = http_client(context.credentials.as_ref())
         .timeout(TIMEOUT)
         .build()
-        .map_err(|error| Failure::from_error(Kind::Failed, "no client can be made", &error))?;
+        .map_err(|error| Failure::from_error(Kind::Failed, "can't set up an HTTP client", &error))?;
     let known = snapshot.hosts.values().filter_map(|view| Some(view.host.as_ref()?.url.clone()));
     let mut urls: Vec<String> = known.chain(more).map(|url| url.trim_end_matches('/').to_owned()).collect();
     urls.sort();

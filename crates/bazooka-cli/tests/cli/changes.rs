@@ -216,7 +216,7 @@ async fn a_config_change_is_tried_released_and_rolled_out() {
     assert_eq!(rig.bazooka(&args(&["config"])).await.ok().stdout, "NAME\tVALUE\nA\t2\nB\ttwo words\n");
     assert_eq!(rig.bazooka(&args(&["config", "get", "B"])).await.ok().stdout, "two words\n");
     let same = rig.bazooka(&args(&["config", "set", "A=2"])).await.ok();
-    assert_eq!(same.stdout, "nothing changes: v3 is that already\n");
+    assert_eq!(same.stdout, "nothing changes: v3 has these already\n");
     let unset = rig.bazooka(&args(&["config", "unset", "A", "B"])).await.ok();
     assert!(unset.stdout.starts_with("v4 released (e3)\n"), "{unset:?}");
     let unset = rig.bazooka(&args(&["config", "unset", "A"])).await.exits(0);

@@ -59,10 +59,10 @@ async fn what_is_so_already_is_told_and_makes_no_release() {
     rig.bazooka(&args(&["link", "add", "api:web"])).await.ok();
     let again = rig.bazooka(&args(&["link", "add", "api:web"])).await.exits(0);
     assert_eq!(again.stderr, "app 'front' links api:web already\n");
-    assert_eq!(again.stdout, "nothing changes: v2 is that already\n");
+    assert_eq!(again.stdout, "nothing changes: v2 has these already\n");
     let none = rig.bazooka(&args(&["link", "remove", "api:job"])).await.exits(0);
     assert_eq!(none.stderr, "app 'front' has no link api:job\n");
-    assert_eq!(none.stdout, "nothing changes: v2 is that already\n");
+    assert_eq!(none.stdout, "nothing changes: v2 has these already\n");
     // What is linked already may lead nowhere by now, and is in nobody's way.
     rig.visor.destroy_app(&app("api")).await.expect("it is there");
     rig.bazooka(&args(&["link", "add", "api:web"])).await.exits(0);

@@ -98,7 +98,7 @@ impl Vault {
             Ok(()) => {
                 tracing::info!(
                     keys = retired.len(),
-                    "nothing is sealed to the keys before any more; they are gone"
+                    "nothing is sealed to earlier keys any more; they are deleted"
                 );
                 inner.ring = after;
             }

@@ -46,11 +46,15 @@ impl State {
             Ok(lock) => lock,
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut holder = String::new();
-                // If this read fails, the message lacks only the holder's process id.
+                // If this read fails, or the holder has not written its id yet, the message lacks only the id.
                 let _ = file.read_to_string(&mut holder);
+                let holder = match holder.trim() {
+                    "" => "another process".to_owned(),
+                    id => format!("process {id}"),
+                };
                 let what = format!("a cluster runs on {} already", dir.display());
                 return Err(Failure::new(Kind::Refused, what)
-                    .because(format!("process {} holds its lock", holder.trim()))
+                    .because(format!("{holder} holds its lock"))
                     .hint("stop that one, or choose another folder (and ports) with --state"));
             }
             Err((_, error)) => return Err(failed(&path, &error)),
