@@ -27,7 +27,7 @@ pub fn compare(benches: &[Bench], folders: &[PathBuf], size: &Size) -> String {
             let order = (0..folders.len()).map(|at| (at + run) % folders.len());
             for build in order {
                 use_programs(Some(&folders[build]));
-                for (at, row) in (bench.measure)(&once).into_iter().enumerate() {
+                for (at, row) in bench.measure(&once).into_iter().enumerate() {
                     eprintln!(
                         "run {}: {}: {}: {}: {}",
                         run + 1,
