@@ -1,6 +1,6 @@
 //! The figures of docs/benchmarks.md, measured on this machine, printed as a table or written into the page.
 //!
-//! `cargo run --profile dist -p bazooka-tests --bin bench` (build the workspace with that profile first), or with the names of single
+//! `cargo run --profile dist -p bazooka-tests --bin bench` (first build what docs/benchmarks.md says), or with the names of single
 //! benches. Each figure is the median of `--runs`; what it is compared with is measured in the same run. `readme` is the
 //! benches whose figures README quotes. `hosts` is many machines as network namespaces: it takes root, and a quarter of an
 //! hour. So is `seed`, which is as big as a company was.
