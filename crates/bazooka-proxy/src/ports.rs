@@ -51,13 +51,13 @@ pub enum PortRefused {
     Owned {
         /// The port.
         port: u16,
-        /// Whose it is.
+        /// The owner of the port.
         owner: Owner,
     },
     /// The address is none of this machine's.
     #[error("this machine has no address {0}")]
     NoAddress(IpAddr),
-    /// It takes other rights.
+    /// The port requires rights that this process lacks.
     #[error("port {0} is not allowed to this user")]
     NotAllowed(u16),
     /// The kernel refuses it for another reason.

@@ -149,7 +149,7 @@ pub fn checked_folder(folder: &Path) -> anyhow::Result<()> {
     if text.is_empty() || !text.chars().all(plain) {
         bail!("the state folder {} must be named with letters, digits and /._-+@ alone", folder.display());
     }
-    // What the kernel takes for a socket's path, with the longest name in it and HAProxy's own suffix.
+    // The kernel allows 108 bytes for a socket's path; the longest name and HAProxy's own suffix must fit in.
     if text.len() > 108 - "/handover.sock.1234567890.tmp".len() {
         bail!(
             "the state folder {} has too long a path for a socket in it: 79 characters at most",
@@ -207,7 +207,7 @@ async fn has_exporter(program: &Path) -> anyhow::Result<bool> {
     Ok(has)
 }
 
-/// Whom the workers run as: nobody else unless this is root.
+/// Returns the user that HAProxy's workers run as; none unless this process is root.
 fn run_as(asked: Option<&str>, folder: &Path) -> anyhow::Result<Option<RunAs>> {
     use std::os::unix::fs::PermissionsExt;
     if !nix::unistd::geteuid().is_root() {

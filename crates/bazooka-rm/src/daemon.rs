@@ -168,7 +168,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     ran.and(drained.map_err(Into::into))
 }
 
-/// What this rm stands on: its settings, its state folder, and what it found on this machine.
+/// The rm's settings, its state folder, and the abilities of this machine.
 struct Ground {
     cluster: Cluster,
     prefix: String,

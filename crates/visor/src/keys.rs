@@ -162,7 +162,7 @@ pub fn services_of(app: &AppName) -> Vec<Keys> {
 
 /// Returns the scopes of the rows that are deleted with an app piece by piece: all but [`deleted_beside`].
 ///
-/// What is below the app's own key comes last.
+/// The scope below the app's own key comes last.
 pub(crate) fn deleted_with(app: &AppName) -> Vec<Keys> {
     let mut scopes: Vec<Keys> = Vec::new();
     for row in ROWS.iter().filter(|row| row.ends.is_with_app()) {

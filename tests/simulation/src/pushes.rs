@@ -30,7 +30,11 @@ use bazooka_rm::{
         prepare::{Build, Commit, Unprepared},
     },
     refs::BRANCHES,
-    repos::{Own, origin::Origin, shared::Shared},
+    repos::{
+        Own,
+        origin::{Origin, OriginError},
+        shared::Shared,
+    },
     sources::Sources,
     turns::Turns,
     voice::Voice,
@@ -47,7 +51,7 @@ use visor::{
 };
 
 use self::{
-    copies::{Copies, Disk, ObjectStore},
+    copies::{BranchNotMoved, Copies, Disk, ObjectStore},
     rules::PushRules,
 };
 use crate::{
@@ -243,10 +247,14 @@ impl Pushing {
             });
             let came = tokio::select! {
                 biased;
-                () = process.gate.died() => Err("the connection broke".to_owned()),
+                () = process.gate.died() => Err(PushFailed::Disconnected),
                 came = request => came,
             };
-            world.note(format_args!("{app} pushes {} to {name}: {came:?}", &commit[commit.len() - 7..]));
+            world.note(format_args!(
+                "{app} pushes {} to {name}: {}",
+                &commit[commit.len() - 7..],
+                in_words(&came)
+            ));
             if came.is_ok() {
                 self.book.acknowledge(&app, &commit);
             }
@@ -264,9 +272,9 @@ impl Pushing {
     }
 
     /// Handles one push as the rm does, with a simulated git process between the two hooks.
-    async fn request(&self, process: &Process, app: &AppName, commit: &str) -> Result<(), String> {
+    async fn request(&self, process: &Process, app: &AppName, commit: &str) -> Result<(), PushFailed> {
         let world = &self.world;
-        process.origin.refresh(app).await.map_err(|error| error.to_string())?;
+        process.origin.refresh(app).await?;
         let branch = BRANCHES[0];
         let old = process.copies.tip(app, branch).unwrap_or_else(|| "0".repeat(40));
         // The time for the developer to commit and for the pack to arrive.
@@ -294,7 +302,13 @@ impl Pushing {
     }
 
     /// Runs the pre-receive hook, git's move of the branch and the post-receive hook, or only a part of them ([`End`]).
-    async fn hooks(&self, process: &Process, push: &Push, call: &Call, voice: &Voice) -> Result<(), String> {
+    async fn hooks(
+        &self,
+        process: &Process,
+        push: &Push,
+        call: &Call,
+        voice: &Voice,
+    ) -> Result<(), PushFailed> {
         let world = &self.world;
         let cancelled = CancellationToken::new();
         let hook = process.pushes.pre_receive(push, call, voice, &cancelled);
@@ -319,13 +333,13 @@ impl Pushing {
             },
             End::Never | End::BeforeBranch | End::AfterBranch => hook.await,
         };
-        answered.map_err(|rejected| rejected.to_string())?;
+        answered?;
         if end == End::BeforeBranch {
-            return Err("git died before it moved the branch".into());
+            return Err(PushFailed::DiedBeforeBranch);
         }
         process.copies.move_branch(&push.app, &call.updates[0]).await?;
         if end == End::AfterBranch {
-            return Err("git died after it moved the branch".into());
+            return Err(PushFailed::DiedAfterBranch);
         }
         process.pushes.post_receive(push, voice, &cancelled).await;
         Ok(())
@@ -412,4 +426,25 @@ impl Build for Builds {
         self.visor.register_rev(commit.app, commit.rev, &rev, &BTreeSet::new()).await?;
         Ok(())
     }
+}
+
+/// Why a simulated push ended without an answer of success.
+#[derive(Debug, thiserror::Error)]
+enum PushFailed {
+    #[error(transparent)]
+    Repository(#[from] OriginError),
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    #[error(transparent)]
+    Branch(#[from] BranchNotMoved),
+    #[error("git died before it moved the branch")]
+    DiedBeforeBranch,
+    #[error("git died after it moved the branch")]
+    DiedAfterBranch,
+    #[error("the connection broke")]
+    Disconnected,
+}
+
+fn in_words(outcome: &Result<(), PushFailed>) -> String {
+    outcome.as_ref().map_or_else(ToString::to_string, |()| "accepted".to_owned())
 }

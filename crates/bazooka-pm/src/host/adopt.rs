@@ -22,7 +22,7 @@ const SLOW_SHIM: Duration = Duration::from_secs(10);
 
 /// The outcome of looking for a start of an earlier bazooka-pm.
 pub enum Found {
-    /// Its shim runs.
+    /// The start's shim runs.
     Running(Shim),
     /// The start has ended, and nothing of it is left.
     Ended(Ended),
@@ -35,7 +35,7 @@ pub enum Found {
 pub enum Ended {
     /// The exit that its shim recorded.
     Recorded(ExitRecord),
-    /// Its shim was killed, and everything that it had started with it.
+    /// The shim was killed, and with it everything that it had started.
     ShimKilled,
 }
 

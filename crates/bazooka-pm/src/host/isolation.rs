@@ -1,4 +1,4 @@
-//! What keeps a host's instances apart: control groups and sandboxes, as far as this machine can give them.
+//! The isolation of a host's instances: control groups and sandboxes, as far as this machine can give them.
 //!
 //! Owns the choice of the isolation, and its set-up before the first instance. Each error says how to go on with less.
 

@@ -82,7 +82,7 @@ pub enum HostError {
     /// The endpoint can't be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// What an earlier bazooka-pm left can't be read.
+    /// The starts that an earlier bazooka-pm left can't be read.
     #[error("can't read the state folder")]
     Recover(#[source] JoinError),
     /// There is no folder for a probe.

@@ -90,7 +90,7 @@ pub(super) struct Accepted {
 #[error("the push was called off")]
 pub struct Ended;
 
-/// What a transition makes of a state.
+/// The outcome of a transition.
 enum Next {
     /// The next state.
     Passed(PushState),

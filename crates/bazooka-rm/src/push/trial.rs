@@ -34,7 +34,7 @@ pub(super) struct Releaser {
     pub sources: Sources,
 }
 
-/// What the watch of a trial has seen so far.
+/// A trial under watch, with the messages that were printed so far.
 struct Watch<'a> {
     push: &'a Push,
     trial: &'a Trial,

@@ -81,15 +81,15 @@ impl Copies {
         self.disk().get(app)?.branches.get(branch).cloned()
     }
 
-    /// What git does between the hooks.
-    pub async fn move_branch(&self, app: &AppName, update: &RefUpdate) -> Result<(), String> {
+    /// Moves the branch, as git does between the hooks.
+    pub async fn move_branch(&self, app: &AppName, update: &RefUpdate) -> Result<(), BranchNotMoved> {
         self.world.wait(0..=200).await;
         self.gate.step().await;
         let mut disk = self.disk();
-        let copy = disk.get_mut(app).ok_or("the repository has gone")?;
+        let copy = disk.get_mut(app).ok_or(BranchNotMoved::RepositoryGone)?;
         let old = copy.branches.get(&update.name).cloned().unwrap_or_else(|| "0".repeat(40));
         if old != update.old {
-            return Err("failed to lock the branch".into());
+            return Err(BranchNotMoved::Moved);
         }
         copy.branches.insert(update.name.clone(), update.new.clone());
         Ok(())
@@ -203,4 +203,13 @@ impl copies::Copies for Copies {
     async fn forget(&self, _: &AppName, _: &str) -> Result<(), StorageError> {
         Ok(())
     }
+}
+
+/// Why git refuses to move a branch.
+#[derive(Debug, thiserror::Error)]
+pub enum BranchNotMoved {
+    #[error("the repository has gone")]
+    RepositoryGone,
+    #[error("the branch has moved meanwhile")]
+    Moved,
 }
