@@ -128,7 +128,11 @@ fn drill(identities: bool) {
         if gone_for > 13.0 { Ok(()) } else { Err(format!("{gone_for} s")) }
     });
     let data = coordinator(&mut cluster, &mut own).data_dir().display().to_string();
-    let mut args = vec![&*backup, "--data-dir", &data, "--peer-url", "http://127.0.0.2:0"];
+    let peer = match identities {
+        true => format!("https://{}", cluster.at(Endpoint::EtcdPeer)),
+        false => "http://127.0.0.2:0".to_owned(),
+    };
+    let mut args = vec![&*backup, "--data-dir", &data, "--peer-url", &peer];
     args.extend(if identities { vec!["--etcd-identity", &etcd_identity] } else { Vec::new() });
     let restored = deploy("restore", &envs, &args).ok();
     eprintln!("restored in {:?}:\n{}", restored.took, restored.stdout);

@@ -9,6 +9,7 @@ mod identities;
 mod links;
 mod matrix;
 mod operations;
+mod peers;
 mod planted;
 mod releases;
 mod rms;

@@ -83,7 +83,7 @@ const WRITES: [Row; 24] = [
 
 /// Endpoints: a part, a request, and who is let through. What comes then (such as 400, to a body that makes no sense) is not
 /// the matter here.
-const REQUESTS: [(&str, &str, Row); 18] = [
+const REQUESTS: [(&str, &str, Row); 21] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("rm", "GET", ("/healthz", "y--yyyyyyyy")),
     ("rm", "GET", ("/metrics", "----yyyyyyy")),
@@ -103,6 +103,10 @@ const REQUESTS: [(&str, &str, Row); 18] = [
     ("proxy", "GET", ("/services/goto-rocket/web", "----yyy--yy")),
     ("proxy", "GET", ("/haproxy/metrics", "----yyy--yy")),
     ("converger", "GET", ("/metrics", "----yyyyyyy")),
+    // Where etcd's members reach each other. Whoever gets in there writes any key.
+    ("peer", "GET", ("/version", "-----------")),
+    ("peer", "GET", ("/members", "-----------")),
+    ("peer", "POST", ("/raft", "-----------")),
 ];
 
 /// A client as somebody, or why there can be none: who is not trusted doesn't get through the handshake.
@@ -114,6 +118,23 @@ fn client(cluster: &Cluster, who: &str, folders: &BTreeMap<&str, PathBuf>) -> Cl
             Client::builder().no_proxy().tls_certs_only([authority]).build().expect("made")
         }
         who => http_client(Some(&held(folders, who))).build().expect("made"),
+    }
+}
+
+/// A client for the port of etcd's peers: it trusts their authority, so that the port is the one who refuses.
+fn peer_client(cluster: &Cluster, certificate_and_key: Option<[PathBuf; 2]>) -> Client {
+    let read = |path: PathBuf| std::fs::read(path).expect("it is there");
+    let peers = read(cluster.folder("id/etcd:e1/peers.pem"));
+    let peers = reqwest::Certificate::from_pem(&peers).expect("a certificate");
+    // etcd hands each connection of HTTP/2 to gRPC there, which answers none of these requests.
+    let builder = Client::builder().no_proxy().tls_certs_only([peers]).http1_only();
+    match certificate_and_key {
+        None => builder.build().expect("made"),
+        Some(files) => {
+            let both = files.map(read).concat();
+            let identity = reqwest::Identity::from_pem(&both).expect("an identity");
+            builder.identity(identity).build().expect("made")
+        }
     }
 }
 
@@ -165,13 +186,24 @@ fn each_identity_may_what_it_should_and_nothing_else() {
         ("pm", Endpoint::Host(1)),
         ("proxy", Endpoint::Proxy),
         ("converger", Endpoint::Converger),
+        ("peer", Endpoint::EtcdPeer),
     ];
+    let members = format!("https://{}/members", cluster.at(Endpoint::EtcdPeer));
+    for (certificate, wanted) in [("peer-cert.pem", true), ("cert.pem", false)] {
+        let folder = folder("etcd:e1");
+        let key = certificate.replace("cert", "key");
+        let member = peer_client(&cluster, Some([folder.join(certificate), folder.join(key)]));
+        let answer = runtime.block_on(member.get(&members).send());
+        assert_eq!(answer.is_ok(), wanted, "{certificate} of a member: {answer:?}");
+    }
     for (at, who) in CALLERS.into_iter().enumerate() {
         // A client wouldn't show an expired certificate by itself: the server is to be the one who refuses.
         let caller = match who {
             "expired" => expired(&folders["expired"]),
             who => client(&cluster, who, &folders),
         };
+        let files = |who: &str| ["cert.pem", "key.pem"].map(|name| folders[who].join(name));
+        let peer = peer_client(&cluster, (who != "none").then(|| files(who)));
         for (part, method, (path, wanted)) in REQUESTS {
             let (_, endpoint) = parts.iter().find(|(name, _)| *name == part).expect("a part");
             let url = format!("https://{}{}", cluster.at(*endpoint), path.replace("SLUG", &slug));
@@ -182,6 +214,7 @@ fn each_identity_may_what_it_should_and_nothing_else() {
                 "/access/revoke" => r#"{"who": "nobody-here"}"#,
                 _ => "{}",
             };
+            let caller = if part == "peer" { &peer } else { &caller };
             let request = caller.request(method, url).body(body);
             let answer = runtime.block_on(request.send());
             let may = answer.as_ref().is_ok_and(|answer| {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -56,6 +56,8 @@ pub enum Endpoint {
     Sshd,
     /// The Prometheus that a test starts.
     Prometheus,
+    /// Where etcd's members would reach each other, in a cluster with identities.
+    EtcdPeer,
     /// The pm of a host.
     Host(u16),
 }
@@ -73,6 +75,7 @@ impl Endpoint {
             Endpoint::Git => (1, 6),
             Endpoint::Sshd => (1, 7),
             Endpoint::Prometheus => (1, 8),
+            Endpoint::EtcdPeer => (3, 9),
             Endpoint::Host(n) => (10 + n, 9),
         }
     }
@@ -553,10 +556,16 @@ impl Guarded {
             Authority::create(&dir.join("pki"), Timestamp::now(), 1).expect("an authority can be made");
         let id = |who: &str| dir.join("id").join(who);
         let now = Timestamp::now();
-        issue(&authority, "etcd:e1", &["127.0.0.1".to_owned()], &id("etcd:e1"), now, 1);
+        let (last, port) = Endpoint::EtcdPeer.place();
+        let peer = SocketAddrV4::new(
+            format!("127.77.{block}.{last}").parse().expect("an address"),
+            first_port(block) + port,
+        );
+        let addresses = ["127.0.0.1".to_owned(), peer.ip().to_string()];
+        issue(&authority, "etcd:e1", &addresses, &id("etcd:e1"), now, 1);
         issue(&authority, "rm:rm1", &[format!("127.77.{block}.1")], &id("rm:rm1"), now, 1);
         let observer = Credentials::open(&id("rm:rm1")).expect("it was made");
-        let etcd = runtime.block_on(Etcd::start_tls(&id("etcd:e1"), observer));
+        let etcd = runtime.block_on(Etcd::start_tls(&id("etcd:e1"), peer, observer));
         Guarded { authority, etcd }
     }
 }

@@ -195,30 +195,54 @@ const AS_BEFORE: &str = r#"export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=https://10.77.
     etcdctl put /bazooka/apps/hello/envs/e1 '{"vars":{"MOOD":"good"},"by":"ada","at":"2026-01-01T00:00:00Z"}'
     etcdctl put /bazooka/schema "$schema""#;
 
+/// Brings etcd's members to what the page once had, as the page brings them away from it: first a member trusts both
+/// authorities,
+const TRUST_BOTH: &str = "cd /etc/bazooka/etcd
+    cat ca.pem peers.pem >both.pem
+    chown root:etcd both.pem
+    sed -i 's|/peers.pem$|/both.pem|' /etc/default/etcd
+    systemctl restart etcd
+    export ETCDCTL_API=3 ETCDCTL_CACERT=ca.pem ETCDCTL_CERT=cert.pem ETCDCTL_KEY=key.pem
+    until etcdctl --endpoints=https://127.0.0.1:2379 endpoint health; do sleep 1; done";
+
+/// then it shows the certificate that it shows to clients,
+const SHOW_OLD: &str = "cd /etc/bazooka/etcd; cp cert.pem peer-cert.pem; cp key.pem peer-key.pem";
+
+/// and then it trusts the clients' authority alone, and nothing is left of the other.
+const TRUST_OLD: &str = "cd /etc/bazooka/etcd
+    sed -i 's|/both.pem$|/ca.pem|; s|/peer-|/|' /etc/default/etcd
+    systemctl restart etcd
+    export ETCDCTL_API=3 ETCDCTL_CACERT=ca.pem ETCDCTL_CERT=cert.pem ETCDCTL_KEY=key.pem
+    until etcdctl --endpoints=https://127.0.0.1:2379 endpoint health; do sleep 1; done
+    rm both.pem peer*.pem";
+
 /// Looks at rows as etcd has them, on ops.
 const ROWS: &str = "export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=https://10.77.0.1:2379
     export ETCDCTL_CACERT=m1/rm/ca.pem ETCDCTL_CERT=m1/rm/cert.pem ETCDCTL_KEY=m1/rm/key.pem
     etcdctl get --print-value-only /bazooka/schema
     etcdctl get --print-value-only /bazooka/apps/hello/envs/e1";
 
-/// Where each part answers, with its certificate's file on ops.
-const ENDPOINTS: [(&str, &str); 9] = [
-    ("10.77.0.1:2379", "m1/etcd"),
-    ("10.77.0.2:2379", "m2/etcd"),
-    ("10.77.0.3:2379", "m3/etcd"),
-    ("10.77.0.1:8081", "m1/rm"),
-    ("10.77.0.1:8100", "m1/pm"),
-    ("10.77.0.2:8100", "m2/pm"),
-    ("10.77.0.3:8100", "m3/pm"),
-    ("10.77.0.1:8101", "m1/proxy"),
-    ("10.77.0.3:8101", "m3/proxy"),
+/// Where each part answers, with the beginning of its certificate's path on ops.
+const ENDPOINTS: [(&str, &str); 12] = [
+    ("10.77.0.1:2380", "m1/etcd/peer-"),
+    ("10.77.0.2:2380", "m2/etcd/peer-"),
+    ("10.77.0.3:2380", "m3/etcd/peer-"),
+    ("10.77.0.1:2379", "m1/etcd/"),
+    ("10.77.0.2:2379", "m2/etcd/"),
+    ("10.77.0.3:2379", "m3/etcd/"),
+    ("10.77.0.1:8081", "m1/rm/"),
+    ("10.77.0.1:8100", "m1/pm/"),
+    ("10.77.0.2:8100", "m2/pm/"),
+    ("10.77.0.3:8100", "m3/pm/"),
+    ("10.77.0.1:8101", "m1/proxy/"),
+    ("10.77.0.3:8101", "m3/proxy/"),
 ];
 
 /// Waits until each part shows the certificate that its file on ops has.
 fn until_renewed(ops: &Systemd) {
     for (endpoint, folder) in ENDPOINTS {
         let print = "openssl x509 -noout -fingerprint -sha256";
-        let wanted = ops.shell(&format!("{print} -in {folder}/cert.pem"));
+        let wanted = ops.shell(&format!("{print} -in {folder}cert.pem"));
         until(&format!("{endpoint} shows its new certificate"), SOON, || {
             let shown = format!(
                 "openssl s_client -connect {endpoint} -cert ada/cert.pem -key ada/key.pem 2>&1 </dev/null | {print}"
@@ -258,6 +282,16 @@ fn follow_the_page(make: impl FnOnce(&Path, &Path)) {
                     serving = Some(instances());
                     site.on("m2").shell("systemctl stop etcd; rm -rf /var/lib/etcd/bazooka");
                 }
+                "Peers without an authority of their own" => {
+                    let members = ["m1", "m2", "m3"];
+                    for round in [TRUST_BOTH, SHOW_OLD, TRUST_OLD] {
+                        members.iter().for_each(|member| drop(site.on(member).shell(round)));
+                    }
+                    ops.shell("rm pki/peers.pem pki/peers-key.pem");
+                    let checked = ops.run(&["bash", "-c", "bazooka check"]);
+                    let checked = String::from_utf8_lossy(&checked.stdout).into_owned();
+                    assert_eq!(checked.matches("peer-port-open").count(), 3, "{checked}");
+                }
                 "The next release" => {
                     until_renewed(ops);
                     ops.shell(AS_BEFORE);
@@ -267,7 +301,7 @@ fn follow_the_page(make: impl FnOnce(&Path, &Path)) {
         }
         site.follow(step);
     }
-    assert_eq!(sections.len(), 12, "{sections:?}");
+    assert_eq!(sections.len(), 13, "{sections:?}");
 
     let serving = serving.expect("the section is there");
     assert_eq!(serving.iter().map(BTreeSet::len).sum::<usize>(), 6, "{serving:?}");

@@ -3,7 +3,7 @@
 //! Owns how a command finds its app (from `-a`, else the git remote) and its user (from the credentials, else the login
 //! name). Commands read an app through this file, so that the error for an unknown app names the nearest app.
 
-use std::{cell::Cell, process::Stdio};
+use std::{cell::Cell, process::Stdio, sync::Arc};
 
 use jiff::Timestamp;
 use tokio::{process::Command, sync::OnceCell};
@@ -14,7 +14,7 @@ use visor::{
     names::{AppName, ProcName, ReleaseId, RevId},
     schema::{Access, Admission},
     snapshot::{AppView, Snapshot},
-    store::Keys,
+    store::{Keys, etcd::EtcdStore},
     visor::{Refusal, Visor, VisorError},
 };
 
@@ -47,6 +47,8 @@ impl Remote {
 pub struct Context {
     /// The cluster's state.
     pub visor: Visor,
+    /// The coordinator, for calls that only an etcd has. None on a model.
+    pub etcd: Option<Arc<EtcdStore>>,
     /// The user's credentials, in a cluster with identities.
     pub credentials: Option<Credentials>,
     /// True to print JSON.
@@ -63,7 +65,12 @@ impl Context {
     pub fn new(visor: Visor, credentials: Option<Credentials>, said: Option<AppName>, json: bool) -> Self {
         let who = credentials.as_ref().map_or_else(who, |credentials| credentials.identity().to_string());
         let (remote, changed) = (Remote::default(), Cell::new(false));
-        Context { visor, credentials, json, said, remote, who, changed }
+        Context { visor, etcd: None, credentials, json, said, remote, who, changed }
+    }
+
+    /// Sets the coordinator, for calls that only an etcd has.
+    pub fn with_etcd(self, etcd: Arc<EtcdStore>) -> Self {
+        Context { etcd: Some(etcd), ..self }
     }
 
     /// Sets the git remote, which keeps git's answer if git was asked already.

@@ -100,10 +100,11 @@ impl Invocation {
         let follows = kind == CommandKind::Follows;
         let visor = match kind {
             CommandKind::Changes(audited) => self.audited(&cluster, &remote, audited).await,
-            CommandKind::Local { .. } | CommandKind::Shows | CommandKind::Follows => cluster.visor,
+            CommandKind::Local { .. } | CommandKind::Shows | CommandKind::Follows => cluster.visor.clone(),
         };
-        let context =
-            Context::new(visor, cluster.credentials, self.app.clone(), self.json).with_remote(remote);
+        let context = Context::new(visor, cluster.credentials, self.app.clone(), self.json)
+            .with_etcd(cluster.etcd)
+            .with_remote(remote);
         tokio::select! {
             done = work(&context) => done,
             interrupted = tokio::signal::ctrl_c() => {

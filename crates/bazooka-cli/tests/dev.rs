@@ -103,6 +103,16 @@ impl Dev {
             .collect()
     }
 
+    /// Whoever speaks to etcd's peer port writes any key: it is no port, but a socket where nobody else may look.
+    fn has_no_peer_port(&self) {
+        let etcd = u32::try_from(self.process("etcd --name")).expect("a process id");
+        let client = format!("127.0.0.1:{}", self.ports[0]).parse().expect("an address");
+        assert_eq!(visor::testing::listeners(etcd), [client]);
+        let folder = fs::metadata(self.state().join("etcd-peer")).expect("it is there");
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&folder.permissions()) & 0o777, 0o700);
+        assert!(self.state().join("etcd-peer/peer:0").exists());
+    }
+
     fn process(&self, word: &str) -> i32 {
         let all = self.processes();
         let found = all.iter().find(|(_, command)| command.contains(word));
@@ -244,6 +254,7 @@ fn a_cluster_comes_up_runs_an_app_mends_itself_and_leaves_nothing_behind() {
     assert!(dev.bazooka(&["scale", "web=2", "job=1"]).contains("0 -> 2 .."));
     assert_eq!(dev.page(), Ok("hello\n".into()));
     dev.is_reached_by_this_machine_alone();
+    dev.has_no_peer_port();
 
     // Each daemon dies once, all at the same time: the app answers on, and what comes next works.
     for word in ["etcd --name", "bazooka-rm ", "converge --name", "--host host1", "bazooka-proxy "] {

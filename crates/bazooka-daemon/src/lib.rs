@@ -49,7 +49,7 @@ use std::error::Error;
 #[cfg(feature = "endpoint")]
 pub use callers::{Callers, CallsFrom};
 #[cfg(feature = "client")]
-pub use client::http_client;
+pub use client::{http_client, probing_client};
 pub use cluster::{Cluster, ClusterError, CoordinatorArgs, IdentityArgs, OtherIdentity};
 #[cfg(feature = "endpoint")]
 pub use endpoint::{ListenError, Metrics, Serving, common_routes, listen, refused};

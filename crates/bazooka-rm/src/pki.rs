@@ -1,8 +1,9 @@
-//! `bazooka-rm pki`: the cluster's certificate authority, and the certificates that identify its members.
+//! `bazooka-rm pki`: the cluster's certificate authorities, and the certificates that identify its members.
 //!
-//! Owns the authority's files and the certificates' contents. The authority's key has no other use: it belongs on a
-//! machine of the operator's, and never on one that serves. Keys use P-256, which etcd, HAProxy, git and browsers all
-//! accept.
+//! Owns the authorities' files and the certificates' contents. One authority is for callers and what they call; the
+//! other is for the connections between etcd's members, because whoever etcd takes for a member writes any key. The
+//! authorities' keys have no other use: they belong on a machine of the operator's, and never on one that serves. Keys
+//! use P-256, which etcd, HAProxy, git and browsers all accept.
 
 use std::{
     fs, io,
@@ -35,6 +36,17 @@ pub enum PkiError {
         .0.display()
     )]
     AuthorityExists(PathBuf),
+    #[error(
+        "there is an authority of etcd's peers in {} already; with a new one, etcd's members would refuse each other",
+        .0.display()
+    )]
+    PeersExist(PathBuf),
+    #[error(
+        "{} has no authority of etcd's peers, and a member of etcd takes a certificate of it; \
+         `bazooka-rm pki init-peers {}` makes one",
+        .0.display(), .0.display()
+    )]
+    NoPeers(PathBuf),
     #[error("can't make {}", path.display())]
     Folder { path: PathBuf, source: io::Error },
     #[error("can't make a key")]
@@ -70,9 +82,17 @@ type Result<T, E = PkiError> = std::result::Result<T, E>;
 /// `bazooka-rm pki`: make an authority, and identities of it
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum PkiCommand {
-    /// Make a certificate authority
+    /// Make a certificate authority, and another one for the connections between etcd's members
     Init {
-        /// A folder for it, new or empty; its key stays there
+        /// A folder for both, new or empty; their keys stay there
+        folder: PathBuf,
+        /// How long they hold
+        #[arg(long, default_value_t = 3650, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Make the authority for the connections between etcd's members, for an authority that was made without it
+    InitPeers {
+        /// The authority's folder
         folder: PathBuf,
         /// How long it holds
         #[arg(long, default_value_t = 3650, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
@@ -85,7 +105,7 @@ pub enum PkiCommand {
         /// The authority's folder
         #[arg(long, value_name = "FOLDER")]
         pki: PathBuf,
-        /// Where to put ca.pem, cert.pem and key.pem
+        /// Where to put ca.pem, cert.pem and key.pem; for a member of etcd also peers.pem, peer-cert.pem and peer-key.pem
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
         /// The addresses and host names at which a daemon is reached
@@ -129,7 +149,14 @@ pub fn run(command: PkiCommand) -> Result<String> {
         PkiCommand::Init { folder, days } => {
             Authority::create(&folder, now, days)?;
             Ok(format!(
-                "an authority is in {}; keep its key from every machine that serves\n",
+                "an authority is in {}; keep its keys from every machine that serves\n",
+                folder.display()
+            ))
+        }
+        PkiCommand::InitPeers { folder, days } => {
+            Authority::add_peers(&folder, now, days)?;
+            Ok(format!(
+                "an authority of etcd's peers is in {}; keep its key from every machine that serves\n",
                 folder.display()
             ))
         }
@@ -145,53 +172,66 @@ pub fn run(command: PkiCommand) -> Result<String> {
     }
 }
 
-/// A cluster's certificate authority.
+/// A cluster's certificate authority, and that of its etcd's peers.
 pub struct Authority {
+    folder: PathBuf,
+    cluster: Signer,
+    /// None in a folder of a release that had none.
+    peers: Option<Signer>,
+}
+
+/// One authority: what it vouches with.
+struct Signer {
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A new identity: certificate and key.
+/// A new identity. A member of etcd has two: what it shows clients, and what it shows its peers.
 pub struct Issued {
-    authority_pem: String,
-    certificate_pem: String,
-    key_pem: String,
-    /// When the certificate expires.
+    own: Signed,
+    peer: Option<Signed>,
+    /// When the certificates expire.
     pub not_after: Timestamp,
 }
 
-const CERTIFICATE: &str = "ca.pem";
-const KEY: &str = "ca-key.pem";
+/// A certificate with its key, and the authority that vouches for it.
+struct Signed {
+    authority_pem: String,
+    certificate_pem: String,
+    key_pem: String,
+}
 
-impl Authority {
-    /// Makes an authority in a folder that has none.
-    ///
-    /// # Errors
-    /// If there is one, or it can't be written.
-    pub fn create(folder: &Path, now: Timestamp, days: u32) -> Result<Authority> {
-        let at = |name: &str| folder.join(name);
-        if at(CERTIFICATE).exists() || at(KEY).exists() {
-            return Err(PkiError::AuthorityExists(folder.to_owned()));
-        }
-        make_folder(folder)?;
+/// The file names of one authority, and the name in its certificate.
+struct AuthorityFiles {
+    certificate: &'static str,
+    key: &'static str,
+    subject: &'static str,
+}
+
+const CLUSTER: AuthorityFiles =
+    AuthorityFiles { certificate: "ca.pem", key: "ca-key.pem", subject: "bazooka cluster" };
+const PEERS: AuthorityFiles =
+    AuthorityFiles { certificate: "peers.pem", key: "peers-key.pem", subject: "bazooka etcd peers" };
+
+impl AuthorityFiles {
+    fn exist(&self, folder: &Path) -> bool {
+        [self.certificate, self.key].iter().any(|name| folder.join(name).exists())
+    }
+
+    fn create(&self, folder: &Path, now: Timestamp, days: u32) -> Result<()> {
         let key = KeyPair::generate().map_err(PkiError::Key)?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = named("bazooka cluster");
+        params.distinguished_name = named(self.subject);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         (params.not_before, params.not_after, _) = validity(now, days)?;
         let made = params.self_signed(&key).map_err(PkiError::Certificate)?;
         // The key is written first: without its certificate it is of no use to anyone.
-        write(&at(KEY), key.serialize_pem().as_bytes(), 0o600)?;
-        write(&at(CERTIFICATE), made.pem().as_bytes(), 0o644)?;
-        Authority::open(folder)
+        write(&folder.join(self.key), key.serialize_pem().as_bytes(), 0o600)?;
+        write(&folder.join(self.certificate), made.pem().as_bytes(), 0o644)
     }
 
-    /// Opens the authority of a folder.
-    ///
-    /// # Errors
-    /// If there is none, or its files are invalid.
-    pub fn open(folder: &Path) -> Result<Authority> {
+    fn open(&self, folder: &Path) -> Result<Signer> {
         let read = |name: &str| {
             let path = folder.join(name);
             fs::read_to_string(&path).map_err(|error| PkiError::NoAuthority {
@@ -200,21 +240,59 @@ impl Authority {
                 error,
             })
         };
-        let (certificate_pem, key) = (read(CERTIFICATE)?, read(KEY)?);
+        let (certificate_pem, key) = (read(self.certificate)?, read(self.key)?);
         let invalid = |name: &str, source| PkiError::Invalid { path: folder.join(name), source };
-        let key = KeyPair::from_pem(&key).map_err(|error| invalid(KEY, error))?;
-        let issuer =
-            Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|error| invalid(CERTIFICATE, error))?;
-        Ok(Authority { certificate_pem, issuer })
+        let key = KeyPair::from_pem(&key).map_err(|error| invalid(self.key, error))?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)
+            .map_err(|error| invalid(self.certificate, error))?;
+        Ok(Signer { certificate_pem, issuer })
     }
+}
 
-    /// Makes an identity with a new key.
+impl Authority {
+    /// Makes both authorities in a folder that has none.
     ///
     /// # Errors
-    /// If a daemon has no address, or a person has one.
+    /// If there is one, or it can't be written.
+    pub fn create(folder: &Path, now: Timestamp, days: u32) -> Result<Authority> {
+        if CLUSTER.exist(folder) || PEERS.exist(folder) {
+            return Err(PkiError::AuthorityExists(folder.to_owned()));
+        }
+        make_folder(folder)?;
+        CLUSTER.create(folder, now, days)?;
+        PEERS.create(folder, now, days)?;
+        Authority::open(folder)
+    }
+
+    /// Makes the authority of etcd's peers in the folder of an authority that was made without it.
+    ///
+    /// # Errors
+    /// If there is no authority, if there is one of peers, or it can't be written.
+    pub fn add_peers(folder: &Path, now: Timestamp, days: u32) -> Result<Authority> {
+        CLUSTER.open(folder)?;
+        if PEERS.exist(folder) {
+            return Err(PkiError::PeersExist(folder.to_owned()));
+        }
+        PEERS.create(folder, now, days)?;
+        Authority::open(folder)
+    }
+
+    /// Opens the authorities of a folder.
+    ///
+    /// # Errors
+    /// If there is no authority of the cluster, or files are invalid.
+    pub fn open(folder: &Path) -> Result<Authority> {
+        let cluster = CLUSTER.open(folder)?;
+        let peers = PEERS.exist(folder).then(|| PEERS.open(folder)).transpose()?;
+        Ok(Authority { folder: folder.to_owned(), cluster, peers })
+    }
+
+    /// Makes an identity with a new key; for a member of etcd two, of which the other authority vouches for one.
+    ///
+    /// # Errors
+    /// If a daemon has no address, or a person has one; if a member of etcd has no authority of peers.
     pub fn issue(&self, who: &Identity, addresses: &[Address], now: Timestamp, days: u32) -> Result<Issued> {
-        let name = who.to_string();
-        if name.len() > MAX_COMMON_NAME {
+        if who.to_string().len() > MAX_COMMON_NAME {
             return Err(PkiError::NameTooLong(who.clone()));
         }
         let serves = !matches!(who, Identity::User(_) | Identity::Daemon(Kind::Monitor, _));
@@ -223,9 +301,30 @@ impl Authority {
             (false, false) => return Err(PkiError::NeedlessAddress(who.clone())),
             _ => {}
         }
+        let (own, not_after) = self.cluster.sign(who, addresses, serves, now, days)?;
+        let peer = match (who, &self.peers) {
+            (Identity::Daemon(Kind::Etcd, _), Some(peers)) => {
+                Some(peers.sign(who, addresses, serves, now, days)?.0)
+            }
+            (Identity::Daemon(Kind::Etcd, _), None) => return Err(PkiError::NoPeers(self.folder.clone())),
+            _ => None,
+        };
+        Ok(Issued { own, peer, not_after })
+    }
+}
+
+impl Signer {
+    fn sign(
+        &self,
+        who: &Identity,
+        addresses: &[Address],
+        serves: bool,
+        now: Timestamp,
+        days: u32,
+    ) -> Result<(Signed, Timestamp)> {
         let key = KeyPair::generate().map_err(PkiError::Key)?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = named(&name);
+        params.distinguished_name = named(&who.to_string());
         params.subject_alt_names = addresses.iter().map(alternative).collect::<Result<_, _>>()?;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -234,12 +333,12 @@ impl Authority {
         let not_after;
         (params.not_before, params.not_after, not_after) = validity(now, days)?;
         let made = params.signed_by(&key, &self.issuer).map_err(PkiError::Certificate)?;
-        Ok(Issued {
+        let signed = Signed {
             authority_pem: self.certificate_pem.clone(),
             certificate_pem: made.pem(),
             key_pem: key.serialize_pem(),
-            not_after,
-        })
+        };
+        Ok((signed, not_after))
     }
 }
 
@@ -251,9 +350,19 @@ impl Issued {
     /// If they can't be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         make_folder(folder)?;
-        write(&folder.join("key.pem"), self.key_pem.as_bytes(), 0o600)?;
-        write(&folder.join("cert.pem"), self.certificate_pem.as_bytes(), 0o644)?;
-        write(&folder.join("ca.pem"), self.authority_pem.as_bytes(), 0o644)
+        self.own.write(folder, ["key.pem", "cert.pem", "ca.pem"])?;
+        match &self.peer {
+            Some(peer) => peer.write(folder, ["peer-key.pem", "peer-cert.pem", "peers.pem"]),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Signed {
+    fn write(&self, folder: &Path, [key, certificate, authority]: [&str; 3]) -> Result<()> {
+        write(&folder.join(key), self.key_pem.as_bytes(), 0o600)?;
+        write(&folder.join(certificate), self.certificate_pem.as_bytes(), 0o644)?;
+        write(&folder.join(authority), self.authority_pem.as_bytes(), 0o644)
     }
 }
 

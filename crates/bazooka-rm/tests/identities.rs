@@ -112,6 +112,56 @@ fn the_authority_makes_nothing_that_is_wrong() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
+#[test]
+fn a_member_of_etcd_has_a_second_certificate_that_no_caller_has() {
+    let rig = Rig::new();
+    let at = |path: &str| rig.dir.path().join(path);
+    rig.issue("etcd:e1", "e1", 0, 1);
+    rig.issue("ada", "ada", 0, 1);
+    let read = |path: &str| std::fs::read(at(path)).expect("it is there");
+    assert_eq!(read("e1/ca.pem"), read("ada/ca.pem"));
+    assert_eq!(read("e1/peers.pem"), read("pki/peers.pem"));
+    assert_ne!(read("e1/peers.pem"), read("e1/ca.pem"));
+    for caller in ["ada/peers.pem", "ada/peer-cert.pem", "ada/peer-key.pem"] {
+        assert!(!at(caller).exists(), "{caller}");
+    }
+    for key in ["e1/peer-key.pem", "pki/peers-key.pem"] {
+        let metadata = std::fs::metadata(at(key)).expect("there");
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777, 0o600, "{key}");
+    }
+    // As folders of their own: each certificate is of its own authority, and of no other.
+    for (folder, authority, holds) in [("by-peers", "peers.pem", true), ("by-cluster", "ca.pem", false)] {
+        std::fs::create_dir(at(folder)).expect("made");
+        for (from, to) in [("peer-cert.pem", "cert.pem"), ("peer-key.pem", "key.pem"), (authority, "ca.pem")]
+        {
+            std::fs::copy(at("e1").join(from), at(folder).join(to)).expect("copied");
+        }
+        assert_eq!(rig.open(folder).is_ok(), holds, "{folder}");
+    }
+}
+
+#[test]
+fn an_authority_without_peers_gets_them_once() {
+    let rig = Rig::new();
+    let pki = rig.dir.path().join("pki");
+    let now = Timestamp::now();
+    for name in ["peers.pem", "peers-key.pem"] {
+        std::fs::remove_file(pki.join(name)).expect("removed");
+    }
+    let before = std::fs::read(pki.join("ca.pem")).expect("there");
+    let old = Authority::open(&pki).expect("it is an authority all the same");
+    let error = old.issue(&who("etcd:e1"), &loopback(), now, 1).err().expect("there is none to issue it");
+    assert!(error.to_string().contains("bazooka-rm pki init-peers"), "{error}");
+    old.issue(&who("pm:h1"), &loopback(), now, 1).expect("others need none");
+    let new = Authority::add_peers(&pki, now, 30).expect("made");
+    new.issue(&who("etcd:e1"), &loopback(), now, 1).expect("issued");
+    assert_eq!(std::fs::read(pki.join("ca.pem")).expect("there"), before);
+    let again = Authority::add_peers(&pki, now, 30).err().expect("there is one");
+    assert!(again.to_string().contains("already"), "{again}");
+    let nothing = Authority::add_peers(&rig.dir.path().join("none"), now, 30).err().expect("no authority");
+    assert!(nothing.to_string().contains("bazooka-rm pki init"), "{nothing}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_renewed_certificate_is_taken_and_what_is_wrong_is_not() {
     let rig = Rig::new();

@@ -1,6 +1,9 @@
 //! `bazooka check`: checks that the coordinator's rows are consistent; with `--repair`, repairs what can be repaired.
 //!
-//! It exits with 1 while findings remain, so that a timer can react. `visor::check` has the rules.
+//! It exits with 1 while findings remain, so that a timer can react. `visor::check` has the rules about rows; `peers`
+//! tries whether etcd takes the caller for one of its members.
+
+mod peers;
 
 use std::time::Duration;
 
@@ -11,6 +14,7 @@ use visor::{
     visor::Committed,
 };
 
+use self::peers::PeerPorts;
 use crate::{
     command::{Audited, CommandKind, lists_unless},
     context::Context,
@@ -42,6 +46,8 @@ struct Answer {
     findings: Vec<Finding>,
     /// Keys that this version doesn't know. They aren't findings, because a newer version may use them.
     unknown_keys: Vec<String>,
+    /// The ports at which etcd's members reach each other.
+    peer_ports: PeerPorts,
 }
 
 /// Checks, and repairs with `--repair`.
@@ -50,11 +56,15 @@ struct Answer {
 /// Remaining findings; the store's.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let Args { repair } = args;
-    let mut answer = look(context).await?;
+    let (rows, peer_ports) = tokio::join!(look(context), peers::tried(context));
+    let (mut stock, mut findings) = rows?;
     if repair {
-        mend(context, &answer.findings).await?;
-        answer = look(context).await?;
+        mend(context, &findings).await?;
+        (stock, findings) = look(context).await?;
     }
+    findings.extend(peer_ports.findings());
+    let (revision, unknown_keys) = (stock.snapshot.revision, stock.unknown);
+    let answer = Answer { revision, findings, unknown_keys, peer_ports };
     let left = answer.findings.len();
     let mendable = answer.findings.iter().any(|finding| finding.mendable);
     if context.json {
@@ -73,10 +83,10 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     })
 }
 
-async fn look(context: &Context) -> Result<Answer> {
+async fn look(context: &Context) -> Result<(Stock, Vec<Finding>)> {
     let stock = context.visor.stock().await?;
     let found = findings(&stock.snapshot);
-    let (stock, findings): (Stock, Vec<Finding>) = match found.iter().any(|finding| finding.passing) {
+    Ok(match found.iter().any(|finding| finding.passing) {
         false => (stock, found),
         true => {
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -84,8 +94,7 @@ async fn look(context: &Context) -> Result<Answer> {
             let left = lasting(&found, findings(&again.snapshot));
             (again, left)
         }
-    };
-    Ok(Answer { revision: stock.snapshot.revision, findings, unknown_keys: stock.unknown })
+    })
 }
 
 /// Repairs the findings that can be repaired, each in a transaction, and prints the result of each.
@@ -117,6 +126,7 @@ fn show(answer: &Answer, repaired: bool) {
     } else {
         say(&format!("all is as it should be, at revision {}", answer.revision));
     }
+    answer.peer_ports.untried().iter().for_each(|words| say(words));
     if !answer.unknown_keys.is_empty() {
         let some: Vec<&str> = answer.unknown_keys.iter().take(5).map(String::as_str).collect();
         say(&format!(

@@ -10,6 +10,7 @@
 
 mod endpoints;
 mod failure;
+mod members;
 mod users;
 mod watch;
 mod wire;
@@ -27,6 +28,7 @@ use tokio::time::{Instant, timeout};
 use super::{Keys, LeaseId, Op, Page, Result, Revision, Store, StoreError, Txn, TxnReply, Watch};
 use endpoints::{Connection, Endpoints};
 use failure::{Asked, Failure, chain};
+pub use members::EtcdMember;
 pub use users::holes_closed_in;
 use watch::EtcdWatch;
 use wire::Wire;

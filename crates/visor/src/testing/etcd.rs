@@ -108,12 +108,22 @@ impl Etcd {
     /// Starts an etcd that speaks TLS with the identity in a folder.
     ///
     /// The folder has `ca.pem`, `cert.pem` and `key.pem`, for 127.0.0.1; only certificates of that authority are
-    /// accepted. `observer` is the identity with which this code asks it.
+    /// accepted. It also has `peers.pem`, `peer-cert.pem` and `peer-key.pem`, with which the etcd listens for peers at
+    /// `peer`. `observer` is the identity with which this code asks it.
     ///
     /// # Panics
     /// As [`Etcd::start`].
-    pub async fn start_tls(identity: &Path, observer: Credentials) -> Self {
-        let mut member = Member::new("default", alone(&[]));
+    pub async fn start_tls(identity: &Path, peer: SocketAddrV4, observer: Credentials) -> Self {
+        let file = |flag: &str, name: &str| format!("--peer-{flag}={}", identity.join(name).display());
+        let peers_tls = [
+            file("cert-file", "peer-cert.pem"),
+            file("key-file", "peer-key.pem"),
+            file("trusted-ca-file", "peers.pem"),
+            "--peer-client-cert-auth".to_owned(),
+        ];
+        let mut arguments = alone_at(&format!("https://{peer}"));
+        arguments.extend(peers_tls);
+        let mut member = Member::new("default", arguments);
         member.tls = Some((identity.to_owned(), observer));
         member.start();
         member.wait_until_it_answers().await;
@@ -305,14 +315,18 @@ impl EtcdCluster {
 /// Returns the arguments of an etcd without peers, and more.
 fn alone(more: &[&str]) -> Vec<String> {
     // Port 0: the kernel chooses. No peer will call there.
-    let peer = "http://127.0.0.2:0";
-    let mut arguments = vec![
+    let mut arguments = alone_at("http://127.0.0.2:0");
+    arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+    arguments
+}
+
+/// Returns the arguments of an etcd without peers that listens for them at a URL.
+fn alone_at(peer: &str) -> Vec<String> {
+    vec![
         format!("--listen-peer-urls={peer}"),
         format!("--initial-advertise-peer-urls={peer}"),
         format!("--initial-cluster=default={peer}"),
-    ];
-    arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
-    arguments
+    ]
 }
 
 impl Member {

@@ -132,6 +132,8 @@ pub struct Part {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
+    /// Its working folder, which nobody else may enter; made if it isn't there.
+    pub folder: Option<PathBuf>,
     /// The address of its endpoint.
     pub endpoint: Endpoint,
     /// The time that it may take to stop.
@@ -147,6 +149,7 @@ pub fn of(args: &Args, state: &Path, programs: &Programs, apart: Apart) -> Vec<P
         kind,
         program: program.to_owned(),
         args: words.into_iter().chain(["--coordinator".into(), coordinator.clone().into()]).collect(),
+        folder: None,
         endpoint,
         stop_within: if kind == Kind::Host { AFTER_INSTANCES } else { SOON },
     };
@@ -190,8 +193,9 @@ pub fn of(args: &Args, state: &Path, programs: &Programs, apart: Apart) -> Vec<P
 }
 
 fn etcd(client: &str, state: &Path, programs: &Programs) -> Part {
-    // This etcd has no peers. With port 0 the kernel chooses a port, and nothing ever connects to it.
-    let peer = "http://127.0.0.1:0";
+    // This etcd has no peers, and must listen for them all the same. Whoever reaches its peer port writes any key, so
+    // the port is a Unix socket, `peer:0`, in a folder of its own. etcd takes no path in such a URL.
+    let peer = "unix://peer:0";
     let mut data = OsString::from("--data-dir=");
     data.push(state.join("etcd"));
     let words = [
@@ -213,6 +217,7 @@ fn etcd(client: &str, state: &Path, programs: &Programs) -> Part {
         kind: Kind::Etcd,
         program: programs.etcd.clone(),
         args: words.into_iter().map(OsString::from).chain([data]).collect(),
+        folder: Some(state.join("etcd-peer")),
         endpoint: Endpoint::None,
         stop_within: SOON,
     }

@@ -10,9 +10,10 @@
 use std::{
     collections::BTreeSet,
     convert::Infallible,
-    fs::File,
+    fs::{DirBuilder, File},
     io::{Read, Seek, SeekFrom},
     net::{SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Mutex, MutexGuard},
@@ -258,7 +259,12 @@ impl Keeping {
         // The running program itself, even if its file has been replaced.
         let mut command = Command::new("/proc/self/exe");
         command.args(["child", "--of", &std::process::id().to_string(), "--"]);
-        command.arg(&self.part.program).args(&self.part.args);
+        // Absolute, because the part may have another working folder.
+        command.arg(std::path::absolute(&self.part.program)?).args(&self.part.args);
+        if let Some(folder) = &self.part.folder {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            command.current_dir(folder);
+        }
         if let (Endpoint::On(_), Some(at)) = (self.part.endpoint, endpoint) {
             command.args(["--listen", &at.to_string()]);
         }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use etcd_client::{
-    AuthClient, Channel, Client, ConnectOptions, KvClient, LeaseClient, MaintenanceClient, WatchClient,
+    AuthClient, Channel, Client, ClusterClient, ConnectOptions, KvClient, LeaseClient, MaintenanceClient,
+    WatchClient,
 };
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
@@ -45,6 +46,7 @@ pub(super) struct Connection {
     pub(super) watch: WatchClient,
     pub(super) lease: LeaseClient,
     pub(super) auth: AuthClient,
+    pub(super) cluster: ClusterClient,
     pub(super) maintenance: MaintenanceClient,
     /// Tells a connection from the one made after it.
     pub(super) generation: u64,
@@ -207,6 +209,7 @@ async fn open(
         watch: client.watch_client().max_decoding_message_size(MESSAGE_BYTES),
         lease: client.lease_client(),
         auth: client.auth_client(),
+        cluster: client.cluster_client(),
         maintenance: client.maintenance_client(),
         generation,
     })
