@@ -25,6 +25,7 @@ fn a_developer_goes_from_init_to_rollback_and_is_asked_for_nothing() {
     repo.bazooka(&["scale", "-n", "2", "web"]).ok();
     cluster.answers("goto-rocket");
     repo.bazooka(&["config", "set", "MOOD=good"]).ok();
+    repo.bazooka(&["config"]).ok();
     repo.bazooka(&["restart", "web"]).ok();
     repo.bazooka(&["procs", "set", "web", "--memory", "256M"]).ok();
     assert!(repo.bazooka(&["logs"]).ok().stdout.contains("web"), "its output is shown");
@@ -55,6 +56,8 @@ fn a_developer_goes_from_init_to_rollback_and_is_asked_for_nothing() {
     has("ada", "ada", "scale -n 2 web");
     has("ada", "ada", "config set MOOD");
     has("ada", "ada", "rollback");
+    // A look at config vars stands there as well.
+    has("ada", "rm:rm1", "config read e");
     assert!(!audit.contains("good"), "a value stands in the audit: {audit}");
     assert!(!entries.iter().any(|entry| entry["what"] == "ps -l"), "{audit}");
     let whoami = repo.bazooka(&["whoami"]).ok().stdout;
@@ -69,6 +72,18 @@ fn a_developer_goes_from_init_to_rollback_and_is_asked_for_nothing() {
     let refused = repo.bazooka(&["logs"]).exits(4);
     assert!(refused.stderr.contains("access grant"), "{}", refused.stderr);
     repo.bazooka(&["config"]).exits(4);
+    // Whoever is refused stands in the audit too, and the rm's own journal has all of it.
+    until("the refusal stands in the audit", SOON, || {
+        let audit = operator.bazooka(&["audit", "--json", "-a", "goto-rocket"]).ok().stdout;
+        if audit.contains("refused: GET /goto-rocket.git/info/refs") { Ok(()) } else { Err(audit) }
+    });
+    until("the journal has all of it", SOON, || {
+        let journal = cluster.folder("rm/audit/000000000001.jsonl");
+        let journal = fs::read_to_string(journal).map_err(|error| error.to_string())?;
+        let has = ["\"init\"", "scale -n 2 web", "config read e", "refused: GET"]
+            .map(|said| journal.contains(said));
+        if has == [true; 4] { Ok(()) } else { Err(format!("{has:?}: {journal}")) }
+    });
     operator.bazooka(&["access", "grant", "ada", "goto-rocket"]).ok();
     repo.bazooka(&["scale", "-n", "1", "web"]).ok();
     repo.bazooka(&["destroy", "--confirm", "goto-rocket"]).ok();

@@ -138,7 +138,8 @@ impl Invocation {
         };
         let from =
             nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let entry = AuditEntry { what, app, by: None, from, at: jiff::Timestamp::now(), extra: Extra::new() };
+        let at = jiff::Timestamp::now();
+        let entry = AuditEntry { what, app, by: None, from, kind: None, at, extra: Extra::new() };
         let who = cluster.credentials.as_ref().map(Credentials::identity);
         // Without identities, the system's login name, or `someone` if that isn't a valid name here.
         let who = who.or_else(|| context::who().parse().ok());

@@ -1,13 +1,17 @@
-//! The audit: who asked for which change, and the loop that keeps the record bounded.
+//! The audit: who asked for which change, what was read and refused, and what keeps the record bounded.
 
-use std::{net::SocketAddr, time::Duration};
+pub mod journal;
+pub mod refusals;
 
-use tokio::time::sleep;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{sync::Notify, time::sleep};
 use visor::{
     identity::{Identity, Kind},
     names::{AppName, HostName},
     schema::{AuditEntry, Extra},
-    visor::Visor,
+    transitions::audit::AuditBounds,
+    visor::{Result, Visor},
 };
 
 use crate::sources::Sources;
@@ -26,11 +30,38 @@ pub struct Auditor {
 impl Auditor {
     /// Returns the coordinator's rows for a caller's request, which is recorded in the audit.
     pub fn visor(&self, by: String, from: Option<SocketAddr>, what: String, app: Option<&AppName>) -> Visor {
+        self.recording(None, by, from, what, app)
+    }
+
+    /// Records a request that changes nothing, such as [`AuditEntry::READ`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn note(
+        &self,
+        kind: &'static str,
+        by: String,
+        from: Option<SocketAddr>,
+        what: String,
+        app: Option<&AppName>,
+    ) -> Result<()> {
+        self.recording(Some(kind), by, from, what, app).note().await
+    }
+
+    fn recording(
+        &self,
+        kind: Option<&'static str>,
+        by: String,
+        from: Option<SocketAddr>,
+        what: String,
+        app: Option<&AppName>,
+    ) -> Visor {
         let entry = AuditEntry {
             what,
             app: app.cloned(),
             by: Some(by),
             from: from.map(|from| from.ip().to_string()).unwrap_or_default(),
+            kind: kind.map(str::to_owned),
             at: self.sources.now(),
             extra: Extra::new(),
         };
@@ -38,20 +69,25 @@ impl Auditor {
     }
 }
 
-/// The number of entries kept, which take some hundred kilobytes.
-pub const KEPT: usize = 2000;
-
-/// The pause between two checks.
+/// The pause between two checks, unless many entries come.
 const EVERY: Duration = Duration::from_secs(600);
 
-/// Deletes old entries, without end. Several rms may do this at the same time.
-pub async fn keep(visor: Visor) {
+/// The shortest pause between two checks.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Deletes entries beyond the bounds, without end; sooner when `many` is told. Several rms may do this at the same time.
+pub async fn keep(visor: Visor, sources: Sources, many: Arc<Notify>) {
+    let bounds = AuditBounds::default();
     loop {
-        match visor.trim_audit(KEPT).await {
+        match visor.trim_audit(bounds, sources.now()).await {
             Ok(0) => {}
-            Ok(gone) => tracing::info!(gone, kept = KEPT, "old entries of the audit taken away"),
+            Ok(gone) => tracing::info!(gone, "old entries of the audit taken away"),
             Err(error) => tracing::warn!(error = %error, "the audit can't be trimmed; trying again later"),
         }
-        sleep(EVERY).await;
+        sleep(SOON).await;
+        tokio::select! {
+            () = sleep(EVERY) => {}
+            () = many.notified() => {}
+        }
     }
 }

@@ -13,7 +13,7 @@ use bazooka_daemon::{
     supervisor::{Pulse, announce},
 };
 use prometheus_client::registry::Registry;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use visor::{
     access::Rows,
@@ -30,7 +30,7 @@ use visor::{
 use crate::{
     access::{self, InForce},
     apps::{Apps, Following},
-    audit::{self, Auditor},
+    audit::{self, Auditor, journal::JournalKeeper, refusals::Refusals},
     build::isolation::{BuildOptions, Builds},
     endpoint::{self, envs::Envs, git::GitService, slugs::SlugService},
     hooks::{self, HookCalls},
@@ -82,6 +82,15 @@ pub struct RmArgs {
     /// The base of the URL that is pushed to, where that isn't this rm's own: that of bazooka-proxy's --git
     #[arg(long, env = "BAZOOKA_GIT_URL", value_name = "URL")]
     pub git_url: Option<String>,
+    /// How much of the audit this rm keeps in its state folder, in bytes; then the oldest goes
+    #[arg(
+        long,
+        env = "BAZOOKA_AUDIT_JOURNAL",
+        value_name = "BYTES",
+        default_value_t = 256 << 20,
+        value_parser = clap::value_parser!(u64).range(1 << 20..)
+    )]
+    pub audit_journal: u64,
     /// SSH.
     #[command(flatten)]
     pub ssh: SshArgs,
@@ -126,8 +135,9 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let keeper = LeaseKeeper::start(ground.cluster.visor.store().clone(), LeaseTiming::default());
     let mut loops = Loops::default();
     listen_for_git(&args.ssh, &ground, &handles, &mut loops)?;
-    let routes =
-        endpoint::routes(handles.endpoint(&ground), readiness.clone(), Arc::new(Mutex::new(registry)));
+    let (refusals, refusal_writer) = Refusals::new(handles.auditor.clone());
+    let parts = handles.endpoint(&ground, refusals);
+    let routes = endpoint::routes(parts, readiness.clone(), Arc::new(Mutex::new(registry)));
     // A token of its own, so that the end of a loop also ends the endpoint.
     let ending = shutdown.child_token();
     let mut serving = Serving::start(listener, routes, &ground.cluster, ending.clone());
@@ -143,6 +153,8 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         ground.cluster.warn_of_old_coordinator().await;
         loops.spawn_endless("the watch of the apps", following.run());
         work(&ground, &handles, says, settled, &mut loops);
+        keep_audit(&ground, &handles, args.audit_journal, &mut loops);
+        loops.spawn_endless("the writer of refusals", refusal_writer.run());
         let presence = Presence {
             visor: ground.cluster.visor.clone(),
             own: ground.own.clone(),
@@ -319,10 +331,11 @@ impl Handles {
     }
 
     /// Returns the parts that the endpoint serves.
-    fn endpoint(&self, ground: &Ground) -> endpoint::Parts {
+    fn endpoint(&self, ground: &Ground, refusals: Refusals) -> endpoint::Parts {
         let cluster = ground.cluster.clone();
         endpoint::Parts {
             auditor: self.auditor.clone(),
+            refusals,
             in_force: self.in_force.clone(),
             git: self.git(&cluster),
             slugs: SlugService {
@@ -330,7 +343,12 @@ impl Handles {
                 slugs: self.slugs.clone(),
                 metrics: self.metrics.clone(),
             },
-            envs: Envs { cluster: cluster.clone(), ring: ground.ring.clone(), ask: self.ask.clone() },
+            envs: Envs {
+                cluster: cluster.clone(),
+                auditor: self.auditor.clone(),
+                ring: ground.ring.clone(),
+                ask: self.ask.clone(),
+            },
             errands: self.errands.clone(),
             cluster,
         }
@@ -405,13 +423,27 @@ fn work(
             mender.run().await;
         }
     });
-    loops.spawn_endless("the trimming of the audit", audit::keep(visor));
     if ground.cluster.credentials.is_some() {
         let granting = access::run(ground.cluster.clone(), ground.prefix.clone(), apps, says);
         loops.spawn_endless("the keeper of etcd's users", granting);
     }
     loops.spawn_endless("the keeper of the repositories", repositories.run(settle));
     loops.spawn_endless("the wrapping of config vars", wrapping.run());
+}
+
+/// Starts the loops that keep the audit: its journal here, and its bounds in the coordinator.
+fn keep_audit(ground: &Ground, handles: &Handles, most_bytes: u64, loops: &mut Loops) {
+    let (visor, many) = (ground.cluster.visor.clone(), Arc::<Notify>::default());
+    let sources = handles.auditor.sources.clone();
+    let journal = JournalKeeper {
+        store: visor.store().clone(),
+        folder: ground.layout.audit(),
+        most_bytes,
+        sources: sources.clone(),
+        many: many.clone(),
+    };
+    loops.spawn_endless("the audit's journal", journal.run());
+    loops.spawn_endless("the trimming of the audit", audit::keep(visor, sources, many));
 }
 
 /// Waits for the coordinator, and prepares it for this rm's work.

@@ -12,6 +12,7 @@ use axum::{
     Json, Router,
     extract::FromRef,
     http::StatusCode,
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -27,7 +28,12 @@ use visor::{
 };
 
 use self::{envs::Envs, git::GitService, slugs::SlugService};
-use crate::{access::InForce, audit::Auditor, page, tasks::Errands};
+use crate::{
+    access::InForce,
+    audit::{Auditor, refusals::Refusals},
+    page,
+    tasks::Errands,
+};
 
 /// The parts of bazooka-rm that its endpoint serves. Each handler takes those that it needs.
 #[derive(Clone)]
@@ -36,6 +42,8 @@ pub struct Parts {
     pub cluster: Cluster,
     /// The coordinator's rows for audited changes.
     pub auditor: Auditor,
+    /// The note-taker of refused requests.
+    pub refusals: Refusals,
     /// The access rights that etcd enforces now.
     pub in_force: InForce,
     /// The repositories for git's requests.
@@ -89,6 +97,7 @@ pub fn routes(parts: Parts, readiness: Readiness, metrics: Metrics) -> Router {
         .with_state(parts.clone())
         .merge(page::routes(parts.cluster.clone(), parts.errands.clone()))
         .merge(common_routes(readiness, metrics, &parts.cluster))
+        .layer(from_fn_with_state(parts.refusals.clone(), Refusals::note))
 }
 
 /// Rejects a caller who may not perform an act.

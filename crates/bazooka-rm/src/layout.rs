@@ -6,6 +6,7 @@
 //! builds/A            the tree that is being built        cache/A         an app's dependency caches
 //! packs/              packs on their way to or from a shared file storage
 //! cache/.pip          Python environments with pip, shared by the builds of all apps
+//! audit/              the audit's journal
 //! root/, etc/         the mount point of builds' sandboxes, and the /etc that they see
 //! hooks.sock          the socket that hooks call
 //! ```
@@ -70,6 +71,11 @@ impl Layout {
     /// Returns the folder of repositories that are being removed.
     pub fn gone(&self) -> PathBuf {
         self.root.join("gone")
+    }
+
+    /// Returns the folder of the audit's journal.
+    pub fn audit(&self) -> PathBuf {
+        self.root.join("audit")
     }
 
     /// Returns the folder of slugs.

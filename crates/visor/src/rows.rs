@@ -211,7 +211,7 @@ Cluster() {
     /// Who did what; in the image by its id and so by time.
     Audit(who: Identity, entry: AuditId) ["audit", who, entry]
     in audit(entry, who): Many<(AuditId, Identity), AuditEntry> {
-        writers: &[Author], pm_reads: false, most_bytes: TEXTS, ends: When("the rm deletes old entries"),
+        writers: &[Author], pm_reads: false, most_bytes: SMALL, ends: When("the rm deletes old and too many entries"),
         unreadable: Restore, operator_mends: false, without_app: OwnRule, recover: Kept
     }
     /// The SSH keys with which a person pushes.

@@ -8,6 +8,7 @@
 
 pub mod access;
 pub mod apps;
+pub mod audit;
 pub mod envs;
 pub mod formation;
 pub mod placement;

@@ -163,3 +163,23 @@ async fn a_host_that_does_not_answer_is_told_of_and_the_others_are_shown() {
     assert_eq!(ran.stdout, "web.1 | a\n");
     assert!(ran.stderr.contains("host2"), "{ran:?}");
 }
+
+#[tokio::test]
+async fn the_audit_goes_on_with_a_line_an_entry() {
+    let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    for count in ["1", "2", "3"] {
+        rig.bazooka(&["-a", "goto-rocket", "scale", "-n", count, "--no-wait", "web"]).await.ok();
+    }
+    let mut json = Live::start(&rig, &["audit", "-f", "--json", "-n", "2"]);
+    let mut lines = Live::start(&rig, &["audit", "-f", "-n", "1"]);
+    let what = async |live: &mut Live| {
+        let line: serde_json::Value = serde_json::from_str(&live.line().await).expect("a line is JSON");
+        line["what"].as_str().expect("a text").to_owned()
+    };
+    assert_eq!(what(&mut json).await, "scale -n 2 --no-wait web");
+    assert_eq!(what(&mut json).await, "scale -n 3 --no-wait web");
+    assert!(lines.line().await.ends_with("goto-rocket  scale -n 3 --no-wait web"));
+    rig.bazooka(&["-a", "goto-rocket", "scale", "-n", "4", "--no-wait", "web"]).await.ok();
+    assert_eq!(what(&mut json).await, "scale -n 4 --no-wait web");
+    assert!(lines.line().await.ends_with("goto-rocket  scale -n 4 --no-wait web"));
+}

@@ -8,24 +8,27 @@ use axum::{
         header::{AUTHORIZATION, CACHE_CONTROL},
     },
 };
-use bazooka_daemon::Cluster;
+use bazooka_daemon::{CallsFrom, Cluster};
 use visor::{
     access::Act,
     identity::Caller,
     names::{AppName, EnvRef},
-    schema::Ask,
+    schema::{Ask, AuditEntry},
     seal::Vars,
     transitions::envs::Opened,
     wrapping::SharedRing,
 };
 
 use super::{ApiError, allow, apps::invalid};
+use crate::audit::Auditor;
 
 /// The config vars that this rm opens.
 #[derive(Clone)]
 pub struct Envs {
     /// The cluster, and this rm's identity in it.
     pub cluster: Cluster,
+    /// The audit, in which each reading stands.
+    pub auditor: Auditor,
     /// The private keys to which config vars are sealed for this rm.
     pub ring: SharedRing,
     /// The random word that a caller without an identity presents to read config vars; only readers of `asks/` in the
@@ -38,11 +41,15 @@ pub async fn show(
     State(envs): State<Envs>,
     Path((app, env)): Path<(String, String)>,
     Extension(caller): Extension<Caller>,
+    from: CallsFrom,
     headers: HeaderMap,
 ) -> Result<([(HeaderName, &'static str); 1], Json<Vars>), ApiError> {
     let app: AppName = app.parse().map_err(invalid)?;
     let env: EnvRef = env.parse().map_err(invalid)?;
     may_see(&envs, &caller, &headers, &app).await?;
+    // First the entry, then the answer: what can't be recorded isn't read.
+    let what = format!("config read {env}");
+    envs.auditor.note(AuditEntry::READ, caller.to_string(), from.0, what, Some(&app)).await?;
     match envs.cluster.visor.open_env(&app, env, &envs.ring.get()).await? {
         Opened::Vars(vars) => Ok(([(CACHE_CONTROL, "no-store")], Json(vars))),
         Opened::Missing => Err(ApiError::new(

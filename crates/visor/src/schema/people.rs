@@ -90,9 +90,35 @@ pub struct AuditEntry {
     /// The machine's name as the person's command reports it, or the address that a daemon saw.
     #[serde(default)]
     pub from: String,
+    /// `read` or `refused`, where nothing was changed; newer versions may have other words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     /// The time by the writer's clock.
     pub at: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// The most characters of an entry's text that a reader shows or stores. Its writer may be anyone who may write under its
+/// name.
+const SHOWN: usize = 1_000;
+
+impl AuditEntry {
+    /// The kind of an entry about config vars that were read.
+    pub const READ: &'static str = "read";
+    /// The kind of an entry about a request that was refused.
+    pub const REFUSED: &'static str = "refused";
+
+    /// Returns the entry with each text cut to a length that a reader can bear.
+    pub fn bounded(mut self) -> Self {
+        let texts = [&mut self.what, &mut self.from].into_iter().chain(&mut self.by).chain(&mut self.kind);
+        for text in texts {
+            if let Some((end, _)) = text.char_indices().nth(SHOWN) {
+                text.truncate(end);
+            }
+        }
+        self.extra = Extra::new();
+        self
+    }
 }

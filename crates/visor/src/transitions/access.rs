@@ -5,15 +5,12 @@ use jiff::Timestamp;
 use super::apps::registered;
 use crate::{
     identity::Identity,
-    keys::{self, Key},
+    keys::Key,
     names::{AppName, UserName},
     schema::{Admission, Extra, Granted, SshKey},
     store::Keys,
     visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
-
-/// The number of audit entries that one transaction deletes.
-const AUDIT_PIECE: usize = 100;
 
 /// The most SSH keys of one person; sshd reads all of them.
 const MAX_KEYS: usize = 50;
@@ -69,24 +66,6 @@ impl Visor {
         })
         .await
         .map(Decided::into_value)
-    }
-
-    /// Deletes the oldest entries of the audit, so that `keep` entries stay. Returns how many were deleted.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn trim_audit(&self, keep: usize) -> Result<usize> {
-        let mut entries = self.store().range(keys::audit(), None).await?.entries;
-        let over = entries.len().saturating_sub(keep);
-        entries.sort_by_key(|entry| entry.create_revision);
-        for piece in entries[..over].chunks(AUDIT_PIECE) {
-            let mut change = Change::new();
-            for entry in piece {
-                change = change.delete_all(Keys::One(entry.key.clone()));
-            }
-            self.commit(change).await?;
-        }
-        Ok(over)
     }
 
     /// Adds an SSH key of a user, or replaces its comment.
@@ -183,7 +162,7 @@ impl Visor {
 mod tests {
     use super::*;
     use crate::{
-        schema::AuditEntry,
+        keys,
         store::model::ModelStore,
         visor::{Refusal, VisorError},
     };
@@ -262,37 +241,6 @@ mod tests {
         assert_eq!(operator().await, None);
         assert_eq!(refused(visor.expel(&who("ops")).await), Refusal::NotAdmitted(who("ops")));
         assert_eq!(refused(visor.demote(&who("ops"), "x", now()).await), Refusal::NotAdmitted(who("ops")));
-    }
-
-    #[tokio::test]
-    async fn a_change_stands_in_the_audit_and_the_oldest_entries_go() {
-        let visor = visor().await;
-        let entry = |n: u32| AuditEntry {
-            what: format!("thing {n}"),
-            app: None,
-            by: None,
-            from: "laptop".into(),
-            // Clocks may be wrong; revisions tell which entry is older.
-            at: Timestamp::from_second(i64::from(1000 - n)).expect("in range"),
-            extra: Extra::new(),
-        };
-        for n in 0..250 {
-            let audited = visor.audited(&who("ada"), entry(n), n);
-            audited.admit(&who(&format!("p{n}")), false, "ada", now()).await.expect("the model answers");
-            // Nothing changes, so no entry is written.
-            let again = visor.audited(&who("ada"), entry(n), n + 1000);
-            again.admit(&who(&format!("p{n}")), false, "ada", now()).await.expect("the model answers");
-        }
-        let said = async || {
-            let snapshot = visor.read(vec![keys::audit()]).await.expect("the model answers");
-            let mut said: Vec<String> = snapshot.audit.into_values().map(|row| row.value.what).collect();
-            said.sort();
-            said
-        };
-        assert_eq!(said().await.len(), 250);
-        assert_eq!(visor.trim_audit(3).await.expect("the model answers"), 247);
-        assert_eq!(said().await, ["thing 247", "thing 248", "thing 249"]);
-        assert_eq!(visor.trim_audit(3).await.expect("the model answers"), 0);
     }
 
     #[tokio::test]
