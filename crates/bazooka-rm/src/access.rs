@@ -23,6 +23,15 @@ use crate::apps::{Apps, Known};
 /// The pause before a failed step is retried.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// The rounds of steps that follow each other at once; after that comes one for each [`ROUND_EVERY`].
+///
+/// Each step raises the revision of etcd's rights, and a request that began under an earlier one fails and is repeated. So
+/// what comes in a flood is brought about in batches.
+const ROUNDS_AT_ONCE: u32 = 10;
+
+/// The pause between rounds in a flood.
+const ROUND_EVERY: Duration = Duration::from_secs(1);
+
 /// The interval at which etcd's users and roles are read again, in case someone else changed them.
 const READ_EVERY: Duration = Duration::from_secs(300);
 
@@ -99,17 +108,21 @@ pub async fn run(cluster: Cluster, prefix: String, apps: Apps, says: watch::Send
     let own = credentials.identity();
     let mut changes = apps.changes();
     let mut found: Option<(Users, Instant)> = None;
+    let mut pace = Pace::default();
     loop {
         let known = apps.known();
         let rows = rows(&known);
         if known.complete {
             match bring_about(&cluster, &prefix, &rows, &own, &mut found).await {
-                Ok(()) => {
+                Ok(steps) => {
                     says.send_if_modified(|now| {
                         let is_new = now.as_ref() != Some(&rows);
                         *now = Some(rows);
                         is_new
                     });
+                    if steps > 0 {
+                        sleep(pace.pause(Instant::now())).await;
+                    }
                 }
                 Err(error) => {
                     found = None;
@@ -132,7 +145,7 @@ async fn bring_about(
     rows: &Rows,
     own: &Identity,
     found: &mut Option<(Users, Instant)>,
-) -> Result<(), StoreError> {
+) -> Result<usize, StoreError> {
     let wanted = wanted(prefix, rows, own);
     let known = match found.take().filter(|(_, read)| read.elapsed() < READ_EVERY) {
         Some(known) => known,
@@ -161,7 +174,27 @@ async fn bring_about(
         }
     }
     *found = Some((users, read));
-    Ok(())
+    Ok(steps.len())
+}
+
+/// How fast rounds follow each other.
+#[derive(Default)]
+struct Pace {
+    /// The rounds that were made at once, less one for each [`ROUND_EVERY`] since.
+    made: u32,
+    since: Option<Instant>,
+}
+
+impl Pace {
+    /// Counts a round that ends now. Returns the pause before the next one.
+    fn pause(&mut self, now: Instant) -> Duration {
+        let passed = self.since.map_or(0, |since| (now - since).as_secs() / ROUND_EVERY.as_secs());
+        self.made = self.made.saturating_sub(u32::try_from(passed).unwrap_or(u32::MAX)) + 1;
+        if passed > 0 || self.since.is_none() {
+            self.since = Some(now);
+        }
+        if self.made > ROUNDS_AT_ONCE { ROUND_EVERY } else { Duration::ZERO }
+    }
 }
 
 /// Writes this rm's own identity to the admitted ones, so that other rms leave its rights in place.
@@ -172,4 +205,23 @@ pub async fn admit_itself(cluster: &Cluster) -> Result<(), visor::visor::VisorEr
     let Some(credentials) = &cluster.credentials else { return Ok(()) };
     let own = credentials.identity();
     cluster.visor.admit(&own, false, &own.to_string(), Timestamp::now()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_brought_about_in_batches_and_single_changes_at_once() {
+        let mut pace = Pace::default();
+        let begin = Instant::now();
+        for _ in 0..30 {
+            sleep(pace.pause(Instant::now())).await;
+        }
+        assert_eq!(begin.elapsed(), ROUND_EVERY * 20);
+        sleep(ROUND_EVERY * 11).await;
+        for _ in 0..10 {
+            assert_eq!(pace.pause(Instant::now()), Duration::ZERO);
+        }
+    }
 }

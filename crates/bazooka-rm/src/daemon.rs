@@ -38,6 +38,8 @@ use crate::{
     metrics::RmMetrics,
     pki::PkiCommand,
     push::{PushParts, Pushes, Times, mend::Mender, prepare::Builder},
+    queue::BuildQueue,
+    registrations::Registrations,
     repos::{
         Own, Repositories,
         disk::Disk,
@@ -91,6 +93,15 @@ pub struct RmArgs {
         value_parser = clap::value_parser!(u64).range(1 << 20..)
     )]
     pub audit_journal: u64,
+    /// How many apps one person may have registered
+    #[arg(
+        long,
+        env = "BAZOOKA_APPS_PER_PERSON",
+        value_name = "N",
+        default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub apps_per_person: u32,
     /// SSH.
     #[command(flatten)]
     pub ssh: SshArgs,
@@ -136,7 +147,8 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let mut loops = Loops::default();
     listen_for_git(&args.ssh, &ground, &handles, &mut loops)?;
     let (refusals, refusal_writer) = Refusals::new(handles.auditor.clone());
-    let parts = handles.endpoint(&ground, refusals);
+    let registrations = Registrations::new(handles.apps.clone(), args.apps_per_person);
+    let parts = handles.endpoint(&ground, refusals, registrations);
     let routes = endpoint::routes(parts, readiness.clone(), Arc::new(Mutex::new(registry)));
     // A token of its own, so that the end of a loop also ends the endpoint.
     let ending = shutdown.child_token();
@@ -291,6 +303,7 @@ impl Handles {
             layout,
             program: ground.program.clone(),
             builds: ground.builds.clone(),
+            queue: BuildQueue::new(ground.builds.at_once(), metrics.builds_waiting.clone()),
             slugs: slugs.clone(),
             metrics: metrics.clone(),
         };
@@ -331,11 +344,12 @@ impl Handles {
     }
 
     /// Returns the parts that the endpoint serves.
-    fn endpoint(&self, ground: &Ground, refusals: Refusals) -> endpoint::Parts {
+    fn endpoint(&self, ground: &Ground, refusals: Refusals, registrations: Registrations) -> endpoint::Parts {
         let cluster = ground.cluster.clone();
         endpoint::Parts {
             auditor: self.auditor.clone(),
             refusals,
+            registrations,
             in_force: self.in_force.clone(),
             git: self.git(&cluster),
             slugs: SlugService {

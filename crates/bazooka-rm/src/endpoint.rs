@@ -32,6 +32,7 @@ use crate::{
     access::InForce,
     audit::{Auditor, refusals::Refusals},
     page,
+    registrations::Registrations,
     tasks::Errands,
 };
 
@@ -46,6 +47,8 @@ pub struct Parts {
     pub refusals: Refusals,
     /// The access rights that etcd enforces now.
     pub in_force: InForce,
+    /// The bound of each person's apps.
+    pub registrations: Registrations,
     /// The repositories for git's requests.
     pub git: GitService,
     /// The slugs for hosts' requests.
@@ -71,6 +74,7 @@ handed_out! {
     cluster: Cluster,
     auditor: Auditor,
     in_force: InForce,
+    registrations: Registrations,
     git: GitService,
     slugs: SlugService,
     envs: Envs

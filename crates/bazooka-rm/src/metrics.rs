@@ -38,6 +38,8 @@ pub struct RmMetrics {
     pub pushes: Family<ResultLabel, Counter>,
     /// The number of pushes under way.
     pub pushes_under_way: Gauge,
+    /// The number of pushes that wait for a build.
+    pub builds_waiting: Gauge,
     /// The size of each stored slug.
     pub slug_bytes: Histogram,
     /// The number of requests for slugs by result: `served`, `passed-on` (from the shared storage) or `missing`.
@@ -52,6 +54,7 @@ impl RmMetrics {
             build_duration: Histogram::new(exponential_buckets(0.01, 4.0, 9)),
             pushes: Family::default(),
             pushes_under_way: Gauge::default(),
+            builds_waiting: Gauge::default(),
             slug_bytes: Histogram::new(exponential_buckets(1024.0, 8.0, 8)),
             slug_requests: Family::default(),
         };
@@ -66,6 +69,11 @@ impl RmMetrics {
             "bazooka_rm_pushes_under_way",
             "Pushes that are under way",
             metrics.pushes_under_way.clone(),
+        );
+        registry.register(
+            "bazooka_rm_builds_waiting",
+            "Pushes that wait in the queue of builds",
+            metrics.builds_waiting.clone(),
         );
         registry.register(
             "bazooka_rm_slug_bytes",

@@ -14,7 +14,10 @@ mod rules;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,6 +32,7 @@ use bazooka_rm::{
         mend::Mender,
         prepare::{Build, Commit, Unprepared},
     },
+    queue::BuildQueue,
     refs::BRANCHES,
     repos::{
         Own,
@@ -41,6 +45,7 @@ use bazooka_rm::{
 };
 use futures::future::BoxFuture;
 use jiff::SignedDuration;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use visor::{
@@ -188,6 +193,8 @@ impl Pushing {
                 rules: self.rules.clone(),
                 gate: gate.clone(),
                 visor: visor.clone(),
+                queue: BuildQueue::new(1, Gauge::default()),
+                building: AtomicUsize::new(0),
             }),
             auditor,
             times: Times::default(),
@@ -395,6 +402,19 @@ struct Builds {
     rules: Rules,
     gate: Gate,
     visor: Visor,
+    /// One at a time: pushes of several apps wait for each other.
+    queue: Arc<BuildQueue>,
+    /// The builds under way.
+    building: AtomicUsize,
+}
+
+/// A build under way.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[async_trait]
@@ -402,9 +422,15 @@ impl Build for Builds {
     async fn prepare(
         &self,
         commit: &Commit<'_>,
-        _voice: &Voice,
-        _cancelled: &CancellationToken,
+        voice: &Voice,
+        cancelled: &CancellationToken,
     ) -> Result<(), Unprepared> {
+        let slot = self.queue.take(&format!("app {}", commit.app), voice, cancelled).await;
+        let Some(_slot) = slot else { return Err(BuildError::Cancelled.into()) };
+        let under_way = UnderWay(&self.building);
+        if under_way.0.fetch_add(1, Ordering::Relaxed) > 0 {
+            self.world.breach(format_args!("two builds at once at an rm that bears one"));
+        }
         self.world.wait(50..=3_000).await;
         self.gate.step().await;
         if self.world.chance(0.1) {

@@ -17,6 +17,7 @@ use bazooka_daemon::{in_words, settings::Range};
 use bazooka_sandbox::{
     cgroups::{Cgroups, CgroupsError, GroupLimits},
     isolation::{Isolation, Part},
+    machine::memory_for_instances,
     protocol::{LaunchSpec, Mount},
     sandboxes::{SandboxError, SandboxParts, Sandboxes},
     uids::{MARKS, Uids, UidsError},
@@ -29,7 +30,10 @@ use super::{
     place::Place,
     run::{self, TryOutError},
 };
-use crate::layout::{self, Layout};
+use crate::{
+    layout::{self, Layout},
+    queue::builds_at_once,
+};
 
 /// The size limit of a build's `/tmp`, in bytes; it counts against the memory limit. TMPDIR is on the disk.
 const TMP_BYTES: u64 = 256 << 20;
@@ -71,6 +75,9 @@ pub struct BuildOptions {
         default_value_t = 1024
     )]
     pub processes: u64,
+    /// How many builds run at once; others wait in a queue [default: one a processor, as far as the memory goes]
+    #[arg(long = "builds", env = "BAZOOKA_BUILDS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub most: Option<u16>,
     /// The users that builds get
     #[arg(
         long = "build-uids",
@@ -240,6 +247,13 @@ impl Builds {
             groups.sweep(|_| false);
             groups.leave();
         }
+    }
+
+    /// Returns the number of builds that run at once.
+    pub fn at_once(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let fitting = || builds_at_once(processors, memory_for_instances(), self.options.memory_bytes);
+        self.options.most.map_or_else(fitting, usize::from)
     }
 
     /// Returns the time limit of a build.

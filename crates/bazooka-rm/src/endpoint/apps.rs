@@ -16,7 +16,11 @@ use visor::{
 };
 
 use super::{ApiError, allow};
-use crate::{access::InForce, audit::Auditor};
+use crate::{
+    access::InForce,
+    audit::Auditor,
+    registrations::{Registrations, TooManyApps},
+};
 
 /// The largest body in bytes; a real one has some hundred.
 const MAX_BODY: usize = 16 * 1024;
@@ -37,11 +41,17 @@ pub struct AppBody {
     owner: Option<String>,
 }
 
+fn too_many(bound: TooManyApps) -> ApiError {
+    let hint = "destroy one that nobody needs; whoever runs bazooka-rm can raise apps-per-person in rm.toml";
+    ApiError::new(StatusCode::CONFLICT, bound.to_string(), hint)
+}
+
 /// Handles `POST /apps`. Safe to repeat: the same token is the same registration.
 pub async fn register(
     State(cluster): State<Cluster>,
     State(auditor): State<Auditor>,
     State(in_force): State<InForce>,
+    State(registrations): State<Registrations>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
     body: Bytes,
@@ -77,7 +87,8 @@ pub async fn register(
         Caller::Anyone | Caller::Unknown => (asked.owner, None),
     };
     let visor = auditor.visor(caller.to_string(), from.0, "init".into(), Some(&name));
-    visor.register_app_of(&name, &owner, user, &asked.token, Timestamp::now()).await?;
+    let registering = visor.register_app_of(&name, &owner, user, &asked.token, Timestamp::now());
+    registrations.within_bound(&owner, &name, registering).await.map_err(too_many)??;
     tracing::info!(app = %name, owner, "app registered");
     if let Some(user) = user {
         // The caller's next command needs access to the app, so wait until etcd enforces it.

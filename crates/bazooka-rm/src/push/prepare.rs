@@ -26,6 +26,7 @@ use crate::{
     },
     layout::{self, Layout},
     metrics::RmMetrics,
+    queue::BuildQueue,
     slug::{self, SlugError},
     slugs::{NotStored, Slugs},
     storage::StorageError,
@@ -112,6 +113,8 @@ pub struct Builder {
     pub program: PathBuf,
     /// The isolation of builds.
     pub builds: Arc<Builds>,
+    /// The queue of builds.
+    pub queue: Arc<BuildQueue>,
     /// The slugs.
     pub slugs: Slugs,
     /// The metrics.
@@ -142,6 +145,10 @@ impl Build for Builder {
             voice.say(format!("{} is built already", commit.rev.short())).await;
             return self.register(commit, &known.value, voice).await;
         }
+        // A pusher without a name counts by the app.
+        let who = commit.user.map_or_else(|| format!("app {}", commit.app), |user| format!("user {user}"));
+        let slot = self.queue.take(&who, voice, cancelled).await;
+        let Some(_slot) = slot else { return Err(BuildError::Cancelled.into()) };
         let begin = std::time::Instant::now();
         let mut kind = "none".to_owned();
         let folder = self.layout.build(commit.app);

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use clap::Parser;
 use git2::{Repository, Signature};
 use jiff::Timestamp;
-use prometheus_client::registry::Registry;
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -28,6 +28,7 @@ use crate::{
     hook::wire::{Call, Hook, RefUpdate},
     layout::Layout,
     metrics::RmMetrics,
+    queue::BuildQueue,
     refs::BRANCHES,
     repos::{
         Own,
@@ -145,6 +146,7 @@ impl World {
             visor: visor.clone(),
             layout: layout.clone(),
             program,
+            queue: BuildQueue::new(builds.at_once(), Gauge::default()),
             builds: Arc::new(builds),
             slugs,
             metrics: RmMetrics::register(&mut Registry::default()),

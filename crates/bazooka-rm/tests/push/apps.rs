@@ -105,3 +105,21 @@ async fn a_name_that_only_the_coordinator_forgot_keeps_its_repository() {
     rig.restart().await;
     assert!(rig.state().join("repos/pages.git/refs/heads/master").exists());
 }
+
+#[tokio::test]
+async fn one_persons_apps_are_bounded_and_the_answer_says_what_to_do() {
+    let rig = Rig::told(&["--apps-per-person", "2"]).await;
+    let register = async |name: &str, owner: &str| {
+        let body = format!(r#"{{"name":"{name}","owner":"{owner}","token":"token of {name}"}}"#);
+        ask(&rig.url, "POST", "/apps", &body).await.expect("answered")
+    };
+    for name in ["a", "b", "a"] {
+        assert_eq!(register(name, "eve").await.0, 201, "{name}");
+    }
+    let (status, answer) = register("c", "eve").await;
+    assert_eq!(status, 409);
+    for words in ["eve has 2 apps, and 2 are the most", "apps-per-person", "rm.toml"] {
+        assert!(answer.contains(words), "{words:?} in {answer}");
+    }
+    assert_eq!(register("c", "ada").await.0, 201);
+}

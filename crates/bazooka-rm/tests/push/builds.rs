@@ -359,3 +359,57 @@ async fn a_step_is_ended_at_its_limit_with_all_that_it_started() {
     assert!(killed.contains("SIGKILL"), "{killed}");
     runner.run("sh".as_ref(), &["-c", "sleep 1000 & exit 0"]).await.expect("what it leaves is ended");
 }
+
+/// A push whose lines are read as they come.
+struct Pushing {
+    child: tokio::process::Child,
+    lines: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
+}
+
+impl Pushing {
+    fn start(folder: &crate::rig::Folder) -> Pushing {
+        let mut command = folder.command(&["push", "bazooka", "master"]);
+        let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("git");
+        let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        Pushing { child, lines }
+    }
+
+    async fn reads(&mut self, words: &str) {
+        while !self.lines.next_line().await.expect("readable").expect(words).contains(words) {}
+    }
+}
+
+#[tokio::test]
+async fn builds_wait_in_a_queue_that_the_pusher_sees_and_leaves() {
+    let rig = Rig::told(&["--builds", "1"]).await;
+    let mut folders = Vec::new();
+    for name in ["one", "two", "three", "four"] {
+        let (_, folder) = rig.app(name).await;
+        folder.write("Procfile", "web: x\n");
+        if name == "one" {
+            folder.write("bin/build", WAITS);
+        }
+        folder.commit("first");
+        folders.push(folder);
+    }
+    let mut first = Pushing::start(&folders[0]);
+    first.reads("waits").await;
+    let mut second = Pushing::start(&folders[1]);
+    second.reads("waiting for a build: 1st in the queue").await;
+    let mut third = Pushing::start(&folders[2]);
+    third.reads("waiting for a build: 2nd in the queue").await;
+    let metrics = crate::rig::ask(&rig.url, "GET", "/metrics", "").await.expect("answered").1;
+    assert!(metrics.contains("bazooka_rm_builds_waiting 2"), "{metrics}");
+    // The second goes away, and the third moves up.
+    kill_all(&mut second.child).await;
+    drop(second.lines);
+    third.reads("waiting for a build: 1st in the queue").await;
+    let mut fourth = Pushing::start(&folders[3]);
+    fourth.reads("waiting for a build: 2nd in the queue").await;
+    rig.open_gate("one");
+    for mut pushing in [first, third, fourth] {
+        pushing.reads("build finished").await;
+        while pushing.lines.next_line().await.expect("readable").is_some() {}
+        assert!(pushing.child.wait().await.expect("it is ours").success());
+    }
+}
