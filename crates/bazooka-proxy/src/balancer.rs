@@ -16,7 +16,10 @@ use visor::names::InstanceId;
 use crate::{
     config::Settings,
     files::FilesError,
-    haproxy::{CliError, process::ProcessError},
+    haproxy::{
+        CliError,
+        process::{Presence, ProcessError},
+    },
     plan::{InForce, Step, Wanted},
     ports::PortRefused,
 };
@@ -114,14 +117,17 @@ pub trait Balancer: Send {
     /// Whether bazooka-proxy runs HAProxy itself, and not a unit of its own.
     fn runs_here(&self) -> bool;
 
-    /// Whether this master runs, whether it answers or not; where none is known, whether anything of it does.
-    fn is_running(&mut self, master: Option<u32>) -> bool;
+    /// Whether this master is there, whether it answers or not; where none is known, whether anything of it is.
+    fn presence(&mut self, master: Option<u32>) -> Presence;
 
     /// Remembers its processes, so that their end can be awaited.
     fn remember(&mut self, pids: [u32; 2]);
 
     /// Ends what is left of it: workers without a master serve nothing and hold its ports.
-    async fn clear(&mut self);
+    ///
+    /// # Errors
+    /// If it can't be looked at; nothing of it was ended then.
+    async fn clear(&mut self) -> Result<(), ProcessError>;
 
     /// Starts it with what is laid out.
     ///

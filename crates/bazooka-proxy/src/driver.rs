@@ -24,7 +24,7 @@ use crate::{
     files::{Contents, Place, Writer},
     haproxy::{
         Cli, CliError, Processes,
-        process::{Process, ProcessError, end_worker},
+        process::{Presence, Process, ProcessError, end_worker},
         says,
     },
     metrics::ProxyMetrics,
@@ -339,9 +339,9 @@ impl Balancer for Driver {
         self.process.is_some()
     }
 
-    fn is_running(&mut self, master: Option<u32>) -> bool {
+    fn presence(&mut self, master: Option<u32>) -> Presence {
         // Of one that a unit runs, its socket alone tells.
-        self.process.as_mut().is_none_or(|process| process.is_running(master))
+        self.process.as_mut().map_or(Presence::Running, |process| process.presence(master))
     }
 
     fn remember(&mut self, pids: [u32; 2]) {
@@ -350,9 +350,10 @@ impl Balancer for Driver {
         }
     }
 
-    async fn clear(&mut self) {
-        if let Some(process) = &mut self.process {
-            process.clear().await;
+    async fn clear(&mut self) -> Result<(), ProcessError> {
+        match &mut self.process {
+            Some(process) => process.clear().await,
+            None => Ok(()),
         }
     }
 
@@ -364,8 +365,10 @@ impl Balancer for Driver {
     }
 
     async fn stop(&mut self) {
-        if let Some(process) = &mut self.process {
-            process.stop().await;
+        if let Some(process) = &mut self.process
+            && let Err(error) = process.stop().await
+        {
+            tracing::error!(error = &error as &dyn std::error::Error, "HAProxy can't be stopped");
         }
     }
 

@@ -301,7 +301,11 @@ impl Proxy {
             Err(error) => error,
         };
         if self.upkeep.is_due(&mut *self.balancer, &error, now) {
-            self.balancer.clear().await;
+            if let Err(error) = self.balancer.clear().await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "HAProxy isn't started");
+                self.look_again(Some(now + LOOK_EVERY));
+                return false;
+            }
             let (mut contents, mut settings) = (self.on_disk.clone(), self.settings.clone());
             // Only where it has surely gone, its ports are its own no longer and can be looked at.
             if self.balancer.runs_here() {

@@ -63,7 +63,44 @@ pub fn try_lock(file: &fs::File) -> io::Result<Option<()>> {
     }
 }
 
-/// Returns the names in a folder; none if it is missing.
+/// Reads such a file, for a reader that deletes or ends something if it is missing or incomplete, which is none.
+///
+/// # Errors
+/// The file system's: a file that can't be looked at isn't missing.
+pub fn load_file<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    Ok(load(path)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+/// Reads a file; none if it is missing.
+///
+/// # Errors
+/// The file system's: a file that can't be looked at isn't missing.
+pub fn load(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the names in a folder, for a reader that ends something if a name is missing; none if the folder is.
+///
+/// # Errors
+/// The file system's: a folder that can't be looked into isn't empty.
+pub fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let listed = match fs::read_dir(folder) {
+        Ok(listed) => listed,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in listed {
+        names.extend(entry?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
+/// Returns the names in a folder; none if it is missing or can't be read. [`names`] tells the two apart.
 pub fn entries(folder: &Path) -> impl Iterator<Item = String> {
     let listed = fs::read_dir(folder).into_iter().flatten();
     listed.filter_map(|entry| entry.ok()?.file_name().into_string().ok())

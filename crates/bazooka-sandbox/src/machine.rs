@@ -3,18 +3,26 @@
 //! Owns reading `/proc`. It never writes.
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
+    sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::files::entries;
+use crate::files::{entries, names};
 
-/// Returns the kernel's boot id.
+/// Returns the kernel's boot id; an empty text if it can't be read, which says nothing.
+///
+/// It is read once: a later lack of descriptors must not look like another boot.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    static KNOWN: OnceLock<String> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return known.clone();
+    }
+    let read = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+    if read.is_empty() { read } else { KNOWN.get_or_init(|| read).clone() }
 }
 
 /// Returns the time in microseconds since 1970.
@@ -42,9 +50,35 @@ pub struct ProcStat {
     pub start_time: u64,
 }
 
-/// Reads `/proc/PID/stat`; none if there is no such process.
+/// Reads `/proc/PID/stat`; none if there is no such process, or it can't be looked at.
 pub fn proc_stat(pid: i32) -> Option<ProcStat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    look_at(pid).ok().flatten()
+}
+
+/// Reads `/proc/PID/stat`; none if there is no such process.
+///
+/// # Errors
+/// If the process can't be looked at: it may be there.
+pub fn look_at(pid: i32) -> io::Result<Option<ProcStat>> {
+    Ok(of_process(fs::read_to_string(format!("/proc/{pid}/stat")))?.as_deref().and_then(parse_stat))
+}
+
+/// Turns the errors of a look into `/proc/PID` that say that there is no such process into none.
+///
+/// # Errors
+/// Every other one: the process may be there.
+pub fn of_process<T>(looked: io::Result<T>) -> io::Result<Option<T>> {
+    match looked {
+        Ok(found) => Ok(Some(found)),
+        // The folder is missing, or the process ended while its file was open.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn parse_stat(line: &str) -> Option<ProcStat> {
@@ -59,9 +93,17 @@ fn parse_stat(line: &str) -> Option<ProcStat> {
     })
 }
 
-/// Returns the ids of all processes.
+/// Returns the ids of all processes; none if they can't be listed.
 pub fn processes() -> impl Iterator<Item = i32> {
     entries(Path::new("/proc")).filter_map(|name| name.parse().ok())
+}
+
+/// Returns the ids of all processes.
+///
+/// # Errors
+/// If they can't be listed.
+pub fn listed_processes() -> io::Result<Vec<i32>> {
+    Ok(names(Path::new("/proc"))?.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
 /// Returns the machine's memory in bytes, less a tenth and at least 256 MiB of it for the system.

@@ -19,14 +19,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::machine::proc_stat;
+use crate::{files::load, machine::proc_stat};
 
 /// This build's version of the protocol. A shim from [`SANDBOXES`] on knows [`SandboxSpec`]; from version 3 on it
 /// takes [`LaunchSpec::env`] from its socket. An older shim can't read a spec without that field, and reports so.
@@ -286,9 +286,17 @@ impl<S> Default for Start<S> {
 }
 
 impl<S: DeserializeOwned> Start<S> {
-    /// Reads the file of a start; every part is none if there is no file.
+    /// Reads the file of a start; every part is none if there is no file, or it can't be read.
     pub fn read(path: &Path) -> Start<S> {
         Start::parse(&fs::read(path).unwrap_or_default())
+    }
+
+    /// Reads the file of a start, for a reader that takes a missing part for a start that came to nothing.
+    ///
+    /// # Errors
+    /// The file system's: a file that can't be looked at isn't missing.
+    pub fn load(path: &Path) -> io::Result<Start<S>> {
+        Ok(Start::parse(&load(path)?.unwrap_or_default()))
     }
 
     /// Parses the file of a start. The last complete line of each part counts.

@@ -103,7 +103,8 @@ impl Uids {
             if Path::new(&owner) == self.owner {
                 return true;
             }
-            if Path::new(&owner).exists() {
+            // A folder that can't be looked at is there.
+            if Path::new(&owner).try_exists().unwrap_or(true) {
                 return false;
             }
             // Its state folder has been removed, so the share is free.

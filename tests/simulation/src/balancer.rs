@@ -19,7 +19,10 @@ use bazooka_proxy::{
     balancer::{Balancer, InTheWay, ReloadError},
     config::{Settings, instance_of},
     files::FilesError,
-    haproxy::{CliError, process::ProcessError},
+    haproxy::{
+        CliError,
+        process::{Presence, ProcessError},
+    },
     plan::{InForce, Step, Wanted},
     ports::PortRefused,
     routes::Routes,
@@ -439,17 +442,19 @@ impl Balancer for Hold {
         true
     }
 
-    fn is_running(&mut self, master: Option<u32>) -> bool {
-        self.haproxy(|haproxy| {
+    fn presence(&mut self, master: Option<u32>) -> Presence {
+        let is_there = self.haproxy(|haproxy| {
             haproxy.master.as_ref().is_some_and(|now| master.is_none_or(|pid| pid == now.pid))
-        })
+        });
+        if is_there { Presence::Running } else { Presence::Gone }
     }
 
     fn remember(&mut self, _: [u32; 2]) {}
 
-    async fn clear(&mut self) {
+    async fn clear(&mut self) -> Result<(), ProcessError> {
         self.gate.step().await;
         self.haproxy(Haproxy::kill);
+        Ok(())
     }
 
     async fn start(&mut self) -> Result<(), ProcessError> {
@@ -460,7 +465,8 @@ impl Balancer for Hold {
     }
 
     async fn stop(&mut self) {
-        self.clear().await;
+        self.gate.step().await;
+        self.haproxy(Haproxy::kill);
     }
 
     fn last_words(&self) -> String {

@@ -4,7 +4,7 @@
 //! behind is swept before the start counts as ended.
 
 use std::{
-    fs,
+    fs, io,
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,9 @@ use super::{folders::Folders, process::Shim, sweep::sweep};
 
 /// The time after which a shim of an earlier bazooka-pm that hasn't written what it started is logged as an error.
 const SLOW_SHIM: Duration = Duration::from_secs(10);
+
+/// The pause before another look at an end that couldn't be looked at.
+const UNSEEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The outcome of looking for a start of an earlier bazooka-pm.
 pub enum Found {
@@ -58,6 +61,11 @@ pub async fn find(folders: Folders, id: InstanceId, run: u32) -> Found {
             }
             Ok(Look::Over(found)) => return found,
             Ok(Look::NotYet) => {}
+            Ok(Look::Unseen(error)) => {
+                if begun.elapsed() > SLOW_SHIM && !complained {
+                    tracing::error!(instance = %id, error = %error, "an instance's start can't be looked at");
+                }
+            }
             Err(error) => tracing::error!(instance = %id, error = %error, "can't look after an instance"),
         }
         if begun.elapsed() > SLOW_SHIM && !complained {
@@ -74,28 +82,38 @@ enum Look {
     Over(Found),
     /// The shim has yet to write its process id and its child's.
     NotYet,
+    /// The start's file can't be looked at, which says nothing about the start.
+    Unseen(io::Error),
 }
 
 fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
     let path = folders.run(id, run);
     let file = fs::File::options().read(true).append(true).open(&path);
-    let read = || Start::<LaunchSpec>::read(&path);
+    let read = || match Start::<LaunchSpec>::load(&path) {
+        Ok(_) if boot_id().is_empty() => Err(io::Error::other("the machine's boot id can't be read")),
+        read => read,
+    };
     // Locked until this start is cleaned up.
     let _held = match file {
         Ok(file) => match try_lock(&file) {
             Ok(Some(())) => Some(file),
             Ok(None) | Err(_) => {
-                return match read().shim {
-                    Some(state) if state.child.is_some() && state.boot_id == boot_id() => {
+                return match read().map(|start| start.shim) {
+                    Ok(Some(state)) if state.child.is_some() && state.boot_id == boot_id() => {
                         Look::Running(state)
                     }
-                    _ => Look::NotYet,
+                    Ok(_) => Look::NotYet,
+                    Err(error) => Look::Unseen(error),
                 };
             }
         },
-        Err(_) => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Look::Unseen(error),
     };
-    let Start { spec, shim, exit } = read();
+    let Start { spec, shim, exit } = match read() {
+        Ok(start) => start,
+        Err(error) => return Look::Unseen(error),
+    };
     if let Some(exit) = exit {
         return Look::Over(Found::Ended(Ended::Recorded(exit)));
     }
@@ -120,12 +138,38 @@ fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
 /// Nothing is lost.
 pub async fn wait(shim: Shim, folders: Folders, id: InstanceId, run: u32) -> Ended {
     shim.gone().await;
-    let cleared = tokio::task::spawn_blocking(move || {
-        shim.reap();
-        match look(&folders, id, run) {
-            Look::Over(Found::Ended(ended)) => ended,
-            Look::Over(_) | Look::Running(_) | Look::NotYet => Ended::ShimKilled,
+    let mut complained = false;
+    loop {
+        let (shim, place) = (shim.clone(), folders.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            shim.reap();
+            look(&place, id, run)
+        });
+        match looked.await {
+            Ok(Look::Over(Found::Ended(ended))) => return ended,
+            Ok(Look::Over(_) | Look::Running(_) | Look::NotYet) | Err(_) => return Ended::ShimKilled,
+            Ok(Look::Unseen(error)) => {
+                if !std::mem::replace(&mut complained, true) {
+                    tracing::error!(instance = %id, error = %error, "an instance's end can't be looked at");
+                }
+                tokio::time::sleep(UNSEEN_PAUSE).await;
+            }
         }
-    });
-    cleared.await.unwrap_or(Ended::ShimKilled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_cannot_be_looked_at_has_not_ended() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folders = Folders::create(dir.path()).expect("there is room");
+        let id = InstanceId(7);
+        assert!(matches!(look(&folders, id, 1), Look::Over(Found::NotStarted(_))), "there is no file");
+        // A folder can't be read as a file, whichever user tries.
+        fs::create_dir_all(folders.run(id, 1)).expect("there is room");
+        assert!(matches!(look(&folders, id, 1), Look::Unseen(_)));
+    }
 }

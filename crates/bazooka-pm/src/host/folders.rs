@@ -27,7 +27,7 @@ use std::{
 };
 
 use bazooka_daemon::{FolderError, folder_token};
-use bazooka_sandbox::files::{entries, try_lock};
+use bazooka_sandbox::files::{entries, names, try_lock};
 use visor::names::{AppName, Digest, EnvRef, InstanceId};
 
 /// A state folder that can't be used.
@@ -186,14 +186,29 @@ impl Folders {
     }
 
     /// Returns the numbers of the starts that have files, in order.
-    pub fn runs(&self, id: InstanceId) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// If the instance's folder can't be read.
+    pub fn runs(&self, id: InstanceId) -> io::Result<Vec<u32>> {
+        let names = names(&self.instance(id))?;
         let mut runs: Vec<u32> =
-            entries(&self.instance(id)).filter_map(|name| name.strip_prefix(RUN)?.parse().ok()).collect();
+            names.iter().filter_map(|name| name.strip_prefix(RUN)?.parse().ok()).collect();
         runs.sort_unstable();
-        runs
+        Ok(runs)
     }
 
-    /// Returns the ids of the instances in a folder.
+    /// Returns the ids of all instances.
+    ///
+    /// # Errors
+    /// If their folder can't be read.
+    pub fn all(&self) -> io::Result<Vec<InstanceId>> {
+        let mut ids: Vec<InstanceId> =
+            names(&self.instances())?.iter().filter_map(|name| name.parse().ok()).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Returns the ids of the instances in a folder; none if it can't be read.
     pub fn ids(folder: &Path) -> Vec<InstanceId> {
         let mut ids: Vec<InstanceId> = entries(folder).filter_map(|name| name.parse().ok()).collect();
         ids.sort_unstable();

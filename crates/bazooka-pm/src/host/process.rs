@@ -141,7 +141,7 @@ fn spawn(
     }
     private_folder(&folders.log(id))?;
     failpoint("folders");
-    for old in folders.runs(id).into_iter().filter(|old| *old < run) {
+    for old in folders.runs(id)?.into_iter().filter(|old| *old < run) {
         fs::remove_file(folders.run(id, old))?;
     }
     let file = fs::File::options().create_new(true).read(true).append(true).mode(0o600).open(&path)?;

@@ -25,7 +25,7 @@ use super::{
     process::FullSpec,
 };
 use bazooka_sandbox::{
-    files::{append, entries, read_file, remove_all, try_lock, write_file},
+    files::{append, entries, load, load_file, names, remove_all, try_lock, write_file},
     machine::boot_id,
     protocol::{Start, lines},
 };
@@ -49,9 +49,17 @@ pub struct Record {
 }
 
 impl Record {
-    /// Reads the last note on an instance from its folder; none if there is no complete one.
+    /// Reads the last note on an instance from its folder; none if there is no complete one, or it can't be read.
     pub fn read(folder: &Path) -> Option<Record> {
-        lines(&fs::read(folder.join(RECORD)).ok()?).last()
+        Record::load(folder).ok().flatten()
+    }
+
+    /// Reads the last note on an instance from its folder; none if there is no complete one.
+    ///
+    /// # Errors
+    /// The file system's: a note that can't be looked at isn't missing.
+    fn load(folder: &Path) -> io::Result<Option<Record>> {
+        Ok(load(&folder.join(RECORD))?.and_then(|text| lines(&text).last()))
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
@@ -73,13 +81,19 @@ pub struct Recovered {
 }
 
 /// Reads what an earlier bazooka-pm has written. Blocks.
-pub fn recover(folders: &Folders) -> Recovered {
+///
+/// # Errors
+/// If something can't be looked at: an instance that runs would count as none, and be started a second time.
+pub fn recover(folders: &Folders) -> io::Result<Recovered> {
     let boot = boot_id();
+    if boot.is_empty() {
+        return Err(io::Error::other("the machine's boot id can't be read"));
+    }
     let mut recovered = Recovered::default();
-    for id in Folders::ids(&folders.instances()) {
-        let last_run = folders.runs(id).last().copied().unwrap_or(0);
-        let record = Record::read(&folders.instance(id));
-        let spec = Start::<FullSpec>::read(&folders.run(id, last_run)).spec;
+    for id in folders.all()? {
+        let last_run = folders.runs(id)?.last().copied().unwrap_or(0);
+        let record = Record::load(&folders.instance(id))?;
+        let spec = Start::<FullSpec>::load(&folders.run(id, last_run))?.spec;
         let same_boot = record.as_ref().is_some_and(|record| record.boot_id == boot);
         if let Some(spec) = &spec {
             let assignment = &spec.pm.local.assignment;
@@ -87,7 +101,7 @@ pub fn recover(folders: &Folders) -> Recovered {
             let key = (assignment.app.clone(), assignment.env);
             recovered.plain_envs.extend(plain.map(|vars| (key, vars)));
         }
-        let is_held = is_held(folders, id, last_run);
+        let is_held = is_held(folders, id, last_run)?;
         match record.map(|record| record.local).or(spec.map(|spec| spec.pm.local)) {
             Some(known) => {
                 let traces = Traces { known, last_run, is_held, same_boot };
@@ -102,10 +116,10 @@ pub fn recover(folders: &Folders) -> Recovered {
         let mut all = recovered.instances.values().map(|local| &local.assignment);
         all.any(|assignment| assignment.app == *app && assignment.env == env)
     };
-    for name in entries(&folders.envs()) {
+    for name in names(&folders.envs())? {
         let path = folders.envs().join(&name);
         let key = name.rsplit_once('.').and_then(|(app, env)| Some((app.parse().ok()?, env.parse().ok()?)));
-        match (key, read_file(&path)) {
+        match (key, load_file(&path)?) {
             (Some((app, env)), Some(handed)) if used(&app, env) => {
                 recovered.envs.insert((app, env), handed);
             }
@@ -113,7 +127,7 @@ pub fn recover(folders: &Folders) -> Recovered {
             _ => drop(fs::remove_file(&path)),
         }
     }
-    recovered
+    Ok(recovered)
 }
 
 /// Writes an env down as the host was handed it. Blocks.
@@ -158,9 +172,12 @@ impl Traces {
     }
 }
 
-fn is_held(folders: &Folders, id: InstanceId, run: u32) -> bool {
-    let file = fs::File::options().append(true).open(folders.run(id, run));
-    file.is_ok_and(|file| !matches!(try_lock(&file), Ok(Some(()))))
+fn is_held(folders: &Folders, id: InstanceId, run: u32) -> io::Result<bool> {
+    match fs::File::options().append(true).open(folders.run(id, run)) {
+        Ok(file) => Ok(try_lock(&file)?.is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// A note to write down.
@@ -250,5 +267,22 @@ mod tests {
         fs::write(folders.record(id), text).expect("there is room");
         let record = Record::read(&folders.instance(id)).expect("the line before is whole");
         assert_eq!(record.local, local(499));
+    }
+
+    #[test]
+    fn an_instance_that_cannot_be_looked_at_is_neither_forgotten_nor_removed() {
+        let dir = tempfile::tempdir().expect("there is room");
+        let folders = Folders::create(dir.path()).expect("there is room");
+        let id = InstanceId(7);
+        // A folder can't be read as a file, whichever user tries.
+        for unreadable in [folders.record(id), folders.run(id, 1), folders.envs().join("shop.e1")] {
+            fs::create_dir_all(&unreadable).expect("there is room");
+            let recovered = recover(&folders);
+            assert!(recovered.is_err(), "{}: {recovered:?}", unreadable.display());
+            assert!(unreadable.is_dir(), "{} stays", unreadable.display());
+            fs::remove_dir(&unreadable).expect("it is empty");
+        }
+        assert!(recover(&folders).is_ok_and(|recovered| recovered.instances.is_empty()));
+        assert!(!folders.instance(id).exists(), "a start that was cut short leaves nothing");
     }
 }

@@ -85,6 +85,9 @@ pub enum HostError {
     /// The starts that an earlier bazooka-pm left can't be read.
     #[error("can't read the state folder")]
     Recover(#[source] JoinError),
+    /// What an earlier bazooka-pm left can't be looked at.
+    #[error("can't look at what runs here already, so nothing is started")]
+    Unseen(#[source] io::Error),
     /// There is no folder for a probe.
     #[error("can't make a folder")]
     Probe(#[source] io::Error),
@@ -187,11 +190,12 @@ impl Start {
     /// Reads what an earlier bazooka-pm left, and removes the control groups that no instance of it needs.
     ///
     /// # Errors
-    /// [`HostError::Recover`].
+    /// [`HostError::Recover`], [`HostError::Unseen`].
     pub async fn take_over(&self, slugs: &Slugs) -> Result<model::Locals, HostError> {
         let (place, known) = (self.folders.clone(), slugs.clone());
         let found = tokio::task::spawn_blocking(move || (records::recover(&place), known.present()));
         let (recovered, present) = found.await.map_err(HostError::Recover)?;
+        let recovered = recovered.map_err(HostError::Unseen)?;
         let locals = taken_over(recovered, present, &self.vault, &self.folders);
         if let Some(groups) = &self.apart.cgroups {
             let wanted: BTreeSet<String> = locals.instances.keys().map(ToString::to_string).collect();

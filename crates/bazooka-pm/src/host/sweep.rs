@@ -4,13 +4,14 @@
 //! the lock of the start, so that nothing of a living one is taken for remains.
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
     time::{Duration, Instant},
 };
 
 use bazooka_sandbox::{
-    machine::{proc_stat, processes},
+    files::load,
+    machine::{listed_processes, look_at, of_process},
     protocol::{Group, ProcessId},
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -22,11 +23,19 @@ const SWEEP_FOR: Duration = Duration::from_secs(10);
 /// has no user of its own, processes whose HOME is the instance's. Blocks.
 pub fn sweep(home: &Path, uid: Option<u32>, groups: &[Group]) {
     let begun = Instant::now();
+    let mut complained = false;
     while begun.elapsed() < SWEEP_FOR {
-        let left = left_behind(home, uid, groups);
-        if left.is_empty() {
-            break;
-        }
+        let left = match left_behind(home, uid, groups) {
+            Ok(left) if left.is_empty() => break,
+            Ok(left) => left,
+            Err(error) => {
+                // Processes that can't be looked at aren't gone.
+                if !std::mem::replace(&mut complained, true) {
+                    tracing::warn!(home = %home.display(), error = %error, "can't look for what a dead shim left");
+                }
+                Vec::new()
+            }
+        };
         for process in left {
             let Some(pid) = Pid::from_raw(process.pid) else { continue };
             let Ok(held) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
@@ -41,34 +50,42 @@ pub fn sweep(home: &Path, uid: Option<u32>, groups: &[Group]) {
     }
 }
 
-fn left_behind(home: &Path, uid: Option<u32>, groups: &[Group]) -> Vec<ProcessId> {
-    let grouped =
-        groups.iter().filter_map(|group| fs::read_to_string(group.folder.join("cgroup.procs")).ok());
-    let grouped: Vec<i32> = grouped
-        .flat_map(|list| list.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
-        .collect();
+fn left_behind(home: &Path, uid: Option<u32>, groups: &[Group]) -> io::Result<Vec<ProcessId>> {
+    let mut grouped: Vec<i32> = Vec::new();
+    for group in groups {
+        let list = load(&group.folder.join("cgroup.procs"))?.unwrap_or_default();
+        grouped.extend(String::from_utf8_lossy(&list).lines().filter_map(|line| line.parse::<i32>().ok()));
+    }
     let mark = format!("HOME={}", home.display()).into_bytes();
-    let belongs = |pid: i32| {
-        grouped.contains(&pid)
-            || match uid {
-                Some(uid) => user_of(pid) == Some(uid),
-                None => {
-                    let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                    environ.split(|byte| *byte == 0).any(|var| var == mark)
+    let belongs = |pid: i32| -> io::Result<bool> {
+        if grouped.contains(&pid) {
+            return Ok(true);
+        }
+        match uid {
+            Some(uid) => Ok(user_of(pid)? == Some(uid)),
+            None => match of_process(fs::read(format!("/proc/{pid}/environ"))) {
+                Ok(environ) => {
+                    Ok(environ.unwrap_or_default().split(|byte| *byte == 0).any(|var| var == mark))
                 }
-            }
+                // Another user's process: an instance without a user of its own has this process's.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+                Err(error) => Err(error),
+            },
+        }
     };
-    processes()
-        .filter(|pid| belongs(*pid))
-        .filter_map(|pid| {
-            let stat = proc_stat(pid)?;
-            // A zombie needs no killing, even if its parent doesn't reap it.
-            (stat.state != 'Z').then_some(ProcessId { pid, start_time: stat.start_time })
-        })
-        .collect()
+    let mut left = Vec::new();
+    for pid in listed_processes()? {
+        if !belongs(pid)? {
+            continue;
+        }
+        // A zombie needs no killing, even if its parent doesn't reap it.
+        let stat = look_at(pid)?.filter(|stat| stat.state != 'Z');
+        left.extend(stat.map(|stat| ProcessId { pid, start_time: stat.start_time }));
+    }
+    Ok(left)
 }
 
-fn user_of(pid: i32) -> Option<u32> {
+fn user_of(pid: i32) -> io::Result<Option<u32>> {
     use std::os::unix::fs::MetadataExt;
-    fs::metadata(format!("/proc/{pid}")).ok().map(|meta| meta.uid())
+    Ok(of_process(fs::metadata(format!("/proc/{pid}")))?.map(|meta| meta.uid()))
 }

@@ -60,6 +60,14 @@ pub enum CliError {
 }
 
 impl CliError {
+    /// Reports whether HAProxy wasn't even asked, because this process lacked something: a descriptor, memory, the right
+    /// to the socket. Such an error says nothing about HAProxy. (A socket that takes no more connections does.)
+    pub fn is_unasked(&self) -> bool {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+        let says_something = |kind| matches!(kind, NotFound | ConnectionRefused | WouldBlock);
+        matches!(self, CliError::Unreachable { source, .. } if !says_something(source.kind()))
+    }
+
     pub(super) fn unreadable(command: &str, answer: &str) -> Self {
         CliError::Unreadable { command: command.to_owned(), answer: answer.chars().take(200).collect() }
     }

@@ -5,13 +5,20 @@
 
 use std::time::Duration;
 
+use bazooka_daemon::in_words;
 use tokio::time::Instant;
 use visor::{
     pause::{Doubling, Pauses},
     planted::{Bug, planted},
 };
 
-use crate::{balancer::Balancer, config::Settings, haproxy::CliError, metrics::ProxyMetrics, plan::Wanted};
+use crate::{
+    balancer::Balancer,
+    config::Settings,
+    haproxy::{CliError, process::Presence},
+    metrics::ProxyMetrics,
+    plan::Wanted,
+};
 
 /// The time that a running master may be unreachable before it is killed and started again.
 const OUT_OF_REACH: Duration = Duration::from_secs(5);
@@ -33,6 +40,8 @@ pub(super) struct Upkeep {
     master: Option<u32>,
     /// When HAProxy stopped answering.
     missing_since: Option<Instant>,
+    /// True once it was said that HAProxy can't be asked or looked at.
+    complained: bool,
     /// Where a unit runs HAProxy: true once a valid file was written since it went.
     laid_out: bool,
     /// When HAProxy was last started.
@@ -45,19 +54,39 @@ pub(super) struct Upkeep {
 impl Upkeep {
     /// Creates the upkeep of a HAProxy that hasn't been observed yet.
     pub fn new(metrics: ProxyMetrics) -> Self {
-        Upkeep { metrics, master: None, missing_since: None, laid_out: false, started_at: None, hold: None }
+        Upkeep {
+            metrics,
+            master: None,
+            missing_since: None,
+            complained: false,
+            laid_out: false,
+            started_at: None,
+            hold: None,
+        }
     }
 
     /// Records that HAProxy answered, with its master's process id.
     pub fn found(&mut self, master: u32) {
         self.master = Some(master);
         self.missing_since = None;
-        self.laid_out = false;
+        (self.laid_out, self.complained) = (false, false);
+    }
+
+    fn complain(&mut self, error: &dyn std::error::Error) {
+        if !std::mem::replace(&mut self.complained, true) {
+            tracing::warn!(error = in_words(error), "HAProxy can't be asked or looked at; it stays as it is");
+        }
     }
 
     /// Reports whether HAProxy has gone and may be started now. Where a unit runs it: whether a valid file is to be
-    /// written.
+    /// written. A HAProxy that can't be asked or looked at has not gone.
     pub fn is_due(&mut self, balancer: &mut dyn Balancer, error: &CliError, now: Instant) -> bool {
+        if error.is_unasked() {
+            // The time without an answer begins anew: HAProxy may have been there all along.
+            self.missing_since = None;
+            self.complain(error);
+            return false;
+        }
         let since = *self.missing_since.get_or_insert(now);
         if self.hold.is_some_and(|(until, _)| now < until) {
             return false;
@@ -72,7 +101,17 @@ impl Upkeep {
         }
         // A master that is slow to answer still has workers that serve.
         let patience = if unreachable { OUT_OF_REACH } else { OUT_OF_ANSWER };
-        now.duration_since(since) >= patience || !balancer.is_running(self.master)
+        if now.duration_since(since) >= patience {
+            return true;
+        }
+        match balancer.presence(self.master) {
+            Presence::Running => false,
+            Presence::Gone => true,
+            Presence::Unknown(error) => {
+                self.complain(&error);
+                false
+            }
+        }
     }
 
     /// Starts HAProxy and returns true if it runs.

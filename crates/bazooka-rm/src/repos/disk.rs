@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use git2::{Config, ErrorCode, Oid, Repository, RepositoryInitOptions};
+use git2::{Config, ErrorClass, ErrorCode, Oid, Repository, RepositoryInitOptions};
 use visor::names::AppName;
 
 use super::{
@@ -60,7 +60,7 @@ impl Disk {
         Disk { layout, program }
     }
 
-    /// Reads the state of all repositories.
+    /// Reads the state of all repositories, but for those that can't be looked at: nothing is done to them.
     ///
     /// # Errors
     /// If the folder can't be read.
@@ -68,29 +68,45 @@ impl Disk {
         let mut found = BTreeMap::new();
         for entry in fs::read_dir(self.layout.repos())? {
             if let Some(app) = app_of(&entry?.path()) {
-                let on_disk = self.observe_one(&app);
-                found.insert(app, on_disk);
+                match self.observe_one(&app) {
+                    Ok(on_disk) => drop(found.insert(app, on_disk)),
+                    Err(error) => {
+                        tracing::warn!(app = %app, error = %error, "a repository can't be looked at; it stays as it is");
+                    }
+                }
             }
         }
         Ok(found)
     }
 
-    fn observe_one(&self, app: &AppName) -> OnDisk {
+    /// Reads the state of a repository. A repository that is incomplete or broken has no token, so the plan makes it
+    /// again.
+    ///
+    /// # Errors
+    /// If it can't be looked at: it may be whole.
+    fn observe_one(&self, app: &AppName) -> Result<OnDisk, git2::Error> {
         let path = self.layout.repo(app);
-        let Ok(config) = Repository::open_bare(&path).and_then(|repo| repo.config()?.snapshot()) else {
-            // An incomplete or broken repository has no token, so the plan makes it again.
-            return OnDisk::default();
+        let config = match Repository::open_bare(&path).and_then(|repo| repo.config()?.snapshot()) {
+            Ok(config) => config,
+            Err(error) if error.class() == ErrorClass::Os && error.code() != ErrorCode::NotFound => {
+                return Err(error);
+            }
+            // git2 also calls a repository missing when it can't open one of its files.
+            Err(error) => match fs::File::open(path.join("config")).and_then(|_| fs::read_dir(&path)) {
+                Err(seen) if seen.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => return Ok(OnDisk::default()),
+            },
         };
         let is = |(name, value): &(&str, &str)| config.get_str(name).is_ok_and(|found| found == *value);
         let hook = |name: &&str| {
             fs::read_link(path.join("hooks").join(name)).is_ok_and(|target| target == self.program)
         };
-        OnDisk {
+        Ok(OnDisk {
             token: config.get_str(TOKEN).unwrap_or_default().to_owned(),
             configured: SETTINGS.iter().all(is) && config.get_str(DENY_NON_FAST_FORWARDS).is_ok(),
             hooks: HOOKS.iter().all(hook),
             doomed: config.get_bool(DOOMED).unwrap_or(false),
-        }
+        })
     }
 
     /// Makes a bare repository for a registration. It appears with its token, or not at all.
@@ -158,7 +174,12 @@ impl Disk {
     /// # Errors
     /// If the disk fails.
     pub fn ensure(&self, app: &AppName, token: &str) -> Result<(), DiskError> {
-        let mut found = if self.layout.repo(app).exists() { Some(self.observe_one(app)) } else { None };
+        let is_there = self.layout.repo(app).try_exists();
+        let mut found = if is_there.map_err(self.failed(app, "looking at the repository"))? {
+            Some(self.observe_one(app).map_err(self.failed(app, "looking at the repository"))?)
+        } else {
+            None
+        };
         if found.as_ref().is_some_and(|found| found.token != token || found.doomed) {
             self.remove(app)?;
             found = None;
