@@ -3,6 +3,7 @@
 mod adoption;
 mod apps;
 mod bad_input;
+mod callers;
 mod commands;
 mod disaster;
 mod identities;

@@ -5,10 +5,15 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use bazooka_daemon::http_client;
+use bazooka_daemon::{
+    git_token::{GitRequest, Purpose, mint},
+    http_client,
+};
 use bazooka_tests::{Cluster, ClusterOptions, Endpoint, OPERATOR, example};
+use http::Uri;
 use jiff::{Timestamp, ToSpan};
 use reqwest::{Client, Method, StatusCode};
+use tokio::runtime::Runtime;
 use visor::{
     identity::Credentials,
     names::AppName,
@@ -109,6 +114,14 @@ const REQUESTS: [(&str, &str, Row); 21] = [
     ("peer", "POST", ("/raft", "-----------")),
 ];
 
+const PARTS: [(&str, Endpoint); 5] = [
+    ("rm", Endpoint::Rm),
+    ("pm", Endpoint::Host(1)),
+    ("proxy", Endpoint::Proxy),
+    ("converger", Endpoint::Converger),
+    ("peer", Endpoint::EtcdPeer),
+];
+
 /// A client as somebody, or why there can be none: who is not trusted doesn't get through the handshake.
 fn client(cluster: &Cluster, who: &str, folders: &BTreeMap<&str, PathBuf>) -> Client {
     match who {
@@ -181,13 +194,6 @@ fn each_identity_may_what_it_should_and_nothing_else() {
             wrong.push(format!("{who}: {what}: {}", if may { "allowed" } else { "denied" }));
         }
     };
-    let parts = [
-        ("rm", Endpoint::Rm),
-        ("pm", Endpoint::Host(1)),
-        ("proxy", Endpoint::Proxy),
-        ("converger", Endpoint::Converger),
-        ("peer", Endpoint::EtcdPeer),
-    ];
     let members = format!("https://{}/members", cluster.at(Endpoint::EtcdPeer));
     for (certificate, wanted) in [("peer-cert.pem", true), ("cert.pem", false)] {
         let folder = folder("etcd:e1");
@@ -205,7 +211,7 @@ fn each_identity_may_what_it_should_and_nothing_else() {
         let files = |who: &str| ["cert.pem", "key.pem"].map(|name| folders[who].join(name));
         let peer = peer_client(&cluster, (who != "none").then(|| files(who)));
         for (part, method, (path, wanted)) in REQUESTS {
-            let (_, endpoint) = parts.iter().find(|(name, _)| *name == part).expect("a part");
+            let (_, endpoint) = PARTS.iter().find(|(name, _)| *name == part).expect("a part");
             let url = format!("https://{}{}", cluster.at(*endpoint), path.replace("SLUG", &slug));
             let method: Method = method.parse().expect("a method");
             // Of these two nothing comes: eve is in, and nobody of the other name is.
@@ -214,13 +220,20 @@ fn each_identity_may_what_it_should_and_nothing_else() {
                 "/access/revoke" => r#"{"who": "nobody-here"}"#,
                 _ => "{}",
             };
+            let kind = if path.ends_with("git-receive-pack") && method == Method::POST {
+                "application/x-git-receive-pack-request"
+            } else {
+                "application/json"
+            };
             let caller = if part == "peer" { &peer } else { &caller };
-            let request = caller.request(method, url).body(body);
+            let request = caller.request(method, url).header("content-type", kind).body(body);
+            // Whoever asks, a web page of another origin may not have it done.
+            let of_a_page =
+                request.try_clone().expect("its body is text").header("origin", "https://evil.example");
             let answer = runtime.block_on(request.send());
-            let may = answer.as_ref().is_ok_and(|answer| {
-                ![StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&answer.status())
-            });
-            check(format!("{part} {path} {answer:?}"), who, wanted.as_bytes()[at], may);
+            check(format!("{part} {path} {answer:?}"), who, wanted.as_bytes()[at], lets_in(&answer));
+            let answer = runtime.block_on(of_a_page.send());
+            check(format!("{part} {path} as a page: {answer:?}"), who, b'-', lets_in(&answer));
         }
         let store = coordinator(&cluster, who, &folders);
         for (key, wanted) in READS {
@@ -246,8 +259,52 @@ fn each_identity_may_what_it_should_and_nothing_else() {
             check(format!("read all of {prefix:?}"), who, if all { b'y' } else { b'-' }, may);
         }
     }
+    wrong.extend(tokens(&cluster, &folders, &slug, runtime));
     eprintln!("{cells} cells");
     assert!(wrong.is_empty(), "{} of {cells} cells:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A token of ada's, which may do everything with goto-rocket, in each request: it is good for git's own three alone.
+fn tokens(
+    cluster: &Cluster,
+    folders: &BTreeMap<&str, PathBuf>,
+    slug: &str,
+    runtime: &Runtime,
+) -> Vec<String> {
+    let app: AppName = "goto-rocket".parse().expect("valid");
+    let repository = format!("https://{}/goto-rocket.git", cluster.at(Endpoint::Rm));
+    let purpose = Purpose { app: &app, repository: &repository, service: None };
+    let token = mint(&held(folders, "ada"), &purpose, Timestamp::now()).expect("it can be made");
+    let none = client(cluster, "none", folders);
+    let more = [("rm", "POST", "/goto-rocket.git/git-upload-pack"), ("rm", "GET", "/goto-rocket.git/logs")];
+    let requests = REQUESTS.map(|(part, method, (path, _))| (part, method, path)).into_iter().chain(more);
+    let mut wrong = Vec::new();
+    for (part, method, path) in requests {
+        let (_, endpoint) = PARTS.iter().find(|(name, _)| *name == part).expect("a part");
+        let url = format!("https://{}{}", cluster.at(*endpoint), path.replace("SLUG", slug));
+        let (method, uri): (Method, Uri) = (method.parse().expect("valid"), path.parse().expect("valid"));
+        let wanted = path == "/healthz" || GitRequest::of(&method, &uri).is_some();
+        let service = path.rsplit('/').next().unwrap_or_default();
+        let kind = match service {
+            "git-upload-pack" | "git-receive-pack" => format!("application/x-{service}-request"),
+            _ => "application/json".into(),
+        };
+        let request = none.request(method, url).header("content-type", kind).bearer_auth(&token).body("{}");
+        let answer = runtime.block_on(request.send());
+        // 404: there is nothing to be let into.
+        let may =
+            lets_in(&answer) && !answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::NOT_FOUND);
+        if may != wanted {
+            wrong.push(format!("a token of ada's: {part} {path}: {answer:?}"));
+        }
+    }
+    wrong
+}
+
+fn lets_in(answer: &reqwest::Result<reqwest::Response>) -> bool {
+    answer
+        .as_ref()
+        .is_ok_and(|answer| ![StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&answer.status()))
 }
 
 /// A client with an expired certificate, which it shows all the same.

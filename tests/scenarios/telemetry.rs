@@ -54,7 +54,7 @@ impl Prometheus {
         fs::create_dir_all(&folder).expect("a folder");
         let scheme = if identity.is_some() { "https" } else { "http" };
         let mut text = read("prometheus/prometheus.yml");
-        for proxy in ["http://proxy1.example.org:8083", "http://proxy2.example.org:8083"] {
+        for proxy in ["http://10.0.0.9:8083", "http://10.0.0.10:8083"] {
             // The same one twice: what two proxies tell alike is one target.
             text = text.replace(proxy, &format!("{scheme}://{}", cluster.at(Endpoint::Proxy)));
         }

@@ -1,4 +1,5 @@
-"""A browser that is told by lines of JSON on standard input what to do, and answers each by one.
+"""A browser that is told by lines of JSON on standard input what to do, and answers each by one. It is started with this
+program's arguments, too.
 
 {"open": URL, "width": W, "height": H}   goes there
 {"eval": EXPRESSION}                     what it comes to
@@ -21,7 +22,7 @@ profile = tempfile.TemporaryDirectory()
 browser = subprocess.Popen(
     ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
      "--disable-background-networking", "--proxy-server=direct://", f"--user-data-dir={profile.name}",
-     "--remote-debugging-pipe", "about:blank"],
+     "--remote-debugging-pipe", *sys.argv[1:], "about:blank"],
     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False,
     preexec_fn=take_pipes)
 os.close(to_browser)

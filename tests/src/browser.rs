@@ -22,8 +22,14 @@ pub struct Browser {
 impl Browser {
     /// Starts one.
     pub fn start() -> Browser {
+        Browser::with(&[])
+    }
+
+    /// Starts one with these options of chromium.
+    pub fn with(options: &[&str]) -> Browser {
         let mut process = Command::new("python3")
             .args(["-c", SCRIPT])
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -327,3 +327,122 @@ fn killed_outright_it_leaves_nothing_behind_either_and_starts_again() {
     dev.child.wait().expect("it can be waited for");
     assert_eq!(dev.processes(), [], "its HAProxy is gone too");
 }
+
+/// Sends a request as its bytes are, and returns the answer's head and what came of its body in a moment.
+fn raw(address: std::net::SocketAddrV4, request: &str) -> String {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = TcpStream::connect(address) else { return String::new() };
+    stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a socket takes it");
+    // A server that refuses may not read all of it.
+    let _ = stream.write_all(request.as_bytes());
+    let mut answer = Vec::new();
+    let mut piece = [0; 4_096];
+    while let Ok(read @ 1..) = stream.read(&mut piece) {
+        answer.extend_from_slice(&piece[..read]);
+        if answer.len() > 64 << 10 {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// A request of a page's, with these headers beside the length.
+fn of_a_page(method: &str, path: &str, headers: &[&str], body: &str) -> String {
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    )
+}
+
+/// What a web page in this machine's browser can send to any listener of it: requests across sites without asking first,
+/// the question whether it may, and anything at all after its own name was made to lead here.
+#[test]
+fn a_web_page_can_do_nothing_to_it() {
+    let dev = Dev::start();
+    let all = dev.processes();
+    let listeners: std::collections::BTreeSet<std::net::SocketAddrV4> = all
+        .iter()
+        .filter_map(|(pid, _)| u32::try_from(*pid).ok())
+        .flat_map(visor::testing::listeners)
+        .collect();
+    let at = |port: u16| std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
+    let [coordinator, _, rm] = dev.ports.map(at);
+    // rm, etcd, HAProxy, proxy, converger and two hosts; etcd's peers have no port.
+    assert!(listeners.contains(&rm) && listeners.contains(&coordinator), "{listeners:?}");
+    assert!(listeners.len() >= 7, "{listeners:?}");
+    let etcd = u32::try_from(dev.process("etcd --name")).expect("it fits");
+    assert_eq!(visor::testing::listeners(etcd), [coordinator], "etcd listens for clients alone");
+
+    let app = r#"{"name": "evil", "owner": "eve", "token": "t"}"#;
+    // `/bazooka/apps/evil`, and a row for it.
+    let put = r#"{"key": "L2Jhem9va2EvYXBwcy9ldmls", "value": "e30="}"#;
+    let writes = [
+        ("POST", "/apps", "application/json", app),
+        ("POST", "/access/grant", "application/json", r#"{"who": "eve"}"#),
+        ("DELETE", "/apps/hello", "application/json", "{}"),
+        ("POST", "/hello.git/git-receive-pack", "application/x-git-receive-pack-request", "0000"),
+        ("POST", "/v3/kv/put", "application/json", put),
+        ("POST", "/raft", "application/protobuf", "x"),
+    ];
+    let reads = [
+        "/",
+        "/live",
+        "/metrics",
+        "/sd",
+        "/found",
+        "/logs?app=hello",
+        "/hello.git/info/refs?service=git-upload-pack",
+    ];
+    let mut let_in = Vec::new();
+    for address in &listeners {
+        let own = format!("host: {address}");
+        let rebound = format!("host: evil.example:{}", address.port());
+        let same = format!("origin: http://evil.example:{}", address.port());
+        let mut asked: Vec<(String, String)> = Vec::new();
+        for (method, path, kind, body) in writes {
+            let mut ask = |what: &str, method: &str, headers: &[&str]| {
+                let what = format!("{address}: {what}: {method} {path}");
+                asked.push((
+                    what,
+                    of_a_page(method, path, headers, if method == "OPTIONS" { "" } else { body }),
+                ));
+            };
+            let origin = "origin: https://evil.example";
+            for simple in ["text/plain", "application/x-www-form-urlencoded"] {
+                let simple = format!("content-type: {simple}");
+                ask("simple", method, &[&own, origin, &simple, "sec-fetch-site: cross-site"]);
+                ask("simple, of an old browser", method, &[&own, origin, &simple]);
+                ask("simple, of a sandboxed frame", method, &[&own, "origin: null", &simple]);
+            }
+            let kind = format!("content-type: {kind}");
+            ask("asked first", "OPTIONS", &[&own, origin, "access-control-request-method: POST"]);
+            ask("rebound", method, &[&rebound, &same, &kind, "sec-fetch-site: same-origin"]);
+            ask("rebound, of an old browser", method, &[&rebound, &kind]);
+        }
+        for path in reads {
+            let what = format!("{address}: rebound: GET {path}");
+            asked.push((what, of_a_page("GET", path, &[&rebound, "sec-fetch-site: same-origin"], "")));
+        }
+        for (what, request) in asked {
+            let answer = raw(*address, &request);
+            let head = answer.split("\r\n\r\n").next().unwrap_or_default().to_ascii_lowercase();
+            let is_well = head.starts_with("http/1.1 2");
+            // etcd answers the question whether a page may with 200, and doesn't say that it may.
+            let is_mute = *address == coordinator && request.starts_with("OPTIONS");
+            if (is_well && !is_mute)
+                || head.contains("access-control-allow-origin: *")
+                || head.contains("evil.example")
+            {
+                let_in.push(format!("{what}: {answer}"));
+            }
+        }
+    }
+    assert!(let_in.is_empty(), "{}", let_in.join("\n"));
+    assert_eq!(dev.bazooka(&["apps"]).matches("evil").count(), 0, "nothing has come of it");
+
+    // The same, as a client of the cluster sends it.
+    let own = format!("host: {rm}");
+    let answer = raw(rm, &of_a_page("POST", "/apps", &[&own, "content-type: application/json"], app));
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+}

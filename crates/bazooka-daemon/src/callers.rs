@@ -5,17 +5,23 @@
 use std::net::SocketAddr;
 
 use axum::{
-    extract::{ConnectInfo, FromRequestParts, Request, connect_info::Connected},
+    extract::{ConnectInfo, FromRequestParts, Request},
     http::{header, request::Parts},
     middleware::Next,
     response::Response,
-    serve::IncomingStream,
 };
 use jiff::Timestamp;
-use tokio::net::TcpListener;
+use tokio::{net::TcpStream, sync::watch};
+use tokio_rustls::server::TlsStream;
 use visor::identity::{Caller, Credentials, subject};
 
-use crate::{git_token, in_words, tls::TlsListener};
+use crate::{
+    git_token::{self, GitFront, GitRequest},
+    in_words,
+};
+
+/// The current ways by which git's requests reach an endpoint.
+pub type GitFronts = watch::Receiver<GitFront>;
 
 /// The other end of a connection.
 #[derive(Clone, Debug)]
@@ -26,18 +32,17 @@ pub struct Peer {
     address: SocketAddr,
 }
 
-impl Connected<IncomingStream<'_, TlsListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+impl Peer {
+    /// Returns the other end of a connection with TLS.
+    pub(crate) fn of(stream: &TlsStream<TcpStream>, address: SocketAddr) -> Peer {
         // The handshake has verified that the authority issued the certificate. Here it is only read for the name.
-        let address = *stream.remote_addr();
-        let shown =
-            stream.io().get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|certificate| {
-                subject(certificate)
-                    .inspect_err(|error| {
-                        tracing::warn!(%address, error = in_words(error), "a certificate without an identity");
-                    })
-                    .ok()
-            });
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|certificate| {
+            subject(certificate)
+                .inspect_err(|error| {
+                    tracing::warn!(%address, error = in_words(error), "a certificate without an identity");
+                })
+                .ok()
+        });
         match shown {
             Some(subject) => {
                 Peer { caller: Caller::Known(subject.identity), until: subject.not_after, address }
@@ -45,11 +50,15 @@ impl Connected<IncomingStream<'_, TlsListener>> for Peer {
             None => Peer { caller: Caller::Unknown, until: Timestamp::MAX, address },
         }
     }
-}
 
-impl Connected<IncomingStream<'_, TcpListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
-        Peer { caller: Caller::Anyone, until: Timestamp::MAX, address: *stream.remote_addr() }
+    /// Returns the other end of a connection to a daemon without an identity.
+    pub(crate) fn anyone(address: SocketAddr) -> Peer {
+        Peer { caller: Caller::Anyone, until: Timestamp::MAX, address }
+    }
+
+    /// Returns whom the certificate names.
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
     }
 }
 
@@ -57,12 +66,14 @@ impl Connected<IncomingStream<'_, TcpListener>> for Peer {
 #[derive(Clone, Debug, Default)]
 pub struct Callers {
     credentials: Option<Credentials>,
+    git: Option<GitFronts>,
 }
 
 impl Callers {
-    /// Creates the identification for an endpoint. Without credentials every caller is [`Caller::Anyone`].
-    pub fn new(credentials: Option<Credentials>) -> Self {
-        Callers { credentials }
+    /// Creates the identification for an endpoint. Without credentials every caller is [`Caller::Anyone`]. Tokens are valid
+    /// only where there is git, and for git's own requests.
+    pub fn new(credentials: Option<Credentials>, git: Option<GitFronts>) -> Self {
+        Callers { credentials, git }
     }
 
     /// Serves as a layer: adds the [`Caller`] and the address that it calls from ([`CallsFrom`]) to the request. A
@@ -77,9 +88,9 @@ impl Callers {
             (Some(_), Some(_)) => Caller::Unknown,
             (None, Some(_)) => Caller::Unknown,
         };
-        let caller = match (peer_caller, &self.credentials) {
-            (Caller::Unknown, Some(credentials)) => by_token(credentials, &request),
-            (caller, _) => caller,
+        let caller = match (peer_caller, &self.credentials, &self.git) {
+            (Caller::Unknown, Some(credentials), Some(git)) => by_token(credentials, &git.borrow(), &request),
+            (caller, ..) => caller,
         };
         if let Some(peer) = peer {
             request.extensions_mut().insert(CallsFrom(Some(peer.address)));
@@ -93,16 +104,16 @@ impl Callers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallsFrom(pub Option<SocketAddr>);
 
-fn by_token(credentials: &Credentials, request: &Request) -> Caller {
+fn by_token(credentials: &Credentials, front: &GitFront, request: &Request) -> Caller {
     let Some(token) = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok())
     else {
         return Caller::Unknown;
     };
-    let now = Timestamp::now();
-    match git_token::verify_authorization(credentials, token, request.uri().path(), now) {
+    let Some(asked) = GitRequest::of(request.method(), request.uri()) else { return Caller::Unknown };
+    match git_token::verify_authorization(credentials, token, &asked, front, Timestamp::now()) {
         Ok(who) => Caller::Known(who),
         Err(error) => {
-            tracing::info!(error = in_words(&error), "an invalid token");
+            tracing::info!(app = %asked.app, error = in_words(&error), "an invalid token");
             Caller::Unknown
         }
     }

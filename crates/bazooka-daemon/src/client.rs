@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
+use reqwest::tls::TlsInfo;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use visor::identity::{Credentials, tls_provider};
+use visor::identity::{Credentials, Identity, subject, tls_provider};
 
 /// Builds an HTTP client for the cluster's own daemons, with this identity, or without an identity and TLS. It ignores
 /// a proxy of the environment, because these daemons are within the cluster.
@@ -26,6 +27,13 @@ pub fn http_client(credentials: Option<&Credentials>) -> reqwest::ClientBuilder 
         Credentials::client_config,
     );
     reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls)
+}
+
+/// Returns whom the certificate of an answer's daemon names. The client must have been built with `tls_info(true)`; its TLS
+/// has verified the certificate.
+pub fn shown_by(answer: &reqwest::Response) -> Option<Identity> {
+    let certificate = answer.extensions().get::<TlsInfo>().and_then(TlsInfo::peer_certificate)?;
+    Some(subject(&CertificateDer::from(certificate)).ok()?.identity)
 }
 
 /// Builds an HTTP client that shows this identity to any server, whichever authority vouches for the server.

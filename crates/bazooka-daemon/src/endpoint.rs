@@ -7,33 +7,39 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use axum::{
     Extension, Router,
-    extract::State,
+    extract::{DefaultBodyLimit, Request, State},
     http::{HeaderMap, StatusCode, header},
-    middleware::from_fn,
-    response::IntoResponse,
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use visor::{access::Act, identity::Caller};
 
 use crate::{
-    callers::{Callers, Peer},
+    callers::{Callers, GitFronts},
     cluster::Cluster,
     exposition::{Format, expose},
+    foreign::{KnownHosts, look},
     loops::LoopEnded,
+    paced::paced,
+    places::Bounds,
     readiness::Readiness,
-    tls::TlsListener,
+    server::{EndpointMetrics, Server, places},
 };
 
-/// The longest time that running requests may go on at the end.
-const GRACE: Duration = Duration::from_secs(2);
+/// The connections that the kernel keeps until they are accepted. Beyond it a client waits a second before it tries again,
+/// so it is more than come at once.
+const BACKLOG: u32 = 4_096;
+
+/// The largest body in bytes but git's, which its handlers bound. An SSH key has some hundred bytes.
+const MOST_BODY: usize = 64 << 10;
 
 /// The metrics of a process, filled at start and read by `/metrics`.
 pub type Metrics = Arc<Mutex<Registry>>;
@@ -52,9 +58,17 @@ pub struct ListenError {
 /// [`ListenError`].
 pub async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
     let failed = |source| ListenError { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = bind(address).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As the standard library does: connections of an earlier daemon don't keep the address.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Returns the routes `/healthz` (the process answers), `/readyz` (503 until every part is ready) and, for admitted
@@ -112,16 +126,78 @@ pub struct Serving {
 /// The endpoint's name among a daemon's loops.
 const NAME: &str = "the endpoint";
 
+/// What an endpoint serves, to whom.
+#[derive(Clone, Debug)]
+pub struct Door {
+    routes: Router,
+    metrics: Metrics,
+    bounds: Bounds,
+    known: KnownHosts,
+    git: Option<GitFronts>,
+}
+
+impl Door {
+    /// Serves these routes, with the usual bounds. What is counted of the endpoint is registered with `metrics`.
+    pub fn new(routes: Router, metrics: Metrics) -> Door {
+        Door { routes, metrics, bounds: Bounds::USUAL, known: KnownHosts::default(), git: None }
+    }
+
+    /// Adds the URLs by which others reach the endpoint, beside its IP addresses and `localhost`. Without identities,
+    /// requests for other names are refused.
+    pub fn known_as<'a>(self, urls: impl IntoIterator<Item = &'a str>) -> Door {
+        Door { known: KnownHosts::of(urls), ..self }
+    }
+
+    /// Has the endpoint serve git, too, with the bounds and the tokens for it.
+    pub fn with_git(self, git: GitFronts) -> Door {
+        Door { bounds: Bounds::OF_RM, git: Some(git), ..self }
+    }
+
+    /// Puts everything before the routes that each request passes: first the refusal of web pages, then the caller.
+    fn server(self, cluster: &Cluster) -> Server {
+        let places = places(self.bounds);
+        let metrics = {
+            let mut registry = self.metrics.lock().expect("no holder of this lock panics");
+            EndpointMetrics::register(&mut registry, &places)
+        };
+        let callers = Callers::new(cluster.credentials.clone(), self.git.clone());
+        let guard =
+            Guard { known: cluster.credentials.is_none().then_some(self.known), metrics: metrics.clone() };
+        let routes = self
+            .routes
+            .layer(DefaultBodyLimit::max(MOST_BODY))
+            .layer(from_fn(move |request, next| callers.clone().find_out(request, next)))
+            .layer(from_fn(move |request, next| guard.clone().refuse(request, next)));
+        Server { routes, credentials: cluster.credentials.clone(), places, git: self.git, metrics }
+    }
+}
+
+/// Refuses what web pages send.
+#[derive(Clone)]
+struct Guard {
+    /// The endpoint's own names; none where callers have identities.
+    known: Option<KnownHosts>,
+    metrics: EndpointMetrics,
+}
+
+impl Guard {
+    async fn refuse(self, request: Request, next: Next) -> Response {
+        match look(&request, self.known.as_ref()) {
+            Ok(()) => next.run(paced(request)).await,
+            Err(foreign) => {
+                tracing::debug!(path = request.uri().path(), reason = %foreign, "a request is refused");
+                self.metrics.foreign.get_or_create(&[("reason", foreign.reason())]).inc();
+                foreign.into_response()
+            }
+        }
+    }
+}
+
 impl Serving {
     /// Serves an endpoint until `end` is cancelled. Running requests then have 2 s at most, because a followed log would
     /// never end. With an identity it serves TLS, and each request has its [`Caller`].
-    pub fn start(
-        listener: TcpListener,
-        routes: Router,
-        cluster: &Cluster,
-        end: CancellationToken,
-    ) -> Serving {
-        let task = tokio::spawn(serve(listener, routes, cluster.clone(), end.clone()));
+    pub fn start(listener: TcpListener, door: Door, cluster: &Cluster, end: CancellationToken) -> Serving {
+        let task = tokio::spawn(door.server(cluster).serve(listener, end.clone()));
         Serving { task: AbortOnDropHandle::new(task), end, has_ended: false }
     }
 
@@ -154,33 +230,5 @@ impl Serving {
             Ok(Ok(())) => Ok(()),
             failed => Err(LoopEnded::of(NAME, failed)),
         }
-    }
-}
-
-async fn serve(
-    listener: TcpListener,
-    routes: Router,
-    cluster: Cluster,
-    end: CancellationToken,
-) -> io::Result<()> {
-    let callers = Callers::new(cluster.credentials.clone());
-    let routes = routes.layer(from_fn(move |request, next| callers.clone().find_out(request, next)));
-    let routes = routes.into_make_service_with_connect_info::<Peer>();
-    let asked = end.clone().cancelled_owned();
-    let serving = async {
-        match &cluster.credentials {
-            None => axum::serve(listener, routes).with_graceful_shutdown(asked).await,
-            Some(credentials) => {
-                let listener = TlsListener::new(listener, credentials.clone());
-                axum::serve(listener, routes).with_graceful_shutdown(asked).await
-            }
-        }
-    };
-    tokio::select! {
-        served = serving => served,
-        () = async {
-            end.cancelled().await;
-            tokio::time::sleep(GRACE).await;
-        } => Ok(()),
     }
 }

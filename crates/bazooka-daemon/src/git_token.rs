@@ -5,16 +5,25 @@
 //! identity can make one, and every part that trusts the authority can verify it.
 //!
 //! ```text
-//! base64url({"alg":"ES256","typ":"JWT","x5c":[…]}) . base64url({"sub","aud","app","nbf","exp"}) . base64url(r ‖ s)
-//! └────────────────────────────── signed by the certificate's key ─────────────────────────────┘
+//! base64url({"alg":"ES256","typ":"JWT","x5c":[…]})
+//!   . base64url({"sub","aud","app","repo","svc","nbf","exp"})     both signed by the certificate's key
+//!   . base64url(r ‖ s)
 //! ```
+//!
+//! A token is valid for one app's repository at one host (`repo`, the URL that git asked about), for pushes or for fetches
+//! (`svc`), and only in git's own three requests ([`GitRequest`]): no other endpoint takes it.
+//!
+//! Git before 2.41 doesn't tell its credential helper what it is about to do; a token for such a git has no `svc` and is
+//! valid for both. Tokens of the release before have neither claim; [`GitFront::takes_unbound`] says whether they are valid
+//! still. Earlier verifiers read neither claim.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use base64::{
     DecodeError, Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
+use http::{Method, Uri};
 use jiff::Timestamp;
 use ring::{
     error::{KeyRejected, Unspecified},
@@ -31,11 +40,16 @@ use visor::{
     names::AppName,
 };
 
+use crate::hosts::host_of_url;
+
 /// The validity of a token: long enough for git to begin its transfer. A transfer that has begun goes on.
 pub const LIFETIME: Duration = Duration::from_secs(300);
 
 /// The difference allowed between two machines' clocks.
 const LEEWAY: Duration = Duration::from_secs(60);
+
+/// The services of git.
+pub const SERVICES: [&str; 2] = ["git-receive-pack", "git-upload-pack"];
 
 /// The audience of tokens, so that no other service accepts them.
 const AUDIENCE: &str = "bazooka-git";
@@ -80,6 +94,64 @@ pub enum TokenError {
     OtherName { said: String, named: Identity },
     #[error("it is for app '{0}'")]
     OtherApp(String),
+    #[error(
+        "it is for {0}, and this is another one's; name that host with --git-url, or run `bazooka init` again"
+    )]
+    OtherRepository(String),
+    #[error("it is for {0}")]
+    OtherService(String),
+    #[error("it names no repository: a bazooka from before this cluster's migration made it")]
+    Unbound,
+}
+
+/// One of git's three requests about an app's repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GitRequest {
+    /// The app.
+    pub app: AppName,
+    /// The service that is asked for, one of [`SERVICES`].
+    pub service: &'static str,
+}
+
+impl GitRequest {
+    /// Returns the request of git's that this is: `GET /A.git/info/refs?service=S`, `POST /A.git/git-receive-pack` or `POST
+    /// /A.git/git-upload-pack`. As in a repository's URL, `.git` may be missing.
+    pub fn of(method: &Method, uri: &Uri) -> Option<GitRequest> {
+        let (repository, rest) = uri.path().strip_prefix('/')?.split_once('/')?;
+        let app = repository.strip_suffix(".git").unwrap_or(repository).parse().ok()?;
+        let service = match (method, rest) {
+            (&Method::GET, "info/refs") => {
+                let asked = uri.query()?.split('&').find_map(|pair| pair.strip_prefix("service="))?;
+                SERVICES.into_iter().find(|service| *service == asked)?
+            }
+            (&Method::POST, rest) => SERVICES.into_iter().find(|service| *service == rest)?,
+            _ => return None,
+        };
+        Some(GitRequest { app, service })
+    }
+}
+
+/// The ways by which git's requests reach an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GitFront {
+    /// The addresses of the proxies that carry people's connections here.
+    pub carriers: BTreeSet<IpAddr>,
+    /// The hosts of the URLs of repositories here, in lower case and without ports. A token for another host's repository
+    /// is invalid here.
+    pub hosts: BTreeSet<String>,
+    /// True while tokens of the release before, which name no repository, are valid too.
+    pub takes_unbound: bool,
+}
+
+/// What a token is to be good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purpose<'a> {
+    /// The app.
+    pub app: &'a AppName,
+    /// The URL of the repository, as git asks about it: `https://HOST[:PORT]/A.git`.
+    pub repository: &'a str,
+    /// The service, one of [`SERVICES`]; none if git doesn't tell.
+    pub service: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -96,16 +168,22 @@ struct Claims {
     aud: String,
     /// The one app that the token is for.
     app: String,
+    /// The URL of its repository; none in tokens of the release before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    repo: Option<String>,
+    /// The service; none for both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    svc: Option<String>,
     /// Seconds since 1970.
     nbf: i64,
     exp: i64,
 }
 
-/// Makes a token for git's requests about one app. It is valid from `now` for [`LIFETIME`].
+/// Makes a token for git's requests about one repository. It is valid from `now` for [`LIFETIME`].
 ///
 /// # Errors
 /// [`MintError`].
-pub fn mint(credentials: &Credentials, app: &AppName, now: Timestamp) -> Result<String, MintError> {
+pub fn mint(credentials: &Credentials, purpose: &Purpose<'_>, now: Timestamp) -> Result<String, MintError> {
     let key = PrivatePkcs8KeyDer::from_pem_slice(&credentials.key_pem()).map_err(MintError::Pem)?;
     let random = SystemRandom::new();
     let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
@@ -118,7 +196,9 @@ pub fn mint(credentials: &Credentials, app: &AppName, now: Timestamp) -> Result<
     let claims = Claims {
         sub: credentials.identity().to_string(),
         aud: AUDIENCE.to_owned(),
-        app: app.to_string(),
+        app: purpose.app.to_string(),
+        repo: Some(purpose.repository.to_owned()),
+        svc: purpose.service.map(str::to_owned),
         nbf: now.as_second(),
         exp: now.as_second() + seconds(LIFETIME),
     };
@@ -127,14 +207,15 @@ pub fn mint(credentials: &Credentials, app: &AppName, now: Timestamp) -> Result<
     Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
 
-/// Verifies a token for an app, and returns its maker.
+/// Verifies a token for a request, and returns its maker.
 ///
 /// # Errors
 /// Why the token is invalid at `now`.
 pub fn verify(
     credentials: &Credentials,
     token: &str,
-    app: &AppName,
+    asked: &GitRequest,
+    front: &GitFront,
     now: Timestamp,
 ) -> Result<Identity, TokenError> {
     let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed("it has no signature"))?;
@@ -168,10 +249,29 @@ pub fn verify(
     if claims.sub != subject.identity.to_string() {
         return Err(TokenError::OtherName { said: claims.sub, named: subject.identity });
     }
-    if claims.app != app.as_str() {
+    is_for(claims, asked, front)?;
+    Ok(subject.identity)
+}
+
+/// Checks that a token is good for a request.
+fn is_for(claims: Claims, asked: &GitRequest, front: &GitFront) -> Result<(), TokenError> {
+    if claims.app != asked.app.as_str() {
         return Err(TokenError::OtherApp(claims.app));
     }
-    Ok(subject.identity)
+    match claims.repo {
+        Some(repo) => {
+            let is_here = host_of_url(&repo).is_some_and(|host| front.hosts.contains(&host));
+            if !is_here {
+                return Err(TokenError::OtherRepository(repo));
+            }
+        }
+        None if front.takes_unbound => {}
+        None => return Err(TokenError::Unbound),
+    }
+    match claims.svc {
+        Some(service) if service != asked.service => Err(TokenError::OtherService(service)),
+        _ => Ok(()),
+    }
 }
 
 /// Verifies the `Authorization` header of a request of git's (`Basic` with the token as its password, or `Bearer`),
@@ -182,7 +282,8 @@ pub fn verify(
 pub fn verify_authorization(
     credentials: &Credentials,
     header: &str,
-    path: &str,
+    asked: &GitRequest,
+    front: &GitFront,
     now: Timestamp,
 ) -> Result<Identity, TokenError> {
     let token = match header.split_once(' ') {
@@ -195,10 +296,7 @@ pub fn verify_authorization(
         }
         _ => return Err(TokenError::Malformed("neither Basic nor Bearer")),
     };
-    let app = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    let app = app.strip_suffix(".git").unwrap_or(app);
-    let app = app.parse().map_err(|_| TokenError::Malformed("the request is about no app"))?;
-    verify(credentials, &token, &app, now)
+    verify(credentials, &token, asked, front, now)
 }
 
 fn seconds(time: Duration) -> i64 {

@@ -16,28 +16,43 @@
 //! | `cluster` | the connection to the coordinator, and this part's identity |
 //! | `logs`, `journal` | log lines |
 //! | `signals`, `readiness`, `supervisor` | a daemon's life from start to end, and what systemd learns of it |
+//! | `open_files` | the limit of open files |
 //! | `loops` | a daemon's tasks, and what their ends mean |
 //! | `folder` | the token that names a state folder |
 //! | `git_token` | tokens for git's HTTP |
 //! | `client` (feature `client`) | HTTP to other daemons |
-//! | `endpoint`, `tls`, `callers`, `exposition` (feature `endpoint`) | the HTTP server, its callers, `/metrics` |
+//! | `endpoint`, `callers`, `exposition` (feature `endpoint`) | an HTTP endpoint, its callers, `/metrics` |
+//! | `server`, `places`, `connection`, `tls`, `paced` (feature `endpoint`) | its connections, their bounds and times |
+//! | `foreign` (feature `endpoint`) | the refusal of what web pages send |
 
 #[cfg(feature = "endpoint")]
 mod callers;
 #[cfg(feature = "client")]
 mod client;
 mod cluster;
+#[cfg(feature = "endpoint")]
+mod connection;
 pub mod documents;
 #[cfg(feature = "endpoint")]
 mod endpoint;
 #[cfg(feature = "endpoint")]
 mod exposition;
 mod folder;
+#[cfg(feature = "endpoint")]
+mod foreign;
 pub mod git_token;
+mod hosts;
 mod journal;
 mod logs;
 mod loops;
+mod open_files;
+#[cfg(feature = "endpoint")]
+mod paced;
+#[cfg(feature = "endpoint")]
+mod places;
 mod readiness;
+#[cfg(feature = "endpoint")]
+mod server;
 pub mod settings;
 mod signals;
 pub mod supervisor;
@@ -47,15 +62,19 @@ mod tls;
 use std::error::Error;
 
 #[cfg(feature = "endpoint")]
-pub use callers::{Callers, CallsFrom};
+pub use callers::{Callers, CallsFrom, GitFronts};
 #[cfg(feature = "client")]
-pub use client::{http_client, probing_client};
+pub use client::{http_client, probing_client, shown_by};
 pub use cluster::{Cluster, ClusterError, CoordinatorArgs, IdentityArgs, OtherIdentity};
 #[cfg(feature = "endpoint")]
-pub use endpoint::{ListenError, Metrics, Serving, common_routes, listen, refused};
+pub use endpoint::{Door, ListenError, Metrics, Serving, common_routes, listen, refused};
 pub use folder::{FolderError, folder_token};
+pub use hosts::host_of_url;
 pub use logs::init_logs;
 pub use loops::{LoopEnded, Loops, panic_message};
+pub use open_files::raise_open_files;
+#[cfg(feature = "endpoint")]
+pub use places::{Bounds, Full, Party, Place, Places, network};
 pub use readiness::{NotReady, Readiness};
 pub use signals::{Shutdown, shutdown};
 

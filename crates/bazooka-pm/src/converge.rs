@@ -44,7 +44,7 @@ use std::{net::SocketAddr, pin::pin, time::Duration};
 
 use axum::Router;
 use bazooka_daemon::{
-    Cluster, ClusterError, CoordinatorArgs, ListenError, LoopEnded, Metrics, Readiness, Serving,
+    Cluster, ClusterError, CoordinatorArgs, Door, ListenError, LoopEnded, Metrics, Readiness, Serving,
     common_routes, listen,
     supervisor::{Pulse, announce},
 };
@@ -147,7 +147,8 @@ pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(
     let _announcing = announce(options.readiness.clone(), shutdown.clone());
     // A token of its own, so that the end of one part also ends the other one.
     let ending = shutdown.child_token();
-    let mut serving = Serving::start(listener, routes(&options, &cluster), &cluster, ending.clone());
+    let door = Door::new(routes(&options, &cluster), options.metrics.clone());
+    let mut serving = Serving::start(listener, door, &cluster, ending.clone());
     let mut working = pin!(run(cluster.visor, options, ending.clone()));
     let ran = tokio::select! {
         ran = &mut working => ran,

@@ -52,7 +52,7 @@ use std::{
 };
 
 use bazooka_daemon::{
-    Cluster, Loops, Readiness, Serving, common_routes,
+    Cluster, Door, Loops, Readiness, Serving, common_routes,
     supervisor::{Pulse, announce},
 };
 use bazooka_sandbox::{files::write_file, isolation::Isolation, machine::boot_clock_ms};
@@ -107,7 +107,7 @@ pub async fn run(
     let endpoint_end = CancellationToken::new();
     let (answers, messages) = Answers::channel();
     let effects = answers.clone();
-    let routes = common_routes(readiness.clone(), registry, &cluster)
+    let routes = common_routes(readiness.clone(), registry.clone(), &cluster)
         .merge(logs::routes(folders.clone(), cluster.clone(), endpoint_end.clone()))
         .merge(found::routes(answers.clone()));
     let groups = apart.cgroups.clone();
@@ -134,7 +134,8 @@ pub async fn run(
         stop_all_at_exit: options.on_exit == OnExit::Stop,
     };
 
-    let mut serving = Serving::start(listener, routes, &cluster, endpoint_end);
+    let door = Door::new(routes, registry);
+    let mut serving = Serving::start(listener, door, &cluster, endpoint_end);
     let _announcing = announce(readiness, shutdown.clone());
     let ran = tokio::select! {
         ran = work.run(shutdown) => ran,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use bazooka_daemon::{
-    CoordinatorArgs, in_words, init_logs,
+    CoordinatorArgs, in_words, init_logs, raise_open_files,
     settings::{self, ConfigError, ConfigFile, Settings},
     shutdown,
 };
@@ -64,6 +64,7 @@ impl Settings for Args {
 fn main() -> anyhow::Result<()> {
     let args: Args = settings::read();
     init_logs();
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Blocking work is short here, and each thread costs memory.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use bazooka_daemon::{
-    self as daemon, Cluster, CoordinatorArgs, Loops, Readiness, Serving,
+    self as daemon, Cluster, CoordinatorArgs, Door, Loops, Readiness, Serving,
     supervisor::{Pulse, announce},
 };
 use bazooka_proxy::{
@@ -100,6 +100,7 @@ enum OnExit {
 async fn main() -> anyhow::Result<()> {
     let args: Args = daemon::settings::read();
     daemon::init_logs();
+    daemon::raise_open_files();
     let signals = daemon::shutdown().context("can't take signals")?;
     run(args, signals.token()).await
 }
@@ -134,8 +135,9 @@ async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
         loops.spawn("the answers about names", serving);
     }
     loops.spawn_once("the wait for the coordinator", wait_for(cluster.clone()));
-    let routes = daemon::common_routes(readiness, registry, &cluster).merge(endpoint::routes(asked));
-    let mut serving = Serving::start(listener, routes, &cluster, shutdown.child_token());
+    let routes = daemon::common_routes(readiness, registry.clone(), &cluster).merge(endpoint::routes(asked));
+    let door = Door::new(routes, registry);
+    let mut serving = Serving::start(listener, door, &cluster, shutdown.child_token());
 
     let parts = Parts {
         balancer: Box::new(start.driver(&args, metrics.clone(), &mut loops)),

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use bazooka_daemon::{
-    self as daemon, Cluster, CoordinatorArgs, Loops, NotReady, Readiness, Serving, in_words,
+    self as daemon, Cluster, CoordinatorArgs, Door, Loops, NotReady, Readiness, Serving, in_words,
     supervisor::{Pulse, announce},
 };
 use prometheus_client::registry::Registry;
@@ -33,6 +33,7 @@ use crate::{
     audit::{self, Auditor, journal::JournalKeeper, refusals::Refusals},
     build::isolation::{BuildOptions, Builds},
     endpoint::{self, envs::Envs, git::GitService, slugs::SlugService},
+    front,
     hooks::{self, HookCalls},
     layout::Layout,
     metrics::RmMetrics,
@@ -141,18 +142,23 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let readiness = Readiness::default();
     let (present, settled) = (readiness.hold(), readiness.hold());
     let _announcing = announce(readiness.clone(), shutdown.clone());
-    let mut registry = Registry::default();
-    let (handles, following, says) = Handles::new(&ground, RmMetrics::register(&mut registry));
+    let registry = Arc::new(Mutex::new(Registry::default()));
+    let metrics = RmMetrics::register(&mut registry.lock().expect("nobody else has it yet"));
+    let (handles, following, says) = Handles::new(&ground, metrics);
     let keeper = LeaseKeeper::start(ground.cluster.visor.store().clone(), LeaseTiming::default());
     let mut loops = Loops::default();
     listen_for_git(&args.ssh, &ground, &handles, &mut loops)?;
     let (refusals, refusal_writer) = Refusals::new(handles.auditor.clone());
     let registrations = Registrations::new(handles.apps.clone(), args.apps_per_person);
     let parts = handles.endpoint(&ground, refusals, registrations);
-    let routes = endpoint::routes(parts, readiness.clone(), Arc::new(Mutex::new(registry)));
+    let routes = endpoint::routes(parts, readiness.clone(), registry.clone());
+    let (looks, front) = front::front(&ground.own);
+    let door = Door::new(routes, registry)
+        .known_as([ground.own.url.as_str(), ground.own.git_url.as_str()])
+        .with_git(front);
     // A token of its own, so that the end of a loop also ends the endpoint.
     let ending = shutdown.child_token();
-    let mut serving = Serving::start(listener, routes, &ground.cluster, ending.clone());
+    let mut serving = Serving::start(listener, door, &ground.cluster, ending.clone());
 
     let working = async {
         let mut pulse = Pulse::asked_for();
@@ -164,6 +170,8 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         pulse.status(|| format!("serving at {}", ground.own.url));
         ground.cluster.warn_of_old_coordinator().await;
         loops.spawn_endless("the watch of the apps", following.run());
+        let looking = front::keep(ground.cluster.visor.clone(), ground.own.clone(), looks);
+        loops.spawn_endless("the look at git's ways here", looking);
         work(&ground, &handles, says, settled, &mut loops);
         keep_audit(&ground, &handles, args.audit_journal, &mut loops);
         loops.spawn_endless("the writer of refusals", refusal_writer.run());

@@ -10,9 +10,10 @@ pub mod slugs;
 
 use axum::{
     Json, Router,
+    body::{Body, Bytes},
     extract::FromRef,
     http::StatusCode,
-    middleware::from_fn_with_state,
+    middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -35,6 +36,9 @@ use crate::{
     registrations::Registrations,
     tasks::Errands,
 };
+
+/// The largest body in bytes but git's. An SSH key has some hundred.
+const MOST_BODY: usize = 64 << 10;
 
 /// The parts of bazooka-rm that its endpoint serves. Each handler takes those that it needs.
 #[derive(Clone)]
@@ -87,7 +91,8 @@ pub fn routes(parts: Parts, readiness: Readiness, metrics: Metrics) -> Router {
         .route("/{repo}/git-receive-pack", post(git::receive_pack))
         .route("/{repo}/git-upload-pack", post(git::upload_pack))
         // Git compresses its request when it fetches.
-        .layer(RequestDecompressionLayer::new());
+        .layer(RequestDecompressionLayer::new())
+        .layer(from_fn(git::challenge));
     Router::new()
         .route("/apps", post(apps::register))
         .route("/apps/{app}", delete(apps::destroy))
@@ -136,6 +141,22 @@ pub(crate) async fn allow(
             "this takes an identity",
             "name its folder with --identity or BAZOOKA_IDENTITY",
         ),
+    })
+}
+
+/// Reads the body of a request. To be called once the caller's right is known, so that nobody else's body holds anything
+/// up.
+///
+/// # Errors
+/// If it is longer than the endpoint takes, or doesn't come.
+async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+    axum::body::to_bytes(body, MOST_BODY).await.map_err(|error| {
+        let words = format!("the request's body can't be read: {error}");
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            words,
+            format!("{MOST_BODY} bytes are the most, and 30 seconds"),
+        )
     })
 }
 

@@ -14,6 +14,7 @@ pub mod build;
 pub mod daemon;
 pub mod endpoint;
 mod faults;
+mod front;
 pub mod git;
 pub mod hook;
 pub mod hooks;

@@ -49,6 +49,7 @@ async fn daemon() -> ExitCode {
         }
         None => {}
     }
+    bazooka_daemon::raise_open_files();
     let ran = match bazooka_daemon::shutdown() {
         Ok(signals) => run(args, signals.token()).await,
         Err(error) => Err(error.into()),

@@ -15,6 +15,7 @@ pub mod carry;
 use std::{fmt::Write as _, fs, io, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use axum::body::Body;
+use bazooka_daemon::{Bounds, Party, Places};
 use bytes::Bytes;
 use futures::StreamExt;
 use nix::unistd::{Uid, User};
@@ -51,6 +52,12 @@ const MAX_HELLO: usize = 16 * 1024;
 
 /// The number of connections answered at a time; others wait.
 const MOST_CONNECTIONS: usize = 1024;
+
+/// The number of pushes and fetches of one person at a time.
+const MOST_OF_ONE: usize = 64;
+
+/// The longest time for which a user may take nothing of git's output; an endpoint's bound is the same.
+const STALL: Duration = Duration::from_secs(60);
 
 /// The time that the forced command has to send its first message.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -168,11 +175,13 @@ pub fn listen(layout: &Layout, args: &SshArgs) -> Result<UnixListener, ListenErr
 /// # Errors
 /// The listener's.
 pub async fn serve(repositories: GitService, listener: UnixListener) -> io::Result<()> {
-    let answer = |stream| answer(repositories.clone(), stream);
+    let bounds = Bounds { all: MOST_CONNECTIONS, unknown: 0, each: MOST_OF_ONE, each_carrier: 0 };
+    let places = Places::new(bounds);
+    let answer = |stream| answer(repositories.clone(), places.clone(), stream);
     tasks::accept(listener, "a connection of sshd's", MOST_CONNECTIONS, answer).await
 }
 
-async fn answer(repositories: GitService, stream: UnixStream) {
+async fn answer(repositories: GitService, places: Places, stream: UnixStream) {
     let (input, mut output) = stream.into_split();
     let codec = LengthDelimitedCodec::builder().max_frame_length(1 << 20).new_codec();
     let mut frames = FramedRead::new(BufReader::new(input), codec);
@@ -189,7 +198,17 @@ async fn answer(repositories: GitService, stream: UnixStream) {
             return drop(welcome(&mut output, &Welcome::No(words)).await);
         }
     };
-    let caller = Caller::Known(Identity::User(user.clone()));
+    let who = Identity::User(user.clone());
+    let _place = match places.take(Party::Identity(who.clone())) {
+        // One request is all that this connection carries.
+        Ok(place) => place.busy(),
+        Err(full) => {
+            tracing::warn!(%user, reason = %full, "refused over SSH");
+            let words = format!("{full}: wait until one of your pushes or fetches has ended");
+            return drop(welcome(&mut output, &Welcome::No(words)).await);
+        }
+    };
+    let caller = Caller::Known(who);
     let repository = match repositories.repository(&caller, app.as_str()).await {
         Ok((_, repository)) => repository,
         Err(refused) => return drop(welcome(&mut output, &Welcome::No(refused.to_string())).await),
@@ -235,7 +254,7 @@ async fn welcome(output: &mut OwnedWriteHalf, words: &Welcome) -> io::Result<()>
 async fn tell(body: Body, mut output: OwnedWriteHalf) {
     let mut body = body.into_data_stream();
     while let Some(Ok(chunk)) = body.next().await {
-        if output.write_all(&chunk).await.is_err() {
+        if !matches!(timeout(STALL, output.write_all(&chunk)).await, Ok(Ok(()))) {
             return;
         }
     }

@@ -4,13 +4,13 @@ use std::{path::Path, time::Duration};
 
 use axum::{Extension, Router, routing::get};
 use bazooka_daemon::{
-    Callers, CoordinatorArgs, IdentityArgs, Serving,
-    git_token::{TokenError, mint, verify},
+    Callers, CoordinatorArgs, Door, IdentityArgs, Metrics, Serving, git_token,
+    git_token::{GitFront, GitRequest, MintError, Purpose, SERVICES, TokenError},
     http_client, in_words, listen,
 };
 use bazooka_rm::pki::{Address, Authority};
 use jiff::{Timestamp, ToSpan};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch};
 use tokio_util::sync::CancellationToken;
 use visor::{
     identity::{Caller, Credentials, CredentialsError, Identity},
@@ -23,6 +23,26 @@ fn who(name: &str) -> Identity {
 
 fn app(name: &str) -> AppName {
     name.parse().expect("valid")
+}
+
+const HERE: &str = "https://rm.example.org:8081/shop.git";
+
+/// Makes a token for pushes to an app's repository.
+fn mint(credentials: &Credentials, app: &AppName, now: Timestamp) -> Result<String, MintError> {
+    let repository = format!("https://rm.example.org:8081/{app}.git");
+    let purpose = Purpose { app, repository: &repository, service: Some("git-receive-pack") };
+    git_token::mint(credentials, &purpose, now)
+}
+
+/// Verifies a token for a push to an app's repository.
+fn verify(rm: &Credentials, token: &str, app: &AppName, now: Timestamp) -> Result<Identity, TokenError> {
+    let asked = GitRequest { app: app.clone(), service: "git-receive-pack" };
+    git_token::verify(rm, token, &asked, &front(false), now)
+}
+
+fn front(takes_unbound: bool) -> GitFront {
+    let hosts = ["rm.example.org".to_owned()].into();
+    GitFront { hosts, takes_unbound, ..GitFront::default() }
 }
 
 fn loopback() -> Vec<Address> {
@@ -214,6 +234,70 @@ fn a_token_is_for_one_app_one_time_and_who_made_it() {
     assert!(matches!(refused, Err(TokenError::Certificate(_))), "{refused:?}");
 }
 
+#[test]
+fn a_token_is_for_one_repository_and_what_git_does_there() {
+    let rig = Rig::new();
+    let (rm, ada) = (rig.open_daemon("rm:r1"), rig.person("ada"));
+    let now = Timestamp::now();
+    let shop = app("shop");
+    let asked = |service| GitRequest { app: shop.clone(), service };
+    let mint = |repository: &str, service| {
+        let purpose = Purpose { app: &shop, repository, service };
+        git_token::mint(&ada, &purpose, now).expect("it can be made")
+    };
+    for made_for in SERVICES.map(Some).into_iter().chain([None]) {
+        let token = mint(HERE, made_for);
+        for service in SERVICES {
+            let verified = git_token::verify(&rm, &token, &asked(service), &front(false), now);
+            let holds = made_for.is_none_or(|made_for| made_for == service);
+            assert_eq!(verified.is_ok(), holds, "for {made_for:?}, used for {service}: {verified:?}");
+        }
+    }
+    for elsewhere in
+        ["https://evil.example/shop.git", "https://rm.example.org.evil.example/shop.git", "shop.git", ""]
+    {
+        let verified =
+            git_token::verify(&rm, &mint(elsewhere, None), &asked("git-receive-pack"), &front(true), now);
+        assert!(matches!(verified, Err(TokenError::OtherRepository(_))), "{elsewhere}: {verified:?}");
+    }
+}
+
+#[test]
+fn a_token_of_the_release_before_is_valid_until_the_cluster_is_migrated() {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    let rig = Rig::new();
+    let (rm, ada) = (rig.open_daemon("rm:r1"), rig.person("ada"));
+    let now = Timestamp::now();
+    // As that release makes it: today's without the two claims.
+    let today = mint(&ada, &app("shop"), now).expect("it can be made");
+    let header = today.split('.').next().expect("it has one");
+    let claims = serde_json::json!({
+        "sub": "ada", "aud": "bazooka-git", "app": "shop", "nbf": now.as_second(), "exp": now.as_second() + 300,
+    });
+    let signed = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let pair =
+        rcgen::KeyPair::from_pem(&String::from_utf8(ada.key_pem()).expect("it is text")).expect("a key");
+    let signature = rcgen::SigningKey::sign(&pair, signed.as_bytes()).expect("it can be signed");
+    let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(fixed(&signature)));
+    let asked = GitRequest { app: app("shop"), service: "git-upload-pack" };
+    let verified = git_token::verify(&rm, &token, &asked, &front(true), now);
+    assert_eq!(verified.expect("it holds"), who("ada"));
+    let verified = git_token::verify(&rm, &token, &asked, &front(false), now);
+    assert!(matches!(verified, Err(TokenError::Unbound)), "{verified:?}");
+}
+
+/// Turns an ECDSA signature's ASN.1 form into the one of a JWT: both numbers, of 32 bytes each.
+fn fixed(der: &[u8]) -> Vec<u8> {
+    let number = |at: usize| {
+        let (length, begin) = (usize::from(der[at + 1]), at + 2);
+        let bytes = &der[begin..begin + length];
+        let bytes = &bytes[bytes.len().saturating_sub(32)..];
+        ([vec![0; 32 - bytes.len()], bytes.to_vec()].concat(), begin + length)
+    };
+    let (r, next) = number(2);
+    [r, number(next).0].concat()
+}
+
 impl Rig {
     fn open_daemon(&self, name: &str) -> Credentials {
         self.issue(name, name, 0, 1);
@@ -231,7 +315,8 @@ async fn endpoint(identity: &Path) -> (String, Serving) {
     let (listener, address) = listen("127.0.0.1:0".parse().expect("an address")).await.expect("it listens");
     let routes = Router::new()
         .route("/who", get(|Extension(caller): Extension<Caller>| async move { caller.to_string() }));
-    let serving = Serving::start(listener, routes, &cluster, CancellationToken::new());
+    let door = Door::new(routes, Metrics::default());
+    let serving = Serving::start(listener, door, &cluster, CancellationToken::new());
     (format!("https://{address}"), serving)
 }
 
@@ -284,19 +369,38 @@ async fn a_token_says_who_calls_where_there_is_no_certificate() {
         prefix: "/none".into(),
         identity: IdentityArgs { identity: Some(rig.dir.path().join("rm")) },
     };
-    let callers = Callers::new(args.cluster().expect("the identity is whole").credentials);
+    let credentials = args.cluster().expect("the identity is whole").credentials;
+    let (_says, git) = watch::channel(front(true));
+    let callers = Callers::new(credentials.clone(), Some(git));
+    let elsewhere = Callers::new(credentials, None);
     let token = mint(&ada, &app("shop"), Timestamp::now()).expect("it can be made");
     let basic = {
         use base64::Engine;
         base64::engine::general_purpose::STANDARD.encode(format!("whoever:{token}"))
     };
-    for (path, header, wanted) in [
-        ("/shop.git/info/refs", Some(format!("Basic {basic}")), "ada"),
-        ("/shop/info/refs", Some(format!("Bearer {token}")), "ada"),
-        ("/other.git/info/refs", Some(format!("Basic {basic}")), "nobody known"),
-        ("/shop.git/info/refs", Some("Basic !!".to_owned()), "nobody known"),
-        ("/shop.git/info/refs", Some(format!("Digest {token}")), "nobody known"),
-        ("/shop.git/info/refs", None, "nobody known"),
+    let (pushes, basic) = ("/info/refs?service=git-receive-pack", Some(format!("Basic {basic}")));
+    let git = |method: &'static str, path: String, header: &Option<String>, wanted: &'static str| {
+        (method, path, header.clone(), wanted, callers.clone())
+    };
+    let bearer = Some(format!("Bearer {token}"));
+    for (method, path, header, wanted, callers) in [
+        git("GET", format!("/shop.git{pushes}"), &basic, "ada"),
+        git("GET", format!("/shop{pushes}"), &bearer, "ada"),
+        git("POST", "/shop.git/git-receive-pack".into(), &basic, "ada"),
+        git("GET", format!("/other.git{pushes}"), &basic, "nobody known"),
+        git("GET", format!("/shop.git{pushes}"), &Some("Basic !!".to_owned()), "nobody known"),
+        git("GET", format!("/shop.git{pushes}"), &Some(format!("Digest {token}")), "nobody known"),
+        git("GET", format!("/shop.git{pushes}"), &None, "nobody known"),
+        // No other request takes a token, whatever its path begins with.
+        git("GET", "/shop.git/info/refs".into(), &basic, "nobody known"),
+        git("GET", "/shop.git/info/refs?service=git-upload-pack".into(), &basic, "nobody known"),
+        git("POST", "/shop.git/git-upload-pack".into(), &basic, "nobody known"),
+        git("GET", "/shop.git/git-receive-pack".into(), &basic, "nobody known"),
+        git("POST", "/shop.git/git-receive-pack/".into(), &basic, "nobody known"),
+        git("POST", "/shop".into(), &basic, "nobody known"),
+        git("DELETE", "/shop/info/refs".into(), &basic, "nobody known"),
+        git("GET", "/shop/envs/e1".into(), &basic, "nobody known"),
+        ("POST", "/shop.git/git-receive-pack".into(), basic.clone(), "nobody known", elsewhere),
     ] {
         let routes = Router::new()
             .fallback(|Extension(caller): Extension<Caller>| async move { caller.to_string() })
@@ -304,13 +408,13 @@ async fn a_token_says_who_calls_where_there_is_no_certificate() {
                 let callers = callers.clone();
                 move |request, next| callers.clone().find_out(request, next)
             }));
-        let mut request = axum::http::Request::get(path);
+        let mut request = axum::http::Request::builder().method(method).uri(&path);
         if let Some(header) = header {
             request = request.header("authorization", header);
         }
         let request = request.body(axum::body::Body::empty()).expect("a request");
         let answer = tower::ServiceExt::oneshot(routes, request).await.expect("it never fails");
         let body = axum::body::to_bytes(answer.into_body(), 1000).await.expect("it is short");
-        assert_eq!(String::from_utf8_lossy(&body), wanted, "{path}");
+        assert_eq!(String::from_utf8_lossy(&body), wanted, "{method} {path}");
     }
 }

@@ -132,8 +132,8 @@ async fn is_theirs(context: &Context, name: &AppName) -> Result<bool> {
     Ok(access.is_some_and(|access| access.users.contains_key(&user)))
 }
 
-/// Configures git, for this repository's URL only: to trust the cluster's authority, and to ask this program for
-/// credentials.
+/// Configures git: to trust the cluster's authority at this repository's host, and to ask this program for credentials for
+/// this repository's URL only.
 async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
     let failed = |what: &dyn std::fmt::Display| {
         Failure::new(
@@ -146,16 +146,22 @@ async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
     let absolute = |path: &Path| path.canonicalize().map_err(|error| failed(&error));
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
     let identity = absolute(credentials.dir())?;
-    let helper = format!("!{} --identity {} git-credential", quoted(&program), quoted(&identity));
+    let helper = format!(
+        "!{} --identity {} git-credential --for {}",
+        quoted(&program),
+        quoted(&identity),
+        quoted(Path::new(url))
+    );
     let authority = absolute(&credentials.authority_file())?.display().to_string();
     let base = base_of(url);
-    let key = |section: &str, name: &str| format!("{section}.{base}.{name}");
+    forget_helper_of(base).await;
+    let key = |name: &str| format!("credential.{url}.{name}");
     let settings = [
-        ("--replace-all", key("http", "sslCAInfo"), authority.as_str()),
-        ("--replace-all", key("credential", "useHttpPath"), "true"),
+        ("--replace-all", format!("http.{base}.sslCAInfo"), authority.as_str()),
+        ("--replace-all", key("useHttpPath"), "true"),
         // An empty entry clears git's list of helpers: no other helper is asked, and none can store our token.
-        ("--replace-all", key("credential", "helper"), ""),
-        ("--add", key("credential", "helper"), helper.as_str()),
+        ("--replace-all", key("helper"), ""),
+        ("--add", key("helper"), helper.as_str()),
     ];
     for (how, key, value) in &settings {
         if git(&["config", how, key, value]).await.is_none() {
@@ -168,6 +174,16 @@ async fn set_git_up(credentials: &Credentials, url: &str) -> Result<()> {
         say("warning: GIT_SSL_CAINFO is set and overrides the cluster's authority: unset it to push");
     }
     Ok(())
+}
+
+/// Removes the helper that earlier versions registered for all repositories of a host.
+async fn forget_helper_of(base: &str) {
+    let section = format!("credential.{base}");
+    let helpers = git(&["config", "--local", "--get-all", &format!("{section}.helper")]).await;
+    if helpers.is_some_and(|helpers| helpers.contains(" git-credential")) {
+        // If it stays, it is asked after the one for the repository, and says no more than that.
+        let _ = git(&["config", "--local", "--remove-section", &section]).await;
+    }
 }
 
 /// Quotes a path for the shell, through which git starts a helper.

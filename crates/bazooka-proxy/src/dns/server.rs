@@ -1,7 +1,8 @@
 //! The sockets of discovery by name: UDP and TCP on one address.
 //!
 //! Owns a thread of its own, so that neither a plan nor a reload keeps a question waiting, and the limits: connections,
-//! and how long one may be silent.
+//! in all and of one address, and how long one may be silent. Where there are that many, the one that has been silent
+//! longest gives way to a new one.
 
 use std::{
     io,
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bazooka_daemon::{Bounds, Party, Places};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::oneshot,
@@ -23,8 +25,11 @@ use super::{
 };
 use crate::{directory::Shown, metrics::ProxyMetrics};
 
-/// How many connections there may be at once; more wait in the kernel.
-const CONNECTIONS: usize = 256;
+/// How many connections there may be at once: in all, and of one address.
+const BOUNDS: Bounds = Bounds { all: 256, unknown: 256, each: 64, each_carrier: 64 };
+
+/// How many connections may be ending after they gave way.
+const LEAVING: usize = 16;
 
 /// How long a connection may say nothing.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -127,10 +132,11 @@ async fn packets(socket: &tokio::net::UdpSocket, answers: &Answers) {
 
 async fn connections(listener: &tokio::net::TcpListener, answers: &Answers) {
     let mut open = JoinSet::new();
+    let places = Places::new(BOUNDS);
     let mut turn: usize = 0;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept(), if open.len() < CONNECTIONS => accepted,
+            accepted = listener.accept(), if open.len() < BOUNDS.all + LEAVING => accepted,
             Some(ended) = open.join_next() => {
                 if let Err(error) = ended {
                     tracing::error!(error = %error, "a connection that asks about names broke off");
@@ -138,19 +144,29 @@ async fn connections(listener: &tokio::net::TcpListener, answers: &Answers) {
                 continue;
             }
         };
-        let mut stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (mut stream, client) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(error = %error, "can't accept a connection");
                 sleep(AGAIN).await;
                 continue;
             }
         };
+        // A question and its answer take no time, so every connection counts as silent, and none is refused.
+        let Ok(place) = places.take(Party::of(client.ip())) else { continue };
         turn = turn.wrapping_add(1);
         let answers = answers.clone();
         open.spawn(async move {
             // However it ends, the client knows as much.
-            while let Ok(Ok(true)) = timeout(SILENCE, exchange(&mut stream, &answers, turn)).await {}
+            let asking = async {
+                while let Ok(Ok(true)) = timeout(SILENCE, exchange(&mut stream, &answers, turn)).await {
+                    place.end();
+                }
+            };
+            tokio::select! {
+                () = asking => {}
+                () = place.left() => {}
+            }
         });
     }
 }

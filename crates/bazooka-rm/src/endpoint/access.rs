@@ -1,6 +1,6 @@
 //! Requests that grant and revoke access: to the cluster, to operators' rights, and to apps.
 
-use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
+use axum::{Extension, Json, body::Body, extract::State, http::StatusCode};
 use bazooka_daemon::{CallsFrom, Cluster};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use visor::{
     visor::Visor,
 };
 
-use super::{ApiError, allow};
+use super::{ApiError, allow, read_body};
 use crate::{access::InForce, audit::Auditor};
 
 /// The body of a request to grant or revoke.
@@ -45,9 +45,9 @@ pub async fn grant(
     State(in_force): State<InForce>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<Done>, ApiError> {
-    let Order { who, what, by, visor } = order(&cluster, &auditor, &caller, from, "grant", &body).await?;
+    let Order { who, what, by, visor } = order(&cluster, &auditor, &caller, from, "grant", body).await?;
     let now = Timestamp::now();
     match &what {
         What::App(app) => visor.grant_app(app, person(&who)?, &by, now).await?,
@@ -68,9 +68,9 @@ pub async fn revoke(
     State(in_force): State<InForce>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<Done>, ApiError> {
-    let Order { who, what, by, visor } = order(&cluster, &auditor, &caller, from, "revoke", &body).await?;
+    let Order { who, what, by, visor } = order(&cluster, &auditor, &caller, from, "revoke", body).await?;
     match &what {
         What::App(app) => visor.revoke_app(app, person(&who)?).await?,
         What::Operator => visor.demote(&who, &by, Timestamp::now()).await?,
@@ -96,11 +96,11 @@ async fn order(
     caller: &Caller,
     from: CallsFrom,
     how: &str,
-    body: &[u8],
+    body: Body,
 ) -> Result<Order, ApiError> {
     // Callers who are not admitted are rejected before their body is read.
     allow(cluster, caller, Act::Register, None).await?;
-    let (who, what) = read(body)?;
+    let (who, what) = read(&read_body(body).await?)?;
     let (act, app) = match &what {
         What::App(app) => (Act::App, Some(app)),
         What::Operator | What::Admission => (Act::Admit, None),

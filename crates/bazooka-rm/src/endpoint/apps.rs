@@ -2,7 +2,7 @@
 
 use axum::{
     Extension, Json,
-    body::Bytes,
+    body::Body,
     extract::{Path, State},
     http::StatusCode,
 };
@@ -15,7 +15,7 @@ use visor::{
     names::{AppName, InvalidName},
 };
 
-use super::{ApiError, allow};
+use super::{ApiError, allow, read_body};
 use crate::{
     access::InForce,
     audit::Auditor,
@@ -54,10 +54,11 @@ pub async fn register(
     State(registrations): State<Registrations>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
-    body: Bytes,
+    body: Body,
 ) -> Result<(StatusCode, Json<AppBody>), ApiError> {
     // Callers who are not admitted are rejected before their body is read.
     allow(&cluster, &caller, Act::Register, None).await?;
+    let body = read_body(body).await?;
     let bad = |error: String| {
         ApiError::new(
             StatusCode::BAD_REQUEST,

@@ -5,11 +5,12 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use axum::{
     Extension,
     body::Body,
-    extract::{Path, Query, State},
+    extract::{Path, Query, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::Next,
     response::{IntoResponse, Response},
 };
-use bazooka_daemon::{CallsFrom, Cluster};
+use bazooka_daemon::{CallsFrom, Cluster, git_token::GitRequest};
 use serde::Deserialize;
 use tokio::time::timeout;
 use visor::{
@@ -91,15 +92,23 @@ impl Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-        let status = self.status();
-        let mut response = (status, kind, format!("{self}\n")).into_response();
-        if status == StatusCode::UNAUTHORIZED {
-            // Makes git ask its credential helper.
-            let how = HeaderValue::from_static("Basic realm=\"bazooka\", charset=\"UTF-8\"");
+        (self.status(), kind, format!("{self}\n")).into_response()
+    }
+}
+
+/// Serves as a layer: has git ask its credential helper where an identity is missing, and tells the helper for which
+/// service a token is needed.
+pub async fn challenge(request: Request, next: Next) -> Response {
+    let asked = GitRequest::of(request.method(), request.uri());
+    let mut response = next.run(request).await;
+    if response.status() == StatusCode::UNAUTHORIZED {
+        let service = asked.map(|asked| format!(", service=\"{}\"", asked.service)).unwrap_or_default();
+        let how = format!("Basic realm=\"bazooka\", charset=\"UTF-8\"{service}");
+        if let Ok(how) = HeaderValue::try_from(how) {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
         }
-        response
     }
+    response
 }
 
 /// The repositories for git's requests, over HTTP and SSH. Cheap to clone.

@@ -2,7 +2,7 @@
 
 use axum::{
     Extension, Json,
-    body::Bytes,
+    body::Body,
     extract::{Path, State},
     http::StatusCode,
 };
@@ -17,7 +17,7 @@ use visor::{
     schema::SshKey,
 };
 
-use super::{ApiError, allow};
+use super::{ApiError, allow, read_body};
 use crate::audit::Auditor;
 
 /// The body of a request: a key as in the `.pub` file of `ssh-keygen`.
@@ -38,9 +38,10 @@ pub async fn add(
     State(auditor): State<Auditor>,
     Extension(caller): Extension<Caller>,
     from: CallsFrom,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<Done>, ApiError> {
     let user = person(&cluster, &caller).await?;
+    let body = read_body(body).await?;
     let bad = |error: String| {
         ApiError::new(
             StatusCode::BAD_REQUEST,

@@ -319,10 +319,9 @@ pub async fn ask(url: &str, method: &str, path: &str, body: &str) -> Result<(u16
     let host = url.strip_prefix("http://").expect("a plain url");
     let work = async {
         let mut stream = tokio::net::TcpStream::connect(host).await?;
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n");
+        let kind = if body.is_empty() { "" } else { "content-type: application/json\r\n" };
+        let request = format!("{head}{kind}content-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;

@@ -209,6 +209,11 @@ fn etcd(client: &str, state: &Path, programs: &Programs) -> Part {
         "--auto-compaction-mode=periodic".to_owned(),
         "--auto-compaction-retention=10m".to_owned(),
         "--quota-backend-bytes=2147483648".to_owned(),
+        // A web page in this machine's browser reaches the client port too. Without the gateway, etcd takes nothing but
+        // gRPC, which a browser can't speak; the other two keep pages of other names from reading what is left.
+        "--enable-grpc-gateway=false".to_owned(),
+        format!("--cors={client}"),
+        "--host-whitelist=127.0.0.1,localhost".to_owned(),
         "--logger=zap".to_owned(),
         "--log-level=warn".to_owned(),
     ];
@@ -301,6 +306,11 @@ mod tests {
     fn the_coordinator_forgets_its_history_and_all_lies_in_the_state_folder() {
         let parts = parts(1);
         assert!(words(&parts[0]).contains("--auto-compaction-mode=periodic"));
+        for flag in
+            ["--listen-peer-urls=unix://", "--enable-grpc-gateway=false", "--host-whitelist=127.0.0.1,"]
+        {
+            assert!(words(&parts[0]).contains(flag), "{flag}: {}", words(&parts[0]));
+        }
         assert!(words(&parts[1]).contains("--build-without fence"));
         for part in &parts {
             assert!(part.kind == Kind::Converger || words(part).contains("/state/"), "{part:?}");
