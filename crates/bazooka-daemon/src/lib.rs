@@ -18,6 +18,7 @@
 //! | `signals`, `readiness`, `supervisor` | a daemon's life from start to end, and what systemd learns of it |
 //! | `open_files` | the limit of open files |
 //! | `loops` | a daemon's tasks, and what their ends mean |
+//! | `peers` | the coordinator's members, asked for again and again |
 //! | `folder` | the token that names a state folder |
 //! | `git_token` | tokens for git's HTTP |
 //! | `client` (feature `client`) | HTTP to other daemons |
@@ -50,6 +51,7 @@ mod open_files;
 mod paced;
 #[cfg(feature = "endpoint")]
 mod places;
+mod peers;
 mod readiness;
 #[cfg(feature = "endpoint")]
 mod server;
@@ -75,6 +77,7 @@ pub use loops::{LoopEnded, Loops, panic_message};
 pub use open_files::raise_open_files;
 #[cfg(feature = "endpoint")]
 pub use places::{Bounds, Full, Party, Place, Places, network};
+pub use peers::look_at_peers;
 pub use readiness::{NotReady, Readiness};
 pub use signals::{Shutdown, shutdown};
 

@@ -46,16 +46,20 @@ mod vault;
 mod work;
 
 use std::{
+    net::Ipv4Addr,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bazooka_daemon::{
-    Cluster, Door, Loops, Readiness, Serving, common_routes,
+    Cluster, Door, Loops, Readiness, Serving, common_routes, look_at_peers,
     supervisor::{Pulse, announce},
 };
-use bazooka_sandbox::{files::write_file, isolation::Isolation, machine::boot_clock_ms};
+use bazooka_sandbox::{
+    fences::Keeper, files::write_file, isolation::Isolation, loopback, machine::boot_clock_ms,
+    surroundings::Named,
+};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use visor::names::HostName;
@@ -112,12 +116,16 @@ pub async fn run(
         .merge(found::routes(answers.clone()));
     let groups = apart.cgroups.clone();
     let note_lease = note_in(folders.lease_file());
-    let Apart { cgroups, sandboxes } = apart;
+    let Apart { cgroups, sandboxes, keeper } = apart;
     let machine =
         shims::Machine { host: name.clone(), address, folders, shim, slugs, uids, cgroups, sandboxes };
     let seed = u16::try_from(std::process::id() % 65_521).expect("it is below 65,536");
+    let mut loops = notices(&cluster, &readiness, &name, &host.url);
+    if let Some(keeper) = keeper {
+        loops.spawn_endless("the keeper of the fences", look_at_peers(cluster.clone(), keeper, Keeper::look));
+    }
     let work = Work {
-        loops: notices(&cluster, &readiness, &name, &host.url),
+        loops,
         visor: cluster.visor.clone(),
         name,
         host,
@@ -146,7 +154,9 @@ pub async fn run(
         if options.on_exit == OnExit::Stop {
             groups.sweep(|_| false);
         }
-        groups.leave();
+        if groups.leave() {
+            loopback::leave();
+        }
     }
     let drained = serving.drain().await;
     match effects.fault() {
@@ -196,9 +206,11 @@ pub fn probe() -> Result<(), HostError> {
     let folders = folders::Folders::create(dir.path())?;
     let options = Defaults::parse_from(["probe"]).options;
     let shim = start::shim_program(options.shim.clone())?;
-    let apart = Apart::set_up(isolation, &options, &folders, "probe0000000", &shim, Vec::new())?;
-    if let Some(groups) = apart.cgroups {
-        groups.leave();
+    let nowhere = Ipv4Addr::UNSPECIFIED.into();
+    let apart =
+        Apart::set_up(isolation, &options, &folders, "probe0000000", &shim, nowhere, Named::default())?;
+    if apart.cgroups.is_some_and(|groups| groups.leave()) {
+        loopback::leave();
     }
     Ok(())
 }

@@ -10,8 +10,10 @@ use std::{
 use anyhow::Context;
 use bazooka_daemon::{
     self as daemon, Cluster, CoordinatorArgs, Door, Loops, NotReady, Readiness, Serving, in_words,
+    look_at_peers,
     supervisor::{Pulse, announce},
 };
+use bazooka_sandbox::{fences::Keeper, targets::Target};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -245,10 +247,11 @@ impl Ground {
         let (listener, address) = daemon::listen(args.listen).await?;
         let url = args.url.clone().unwrap_or_else(|| format!("{}://{address}", cluster.scheme()));
         let url = url.trim_end_matches('/').to_owned();
-        let mut closed = bazooka_sandbox::sandboxes::resolved(&args.coordinator.coordinator);
-        closed.push(address);
+        let mut closed = vec![Target::at(address.ip(), address.port())];
         // The git URL leads to the same daemon through the proxy, so builds must not reach it either.
-        closed.extend(bazooka_sandbox::sandboxes::resolved(args.git_url.as_slice()));
+        for url in args.coordinator.coordinator.iter().chain(&args.git_url) {
+            closed.push(Target::of_url(url).with_context(|| format!("{url} has no address in it"))?);
+        }
         let builds = Builds::find(args.builds.clone(), &layout, &program, closed).await?;
         let git_url =
             args.git_url.as_ref().map_or_else(|| url.clone(), |url| url.trim_end_matches('/').to_owned());
@@ -445,6 +448,12 @@ fn work(
             mender.run().await;
         }
     });
+    if let Some(keeper) = ground.builds.keeper() {
+        loops.spawn_endless(
+            "the keeper of the fences",
+            look_at_peers(ground.cluster.clone(), keeper, Keeper::look),
+        );
+    }
     if ground.cluster.credentials.is_some() {
         let granting = access::run(ground.cluster.clone(), ground.prefix.clone(), apps, says);
         loops.spawn_endless("the keeper of etcd's users", granting);

@@ -82,7 +82,7 @@ impl Cgroups {
             return Err(CgroupsError::NotMounted);
         }
         let found = Cgroups { controllers, own: Path::new("bazooka").join(own) };
-        found.make().inspect_err(|_| found.leave())?;
+        found.make().inspect_err(|_| _ = found.leave())?;
         Ok(found)
     }
 
@@ -116,11 +116,15 @@ impl Cgroups {
         }
     }
 
-    /// Removes the own folders again, unless a group is left there.
-    pub fn leave(&self) {
+    /// Removes the own folders again, unless a group is left there. Returns true if no daemon of this machine has
+    /// groups any more.
+    pub fn leave(&self) -> bool {
         for folder in self.folders() {
-            let _ = fs::remove_dir(folder);
+            let _ = fs::remove_dir(&folder);
+            // The folder of all daemons' groups; another one's group keeps it.
+            let _ = folder.parent().map(fs::remove_dir);
         }
+        self.folders().all(|folder| folder.parent().is_some_and(|all| !all.exists()))
     }
 
     /// Reports whether an instance's sockets can be fenced: version 2 exists, at least beside version 1.

@@ -43,12 +43,12 @@ use seccompiler::{BpfProgram, apply_filter};
 
 use crate::{
     family,
-    fence::{FenceError, attach},
-    in_one_line,
+    fence::{self, EncloseError},
+    in_one_line, landlock,
     launch::{Launched, common_limits},
     protocol::{Group, LaunchSpec, SandboxSpec},
     root::{self, RootError},
-    seccomp::{self, FilterError},
+    seccomp,
     shim::{Ends, close_others},
 };
 
@@ -75,12 +75,12 @@ struct Init<'a> {
 pub enum InitError {
     #[error("its sockets can't be fenced without a control group")]
     FenceWithoutGroup,
+    #[error("its sockets can't be fenced without a user of its own")]
+    FenceWithoutUser,
     #[error(transparent)]
-    Fence(#[from] FenceError),
+    Fence(#[from] EncloseError),
     #[error("can't use {}", path.display())]
     Group { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Filter(#[from] FilterError),
     #[error("can't make its socket")]
     Socket(#[source] io::Error),
     #[error("can't make its namespaces")]
@@ -109,6 +109,8 @@ enum BeginError {
     NoUser,
     #[error("can't start it: dropping its privileges")]
     Rights(#[source] rustix::io::Errno),
+    #[error("can't keep it from others' abstract sockets")]
+    Abstract(#[source] io::Error),
     #[error("can't filter its system calls")]
     Filter(#[source] seccompiler::Error),
     #[error("can't start /bin/sh in its root")]
@@ -129,14 +131,15 @@ pub fn launch(
     let (born_in, joined): (Vec<&Group>, Vec<&Group>) = groups.iter().partition(|group| group.version == 2);
     let born_in = born_in.first().map(|group| group.folder.as_path());
     if let Some(fence) = &sandbox.fence {
-        attach(born_in.ok_or(InitError::FenceWithoutGroup)?, fence)?;
+        let uid = spec.uid.ok_or(InitError::FenceWithoutUser)?;
+        fence::enclose(born_in.ok_or(InitError::FenceWithoutGroup)?, fence, uid)?;
     }
     let open = |path: &Path, options: &mut fs::OpenOptions| {
         options.open(path).map_err(|source| InitError::Group { path: path.to_owned(), source })
     };
     let joins =
         joined.iter().map(|group| open(&group.folder.join("cgroup.procs"), File::options().write(true)));
-    let init = Init { spec, sandbox, filter: seccomp::filter()?, joins: joins.collect::<Result<_, _>>()? };
+    let init = Init { spec, sandbox, filter: seccomp::filter(), joins: joins.collect::<Result<_, _>>()? };
     let born_in = born_in.map(|folder| open(folder, File::options().read(true))).transpose()?;
     let (mut ours, theirs) = UnixStream::pair().map_err(InitError::Socket)?;
 
@@ -270,6 +273,9 @@ impl Init<'_> {
         give_up_rights(self.spec.uid.ok_or(BeginError::NoUser)?)?;
         // After the change of user, which clears this setting.
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("dying with the shim"))?;
+        if self.sandbox.fence.is_some() {
+            landlock::leave_abstract_sockets().map_err(BeginError::Abstract)?;
+        }
         apply_filter(&self.filter).map_err(BeginError::Filter)?;
 
         let mut command = Command::new("/bin/sh");

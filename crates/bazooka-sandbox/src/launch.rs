@@ -22,6 +22,7 @@ use nix::{
 };
 
 use crate::{
+    fence,
     groups::{self, GroupError},
     init::{self, InitError, InitSocket},
     protocol::{Group, LaunchSpec},
@@ -62,7 +63,16 @@ pub fn launch(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launche
         Some(sandbox) => Ok(init::launch(spec, sandbox, groups, ends)?),
         None => plain(spec, groups, ends),
     });
-    launched.inspect_err(|_| groups::remove(groups))
+    launched.inspect_err(|_| remove(spec, groups))
+}
+
+/// Removes what an instance has on the machine beside its processes, of which none is left: its control groups and its
+/// private addresses.
+pub fn remove(spec: &LaunchSpec, groups: &[Group]) {
+    groups::remove(groups);
+    if let Some(fence) = spec.sandbox.as_ref().and_then(|sandbox| sandbox.fence.as_ref()) {
+        fence::release(fence);
+    }
 }
 
 /// Sets the limits of every process, as systemd would.
@@ -70,10 +80,11 @@ pub fn launch(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launche
 /// # Errors
 /// The kernel's.
 pub fn common_limits() -> nix::Result<()> {
-    for (resource, wanted) in [(Resource::RLIMIT_CORE, 0), (Resource::RLIMIT_NOFILE, OPEN_FILES)] {
-        let (_, hard) = getrlimit(resource)?;
-        setrlimit(resource, wanted.min(hard), hard)?;
-    }
+    // The hard limit too: a core dump that a process asks for leaves the sandbox, with its memory, to the machine's
+    // collector of dumps.
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(hard), hard)?;
     take_short_turns();
     Ok(())
 }

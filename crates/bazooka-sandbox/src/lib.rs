@@ -27,6 +27,7 @@
 //! |---|---|---|
 //! | which isolation does this machine have? | [`isolation`], [`cgroups::Cgroups::find`], [`sandboxes::Sandboxes::new`] | a choice, tried at start |
 //! | which user, groups and root for an instance? | [`uids::Uids::choose`], [`cgroups::Cgroups::of`], [`sandboxes::Sandboxes::of`] | parts of a [`protocol::LaunchSpec`] |
+//! | which addresses are closed, which open? | [`surroundings`], [`fences::Fences`] | [`protocol::Rules`], renewed while it runs |
 //! | start it | [`start::SpawnedShim`] or [`launch::launch`] | [`protocol::Answer`] or [`launch::Launched`] |
 //! | how did it end? | [`protocol::Start::read`] or [`init::InitSocket::ended`] | [`protocol::ExitRecord`] |
 
@@ -34,27 +35,34 @@ pub mod cgroups;
 mod etc;
 pub mod family;
 mod fence;
+pub mod fences;
 pub mod files;
 pub mod groups;
 pub mod init;
+pub mod ipc;
 pub mod isolation;
+mod landlock;
 pub mod launch;
+pub mod loopback;
 pub mod machine;
+mod netlink;
 pub mod protocol;
 mod root;
 pub mod sandboxes;
 mod seccomp;
 pub mod shim;
 pub mod start;
+pub mod surroundings;
+pub mod targets;
 pub mod uids;
 pub mod unpack;
 
 use std::error::Error;
 
 pub use etc::EtcError;
-pub use fence::FenceError;
+pub use fence::{EncloseError, FenceError};
+pub use landlock::scopes_abstract_sockets;
 pub use root::RootError;
-pub use seccomp::FilterError;
 
 /// Formats an error with its chain of sources in one line, for a socket or a log.
 fn in_one_line(error: &dyn Error) -> String {

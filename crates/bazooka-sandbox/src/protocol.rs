@@ -20,7 +20,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
@@ -29,8 +29,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{files::load, machine::proc_stat};
 
 /// This build's version of the protocol. A shim from [`SANDBOXES`] on knows [`SandboxSpec`]; from version 3 on it
-/// takes [`LaunchSpec::env`] from its socket. An older shim can't read a spec without that field, and reports so.
-pub const PROTOCOL: u32 = 3;
+/// takes [`LaunchSpec::env`] from its socket. An older shim can't read a spec without that field, and reports so. From
+/// [`LOOPBACKS`] on it knows [`Rules`].
+pub const PROTOCOL: u32 = 4;
+
+/// The first version with a loopback of its own for each instance. An older shim would give it the machine's.
+pub const LOOPBACKS: u32 = 4;
 
 /// The first version with sandboxes. An older shim would silently start an instance without one.
 pub const SANDBOXES: u32 = 2;
@@ -116,11 +120,61 @@ pub struct Mount {
 /// The sockets that an instance may use, on the machine's network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {
-    /// The one port that it may bind, 0 for none. It may also let the kernel choose a port.
+    /// The one port that it may bind on the machine's addresses, 0 for none. It may also let the kernel choose a port.
     pub port: u16,
-    /// The addresses that it can't connect to.
+    /// The addresses that it can't connect to, for shims before [`LOOPBACKS`].
     #[serde(default)]
     pub closed: Vec<Closed>,
+    /// The ports of the services that it links.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<u16>,
+    /// What the fence does; versions before [`LOOPBACKS`] wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<Rules>,
+}
+
+/// What a fence does with addresses. Of the lists the first that holds an address decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// The address at which the instance is reached.
+    pub host: IpAddr,
+    /// The addresses behind its loopback.
+    pub loopback: Loopback,
+    /// The addresses that it can't connect to, whatever is open.
+    #[serde(default)]
+    pub closed: Vec<Span>,
+    /// The addresses that it reaches although they are the machine's.
+    #[serde(default)]
+    pub open: Vec<Span>,
+    /// The machine's own addresses, and others that are closed unless they are open.
+    #[serde(default)]
+    pub machine: Vec<Span>,
+    /// First and last of ports that it can't bind in private, because others need them on every address.
+    #[serde(default)]
+    pub reserved: Vec<(u16, u16)>,
+}
+
+/// The addresses behind an instance's loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loopback {
+    /// In place of 127.0.0.0/8.
+    pub four: Ipv4Addr,
+    /// In place of `::1`; none on a machine without IPv6.
+    #[serde(default)]
+    pub six: Option<Ipv6Addr>,
+}
+
+/// Ports of a range of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Span {
+    /// The first address.
+    pub address: IpAddr,
+    /// The number of leading bits that count: 32 or 128 for one address alone.
+    pub bits: u8,
+    /// The first port.
+    pub first: u16,
+    /// The last port.
+    pub last: u16,
 }
 
 /// A port of a range of addresses.

@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -14,8 +13,10 @@ use std::{
 use crate::{
     cgroups::{Cgroups, GroupLimits},
     etc::{Etc, EtcError},
+    fences::Fences,
     files::{private_folder, remove_all},
-    protocol::{Closed, Fence, LaunchSpec, PROTOCOL, SandboxSpec},
+    loopback::{self, LoopbackError},
+    protocol::{Fence, Group, LaunchSpec, PROTOCOL, SandboxSpec},
     start::{self, TrialError},
 };
 
@@ -41,6 +42,8 @@ pub enum SandboxError {
     )]
     NotAStack { path: PathBuf },
     #[error(transparent)]
+    Loopback(#[from] LoopbackError),
+    #[error(transparent)]
     Trial(#[from] TrialError),
 }
 
@@ -55,8 +58,21 @@ pub struct SandboxParts<'a> {
     pub more_of_etc: &'a [&'a str],
     /// The size of `/tmp` in bytes.
     pub tmp_bytes: u64,
-    /// The addresses that they can't connect to; none if sockets aren't fenced.
-    pub closed: Option<&'a [SocketAddr]>,
+    /// The fences of their sockets; none if these aren't fenced.
+    pub fences: Option<&'a Fences>,
+}
+
+/// The holder of a sandbox.
+#[derive(Clone, Copy, Debug)]
+pub struct Holder<'a> {
+    /// Its control groups.
+    pub groups: &'a [Group],
+    /// Its user.
+    pub uid: u32,
+    /// Its port on the machine's addresses, 0 for none.
+    pub port: u16,
+    /// The ports of the services that it links.
+    pub links: &'a [u16],
 }
 
 /// The parts of sandboxes on this machine.
@@ -68,7 +84,7 @@ pub struct Sandboxes {
     etc: Option<Etc>,
     tmp_bytes: u64,
     /// None if sockets aren't fenced.
-    closed: Option<Vec<Closed>>,
+    fences: Option<Fences>,
 }
 
 impl Sandboxes {
@@ -86,12 +102,43 @@ impl Sandboxes {
             }
             Some(stack) => (stack_at(stack)?, None),
         };
-        let closed = parts.closed.map(with_all_addresses);
-        Ok(Sandboxes { root, base, etc, tmp_bytes: parts.tmp_bytes, closed })
+        if parts.fences.is_some() {
+            loopback::prepare()?;
+        }
+        Ok(Sandboxes { root, base, etc, tmp_bytes: parts.tmp_bytes, fences: parts.fences.cloned() })
     }
 
-    /// Returns the sandbox of an instance with this port, or with none (0). Blocks briefly.
-    pub fn of(&self, port: u16) -> SandboxSpec {
+    /// Returns the sandbox of an instance or build. Blocks briefly.
+    pub fn of(&self, holder: Holder<'_>) -> SandboxSpec {
+        let Holder { groups, uid, port, links } = holder;
+        let group = groups.iter().find(|group| group.version == 2);
+        self.with(self.fences.as_ref().map(|fences| match group {
+            Some(group) => fences.begin(&group.folder, uid, port, links),
+            // The shim says what is missing.
+            None => fences.of_trial(port),
+        }))
+    }
+
+    /// Returns a sandbox for a trial, whose processes end at once. Blocks briefly.
+    pub fn of_trial(&self) -> SandboxSpec {
+        self.with(self.fences.as_ref().map(|fences| fences.of_trial(1)))
+    }
+
+    /// Remembers the fence of a start that an earlier daemon made.
+    pub fn adopt(&self, spec: &LaunchSpec) {
+        let fence = spec.sandbox.as_ref().and_then(|sandbox| sandbox.fence.as_ref());
+        let group = spec.groups.iter().find(|group| group.version == 2);
+        if let (Some(fences), Some(fence), Some(group), Some(uid)) = (&self.fences, fence, group, spec.uid) {
+            fences.adopt(&group.folder, uid, fence);
+        }
+    }
+
+    /// Returns the users whose control groups still exist.
+    pub fn users(&self) -> BTreeSet<u32> {
+        self.fences.as_ref().map(Fences::users).unwrap_or_default()
+    }
+
+    fn with(&self, fence: Option<Fence>) -> SandboxSpec {
         if let Some(etc) = &self.etc {
             etc.renew();
         }
@@ -100,7 +147,7 @@ impl Sandboxes {
             base: self.base.clone(),
             etc: self.etc.as_ref().map(|etc| etc.folder().to_owned()),
             tmp_bytes: self.tmp_bytes,
-            fence: self.closed.as_ref().map(|closed| Fence { port, closed: closed.clone() }),
+            fence,
             app_writable: false,
             mounts: Vec::new(),
         }
@@ -139,7 +186,7 @@ impl Sandboxes {
             memory: None,
             groups: groups.unwrap_or_default(),
             processes: Some(OF_THE_TRIAL.processes),
-            sandbox: Some(self.of(1)),
+            sandbox: Some(self.of_trial()),
             log_folder: place.clone(),
             stop_timeout_ms: 1_000,
             lease_file: None,
@@ -166,62 +213,6 @@ pub fn stack_at(stack: &Path) -> Result<PathBuf, SandboxError> {
     Ok(base)
 }
 
-/// Returns the coordinator's addresses, from its URLs. A name that can't be resolved now is logged and left out.
-pub fn resolved(urls: &[String]) -> Vec<SocketAddr> {
-    let mut found = BTreeSet::new();
-    for url in urls {
-        let host = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-        let host = host.split('/').next().unwrap_or(host);
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let usual = if url.starts_with("https:") { 443 } else { 80 };
-        let host = if has_port { host.to_owned() } else { format!("{host}:{usual}") };
-        match host.to_socket_addrs() {
-            Ok(addresses) => found.extend(addresses),
-            Err(error) => {
-                tracing::warn!(url, error = %error, "can't tell an address; instances aren't kept from it");
-            }
-        }
-    }
-    found.into_iter().collect()
-}
-
-/// Returns the same addresses, and for each address of this machine all others that lead to this machine.
-fn with_all_addresses(closed: &[SocketAddr]) -> Vec<Closed> {
-    let mut all = BTreeSet::new();
-    for address in closed {
-        let port = address.port();
-        let mut add = |address: IpAddr, bits| {
-            all.insert(Closed { address, bits, port });
-        };
-        let is_own = address.ip().is_unspecified() || UdpSocket::bind((address.ip(), 0)).is_ok();
-        if !address.ip().is_unspecified() {
-            add(address.ip(), if address.is_ipv4() { 32 } else { 128 });
-        }
-        if is_own {
-            add(Ipv4Addr::new(127, 0, 0, 0).into(), 8);
-            add(Ipv4Addr::UNSPECIFIED.into(), 32);
-            add(Ipv6Addr::LOCALHOST.into(), 128);
-            add(Ipv6Addr::UNSPECIFIED.into(), 128);
-            for address in own_addresses() {
-                add(address, if address.is_ipv4() { 32 } else { 128 });
-            }
-        }
-    }
-    all.into_iter().collect()
-}
-
-fn own_addresses() -> Vec<IpAddr> {
-    let listed = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    listed
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let four = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-            four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
-        })
-        .filter(|address| !address.is_loopback())
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,29 +228,5 @@ mod tests {
         fs::write(dir.path().join("bin/sh"), "").expect("it can be made");
         assert!(stack_at(dir.path()).is_ok());
         assert!(stack_at(Path::new("/")).is_err());
-    }
-
-    #[test]
-    fn what_is_on_this_machine_is_closed_by_each_of_its_addresses() {
-        let closed = |addresses: &[&str]| -> Vec<String> {
-            let addresses: Vec<SocketAddr> =
-                addresses.iter().map(|address| address.parse().expect("valid")).collect();
-            let closed = with_all_addresses(&addresses).into_iter();
-            closed.map(|closed| format!("{}/{}:{}", closed.address, closed.bits, closed.port)).collect()
-        };
-        assert_eq!(closed(&["192.0.2.1:2379"]), ["192.0.2.1/32:2379"]);
-        let here = closed(&["127.0.0.1:2379"]);
-        for wanted in ["127.0.0.0/8:2379", "0.0.0.0/32:2379", "::1/128:2379"] {
-            assert!(here.iter().any(|known| known == wanted), "{here:?}");
-        }
-    }
-
-    #[test]
-    fn an_endpoint_is_an_address() {
-        let urls =
-            ["http://127.0.0.1:2379", "https://[::1]:2380/", "https://192.0.2.1/git"].map(str::to_owned);
-        let expected: Vec<SocketAddr> =
-            ["127.0.0.1:2379", "192.0.2.1:443", "[::1]:2380"].map(|at| at.parse().expect("valid")).into();
-        assert_eq!(resolved(&urls), expected);
     }
 }

@@ -1,38 +1,43 @@
 //! The system calls that an instance may make: those that programs need, and none that administer a machine.
 //!
-//! Owns the list; `seccompiler` turns it into the filter. A call that isn't on the list returns `ENOSYS`, as on a
-//! kernel that doesn't have it, because libraries can handle that. So the calls of a later kernel are refused until
-//! they are added.
+//! Owns the list; `tree` turns it into the filter, and `seccompiler` installs that. A call that isn't on the list
+//! returns `ENOSYS`, as on a kernel that doesn't have it, because libraries can handle that. So the calls of a later
+//! kernel are refused until they are added.
+
+mod tree;
 
 use std::collections::BTreeMap;
 
-use nix::libc::{self, c_long};
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Is,
-    SeccompCondition, SeccompFilter, SeccompRule,
-};
+use nix::libc::{self, c_int, c_long};
+use seccompiler::BpfProgram;
 
-/// The reason why the filter can't be made.
-#[derive(Debug, thiserror::Error)]
-#[error("can't make the filter of system calls")]
-pub struct FilterError(#[from] BackendError);
+use tree::{Verdict, Word};
 
 /// Builds the filter, as the kernel takes it.
-///
-/// # Errors
-/// [`FilterError`].
-pub fn filter() -> Result<BpfProgram, FilterError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    rules.extend(ALLOWED.iter().chain(OLDER).map(|call| (*call, Vec::new())));
-    rules.extend(with_conditions()?);
-    let arch = std::env::consts::ARCH.try_into()?;
-    let absent = SeccompAction::Errno(u32::try_from(libc::ENOSYS).expect("error numbers are positive"));
-    Ok(SeccompFilter::new(rules, absent, SeccompAction::Allow, arch)?.try_into()?)
+pub fn filter() -> BpfProgram {
+    let number = |call: c_long| u32::try_from(call).expect("call numbers are small");
+    let mut calls: BTreeMap<u32, Verdict> = BTreeMap::new();
+    calls.extend(ALLOWED.iter().chain(OLDER).map(|call| (number(*call), Verdict::Allow)));
+    calls.extend(with_conditions().map(|(call, lists)| (number(call), Verdict::AllowIf(lists))));
+    // Neighbours with the same verdict are one range.
+    let mut ranges = vec![(0, Verdict::Absent)];
+    let mut next = 0;
+    for (call, verdict) in calls {
+        if call > next && ranges.last().is_some_and(|(_, last)| *last != Verdict::Absent) {
+            ranges.push((next, Verdict::Absent));
+        }
+        if ranges.last().is_some_and(|(_, last)| *last != verdict) {
+            ranges.push((call, verdict));
+        }
+        next = call + 1;
+    }
+    ranges.push((next, Verdict::Absent));
+    tree::program(&ranges)
 }
 
 /// Returns the conditions on the arguments of calls that are allowed only in part.
-fn with_conditions() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
-    let word = |at, is, value: i32| SeccompCondition::new(at, Length::Dword, is, u64::from(value as u32));
+fn with_conditions() -> [(c_long, Vec<Vec<Word>>); 4] {
+    let is = |argument, value: c_int| Word { argument, mask: u32::MAX, value: value as u32 };
     // No namespaces: in a namespace of its own a process has rights. clone3 is refused, because its flags are in
     // memory that no filter sees.
     let namespaces = (libc::CLONE_NEWNS
@@ -42,29 +47,26 @@ fn with_conditions() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         | libc::CLONE_NEWUSER
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNET) as u32;
-    let clone = SeccompRule::new(vec![word(0, Is::MaskedEq(u64::from(namespaces)), 0)?])?;
+    let clone = vec![Word { argument: 0, mask: namespaces, value: 0 }];
     // No raw packets, and only the common address families and protocols.
-    let mut socket = vec![SeccompRule::new(vec![word(0, Is::Eq, libc::AF_UNIX)?])?];
-    socket.push(SeccompRule::new(vec![
-        word(0, Is::Eq, libc::AF_NETLINK)?,
-        word(2, Is::Eq, libc::NETLINK_ROUTE)?,
-    ])?);
+    let mut socket = vec![vec![is(0, libc::AF_UNIX)]];
+    socket.push(vec![is(0, libc::AF_NETLINK), is(2, libc::NETLINK_ROUTE)]);
     for family in [libc::AF_INET, libc::AF_INET6] {
         for protocol in [0, libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6] {
-            socket.push(SeccompRule::new(vec![word(0, Is::Eq, family)?, word(2, Is::Eq, protocol)?])?);
+            socket.push(vec![is(0, family), is(2, protocol)]);
         }
     }
+    // Other families than this one have pairs too (TIPC), which the fence doesn't know.
+    let pair = vec![is(0, libc::AF_UNIX)];
     // Values for programs that only query the personality, or that ask for a 32-bit machine's name or an old kernel's
     // version (PER_LINUX32, UNAME26).
-    let personality = [0, 0x0008, 0x0002_0000, 0x0002_0008, -1]
-        .into_iter()
-        .map(|value| SeccompRule::new(vec![word(0, Is::Eq, value)?]))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(BTreeMap::from([
+    let personality = [0, 0x0008, 0x0002_0000, 0x0002_0008, -1].map(|value| vec![is(0, value)]);
+    [
         (libc::SYS_clone, vec![clone]),
         (libc::SYS_socket, socket),
-        (libc::SYS_personality, personality),
-    ]))
+        (libc::SYS_socketpair, vec![pair]),
+        (libc::SYS_personality, personality.into()),
+    ]
 }
 
 /// Calls of every architecture.
@@ -92,7 +94,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_timerfd_gettime, libc::SYS_io_setup, libc::SYS_io_submit, libc::SYS_io_cancel, libc::SYS_io_getevents,
     libc::SYS_io_destroy,
     // Calls on existing sockets.
-    libc::SYS_socketpair, libc::SYS_bind, libc::SYS_connect, libc::SYS_listen, libc::SYS_accept, libc::SYS_accept4,
+    libc::SYS_bind, libc::SYS_connect, libc::SYS_listen, libc::SYS_accept, libc::SYS_accept4,
     libc::SYS_getsockname, libc::SYS_getpeername, libc::SYS_getsockopt, libc::SYS_setsockopt, libc::SYS_sendto,
     libc::SYS_recvfrom, libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_sendmmsg, libc::SYS_recvmmsg,
     libc::SYS_shutdown,
@@ -149,3 +151,48 @@ const OLDER: &[c_long] = &[
 /// Calls that later ones replace; this architecture never had most of them.
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[c_long] = &[libc::SYS_renameat];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_allowed(call: c_long, arguments: [c_int; 3]) -> bool {
+        let number = u32::try_from(call).expect("it is small");
+        tree::run(&filter(), tree::OWN, number, arguments.map(|argument| argument as u32)).0
+            == libc::SECCOMP_RET_ALLOW
+    }
+
+    #[test]
+    fn a_call_is_allowed_if_it_is_on_the_list() {
+        let conditional: Vec<c_long> = with_conditions().iter().map(|(call, _)| *call).collect();
+        for call in (0..1_000).chain(0x4000_0000..0x4000_0200) {
+            if !conditional.contains(&call) {
+                let listed = ALLOWED.contains(&call) || OLDER.contains(&call);
+                assert_eq!(is_allowed(call, [0; 3]), listed, "{call:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn families_protocols_and_flags_are_looked_at() {
+        let tipc = 30;
+        for (call, arguments, allowed) in [
+            (libc::SYS_socketpair, [libc::AF_UNIX, libc::SOCK_STREAM, 0], true),
+            (libc::SYS_socketpair, [tipc, libc::SOCK_STREAM, 0], false),
+            (libc::SYS_socketpair, [libc::AF_INET, libc::SOCK_STREAM, 0], false),
+            (libc::SYS_socket, [libc::AF_INET, libc::SOCK_STREAM, 0], true),
+            (libc::SYS_socket, [libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP], true),
+            (libc::SYS_socket, [libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP], false),
+            (libc::SYS_socket, [tipc, libc::SOCK_STREAM, 0], false),
+            (libc::SYS_socket, [libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE], true),
+            (libc::SYS_socket, [libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT], false),
+            (libc::SYS_clone, [libc::CLONE_VM | libc::CLONE_THREAD, 0, 0], true),
+            (libc::SYS_clone, [libc::CLONE_NEWUSER, 0, 0], false),
+            (libc::SYS_clone, [libc::CLONE_NEWNET | libc::SIGCHLD, 0, 0], false),
+            (libc::SYS_personality, [-1, 0, 0], true),
+            (libc::SYS_personality, [0x0040_0000, 0, 0], false),
+        ] {
+            assert_eq!(is_allowed(call, arguments), allowed, "{call} {arguments:x?}");
+        }
+    }
+}

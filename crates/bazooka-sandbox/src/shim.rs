@@ -41,12 +41,13 @@ pub use output::Ends;
 use crate::{
     family,
     files::{append, read_file},
-    groups::{out_of_memory, remove as remove_groups},
+    groups::{self, out_of_memory},
     in_one_line,
     init::{Heard, InitSocket},
-    launch::{LaunchError, Launched, launch},
+    ipc,
+    launch::{self, LaunchError, Launched, launch},
     machine::{boot_clock_ms, boot_id, now_us},
-    protocol::{Answer, ExitRecord, LaunchSpec, PROTOCOL, ProcessId, ShimState, Start},
+    protocol::{Answer, ExitRecord, Group, LaunchSpec, PROTOCOL, ProcessId, ShimState, Start},
 };
 use output::{Output, OutputError};
 
@@ -155,6 +156,7 @@ fn run(path: &Path) -> Result<(), ShimError> {
         begun,
         stop_timeout: Duration::from_millis(spec.stop_timeout_ms),
         lease_file: spec.lease_file.clone(),
+        groups: &groups,
         ended: None,
         partitioned: false,
         phase: Phase::Running,
@@ -170,7 +172,11 @@ fn run(path: &Path) -> Result<(), ShimError> {
         exit.memory_limit_bytes = known.limit_bytes;
         exit.memory_peak_bytes = known.peak_bytes;
     }
-    remove_groups(&groups);
+    launch::remove(&spec, &groups);
+    // In a sandbox these have gone with its namespace.
+    if let (Some(uid), None) = (spec.uid, &spec.sandbox) {
+        ipc::remove_of(uid);
+    }
     output.say(&in_words(&exit));
     output.finish();
     write(&Start { exit: Some(exit), ..Start::default() })
@@ -189,7 +195,7 @@ enum Phase {
     },
 }
 
-struct Shim {
+struct Shim<'a> {
     /// The shim's own child. When it has ended, the whole instance has.
     child: Pid,
     /// The instance's first process: `child` itself, or in a sandbox a child of it.
@@ -198,13 +204,14 @@ struct Shim {
     begun: Instant,
     stop_timeout: Duration,
     lease_file: Option<PathBuf>,
+    groups: &'a [Group],
     /// The exit of its first process, the time of that (microseconds since 1970), and the length of the run.
     ended: Option<(WaitStatus, u64, Duration)>,
     partitioned: bool,
     phase: Phase,
 }
 
-impl Shim {
+impl Shim<'_> {
     /// Supervises the instance until no process of it is left.
     fn watch_over(&mut self, signals: &SignalFd, output: &mut Output) -> Result<(), ShimError> {
         loop {
@@ -277,6 +284,7 @@ impl Shim {
             Phase::Stopping { .. } => {}
             Phase::Clearing { ref mut rounds } => {
                 *rounds += 1;
+                groups::kill(self.groups);
                 family::kill_children(*rounds > STUBBORN_ROUNDS);
             }
         }
@@ -291,6 +299,7 @@ impl Shim {
 
     fn clear(&mut self) {
         if !matches!(self.phase, Phase::Clearing { .. }) {
+            groups::kill(self.groups);
             family::signal_all(Signal::SIGKILL);
             self.phase = Phase::Clearing { rounds: 0 };
         }

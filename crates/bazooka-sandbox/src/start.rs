@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     files::append,
-    protocol::{Answer, ExitRecord, LaunchSpec, SANDBOXES, Start},
+    protocol::{Answer, ExitRecord, LOOPBACKS, LaunchSpec, SANDBOXES, Start},
     shim::in_words,
 };
 
@@ -37,7 +37,7 @@ pub enum TrialError {
     Begin(#[source] io::Error),
     #[error("can't read its shim's messages")]
     Hear(#[source] io::Error),
-    #[error("the bazooka-shim program is older than bazooka-pm and knows no sandbox")]
+    #[error("the bazooka-shim program is older than bazooka-pm and knows not all of its sandbox")]
     OldShim,
     #[error("what was tried in it {}", in_words(.0))]
     Ended(ExitRecord),
@@ -93,6 +93,17 @@ impl SpawnedShim {
     }
 }
 
+/// Returns the version of the protocol that a shim needs to know all of a spec. An older one silently leaves out the
+/// rest.
+pub fn needed(spec: &LaunchSpec) -> u32 {
+    match &spec.sandbox {
+        Some(sandbox) if sandbox.fence.is_some() => LOOPBACKS,
+        Some(_) => SANDBOXES,
+        None if !spec.groups.is_empty() => SANDBOXES,
+        None => 0,
+    }
+}
+
 /// Lets a shim start a command that ends at once, and waits for its end. Blocks.
 ///
 /// # Errors
@@ -111,7 +122,7 @@ pub fn try_out(shim: &Path, path: &Path, spec: &LaunchSpec) -> Result<(), TrialE
     let _ = child.wait();
     read.map_err(TrialError::Hear)?;
     match serde_json::from_str(&said) {
-        Ok(Answer::Started(state)) if state.protocol < SANDBOXES => Err(TrialError::OldShim),
+        Ok(Answer::Started(state)) if state.protocol < needed(spec) => Err(TrialError::OldShim),
         Ok(Answer::Started(_)) => match Start::<LaunchSpec>::read(path).exit {
             Some(ExitRecord { code: Some(0), .. }) => Ok(()),
             Some(exit) => Err(TrialError::Ended(exit)),

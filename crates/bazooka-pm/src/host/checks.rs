@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bazooka_sandbox::loopback::{as_seen_inside, is_private};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -112,7 +113,9 @@ fn judge(probe: &Probe, listeners: &[Listener], ownership: &mut Ownership) -> Op
     if own.is_some() {
         return Some(Verdict::Listens);
     }
-    let foreign = on_port().find(|listener| !ownership.is_of(listener, probe.owner));
+    // What another instance has on its own loopback is in nobody's way.
+    let foreign = on_port()
+        .find(|listener| !is_private(listener.address.ip()) && !ownership.is_of(listener, probe.owner));
     foreign.map(|listener| Verdict::Taken(*listener))
 }
 
@@ -174,7 +177,9 @@ pub fn instead(owner: Owner, port: u16, address: IpAddr) -> String {
     let mut ownership = Ownership::default();
     let own: Vec<&Listener> = listeners.iter().filter(|listener| ownership.is_of(listener, owner)).collect();
     if let Some(there) = own.iter().find(|listener| listener.address.port() == port) {
-        return format!("listens on {} alone, not on {address}", there.address);
+        let (ip, whose) = (there.address.ip(), if is_private(there.address.ip()) { "its own " } else { "" });
+        let seen = SocketAddr::new(as_seen_inside(ip), port);
+        return format!("listens on {whose}{seen} alone, not on {address}");
     }
     let mut ports: Vec<String> = own.iter().map(|listener| listener.address.port().to_string()).collect();
     ports.sort_unstable();

@@ -463,7 +463,7 @@ impl Engine {
             return self.answers.seen(refused(Fault::NoPort, "no port is free on this host"));
         };
         local.port = Some(port);
-        if local.uid.is_none() {
+        if local.uid.is_none_or(|uid| !runtime.keeps_user(uid)) {
             let used_uids = if planted(Bug::UserIsGivenTwice) { BTreeSet::new() } else { used_uids };
             match runtime.user(&used_uids) {
                 Ok(uid) => local.uid = uid,

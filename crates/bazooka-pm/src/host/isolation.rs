@@ -2,13 +2,22 @@
 //!
 //! Owns the choice of the isolation, and its set-up before the first instance. Each error says how to go on with less.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use bazooka_daemon::in_words;
 use bazooka_sandbox::{
     cgroups::{Cgroups, CgroupsError},
+    fences::Keeper,
     isolation::{Isolation, Part},
+    loopback,
     sandboxes::{SandboxError, SandboxParts, Sandboxes},
+    scopes_abstract_sockets,
+    surroundings::{Named, UnresolvedError},
+    targets::{Target, TargetError},
 };
 
 use super::{folders::Folders, options::HostOptions};
@@ -35,8 +44,27 @@ pub enum IsolationError {
         Part::Fence.as_str()
     )]
     Fence,
+    /// A URL of the coordinator has no address in it.
+    #[error("the coordinator's URL {url} can't be read, so sockets can't be fenced from it")]
+    Url {
+        /// The URL.
+        url: String,
+        /// What an address is.
+        source: TargetError,
+    },
+    /// A name has no address.
+    #[error(
+        "isolation sandbox can't be had here: {}; name an address instead, or go on with --without {} (hosts will show \
+         it)",
+        in_words(.0), Part::Fence.as_str()
+    )]
+    Unresolved(UnresolvedError),
     /// The folders of sandboxes can't be set up.
-    #[error(transparent)]
+    #[error(
+        "isolation sandbox can't be had here: {}; where it is about a loopback, go on with --without {} (hosts will \
+         show it)",
+        in_words(.0), Part::Fence.as_str()
+    )]
     SetUp(SandboxError),
     /// Nothing can be started in a sandbox.
     #[error(
@@ -75,6 +103,10 @@ pub fn in_force(isolation: Isolation, without: &[Part]) -> String {
         let left_out: Vec<&str> = left_out.into_iter().map(Part::as_str).collect();
         words.push_str(&format!(" without {}", left_out.join(" and ")));
     }
+    // A kernel that can't tell the abstract sockets of instances from others'.
+    if isolation == Isolation::Sandbox && !without.contains(&Part::Fence) && !scopes_abstract_sockets() {
+        words.push_str(", abstract sockets open");
+    }
     words
 }
 
@@ -84,6 +116,33 @@ pub struct Apart {
     pub cgroups: Option<Cgroups>,
     /// The parts of sandboxes, if instances have one.
     pub sandboxes: Option<Sandboxes>,
+    /// The keeper of their fences, if they have them.
+    pub keeper: Option<Keeper>,
+}
+
+/// Returns the targets that a host's fences know from its settings. `own` is the daemon's endpoint.
+///
+/// # Errors
+/// [`IsolationError::Url`].
+pub fn named(
+    coordinator: &[String],
+    own: SocketAddr,
+    address: IpAddr,
+    options: &HostOptions,
+) -> Result<Named, IsolationError> {
+    let mut named = Named::default();
+    for url in coordinator {
+        let target = Target::of_url(url);
+        named.closed.insert(target.map_err(|source| IsolationError::Url { url: url.clone(), source })?);
+    }
+    named.closed.insert(Target::at(own.ip(), own.port()));
+    named.closed.extend(options.closed.iter().cloned());
+    let (first, last) = (options.ports.0, options.ports.1);
+    named.open.insert(Target::ports(address, first, last));
+    named.open.extend(options.open.iter().cloned());
+    named.services = options.services.as_ref().map(|services| Target::of_host(&services.to_string()));
+    named.reserved.push((first, last));
+    Ok(named)
 }
 
 impl Apart {
@@ -98,7 +157,8 @@ impl Apart {
         folders: &Folders,
         token: &str,
         shim: &Path,
-        closed: Vec<SocketAddr>,
+        address: IpAddr,
+        named: Named,
     ) -> Result<Apart, IsolationError> {
         let is_root = nix::unistd::geteuid().is_root();
         let cgroups = is_root.then(|| Cgroups::find(&token[..12]));
@@ -110,7 +170,7 @@ impl Apart {
                     })
                     .ok()
             });
-            return Ok(Apart { cgroups, sandboxes: None });
+            return Ok(Apart { cgroups, sandboxes: None, keeper: None });
         }
         let does_without = |part: Part| options.without.contains(&part);
         let cgroups = match cgroups {
@@ -121,14 +181,17 @@ impl Apart {
         let made = if !does_without(Part::Fence) && !cgroups.as_ref().is_some_and(Cgroups::can_fence) {
             Err(IsolationError::Fence)
         } else {
-            let closed = (!does_without(Part::Fence)).then_some(closed.as_slice());
-            sandboxes(options, folders, shim, cgroups.as_ref(), closed)
+            let keeper = (!does_without(Part::Fence)).then(|| Keeper::begin(address, named)).transpose();
+            keeper.map_err(IsolationError::Unresolved).and_then(|keeper| {
+                let made = sandboxes(options, folders, shim, cgroups.as_ref(), keeper.as_ref());
+                made.map(|sandboxes| (sandboxes, keeper))
+            })
         };
         match made {
-            Ok(sandboxes) => Ok(Apart { cgroups, sandboxes: Some(sandboxes) }),
+            Ok((sandboxes, keeper)) => Ok(Apart { cgroups, sandboxes: Some(sandboxes), keeper }),
             Err(error) => {
-                if let Some(groups) = cgroups {
-                    groups.leave();
+                if cgroups.is_some_and(|groups| groups.leave()) {
+                    loopback::leave();
                 }
                 Err(error)
             }
@@ -142,14 +205,14 @@ fn sandboxes(
     folders: &Folders,
     shim: &Path,
     cgroups: Option<&Cgroups>,
-    closed: Option<&[SocketAddr]>,
+    keeper: Option<&Keeper>,
 ) -> Result<Sandboxes, IsolationError> {
     let sandboxes = Sandboxes::new(SandboxParts {
         state: folders.root(),
         stack: options.stack.as_deref(),
         more_of_etc: &[],
         tmp_bytes: options.tmp,
-        closed,
+        fences: keeper.map(Keeper::fences),
     })
     .map_err(IsolationError::SetUp)?;
     let uid = *options.uids.inclusive().start();

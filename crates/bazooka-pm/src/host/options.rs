@@ -6,7 +6,10 @@ use std::{
 };
 
 use bazooka_daemon::settings::Range;
-use bazooka_sandbox::isolation::{Isolation, Part};
+use bazooka_sandbox::{
+    isolation::{Isolation, Part},
+    targets::Target,
+};
 use visor::{
     links::ServicesAddress,
     names::{HostName, ZoneName},
@@ -54,15 +57,19 @@ pub struct HostOptions {
     /// How much /tmp of a sandbox holds, in bytes
     #[arg(long, env = "BAZOOKA_TMP", value_name = "BYTES", default_value_t = 64 << 20)]
     pub tmp: u64,
-    /// Where else sandboxed instances can't connect to, such as a bazooka-rm
-    #[arg(long, env = "BAZOOKA_CLOSED", value_name = "ADDR:PORT", value_delimiter = ',')]
-    pub closed: Vec<SocketAddr>,
+    /// Where else sandboxed instances can't connect to, such as a bazooka-rm: an address, a range of addresses
+    /// (10.0.0.0/8) or a name; without a port, to any port of it
+    #[arg(long, env = "BAZOOKA_CLOSED", value_name = "ADDR[:PORT]", value_delimiter = ',')]
+    pub closed: Vec<Target>,
+    /// Where sandboxed instances can connect to although it is this machine's own, such as a database on it
+    #[arg(long, env = "BAZOOKA_OPEN", value_name = "ADDR[:PORT]", value_delimiter = ',')]
+    pub open: Vec<Target>,
     /// Where instances reach the services that their app links: the address or the name of this zone's proxy, or of one
     /// that zones share; without it no instance of an app with links runs here
     #[arg(long, env = "BAZOOKA_SERVICES", value_name = "ADDR")]
     pub services: Option<ServicesAddress>,
-    /// The users that instances get
-    #[arg(long, env = "BAZOOKA_UIDS", value_name = "FIRST-LAST", default_value = "200000-265535")]
+    /// The users that instances get; by default none that useradd, rootless containers or systemd give out
+    #[arg(long, env = "BAZOOKA_UIDS", value_name = "FIRST-LAST", default_value = "1879048192-1879113727")]
     pub uids: Range<u32>,
     /// Memory for instances, in bytes; most of the machine's unless given
     #[arg(long, env = "BAZOOKA_MEMORY", value_name = "BYTES")]

@@ -20,8 +20,8 @@ use std::{
 
 use bazooka_sandbox::{
     files::{append, private_folder, try_lock},
-    protocol::{Answer, LOG_CURRENT, LOG_PREVIOUS, LaunchSpec, ProcessId, SANDBOXES, ShimState, Start},
-    start::SpawnedShim,
+    protocol::{Answer, LOG_CURRENT, LOG_PREVIOUS, LaunchSpec, ProcessId, ShimState, Start},
+    start::{SpawnedShim, needed},
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -84,8 +84,7 @@ pub async fn start(
     let place = folders.clone();
     let uid = spec.spec.uid;
     let groups = spec.spec.all_groups();
-    // An older shim would silently start the instance without these.
-    let takes_newer = spec.spec.sandbox.is_some() || !spec.spec.groups.is_empty();
+    let needed = needed(&spec.spec);
     let spawned = tokio::task::spawn_blocking(move || spawn(&place, &shim, id, run, &spec, &env)).await;
     let spawned = spawned.map_err(|error| StartError(error.to_string()))?;
     let SpawnedShim { mut child, socket: answers } =
@@ -93,8 +92,8 @@ pub async fn start(
     failpoint("spawned");
     let answer = read_answer(answers).await;
     let failed = match answer {
-        Ok(Answer::Started(state)) if takes_newer && state.protocol < SANDBOXES => {
-            "the bazooka-shim program is older than bazooka-pm and knows neither its limits nor a sandbox"
+        Ok(Answer::Started(state)) if state.protocol < needed => {
+            "the bazooka-shim program is older than bazooka-pm and knows not all of its limits and its sandbox"
                 .to_owned()
         }
         Ok(Answer::Started(state)) => match hold(state.shim) {

@@ -52,6 +52,12 @@ pub trait Runtime: Send {
     /// If every user is in use.
     fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, NoFreeUser>;
 
+    /// Reports whether an instance that starts again may have the user that it had. Another range of users may be set
+    /// since, and a sandbox has nothing that its user owns.
+    fn keeps_user(&self, _uid: u32) -> bool {
+        true
+    }
+
     /// Fetches a slug. Answers once it is here or can't be had, and with the cause of each delay.
     fn fetch(&mut self, visor: &Visor, digest: Digest);
 

@@ -13,8 +13,8 @@ use std::{
 use bazooka_sandbox::{
     cgroups::{Cgroups, GroupLimits},
     machine::{boot_clock_ms, now_us},
-    protocol::{LaunchSpec, PROTOCOL},
-    sandboxes::Sandboxes,
+    protocol::{LaunchSpec, PROTOCOL, Start},
+    sandboxes::{Holder, Sandboxes},
     shim::in_words,
     uids::Uids,
 };
@@ -104,6 +104,14 @@ impl Shims {
         };
         let groups =
             cgroups.as_ref().map(|cgroups| cgroups.of(&id.to_string(), group_limits, sandboxes.is_some()));
+        let groups = groups.unwrap_or_default();
+        // Each is an address with a port.
+        let port_of = |service: &String| service.rsplit_once(':')?.1.parse().ok();
+        let links: Vec<u16> = given.services.values().filter_map(port_of).collect();
+        let sandbox = sandboxes.as_ref().map(|sandboxes| {
+            let uid = local.uid.expect("each instance with a sandbox has a user of its own");
+            sandboxes.of(Holder { groups: &groups, uid, port, links: &links })
+        });
         let env = environment(host, id, assignment, given, port, &slug, &places);
         let spec = LaunchSpec {
             protocol: PROTOCOL,
@@ -113,10 +121,10 @@ impl Shims {
             folder: slug,
             uid: local.uid,
             memory: None,
-            groups: groups.unwrap_or_default(),
+            groups,
             // A shared user's limit would count other instances' processes too.
             processes: local.uid.map(|_| processes),
-            sandbox: sandboxes.as_ref().map(|sandboxes| sandboxes.of(port)),
+            sandbox,
             log_folder: folders.log(id),
             stop_timeout_ms: u64::try_from(assignment.run.stop_timeout().as_millis()).unwrap_or(u64::MAX),
             lease_file: match assignment.run.on_partition {
@@ -139,7 +147,15 @@ impl Runtime for Shims {
 
     fn user(&mut self, used: &BTreeSet<u32>) -> Result<Option<u32>, NoFreeUser> {
         let Some(uids) = &mut self.machine.uids else { return Ok(None) };
-        uids.choose(used).map(Some).ok_or(NoFreeUser)
+        let mut used = used.clone();
+        // A group that its shim left behind still has its user's addresses.
+        used.extend(self.machine.sandboxes.iter().flat_map(Sandboxes::users));
+        uids.choose(&used, std::process::id()).map(Some).ok_or(NoFreeUser)
+    }
+
+    fn keeps_user(&self, uid: u32) -> bool {
+        let Machine { sandboxes, uids, .. } = &self.machine;
+        sandboxes.is_none() || uids.as_ref().is_none_or(|uids| uids.owns(uid))
     }
 
     fn fetch(&mut self, visor: &Visor, digest: Digest) {
@@ -192,7 +208,15 @@ impl Runtime for Shims {
     fn adopt(&mut self, id: InstanceId, run: u32, started_at: Option<Timestamp>) {
         let (folders, watcher) = (self.machine.folders.clone(), self.watcher(id, run));
         let started_us = started_at.map_or(0, |at| u64::try_from(at.as_microsecond()).unwrap_or(0));
+        let sandboxes = self.machine.sandboxes.clone();
         self.answers.spawn("an adoption", async move {
+            if let Some(sandboxes) = sandboxes {
+                let file = folders.run(id, run);
+                let read = tokio::task::spawn_blocking(move || Start::<LaunchSpec>::read(&file).spec);
+                if let Ok(Some(spec)) = read.await {
+                    sandboxes.adopt(&spec);
+                }
+            }
             match adopt::find(folders, id, run).await {
                 Found::Running(shim) => watcher.watch(shim).await,
                 Found::NotStarted(words) => watcher.answers.seen(Event::NotStarted { id, run, words }),

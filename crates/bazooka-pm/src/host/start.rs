@@ -14,8 +14,8 @@ use std::{
 use bazooka_daemon::{Cluster, FolderError, ListenError, LoopEnded, OtherIdentity, listen};
 use bazooka_sandbox::{
     isolation::Isolation,
+    loopback,
     machine::{boot_id, memory_for_instances},
-    sandboxes::resolved,
     uids::{MARKS, Uids, UidsError},
 };
 use jiff::Timestamp;
@@ -180,10 +180,8 @@ impl Start {
             Isolation::None => None,
         };
         let (listener, own) = listen(options.listen.unwrap_or_else(|| SocketAddr::new(address, 0))).await?;
-        let mut closed = resolved(coordinator);
-        closed.push(own);
-        closed.extend(&options.closed);
-        let apart = Apart::set_up(isolation, options, &folders, &token, &shim, closed)?;
+        let named = isolation::named(coordinator, own, address, options)?;
+        let apart = Apart::set_up(isolation, options, &folders, &token, &shim, address, named)?;
         Ok(Start { name, address, isolation, folders, token, vault, shim, uids, listener, own, apart, lock })
     }
 
@@ -200,6 +198,10 @@ impl Start {
         if let Some(groups) = &self.apart.cgroups {
             let wanted: BTreeSet<String> = locals.instances.keys().map(ToString::to_string).collect();
             groups.sweep(|name| wanted.contains(name));
+        }
+        if let Some(uids) = &self.uids {
+            let used: BTreeSet<u32> = locals.instances.values().filter_map(|local| local.uid).collect();
+            loopback::sweep(|uid| uids.owns(uid) && !used.contains(&uid));
         }
         if !locals.instances.is_empty() {
             tracing::info!(instances = locals.instances.len(), "taking over");

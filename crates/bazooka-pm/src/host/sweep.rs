@@ -11,6 +11,7 @@ use std::{
 
 use bazooka_sandbox::{
     files::load,
+    groups, ipc, loopback,
     machine::{listed_processes, look_at, of_process},
     protocol::{Group, ProcessId},
 };
@@ -20,12 +21,15 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 const SWEEP_FOR: Duration = Duration::from_secs(10);
 
 /// Kills what a dead shim has left behind: processes in the instance's control groups, processes of its user or, if it
-/// has no user of its own, processes whose HOME is the instance's. Blocks.
-pub fn sweep(home: &Path, uid: Option<u32>, groups: &[Group]) {
+/// has no user of its own, processes whose HOME is the instance's.
+///
+/// Then removes what that user has on the machine besides: shared memory, semaphores, queues, private addresses. Blocks.
+pub fn sweep(home: &Path, uid: Option<u32>, own: &[Group]) {
     let begun = Instant::now();
+    groups::kill(own);
     let mut complained = false;
     while begun.elapsed() < SWEEP_FOR {
-        let left = match left_behind(home, uid, groups) {
+        let left = match left_behind(home, uid, own) {
             Ok(left) if left.is_empty() => break,
             Ok(left) => left,
             Err(error) => {
@@ -45,7 +49,11 @@ pub fn sweep(home: &Path, uid: Option<u32>, groups: &[Group]) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    for group in groups {
+    if let Some(uid) = uid {
+        ipc::remove_of(uid);
+        loopback::remove_of(uid);
+    }
+    for group in own {
         let _ = fs::remove_dir(&group.folder);
     }
 }
@@ -85,7 +93,43 @@ fn left_behind(home: &Path, uid: Option<u32>, groups: &[Group]) -> io::Result<Ve
     Ok(left)
 }
 
+/// Returns the real user of a process.
+///
+/// The owner of the process's folder isn't its user: a process that isn't dumpable has root's there.
 fn user_of(pid: i32) -> io::Result<Option<u32>> {
-    use std::os::unix::fs::MetadataExt;
-    Ok(of_process(fs::metadata(format!("/proc/{pid}")))?.map(|meta| meta.uid()))
+    let status = of_process(fs::read_to_string(format!("/proc/{pid}/status")))?.unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_hides_its_owner_is_swept_with_its_user() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("not tried: it takes root");
+            return;
+        }
+        // No test has these users; each run has its own.
+        let uid = 1_620_000_000 + std::process::id() % 1_000_000;
+        let hide =
+            "import ctypes, time\nctypes.CDLL(None).prctl(4, 0)\nprint(1, flush=True)\ntime.sleep(600)";
+        let mut hidden = Command::new("setpriv")
+            .args(["--reuid", &uid.to_string(), "--clear-groups", "/usr/bin/python3", "-c", hide])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("setpriv is there");
+        let mut said = [0];
+        let out = hidden.stdout.as_mut().expect("it is piped");
+        std::io::Read::read_exact(out, &mut said).expect("it hides itself and says so");
+        let pid = i32::try_from(hidden.id()).expect("it fits");
+        assert_eq!(user_of(pid).expect("/proc is there"), Some(uid));
+        sweep(Path::new("/nowhere"), Some(uid), &[]);
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(hidden.wait().expect("it is ours").signal(), Some(9));
+    }
 }

@@ -87,8 +87,12 @@ said["sockets"] = {
     "mptcp": outcome(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close()),
     "tcp6": outcome(lambda: socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()),
     "unix": outcome(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).close()),
+    "unix_pair": outcome(lambda: [end.close() for end in socket.socketpair()] and None),
+    # The kernel itself would answer EOPNOTSUPP.
+    "other_pair": outcome(lambda: [end.close() for end in socket.socketpair(socket.AF_INET)] and None),
 }
-own, coordinator, pm, rm, other = (int(os.environ[name]) for name in ("PORT", "COORDINATOR_PORT", "PM_PORT", "RM_PORT", "OTHER_PORT"))
+NAMES = ("PORT", "COORDINATOR_PORT", "PM_PORT", "RM_PORT", "OTHER_PORT", "OPEN_PORT", "CLOSED_PORT", "DATAGRAM_PORT")
+own, coordinator, pm, rm, other, opened, closed, datagrams = (int(os.environ[name]) for name in NAMES)
 said["binds"] = {
     "own": outcome(lambda: bind(socket.SOCK_STREAM, own)),
     "own6": outcome(lambda: bind(socket.SOCK_STREAM, own, socket.AF_INET6)),
@@ -96,6 +100,8 @@ said["binds"] = {
     "next": outcome(lambda: bind(socket.SOCK_STREAM, own + 1)),
     "next6": outcome(lambda: bind(socket.SOCK_STREAM, own + 1, socket.AF_INET6)),
     "datagrams": outcome(lambda: bind(socket.SOCK_DGRAM, own + 1)),
+    "second": outcome(lambda: bind(socket.SOCK_STREAM, 9464)),
+    "privileged": outcome(lambda: bind(socket.SOCK_STREAM, 80)),
 }
 said["connects"] = {
     "coordinator": outcome(lambda: connect("127.0.0.1", coordinator)),
@@ -106,6 +112,107 @@ said["connects"] = {
     "bazooka_pm": outcome(lambda: connect("127.0.0.1", pm)),
     "bazooka_rm": outcome(lambda: connect("127.0.0.1", rm)),
     "another": outcome(lambda: connect("127.0.0.1", other)),
+    "opened": outcome(lambda: connect("127.0.0.1", opened)),
+    "closed": outcome(lambda: connect("127.0.0.1", closed)),
+    "metadata": outcome(lambda: connect("169.254.169.254", 80)),
+    "metadata6": outcome(lambda: connect("fd00:ec2::254", 80, socket.AF_INET6)),
+    "of_machine": outcome(lambda: connect(os.environ["OWN_ADDRESS"], other)),
+}
+
+
+def send(host, port, family=socket.AF_INET):
+    with socket.socket(family, socket.SOCK_DGRAM) as own:
+        own.sendto(b"from an instance", (host, port))
+
+
+said["sends"] = {
+    "wildcard": outcome(lambda: send("127.0.0.1", datagrams)),
+    "mapped": outcome(lambda: send("::ffff:127.0.0.1", datagrams, socket.AF_INET6)),
+    "metadata": outcome(lambda: send("169.254.169.254", 53)),
+}
+
+
+def abstract():
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.connect("\0" + os.environ["ABSTRACT"])
+
+
+def own_abstract():
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        listener.bind("\0own-of-an-instance")
+        listener.listen()
+        other.connect("\0own-of-an-instance")
+
+
+said["abstract"] = [outcome(abstract), outcome(own_abstract)]
+
+
+def talk(bound, reached, port, family=socket.AF_INET):
+    """The names that both ends of a connection over its own loopback have."""
+    with socket.socket(family, socket.SOCK_STREAM) as listener, socket.socket(family, socket.SOCK_STREAM) as caller:
+        listener.bind((bound, port))
+        listener.listen()
+        caller.settimeout(5)
+        caller.connect((reached, port))
+        other, peer = listener.accept()
+        other.close()
+        return [listener.getsockname()[:2], caller.getpeername()[:2], caller.getsockname()[0], peer[0]]
+
+
+def exchange(bound, reached, port, family=socket.AF_INET):
+    """Datagrams there and back, between sockets that aren't connected."""
+    with socket.socket(family, socket.SOCK_DGRAM) as server, socket.socket(family, socket.SOCK_DGRAM) as client:
+        server.bind((bound, port))
+        for end in (server, client):
+            end.settimeout(5)
+        client.sendto(b"there", (reached, port))
+        heard, sender = server.recvfrom(16)
+        server.sendto(b"back", sender)
+        heard, replier = client.recvfrom(16)
+        return [sender[0], replier[:2], heard.decode()]
+
+
+def dual(port):
+    """One listener on `::`, reached by IPv4 and by IPv6."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as listener:
+        listener.bind(("::", port))
+        listener.listen()
+        connect("127.0.0.1", port)
+        connect("::1", port, socket.AF_INET6)
+
+
+def only_six(port):
+    """Two listeners on every address, as of programs that ask for each family."""
+    with socket.socket() as four, socket.socket(socket.AF_INET6) as six:
+        six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        for listener, address in ((four, "0.0.0.0"), (six, "::")):
+            listener.bind((address, port))
+            listener.listen()
+        connect("127.0.0.1", port)
+        four.accept()
+        connect("::1", port, socket.AF_INET6)
+        six.settimeout(5)
+        six.accept()
+
+
+def picked():
+    """A port that the kernel picks on every address is reached by loopback too."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        connect("127.0.0.1", listener.getsockname()[1])
+
+
+said["loopback"] = {
+    "four": outcome(lambda: talk("127.0.0.1", "127.0.0.1", 9464)),
+    "every": outcome(lambda: talk("0.0.0.0", "127.0.0.1", 9466)),
+    "six": outcome(lambda: talk("::1", "::1", 9465, socket.AF_INET6)),
+    "dual": outcome(lambda: dual(9467)),
+    "only_six": outcome(lambda: only_six(9468)),
+    "picked": outcome(picked),
+    "datagrams": outcome(lambda: exchange("127.0.0.1", "127.0.0.1", 8125)),
+    "datagrams_every": outcome(lambda: exchange("0.0.0.0", "127.0.0.1", 8126)),
+    "datagrams6": outcome(lambda: exchange("::1", "::1", 8127, socket.AF_INET6)),
 }
 
 
@@ -118,6 +225,16 @@ def effective_user_of_a_setuid_program():
     return sorted(set(int(user) == os.getuid() for user in users))
 
 
+def raise_core_limit():
+    # ValueError: the soft limit is above the hard one, which only a privileged process raises.
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        return "done"
+    except ValueError:
+        return "refused"
+
+
+said["core"] = [list(resource.getrlimit(resource.RLIMIT_CORE)), raise_core_limit()]
 said["setuid"] = outcome(lambda: [bool(os.stat("/usr/bin/su").st_mode & 0o4000), effective_user_of_a_setuid_program()])
 said["too_much_in_tmp"] = outcome(lambda: os.posix_fallocate(os.open("/tmp/much", os.O_CREAT | os.O_WRONLY), 0, 65 << 20))
 said["shared_memory"] = outcome(lambda: write("/dev/shm/x"))

@@ -1,7 +1,21 @@
 //! What an instance in its sandbox can't do, tried by real ones that mean ill.
 
-use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{
+    fs,
+    io::ErrorKind,
+    net::{TcpListener, UdpSocket},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::PermissionsExt,
+            net::{SocketAddr, UnixListener},
+        },
+    },
+    path::Path,
+    process::Command,
+};
 
+use bazooka_sandbox::scopes_abstract_sockets;
 use serde_json::{Value, json};
 use visor::{
     names::InstanceId,
@@ -38,6 +52,14 @@ fn turns_can_be_set() -> bool {
     (numbers.next(), numbers.next()) >= (Some(6), Some(12))
 }
 
+/// An address of this machine outside of its loopback, if it has one.
+fn own_address() -> String {
+    // Nothing is sent: connecting only chooses a route.
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("a port is free");
+    let chosen = socket.connect(("192.0.2.1", 9)).and_then(|()| socket.local_addr());
+    chosen.map_or_else(|_| "169.254.169.254".to_owned(), |own| own.ip().to_string())
+}
+
 fn port_of(url: &str) -> String {
     url.rsplit(':').next().expect("a URL of ours has a port").to_owned()
 }
@@ -48,7 +70,14 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
         return;
     }
     let mut world = World::without_pm().await;
-    world.pm_args = vec!["--closed".into(), world.rm_url.trim_start_matches("http://").to_owned()];
+    let listener = || TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+    let port = |listener: &TcpListener| listener.local_addr().expect("it listens").port().to_string();
+    // Open is everything of 127.0.0.1 that isn't closed, and then only one port.
+    let (opened, closed) = (listener(), listener());
+    let rm = world.rm_url.trim_start_matches("http://").to_owned();
+    world.pm_args = vec!["--closed".into(), format!("{rm},127.0.0.1:{}", port(&closed))];
+    world.pm_args.push("--open".into());
+    world.pm_args.push(format!("127.0.0.1:{},127.0.0.1:{}", port(&opened), port(&closed)));
     world.start_pm();
     let host = world.registered().await;
     // A neighbour with a slug of its own.
@@ -59,8 +88,14 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
     world.until_state(neighbour, State::Running).await;
     assert!(foreign.join("secret").exists());
 
-    let other = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
-    let other_port = other.local_addr().expect("it listens").port().to_string();
+    // On every address, so that the machine's own one leads there.
+    let other = TcpListener::bind(("0.0.0.0", 0)).expect("a port is free");
+    let datagrams = UdpSocket::bind(("0.0.0.0", 0)).expect("a port is free");
+    datagrams.set_nonblocking(true).expect("it can be set");
+    let datagram_port = datagrams.local_addr().expect("it is bound").port().to_string();
+    let name = format!("bazooka-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("a short name");
+    let _abstract = UnixListener::bind_addr(&address).expect("nobody has it");
     let endpoint = world.endpoint();
     let state = world.state().display().to_string();
     let mut web = world.job("exec python3 probe.py");
@@ -75,14 +110,19 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
                 ("COORDINATOR_PORT", &port_of(&endpoint)),
                 ("PM_PORT", &port_of(&host.url)),
                 ("RM_PORT", &port_of(&world.rm_url)),
-                ("OTHER_PORT", &other_port),
+                ("OTHER_PORT", &port(&other)),
+                ("OPEN_PORT", &port(&opened)),
+                ("CLOSED_PORT", &port(&closed)),
+                ("DATAGRAM_PORT", &datagram_port),
+                ("ABSTRACT", &name),
+                ("OWN_ADDRESS", &own_address()),
             ],
         )
         .await;
     let id = world.place(web).await;
     let report = report(&world, id).await;
     let mut wrong = Vec::new();
-    let refused = "ENOSYS";
+    let (refused, nobody) = ("ENOSYS", "ECONNREFUSED");
     for (what, expected) in [
         ("rights", json!([0, 0, 0, 0, 0])),
         ("no_new_rights", json!(["1", "2", ""])),
@@ -108,18 +148,32 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
         (
             "sockets",
             json!({"raw": "EPERM", "packet": refused, "vsock": refused, "mptcp": refused, "tcp6": "done",
-                "unix": "done"}),
+                "unix": "done", "unix_pair": "done", "other_pair": refused}),
         ),
         (
             "binds",
-            json!({"own": "done", "own6": "done", "any": "done", "next": "EPERM", "next6": "EPERM",
-                "datagrams": "EPERM"}),
+            json!({"own": "done", "own6": "done", "any": "done", "next": "EADDRINUSE", "next6": "EADDRINUSE",
+                "datagrams": "EADDRINUSE", "second": "done", "privileged": "EACCES"}),
         ),
         (
             "connects",
-            json!({"coordinator": "EPERM", "by_another_address": "EPERM", "by_no_address": "EPERM",
-                "mapped": "EPERM", "ipv6": "EPERM", "bazooka_pm": "EPERM", "bazooka_rm": "EPERM", "another": "done"}),
+            json!({"coordinator": nobody, "by_another_address": nobody, "by_no_address": nobody, "mapped": nobody,
+                "ipv6": nobody, "bazooka_pm": nobody, "bazooka_rm": nobody, "another": nobody, "opened": "done",
+                "closed": nobody, "metadata": "EPERM", "metadata6": "EPERM", "of_machine": "EPERM"}),
         ),
+        ("sends", json!({"wildcard": nobody, "mapped": nobody, "metadata": "EPERM"})),
+        ("abstract", json!([if scopes_abstract_sockets() { "EPERM" } else { "done" }, "done"])),
+        (
+            "loopback",
+            json!({"four": [["127.0.0.1", 9464], ["127.0.0.1", 9464], "127.0.0.1", "127.0.0.1"],
+                "every": [["127.0.0.1", 9466], ["127.0.0.1", 9466], "127.0.0.1", "127.0.0.1"],
+                "six": [["::1", 9465], ["::1", 9465], "::1", "::1"],
+                "dual": "done", "only_six": "done", "picked": "done",
+                "datagrams": ["127.0.0.1", ["127.0.0.1", 8125], "back"],
+                "datagrams_every": ["127.0.0.1", ["127.0.0.1", 8126], "back"],
+                "datagrams6": ["::1", ["::1", 8127], "back"]}),
+        ),
+        ("core", json!([[0, 0], "refused"])),
         ("setuid", json!([true, [true]])),
         ("too_much_in_tmp", json!("ENOSPC")),
         ("shared_memory", json!("done")),
@@ -136,7 +190,10 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
         wrong.push(format!("turn: {} ns", report["turn"]));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert_eq!(host.isolation, "sandbox");
+    let heard = datagrams.recv(&mut [0; 16]).expect_err("no instance reaches it");
+    assert_eq!(heard.kind(), ErrorKind::WouldBlock);
+    let open = if scopes_abstract_sockets() { "" } else { ", abstract sockets open" };
+    assert_eq!(host.isolation, format!("sandbox{open}"));
 }
 
 #[tokio::test]
@@ -252,4 +309,34 @@ async fn a_part_that_is_done_without_is_shown() {
     assert_eq!(world.registered().await.isolation, "sandbox without limits and fence");
     let id = world.place(world.job("exec sleep 1000")).await;
     world.until_state(id, State::Running).await;
+}
+
+#[tokio::test]
+async fn two_instances_have_each_a_loopback_of_its_own() {
+    if !has_sandboxes() {
+        return;
+    }
+    let world = World::start().await;
+    let serve = "import os, socket, threading, time\n\
+        own = socket.create_server(('127.0.0.1', 9464))\n\
+        def answer():\n \
+            while True:\n  \
+                caller, _ = own.accept()\n  \
+                caller.sendall(os.environ['BAZOOKA_INSTANCE'].encode())\n  \
+                caller.close()\n\
+        threading.Thread(target=answer, daemon=True).start()\n\
+        socket.create_server(('', int(os.environ['PORT'])))\n\
+        print('asked', socket.create_connection(('127.0.0.1', 9464)).recv(16).decode(), flush=True)\n\
+        time.sleep(1000)\n";
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let mut job = world.web("exec python3 second.py");
+        job.slug = shelve(&world.shelf, &[("second.py", serve)]);
+        ids.push(world.place(job).await);
+    }
+    for id in &ids {
+        world.until_logged(&format!("app=rocket&instance={id}"), &format!("asked {id}")).await;
+    }
+    let refused = std::net::TcpStream::connect(("127.0.0.1", 9464)).expect_err("it is theirs alone");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::SocketAddr,
+    net::Ipv4Addr,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Mutex,
@@ -16,10 +16,14 @@ use std::{
 use bazooka_daemon::{in_words, settings::Range};
 use bazooka_sandbox::{
     cgroups::{Cgroups, CgroupsError, GroupLimits},
+    fences::Keeper,
     isolation::{Isolation, Part},
+    loopback,
     machine::memory_for_instances,
     protocol::{LaunchSpec, Mount},
-    sandboxes::{SandboxError, SandboxParts, Sandboxes},
+    sandboxes::{Holder, SandboxError, SandboxParts, Sandboxes},
+    surroundings::{Named, UnresolvedError},
+    targets::Target,
     uids::{MARKS, Uids, UidsError},
 };
 use sha2::{Digest, Sha256};
@@ -38,6 +42,13 @@ use crate::{
 /// The size limit of a build's `/tmp`, in bytes; it counts against the memory limit. TMPDIR is on the disk.
 const TMP_BYTES: u64 = 256 << 20;
 
+/// The name of the trial at start; no app's name begins with a dot.
+const TRIAL: &str = ".trial";
+
+/// The ports that hosts give to instances, unless their settings say otherwise. A build may run on a host's machine, and
+/// takes none of them in private.
+const PORTS_OF_HOSTS: (u16, u16) = (21_000, 31_999);
+
 /// The files of `/etc` that package clients read, besides those that every program needs.
 const MORE_OF_ETC: [&str; 3] = ["gitconfig", "npmrc", "pip.conf"];
 
@@ -53,14 +64,23 @@ pub struct BuildOptions {
     /// What else of this machine builds see, read-only; they see the folders of PATH and the toolchains of rustup
     #[arg(long = "build-path", env = "BAZOOKA_BUILD_PATH", value_name = "PATH", value_delimiter = ':')]
     pub paths: Vec<PathBuf>,
-    /// Where else builds can't connect to, such as the daemons of hosts
+    /// Where else builds can't connect to, such as the daemons of hosts: an address, a range of addresses (10.0.0.0/8)
+    /// or a name; without a port, to any port of it
     #[arg(
         long = "build-closed",
         env = "BAZOOKA_BUILD_CLOSED",
-        value_name = "ADDR:PORT",
+        value_name = "ADDR[:PORT]",
         value_delimiter = ','
     )]
-    pub closed: Vec<SocketAddr>,
+    pub closed: Vec<Target>,
+    /// Where builds can connect to although it is this machine's own, such as a mirror of packages on it
+    #[arg(
+        long = "build-open",
+        env = "BAZOOKA_BUILD_OPEN",
+        value_name = "ADDR[:PORT]",
+        value_delimiter = ','
+    )]
+    pub open: Vec<Target>,
     /// How long a build may take, in seconds
     #[arg(long = "build-time", env = "BAZOOKA_BUILD_TIME", value_name = "SECONDS", default_value_t = 15 * 60)]
     pub seconds: u64,
@@ -78,12 +98,12 @@ pub struct BuildOptions {
     /// How many builds run at once; others wait in a queue [default: one a processor, as far as the memory goes]
     #[arg(long = "builds", env = "BAZOOKA_BUILDS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub most: Option<u16>,
-    /// The users that builds get
+    /// The users that builds get; by default none that useradd, rootless containers or systemd give out
     #[arg(
         long = "build-uids",
         env = "BAZOOKA_BUILD_UIDS",
         value_name = "FIRST-LAST",
-        default_value = "200000-265535"
+        default_value = "1879048192-1879113727"
     )]
     pub uids: Range<u32>,
 }
@@ -115,8 +135,12 @@ pub enum IsolationError {
         )
     )]
     Fence,
+    #[error("{}", lacking(Part::Fence, &in_words(.0)))]
+    Unresolved(UnresolvedError),
+    #[error("{}", lacking(Part::Fence, &in_words(.0)))]
+    Loopback(SandboxError),
     #[error(transparent)]
-    Sandbox(#[from] SandboxError),
+    Sandbox(SandboxError),
     #[error(
         "builds can't have a sandbox here: {}; it takes Linux 5.12 or later, and root in the machine's own namespaces; go on \
          with the weaker --build-isolation uid, or, where it is about limits or the fence, with --build-without limits or \
@@ -159,12 +183,14 @@ pub struct Builds {
     options: BuildOptions,
     cgroups: Option<Cgroups>,
     sandboxes: Option<Sandboxes>,
+    /// The keeper of the builds' fences, until a loop takes it.
+    keeper: Mutex<Option<Keeper>>,
     /// The users of builds; `None` if builds run as bazooka-rm's own user.
     users: Option<Mutex<Uids>>,
 }
 
 impl Builds {
-    /// Sets up the requested isolation and tests it. Builds can't connect to the addresses in `closed`.
+    /// Sets up the requested isolation and tests it. Builds can't connect to the targets in `closed`.
     ///
     /// # Errors
     /// [`IsolationError`].
@@ -172,7 +198,7 @@ impl Builds {
         options: BuildOptions,
         layout: &Layout,
         own_program: &Path,
-        mut closed: Vec<SocketAddr>,
+        closed: Vec<Target>,
     ) -> Result<Builds, IsolationError> {
         let isolation = chosen(options.isolation, nix::unistd::geteuid().is_root())?;
         for path in &options.paths {
@@ -183,13 +209,22 @@ impl Builds {
         }
         let mark = Sha256::digest(layout.root().as_os_str().as_encoded_bytes());
         let mark: String = mark.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        closed.extend(&options.closed);
-        let mut builds = Builds { options, cgroups: None, sandboxes: None, users: None };
+        let named = Named {
+            closed: closed.into_iter().chain(options.closed.iter().cloned()).collect(),
+            open: options.open.iter().cloned().collect(),
+            services: None,
+            reserved: vec![PORTS_OF_HOSTS],
+        };
+        let mut builds =
+            Builds { options, cgroups: None, sandboxes: None, keeper: Mutex::default(), users: None };
         if isolation == Isolation::None {
             return Ok(builds);
         }
         let uids = Uids::new(builds.options.uids.inclusive(), Path::new(MARKS), layout.root());
-        builds.users = Some(Mutex::new(uids?));
+        let uids = uids?;
+        // No build runs yet.
+        loopback::sweep(|uid| uids.owns(uid));
+        builds.users = Some(Mutex::new(uids));
         // The group's name contains a hash of the state folder, so another rm of this machine keeps its own groups.
         let cgroups = Cgroups::find(&format!("builds-{mark}")).inspect(|found| found.sweep(|_| false));
         if isolation == Isolation::Uid {
@@ -211,7 +246,7 @@ impl Builds {
             Err(_) if builds.options.without.contains(&Part::Limits) => None,
             Err(cause) => return Err(IsolationError::Limits(cause)),
         };
-        match builds.find_sandboxes(layout, own_program, &closed).await {
+        match builds.find_sandboxes(layout, own_program, named).await {
             Ok(()) => Ok(builds),
             Err(cause) => {
                 builds.leave();
@@ -224,20 +259,26 @@ impl Builds {
         &mut self,
         layout: &Layout,
         own_program: &Path,
-        closed: &[SocketAddr],
+        named: Named,
     ) -> Result<(), IsolationError> {
         let fences = !self.options.without.contains(&Part::Fence);
         if fences && !self.cgroups.as_ref().is_some_and(Cgroups::can_fence) {
             return Err(IsolationError::Fence);
         }
+        let keeper = fences.then(|| Keeper::begin(Ipv4Addr::UNSPECIFIED.into(), named)).transpose();
+        let keeper = keeper.map_err(IsolationError::Unresolved)?;
         let sandboxes = Sandboxes::new(SandboxParts {
             state: layout.root(),
             stack: None,
             more_of_etc: &MORE_OF_ETC,
             tmp_bytes: TMP_BYTES,
-            closed: fences.then_some(closed),
+            fences: keeper.as_ref().map(Keeper::fences),
         });
-        self.sandboxes = Some(sandboxes?);
+        self.sandboxes = Some(sandboxes.map_err(|error| match error {
+            SandboxError::Loopback(_) => IsolationError::Loopback(error),
+            other => IsolationError::Sandbox(other),
+        })?);
+        *self.keeper.lock().expect("nobody panics with it") = keeper;
         self.try_out(layout, own_program).await.map_err(IsolationError::Trial)
     }
 
@@ -245,7 +286,9 @@ impl Builds {
     pub fn leave(&self) {
         if let Some(groups) = &self.cgroups {
             groups.sweep(|_| false);
-            groups.leave();
+            if groups.leave() {
+                loopback::leave();
+            }
         }
     }
 
@@ -254,6 +297,11 @@ impl Builds {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let fitting = || builds_at_once(processors, memory_for_instances(), self.options.memory_bytes);
         self.options.most.map_or_else(fitting, usize::from)
+    }
+
+    /// Returns the keeper of the builds' fences, once; none if they have no fences.
+    pub fn keeper(&self) -> Option<Keeper> {
+        self.keeper.lock().expect("nobody panics with it").take()
     }
 
     /// Returns the time limit of a build.
@@ -277,7 +325,10 @@ impl Builds {
         let at_cache = PlaceError::at(&cache);
         fs::create_dir_all(&cache).map_err(&at_cache)?;
         let uid = match &self.users {
-            Some(users) => Some(user_of(&mut users.lock().expect("nobody panics with it"), &cache)?),
+            Some(users) => {
+                let mut users = users.lock().expect("nobody panics with it");
+                Some(user_of(&mut users, &cache, std::process::id())?)
+            }
             None => None,
         };
         for name in ["tmp", "given"] {
@@ -320,7 +371,12 @@ impl Builds {
                 cgroups.map(|cgroups| cgroups.of(name, limits, self.sandboxes.is_some())).unwrap_or_default();
         }
         spec.sandbox = self.sandboxes.as_ref().map(|sandboxes| {
-            let mut sandbox = sandboxes.of(0);
+            let mut sandbox = match uid {
+                Some(uid) if name != TRIAL => {
+                    sandboxes.of(Holder { groups: &spec.groups, uid, port: 0, links: &[] })
+                }
+                _ => sandboxes.of_trial(),
+            };
             sandbox.app_writable = true;
             sandbox.mounts = mounts;
             sandbox
@@ -340,10 +396,9 @@ impl Builds {
             .into_iter()
             .chain(self.options.paths.iter().map(|path| Mount { path: path.clone(), writable: false }))
             .collect();
-        // `.trial` can't collide with an app: no app's name begins with a dot.
         let uid = *self.options.uids.inclusive().start();
-        let place = Place::plain(&trial, environment)
-            .apart(|spec| self.keep_apart(spec, ".trial", Some(uid), mounts));
+        let place =
+            Place::plain(&trial, environment).apart(|spec| self.keep_apart(spec, TRIAL, Some(uid), mounts));
         let tried = run::try_out(own_program, &place).await;
         let _ = fs::remove_dir_all(&trial);
         Ok(tried?)
@@ -375,7 +430,7 @@ fn lacking(part: Part, cause: &str) -> String {
 
 /// Returns the user of an app's builds, and gives that user the app's cache: the cache's owner if no other app's cache
 /// has the same one, or else an unused user.
-fn user_of(uids: &mut Uids, cache: &Path) -> Result<u32, PlaceError> {
+fn user_of(uids: &mut Uids, cache: &Path, seed: u32) -> Result<u32, PlaceError> {
     let failed = PlaceError::at(cache);
     let owner = fs::symlink_metadata(cache).map_err(&failed)?.uid();
     let mut used = BTreeSet::new();
@@ -386,7 +441,7 @@ fn user_of(uids: &mut Uids, cache: &Path) -> Result<u32, PlaceError> {
     let uid = if !used.contains(&owner) && uids.keep(owner) {
         owner
     } else {
-        uids.choose(&used).ok_or(PlaceError::NoUser)?
+        uids.choose(&used, seed).ok_or(PlaceError::NoUser)?
     };
     place::give(cache, uid).map_err(&failed)?;
     fs::set_permissions(cache, fs::Permissions::from_mode(0o700)).map_err(&failed)?;
@@ -425,8 +480,8 @@ mod tests {
         };
         let (one, two) = (cache("one"), cache("two"));
         let mut first = uids();
-        let mut first = move |cache: &Path| user_of(&mut first, cache).expect("there are enough users");
-        let anew = |cache: &Path| user_of(&mut uids(), cache).expect("there are enough users");
+        let mut first = move |cache: &Path| user_of(&mut first, cache, 0).expect("there are enough users");
+        let anew = |cache: &Path| user_of(&mut uids(), cache, 0).expect("there are enough users");
         assert_eq!(first(&one), 700_000);
         assert_eq!(first(&two), 700_001);
         assert_eq!(anew(&two), 700_001, "after a restart, too");

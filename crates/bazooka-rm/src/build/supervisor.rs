@@ -24,11 +24,12 @@ use std::{
 use bazooka_daemon::in_words;
 use bazooka_sandbox::{
     family::{kill_children, signal_all},
-    groups::{out_of_memory, remove as remove_groups},
+    groups::{kill as kill_groups, out_of_memory, remove as remove_groups},
     init::{Heard, InitSocket},
-    launch::{LaunchError, Launched, launch},
+    ipc,
+    launch::{LaunchError, Launched, launch, remove},
     machine::now_us,
-    protocol::{ExitRecord, LaunchSpec},
+    protocol::{ExitRecord, Group, LaunchSpec},
     shim::{Ends, record},
 };
 use nix::{
@@ -110,7 +111,7 @@ fn supervise() -> Result<ExitRecord, SuperviseError> {
     let begun = Instant::now();
     let launched = launch(&spec, &groups, Ends { out: output()?, err: output()? });
     let Launched { child, command, init } = launched?;
-    let mut step = Step { child, command, init, ended: None };
+    let mut step = Step { child, command, init, groups: &groups, ended: None };
     step.watch_over(&signals, &mut life)?;
 
     let mut exit =
@@ -120,7 +121,11 @@ fn supervise() -> Result<ExitRecord, SuperviseError> {
         exit.memory_limit_bytes = known.limit_bytes;
         exit.memory_peak_bytes = known.peak_bytes;
     }
-    remove_groups(&groups);
+    remove(&spec, &groups);
+    // In a sandbox these have gone with its namespace.
+    if let (Some(uid), None) = (spec.uid, &spec.sandbox) {
+        ipc::remove_of(uid);
+    }
     Ok(exit)
 }
 
@@ -137,17 +142,18 @@ fn spec_from(life: &mut File) -> Result<LaunchSpec, SuperviseError> {
     serde_json::from_slice(&line).map_err(SuperviseError::Spec)
 }
 
-struct Step {
+struct Step<'a> {
     /// The child whose end is the end of the whole step, if it is in a sandbox.
     child: Pid,
     /// The step's first process; the same as `child` without a sandbox.
     command: Pid,
     init: Option<InitSocket>,
+    groups: &'a [Group],
     /// The wait status of the first process, once it has ended.
     ended: Option<WaitStatus>,
 }
 
-impl Step {
+impl Step<'_> {
     /// Waits until none of the step's processes is left.
     fn watch_over(&mut self, signals: &SignalFd, life: &mut File) -> Result<(), SuperviseError> {
         let mut given_up = false;
@@ -179,6 +185,7 @@ impl Step {
                 return Ok(());
             }
             if given_up || self.ended.is_some() {
+                kill_groups(self.groups);
                 if rounds == 0 {
                     signal_all(Signal::SIGKILL);
                 } else {

@@ -36,7 +36,8 @@ pub struct Host {
     pub version: String,
     /// The capacity that it offers.
     pub capacity: Capacity,
-    /// The isolation of its instances, in words: `sandbox`, `sandbox without fence`, `uid`, `none`.
+    /// The isolation of its instances, in words: `sandbox`, `sandbox without fence`, `sandbox, abstract sockets open`,
+    /// `uid`, `none`.
     pub isolation: String,
     /// The kernel's boot id.
     pub boot_id: String,

@@ -177,19 +177,40 @@ pub fn of(args: &Args, state: &Path, programs: &Programs, apart: Apart) -> Vec<P
     ];
     for n in 1..=args.hosts {
         let name = format!("host{n}");
-        let address = Ipv4Addr::new(127, 0, 0, u8::try_from(n + 1).expect("hosts are eleven at most"));
-        let first = FIRST_PORT + (n - 1) * PORTS_PER_HOST;
+        let (address, first) = (address_of(n), first_port_of(n));
         let mut host: Vec<OsString> = vec!["--host".into(), name.clone().into()];
         host.extend(["--address".into(), address.to_string().into()]);
         host.extend(["--ports".into(), format!("{first}-{}", first + PORTS_PER_HOST - 1).into()]);
         host.extend(["--state".into(), folder(&name), "--on-exit".into(), "stop".into()]);
         host.extend(["--closed".into(), rm_at.to_string().into()]);
         host.extend(["--services".into(), services.to_string().into()]);
+        host.extend(["--open".into(), open_to(n, args, services).into()]);
         host.extend(apart.words("--"));
         parts.push(ours(&name, Kind::Host, &programs.pm, Endpoint::On(address.into()), host));
     }
     parts.push(ours("proxy", Kind::Proxy, &programs.proxy, Endpoint::On(localhost), proxy));
     parts
+}
+
+/// Returns the address of a host, one of `127.0.0.0/8` so that all have the same machine.
+fn address_of(host: u16) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 0, u8::try_from(host + 1).expect("hosts are eleven at most"))
+}
+
+/// Returns the first of a host's ports.
+fn first_port_of(host: u16) -> u16 {
+    FIRST_PORT + (host - 1) * PORTS_PER_HOST
+}
+
+/// Returns what a host's instances reach of this machine besides linked services: the apps' public names, and the
+/// instances of the other hosts, which would be other machines elsewhere.
+fn open_to(host: u16, args: &Args, services: IpAddr) -> String {
+    let others = (1..=args.hosts).filter(|other| *other != host).map(|other| {
+        let first = first_port_of(other);
+        format!("{}:{first}-{}", address_of(other), first + PORTS_PER_HOST - 1)
+    });
+    let public = SocketAddr::new(services, args.public_port).to_string();
+    std::iter::once(public).chain(others).collect::<Vec<_>>().join(",")
 }
 
 fn etcd(client: &str, state: &Path, programs: &Programs) -> Part {
@@ -269,7 +290,8 @@ mod tests {
         assert_eq!(
             words(&parts[5]),
             "--host host3 --address 127.0.0.4 --ports 23000-23999 --state /state/host3 --on-exit stop \
-             --closed 127.0.0.1:8081 --services 127.0.0.1 --without fence --coordinator http://127.0.0.1:2379"
+             --closed 127.0.0.1:8081 --services 127.0.0.1 \
+             --open 127.0.0.1:8080,127.0.0.2:21000-21999,127.0.0.3:22000-22999 --without fence --coordinator http://127.0.0.1:2379"
         );
         assert_eq!(parts[5].endpoint, Endpoint::On("127.0.0.4".parse().expect("an address")));
     }

@@ -48,6 +48,7 @@ pub(super) struct Connection {
     pub(super) auth: AuthClient,
     pub(super) cluster: ClusterClient,
     pub(super) maintenance: MaintenanceClient,
+    pub(super) members: ClusterClient,
     /// Tells a connection from the one made after it.
     pub(super) generation: u64,
 }
@@ -211,6 +212,7 @@ async fn open(
         auth: client.auth_client(),
         cluster: client.cluster_client(),
         maintenance: client.maintenance_client(),
+        members: client.cluster_client(),
         generation,
     })
 }

@@ -126,6 +126,18 @@ impl EtcdStore {
         .map(drop)
     }
 
+    /// Returns the URLs at which the members reach each other.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn peer_urls(&self) -> Result<Vec<String>> {
+        self.call(Repeat::Safe, &Asked::default(), |mut connection| async move {
+            connection.members.member_list().await
+        })
+        .await
+        .map(|list| list.members().iter().flat_map(|member| member.peer_urls()).cloned().collect())
+    }
+
     /// Returns the version that the answering member reports.
     ///
     /// # Errors
