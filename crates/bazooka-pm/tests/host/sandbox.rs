@@ -64,6 +64,67 @@ fn port_of(url: &str) -> String {
     url.rsplit(':').next().expect("a URL of ours has a port").to_owned()
 }
 
+/// What the probe reports of an instance that sees and may only what is its own.
+fn expected() -> Vec<(&'static str, Value)> {
+    let (refused, nobody) = ("ENOSYS", "ECONNREFUSED");
+    vec![
+        ("rights", json!([0, 0, 0, 0, 0])),
+        ("no_new_rights", json!(["1", "2", ""])),
+        ("open", json!(3)),
+        ("processes", json!([1, 2])),
+        ("strangers", json!(0)),
+        ("user", json!([true, true, ["app"]])),
+        ("places", json!(["/app", "/app", "/tmp"])),
+        ("hidden", json!([])),
+        ("of_others", json!("EACCES")),
+        (
+            "written",
+            json!({"/app/x": "EROFS", "/usr/x": "EROFS", "/etc/x": "EROFS", "/x": "EROFS",
+                "/proc/sys/kernel/core_pattern": "EROFS", "/tmp/x": "done"}),
+        ),
+        ("own_terminal", json!("done")),
+        (
+            "calls",
+            json!({"mount": refused, "keyctl": refused, "ptrace": refused, "unshare": refused, "setns": refused,
+                "clone_user": refused, "clone3": refused, "bpf": refused, "io_uring": refused, "perf": refused,
+                "chroot": refused, "longer_turn": refused, "unknown": refused}),
+        ),
+        (
+            "sockets",
+            json!({"raw": "EPERM", "packet": refused, "vsock": refused, "mptcp": refused, "tcp6": "done",
+                "unix": "done", "unix_pair": "done", "other_pair": refused}),
+        ),
+        (
+            "binds",
+            json!({"own": "done", "own6": "done", "any": "done", "next": "EADDRINUSE", "next6": "EADDRINUSE",
+                "datagrams": "EADDRINUSE", "second": "done", "privileged": "EACCES"}),
+        ),
+        (
+            "connects",
+            json!({"coordinator": nobody, "by_another_address": nobody, "by_no_address": nobody, "mapped": nobody,
+                "ipv6": nobody, "bazooka_pm": nobody, "bazooka_rm": nobody, "another": nobody, "opened": "done",
+                "closed": nobody, "metadata": "EPERM", "metadata6": "EPERM", "of_machine": "EPERM"}),
+        ),
+        ("sends", json!({"wildcard": nobody, "mapped": nobody, "metadata": "EPERM"})),
+        ("abstract", json!([if scopes_abstract_sockets() { "EPERM" } else { "done" }, "done"])),
+        (
+            "loopback",
+            json!({"four": [["127.0.0.1", 9464], ["127.0.0.1", 9464], "127.0.0.1", "127.0.0.1"],
+                "every": [["127.0.0.1", 9466], ["127.0.0.1", 9466], "127.0.0.1", "127.0.0.1"],
+                "six": [["::1", 9465], ["::1", 9465], "::1", "::1"],
+                "dual": "done", "only_six": "done", "picked": "done",
+                "datagrams": ["127.0.0.1", ["127.0.0.1", 8125], "back"],
+                "datagrams_every": ["127.0.0.1", ["127.0.0.1", 8126], "back"],
+                "datagrams6": ["::1", ["::1", 8127], "back"]}),
+        ),
+        ("core", json!([[0, 0], "refused"])),
+        ("setuid", json!([true, [true]])),
+        ("too_much_in_tmp", json!("ENOSPC")),
+        ("shared_memory", json!("done")),
+        ("too_many_files", json!(["EMFILE", true])),
+    ]
+}
+
 #[tokio::test]
 async fn an_instance_sees_and_may_only_what_is_its_own() {
     if !has_sandboxes() {
@@ -122,63 +183,7 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
     let id = world.place(web).await;
     let report = report(&world, id).await;
     let mut wrong = Vec::new();
-    let (refused, nobody) = ("ENOSYS", "ECONNREFUSED");
-    for (what, expected) in [
-        ("rights", json!([0, 0, 0, 0, 0])),
-        ("no_new_rights", json!(["1", "2", ""])),
-        ("open", json!(3)),
-        ("processes", json!([1, 2])),
-        ("strangers", json!(0)),
-        ("user", json!([true, true, ["app"]])),
-        ("places", json!(["/app", "/app", "/tmp"])),
-        ("hidden", json!([])),
-        ("of_others", json!("EACCES")),
-        (
-            "written",
-            json!({"/app/x": "EROFS", "/usr/x": "EROFS", "/etc/x": "EROFS", "/x": "EROFS",
-                "/proc/sys/kernel/core_pattern": "EROFS", "/tmp/x": "done"}),
-        ),
-        ("own_terminal", json!("done")),
-        (
-            "calls",
-            json!({"mount": refused, "keyctl": refused, "ptrace": refused, "unshare": refused, "setns": refused,
-                "clone_user": refused, "clone3": refused, "bpf": refused, "io_uring": refused, "perf": refused,
-                "chroot": refused, "longer_turn": refused, "unknown": refused}),
-        ),
-        (
-            "sockets",
-            json!({"raw": "EPERM", "packet": refused, "vsock": refused, "mptcp": refused, "tcp6": "done",
-                "unix": "done", "unix_pair": "done", "other_pair": refused}),
-        ),
-        (
-            "binds",
-            json!({"own": "done", "own6": "done", "any": "done", "next": "EADDRINUSE", "next6": "EADDRINUSE",
-                "datagrams": "EADDRINUSE", "second": "done", "privileged": "EACCES"}),
-        ),
-        (
-            "connects",
-            json!({"coordinator": nobody, "by_another_address": nobody, "by_no_address": nobody, "mapped": nobody,
-                "ipv6": nobody, "bazooka_pm": nobody, "bazooka_rm": nobody, "another": nobody, "opened": "done",
-                "closed": nobody, "metadata": "EPERM", "metadata6": "EPERM", "of_machine": "EPERM"}),
-        ),
-        ("sends", json!({"wildcard": nobody, "mapped": nobody, "metadata": "EPERM"})),
-        ("abstract", json!([if scopes_abstract_sockets() { "EPERM" } else { "done" }, "done"])),
-        (
-            "loopback",
-            json!({"four": [["127.0.0.1", 9464], ["127.0.0.1", 9464], "127.0.0.1", "127.0.0.1"],
-                "every": [["127.0.0.1", 9466], ["127.0.0.1", 9466], "127.0.0.1", "127.0.0.1"],
-                "six": [["::1", 9465], ["::1", 9465], "::1", "::1"],
-                "dual": "done", "only_six": "done", "picked": "done",
-                "datagrams": ["127.0.0.1", ["127.0.0.1", 8125], "back"],
-                "datagrams_every": ["127.0.0.1", ["127.0.0.1", 8126], "back"],
-                "datagrams6": ["::1", ["::1", 8127], "back"]}),
-        ),
-        ("core", json!([[0, 0], "refused"])),
-        ("setuid", json!([true, [true]])),
-        ("too_much_in_tmp", json!("ENOSPC")),
-        ("shared_memory", json!("done")),
-        ("too_many_files", json!(["EMFILE", true])),
-    ] {
+    for (what, expected) in expected() {
         if report[what] != expected {
             wrong.push(format!("{what}: {}, not {expected}", report[what]));
         }
