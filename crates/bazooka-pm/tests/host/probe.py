@@ -120,6 +120,27 @@ said["connects"] = {
 }
 
 
+def listeners():
+    """Every listener of the machine that /proc shows, the coordinator's peer port among them."""
+    found = set()
+    for line in open("/proc/net/tcp").readlines()[1:] + open("/proc/net/tcp6").readlines()[1:]:
+        words = line.split()
+        if words[3] == "0A":
+            found.add(int(words[1].split(":")[1], 16))
+    return sorted(found)
+
+
+# Of the host's own range the ports of other instances are open.
+first, last = (int(port) for port in os.environ["RANGE"].split("-"))
+tried = [port for port in listeners() if port != opened and not first <= port <= last]
+said["reached"] = [coordinator in tried, [
+    [host, port]
+    for port in tried
+    for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), (os.environ["OWN_ADDRESS"], socket.AF_INET))
+    if outcome(lambda: connect(host, port, family)) == "done"
+]]
+
+
 def send(host, port, family=socket.AF_INET):
     with socket.socket(family, socket.SOCK_DGRAM) as own:
         own.sendto(b"from an instance", (host, port))

@@ -105,6 +105,8 @@ fn expected() -> Vec<(&'static str, Value)> {
                 "ipv6": nobody, "bazooka_pm": nobody, "bazooka_rm": nobody, "another": nobody, "opened": "done",
                 "closed": nobody, "metadata": "EPERM", "metadata6": "EPERM", "of_machine": "EPERM"}),
         ),
+        // The coordinator is among those that were tried, and none is reached.
+        ("reached", json!([true, []])),
         ("sends", json!({"wildcard": nobody, "mapped": nobody, "metadata": "EPERM"})),
         ("abstract", json!([if scopes_abstract_sockets() { "EPERM" } else { "done" }, "done"])),
         (
@@ -175,6 +177,7 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
                 ("OPEN_PORT", &port(&opened)),
                 ("CLOSED_PORT", &port(&closed)),
                 ("DATAGRAM_PORT", &datagram_port),
+                ("RANGE", &format!("{}-{}", world.range.0, world.range.1)),
                 ("ABSTRACT", &name),
                 ("OWN_ADDRESS", &own_address()),
             ],

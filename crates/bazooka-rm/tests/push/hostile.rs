@@ -142,6 +142,8 @@ async fn a_build_sees_and_changes_only_what_is_its_own() {
             ("connect etcd by another address", "ECONNREFUSED"),
             ("connect rm", "ECONNREFUSED"),
             ("connect another", "ECONNREFUSED"),
+            ("etcd is among the listeners", "True"),
+            ("reached", "[]"),
             ("connect hooks", "ENOENT"),
             ("bind a port", "done"),
             ("bind any port", "done"),

@@ -78,6 +78,18 @@ say("connect etcd", outcome(connect, ("127.0.0.1", ETCD)))
 say("connect etcd by another address", outcome(connect, ("127.0.0.2", ETCD)))
 say("connect rm", outcome(connect, ("127.0.0.1", RM)))
 say("connect another", outcome(connect, ("127.0.0.1", OPEN)))
+def listeners():
+    """Every listener of the machine that /proc shows, the coordinator's peer port among them."""
+    found = set()
+    for line in open("/proc/net/tcp").readlines()[1:] + open("/proc/net/tcp6").readlines()[1:]:
+        words = line.split()
+        if words[3] == "0A":
+            found.add(int(words[1].split(":")[1], 16))
+    return sorted(found)
+
+
+say("etcd is among the listeners", ETCD in listeners())
+say("reached", [port for port in listeners() if outcome(connect, ("127.0.0.1", port)) == "done"])
 say("connect hooks", outcome(connect, STATE + "/hooks.sock", socket.AF_UNIX))
 say("bind a port", outcome(bind, 8099))
 say("bind any port", outcome(bind, 0))

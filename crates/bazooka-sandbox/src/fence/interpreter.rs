@@ -119,9 +119,7 @@ pub fn run(program: &[Instruction], call: Call<'_>) -> Outcome {
                     }
                     other => panic!("function {other}"),
                 };
-                for scratch in 1..=5 {
-                    registers[scratch] = Value::Number(u64::MAX);
-                }
+                registers[1..=5].fill(Value::Number(u64::MAX));
             }
             EXIT => {
                 assert_eq!(held, 0, "each socket that was found is released");

@@ -73,6 +73,10 @@ const CONTEXT: Register = R6;
 const ADDRESS: Register = R7;
 const NUMBER: Register = R8;
 const MARK: Register = R9;
+/// The words of an IPv6 address, until the first call of the kernel.
+const WORDS: [Register; 4] = [R2, R3, R4, R5];
+
+const EVERY_PORT: (u16, u16) = (0, u16::MAX);
 
 fn word_of(address: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(address.octets())
@@ -134,20 +138,43 @@ impl<'a> Fence<'a> {
         self.program.finish()
     }
 
-    /// Jumps if the port is one of the span's, and falls through otherwise.
+    /// Jumps if the port is one of these, and falls through otherwise.
     fn if_port(&mut self, first: u16, last: u16, to: Label) {
-        let next = self.program.label();
+        if (first, last) == EVERY_PORT {
+            return self.program.jump(to);
+        }
         if first == last {
-            self.program.jump_if(NUMBER, Is::NotEqual, first.into(), next);
-        } else {
-            if first > 0 {
-                self.program.jump_if(NUMBER, Is::Below, first.into(), next);
-            }
-            if last < u16::MAX {
-                self.program.jump_if(NUMBER, Is::Above, last.into(), next);
-            }
+            return self.program.jump_if(NUMBER, Is::Equal, first.into(), to);
+        }
+        let next = self.program.label();
+        if first > 0 {
+            self.program.jump_if(NUMBER, Is::Below, first.into(), next);
+        }
+        if last < u16::MAX {
+            self.program.jump_if(NUMBER, Is::Above, last.into(), next);
         }
         self.program.jump(to);
+        self.program.place(next);
+    }
+
+    /// Jumps if a register has these leading bits and the port is one of these. The kernel goes through each
+    /// instruction several times as it loads a program, so there are as few as can be.
+    fn if_word(&mut self, register: Register, word: u32, bits: u8, ports: (u16, u16), to: Label) {
+        let mask = leading(bits);
+        let compared = if mask == u32::MAX { register } else { R0 };
+        if mask == 0 {
+            return self.if_port(ports.0, ports.1, to);
+        }
+        if compared == R0 {
+            self.program.copy(R0, register);
+            self.program.mask(R0, mask);
+        }
+        if ports == EVERY_PORT {
+            return self.program.jump_if(compared, Is::Equal, word & mask, to);
+        }
+        let next = self.program.label();
+        self.program.jump_if(compared, Is::NotEqual, word & mask, next);
+        self.if_port(ports.0, ports.1, to);
         self.program.place(next);
     }
 
@@ -155,32 +182,23 @@ impl<'a> Fence<'a> {
     fn if_in4(&mut self, spans: &[Span], to: Label) {
         for span in spans {
             let IpAddr::V4(address) = span.address else { continue };
-            let bits = leading(span.bits);
-            let next = self.program.label();
-            if bits != 0 {
-                self.program.copy(R2, ADDRESS);
-                self.program.mask(R2, bits);
-                self.program.jump_if(R2, Is::NotEqual, word_of(address) & bits, next);
-            }
-            self.if_port(span.first, span.last, to);
-            self.program.place(next);
+            self.if_word(ADDRESS, word_of(address), span.bits, (span.first, span.last), to);
         }
     }
 
-    /// Jumps if the context's IPv6 address and the port are in one of the spans.
+    /// Jumps if the IPv6 address in its registers and the port are in one of the spans.
     fn if_in6(&mut self, spans: &[Span], to: Label) {
         for span in spans {
             let IpAddr::V6(address) = span.address else { continue };
             let next = self.program.label();
-            for (at, word) in (0_u8..).zip(words_of(address)) {
-                let bits = leading(span.bits.saturating_sub(32 * at));
-                if bits != 0 {
-                    self.program.load(R2, CONTEXT, ADDRESS6 + 4 * i16::from(at));
-                    self.program.mask(R2, bits);
-                    self.program.jump_if(R2, Is::NotEqual, word & bits, next);
-                }
+            let words = words_of(address);
+            let full = usize::from(span.bits / 32);
+            // All whole words, then what is left of the last one, with the port.
+            let (last, rest) = if full > 3 { (3, 32) } else { (full, span.bits % 32) };
+            for (register, word) in WORDS.into_iter().zip(words).take(last) {
+                self.program.jump_if(register, Is::NotEqual, word, next);
             }
-            self.if_port(span.first, span.last, to);
+            self.if_word(WORDS[last], words[last], rest, (span.first, span.last), to);
             self.program.place(next);
         }
     }
@@ -188,23 +206,21 @@ impl<'a> Fence<'a> {
     /// Jumps if the IPv4 address in its register is one of this machine's loopback, or none.
     fn if_loopback4(&mut self, to: Label) {
         self.program.jump_if(ADDRESS, Is::Equal, 0, to);
-        self.program.copy(R2, ADDRESS);
-        self.program.mask(R2, leading(8));
-        self.program.jump_if(R2, Is::Equal, LOCALHOST4 & leading(8), to);
+        self.if_word(ADDRESS, LOCALHOST4, 8, EVERY_PORT, to);
     }
 
-    /// Splits IPv6 addresses: `::` and `::1` (the last word is in its register), mapped ones (likewise), and others,
-    /// for which it falls through.
+    /// Loads an IPv6 address into its registers, and splits: `::` and `::1` (the last word is in the register for IPv4
+    /// too), mapped ones (likewise), and others, for which it falls through.
     fn split6(&mut self, local: Label, mapped: Label) {
         let others = self.program.label();
-        for at in [0, 4] {
-            self.program.load(R2, CONTEXT, ADDRESS6 + at);
-            self.program.jump_if(R2, Is::NotEqual, 0, others);
+        for (register, at) in WORDS.into_iter().zip((ADDRESS6..).step_by(4)) {
+            self.program.load(register, CONTEXT, at);
         }
-        self.program.load(R2, CONTEXT, ADDRESS6 + 8);
-        self.program.load(ADDRESS, CONTEXT, ADDRESS6 + 12);
-        self.program.jump_if(R2, Is::Equal, MAPPED, mapped);
-        self.program.jump_if(R2, Is::NotEqual, 0, others);
+        self.program.copy(ADDRESS, WORDS[3]);
+        self.program.jump_if(WORDS[0], Is::NotEqual, 0, others);
+        self.program.jump_if(WORDS[1], Is::NotEqual, 0, others);
+        self.program.jump_if(WORDS[2], Is::Equal, MAPPED, mapped);
+        self.program.jump_if(WORDS[2], Is::NotEqual, 0, others);
         self.program.jump_if(ADDRESS, Is::Equal, 0, local);
         self.program.jump_if(ADDRESS, Is::Equal, LOCALHOST6, local);
         self.program.place(others);

@@ -11,7 +11,7 @@ pub fn reach(rules: &Rules, port: u16, family: Family, connects: bool) -> Vec<In
         fence.reach4(family);
         return fence.finish();
     }
-    let [local, mapped, own6, by_four] = [(); 4].map(|()| fence.program.label());
+    let [local, mapped, own6] = [(); 3].map(|()| fence.program.label());
     let Rules { closed, open, machine, loopback, .. } = rules;
     fence.split6(local, mapped);
     fence.if_in6(closed, fence.refused);
@@ -20,45 +20,46 @@ pub fn reach(rules: &Rules, port: u16, family: Family, connects: bool) -> Vec<In
     fence.program.jump(fence.allowed);
 
     fence.program.place(local);
-    // `::` leads to `::1`; the lists name that.
+    // `::` leads to `::1`; each of these lists' spans holds that.
     fence.rewrite6([0, 0, 0, LOCALHOST6]);
-    fence.if_in6(&of_loopback(closed), own6);
-    fence.if_in6(&of_loopback(open), fence.allowed);
+    for (spans, to) in [(of_loopback(closed), own6), (of_loopback(open), fence.allowed)] {
+        for span in spans.iter().filter(|span| span.address.is_ipv6()) {
+            fence.if_port(span.first, span.last, to);
+        }
+    }
     fence.program.place(own6);
     match loopback.six.map(words_of) {
         Some(six) => {
-            let there = fence.program.label();
-            let elsewhere = if connects { by_four } else { fence.nobody };
-            fence.look_up(&six, there, elsewhere);
+            let [there, none, foreign] = [(); 3].map(|()| fence.program.label());
+            fence.look_up(&six, there, if connects { foreign } else { fence.nobody });
             if connects {
-                fence.program.jump(by_four);
-                fence.program.place(by_four);
                 // What listens on `::` is at the private IPv4 address. A datagram can't be led there.
-                let (dual, none) = (fence.program.label(), fence.program.label());
                 let four = word_of(loopback.four);
+                let dual = fence.program.label();
                 fence.look_up(&[four], dual, none);
                 fence.program.jump(none);
+                // Somebody else's socket on every address is at the private IPv6 address too.
+                fence.program.place(foreign);
+                fence.look_up(&[four], dual, fence.nobody);
+                fence.program.jump(fence.nobody);
                 fence.program.place(dual);
                 fence.rewrite4(Family::Six, four);
                 fence.program.jump(fence.allowed);
                 fence.program.place(none);
-                // Somebody else's socket on every address is at the private one too; this one says that nobody is.
-                fence.look_up(&six, there, fence.nobody);
             }
             fence.program.place(there);
             fence.rewrite6(six);
             fence.program.jump(fence.allowed);
         }
-        None if connects => {
-            fence.program.place(by_four);
-            fence.own4(family);
-        }
-        None => {
-            fence.program.place(by_four);
-            fence.program.jump(fence.refused);
-        }
+        None if connects => fence.own4(family),
+        None => fence.program.jump(fence.refused),
     }
+    // The kernel turns a datagram to a mapped address into one of IPv4 before it asks.
     fence.program.place(mapped);
-    fence.reach4(family);
+    if connects {
+        fence.reach4(family);
+    } else {
+        fence.program.jump(fence.refused);
+    }
     fence.finish()
 }
