@@ -49,9 +49,9 @@ mod loops;
 mod open_files;
 #[cfg(feature = "endpoint")]
 mod paced;
+mod peers;
 #[cfg(feature = "endpoint")]
 mod places;
-mod peers;
 mod readiness;
 #[cfg(feature = "endpoint")]
 mod server;
@@ -75,9 +75,9 @@ pub use hosts::host_of_url;
 pub use logs::init_logs;
 pub use loops::{LoopEnded, Loops, panic_message};
 pub use open_files::raise_open_files;
+pub use peers::look_at_peers;
 #[cfg(feature = "endpoint")]
 pub use places::{Bounds, Full, Party, Place, Places, network};
-pub use peers::look_at_peers;
 pub use readiness::{NotReady, Readiness};
 pub use signals::{Shutdown, shutdown};
 
