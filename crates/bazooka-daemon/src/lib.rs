@@ -19,6 +19,7 @@
 //! | `open_files` | the limit of open files |
 //! | `loops` | a daemon's tasks, and what their ends mean |
 //! | `peers` | the coordinator's members, asked for again and again |
+//! | `allocator` | the settings of the C library's allocator |
 //! | `folder` | the token that names a state folder |
 //! | `git_token` | tokens for git's HTTP |
 //! | `client` (feature `client`) | HTTP to other daemons |
@@ -26,6 +27,7 @@
 //! | `server`, `places`, `connection`, `tls`, `paced` (feature `endpoint`) | its connections, their bounds and times |
 //! | `foreign` (feature `endpoint`) | the refusal of what web pages send |
 
+mod allocator;
 #[cfg(feature = "endpoint")]
 mod callers;
 #[cfg(feature = "client")]
@@ -63,6 +65,7 @@ mod tls;
 
 use std::error::Error;
 
+pub use allocator::spare_memory;
 #[cfg(feature = "endpoint")]
 pub use callers::{Callers, CallsFrom, GitFronts};
 #[cfg(feature = "client")]

@@ -101,6 +101,7 @@ async fn main() -> anyhow::Result<()> {
     let args: Args = daemon::settings::read();
     daemon::init_logs();
     daemon::raise_open_files();
+    daemon::spare_memory();
     let signals = daemon::shutdown().context("can't take signals")?;
     run(args, signals.token()).await
 }

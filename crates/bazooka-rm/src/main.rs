@@ -31,6 +31,7 @@ fn main() -> ExitCode {
 #[allow(clippy::print_stdout, reason = "a command's answer")]
 #[tokio::main(flavor = "current_thread")]
 async fn daemon() -> ExitCode {
+    bazooka_daemon::spare_memory();
     bazooka_daemon::init_logs();
     let args: RmArgs = bazooka_daemon::settings::read();
     let done = match args.command.clone() {
