@@ -11,6 +11,7 @@
 
 mod adopt;
 mod checks;
+mod descriptor;
 mod engine;
 mod environment;
 mod envs;
@@ -28,6 +29,7 @@ mod observe;
 mod options;
 mod plan;
 mod policy;
+mod pools;
 mod ports;
 mod process;
 mod records;
@@ -69,6 +71,8 @@ pub use options::{HostOptions, OnExit};
 pub use start::HostError;
 
 use isolation::Apart;
+use logs::Logs;
+use pools::Pools;
 use runtime::Answers;
 use start::Start;
 use work::Work;
@@ -99,8 +103,9 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), HostError> {
     let start = Start::open(&cluster, coordinator, &options).await?;
-    let slugs = slugs::Slugs::new(start.folders.clone(), cluster.credentials.as_ref());
-    let locals = start.take_over(&slugs).await?;
+    let pools = Pools::create().map_err(HostError::Threads)?;
+    let slugs = slugs::Slugs::new(start.folders.clone(), pools.slugs.clone(), cluster.credentials.as_ref());
+    let (locals, outputs) = start.take_over(&slugs).await?;
     let host = start.row(&cluster, &options);
     let Start { name, address, folders, vault, shim, uids, listener, apart, lock: _lock, .. } = start;
 
@@ -111,16 +116,35 @@ pub async fn run(
     let endpoint_end = CancellationToken::new();
     let (answers, messages) = Answers::channel();
     let effects = answers.clone();
+    let (logs, feeder) = Logs::create(
+        folders.clone(),
+        pools.clone(),
+        outputs.clone(),
+        metrics.clone(),
+        cluster.clone(),
+        endpoint_end.clone(),
+    );
     let routes = common_routes(readiness.clone(), registry.clone(), &cluster)
-        .merge(logs::routes(folders.clone(), cluster.clone(), endpoint_end.clone()))
+        .merge(logs.routes())
         .merge(found::routes(answers.clone()));
     let groups = apart.cgroups.clone();
     let note_lease = note_in(folders.lease_file());
     let Apart { cgroups, sandboxes, keeper } = apart;
-    let machine =
-        shims::Machine { host: name.clone(), address, folders, shim, slugs, uids, cgroups, sandboxes };
+    let machine = shims::Machine {
+        host: name.clone(),
+        address,
+        folders,
+        shim,
+        slugs,
+        pools,
+        outputs,
+        uids,
+        cgroups,
+        sandboxes,
+    };
     let seed = u16::try_from(std::process::id() % 65_521).expect("it is below 65,536");
     let mut loops = notices(&cluster, &readiness, &name, &host.url);
+    loops.spawn_endless("the reader of output", feeder.run());
     if let Some(keeper) = keeper {
         loops.spawn_endless("the keeper of the fences", look_at_peers(cluster.clone(), keeper, Keeper::look));
     }

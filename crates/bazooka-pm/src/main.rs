@@ -6,7 +6,7 @@ use anyhow::Context;
 use bazooka_daemon::{
     CoordinatorArgs, in_words, init_logs, raise_open_files,
     settings::{self, ConfigError, ConfigFile, Settings},
-    shutdown,
+    shutdown, spare_memory,
 };
 use bazooka_pm::{
     converge::{self, ConvergeArgs},
@@ -65,10 +65,11 @@ fn main() -> anyhow::Result<()> {
     let args: Args = settings::read();
     init_logs();
     raise_open_files();
+    spare_memory();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Blocking work is short here, and each thread costs memory.
-        .max_blocking_threads(4)
+        // Names of other parts are resolved here. The host's own work that blocks has threads of its own.
+        .max_blocking_threads(2)
         .thread_keep_alive(std::time::Duration::from_secs(2))
         .thread_stack_size(512 << 10)
         .build()?;

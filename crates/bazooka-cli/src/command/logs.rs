@@ -176,7 +176,10 @@ enum Unread {
     /// The host doesn't answer.
     #[error("no answer")]
     NoAnswer,
-    /// The request failed, or the host refused it.
+    /// The host refused it, and says why.
+    #[error("{0}")]
+    Refused(String),
+    /// The request failed.
     #[error("{}", chain(.0))]
     Http(#[from] reqwest::Error),
     /// The answer contains an invalid line.
@@ -190,7 +193,13 @@ async fn lines(
     url: &str,
 ) -> Result<impl futures::Stream<Item = Result<String, Unread>> + Unpin, Unread> {
     let asked = tokio::time::timeout(CONNECT_TIMEOUT, client.get(url).send()).await;
-    let answer = asked.map_err(|_| Unread::NoAnswer)??.error_for_status()?;
+    let answer = asked.map_err(|_| Unread::NoAnswer)??;
+    if let Err(status) = answer.error_for_status_ref() {
+        let words = tokio::time::timeout(CONNECT_TIMEOUT, answer.text()).await;
+        let words = words.map_err(|_| Unread::NoAnswer)??;
+        let said = words.lines().next().filter(|line| !line.is_empty());
+        return Err(said.map_or(Unread::Http(status), |said| Unread::Refused(clean(said).to_string())));
+    }
     let body = Box::pin(answer.bytes_stream().map(|piece| piece.map_err(std::io::Error::other)));
     let lines = FramedRead::new(StreamReader::new(body), LinesCodec::new_with_max_length(MOST_LINE_BYTES));
     Ok(lines.map(|line| line.map_err(Unread::from)))

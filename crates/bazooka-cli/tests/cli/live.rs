@@ -154,6 +154,20 @@ async fn lines_of_all_hosts_come_in_the_order_of_time_and_go_on() {
 }
 
 #[tokio::test]
+async fn what_a_host_says_when_it_refuses_is_told() {
+    let rig = Rig::with_app("goto-rocket", &["web"]).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let url = format!("http://{}", listener.local_addr().expect("it has an address"));
+    let refuse = || async { (axum::http::StatusCode::TOO_MANY_REQUESTS, "there are enough; end one\n") };
+    let routes = Router::new().route("/logs", get(refuse));
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    let lease = rig.visor.store().grant(Duration::from_secs(300)).await.expect("it is granted");
+    register(&rig.visor, &"host1".parse().expect("valid"), lease, &url).await;
+    let ran = rig.bazooka(&["-a", "goto-rocket", "logs"]).await.exits(5);
+    assert!(ran.stderr.contains("host1: there are enough; end one"), "{ran:?}");
+}
+
+#[tokio::test]
 async fn a_host_that_does_not_answer_is_told_of_and_the_others_are_shown() {
     let rig = Rig::with_app("goto-rocket", &["web"]).await;
     host(&rig, "host1", vec![line(1, 1, "a")]).await;

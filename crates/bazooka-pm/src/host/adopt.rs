@@ -15,7 +15,12 @@ use bazooka_sandbox::{
 };
 use visor::names::InstanceId;
 
-use super::{folders::Folders, process::Shim, sweep::sweep};
+use super::{
+    folders::Folders,
+    pools::Pool,
+    process::Shim,
+    sweep::{Remains, sweep},
+};
 
 /// The time after which a shim of an earlier bazooka-pm that hasn't written what it started is logged as an error.
 const SLOW_SHIM: Duration = Duration::from_secs(10);
@@ -46,13 +51,12 @@ pub enum Ended {
 ///
 /// # Cancel safety
 /// Nothing is lost.
-pub async fn find(folders: Folders, id: InstanceId, run: u32) -> Found {
+pub async fn find(pool: &Pool, folders: Folders, id: InstanceId, run: u32) -> Found {
     let begun = Instant::now();
     let mut complained = false;
     loop {
         let place = folders.clone();
-        let looked = tokio::task::spawn_blocking(move || look(&place, id, run)).await;
-        match looked {
+        match pool.run(move || look(&place, id, run)).await {
             Ok(Look::Running(state)) => {
                 if let Some(shim) = Shim::of(state) {
                     return Found::Running(shim);
@@ -60,6 +64,7 @@ pub async fn find(folders: Folders, id: InstanceId, run: u32) -> Found {
                 // The shim ended in this moment: look again.
             }
             Ok(Look::Over(found)) => return found,
+            Ok(Look::Left(left)) => return left.swept(pool).await,
             Ok(Look::NotYet) => {}
             Ok(Look::Unseen(error)) => {
                 if begun.elapsed() > SLOW_SHIM && !complained {
@@ -80,10 +85,27 @@ pub async fn find(folders: Folders, id: InstanceId, run: u32) -> Found {
 enum Look {
     Running(ShimState),
     Over(Found),
+    /// The shim was killed, and may have left something behind.
+    Left(Left),
     /// The shim has yet to write its process id and its child's.
     NotYet,
     /// The start's file can't be looked at, which says nothing about the start.
     Unseen(io::Error),
+}
+
+/// The start of a shim that was killed.
+struct Left {
+    remains: Remains,
+    found: Found,
+    /// The start's file, locked until the remains are gone.
+    _held: Option<fs::File>,
+}
+
+impl Left {
+    async fn swept(self, pool: &Pool) -> Found {
+        sweep(pool, self.remains).await;
+        self.found
+    }
 }
 
 fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
@@ -94,7 +116,7 @@ fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
         read => read,
     };
     // Locked until this start is cleaned up.
-    let _held = match file {
+    let held = match file {
         Ok(file) => match try_lock(&file) {
             Ok(Some(())) => Some(file),
             Ok(None) | Err(_) => {
@@ -124,37 +146,44 @@ fn look(folders: &Folders, id: InstanceId, run: u32) -> Look {
         return Look::Over(Found::NotStarted("the machine was started anew".to_owned()));
     }
     let groups = spec.as_ref().map(LaunchSpec::all_groups).unwrap_or_default();
-    sweep(&folders.home(id), spec.and_then(|spec| spec.uid), &groups);
-    Look::Over(if state.child.is_some() {
+    let remains = Remains { home: folders.home(id), uid: spec.and_then(|spec| spec.uid), groups };
+    let found = if state.child.is_some() {
         Found::Ended(Ended::ShimKilled)
     } else {
         Found::NotStarted("its start had been cut short".to_owned())
-    })
+    };
+    Look::Left(Left { remains, found, _held: held })
 }
 
 /// Waits until a shim has ended, cleans up, and returns how the instance ended.
 ///
 /// # Cancel safety
 /// Nothing is lost.
-pub async fn wait(shim: Shim, folders: Folders, id: InstanceId, run: u32) -> Ended {
+pub async fn wait(pool: &Pool, shim: Shim, folders: Folders, id: InstanceId, run: u32) -> Ended {
     shim.gone().await;
     let mut complained = false;
     loop {
         let (shim, place) = (shim.clone(), folders.clone());
-        let looked = tokio::task::spawn_blocking(move || {
+        let looked = pool.run(move || {
             shim.reap();
             look(&place, id, run)
         });
-        match looked.await {
-            Ok(Look::Over(Found::Ended(ended))) => return ended,
-            Ok(Look::Over(_) | Look::Running(_) | Look::NotYet) | Err(_) => return Ended::ShimKilled,
+        let found = match looked.await {
+            Ok(Look::Over(found)) => found,
+            Ok(Look::Left(left)) => left.swept(pool).await,
+            Ok(Look::Running(_) | Look::NotYet) | Err(_) => return Ended::ShimKilled,
             Ok(Look::Unseen(error)) => {
                 if !std::mem::replace(&mut complained, true) {
                     tracing::error!(instance = %id, error = %error, "an instance's end can't be looked at");
                 }
                 tokio::time::sleep(UNSEEN_PAUSE).await;
+                continue;
             }
-        }
+        };
+        return match found {
+            Found::Ended(ended) => ended,
+            Found::Running(_) | Found::NotStarted(_) => Ended::ShimKilled,
+        };
     }
 }
 

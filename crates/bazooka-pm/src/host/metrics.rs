@@ -36,6 +36,8 @@ pub struct Metrics {
     exits: Family<HowLabel, Counter>,
     fetches: Family<ResultLabel, Counter>,
     failed_reports: Counter,
+    log_readers: Gauge,
+    refused_log_readers: Counter,
 }
 
 impl Metrics {
@@ -49,6 +51,8 @@ impl Metrics {
             exits: Family::default(),
             fetches: Family::default(),
             failed_reports: Counter::default(),
+            log_readers: Gauge::default(),
+            refused_log_readers: Counter::default(),
         };
         let m = metrics.clone();
         registry.register("bazooka_pm_instances", "Instances on this host, by state", m.instances);
@@ -62,6 +66,12 @@ impl Metrics {
         registry.register("bazooka_pm_exits", "Processes that ended, by how", m.exits);
         registry.register("bazooka_pm_slug_fetches", "Slugs fetched, by result", m.fetches);
         registry.register("bazooka_pm_failed_reports", "Reports that had to be repeated", m.failed_reports);
+        registry.register("bazooka_pm_log_readers", "Readers of output at present", m.log_readers);
+        registry.register(
+            "bazooka_pm_refused_log_readers",
+            "Readers of output that were one too many",
+            m.refused_log_readers,
+        );
         metrics
     }
 
@@ -98,6 +108,16 @@ impl Metrics {
     pub fn slug_fetched(&self, done: bool) {
         let result = if done { "done" } else { "failed" };
         self.fetches.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Records the number of readers of output.
+    pub fn readers(&self, count: usize) {
+        self.log_readers.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a reader of output that was one too many.
+    pub fn reader_refused(&self) {
+        self.refused_log_readers.inc();
     }
 
     /// Counts a report that has to be repeated.

@@ -1,7 +1,7 @@
 //! The processes of shims: starting a shim, and signalling it. `adopt` finds one again, and waits for its end.
 //!
 //! A shim is held by its pidfd from the moment that it is known, so that a reused
-//! process id can't be mistaken for it. Blocking calls run on the blocking pool.
+//! process id can't be mistaken for it. Blocking calls run on the pool for process work.
 
 use std::{
     fs,
@@ -28,7 +28,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use visor::{names::InstanceId, seal::Vars};
 
-use super::{folders::Folders, sweep::sweep};
+use super::{
+    descriptor::readable,
+    folders::Folders,
+    pools::Pool,
+    sweep::{Remains, sweep},
+};
 
 /// A running shim.
 #[derive(Clone, Debug)]
@@ -74,6 +79,7 @@ pub struct StartError(pub String);
 /// # Cancel safety
 /// Not cancel safe: a dropped future leaves the instance running; [`super::adopt::find`] finds it.
 pub async fn start(
+    pool: &Pool,
     folders: Folders,
     shim: PathBuf,
     id: InstanceId,
@@ -85,7 +91,7 @@ pub async fn start(
     let uid = spec.spec.uid;
     let groups = spec.spec.all_groups();
     let needed = needed(&spec.spec);
-    let spawned = tokio::task::spawn_blocking(move || spawn(&place, &shim, id, run, &spec, &env)).await;
+    let spawned = pool.run(move || spawn(&place, &shim, id, run, &spec, &env)).await;
     let spawned = spawned.map_err(|error| StartError(error.to_string()))?;
     let SpawnedShim { mut child, socket: answers } =
         spawned.map_err(|error| StartError(error.to_string()))?;
@@ -108,17 +114,18 @@ pub async fn start(
         Err(error) => format!("its shim gave no answer: {error}"),
     };
     let file = folders.run(id, run);
-    let swept = tokio::task::spawn_blocking(move || {
+    let ended = pool.run(move || {
         let _ = child.kill();
         let _ = child.wait();
-        sweep(&folders.home(id), uid, &groups);
         let said = fs::read_to_string(file).unwrap_or_default();
         match said.lines().find(|line| !line.is_empty() && !line.starts_with('{')) {
             Some(complaint) if !failed.contains(complaint) => format!("{failed} ({complaint})"),
             _ => failed,
         }
     });
-    Err(StartError(swept.await.unwrap_or_else(|error| error.to_string())))
+    let words = ended.await.unwrap_or_else(|error| error.to_string());
+    sweep(pool, Remains { home: folders.home(id), uid, groups }).await;
+    Err(StartError(words))
 }
 
 /// Creates the file of a start and spawns its shim. Blocks.
@@ -177,10 +184,7 @@ fn hold(process: ProcessId) -> Option<Arc<AsyncFd<OwnedFd>>> {
     if !process.is_there() {
         return None;
     }
-    // SAFETY: an OwnedFd is the same open descriptor for as long as it lives.
-    #[allow(unsafe_code, reason = "there is no safe way to wait on a descriptor of any kind")]
-    let registered = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
-    registered.ok().map(Arc::new)
+    readable(fd).ok().map(Arc::new)
 }
 
 impl Shim {

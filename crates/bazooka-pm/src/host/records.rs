@@ -5,7 +5,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
 };
@@ -21,11 +22,12 @@ use visor::{
 
 use super::{
     folders::{Folders, LOG, RECORD},
+    logs::{Owner, Table},
     model::{Local, Phase},
     process::FullSpec,
 };
 use bazooka_sandbox::{
-    files::{append, entries, load, load_file, names, remove_all, try_lock, write_file},
+    files::{append, entries, load_file, names, remove_all, try_lock, write_file},
     machine::boot_id,
     protocol::{Start, lines},
 };
@@ -38,6 +40,9 @@ const ENDED_BYTES: u64 = 256 << 20;
 
 /// The size in bytes from which `instance.json` is written anew instead of appended to.
 const RECORD_BYTES: u64 = 64 << 10;
+
+/// The bytes read from the end of a record at first: more than most lines.
+const LAST_BYTES: u64 = 8 << 10;
 
 /// A line of `instance.json`; the last line counts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,7 +64,38 @@ impl Record {
     /// # Errors
     /// The file system's: a note that can't be looked at isn't missing.
     fn load(folder: &Path) -> io::Result<Option<Record>> {
-        Ok(load(&folder.join(RECORD))?.and_then(|text| lines(&text).last()))
+        let mut file = match fs::File::open(folder.join(RECORD)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let known = file.metadata()?;
+        if !known.is_file() {
+            return Err(io::Error::other("a note that is no file"));
+        }
+        Record::last(&mut file, known.len())
+    }
+
+    /// Finds the last complete line that holds a note, from the end on.
+    fn last(file: &mut (impl Read + Seek), length: u64) -> io::Result<Option<Record>> {
+        let mut bytes = LAST_BYTES;
+        loop {
+            let begin = length.saturating_sub(bytes);
+            file.seek(SeekFrom::Start(begin))?;
+            let mut text = Vec::new();
+            file.by_ref().take(length - begin).read_to_end(&mut text)?;
+            // The first line may begin before the part that was read.
+            let whole = match (begin, text.iter().position(|byte| *byte == b'\n')) {
+                (0, _) => &text[..],
+                (_, Some(at)) => &text[at + 1..],
+                (_, None) => &[],
+            };
+            let from_end = whole.split_inclusive(|byte| *byte == b'\n').rev();
+            let found = from_end.filter_map(|line| lines(line).next()).next();
+            if found.is_some() || begin == 0 {
+                return Ok(found);
+            }
+            bytes *= 4;
+        }
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
@@ -78,6 +114,8 @@ pub struct Recovered {
     pub envs: BTreeMap<(AppName, EnvRef), Handed>,
     /// The envs that an earlier version wrote in plain text.
     pub plain_envs: BTreeMap<(AppName, EnvRef), Vars>,
+    /// The instances with output, running and ended.
+    pub outputs: Table,
 }
 
 /// Reads what an earlier bazooka-pm has written. Blocks.
@@ -112,6 +150,7 @@ pub fn recover(folders: &Folders) -> io::Result<Recovered> {
             None => {}
         }
     }
+    recovered.outputs = outputs(folders, &recovered.instances);
     let used = |app: &AppName, env: EnvRef| {
         let mut all = recovered.instances.values().map(|local| &local.assignment);
         all.any(|assignment| assignment.app == *app && assignment.env == env)
@@ -128,6 +167,21 @@ pub fn recover(folders: &Folders) -> io::Result<Recovered> {
         }
     }
     Ok(recovered)
+}
+
+/// Returns the instances with output: of these, and of the ended ones. Blocks.
+fn outputs(folders: &Folders, instances: &BTreeMap<InstanceId, Local>) -> Table {
+    let owner = |local: &Local| {
+        let (app, proc) = (local.assignment.app.clone(), local.assignment.proc.clone());
+        Owner { app, proc }
+    };
+    let here = instances.iter().filter(|(id, _)| folders.log(**id).is_dir());
+    let here = here.map(|(id, local)| (*id, owner(local)));
+    let ended = Folders::ids(&folders.ended()).into_iter().filter_map(|id| {
+        let record = Record::read(&folders.ended().join(id.to_string()))?;
+        Some((id, owner(&record.local)))
+    });
+    ended.chain(here).collect()
 }
 
 /// Writes an env down as the host was handed it. Blocks.
@@ -189,8 +243,8 @@ pub enum Note {
     Archive(InstanceId),
 }
 
-/// Writes notes down, in order. Blocks.
-pub fn write(folders: &Folders, notes: Vec<Note>) {
+/// Writes notes down, in order. Returns the instances whose output has been removed. Blocks.
+pub fn write(folders: &Folders, notes: Vec<Note>) -> Vec<InstanceId> {
     let boot = boot_id();
     let mut archives = false;
     for note in notes {
@@ -205,9 +259,7 @@ pub fn write(folders: &Folders, notes: Vec<Note>) {
             tracing::warn!(instance = %id, error = %error, "can't write down what is known of an instance");
         }
     }
-    if archives {
-        make_room(folders);
-    }
+    if archives { make_room(folders) } else { Vec::new() }
 }
 
 fn keep(folders: &Folders, id: InstanceId, record: Record) -> io::Result<()> {
@@ -228,19 +280,21 @@ fn put_one_away(folders: &Folders, id: InstanceId) -> io::Result<()> {
     fs::rename(&folder, folders.ended().join(id.to_string()))
 }
 
-/// Removes the oldest output of ended instances.
-fn make_room(folders: &Folders) {
+/// Removes the oldest output of ended instances, and returns whose that was.
+fn make_room(folders: &Folders) -> Vec<InstanceId> {
     let mut kept = Folders::ids(&folders.ended());
     kept.reverse();
-    let mut bytes = 0;
+    let (mut bytes, mut removed) = (0, Vec::new());
     for (at, id) in kept.into_iter().enumerate() {
         let folder = folders.ended().join(id.to_string());
         let log = folder.join(LOG);
         bytes += entries(&log).filter_map(|name| Some(fs::metadata(log.join(name)).ok()?.len())).sum::<u64>();
         if at >= ENDED || bytes > ENDED_BYTES {
             let _ = remove_all(&folder);
+            removed.push(id);
         }
     }
+    removed
 }
 
 #[cfg(test)]
@@ -284,5 +338,69 @@ mod tests {
         }
         assert!(recover(&folders).is_ok_and(|recovered| recovered.instances.is_empty()));
         assert!(!folders.instance(id).exists(), "a start that was cut short leaves nothing");
+    }
+
+    /// A file that counts what is read of it.
+    struct Counted(io::Cursor<Vec<u8>>, usize);
+
+    impl Read for Counted {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buffer).inspect(|read| self.1 += read)
+        }
+    }
+
+    impl Seek for Counted {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_from_its_end() {
+        let record = |run| {
+            let local = Local { run, ..Local::claimed(assignment("web"), jiff::Timestamp::UNIX_EPOCH) };
+            serde_json::to_string(&Record { boot_id: "boot".into(), local }).expect("it is data") + "\n"
+        };
+        let last = |text: &str| {
+            let mut file = Counted(io::Cursor::new(text.as_bytes().to_vec()), 0);
+            let found = Record::last(&mut file, text.len() as u64).expect("it is in memory");
+            (found.map(|record| record.local.run), file.1 as u64)
+        };
+        let many: String = (1..=600).map(record).collect();
+        assert!(many.len() as u64 > 2 * RECORD_BYTES);
+        assert_eq!(last(&many), (Some(600), LAST_BYTES));
+        // The disk was full, more than once.
+        let torn = many + &"x".repeat(20_000) + "\n{\"boot_id\"";
+        let (run, read) = last(&torn);
+        assert_eq!(run, Some(600));
+        assert!(read < RECORD_BYTES, "{read}");
+        assert_eq!(last(&torn[..300]).0, None);
+        assert_eq!(last("").0, None);
+    }
+
+    #[test]
+    fn output_is_known_after_a_restart_until_it_is_removed() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let folders = Folders::create(folder.path()).expect("there is room");
+        let keep = |id: u64| {
+            let id = InstanceId(id);
+            let local = Local { run: 1, ..Local::claimed(assignment("web"), jiff::Timestamp::UNIX_EPOCH) };
+            fs::create_dir_all(folders.log(id)).expect("there is room");
+            assert!(write(&folders, vec![Note::Keep(id, Box::new(local))]).is_empty());
+            id
+        };
+        let known = || {
+            recover(&folders)
+                .expect("it can be read")
+                .outputs
+                .into_keys()
+                .map(|id| id.0)
+                .collect::<Vec<u64>>()
+        };
+        let ids: Vec<InstanceId> = (1..=ENDED as u64 + 2).map(keep).collect();
+        assert_eq!(known().len(), ENDED + 2);
+        let ended = ids[..=ENDED].iter().map(|id| Note::Archive(*id)).collect();
+        assert_eq!(write(&folders, ended), [InstanceId(1)], "the oldest one goes");
+        assert_eq!(known(), (2..=ENDED as u64 + 2).collect::<Vec<_>>());
     }
 }

@@ -30,6 +30,7 @@ use visor::{
 use super::{
     model::{Ending, Local, Now, Tick},
     observe::Event,
+    pools::Pool,
     records::Note,
 };
 
@@ -193,11 +194,11 @@ impl Answers {
         })
     }
 
-    /// Runs a blocking effect, as [`Answers::spawn`] does.
-    pub fn spawn_blocking(&self, name: &'static str, effect: impl FnOnce() + Send + 'static) {
-        let broken = self.broken.clone();
-        tokio::task::spawn_blocking(move || {
-            if std::panic::catch_unwind(AssertUnwindSafe(effect)).is_err() {
+    /// Runs a blocking effect on a pool's threads, as [`Answers::spawn`] does.
+    pub fn spawn_on(&self, pool: &Pool, name: &'static str, effect: impl FnOnce() + Send + 'static) {
+        let (pool, broken) = (pool.clone(), self.broken.clone());
+        self.spawn(name, async move {
+            if pool.run(effect).await.is_err() {
                 broken.send_replace(Some(EffectsBroken::Panicked(name)));
             }
         });
@@ -237,7 +238,8 @@ mod tests {
         drop(answers.spawn("a fetch", async { panic!("as a test has it") }));
         assert_eq!(fault(&answers).await, Some(EffectsBroken::Panicked("a fetch")));
         let (answers, _messages) = Answers::channel();
-        answers.spawn_blocking("a write", || panic!("as a test has it"));
+        let pool = Pool::new("test", 1).expect("there is room");
+        answers.spawn_on(&pool, "a write", || panic!("as a test has it"));
         assert_eq!(fault(&answers).await, Some(EffectsBroken::Panicked("a write")));
     }
 

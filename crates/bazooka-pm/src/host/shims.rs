@@ -23,7 +23,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 use visor::{
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
-    schema::{Exit, Extra, Fault, Handed, OnPartition},
+    schema::{Assignment, Exit, Extra, Fault, Handed, OnPartition},
     seal::Vars,
     visor::Visor,
 };
@@ -34,8 +34,10 @@ use super::{
     environment::{Places, environment},
     folders::Folders,
     listeners::Owner,
+    logs::Outputs,
     model::{Ending, Local, Now, Tick},
     observe::Event,
+    pools::Pools,
     ports,
     process::{self, FullSpec, PmPart, Shim},
     records::{self, Note},
@@ -55,6 +57,10 @@ pub struct Machine {
     pub shim: PathBuf,
     /// The slugs.
     pub slugs: Slugs,
+    /// The threads of work that blocks.
+    pub pools: Pools,
+    /// The instances whose output is here.
+    pub outputs: Outputs,
     /// The users, if instances have their own.
     pub uids: Option<Uids>,
     /// The control groups that limit memory and processor time, if the machine has them.
@@ -81,8 +87,9 @@ impl Shims {
     }
 
     fn watcher(&self, id: InstanceId, run: u32) -> Watcher {
-        let (folders, held) = (self.machine.folders.clone(), self.held.clone());
-        Watcher { id, run, folders, held, answers: self.answers.clone() }
+        let Machine { folders, pools, .. } = &self.machine;
+        let (folders, pools, held) = (folders.clone(), pools.clone(), self.held.clone());
+        Watcher { id, run, folders, pools, held, answers: self.answers.clone() }
     }
 
     /// Returns a shim's spec and, separately, the instance's environment.
@@ -166,7 +173,7 @@ impl Runtime for Shims {
                 Ok(()) => {
                     answers.seen(Event::SlugReady(digest.clone()));
                     // The start doesn't wait for the sync.
-                    let _ = tokio::task::spawn_blocking(move || slugs.sync(&digest)).await;
+                    slugs.sync(digest).await;
                 }
                 Err(error) => {
                     let cause = format!("can't fetch its slug: {}", bazooka_daemon::in_words(&error));
@@ -178,7 +185,7 @@ impl Runtime for Shims {
 
     fn keep_env(&mut self, app: AppName, env: EnvRef, handed: Handed) {
         let (folders, answers) = (self.machine.folders.clone(), self.answers.clone());
-        self.answers.spawn_blocking("the writing of an env", move || {
+        self.answers.spawn_on(&self.machine.pools.process, "the writing of an env", move || {
             if let Err(error) = records::keep_env(&folders, &app, env, &handed) {
                 tracing::warn!(%app, %env, error = %error, "can't write an env down; without the coordinator it can't be had again");
             }
@@ -194,8 +201,16 @@ impl Runtime for Shims {
         let (spec, env) = self.spec(id, local, given);
         let (folders, program) = (self.machine.folders.clone(), self.machine.shim.clone());
         let (run, watcher) = (local.run, self.watcher(id, local.run));
+        let outputs = self.machine.outputs.clone();
         self.answers.spawn("a start", async move {
-            match process::start(folders, program, id, run, spec, env).await {
+            let Assignment { app, proc, .. } = spec.pm.local.assignment.clone();
+            let log = folders.log(id);
+            let started = process::start(&watcher.pools.process, folders, program, id, run, spec, env).await;
+            // A start that failed may have said why.
+            if log.is_dir() {
+                outputs.add(id, &app, &proc);
+            }
+            match started {
                 Ok(shim) => watcher.watch(shim).await,
                 Err(error) => {
                     let cause = error.to_string();
@@ -212,12 +227,12 @@ impl Runtime for Shims {
         self.answers.spawn("an adoption", async move {
             if let Some(sandboxes) = sandboxes {
                 let file = folders.run(id, run);
-                let read = tokio::task::spawn_blocking(move || Start::<LaunchSpec>::read(&file).spec);
+                let read = watcher.pools.process.run(move || Start::<LaunchSpec>::read(&file).spec);
                 if let Ok(Some(spec)) = read.await {
                     sandboxes.adopt(&spec);
                 }
             }
-            match adopt::find(folders, id, run).await {
+            match adopt::find(&watcher.pools.process, folders, id, run).await {
                 Found::Running(shim) => watcher.watch(shim).await,
                 Found::NotStarted(words) => watcher.answers.seen(Event::NotStarted { id, run, words }),
                 Found::Ended(ended) => watcher.ended(ended, started_us).await,
@@ -234,11 +249,10 @@ impl Runtime for Shims {
                 let (answers, address) = (self.answers.clone(), self.machine.address);
                 let (owner, port) = (owner(local.uid, &shim), local.port.unwrap_or(0));
                 let known = local.heard.is_some();
+                let pool = self.machine.pools.process.clone();
                 self.answers.spawn("the end of an instance", async move {
                     if !known {
-                        let looked =
-                            tokio::task::spawn_blocking(move || checks::instead(owner, port, address));
-                        if let Ok(what) = looked.await {
+                        if let Ok(what) = pool.run(move || checks::instead(owner, port, address)).await {
                             answers.seen(Event::Heard { id, run, what });
                         }
                     }
@@ -276,8 +290,9 @@ impl Runtime for Shims {
 
     fn write(&mut self, notes: Vec<Note>) {
         let (folders, answers) = (self.machine.folders.clone(), self.answers.clone());
-        self.answers.spawn_blocking("the writing of notes", move || {
-            records::write(&folders, notes);
+        let outputs = self.machine.outputs.clone();
+        self.answers.spawn_on(&self.machine.pools.process, "the writing of notes", move || {
+            outputs.forget(&records::write(&folders, notes));
             answers.send(Message::Written);
         });
     }
@@ -286,11 +301,11 @@ impl Runtime for Shims {
         if unused.len() <= KEPT_UNUSED {
             return Vec::new();
         }
-        let slugs = &self.machine.slugs;
+        let Machine { slugs, pools, .. } = &self.machine;
         unused.sort_by_key(|digest| std::cmp::Reverse(slugs.age(digest)));
         let doomed = unused.split_off(KEPT_UNUSED);
         for folder in doomed.iter().filter_map(|digest| slugs.discard(digest)) {
-            self.answers.spawn_blocking("the removal of a slug", move || Slugs::remove(&folder));
+            self.answers.spawn_on(&pools.slugs, "the removal of a slug", move || Slugs::remove(&folder));
         }
         doomed
     }
@@ -315,6 +330,7 @@ struct Watcher {
     id: InstanceId,
     run: u32,
     folders: Folders,
+    pools: Pools,
     held: Held,
     answers: Answers,
 }
@@ -329,14 +345,14 @@ impl Watcher {
         let since = Tick(boot_clock_ms().saturating_sub(ago));
         let started_at = timestamp(state.started_us);
         self.answers.seen(Event::Started { id, run, pid, started_at, since });
-        let ended = adopt::wait(shim, self.folders.clone(), id, run).await;
+        let ended = adopt::wait(&self.pools.process, shim, self.folders.clone(), id, run).await;
         tracing::debug!(instance = %id, shim = state.shim.pid, "a shim has ended");
         self.ended(ended, state.started_us).await;
     }
 
     async fn ended(self, ended: Ended, started_us: u64) {
         let log = self.folders.log(self.id);
-        let last = tokio::task::spawn_blocking(move || process::last_output(&log, started_us)).await;
+        let last = self.pools.process.run(move || process::last_output(&log, started_us)).await;
         {
             let mut held = self.held.all();
             if held.get(&self.id).is_some_and(|(run, _)| *run == self.run) {

@@ -25,7 +25,7 @@ use visor::{
     visor::{Visor, VisorError},
 };
 
-use super::folders::Folders;
+use super::{folders::Folders, pools::Pool};
 use bazooka_sandbox::{
     files::{entries, read_file, remove_all, write_file},
     machine::boot_id,
@@ -40,6 +40,9 @@ const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), Duration::from
 
 /// The number of rounds, each finding the slug broken at every rm, after which it counts as broken.
 const BROKEN_ROUNDS: u32 = 2;
+
+/// The bytes of an archive that are written at a time.
+const WRITE_BYTES: usize = 256 << 10;
 
 /// The number of unused slugs that are kept, for a rollback.
 pub const KEPT_UNUSED: usize = 10;
@@ -77,18 +80,19 @@ struct Mark {
 #[derive(Clone, Debug)]
 pub struct Slugs {
     folders: Folders,
+    pool: Pool,
     client: reqwest::Client,
 }
 
 impl Slugs {
-    /// Creates the slugs of a state folder.
-    pub fn new(folders: Folders, credentials: Option<&Credentials>) -> Slugs {
+    /// Creates the slugs of a state folder. Work that blocks runs on the pool.
+    pub fn new(folders: Folders, pool: Pool, credentials: Option<&Credentials>) -> Slugs {
         let client = http_client(credentials)
             .connect_timeout(Duration::from_secs(2))
             .read_timeout(Duration::from_secs(15))
             .build()
             .expect("its TLS is made already");
-        Slugs { folders, client }
+        Slugs { folders, pool, client }
     }
 
     /// Cleans up after an earlier bazooka-pm, and returns the slugs that are here. Blocks.
@@ -185,18 +189,32 @@ impl Slugs {
         let mut archive = tempfile::Builder::new().prefix(".fetch-").tempfile_in(&folder).map_err(disk)?;
         let mut hash = Sha256::new();
         let mut body = response.bytes_stream();
-        while let Some(piece) = body.next().await {
-            let piece = piece.map_err(unreachable)?;
-            hash.update(&piece);
-            // The bytes go to the page cache, which is no slower than a copy.
-            archive.write_all(&piece).map_err(disk)?;
+        let mut bytes = Vec::new();
+        loop {
+            let piece = body.next().await.transpose().map_err(unreachable)?;
+            bytes.extend_from_slice(piece.as_deref().unwrap_or_default());
+            if bytes.len() >= WRITE_BYTES || piece.is_none() {
+                // Once too much waits for the disk, the kernel holds whoever writes.
+                let written = self.pool.run(move || {
+                    hash.update(&bytes);
+                    let written = archive.write_all(&bytes);
+                    bytes.clear();
+                    (archive, hash, bytes, written)
+                });
+                let written = written.await.map_err(|error| disk(io::Error::other(error)))?;
+                (archive, hash, bytes) = (written.0, written.1, written.2);
+                written.3.map_err(disk)?;
+            }
+            if piece.is_none() {
+                break;
+            }
         }
         let found = format!("{:x}", hash.finalize());
         if found != digest.as_str() {
             return Err(FetchError::Different { rm: rm.clone(), found });
         }
         let (slugs, digest, rm) = (self.clone(), digest.clone(), rm.clone());
-        let unpacked = tokio::task::spawn_blocking(move || slugs.install(archive, &digest, &rm)).await;
+        let unpacked = self.pool.run(move || slugs.install(archive, &digest, &rm)).await;
         unpacked.map_err(|error| FetchError::Disk { path: folder, source: io::Error::other(error) })?
     }
 
@@ -235,8 +253,15 @@ impl Slugs {
     }
 
     /// Syncs a slug, so that it survives a loss of power. Nothing waits for it: until then the slug counts for this
-    /// boot only. Blocks.
-    pub fn sync(&self, digest: &Digest) {
+    /// boot only.
+    pub async fn sync(&self, digest: Digest) {
+        let slugs = self.clone();
+        if let Err(error) = self.pool.run(move || slugs.sync_now(&digest)).await {
+            tracing::error!(error = %error, "can't sync a slug");
+        }
+    }
+
+    fn sync_now(&self, digest: &Digest) {
         let synced = fs::File::open(self.folders.slug(digest))
             .and_then(|folder| nix::unistd::syncfs(&folder).map_err(io::Error::from))
             .and_then(|()| write_file(&self.mark(digest), &Mark { boot_id: boot_id(), synced: true }));

@@ -38,6 +38,7 @@ use visor::{
 use super::{
     folders::{Folders, FoldersError, StateLock},
     isolation::{self, Apart, IsolationError},
+    logs::Outputs,
     model,
     options::{self, HostOptions},
     records,
@@ -82,6 +83,9 @@ pub enum HostError {
     /// The endpoint can't be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// There is no room for threads.
+    #[error("can't prepare the threads of work that blocks")]
+    Threads(#[source] io::Error),
     /// The starts that an earlier bazooka-pm left can't be read.
     #[error("can't read the state folder")]
     Recover(#[source] JoinError),
@@ -189,11 +193,12 @@ impl Start {
     ///
     /// # Errors
     /// [`HostError::Recover`], [`HostError::Unseen`].
-    pub async fn take_over(&self, slugs: &Slugs) -> Result<model::Locals, HostError> {
+    pub async fn take_over(&self, slugs: &Slugs) -> Result<(model::Locals, Outputs), HostError> {
         let (place, known) = (self.folders.clone(), slugs.clone());
         let found = tokio::task::spawn_blocking(move || (records::recover(&place), known.present()));
         let (recovered, present) = found.await.map_err(HostError::Recover)?;
-        let recovered = recovered.map_err(HostError::Unseen)?;
+        let mut recovered = recovered.map_err(HostError::Unseen)?;
+        let outputs = Outputs::new(std::mem::take(&mut recovered.outputs));
         let locals = taken_over(recovered, present, &self.vault, &self.folders);
         if let Some(groups) = &self.apart.cgroups {
             let wanted: BTreeSet<String> = locals.instances.keys().map(ToString::to_string).collect();
@@ -206,7 +211,7 @@ impl Start {
         if !locals.instances.is_empty() {
             tracing::info!(instances = locals.instances.len(), "taking over");
         }
-        Ok(locals)
+        Ok((locals, outputs))
     }
 
     /// Returns the row that registers this host.

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -16,45 +16,92 @@ use bazooka_sandbox::{
     protocol::{Group, ProcessId},
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use visor::pause::Doubling;
+
+use super::pools::Pool;
 
 /// The longest time for which the remains of a dead shim are killed again and again.
 const SWEEP_FOR: Duration = Duration::from_secs(10);
 
-/// Kills what a dead shim has left behind: processes in the instance's control groups, processes of its user or, if it
-/// has no user of its own, processes whose HOME is the instance's.
-///
-/// Then removes what that user has on the machine besides: shared memory, semaphores, queues, private addresses. Blocks.
-pub fn sweep(home: &Path, uid: Option<u32>, own: &[Group]) {
+/// The pause before what still dies is looked at again. It is spent outside of the pool, whose threads others need.
+const PAUSE: Doubling = Doubling::new(Duration::from_millis(5), Duration::from_millis(100));
+
+/// The remains that a dead shim may have left: processes in the instance's control groups, processes of its user or, if
+/// it has no user of its own, processes whose HOME is the instance's.
+#[derive(Clone, Debug)]
+pub struct Remains {
+    /// The instance's home.
+    pub home: PathBuf,
+    /// Its user, if it has its own.
+    pub uid: Option<u32>,
+    /// Its control groups.
+    pub groups: Vec<Group>,
+}
+
+/// Kills all remains, and removes the control groups and what the user has on the machine besides: shared memory,
+/// semaphores, queues, private addresses.
+pub async fn sweep(pool: &Pool, remains: Remains) {
     let begun = Instant::now();
-    groups::kill(own);
+    let mut pauses = PAUSE.begin();
     let mut complained = false;
-    while begun.elapsed() < SWEEP_FOR {
-        let left = match left_behind(home, uid, own) {
-            Ok(left) if left.is_empty() => break,
-            Ok(left) => left,
-            Err(error) => {
-                // Processes that can't be looked at aren't gone.
-                if !std::mem::replace(&mut complained, true) {
-                    tracing::warn!(home = %home.display(), error = %error, "can't look for what a dead shim left");
-                }
-                Vec::new()
+    loop {
+        let (own, is_last) = (remains.clone(), begun.elapsed() >= SWEEP_FOR);
+        let is_first = pauses == PAUSE.begin();
+        let looked = pool.run(move || {
+            if is_first {
+                groups::kill(&own.groups);
             }
-        };
-        for process in left {
+            let left = own.kill();
+            let is_clear = matches!(left, Ok(0));
+            if is_clear || is_last {
+                own.remove_rest();
+            }
+            left.map(|_| is_clear || is_last)
+        });
+        match looked.await {
+            Ok(Ok(true)) => return,
+            Ok(Ok(false)) => {}
+            // Processes that can't be looked at aren't gone.
+            Ok(Err(error)) => {
+                if !std::mem::replace(&mut complained, true) {
+                    let home = remains.home.display();
+                    tracing::warn!(%home, error = %error, "can't look for what a dead shim left");
+                }
+                if is_last {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = %error, "can't clean up after an instance");
+                return;
+            }
+        }
+        tokio::time::sleep(pauses.next()).await;
+    }
+}
+
+impl Remains {
+    /// Kills each process once, and returns how many there were. Blocks.
+    fn kill(&self) -> io::Result<usize> {
+        let left = left_behind(&self.home, self.uid, &self.groups)?;
+        for process in &left {
             let Some(pid) = Pid::from_raw(process.pid) else { continue };
             let Ok(held) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
             if process.is_there() {
                 let _ = pidfd_send_signal(&held, Signal::KILL);
             }
         }
-        std::thread::sleep(Duration::from_millis(5));
+        Ok(left.len())
     }
-    if let Some(uid) = uid {
-        ipc::remove_of(uid);
-        loopback::remove_of(uid);
-    }
-    for group in own {
-        let _ = fs::remove_dir(&group.folder);
+
+    fn remove_rest(&self) {
+        if let Some(uid) = self.uid {
+            ipc::remove_of(uid);
+            loopback::remove_of(uid);
+        }
+        for group in &self.groups {
+            let _ = fs::remove_dir(&group.folder);
+        }
     }
 }
 

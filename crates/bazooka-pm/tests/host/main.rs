@@ -5,6 +5,7 @@ mod adopt;
 mod coordinator;
 mod envs;
 mod life;
+mod logs;
 mod measure;
 mod neighbour;
 mod sandbox;
