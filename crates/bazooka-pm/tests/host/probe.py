@@ -62,6 +62,7 @@ said["hidden"] = [path for path in os.environ["HIDDEN"].split(":") if os.path.ex
 said["of_others"] = outcome(lambda: open("/proc/1/mem", "rb").close())
 said["written"] = {path: outcome(lambda: write(path)) for path in ("/app/x", "/usr/x", "/etc/x", "/x", "/proc/sys/kernel/core_pattern", "/tmp/x")}
 said["masked"] = [outcome(lambda: len(open(path, "rb").read())) for path in ("/proc/keys", "/proc/timer_list") if os.path.exists(path)]
+said["hidden_folders"] = [outcome(lambda: len(os.listdir(path))) for path in ("/proc/bus", "/proc/fs") if os.path.exists(path)]
 said["devices"] = sorted(os.listdir("/dev"))
 said["own_terminal"] = outcome(lambda: [os.close(fd) for fd in os.openpty()] and None)
 said["calls"] = {
