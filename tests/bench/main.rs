@@ -10,10 +10,12 @@
 //! the medians stand side by side. This program waits for other runs of the tests to end, and lets none begin.
 
 mod abuse;
+mod churn;
 mod compare;
 mod converge;
 mod discovery;
 mod floor;
+mod followers;
 mod hosts;
 mod isolation;
 mod measure;
@@ -38,6 +40,12 @@ struct Arguments {
     /// Requests a second in the rollouts of `hosts` (1000 unless told), and in `seed` (5000).
     #[arg(long)]
     rate: Option<u32>,
+    /// Only these kinds in `abuse`, such as bomb or walk.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    kinds: Vec<String>,
+    /// Rounds of changes in `churn`.
+    #[arg(long, default_value_t = 90)]
+    rounds: usize,
     /// In `seed` over kept connections only, as from a proxy or an app; else half of them over new ones.
     #[arg(long)]
     kept: bool,
@@ -48,7 +56,7 @@ struct Arguments {
     /// given. Given twice, two builds are compared.
     #[arg(long, value_name = "DIR", group = "compared")]
     programs: Vec<PathBuf>,
-    /// Only these: push, scale10, scale100, sleep100, kill, ps, memory, isolation, abuse, discovery, converge; rollouts,
+    /// Only these: push, scale10, scale100, sleep100, kill, ps, memory, churn, followers, isolation, abuse, discovery, converge; rollouts,
     /// killed, host, pm, leader, quorum, member, crash, workers, rollback, which all are `hosts`; seed; `readme`.
     benches: Vec<String>,
 }
@@ -60,6 +68,10 @@ struct Size {
     runs: usize,
     /// How many rollouts are counted over.
     rollouts: usize,
+    /// Kinds of abuse; all if there are none.
+    abuse: Vec<String>,
+    /// Rounds of changes.
+    rounds: usize,
     /// Requests a second, if told.
     rate: Option<u32>,
     /// Kinds of requests.
@@ -73,7 +85,7 @@ struct Bench {
 }
 
 /// Those of one machine.
-const ALONE: [Bench; 11] = [
+const ALONE: [Bench; 13] = [
     Bench { name: "push", measure: |size| vec![measure::push(size.runs)] },
     Bench { name: "scale10", measure: |size| vec![measure::scale_to_ten(size.runs)] },
     Bench { name: "scale100", measure: |size| vec![measure::scale_to_hundred(size.runs)] },
@@ -81,8 +93,10 @@ const ALONE: [Bench; 11] = [
     Bench { name: "kill", measure: |size| vec![measure::kill(size.runs)] },
     Bench { name: "ps", measure: |size| vec![measure::ps(size.runs)] },
     Bench { name: "memory", measure: |_| measure::memory() },
+    Bench { name: "churn", measure: |size| churn::churn(size.rounds) },
+    Bench { name: "followers", measure: |size| followers::followers(size.runs) },
     Bench { name: "isolation", measure: |size| isolation::isolation(size.runs) },
-    Bench { name: "abuse", measure: |size| abuse::abuse(size.runs) },
+    Bench { name: "abuse", measure: |size| abuse::abuse(size.runs, &size.abuse) },
     Bench { name: "discovery", measure: |size| discovery::discovery(size.runs) },
     Bench { name: "converge", measure: |_| converge::converge() },
 ];
@@ -172,6 +186,8 @@ fn main() -> anyhow::Result<()> {
     let size = Size {
         runs: arguments.runs,
         rollouts: 10,
+        abuse: arguments.kinds.clone(),
+        rounds: arguments.rounds,
         rate: arguments.rate,
         kinds: Kind::ALL.into_iter().filter(|kind| !(arguments.kept && kind.new)).collect(),
     };

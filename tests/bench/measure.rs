@@ -11,14 +11,16 @@ use visor::{names::InstanceId, schema::State};
 
 use crate::{Row, Value, floor, median, seconds};
 
-const SERVER: &str = r#"
+/// A server whose answers begin with VERSION.
+pub const SERVER: &str = r#"
 require("http").createServer((request, response) => {
   response.setHeader("Connection", "close");
   response.end("VERSION " + process.env.BAZOOKA_INSTANCE + "\n");
 }).listen(process.env.PORT);
 "#;
 
-fn node_app(cluster: &Cluster) -> Repo {
+/// The app of most benches: a server, and a sleep.
+pub fn node_app(cluster: &Cluster) -> Repo {
     let repo = cluster.repo("bench");
     repo.write("Procfile", "web: node server.js\nsleep: sleep 1000000\n")
         .write("server.js", &SERVER.replace("VERSION", "v0"));
@@ -46,7 +48,7 @@ fn first(cluster: &Cluster, begin: Instant, mut satisfies: impl FnMut(&str) -> b
 ///
 /// A single visitor would not do: HAProxy holds the request that met a dead instance for its turn-around
 /// time (1 s) and tries again, so that whoever waits for that one sees nothing of the replacement.
-fn first_of_many(cluster: &Cluster, begin: Instant) -> (Duration, BTreeMap<u16, usize>, Duration) {
+pub fn first_of_many(cluster: &Cluster, begin: Instant) -> (Duration, BTreeMap<u16, usize>, Duration) {
     std::thread::scope(|scope| {
         let (answer, answers) = std::sync::mpsc::channel();
         let mut asked = 0;
@@ -205,10 +207,7 @@ pub fn kill(runs: usize) -> Row {
         // A fresh instance for each: quick restarts are bounded.
         repo.bazooka(&["scale", "-n", "0", "web"]).ok();
         repo.bazooka(&["scale", "-n", "1", "web"]).ok();
-        let pid = running(&cluster)[0].1;
-        let begin = Instant::now();
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a process id fits"));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it runs");
+        let begin = kill_web(&cluster);
         let (took, seen, longest) = first_of_many(&cluster, begin);
         for (status, n) in seen {
             *statuses.entry(status).or_insert(0) += n;
@@ -232,7 +231,21 @@ pub fn kill(runs: usize) -> Row {
     }
 }
 
-fn running(cluster: &Cluster) -> Vec<(InstanceId, u32)> {
+/// Kills the instance of the only server, and returns when.
+pub fn kill_web(cluster: &Cluster) -> Instant {
+    let snapshot = cluster.snapshot();
+    let app = snapshot.apps.values().flat_map(|app| &app.instances);
+    let web: BTreeSet<InstanceId> =
+        app.filter(|(_, instance)| instance.proc.as_str() == "web").map(|(id, _)| *id).collect();
+    let pid = running(cluster).into_iter().find(|(id, _)| web.contains(id)).expect("it runs").1;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a process id fits"));
+    let begin = Instant::now();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it runs");
+    begin
+}
+
+/// The running instances, with the process of each.
+pub fn running(cluster: &Cluster) -> Vec<(InstanceId, u32)> {
     let snapshot = cluster.snapshot();
     let statuses = snapshot.hosts.values().flat_map(|host| &host.status);
     let running = statuses.filter(|(_, status)| status.state == State::Running);
@@ -337,14 +350,7 @@ pub fn memory() -> Vec<Row> {
         other => Err(format!("{other}")),
     });
     let mut rows = Vec::new();
-    let pm = cluster.host(1).pid();
-    let daemons = [
-        ("bazooka-pm", pm),
-        ("bazooka-pm converge", cluster.part("converger").pid()),
-        ("bazooka-rm", cluster.part("rm").pid()),
-        ("bazooka-proxy", cluster.part("proxy").pid()),
-    ];
-    for (name, pid) in daemons {
+    for (name, pid) in daemons(&mut cluster) {
         let resident = kib(pid, "status", "VmRSS:") / 1024.0;
         rows.push(Row {
             value: Some(Value::Mebibytes(resident)),
@@ -377,7 +383,18 @@ pub fn memory() -> Vec<Row> {
     rows
 }
 
-fn kib(pid: u32, file: &str, field: &str) -> f64 {
+/// The daemons of a cluster, with their processes.
+pub fn daemons(cluster: &mut Cluster) -> [(&'static str, u32); 4] {
+    [
+        ("bazooka-pm", cluster.host(1).pid()),
+        ("bazooka-pm converge", cluster.part("converger").pid()),
+        ("bazooka-rm", cluster.part("rm").pid()),
+        ("bazooka-proxy", cluster.part("proxy").pid()),
+    ]
+}
+
+/// A field of a file in /proc/PID, in KiB.
+pub fn kib(pid: u32, file: &str, field: &str) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("0");
     line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0.0)
