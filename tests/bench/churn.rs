@@ -20,7 +20,7 @@ const ROUND: &str = "a push, a config set, a scale from 100 to 90 and back, 3 in
                      and a follower";
 
 fn follow(repo: &Repo) -> Child {
-    let mut command = repo.command("bazooka", &["logs", "-f"]);
+    let mut command = repo.command(&bazooka_tests::program("bazooka").display().to_string(), &["logs", "-f"]);
     let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("bazooka is there")
 }

@@ -155,8 +155,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_process_that_hides_its_owner_is_swept_with_its_user() {
+    #[tokio::test]
+    async fn a_process_that_hides_its_owner_is_swept_with_its_user() {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("not tried: it takes root");
             return;
@@ -175,7 +175,8 @@ mod tests {
         std::io::Read::read_exact(out, &mut said).expect("it hides itself and says so");
         let pid = i32::try_from(hidden.id()).expect("it fits");
         assert_eq!(user_of(pid).expect("/proc is there"), Some(uid));
-        sweep(Path::new("/nowhere"), Some(uid), &[]);
+        let pool = Pool::new("test", 1).expect("there is room");
+        sweep(&pool, Remains { home: "/nowhere".into(), uid: Some(uid), groups: Vec::new() }).await;
         use std::os::unix::process::ExitStatusExt;
         assert_eq!(hidden.wait().expect("it is ours").signal(), Some(9));
     }
