@@ -142,4 +142,19 @@ mod tests {
         let known = OutOfMemory { limit_bytes: Some(128), peak_bytes: Some(127) };
         assert_eq!(out_of_memory(&first), Some(known));
     }
+
+    #[test]
+    fn a_group_of_version_2_is_killed_as_a_whole_and_no_other_is_touched() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        for name in ["first", "second"] {
+            fs::create_dir(at(name)).expect("there is room");
+            fs::write(at(name).join("cgroup.kill"), "").expect("there is room");
+        }
+        // An older kernel has no such file, and none is made.
+        fs::create_dir(at("older")).expect("there is room");
+        kill(&[group(&at("first"), 1, &[]), group(&at("second"), 2, &[]), group(&at("older"), 2, &[])]);
+        let said = |name: &str| fs::read_to_string(at(name).join("cgroup.kill")).ok();
+        assert_eq!(["first", "second", "older"].map(said), [Some(String::new()), Some("1".to_owned()), None]);
+    }
 }
