@@ -15,11 +15,14 @@
 //! 5. *No number is used twice.* Ids, ports and revisions continue above all that may have been used.
 //! 6. *Presence is renewed.* Each daemon's old lease ends, so that it registers again. Hosts and proxies of the
 //!    backup count as present for a while, so that nothing is marked lost meanwhile.
-//! 7. *An instance that cannot be entered runs on.* Hosts keep instances of an app that the backup does not know, and
+//! 7. *A contradiction is shown, and not resolved.* Nothing is entered of an instance about which hosts contradict each
+//!    other, or its host the backup ([`disputes`]).
+//! 8. *An instance that cannot be entered runs on.* Hosts keep instances of an app that the backup does not know, and
 //!    hosts that did not answer keep theirs ([`Schema::restored`]); the report lists them.
 //!
 //! [`Schema::restored`]: crate::schema::Schema::restored
 
+mod disputes;
 mod plan;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Found, REVISIONS_ABOVE, present};
+use super::{
+    Found, REVISIONS_ABOVE,
+    disputes::{Disputes, disputes},
+    present,
+};
 use crate::{
     keys::Key,
     names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId},
@@ -89,6 +93,7 @@ pub fn plan(snapshot: &Snapshot, found: &[Found], moment: Moment, now: Timestamp
             apps.entry(&instance.assignment.app).or_default().push(live);
         }
     }
+    leave_disputed(snapshot, &mut apps, &mut recovery);
     let mut last_port = last_port(snapshot);
     for (name, live) in &apps {
         match snapshot.apps.get(*name).filter(|view| view.app.is_some()) {
@@ -118,11 +123,33 @@ pub fn plan(snapshot: &Snapshot, found: &[Found], moment: Moment, now: Timestamp
     recovery
 }
 
+/// Takes out the instances about which there are contradictions, by rule 7.
+fn leave_disputed(
+    snapshot: &Snapshot,
+    apps: &mut BTreeMap<&AppName, Vec<Live<'_>>>,
+    recovery: &mut Recovery,
+) {
+    let mut taken: BTreeMap<InstanceId, BTreeSet<&HostName>> = BTreeMap::new();
+    for one in apps.values().flatten() {
+        taken.entry(one.id).or_default().insert(one.host);
+    }
+    for (name, live) in apps.iter_mut() {
+        let Disputes { instances, told } = disputes(name, snapshot.apps.get(*name), live, &taken);
+        live.retain(|one| !instances.contains(&(one.host.clone(), one.id)));
+        for words in told {
+            recovery.ask(format!(
+                "{words}: none of these is entered, their hosts keep them, without requests; find out which host is \
+                 wrong and end what it runs, then: bazooka recover --late"
+            ));
+        }
+    }
+}
+
 /// An instance that runs, or is about to.
-struct Live<'a> {
-    host: &'a HostName,
-    id: InstanceId,
-    assignment: &'a Assignment,
+pub(super) struct Live<'a> {
+    pub(super) host: &'a HostName,
+    pub(super) id: InstanceId,
+    pub(super) assignment: &'a Assignment,
     of: &'a Found,
 }
 

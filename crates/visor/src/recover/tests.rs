@@ -199,6 +199,47 @@ async fn what_most_do_not_run_stays_beside() {
 }
 
 #[tokio::test]
+async fn contradictions_are_shown_and_not_resolved() {
+    let (visor, _) = backup().await;
+    // Most say one thing of v3, and one host another; it has the name of a rev that nobody pushed.
+    let mut wrong = found("host3", &[(9, 3, 0)]);
+    let one = wrong.instances.get_mut(&InstanceId(9)).expect("it is there");
+    one.assignment.rev = rev(9).parse().expect("valid");
+    let hosts =
+        [found("host1", &[(1, 1, 0), (5, 3, 0), (6, 3, 0)]), found("host2", &[(2, 1, 0), (7, 3, 0)]), wrong];
+    let (recovery, after) = recovered(&visor, &hosts).await;
+    let view = &after.apps[&app()];
+    assert_eq!(view.head.as_ref().map(|head| head.release), Some(ReleaseId(1)), "{recovery:?}");
+    assert_eq!(ids(&after), [1, 2], "what nobody disputes is taken up");
+    assert!(!view.releases.contains_key(&ReleaseId(3)) && view.revs.len() == 2, "{view:?}");
+    let told = recovery.by_hand.join("\n");
+    assert!(told.contains("contradict each other about v3") && told.contains("on host3"), "{told}");
+}
+
+#[tokio::test]
+async fn a_host_that_contradicts_the_backup_is_not_believed() {
+    for what in ["its rev", "its env", "its slug", "its id"] {
+        let (visor, _) = backup().await;
+        let mut wrong = found("host3", &[(if what == "its id" { 2 } else { 9 }, 1, 0)]);
+        let one = wrong.instances.values_mut().next().expect("it is there");
+        match what {
+            "its rev" => one.assignment.rev = rev(2).parse().expect("valid"),
+            "its env" => one.assignment.env = "e7".parse().expect("valid"),
+            "its slug" => one.assignment.slug.sha256 = "f".repeat(64).parse().expect("valid"),
+            _ => {}
+        }
+        let hosts = [found("host1", &[(1, 1, 0)]), found("host2", &[(2, 1, 0)]), wrong];
+        let (recovery, after) = recovered(&visor, &hosts).await;
+        let entered = after.hosts.values().flat_map(|host| host.assigned.keys()).filter(|id| id.0 == 9);
+        assert_eq!(entered.count(), 0, "{what}");
+        let told = recovery.by_hand.join("\n");
+        assert!(told.contains("host3") && told.contains("none of these is entered"), "{what}: {told}");
+        let of_host1 = &after.hosts[&"host1".parse().expect("valid")].assigned;
+        assert!(of_host1.contains_key(&InstanceId(1)), "{what}: what host1 runs is taken up");
+    }
+}
+
+#[tokio::test]
 async fn a_host_that_does_not_answer_keeps_its_rows_and_gets_no_requests() {
     let (visor, _) = backup().await;
     let (recovery, after) = recovered(&visor, &[found("host1", &[(1, 1, 0)])]).await;
