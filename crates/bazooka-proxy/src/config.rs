@@ -13,7 +13,6 @@
 use std::{
     collections::BTreeMap,
     fmt::Write,
-    hash::{DefaultHasher, Hash, Hasher},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
@@ -43,6 +42,8 @@ pub struct Settings {
     pub run_as: Option<RunAs>,
     /// True if this HAProxy has its Prometheus exporter built in.
     pub exporter: bool,
+    /// True if this HAProxy runs Lua scripts; [`GIVE_UP`] stands at [`Settings::script`] then.
+    pub lua: bool,
 }
 
 /// The TLS files of git's address.
@@ -79,6 +80,12 @@ impl Settings {
         self.folder.join("exporter.sock")
     }
 
+    /// Returns the path of [`GIVE_UP`]. A changed script needs another name: HAProxy reads the script only when it
+    /// starts or reloads, and the structural hash contains the name alone.
+    pub fn script(&self) -> PathBuf {
+        self.folder.join("give-up-1.lua")
+    }
+
     fn worker_socket(&self) -> PathBuf {
         self.folder.join("worker.sock")
     }
@@ -98,6 +105,32 @@ const HOST: &str = "req.hdr(host),lower,field(1,:),rtrim(.)";
 /// The methods that may be repeated (RFC 9110, 9.2.2). Other requests are sent again only if no byte of them was
 /// sent.
 const IDEMPOTENT: &str = "GET HEAD OPTIONS TRACE PUT DELETE";
+
+/// The answer to a request whose instance died.
+const NO_WHOLE_ANSWER: &str = "The instance ended the connection without a whole answer.\\n";
+
+/// The script of the action that answers a request with 502 in place of another try.
+///
+/// While the connection is open the action does nothing: the instance may still answer, or exceed its time.
+pub const GIVE_UP: &str = r#"-- Written by bazooka-proxy; what is changed here is overwritten.
+core.register_action("bazooka_give_up", { "tcp-res" }, function(txn)
+    if txn.res:may_recv() then return end
+    local reply = txn:reply({ status = 502, reason = "Bad Gateway" })
+    reply:add_header("content-type", "text/plain; charset=utf-8")
+    reply:set_body("The instance ended the connection without a whole answer.\n")
+    txn:done(reply)
+end)
+"#;
+
+/// The time in seconds for which a backend waits for an answer, and the time for which its [`one_more`] rules watch the
+/// connection: shorter, so that an instance that exceeds its time leads to 504.
+struct AnswerTime {
+    timeout: u32,
+    watched: u32,
+}
+
+const OF_SERVICES: AnswerTime = AnswerTime { timeout: 120, watched: 119 };
+const OF_RMS: AnswerTime = AnswerTime { timeout: 1800, watched: 1799 };
 
 /// Returns a server's options in a mode, except its weight. Each server has them spelled out, because `add server`
 /// ignores `default-server`.
@@ -190,31 +223,12 @@ pub fn structural_hash(routes: &Routes, settings: &Settings) -> String {
     digest(&structure(routes, settings))
 }
 
-/// Reports whether the hash that HAProxy has in force is that of this configuration.
-///
-/// A HAProxy that was started by an earlier version of bazooka-proxy shows that version's hash. It is accepted too,
-/// so that an upgrade doesn't reload HAProxy; the next reload replaces it.
-pub fn has_structure(in_force: &str, routes: &Routes, settings: &Settings) -> bool {
-    let text = structure(routes, settings);
-    in_force == digest(&text) || (in_force.len() == EARLIER_DIGITS && in_force == earlier_digest(&text))
-}
-
 /// Returns the first half of a SHA-256 in hexadecimal.
 fn digest(text: &str) -> String {
     Sha256::digest(text).iter().take(16).fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
-}
-
-/// The length of earlier versions' hash, in hexadecimal digits.
-const EARLIER_DIGITS: usize = 16;
-
-/// Returns the hash of earlier versions. It matches as long as the standard library keeps its algorithm.
-fn earlier_digest(text: &str) -> String {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
 }
 
 /// Returns the text of a configuration without its servers, weights, domains and hash.
@@ -246,13 +260,13 @@ fn render_with(routes: &Routes, settings: &Settings, hash: &str) -> String {
         exporter(&mut text, settings);
     }
     if let Some(git) = settings.git {
-        git_frontend(&mut text, git, settings.git_tls.as_ref(), routes);
+        git_frontend(&mut text, settings, git, routes);
     }
     for (id, service) in &routes.services {
         if let Some(port) = service.port {
             service_frontend(&mut text, settings, id, service.mode, port);
         }
-        backend(&mut text, id, service);
+        backend(&mut text, settings, id, service);
     }
     text
 }
@@ -272,6 +286,9 @@ fn global(text: &mut String, settings: &Settings, hash: &str) {
     lines!(text, "    stats socket {} mode 600 level admin expose-fd listeners", quoted(&socket));
     // Old workers end after this time, even with open connections.
     lines!(text, "    hard-stop-after 30m");
+    if settings.lua {
+        lines!(text, "    lua-load {}", quoted(&settings.script()));
+    }
     if let Some(RunAs { user, group }) = &settings.run_as {
         lines!(text, "    user {user}");
         lines!(text, "    group {group}");
@@ -282,7 +299,11 @@ fn global(text: &mut String, settings: &Settings, hash: &str) {
     // timeout connect: the time a request waits for a vanished host before it goes to another instance. The kernel
     // repeats a lost first packet only after 1 s; another instance answers sooner.
     // srvtcpka: a request that waits for the response of a vanished host fails after 4 s instead of 2 min.
-    text.push_str(
+    // retry-on: without the rules of `one_more` a request is sent again only if no instance took it.
+    let retry_on = if settings.lua { "conn-failure empty-response" } else { "conn-failure" };
+    let timeout = OF_SERVICES.timeout;
+    lines!(
+        text,
         r#"
 defaults http
     mode http
@@ -291,7 +312,7 @@ defaults http
     timeout http-request 30s
     timeout http-keep-alive 60s
     timeout client 2m
-    timeout server 2m
+    timeout server {timeout}s
     timeout queue 10s
     timeout tunnel 1h
     timeout client-fin 30s
@@ -302,10 +323,10 @@ defaults http
     srvtcpka-cnt 2
     option redispatch 1
     retries 3
-    retry-on conn-failure empty-response
+    retry-on {retry_on}
     option tcp-check
     tcp-check connect linger
-    http-error status 502 content-type "text/plain; charset=utf-8" string "The instance ended the connection without a whole answer.\n"
+    http-error status 502 content-type "text/plain; charset=utf-8" string "{NO_WHOLE_ANSWER}"
     http-error status 503 content-type "text/plain; charset=utf-8" string "Nothing here can answer this now.\n" hdr retry-after 1
     http-error status 504 content-type "text/plain; charset=utf-8" string "The instance did not answer in time.\n"
 
@@ -324,9 +345,30 @@ defaults tcp
     option redispatch 1
     retries 3
     option tcp-check
-    tcp-check connect linger
-"#,
+    tcp-check connect linger"#
     );
+}
+
+/// Writes the rules for a request that an instance took and didn't answer: sent to one more instance at most, and only if
+/// it is safe to repeat. Otherwise a request that kills its instance would kill one after the other.
+///
+/// HAProxy evaluates the `tcp-response` rules whenever a server has taken the request. The first time they only note
+/// it. The next time, or at once for a request that isn't safe to repeat, they wait for a status; the connection's end
+/// without one leads to 502. HAProxy by itself would close a kept connection without an answer and without a trace in
+/// its metrics, and most clients would then send the request again.
+fn one_more(text: &mut String, settings: &Settings, time: &AnswerTime) {
+    lines!(text, "    http-request disable-l7-retry unless {{ method {IDEMPOTENT} }}");
+    if !settings.lua {
+        return;
+    }
+    lines!(text, "    http-request set-var(txn.taken) bool(true) unless {{ method {IDEMPOTENT} }}");
+    lines!(text, "    tcp-response inspect-delay {}s", time.watched);
+    lines!(text, "    tcp-response content set-var(txn.last) bool(true) if {{ var(txn.taken) -m found }}");
+    lines!(text, "    tcp-response content set-var(txn.taken) bool(true)");
+    // From the first try on HAProxy waits by itself: only so can it send the request again.
+    lines!(text, "    tcp-response content accept unless {{ var(txn.last) -m found }}");
+    lines!(text, "    tcp-response content accept if {{ status ge 100 }}");
+    lines!(text, "    tcp-response content lua.bazooka_give_up");
 }
 
 /// Writes the first rules of each HTTP frontend.
@@ -399,7 +441,8 @@ fn exporter(text: &mut String, settings: &Settings) {
 /// The requests for one app all go to one rm while it is available, because its clone and its caches are warm; after
 /// it has gone, they go to the next rm by the same hash. A build may print nothing for a long time, so the timeouts
 /// are long; the rm limits a push itself.
-fn git_frontend(text: &mut String, git: SocketAddr, tls: Option<&GitTls>, routes: &Routes) {
+fn git_frontend(text: &mut String, settings: &Settings, git: SocketAddr, routes: &Routes) {
+    let tls = settings.git_tls.as_ref();
     lines!(text, "\nfrontend {GIT} from http");
     let secured = tls.map_or_else(String::new, |tls| {
         format!(" ssl crt {} ssl-min-ver TLSv1.2 alpn http/1.1", quoted(&tls.identity))
@@ -416,8 +459,8 @@ fn git_frontend(text: &mut String, git: SocketAddr, tls: Option<&GitTls>, routes
     lines!(text, "\nbackend {GIT} from http");
     lines!(text, "    balance hash path,field(2,/)");
     lines!(text, "    hash-type consistent");
-    lines!(text, "    timeout server 30m");
-    lines!(text, "    http-request disable-l7-retry unless {{ method {IDEMPOTENT} }}");
+    lines!(text, "    timeout server {}s", OF_RMS.timeout);
+    one_more(text, settings, &OF_RMS);
     lines!(
         text,
         "    http-error status 503 content-type \"text/plain; charset=utf-8\" \
@@ -457,12 +500,12 @@ fn service_frontend(text: &mut String, settings: &Settings, id: &ServiceId, mode
     lines!(text, "    default_backend {backend}");
 }
 
-fn backend(text: &mut String, id: &ServiceId, service: &Service) {
+fn backend(text: &mut String, settings: &Settings, id: &ServiceId, service: &Service) {
     let name = id.backend();
     match service.mode {
         Mode::Http => {
             lines!(text, "\nbackend {name} from http");
-            lines!(text, "    http-request disable-l7-retry unless {{ method {IDEMPOTENT} }}");
+            one_more(text, settings, &OF_SERVICES);
             lines!(
                 text,
                 "    http-error status 503 content-type \"text/plain; charset=utf-8\" \

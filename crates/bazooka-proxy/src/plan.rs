@@ -16,7 +16,7 @@ use visor::{
 };
 
 use crate::{
-    config::{Settings, has_structure, hosts, instance_of, server_name, server_options, structural_hash},
+    config::{Settings, hosts, instance_of, server_name, server_options, structural_hash},
     haproxy::ServerState,
     routes::{Mode, Routes, ServiceId},
 };
@@ -347,7 +347,7 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Plan {
     for host in in_force.hosts.keys().filter(|host| !hosts.contains_key(*host)) {
         go.push(Step::DeleteHost { host: host.clone() });
     }
-    let reload = (!has_structure(&in_force.structural_hash, routes, settings)).then(|| {
+    let reload = (in_force.structural_hash != structural_hash(routes, settings)).then(|| {
         let wanted: BTreeSet<String> = routes.services.keys().map(ServiceId::backend).collect();
         let ours = |name: &&String| ServiceId::of_backend(name).is_some();
         Reload {

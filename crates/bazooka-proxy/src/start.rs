@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use bazooka_daemon::{Cluster, Loops, folder_token};
 use bazooka_proxy::{
-    config::{GitTls, RunAs, Settings},
+    config::{GIVE_UP, GitTls, RunAs, Settings},
     dns,
     driver::Driver,
     files::Place,
@@ -50,6 +50,7 @@ impl Start {
             }),
             _ => None,
         };
+        let built_with = built_with(&program).await?;
         let settings = Settings {
             public: Some(args.public),
             git: args.git,
@@ -58,8 +59,12 @@ impl Start {
             domain: args.domain.clone(),
             folder,
             run_as,
-            exporter: has_exporter(&program).await?,
+            exporter: built_with.exporter,
+            lua: built_with.lua,
         };
+        if settings.lua {
+            write_script(&settings.script())?;
+        }
         Ok((Start { settings, name, token, program }, lock))
     }
 
@@ -196,15 +201,38 @@ pub fn find_program(program: &Path) -> anyhow::Result<PathBuf> {
         })
 }
 
-/// Whether this HAProxy was built with its exporter, as Debian's is. One that wasn't refuses a configuration that names it.
-async fn has_exporter(program: &Path) -> anyhow::Result<bool> {
+/// The parts that a HAProxy may be built without. It refuses a configuration that names a missing one.
+struct BuiltWith {
+    exporter: bool,
+    lua: bool,
+}
+
+/// Finds out which parts this HAProxy has, and says what is lost without one. Debian's has all of them.
+async fn built_with(program: &Path) -> anyhow::Result<BuiltWith> {
     let says = tokio::process::Command::new(program).arg("-vv").output().await;
     let says = says.with_context(|| format!("can't run {}", program.display()))?;
-    let has = String::from_utf8_lossy(&says.stdout).contains("prometheus-exporter");
-    if !has {
+    let says = String::from_utf8_lossy(&says.stdout);
+    let built_with =
+        BuiltWith { exporter: says.contains("prometheus-exporter"), lua: says.contains("Built with Lua") };
+    if !built_with.exporter {
         tracing::warn!(haproxy = %program.display(), "this HAProxy has no exporter: there are no metrics of it");
     }
-    Ok(has)
+    if !built_with.lua {
+        tracing::warn!(
+            haproxy = %program.display(),
+            "this HAProxy has no Lua: a request whose instance dies is lost, even if it is safe to repeat, and a kept \
+             connection may end without an answer; install one with Lua: apt install haproxy"
+        );
+    }
+    Ok(built_with)
+}
+
+/// Writes the script that HAProxy's configuration names, whole or not at all.
+fn write_script(path: &Path) -> anyhow::Result<()> {
+    let draft = path.with_extension("new");
+    std::fs::write(&draft, GIVE_UP)
+        .and_then(|()| std::fs::rename(&draft, path))
+        .with_context(|| format!("can't write {}", path.display()))
 }
 
 /// Returns the user that HAProxy's workers run as; none unless this process is root.

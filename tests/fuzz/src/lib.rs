@@ -180,6 +180,7 @@ fn settings() -> Settings {
         folder: PathBuf::from("/var/lib/bazooka-proxy"),
         run_as: None,
         exporter: true,
+        lua: true,
     }
 }
 

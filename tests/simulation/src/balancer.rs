@@ -275,6 +275,7 @@ impl Hold {
             folder: PathBuf::from("/"),
             run_as: None,
             exporter: false,
+            lua: true,
         }
     }
 

@@ -35,17 +35,23 @@ async fn wait_other_master(rig: &Rig, before: u32) {
     .await;
 }
 
-/// HAProxy in an envelope that refuses every configuration while a file is there.
-fn stubborn_haproxy(folder: &std::path::Path) -> (PathBuf, PathBuf) {
-    let (program, refuse) = (folder.join("stubborn"), folder.join("refuse"));
-    let script = format!(
-        "#!/bin/sh\nif [ \"$1\" = -c ] && [ -e '{}' ]; then echo '[ALERT] (1) : config : no' >&2; exit 1; fi\n\
-         exec haproxy \"$@\"\n",
-        refuse.display()
-    );
+/// HAProxy in an envelope that runs a line of shell first.
+pub fn wrapped_haproxy(folder: &std::path::Path, first: &str) -> PathBuf {
+    let program = folder.join("wrapped");
+    let script = format!("#!/bin/sh\n{first}\nexec haproxy \"$@\"\n");
     std::fs::write(&program, script).expect("it can be written");
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("it can be set");
-    (program, refuse)
+    program
+}
+
+/// HAProxy in an envelope that refuses every configuration while a file is there.
+fn stubborn_haproxy(folder: &std::path::Path) -> (PathBuf, PathBuf) {
+    let refuse = folder.join("refuse");
+    let first = format!(
+        "if [ \"$1\" = -c ] && [ -e '{}' ]; then echo '[ALERT] (1) : config : no' >&2; exit 1; fi",
+        refuse.display()
+    );
+    (wrapped_haproxy(folder, &first), refuse)
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use bazooka_proxy::{
-    config::{GitTls, RunAs, has_structure, hosts, render, render_map, structural_hash},
+    config::{GitTls, RunAs, Settings, hosts, render, render_map, structural_hash},
     routes::routes,
 };
 use proptest::prelude::*;
@@ -97,14 +97,12 @@ fn the_structural_hash_changes_with_services_and_ports_alone() {
 }
 
 #[test]
-fn the_hash_of_an_earlier_version_is_heeded_so_that_an_upgrade_reloads_nothing() {
-    let (settings, routes) = (settings(), routes(&cluster().0, None));
-    assert!(has_structure(&structural_hash(&routes, &settings), &routes, &settings));
-    // As the version before wrote it into HAProxy's configuration, for this very cluster.
-    assert!(has_structure("f0fc3aa3f39d9578", &routes, &settings));
-    for other in ["", "0000000000000000", &"0".repeat(32)] {
-        assert!(!has_structure(other, &routes, &settings), "{other}");
-    }
+fn without_lua_nothing_is_sent_again_that_an_instance_took() {
+    let routes = routes(&cluster().0, None);
+    let settings = Settings { lua: false, ..settings() };
+    let text = render(&routes, &settings);
+    assert!(text.contains("\n    retry-on conn-failure\n") && !text.contains("empty-response"), "{text}");
+    assert!(!text.contains("lua") && !text.contains("tcp-response"), "{text}");
 }
 
 #[test]
@@ -116,8 +114,12 @@ fn an_apps_own_name_is_not_another_ones_domain() {
     assert_eq!(hosts, expected.map(|(host, to)| (host.to_owned(), to.to_owned())).into());
 }
 
+/// The lines that name a script or its action.
+const LOAD: &str = "    lua-load \"/var/lib/bazooka-proxy/give-up-1.lua\"";
+const GIVE_UP: &str = "    tcp-response content lua.bazooka_give_up";
+
 /// The first words of every line that may stand in a configuration.
-const WORDS: [&str; 29] = [
+const WORDS: [&str; 31] = [
     "",
     "#",
     "global",
@@ -147,6 +149,8 @@ const WORDS: [&str; 29] = [
     "group",
     "no",
     "log",
+    "lua-load",
+    "tcp-response",
 ];
 
 /// What could end a word, a line or a string, or be taken for something else.
@@ -241,7 +245,8 @@ proptest! {
             prop_assert!(words.contains(first), "{line:?}");
             prop_assert!(line.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{line:?}");
             prop_assert_eq!(line.matches('"').count() % 2, 0, "{:?}", line);
-            prop_assert!(!line.contains("evil") && !line.contains("lua"), "{line:?}");
+            let lua = line.contains("lua") && ![LOAD, GIVE_UP].contains(&line);
+            prop_assert!(!line.contains("evil") && !lua, "{line:?}");
         }
         // Each line is one that the routes account for.
         let routes = routes(&snapshot, None);
@@ -249,7 +254,7 @@ proptest! {
         prop_assert_eq!(count("backend"), routes.services.len() + 1);
         prop_assert_eq!(count("server"), routes.servers() + 1);
         prop_assert_eq!(count("frontend"), routes.services.len() + 3);
-        prop_assert_eq!(count("global"), 1);
+        prop_assert_eq!((count("global"), count("lua-load")), (1, 1));
         for line in render_map(&hosts(&routes, &settings())).lines() {
             prop_assert_eq!(line.split(' ').count(), 2, "{:?}", line);
             prop_assert!(line.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{:?}", line);

@@ -120,5 +120,6 @@ pub fn settings() -> Settings {
         folder: "/var/lib/bazooka-proxy".into(),
         run_as: None,
         exporter: true,
+        lua: true,
     }
 }
