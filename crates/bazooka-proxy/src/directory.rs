@@ -23,7 +23,10 @@ use visor::{
     snapshot::Snapshot,
 };
 
-use crate::routes::{ServiceId, address, is_routed};
+use crate::{
+    image::RoutingImage,
+    routes::{ServiceId, address, is_routed},
+};
 
 /// A running instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +100,11 @@ const OF_SERVICES: [RowKind; 4] = [RowKind::Proc, RowKind::Assigned, RowKind::St
 /// The rows from which the daemons are made.
 const OF_DAEMONS: [RowKind; 4] = [RowKind::Host, RowKind::Proxy, RowKind::Rm, RowKind::Leader];
 
+/// Reports whether the directory is made from rows of this kind.
+pub fn concerns(kind: RowKind) -> bool {
+    OF_SERVICES.contains(&kind) || OF_DAEMONS.contains(&kind)
+}
+
 impl Default for Board {
     fn default() -> Self {
         Board(watch::channel(None).0)
@@ -111,7 +119,7 @@ impl Board {
 
     /// Updates the directory from a change of the image. Without contact to the coordinator, the last directory
     /// stays.
-    pub fn see(&self, changes: &Changes, mirror: &Mirror<Snapshot>) {
+    pub fn see(&self, changes: &Changes, mirror: &Mirror<RoutingImage>) {
         if !mirror.is_synced() {
             return;
         }
@@ -125,11 +133,11 @@ impl Board {
         }
         let before = self.0.borrow().clone().unwrap_or_default();
         let services = match services {
-            true => Arc::new(self::services(mirror.image(), &before.services)),
+            true => Arc::new(self::services(mirror.image().snapshot(), &before.services)),
             false => before.services.clone(),
         };
         let daemons = match daemons {
-            true => self::daemons(mirror.image(), &before.daemons),
+            true => self::daemons(mirror.image().snapshot(), &before.daemons),
             false => before.daemons.clone(),
         };
         let now = Directory::of(services, daemons);

@@ -19,6 +19,7 @@ pub mod driver;
 pub mod endpoint;
 pub mod files;
 pub mod haproxy;
+pub mod image;
 pub mod metrics;
 pub mod plan;
 pub mod ports;

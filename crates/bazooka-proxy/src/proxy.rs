@@ -32,6 +32,7 @@ use crate::{
     balancer::Balancer,
     config::Settings,
     directory::Board,
+    image::RoutingImage,
     metrics::ProxyMetrics,
     plan::{InForce, Wanted},
     ports::{self, Refusals},
@@ -135,7 +136,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), LoopEnded> {
     let Parts { visor, balancer, settings, identity, directory, metrics, not_ready, mut pulse } = parts;
-    let mut mirror = Mirror::new(visor.store().clone(), keys::everything(), Snapshot::default());
+    let mut mirror = Mirror::new(visor.store().clone(), keys::everything(), RoutingImage::default());
     let publisher = Publisher::start(visor, identity.name.clone());
     let mut masters = balancer.masters(loops);
     let mut proxy = Proxy {
@@ -182,7 +183,7 @@ pub async fn run(
                 if meanwhile == Changes::default() { mirror.next().await } else { std::mem::take(&mut meanwhile) }
             } => {
                 directory.see(&changes, &mirror);
-                let concerns = proxy.see(&changes, mirror.image(), mirror.is_synced());
+                let concerns = proxy.see(&changes, mirror.image().snapshot(), mirror.is_synced());
                 // What is due isn't put off by what doesn't concern it.
                 if !concerns && look_at.is_none_or(|at| Instant::now() < at) {
                     continue;

@@ -317,19 +317,21 @@ pub fn leaving(snapshot: &Snapshot) -> BTreeMap<InstanceId, ServiceId> {
     leaving
 }
 
+/// Reports whether the routes are made from rows of this kind.
+pub fn concerns(kind: RowKind) -> bool {
+    matches!(
+        kind,
+        RowKind::Proc
+            | RowKind::Formation
+            | RowKind::Assigned
+            | RowKind::Status
+            | RowKind::Host
+            | RowKind::Rm
+            | RowKind::Domain
+    )
+}
+
 /// Reports whether a change of these keys can change the routes.
 pub fn concerns_routing<'a>(keys: impl IntoIterator<Item = &'a String>) -> bool {
-    let concerns = |kind| {
-        matches!(
-            kind,
-            RowKind::Proc
-                | RowKind::Formation
-                | RowKind::Assigned
-                | RowKind::Status
-                | RowKind::Host
-                | RowKind::Rm
-                | RowKind::Domain
-        )
-    };
     keys.into_iter().any(|key| key.parse::<Key>().is_ok_and(|key| concerns(key.kind())))
 }

@@ -201,6 +201,9 @@ impl<I: Image> Mirror<I> {
         let mut vanished = std::mem::take(&mut self.known);
         let mut keys = BTreeSet::new();
         for entry in &opened.entries {
+            if !self.image.holds(&entry.key) {
+                continue;
+            }
             self.image.put(entry);
             if vanished.remove(&entry.key) != Some(entry.mod_revision) {
                 keys.insert(entry.key.clone());
@@ -255,6 +258,9 @@ impl<I: Image> Mirror<I> {
             *revision = message.revision.max(*revision);
         }
         for event in message.events {
+            if !self.image.holds(event.key()) {
+                continue;
+            }
             match &event {
                 Event::Put(entry) => {
                     self.known.insert(entry.key.clone(), entry.mod_revision);

@@ -77,6 +77,10 @@ pub struct Page {
 
 /// An image that a mirror keeps true.
 pub trait Image {
+    /// Reports whether the image holds rows of this key. The mirror keeps nothing of any other key, not even its name.
+    fn holds(&self, _key: &str) -> bool {
+        true
+    }
     /// Empties the image.
     fn clear(&mut self);
     /// Applies the write of a key.

@@ -5,6 +5,7 @@
 mod config;
 mod directory;
 mod dns;
+mod held;
 mod image;
 mod plan;
 mod routes;

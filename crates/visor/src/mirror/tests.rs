@@ -72,6 +72,52 @@ fn changed(keys: &[&str], relisted: bool) -> Changes {
     Changes { keys: keys.iter().map(|key| (*key).to_owned()).collect(), relisted }
 }
 
+/// The entries below `a/`.
+#[derive(Default)]
+struct Half(Plain);
+
+impl Image for Half {
+    fn holds(&self, key: &str) -> bool {
+        key.starts_with("a/")
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    fn put(&mut self, entry: &Entry) {
+        self.0.put(entry);
+    }
+
+    fn delete(&mut self, key: &str, revision: Revision) {
+        self.0.delete(key, revision);
+    }
+
+    fn set_revision(&mut self, revision: Revision) {
+        self.0.set_revision(revision);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_holds_a_part_knows_the_revision_of_the_whole_and_no_other_key() {
+    let store = ModelStore::new();
+    put(&store, "a/1").await;
+    let listed = put(&store, "b/1").await;
+    let mut mirror = Mirror::new(store.shared(), all(), Half::default());
+    assert_eq!(mirror.next().await, changed(&["a/1"], true));
+    assert_eq!((mirror.image().0.revision, mirror.known.len()), (listed, 1));
+    let written = put(&store, "b/2").await;
+    assert_eq!(mirror.next().await, changed(&[], false));
+    assert_eq!(mirror.image().0.revision, written, "what it doesn't hold raises the revision too");
+    let deleted = delete(&store, "b/1").await;
+    assert_eq!(mirror.next().await, changed(&[], false));
+    assert_eq!(mirror.image().0.revision, deleted);
+    put(&store, "a/2").await;
+    assert_eq!(mirror.next().await, changed(&["a/2"], false));
+    let held: Vec<&str> = mirror.image().0.entries.keys().map(String::as_str).collect();
+    assert_eq!((held, mirror.known.len()), (vec!["a/1", "a/2"], 2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_first_change_is_the_complete_list_at_one_revision() {
     let store = ModelStore::new();
