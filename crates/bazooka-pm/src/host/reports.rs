@@ -77,8 +77,11 @@ impl Reports {
     }
 
     /// Notes that the host is registered anew, or no longer. The statuses written before may have gone with the
-    /// registration.
+    /// registration. A registration that was found to stand changes nothing: what was refused under it waits.
     pub fn register(&mut self, registered: Registered, instances: impl Iterator<Item = InstanceId>) {
+        if registered == self.registered {
+            return;
+        }
         if registered.is_some() && !planted(Bug::RegistrationReportsNothing) {
             self.said.clear();
             self.unsaid.extend(instances);
@@ -187,5 +190,37 @@ impl Reports {
         }
         self.report_at = Instant::now() + REPORT_AGAIN;
         ReportOutcome::RegistrationStale(stand)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use jiff::Timestamp;
+    use visor::{schema::State, store::model::ModelStore};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_report_waits_although_the_registration_is_found_to_stand() {
+        const ID: InstanceId = InstanceId(1);
+        let (answers, _messages) = Answers::channel();
+        let visor = Visor::new(ModelStore::new().shared());
+        let host = "host1".parse().expect("a valid name");
+        let mut reports = Reports::new(visor, host, Ipv4Addr::LOCALHOST.into(), answers);
+        reports.register(Some(7), [ID].into_iter());
+        assert_eq!(reports.due_at(), Some(Instant::now()));
+        let refused = Ok((vec![false], BTreeMap::new()));
+        let status = Status::new(State::Running, Timestamp::UNIX_EPOCH);
+        let outcome = reports.take_up(vec![(ID, status)], refused, |_| true);
+        assert!(matches!(outcome, ReportOutcome::RegistrationStale(_)));
+        let again = Some(Instant::now() + REPORT_AGAIN);
+        assert_eq!(reports.due_at(), again);
+        reports.register(Some(7), [ID].into_iter());
+        assert_eq!(reports.due_at(), again, "the same registration");
+        reports.register(None, [ID].into_iter());
+        reports.register(Some(9), [ID].into_iter());
+        assert_eq!(reports.due_at(), Some(Instant::now()), "another registration reports everything");
     }
 }
