@@ -5,6 +5,7 @@ mod apps;
 mod bad_input;
 mod callers;
 mod commands;
+mod deadly;
 mod disaster;
 mod identities;
 mod links;

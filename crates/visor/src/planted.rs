@@ -101,6 +101,8 @@ bugs! {
     ClosedHostIsPlacedOn,
     /// An instance that crashes is started again without a wait.
     CrashIsNotWaitedFor,
+    /// An instance that has proven itself waits like any other after its crashes.
+    ProvenServiceWaits,
     /// A trial succeeds before its instances are ready.
     TrialSucceedsAtOnce,
     /// A user id is given to two instances.

@@ -273,6 +273,7 @@ impl Hold {
             let at = self.world.wall(SignedDuration::ZERO);
             (exit_of(at, None, Some(9), 0), "ended with its shim, which was killed".to_owned())
         });
+        self.rules.process_ended(id, Duration::from_millis(exit.ran_ms));
         let last_output = vec!["bye".to_owned()];
         self.see(Event::Exited { id, run, exit, words, last_output }).await;
     }

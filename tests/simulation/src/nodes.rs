@@ -170,6 +170,7 @@ impl Nodes {
     fn host(&self, name: HostName, n: u8, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
         let (world, rules) = (self.world.clone(), self.rules.clone());
         let visor = Visor::new(Link::store(&world, name.as_str(), &gate));
+        rules.pm_begins(&name);
         let (answers, messages) = Answers::channel();
         let hold = Hold::new(&world, &rules, &name, &gate, &answers);
         let (address, ring, locals) =

@@ -3,6 +3,8 @@
 //! Owns an image of its own, which sees each revision by itself, whatever befalls the others' lines. What it
 //! can't know (how old the view was that a daemon decided on) it gives [`LAG`].
 
+mod proven;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
@@ -22,6 +24,7 @@ use visor::{
 };
 
 use crate::world::World;
+use proven::Proven;
 
 /// A daemon's view may be this old when it acts: a lease's time and a little.
 const LAG: Duration = Duration::from_secs(13);
@@ -34,6 +37,9 @@ const STARTS_WITHIN: Duration = Duration::from_secs(50);
 
 /// Those, and as many that came to nothing, by its host's fault or with a bazooka-pm that died.
 const MOST_STARTS: usize = 10;
+
+/// The same of an instance that has served for a while: ten a second.
+const MOST_STARTS_OF_PROVEN: usize = 500;
 
 /// How the processes of a rev behave.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +81,8 @@ struct Book {
     /// When each release was made.
     begun: BTreeMap<(AppName, ReleaseId), Instant>,
     draining: BTreeMap<InstanceId, (Instant, Revision)>,
+    /// Those that have served for a while.
+    proven: Proven,
     /// The last starts of each instance.
     starts: BTreeMap<InstanceId, VecDeque<Instant>>,
     /// Since when a host takes nothing new, by an operator's word.
@@ -138,14 +146,25 @@ impl Rules {
     pub fn started(&self, id: InstanceId) {
         let many = {
             let mut book = self.book();
+            let most = if book.proven.may_be(id) { MOST_STARTS_OF_PROVEN } else { MOST_STARTS };
             let starts = book.starts.entry(id).or_default();
             starts.push_back(Instant::now());
             starts.retain(|at| at.elapsed() < STARTS_WITHIN);
-            starts.len() > MOST_STARTS
+            starts.len() > most
         };
         if many {
             self.world.breach(format_args!("{id} is started again and again"));
         }
+    }
+
+    /// A host's bazooka-pm begins a life.
+    pub fn pm_begins(&self, host: &HostName) {
+        self.book().proven.begin(host);
+    }
+
+    /// A process of an instance has ended after this time.
+    pub fn process_ended(&self, id: InstanceId, ran: Duration) {
+        self.book().proven.ended(id, ran);
     }
 
     /// Looks at the image at the last revision.
@@ -262,6 +281,7 @@ impl Book {
             Key::Status(host, id) => {
                 if put {
                     self.judge_status(host, *id, broken);
+                    self.judge_wait(before, host, *id, broken);
                 }
                 self.note_service(before, host, *id, now);
             }
@@ -486,6 +506,14 @@ impl Book {
                 broken.push(format!("{id} and {other} are both said to be at port {port} of {host}"));
             }
         }
+    }
+
+    fn judge_wait(&mut self, before: &Snapshot, host: &HostName, id: InstanceId, broken: &mut Vec<String>) {
+        let view = &self.image.hosts[host];
+        let Some(index) = view.assigned.get(&id).map(|row| row.index) else { return };
+        let was = before.hosts.get(host).and_then(|view| view.status.get(&id));
+        let was = was.map(|row| &row.value);
+        broken.extend(self.proven.judge(host, id, index, was, &view.status[&id]));
     }
 
     /// Notes until when an instance served.

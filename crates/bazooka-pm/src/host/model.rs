@@ -130,6 +130,9 @@ pub struct Local {
     /// The number of crashes in a row.
     #[serde(default)]
     pub crashes: u32,
+    /// True once one of its runs was healthy for so long that the instance counts as proven.
+    #[serde(default)]
+    pub proven: bool,
     /// The cause of its current state.
     #[serde(default)]
     pub cause: Option<String>,
@@ -174,6 +177,7 @@ impl Local {
             started_at: None,
             restarts: 0,
             crashes: 0,
+            proven: false,
             cause: None,
             port_lost: false,
             heard: None,

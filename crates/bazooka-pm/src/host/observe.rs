@@ -8,14 +8,14 @@ use std::time::Duration;
 use visor::{
     names::{AppName, Digest, EnvRef, InstanceId},
     planted::{Bug, planted},
-    schema::{Desired, Exit, Fault, Handed},
+    schema::{Assignment, Desired, Exit, Fault, Handed},
     seal::Vars,
 };
 
 use super::{
     model::{Ending, EnvState, Local, Locals, Now, Phase, SlugState, Tick},
     plan::Step,
-    policy::{self, Next},
+    policy::{self, Crash, Next, Standing},
 };
 
 /// The pause before an env is read again after a failure.
@@ -358,13 +358,19 @@ fn exited(local: &mut Local, exit: Exit, words: &str, last_output: Vec<String>, 
     };
     local.last_output = last_output;
     local.crashes = policy::crashes_in_a_row(local.crashes, ran);
+    let was_healthy = local.healthy_run == local.run;
+    local.proven |= was_healthy && ran >= policy::SERVED;
     local.tell(at, format!("{words}, after {}", seconds(ran)));
     let fault = if out_of_memory { Fault::OutOfMemory } else { Fault::App };
     let times = if local.crashes == 1 { String::new() } else { format!(", {} times", local.crashes) };
     let next = match ending {
         // The instance had its full boot timeout, and a person waits for the trial's result.
-        Some(Ending::TimedOut) if local.assignment.trial => Next::GiveUp,
-        _ => policy::after_crash(local.crashes, local.assignment.trial),
+        Some(Ending::TimedOut) if local.assignment.trial && !local.proven => Next::GiveUp,
+        _ => {
+            let Assignment { trial, index, .. } = local.assignment;
+            let standing = Standing { trial, proven: local.proven, index };
+            policy::after_crash(Crash { in_a_row: local.crashes, ran, was_healthy }, standing)
+        }
     };
     match next {
         Next::AtOnce => {
