@@ -78,6 +78,8 @@ bugs! {
     ReturnedHostIsGone,
     /// A host whose list is not complete yet has nothing to run.
     IncompleteListEndsInstances,
+    /// A host that returns from a partition ends at once what was replaced meanwhile.
+    ReplacedEndAtOnce,
     /// A port is given to two instances.
     PortIsGivenTwice,
     /// A host does not look for instances that ran before it started.

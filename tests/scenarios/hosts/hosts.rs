@@ -57,7 +57,7 @@ fn what_ran_on_a_lost_host_runs_elsewhere_and_a_host_that_returns_gives_it_up() 
 
     fleet.heal(Host(1));
     let begin = Instant::now();
-    until("what was replaced is gone from it", SOON, || {
+    until("what was replaced is gone from it", 2 * SOON, || {
         let left: Vec<_> = old.iter().filter(|pid| alive(**pid)).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });

@@ -138,14 +138,14 @@ fn a_zone_that_is_cut_off_serves_its_own_clients_and_the_other_makes_itself_whol
 
     let begin = Instant::now();
     fleet.join_zones();
-    until("what was replaced has ended", SOON, || {
+    until("what was replaced has ended", 2 * SOON, || {
         let left: Vec<_> = there.iter().filter(|one| alive(one.pid)).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });
     let after = whole(&fleet, 6, SOON);
     let took = begin.elapsed();
     eprintln!("what was replaced had ended {took:?} after the link came back");
-    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(took < Duration::from_secs(45), "{took:?}");
     assert!(ids(&after).is_disjoint(&ids(&there)) && here.iter().all(|one| after.contains(one)), "{after:?}");
     until_share(&loads[1], "zone b's clients are answered by those of zone a", &after, |share| share >= 1.0);
 

@@ -110,6 +110,11 @@ impl Haproxy {
         self.master.as_ref().map(|master| &master.worker.in_force)
     }
 
+    /// Reports whether new requests may be sent to an instance.
+    pub fn routes_to(&self, instance: InstanceId) -> bool {
+        self.master.as_ref().is_some_and(|master| master.worker.servers().contains(&instance))
+    }
+
     /// Each instance with something under way, on any worker.
     pub fn under_way(&self) -> BTreeSet<InstanceId> {
         let now = Instant::now();

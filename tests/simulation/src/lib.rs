@@ -25,6 +25,7 @@ mod rest;
 mod rules;
 mod users;
 mod world;
+mod zones;
 
 use std::{
     collections::BTreeMap,
@@ -74,6 +75,11 @@ pub fn live(seed: u64, verbose: bool) -> Day {
 /// Lives through a day on which developers push to two bazooka-rms. With `verbose`, the trace is kept.
 pub fn live_pushes(seed: u64, verbose: bool) -> Day {
     live_through(seed, verbose, async |world| pushes::day(world).await)
+}
+
+/// Lives through a day on which a host and a proxy are cut off together. With `verbose`, the trace is kept.
+pub fn live_zones(seed: u64, verbose: bool) -> Day {
+    live_through(seed, verbose, async |world| zones::day(world).await)
 }
 
 fn live_through(seed: u64, verbose: bool, day: impl AsyncFn(&Arc<World>)) -> Day {

@@ -474,7 +474,7 @@ impl Runtime for Hold {
     fn end(&mut self, id: InstanceId, why: Ending, local: &Local) {
         let Some(process) = self.machine(|machine| machine.processes.get(&id).cloned()) else { return };
         if why == Ending::Unwanted {
-            self.rules.ended(&self.host, id);
+            self.rules.ended(&self.host, id, local.assignment.proc.is_web());
         }
         let most = match why {
             Ending::Unwanted => u64::try_from(local.assignment.run.stop_timeout().as_millis()).unwrap_or(0),

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use bazooka_simulation::{
-    Live, live, live_pushes,
+    Live, live, live_pushes, live_zones,
     planted::{NoSwitches, Planting, find, plantings},
     search_for,
 };
@@ -27,6 +27,9 @@ enum Command {
         /// A day of pushes to two bazooka-rms
         #[arg(long)]
         pushes: bool,
+        /// A day on which a host and a proxy are cut off together
+        #[arg(long, conflicts_with = "pushes")]
+        zones: bool,
     },
     /// Search seeds for the lowest whose day breaks a rule
     Explore {
@@ -39,6 +42,9 @@ enum Command {
         /// Days of pushes to two bazooka-rms
         #[arg(long)]
         pushes: bool,
+        /// Days on which a host and a proxy are cut off together
+        #[arg(long, conflicts_with = "pushes")]
+        zones: bool,
     },
     /// Plant each fault, and say which seed finds it
     Planted {
@@ -53,13 +59,13 @@ enum Command {
 #[allow(clippy::print_stdout, reason = "days are what this program is for")]
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { seed, pushes } => {
-            let day = kind(pushes)(seed, true);
+        Command::Run { seed, pushes, zones } => {
+            let day = kind(pushes, zones)(seed, true);
             println!("{}", day.lines.join("\n"));
             verdict(day.broken.map(|broken| (seed, broken)))
         }
-        Command::Explore { seeds, from, pushes } => {
-            verdict(search_for(kind(pushes), from..from.saturating_add(seeds)))
+        Command::Explore { seeds, from, pushes, zones } => {
+            verdict(search_for(kind(pushes, zones), from..from.saturating_add(seeds)))
         }
         Command::Planted { seeds, words } => match plant_each(seeds, &words) {
             Ok(0) => ExitCode::SUCCESS,
@@ -79,14 +85,14 @@ fn main() -> ExitCode {
 #[allow(clippy::print_stdout, reason = "the table is what the command is for")]
 fn plant_each(asked: Option<u64>, words: &[String]) -> Result<u32, NoSwitches> {
     let mut missed = 0;
-    for Planting { bugs, seeds } in plantings() {
+    for Planting { bugs, seeds, live } in plantings() {
         let seeds = asked.unwrap_or(seeds);
         let name = format!("{:?}", bugs[0]);
         if !words.is_empty() && !words.iter().any(|word| name.contains(word)) {
             continue;
         }
         let beside: Vec<String> = bugs[1..].iter().map(|bug| format!(" beside {bug:?}")).collect();
-        match find(&bugs, 0..seeds)? {
+        match find(live, &bugs, 0..seeds)? {
             Some((seed, broken)) => println!("{name}{}\tseed {seed}: {broken}", beside.concat()),
             None => {
                 println!("{name}{}\tNOT FOUND within {seeds} seeds: {}", beside.concat(), bugs[0].words());
@@ -98,8 +104,12 @@ fn plant_each(asked: Option<u64>, words: &[String]) -> Result<u32, NoSwitches> {
 }
 
 /// The kind of day that was asked for.
-fn kind(pushes: bool) -> Live {
-    if pushes { live_pushes } else { live }
+fn kind(pushes: bool, zones: bool) -> Live {
+    match (pushes, zones) {
+        (true, _) => live_pushes,
+        (_, true) => live_zones,
+        _ => live,
+    }
 }
 
 /// Says which seed broke which rule, if one did.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use visor::planted::{Bug, plant, planted};
 
-use crate::search;
+use crate::{Live, live, live_zones, search_for};
 
 /// A fault must be found within so many seeds.
 const SEEDS: u64 = 200;
@@ -20,6 +20,9 @@ const PAIRS: [[Bug; 2]; 2] = [
     [Bug::AssignmentIsMovedUnguarded, Bug::LateWriteIsCarriedOut],
 ];
 
+/// Faults that show on days on which a host and a proxy are cut off together.
+const OF_ZONES: [Bug; 1] = [Bug::ReplacedEndAtOnce];
+
 /// Faults that break no rule; the documentation of each says why.
 const HARMLESS: [Bug; 1] = [Bug::RefusedReportIsDropped];
 
@@ -29,6 +32,8 @@ pub struct Planting {
     pub bugs: Vec<Bug>,
     /// How many seeds must suffice.
     pub seeds: u64,
+    /// The kind of day on which the fault shows.
+    pub live: Live,
 }
 
 /// Returns the faults that are planted one after the other.
@@ -36,8 +41,9 @@ pub fn plantings() -> Vec<Planting> {
     let visible = Bug::ALL.iter().filter(|bug| !HARMLESS.contains(bug));
     visible
         .map(|bug| match PAIRS.iter().find(|pair| pair[0] == *bug) {
-            Some(pair) => Planting { bugs: pair.to_vec(), seeds: SEEDS_OF_A_PAIR },
-            None => Planting { bugs: vec![*bug], seeds: SEEDS },
+            Some(pair) => Planting { bugs: pair.to_vec(), seeds: SEEDS_OF_A_PAIR, live },
+            None if OF_ZONES.contains(bug) => Planting { bugs: vec![*bug], seeds: SEEDS, live: live_zones },
+            None => Planting { bugs: vec![*bug], seeds: SEEDS, live },
         })
         .collect()
 }
@@ -46,11 +52,11 @@ pub fn plantings() -> Vec<Planting> {
 ///
 /// # Errors
 /// This build can't hold faults.
-pub fn find(bugs: &[Bug], seeds: Range<u64>) -> Result<Option<(u64, String)>, NoSwitches> {
+pub fn find(live: Live, bugs: &[Bug], seeds: Range<u64>) -> Result<Option<(u64, String)>, NoSwitches> {
     if !plant(bugs) {
         return Err(NoSwitches);
     }
-    let found = search(seeds);
+    let found = search_for(live, seeds);
     plant(&[]);
     Ok(found)
 }

@@ -23,7 +23,7 @@ use visor::{
     store::{Event, Keys, Revision, Store, WatchMessage},
 };
 
-use crate::world::World;
+use crate::{nodes::Nodes, world::World};
 use proven::Proven;
 
 /// A daemon's view may be this old when it acts: a lease's time and a little.
@@ -94,6 +94,8 @@ struct Book {
     made: BTreeMap<(AppName, ReleaseId), RevId>,
     /// The last release that a user was told is head.
     promoted: BTreeMap<AppName, ReleaseId>,
+    /// True if no proxy may route to an instance that ends because it was replaced.
+    ends_unrouted: bool,
     /// Who was told to end, at which revision at the latest.
     ended: Vec<(Revision, HostName, InstanceId)>,
 }
@@ -192,10 +194,22 @@ impl Rules {
         self.book().natures[rev]
     }
 
-    /// An instance is told to end because it isn't wanted.
-    pub fn ended(&self, host: &HostName, id: InstanceId) {
+    /// An instance is told to end because it isn't wanted; `answers` tells whether it answers requests.
+    pub fn ended(&self, host: &HostName, id: InstanceId, answers: bool) {
         let revision = self.world.store.revision();
         self.book().ended.push((revision, host.clone(), id));
+        let replaced = self.world.store.peek(&Key::Assigned(host.clone(), id).to_string()).is_none();
+        if answers && replaced && self.book().ends_unrouted {
+            let routes = |proxy: &String| self.world.haproxy(proxy, |haproxy| haproxy.routes_to(id));
+            if let Some(proxy) = Nodes::proxies().into_iter().find(routes) {
+                self.world.breach(format_args!("{id} is told to end on {host}, and {proxy} routes to it"));
+            }
+        }
+    }
+
+    /// From now on no proxy may route to an instance that ends because it was replaced.
+    pub fn no_proxy_routes_to_what_ends(&self) {
+        self.book().ends_unrouted = true;
     }
 
     /// A user asks for a count; it may stand from now on.
