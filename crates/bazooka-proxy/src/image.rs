@@ -34,8 +34,8 @@ impl Image for RoutingImage {
         key.parse::<Key>().is_ok_and(|key| is_looked_at(key.kind()))
     }
 
-    fn clear(&mut self) {
-        self.0.clear();
+    fn fresh(&self) -> RoutingImage {
+        RoutingImage(self.0.fresh())
     }
 
     fn put(&mut self, entry: &Entry) {

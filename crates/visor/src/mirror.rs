@@ -1,7 +1,7 @@
 //! A local image of a part of the store, which a list and a watch keep true.
 //!
 //! Owns when to list and when to watch; the meaning of a key belongs to the [`Image`]. An image is shown only once it
-//! is complete: all scopes are listed in one transaction at one revision, and watched from the next revision on.
+//! is complete: all scopes are listed at one revision, page by page, and watched from the next revision on.
 //! Whatever ends a watch (compaction, a cancel, a broken or silent connection) leads back to the list, which also finds
 //! deletions made meanwhile. A schema that this build may not read (`snapshot::may_read`) leads there too: the image
 //! stays as it was, and nothing new is applied.
@@ -19,11 +19,15 @@ use std::{
     collections::{BTreeSet, HashMap},
     hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher},
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 
 use futures::{FutureExt, future::BoxFuture, future::select_all};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep_until},
+};
 
 pub use crate::store::Image;
 use crate::{
@@ -32,7 +36,7 @@ use crate::{
     pause::Doubling,
     planted::{Bug, planted},
     snapshot::may_read,
-    store::{Entry, Event, Keys, Op, Result, Revision, SharedStore, StoreError, Txn, Watch, WatchMessage},
+    store::{Event, Keys, Result, Revision, SharedStore, StoreError, Watch, WatchMessage, listing::Listing},
 };
 
 /// The pause between two attempts to list again.
@@ -40,6 +44,12 @@ const PAUSE: Doubling = Doubling::new(Duration::from_millis(100), LONGEST_RELIST
 
 /// The most messages that one [`Mirror::next`] applies, so that a flood cannot block its loop.
 const MOST_MESSAGES: usize = 1_000;
+
+/// The rows of a list that are applied between two turns of the other tasks: about a millisecond.
+const ROWS_AT_A_TIME: usize = 200;
+
+/// The revision of the last write of each key. The order does not matter.
+type Known = HashMap<String, Revision, BuildHasherDefault<DefaultHasher>>;
 
 /// The changes since the last call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,26 +80,28 @@ pub struct Mirror<I> {
     store: SharedStore,
     scopes: Vec<Keys>,
     image: I,
-    /// The revision of the last write of each key in the image, to tell what a new list changed. The order does not
-    /// matter.
-    known: HashMap<String, Revision, BuildHasherDefault<DefaultHasher>>,
+    /// The keys in the image, to tell what a new list changed. Shared with a list under way, which only reads it.
+    known: Arc<Known>,
     /// The revision that each scope has reached; unchanged while out of touch.
     revisions: Vec<Revision>,
-    phase: Phase,
+    phase: Phase<I>,
     /// The number of failures in a row, until a watch delivers something.
     failures: u32,
     jitter: u64,
 }
 
-enum Phase {
+enum Phase<I> {
     Waiting { until: Instant },
-    Opening(BoxFuture<'static, Result<Opened>>),
+    Opening(BoxFuture<'static, Result<Opened<I>>>),
     Watching(Vec<Scope>),
 }
 
-/// A complete list, and the watches that continue from it.
-struct Opened {
-    entries: Vec<Entry>,
+/// A complete image, and the watches that continue from it.
+struct Opened<I> {
+    image: I,
+    known: Known,
+    /// Each key that differs from the image before, in key order.
+    changed: Vec<String>,
     revision: Revision,
     watches: Vec<Box<dyn Watch>>,
 }
@@ -118,7 +130,7 @@ impl<I: Image> Mirror<I> {
             store,
             scopes,
             image,
-            known: HashMap::default(),
+            known: Arc::default(),
             phase: Phase::Waiting { until: Instant::now() },
             failures: 0,
             jitter: hasher.finish(),
@@ -173,8 +185,13 @@ impl<I: Image> Mirror<I> {
             match &mut self.phase {
                 Phase::Waiting { until } => {
                     sleep_until(*until).await;
-                    let (store, scopes) = (self.store.clone(), self.scopes.clone());
-                    self.phase = Phase::Opening(open(store, scopes).boxed());
+                    // After a failure the first page is shorter: it may have been too long for the deadline of a call.
+                    let first = self.store.first_page() >> self.failures.min(10);
+                    let keeps = planted(Bug::NewListKeepsWhatHasGone);
+                    let image = if keeps { self.image.clone() } else { self.image.fresh() };
+                    let listing =
+                        list(self.store.clone(), self.scopes.clone(), first, image, self.known.clone());
+                    self.phase = Phase::Opening(listing.boxed());
                 }
                 Phase::Opening(opening) => match opening.await {
                     Ok(opened) => return self.show(opened),
@@ -194,30 +211,15 @@ impl<I: Image> Mirror<I> {
     }
 
     /// Replaces the image by a complete list.
-    fn show(&mut self, opened: Opened) -> Changes {
-        if !planted(Bug::NewListKeepsWhatHasGone) {
-            self.image.clear();
-        }
-        let mut vanished = std::mem::take(&mut self.known);
-        let mut keys = BTreeSet::new();
-        for entry in &opened.entries {
-            if !self.image.holds(&entry.key) {
-                continue;
-            }
-            self.image.put(entry);
-            if vanished.remove(&entry.key) != Some(entry.mod_revision) {
-                keys.insert(entry.key.clone());
-            }
-            self.known.insert(entry.key.clone(), entry.mod_revision);
-        }
-        keys.extend(vanished.into_keys());
+    fn show(&mut self, opened: Opened<I>) -> Changes {
+        self.image = opened.image;
+        self.known = Arc::new(opened.known);
         self.revisions.fill(opened.revision);
-        self.image.set_revision(opened.revision);
         let now = Instant::now();
         let scope = |watch| Scope { watch, heard: now, ask_at: now + WATCH_ASKED };
         self.phase = Phase::Watching(opened.watches.into_iter().map(scope).collect());
         tracing::debug!(revision = opened.revision, keys = self.known.len(), "in touch with the coordinator");
-        Changes { keys: keys.into_iter().collect(), relisted: true }
+        Changes { keys: opened.changed, relisted: true }
     }
 
     /// Applies a message, and each further one that has arrived already.
@@ -257,17 +259,18 @@ impl<I: Image> Mirror<I> {
             let revision = &mut self.revisions[scope];
             *revision = message.revision.max(*revision);
         }
+        let known = Arc::make_mut(&mut self.known);
         for event in message.events {
             if !self.image.holds(event.key()) {
                 continue;
             }
             match &event {
                 Event::Put(entry) => {
-                    self.known.insert(entry.key.clone(), entry.mod_revision);
+                    known.insert(entry.key.clone(), entry.mod_revision);
                     self.image.put(entry);
                 }
                 Event::Delete { key, revision } => {
-                    self.known.remove(key);
+                    known.remove(key);
                     self.image.delete(key, *revision);
                 }
             }
@@ -296,18 +299,45 @@ impl<I: Image> Mirror<I> {
     }
 }
 
-/// Lists every scope at one revision, and watches each from the next one on.
-async fn open(store: SharedStore, scopes: Vec<Keys>) -> Result<Opened> {
-    let then = scopes.iter().cloned().chain([keys::schema()]).map(Op::Get).collect();
-    let mut reply = store.txn(Txn { then, ..Txn::default() }).await?;
-    may_read(reply.found.pop().iter().flatten())?;
+/// Lists every scope at one revision into `image`, and watches each from the next one on.
+///
+/// Other tasks run between a few rows and the next ones, since a large list takes seconds to apply.
+async fn list<I: Image>(
+    store: SharedStore,
+    scopes: Vec<Keys>,
+    first: usize,
+    mut image: I,
+    before: Arc<Known>,
+) -> Result<Opened<I>> {
+    let (mut listing, schema) = Listing::begin(store.clone(), scopes.clone(), keys::schema(), first).await?;
+    may_read(&schema)?;
+    let (mut known, mut changed) = (Known::default(), Vec::new());
+    while let Some(page) = listing.next().await? {
+        for (at, entry) in page.into_iter().enumerate() {
+            if at % ROWS_AT_A_TIME == ROWS_AT_A_TIME - 1 {
+                yield_now().await;
+            }
+            if !image.holds(&entry.key) {
+                continue;
+            }
+            image.put(&entry);
+            if before.get(&entry.key) != Some(&entry.mod_revision) {
+                changed.push(entry.key.clone());
+            }
+            known.insert(entry.key, entry.mod_revision);
+        }
+    }
+    changed.extend(before.keys().filter(|key| !known.contains_key(*key)).cloned());
+    changed.sort_unstable();
+    changed.dedup();
+    let revision = listing.revision();
+    image.set_revision(revision);
     let mut watches = Vec::with_capacity(scopes.len());
-    let next = reply.revision + if planted(Bug::WatchBeginsLate) { 2 } else { 1 };
+    let next = revision + if planted(Bug::WatchBeginsLate) { 2 } else { 1 };
     for scope in scopes {
         watches.push(store.watch(scope, next).await?);
     }
-    let entries = reply.found.into_iter().flatten().collect();
-    Ok(Opened { entries, revision: reply.revision, watches })
+    Ok(Opened { image, known, changed, revision, watches })
 }
 
 /// Waits for a message of any watch, or until one has been silent for too long.

@@ -318,8 +318,8 @@ fn change<K: Ord, V: Default + PartialEq>(views: &mut BTreeMap<K, V>, name: &K, 
 }
 
 impl Image for Snapshot {
-    fn clear(&mut self) {
-        *self = Snapshot::default();
+    fn fresh(&self) -> Snapshot {
+        Snapshot::default()
     }
 
     fn put(&mut self, entry: &Entry) {

@@ -8,6 +8,7 @@
 //! It never repeats a call that is not safe to repeat: [`StoreError::OutcomeUnknown`] tells the caller to read back.
 
 pub mod etcd;
+pub mod listing;
 #[cfg(any(test, feature = "testing"))]
 pub mod model;
 mod ready;
@@ -66,7 +67,7 @@ impl Keys {
     }
 }
 
-/// A complete answer to a range, at one revision, in key order.
+/// The answer to a range, at one revision, in key order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// The entries in key order.
@@ -76,13 +77,15 @@ pub struct Page {
 }
 
 /// An image that a mirror keeps true.
-pub trait Image {
+///
+/// A new list is read into an image of its own, beside the one that is shown.
+pub trait Image: Send + 'static {
+    /// Returns an empty image of the same kind.
+    fn fresh(&self) -> Self;
     /// Reports whether the image holds rows of this key. The mirror keeps nothing of any other key, not even its name.
     fn holds(&self, _key: &str) -> bool {
         true
     }
-    /// Empties the image.
-    fn clear(&mut self);
     /// Applies the write of a key.
     fn put(&mut self, entry: &Entry);
     /// Applies the deletion of a key.
@@ -125,6 +128,8 @@ pub enum Op {
     Delete(Keys),
     /// Read keys as they stand at this point of the transaction.
     Get(Keys),
+    /// Read the first keys of a set, in key order: at most so many.
+    GetFirst(Keys, usize),
 }
 
 impl Op {
@@ -132,7 +137,7 @@ impl Op {
     pub fn value_len(&self) -> usize {
         match self {
             Op::Put { value, .. } => value.len(),
-            Op::Delete(_) | Op::Get(_) => 0,
+            Op::Delete(_) | Op::Get(_) | Op::GetFirst(..) => 0,
         }
     }
 }
@@ -152,7 +157,7 @@ impl Txn {
     /// Reports whether neither branch writes, so that the transaction is safe to repeat.
     pub fn is_read_only(&self) -> bool {
         let mut ops = self.then.iter().chain(&self.otherwise);
-        ops.all(|op| matches!(op, Op::Get(_)))
+        ops.all(|op| matches!(op, Op::Get(_) | Op::GetFirst(..)))
     }
 }
 
@@ -163,7 +168,7 @@ pub struct TxnReply {
     pub succeeded: bool,
     /// The store's revision after it; the revision of its own write if it wrote.
     pub revision: Revision,
-    /// The entries that each `Get` of the branch found, in the branch's order (empty for other steps).
+    /// The entries that each `Get` and `GetFirst` of the branch found, in the branch's order (empty for other steps).
     pub found: Vec<Vec<Entry>>,
 }
 
@@ -313,6 +318,17 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Compacted`] if `at` is too old; [`StoreError::Unreachable`]. Reads are safe to repeat, so this
     /// never fails with an unknown outcome.
     async fn range(&self, keys: Keys, at: Option<Revision>) -> Result<Page>;
+
+    /// Returns how many rows of each scope the first page of a list has.
+    fn first_page(&self) -> usize {
+        listing::FIRST_PAGE
+    }
+
+    /// Reads the next `most` keys of a set after a key, in key order, at a revision: less than `most` are the last ones.
+    ///
+    /// # Errors
+    /// As [`Store::range`].
+    async fn page(&self, keys: Keys, after: String, most: usize, at: Revision) -> Result<Page>;
 
     /// Carries out a transaction.
     ///

@@ -20,7 +20,10 @@ use crate::{
     schema::{AuditEntry, SCHEMA_VERSION, Schema, Status},
     seal::{Os, Random},
     snapshot::{Snapshot, Versioned, may_read},
-    store::{Compare, Entry, Image, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn},
+    store::{
+        Compare, Entry, Image, Keys, LeaseId, MAX_TXN_OPS, Op, Revision, SharedStore, StoreError, Txn,
+        listing::Listing,
+    },
 };
 
 /// A refused change, which the rules do not allow in the present state. Nothing was written.
@@ -344,26 +347,31 @@ impl Visor {
     /// # Errors
     /// The store's.
     pub async fn read(&self, scopes: Vec<Keys>) -> Result<Snapshot> {
-        let (entries, revision) = self.entries(scopes).await?;
         let mut snapshot = Snapshot::default();
-        entries.iter().for_each(|entry| snapshot.put(entry));
-        snapshot.set_revision(revision);
+        let mut listing = self.list(scopes).await?;
+        while let Some(page) = listing.next().await? {
+            page.iter().for_each(|entry| snapshot.put(entry));
+        }
+        snapshot.set_revision(listing.revision());
         Ok(snapshot)
     }
 
     /// Reads whole scopes at one revision, as stored entries.
     pub(crate) async fn entries(&self, scopes: Vec<Keys>) -> Result<(Vec<Entry>, Revision)> {
-        let then = scopes.into_iter().chain([keys::schema()]).map(Op::Get).collect();
-        let txn = Txn { then, ..Txn::default() };
-        let mut reply = match self.store.txn(txn.clone()).await {
-            // The transaction only reads, so it may be repeated.
-            Err(StoreError::OutcomeUnknown { .. }) => self.store.txn(txn).await?,
-            other => other?,
-        };
-        let schema = reply.found.pop().unwrap_or_default();
+        let mut listing = self.list(scopes).await?;
+        let mut entries = Vec::new();
+        while let Some(page) = listing.next().await? {
+            entries.extend(page);
+        }
+        Ok((entries, listing.revision()))
+    }
+
+    async fn list(&self, scopes: Vec<Keys>) -> Result<Listing> {
+        let (listing, schema) =
+            Listing::begin(self.store.clone(), scopes, keys::schema(), self.store.first_page()).await?;
         may_read(&schema)?;
         self.keep_guard(&schema);
-        Ok((reply.found.into_iter().flatten().collect(), reply.revision))
+        Ok(listing)
     }
 
     /// Reads one key.

@@ -421,8 +421,8 @@ async fn a_revision_comes_whole_however_large_it_is() {
 struct Plain(BTreeMap<String, Entry>);
 
 impl Image for Plain {
-    fn clear(&mut self) {
-        self.0.clear();
+    fn fresh(&self) -> Plain {
+        Plain::default()
     }
 
     fn put(&mut self, entry: &Entry) {

@@ -463,6 +463,9 @@ mod placements {
         async fn range(&self, keys: Keys, at: Option<Revision>) -> store::Result<Page> {
             self.store.range(keys, at).await
         }
+        async fn page(&self, keys: Keys, after: String, most: usize, at: Revision) -> store::Result<Page> {
+            self.store.page(keys, after, most, at).await
+        }
         async fn watch(&self, keys: Keys, from: Revision) -> store::Result<Box<dyn Watch>> {
             self.store.watch(keys, from).await
         }

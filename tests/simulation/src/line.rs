@@ -294,7 +294,7 @@ fn written(txn: &Txn) -> String {
         Op::Put { key, .. } => Some(key.clone()),
         Op::Delete(Keys::One(key)) => Some(format!("-{key}")),
         Op::Delete(Keys::Prefix(prefix)) => Some(format!("-{prefix}*")),
-        Op::Get(_) => None,
+        Op::Get(_) | Op::GetFirst(..) => None,
     };
     txn.then.iter().filter_map(key).collect::<Vec<_>>().join(" ")
 }
@@ -303,6 +303,15 @@ fn written(txn: &Txn) -> String {
 impl Store for Link {
     async fn range(&self, keys: Keys, at: Option<Revision>) -> Result<Page> {
         self.call(String::new(), false, move |model| async move { model.range(keys, at).await }).await
+    }
+
+    fn first_page(&self) -> usize {
+        self.world.first_page
+    }
+
+    async fn page(&self, keys: Keys, after: String, most: usize, at: Revision) -> Result<Page> {
+        let call = move |model: ModelStore| async move { model.page(keys, after, most, at).await };
+        self.call(String::new(), false, call).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply> {

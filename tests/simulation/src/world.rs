@@ -51,6 +51,8 @@ impl Random for Chance {
 pub struct World {
     /// The coordinator.
     pub store: ModelStore,
+    /// The rows of a list's first page: few, so that the lists of a small cluster have several pages.
+    pub first_page: usize,
     began: Instant,
     state: Mutex<State>,
     /// Told when a rule is broken.
@@ -88,6 +90,7 @@ impl World {
             moves: 0,
         };
         Arc::new(World {
+            first_page: 1 + usize::try_from(seed % 16).expect("less than 16"),
             store: ModelStore::new(),
             began: Instant::now(),
             state: Mutex::new(state),

@@ -149,8 +149,8 @@ impl Rows {
 }
 
 impl Image for Rows {
-    fn clear(&mut self) {
-        self.add(Happened::Listed);
+    fn fresh(&self) -> Rows {
+        Rows(Mutex::new(vec![Happened::Listed]))
     }
 
     fn put(&mut self, entry: &Entry) {

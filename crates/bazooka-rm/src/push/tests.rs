@@ -58,6 +58,10 @@ impl Store for SlowStore {
         self.store.range(keys, at).await
     }
 
+    async fn page(&self, keys: Keys, after: String, most: usize, at: Revision) -> Result<Page, StoreError> {
+        self.store.page(keys, after, most, at).await
+    }
+
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
         let is_slow =
             txn.then.iter().any(|op| matches!(op, Op::Put { key, .. } if key.starts_with("stored/")));

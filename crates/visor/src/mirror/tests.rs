@@ -9,7 +9,7 @@ use tokio::time::{Instant, advance, sleep, timeout};
 
 use super::*;
 use crate::store::{
-    Store,
+    Entry, Op, Store, Txn,
     model::{Fate, ModelStore},
 };
 
@@ -22,9 +22,8 @@ struct Plain {
 }
 
 impl Image for Plain {
-    fn clear(&mut self) {
-        self.entries.clear();
-        self.cleared += 1;
+    fn fresh(&self) -> Plain {
+        Plain { cleared: self.cleared + 1, ..Plain::default() }
     }
 
     fn put(&mut self, entry: &Entry) {
@@ -81,8 +80,8 @@ impl Image for Half {
         key.starts_with("a/")
     }
 
-    fn clear(&mut self) {
-        self.0.clear();
+    fn fresh(&self) -> Half {
+        Half(self.0.fresh())
     }
 
     fn put(&mut self, entry: &Entry) {

@@ -231,6 +231,19 @@ impl Store for EtcdStore {
         Ok(Page { revision: wire::revision(reply.header()), entries: self.wire.entries(reply.take_kvs()) })
     }
 
+    async fn page(&self, keys: Keys, after: String, most: usize, at: Revision) -> Result<Page> {
+        let (start, end) = self.wire.after(&keys, &after);
+        let options = GetOptions::new().with_revision(at).with_range(end).with_limit(wire::limit(most));
+        let asked = Asked { revision: Some(at), lease: None };
+        let mut reply = self
+            .call(Repeat::Safe, &asked, |mut connection| {
+                let (start, options) = (start.clone(), options.clone());
+                async move { connection.kv.get(start, Some(options)).await }
+            })
+            .await?;
+        Ok(Page { revision: wire::revision(reply.header()), entries: self.wire.entries(reply.take_kvs()) })
+    }
+
     async fn txn(&self, txn: Txn) -> Result<TxnReply> {
         let repeat = if txn.is_read_only() { Repeat::Safe } else { Repeat::Never };
         let mut puts = txn.then.iter().chain(&txn.otherwise);

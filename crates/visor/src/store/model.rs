@@ -58,6 +58,8 @@ struct Link {
     fates: VecDeque<Fate>,
     /// The watches made through this client; ended ones stay until the next is made.
     watches: Vec<u64>,
+    /// The pages that are lost from now on.
+    lost_pages: u32,
 }
 
 /// The fate of a write.
@@ -240,6 +242,11 @@ impl Faults {
         self.store.as_it_is().silence_watches(&watches);
     }
 
+    /// Loses the answers to so many pages.
+    pub fn lose_pages(&self, pages: u32) {
+        self.store.link().lost_pages = pages;
+    }
+
     /// Ends a lease now, as if it had run out.
     ///
     /// # Errors
@@ -255,6 +262,16 @@ impl Store for ModelStore {
         self.link().round_trips += 1;
         self.reach().await?;
         self.state().range(&keys, at)
+    }
+
+    async fn page(&self, keys: Keys, after: String, most: usize, at: Revision) -> Result<Page> {
+        self.link().round_trips += 1;
+        self.reach().await?;
+        if let Some(left) = self.link().lost_pages.checked_sub(1) {
+            self.link().lost_pages = left;
+            return Err(unreachable("no answer"));
+        }
+        self.state().page(&keys, &after, most, at)
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply> {

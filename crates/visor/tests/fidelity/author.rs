@@ -104,8 +104,12 @@ impl Author {
 
     /// Returns a read of the past, and at times of the future.
     pub fn look_back(&mut self, oldest: Revision) -> Call {
-        let at = self.past(oldest);
-        Call::Range { keys: self.keys(), at: Some(at) }
+        let (keys, at) = (self.keys(), self.past(oldest));
+        if self.rng.random_bool(0.5) {
+            let (after, most) = (self.key(), self.rng.random_range(1..4));
+            return Call::NextPage { keys, after, most, at };
+        }
+        Call::Range { keys, at: Some(at) }
     }
 
     /// Returns a revision that still exists, or has just been compacted, or does not exist yet.
@@ -216,7 +220,11 @@ impl Author {
 
     fn gets(&mut self) -> Vec<Op> {
         let count = self.rng.random_range(0..3);
-        (0..count).map(|_| Op::Get(self.keys())).collect()
+        let mut get = || match self.rng.random_range(0..4) {
+            0 => Op::Get(self.keys()),
+            most => Op::GetFirst(self.keys(), most),
+        };
+        (0..count).map(|_| get()).collect()
     }
 
     fn compares(&mut self) -> Vec<Compare> {

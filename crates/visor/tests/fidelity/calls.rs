@@ -18,6 +18,12 @@ pub enum Call {
     Grant(Duration),
     KeepAlive(LeaseId),
     Revoke(LeaseId),
+    NextPage {
+        keys: Keys,
+        after: String,
+        most: usize,
+        at: Revision,
+    },
     Compact(Revision),
     /// Starts the phase's watch of this number.
     Watch(usize),
@@ -67,6 +73,9 @@ pub struct Phase {
 pub async fn carry_out(store: &dyn Store, call: &Call) -> Result<Answer> {
     match call {
         Call::Range { keys, at } => store.range(keys.clone(), *at).await.map(Answer::Page),
+        Call::NextPage { keys, after, most, at } => {
+            store.page(keys.clone(), after.clone(), *most, *at).await.map(Answer::Page)
+        }
         Call::Txn(txn) => store.txn(txn.clone()).await.map(Answer::Txn),
         Call::Grant(ttl) => store.grant(*ttl).await.map(Answer::Lease),
         Call::KeepAlive(lease) => store.keep_alive(*lease).await.map(Answer::Left),
@@ -81,7 +90,7 @@ pub fn mark(call: &Call) -> Option<&Bytes> {
     let Call::Txn(txn) = call else { return None };
     txn.then.iter().find_map(|op| match op {
         Op::Put { value, .. } => Some(value),
-        Op::Delete(_) | Op::Get(_) => None,
+        Op::Delete(_) | Op::Get(_) | Op::GetFirst(..) => None,
     })
 }
 
@@ -110,7 +119,11 @@ impl Leases {
                 }
             }
             Call::KeepAlive(lease) | Call::Revoke(lease) => *lease = self.of(*lease),
-            Call::Range { .. } | Call::Grant(_) | Call::Compact(_) | Call::Watch(_) => {}
+            Call::Range { .. }
+            | Call::NextPage { .. }
+            | Call::Grant(_)
+            | Call::Compact(_)
+            | Call::Watch(_) => {}
         }
         call
     }

@@ -39,6 +39,21 @@ impl Wire {
         }
     }
 
+    /// Returns the range of a set's keys after a key: its first key, and the first one that is not in it.
+    pub(super) fn after(&self, keys: &Keys, key: &str) -> (Vec<u8>, Vec<u8>) {
+        let mut after = self.key(key);
+        after.push(0);
+        let (Keys::One(set) | Keys::Prefix(set)) = keys;
+        let mut end = self.key(set);
+        let start = after.max(end.clone());
+        match keys {
+            Keys::One(_) => end.push(0),
+            // Keys are UTF-8 and have no byte of 0xff, so this is the first key after all with the prefix.
+            Keys::Prefix(_) => *end.last_mut().expect("a cluster's prefix has a slash") += 1,
+        }
+        (start, end)
+    }
+
     pub(super) fn entry(&self, kv: KeyValue) -> Entry {
         let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
         let lease = (kv.lease() != 0).then(|| kv.lease());
@@ -92,6 +107,11 @@ impl Wire {
                 let options = is_prefix.then(|| GetOptions::new().with_prefix());
                 TxnOp::get(start, options)
             }
+            Op::GetFirst(keys, most) => {
+                let (start, is_prefix) = self.start(&keys);
+                let options = GetOptions::new().with_limit(limit(most));
+                TxnOp::get(start, Some(if is_prefix { options.with_prefix() } else { options }))
+            }
         }
     }
 
@@ -102,6 +122,11 @@ impl Wire {
         });
         TxnReply { succeeded: reply.succeeded(), revision: revision(reply.header()), found: found.collect() }
     }
+}
+
+/// Returns a number of rows as etcd takes it.
+pub(super) fn limit(most: usize) -> i64 {
+    i64::try_from(most).unwrap_or(i64::MAX)
 }
 
 /// Returns the store's revision from the header of an answer. etcd always sends the header, so 0 never occurs.

@@ -131,6 +131,13 @@ impl State {
         Ok(Page { entries, revision: self.revision })
     }
 
+    pub(super) fn page(&self, keys: &Keys, after: &str, most: usize, at: Revision) -> Result<Page> {
+        let mut page = self.range(keys, Some(at))?;
+        page.entries.retain(|entry| entry.key.as_str() > after);
+        page.entries.truncate(most);
+        Ok(page)
+    }
+
     fn image_at(&self, at: Revision) -> BTreeMap<String, Entry> {
         let mut image = self.base.clone();
         // `base` already contains the events of the compacted revision.
@@ -181,6 +188,11 @@ impl State {
                     Vec::new()
                 }
                 Op::Get(keys) => self.select(before.as_ref().unwrap_or(&self.live), keys),
+                Op::GetFirst(keys, most) => {
+                    let mut first = self.select(before.as_ref().unwrap_or(&self.live), keys);
+                    first.truncate(*most);
+                    first
+                }
             });
         }
         let deletes = branch.iter().any(|op| matches!(op, Op::Delete(_)));
