@@ -40,7 +40,7 @@ pub mod step;
 mod tally;
 mod trial;
 
-use std::{net::SocketAddr, pin::pin, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, time::Duration};
 
 use axum::Router;
 use bazooka_daemon::{
@@ -54,7 +54,7 @@ use visor::{
     identity::Kind,
     lease::{KeeperPanicked, LeaseKeeper, LeaseTiming},
     schema::{Extra, Leader},
-    store::wait_until_ready,
+    store::{SharedStore, wait_until_ready},
     visor::{Visor, VisorError},
 };
 
@@ -76,12 +76,15 @@ pub struct ConvergeArgs {
 }
 
 /// The options of a running converger.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ConvergeOptions {
     /// This process's name, for people.
     pub name: String,
     /// The base URL of its endpoint; empty if it has none.
     pub url: String,
+    /// A client of the coordinator for the lease alone, kept on a thread of its own: reading or planning a large cluster
+    /// takes longer than a renewal may wait. None: the lease is kept by a task beside the others.
+    pub lease_store: Option<SharedStore>,
     /// The timing of the lease that its election depends on. A dead converger is replaced once the lease ends.
     pub timing: LeaseTiming,
     /// Becomes ready once the process has seen the whole cluster, elected or not.
@@ -100,6 +103,7 @@ impl ConvergeOptions {
         ConvergeOptions {
             name: name.into(),
             url: String::new(),
+            lease_store: None,
             timing: LeaseTiming::default(),
             readiness: Readiness::default(),
             metrics: Metrics::default(),
@@ -124,6 +128,9 @@ pub enum ConvergeError {
     /// The coordinator rejects this process.
     #[error("the coordinator can't be used")]
     Coordinator(#[source] VisorError),
+    /// The system gives no thread for the lease.
+    #[error("can't start the thread that keeps the lease")]
+    Thread(#[source] io::Error),
     /// The election depends on a lease that is kept no longer.
     #[error("this process can't be elected any more")]
     Lease(#[from] KeeperPanicked),
@@ -143,7 +150,13 @@ pub async fn daemon(args: ConvergeArgs, shutdown: CancellationToken) -> Result<(
     let name =
         args.name.or_else(|| own.map(String::from)).or_else(machine).unwrap_or_else(|| "converger".into());
     let url = format!("{}://{address}", cluster.scheme());
-    let options = ConvergeOptions { url, pulse: Pulse::asked_for(), ..ConvergeOptions::named(name) };
+    let lease_store: SharedStore = args.coordinator.cluster()?.etcd;
+    let options = ConvergeOptions {
+        url,
+        lease_store: Some(lease_store),
+        pulse: Pulse::asked_for(),
+        ..ConvergeOptions::named(name)
+    };
     let _announcing = announce(options.readiness.clone(), shutdown.clone());
     // A token of its own, so that the end of one part also ends the other one.
     let ending = shutdown.child_token();
@@ -196,7 +209,10 @@ pub async fn run(
         frozen: None,
         extra: Extra::new(),
     };
-    let keeper = LeaseKeeper::start(visor.store().clone(), options.timing);
+    let keeper = match options.lease_store {
+        Some(store) => LeaseKeeper::start_on_thread(store, options.timing).map_err(ConvergeError::Thread)?,
+        None => LeaseKeeper::start(visor.store().clone(), options.timing),
+    };
     tracing::info!(name = %options.name, url = %options.url, "ready");
     Lead::new(visor, keeper, metrics, leader, options.wall, not_ready, options.pulse).run(shutdown).await?;
     Ok(())

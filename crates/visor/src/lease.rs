@@ -1,6 +1,6 @@
 //! A lease that is kept alive, and the time from which it must count as lost.
 //!
-//! Owns one task that grants, renews and, after a loss, grants again. A lease counts as held only until its time has
+//! Owns one task, or one thread, that grants, renews and, after a loss, grants again. A lease counts as held only until its time has
 //! passed on this process's own monotonic clock, counted from before the last renewal was sent. The store's own count
 //! began later, so no other process can have seen the lease end before. The user of the lease decides what a loss means
 //! for the keys that were bound to it.
@@ -15,13 +15,14 @@
 mod tests;
 
 use std::{
+    io,
     sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
 use tokio::{
     sync::{oneshot, watch},
-    task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -31,6 +32,9 @@ use crate::{
     planted::{Bug, planted},
     store::{LeaseId, SharedStore, StoreError},
 };
+
+/// The stack of a keeper's own thread: a TLS handshake in a build without optimisation needs half of it.
+const STACK: usize = 512 << 10;
 
 /// The lifetime of a lease and the interval of its renewals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +83,8 @@ pub struct LeaseKeeper {
     tenure: Arc<Mutex<Option<Tenure>>>,
     /// Dropped to stop the task.
     stop: Option<oneshot::Sender<()>>,
-    task: Option<JoinHandle<()>>,
+    /// Completes when the task has ended, however it ended.
+    ended: oneshot::Receiver<()>,
 }
 
 /// A lease, with the time from which it must count as lost.
@@ -92,12 +97,37 @@ struct Tenure {
 impl LeaseKeeper {
     /// Starts the task that grants and renews.
     pub fn start(store: SharedStore, timing: LeaseTiming) -> Self {
+        let (keeper, task) = Self::prepare(store, timing);
+        tokio::spawn(task);
+        keeper
+    }
+
+    /// Starts a thread that grants and renews, so that no work of the caller's runtime can delay a renewal.
+    ///
+    /// `store` must be a client of this keeper's own, because its connections belong to the thread's runtime.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn start_on_thread(store: SharedStore, timing: LeaseTiming) -> io::Result<Self> {
+        let (keeper, task) = Self::prepare(store, timing);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = thread::Builder::new().name("lease".to_owned()).stack_size(STACK);
+        thread.spawn(move || runtime.block_on(task))?;
+        Ok(keeper)
+    }
+
+    fn prepare(store: SharedStore, timing: LeaseTiming) -> (Self, impl Future<Output = ()> + Send) {
         let (says, state) = watch::channel(LeaseState::Lost);
         let (stop, stopped) = oneshot::channel();
+        let (ending, ended) = oneshot::channel();
         let tenure = Arc::new(Mutex::new(None));
         let keeping = Keeping { store, timing, says, tenure: tenure.clone() };
-        let task = tokio::spawn(keeping.run(stopped));
-        Self { state, tenure, stop: Some(stop), task: Some(task) }
+        let task = async move {
+            // Dropped by a panic too.
+            let _ending: oneshot::Sender<()> = ending;
+            keeping.run(stopped).await;
+        };
+        (Self { state, tenure, stop: Some(stop), ended }, task)
     }
 
     /// Returns the state as it changes. The channel closes if the keeper's task panics.
@@ -141,10 +171,8 @@ impl LeaseKeeper {
     /// Revokes the lease and waits until the store has deleted its keys, for at most 2 s.
     pub async fn release(mut self) {
         drop(self.stop.take());
-        if let Some(task) = self.task.take() {
-            // A task that panicked no longer holds a lease.
-            let _ = task.await;
-        }
+        // The sender is dropped at the end. A task that panicked no longer holds a lease.
+        let _ = (&mut self.ended).await;
     }
 }
 

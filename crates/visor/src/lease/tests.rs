@@ -47,6 +47,23 @@ async fn a_lease_is_lost_before_the_store_gives_it_to_another() {
     assert!(!is_bound(&store).await);
 }
 
+#[tokio::test]
+async fn a_keeper_on_a_thread_renews_while_its_owner_is_busy() {
+    let store = ModelStore::new();
+    let timing = LeaseTiming { ttl: Duration::from_secs(2), renew_every: Duration::from_millis(100) };
+    let keeper = LeaseKeeper::start_on_thread(store.shared(), timing).expect("there is room for a thread");
+    let id = keeper.wait_held().await;
+    let first = keeper.held_until().expect("it is held");
+    // This thread runs nothing else meanwhile, as while it plans for a large cluster.
+    while keeper.held_until().expect("it is held") <= first + timing.ttl {
+        std::thread::park_timeout(timing.renew_every);
+    }
+    assert_eq!(keeper.held(), Some(id));
+    bind(&store, id).await;
+    keeper.release().await;
+    assert!(!is_bound(&store).await, "released before it returns");
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_renewals_may_fail() {
     let store = ModelStore::new();
