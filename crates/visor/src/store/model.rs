@@ -267,8 +267,9 @@ impl Store for ModelStore {
     async fn page(&self, keys: Keys, after: String, most: usize, at: Revision) -> Result<Page> {
         self.link().round_trips += 1;
         self.reach().await?;
-        if let Some(left) = self.link().lost_pages.checked_sub(1) {
-            self.link().lost_pages = left;
+        let lost = self.link().lost_pages;
+        if lost > 0 {
+            self.link().lost_pages = lost - 1;
             return Err(unreachable("no answer"));
         }
         self.state().page(&keys, &after, most, at)
