@@ -36,7 +36,9 @@ use crate::{
     pause::Doubling,
     planted::{Bug, planted},
     snapshot::may_read,
-    store::{Event, Keys, Result, Revision, SharedStore, StoreError, Watch, WatchMessage, listing::Listing},
+    store::{
+        Entry, Event, Keys, Result, Revision, SharedStore, StoreError, Watch, WatchMessage, listing::Listing,
+    },
 };
 
 /// The pause between two attempts to list again.
@@ -102,6 +104,8 @@ struct Opened<I> {
     known: Known,
     /// Each key that differs from the image before, in key order.
     changed: Vec<String>,
+    /// The entries, for the planted fault that needs them.
+    entries: Vec<Entry>,
     revision: Revision,
     watches: Vec<Box<dyn Watch>>,
 }
@@ -187,8 +191,7 @@ impl<I: Image> Mirror<I> {
                     sleep_until(*until).await;
                     // After a failure the first page is shorter: it may have been too long for the deadline of a call.
                     let first = self.store.first_page() >> self.failures.min(10);
-                    let keeps = planted(Bug::NewListKeepsWhatHasGone);
-                    let image = if keeps { self.image.clone() } else { self.image.fresh() };
+                    let image = self.image.fresh();
                     let listing =
                         list(self.store.clone(), self.scopes.clone(), first, image, self.known.clone());
                     self.phase = Phase::Opening(listing.boxed());
@@ -212,7 +215,12 @@ impl<I: Image> Mirror<I> {
 
     /// Replaces the image by a complete list.
     fn show(&mut self, opened: Opened<I>) -> Changes {
-        self.image = opened.image;
+        if planted(Bug::NewListKeepsWhatHasGone) {
+            opened.entries.iter().for_each(|entry| self.image.put(entry));
+            self.image.set_revision(opened.revision);
+        } else {
+            self.image = opened.image;
+        }
         self.known = Arc::new(opened.known);
         self.revisions.fill(opened.revision);
         let now = Instant::now();
@@ -311,7 +319,7 @@ async fn list<I: Image>(
 ) -> Result<Opened<I>> {
     let (mut listing, schema) = Listing::begin(store.clone(), scopes.clone(), keys::schema(), first).await?;
     may_read(&schema)?;
-    let (mut known, mut changed) = (Known::default(), Vec::new());
+    let (mut known, mut changed, mut entries) = (Known::default(), Vec::new(), Vec::new());
     while let Some(page) = listing.next().await? {
         for (at, entry) in page.into_iter().enumerate() {
             if at % ROWS_AT_A_TIME == ROWS_AT_A_TIME - 1 {
@@ -321,6 +329,9 @@ async fn list<I: Image>(
                 continue;
             }
             image.put(&entry);
+            if planted(Bug::NewListKeepsWhatHasGone) {
+                entries.push(entry.clone());
+            }
             if before.get(&entry.key) != Some(&entry.mod_revision) {
                 changed.push(entry.key.clone());
             }
@@ -337,7 +348,7 @@ async fn list<I: Image>(
     for scope in scopes {
         watches.push(store.watch(scope, next).await?);
     }
-    Ok(Opened { image, known, changed, revision, watches })
+    Ok(Opened { image, known, changed, entries, revision, watches })
 }
 
 /// Waits for a message of any watch, or until one has been silent for too long.

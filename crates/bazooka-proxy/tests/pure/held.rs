@@ -37,6 +37,5 @@ fn what_routes_and_the_directory_are_made_from_is_held_and_nothing_else() {
     }
     image.put(&entry("apps/shop/procs/web", r#"{"port":8501}"#));
     assert_eq!(image.snapshot().apps.len(), 1);
-    image.clear();
-    assert_eq!(*image.snapshot(), Snapshot::default());
+    assert_eq!(*image.fresh().snapshot(), Snapshot::default());
 }
