@@ -196,11 +196,14 @@ mod tests {
             let txn = Txn { when: Vec::new(), then: vec![op], otherwise: Vec::new() };
             visor.store().txn(txn).await.expect("the model answers");
         };
-        put(0, vec![b'x'; (4 << 10) + 1]).await;
         for id in 1..=5 {
             put(id, b"no entry".to_vec()).await;
         }
+        // The newest of all, so that only its size is against it.
+        put(6, vec![b'x'; (4 << 10) + 1]).await;
         assert_eq!(visor.trim_audit(BOUNDS, now()).await.expect("the model answers"), 3);
+        let left = visor.store().range(keys::audit(), None).await.expect("the model answers").entries;
+        assert!(left.iter().all(|entry| &*entry.value == b"no entry"), "{left:?}");
     }
 
     #[test]
