@@ -254,6 +254,7 @@ impl From<Refusal> for Failure {
             | Refusal::EnvMoved(_)
             | Refusal::RepoMoved(_)
             | Refusal::NoPortLeft
+            | Refusal::NoNumberLeft(..)
             | Refusal::HostTaken(_)
             | Refusal::NameTaken { .. }
             | Refusal::HostGone(_) => (Kind::Refused, None),

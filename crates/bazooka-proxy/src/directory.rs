@@ -25,7 +25,8 @@ use visor::{
 
 use crate::{
     image::RoutingImage,
-    routes::{ServiceId, address, is_routed},
+    routes::{ServiceId, is_routed, own_address},
+    services::procs_of,
 };
 
 /// A running instance.
@@ -95,10 +96,12 @@ pub type Shown = watch::Receiver<Option<Arc<Directory>>>;
 pub struct Board(watch::Sender<Option<Arc<Directory>>>);
 
 /// The rows from which the services are made.
-const OF_SERVICES: [RowKind; 4] = [RowKind::Proc, RowKind::Assigned, RowKind::Status, RowKind::Host];
+const OF_SERVICES: [RowKind; 5] =
+    [RowKind::Proc, RowKind::Assigned, RowKind::Status, RowKind::Host, RowKind::HostMeta];
 
 /// The rows from which the daemons are made.
-const OF_DAEMONS: [RowKind; 4] = [RowKind::Host, RowKind::Proxy, RowKind::Rm, RowKind::Leader];
+const OF_DAEMONS: [RowKind; 5] =
+    [RowKind::Host, RowKind::HostMeta, RowKind::Proxy, RowKind::Rm, RowKind::Leader];
 
 /// Reports whether the directory is made from rows of this kind.
 pub fn concerns(kind: RowKind) -> bool {
@@ -151,12 +154,12 @@ impl Board {
     }
 }
 
-/// Returns the running instances of each service. An entry whose row can't be read stays as it was before. So does
+/// Returns the running instances of each service, each at an address of its host. An entry whose row can't be read stays as it was before. So does
 /// the zone of an instance whose host has lost its registration, because the host hasn't moved.
 pub fn services(snapshot: &Snapshot, before: &Services) -> Services {
     let mut services = Services::new();
     for (app, view) in &snapshot.apps {
-        for proc in view.procs.keys() {
+        for proc in procs_of(app, view) {
             services.insert(ServiceId { app: app.clone(), proc: proc.clone() }, Places::new());
         }
     }
@@ -166,8 +169,10 @@ pub fn services(snapshot: &Snapshot, before: &Services) -> Services {
             else {
                 continue;
             };
-            let Some(address) = address(status) else { continue };
             let id = ServiceId { app: assigned.app.clone(), proc: assigned.proc.clone() };
+            let place = |before: &Services| Some(before.get(&id)?.get(instance)?.address);
+            let was = (!before.is_empty()).then(|| place(before));
+            let Some(address) = own_address(view, status, was) else { continue };
             let zone = match &view.host {
                 Some(host) => Some(host.zone.clone()),
                 None => before.get(&id).and_then(|places| places.get(instance)?.zone.clone()),

@@ -4,7 +4,7 @@
 //! request, so no fault in it can slow a request down or lose one.
 //!
 //! ```text
-//! mirror ─▶ routes ─▶ plan ─▶ balancer ─▶ driver ──Runtime API──▶ HAProxy    pure: routes, config, plan
+//! mirror ─▶ routes ─▶ plan ─▶ balancer ─▶ driver ──Runtime API──▶ HAProxy    pure: services, routes, config, plan
 //!                      ▲                     └──file, reload──▶ HAProxy
 //!                      └── in force, as observed from HAProxy
 //! proxy (the loop) ─▶ publisher ─▶ proxies/X in the coordinator
@@ -26,5 +26,6 @@ pub mod ports;
 pub mod proxy;
 pub mod publisher;
 pub mod routes;
+pub mod services;
 pub mod shares;
 pub mod zones;

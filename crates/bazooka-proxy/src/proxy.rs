@@ -37,7 +37,7 @@ use crate::{
     plan::{InForce, Wanted},
     ports::{self, Refusals},
     publisher::Publisher,
-    routes::{Routes, concerns_routing, keeping_lost, keeping_unreadable, leaving, routes},
+    routes::{Routes, concerns_routing, keeping_lost, keeping_unreadable, leaving, routes_after},
     zones::Locality,
 };
 use apply::Applied;
@@ -240,7 +240,8 @@ impl Proxy {
         if !(moved || changes.relisted || concerns_routing(&changes.keys)) {
             return false;
         }
-        let mut wanted = routes(snapshot, self.locality.as_ref());
+        let before = self.desired.as_ref().map(|before| &before.routes);
+        let mut wanted = routes_after(before, snapshot, self.locality.as_ref());
         if let Some(before) = &self.desired {
             wanted = keeping_unreadable(wanted, &before.routes, snapshot);
             wanted = keeping_lost(wanted, &before.routes, snapshot);
@@ -395,6 +396,10 @@ impl Proxy {
     /// Tells the coordinator.
     fn say(&mut self, applied: Revision) {
         let mut refused = self.refusals.causes();
+        if let Some(desired) = &self.desired {
+            let denied = &desired.routes.denied;
+            refused.extend(denied.iter().map(|(id, why)| (id.to_string(), why.to_string())));
+        }
         if let (Some(cause), Some(desired), Some(in_force)) =
             (self.attempts.cause(), &self.desired, &self.in_force)
         {

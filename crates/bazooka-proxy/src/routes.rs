@@ -11,10 +11,11 @@ use visor::{
     planted::{Bug, planted},
     rows::RowKind,
     schema::{Assignment, Desired, State, Status},
-    snapshot::Snapshot,
+    snapshot::{HostView, Snapshot},
 };
 
 use crate::{
+    services::{Denied, services},
     shares::{EVEN, evenly, weights},
     zones::Locality,
 };
@@ -93,6 +94,8 @@ pub struct Routes {
     pub domains: BTreeMap<Domain, AppName>,
     /// The registered bazooka-rms.
     pub rms: BTreeMap<HostName, RmPlace>,
+    /// The services without the port that their rows name, each with the reason.
+    pub denied: BTreeMap<ServiceId, Denied>,
 }
 
 impl Routes {
@@ -139,23 +142,44 @@ pub fn address(status: &Status) -> Option<SocketAddr> {
     Some(SocketAddr::new(status.ip?, status.port?))
 }
 
+/// Returns the address of an instance, if it is one that the instance's host may name.
+///
+/// A host writes the status, so it could name any address. It counts if it is the registered host's own, or if the
+/// instance was known at it before, when it was checked: a host that is not registered at the moment, or has just
+/// moved, keeps its instances. `before` is none when nothing was known before.
+pub fn own_address(
+    view: &HostView,
+    status: &Status,
+    before: Option<Option<SocketAddr>>,
+) -> Option<SocketAddr> {
+    let address = address(status)?;
+    let is_own = match &view.host {
+        Some(host) => host.is_at(address.ip()),
+        None => before.is_none(),
+    };
+    (is_own || before.flatten() == Some(address)).then_some(address)
+}
+
+/// Returns the routes that a snapshot describes, if nothing is known of the time before it.
+pub fn routes(snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
+    routes_after(None, snapshot, locality)
+}
+
 /// Returns the routes that a snapshot describes.
 ///
 /// Each registered proc is a service, with or without instances. An instance is routed while it is assigned to run
-/// and its host reports it running. A proxy with a `locality` prefers the instances of its own zone.
-pub fn routes(snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
+/// and its host reports it running, at an address of the host. A proxy with a `locality` prefers the instances of its
+/// own zone.
+pub fn routes_after(before: Option<&Routes>, snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
     let mut routes = Routes::default();
-    for (app, view) in &snapshot.apps {
-        for (proc, row) in &view.procs {
-            let id = ServiceId { app: app.clone(), proc: proc.clone() };
-            let service = Service {
-                port: Some(row.port),
-                mode: Mode::of(proc),
-                servers: BTreeMap::new(),
-                weights: None,
-            };
-            routes.services.insert(id, service);
+    for (id, port) in services(snapshot) {
+        let mode = Mode::of(&id.proc);
+        if let Err(why) = &port {
+            routes.denied.insert(id.clone(), why.clone());
         }
+        routes
+            .services
+            .insert(id, Service { port: port.ok(), mode, servers: BTreeMap::new(), weights: None });
     }
     let mut by_release: BTreeMap<ServiceId, BTreeMap<ReleaseId, Vec<InstanceId>>> = BTreeMap::new();
     let mut zones: BTreeMap<InstanceId, Option<&ZoneName>> = BTreeMap::new();
@@ -168,8 +192,10 @@ pub fn routes(snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
     for view in snapshot.hosts.values() {
         for (instance, assigned) in &view.assigned {
             let status = view.status.get(instance).filter(|status| is_routed(assigned, status));
-            let Some(address) = status.and_then(|status| address(status)) else { continue };
+            let Some(status) = status else { continue };
             let id = ServiceId { app: assigned.app.clone(), proc: assigned.proc.clone() };
+            let was = before.map(|before| before.services.get(&id)?.servers.get(instance).copied());
+            let Some(address) = own_address(view, status, was) else { continue };
             if let Some(service) = routes.services.get_mut(&id) {
                 service.servers.insert(*instance, address);
             }
@@ -321,7 +347,10 @@ pub fn leaving(snapshot: &Snapshot) -> BTreeMap<InstanceId, ServiceId> {
 pub fn concerns(kind: RowKind) -> bool {
     matches!(
         kind,
-        RowKind::Proc
+        RowKind::App
+            | RowKind::Rev
+            | RowKind::Proc
+            | RowKind::HostMeta
             | RowKind::Formation
             | RowKind::Assigned
             | RowKind::Status

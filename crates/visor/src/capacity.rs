@@ -4,7 +4,10 @@
 //! ([`placement`](crate::rules::placement)), run on the image without that part. It does not know what only a converger
 //! remembers: hosts where a release failed lately count as room here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::Serialize;
 
@@ -13,7 +16,7 @@ use crate::{
     names::{AppName, HostName, ProcName, ReleaseId, ZoneName},
     rules::{
         host_fit::{EnvHosts, closed, env_hosts},
-        placement::{Found, FreeCapacity, PlacementRequest, Room, allot},
+        placement::{Found, FreeCapacity, Indexes, PlacementRequest, Room, allot},
         usage::{Used, reckoned},
         zones::Places,
     },
@@ -206,10 +209,13 @@ pub fn loss(snapshot: &Snapshot, part: Part) -> Loss {
     let mut without_place: BTreeMap<AppName, BTreeMap<ProcName, u32>> = BTreeMap::new();
     let asked: Vec<_> = requests.iter().map(|(app, request)| (*app, request)).collect();
     allot(&mut room, &asked, usize::MAX, |nth, _, found| {
-        if !matches!(found, Found::Place(_)) {
-            let (app, request) = asked[nth];
-            *without_place.entry(app.clone()).or_default().entry(request.proc.clone()).or_default() += 1;
-        }
+        let lacking = match found {
+            Found::Place(_) | Found::Later => return,
+            Found::NoRoom(n, _) | Found::Impossible(n, _) => n,
+        };
+        let (app, request) = asked[nth];
+        let of = without_place.entry(app.clone()).or_default().entry(request.proc.clone()).or_default();
+        *of = of.saturating_add(count(lacking));
     });
     let instances = lost.values().fold(0_u32, |sum, lost| sum.saturating_add(count(lost.len())));
     Loss { part: part.clone(), instances, without_place }
@@ -266,16 +272,19 @@ fn requests_for(
                 .and_then(|view| limits_of(view, &one.proc))
                 .unwrap_or_else(|| one.run.limits.clone()),
             trial: one.trial,
-            indexes: Vec::new(),
+            indexes: Indexes::These(Vec::new()),
             impossible: broken.map(|lead| lead.to_string()),
-            avoid: keyless,
-            refuse: unfit,
+            avoid: Arc::new(keyless),
+            refuse: Arc::new(unfit),
             zone: None,
         }
     });
     let parts = [(zone.cloned(), indexes), (None, anywhere)];
     let asked = request.into_iter().flat_map(move |request| {
-        let of = move |(zone, indexes)| PlacementRequest { zone, indexes, ..request.clone() };
+        let of = move |(zone, indexes)| {
+            let indexes = Indexes::These(indexes);
+            PlacementRequest { zone, indexes, ..request.clone() }
+        };
         parts.clone().map(of)
     });
     asked.filter(|request| !request.indexes.is_empty())

@@ -95,6 +95,7 @@ pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
             "start bazooka-rm: a daemon writes it",
         );
     }
+    bounds(snapshot, &mut found);
     counters(snapshot, &mut found);
     apps::look(snapshot, &mut found);
     instances::look(snapshot, &mut found);
@@ -168,6 +169,33 @@ fn unreadable(snapshot: &Snapshot, found: &mut Findings) {
                 "write it as it was in the last backup, with etcdctl; meanwhile what it is about is left alone",
             ),
         }
+    }
+}
+
+/// Finds values that count as their bounds, and hosts that say of themselves what their operator says otherwise.
+fn bounds(snapshot: &Snapshot, found: &mut Findings) {
+    for (name, out) in &snapshot.bounded {
+        let Ok(key) = name.parse::<Key>() else { continue };
+        let remedy = match &key {
+            Key::Formation(app, proc) => format!("bazooka scale -a {app} -n N {proc}"),
+            Key::Host(_) => "start its bazooka-pm with other --slots and --memory".to_owned(),
+            _ => "look at the host that writes it: a bazooka-pm writes no such row".to_owned(),
+        };
+        found.tell(&key, "out-of-bounds", out.line(), remedy);
+    }
+    for (name, view) in &snapshot.hosts {
+        let (Some(said), Some(host)) = (&view.said, &view.host) else { continue };
+        let what = if said.zone != host.zone {
+            format!("it says that it stands in zone {}, and its operator says {}", said.zone, host.zone)
+        } else if said.address != host.address {
+            format!("it says that its address is {}, and its operator says {}", said.address, host.address)
+        } else {
+            continue;
+        };
+        let remedy = format!(
+            "its operator's word counts; if the host is right: bazooka hosts bound {name} --zone own --address own"
+        );
+        found.tell(&Key::Host(name.clone()), "host-says-otherwise", what, remedy);
     }
 }
 

@@ -16,6 +16,7 @@
 //! store        range, transaction, watch, lease      etcd | model (in memory)
 //! schema       the row that each key holds
 //! settings     how a proc is run: each setting declared once
+//! bounds       the most that a row may ask of those who obey it
 //! rows         each row declared once: key, value, writers, end
 //! keys         the spelling of each key
 //! snapshot     the typed image that planners read
@@ -37,6 +38,7 @@
 //! ```
 
 pub mod access;
+pub mod bounds;
 pub mod capacity;
 pub mod check;
 pub mod clock;

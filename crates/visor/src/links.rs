@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use crate::bounds::MOST_LINKS;
 pub use crate::names::{InvalidLink, InvalidServicesAddress, Link, ServicesAddress};
 use crate::{
     keys::Key,
@@ -12,12 +13,6 @@ use crate::{
     schema::{Env, Host},
     snapshot::{AppView, Snapshot},
 };
-
-/// The most services that an app may link.
-///
-/// Their ports are in each row of an instance, and added links are guarded in one transaction, two rows each, of the
-/// 128 operations that etcd takes.
-pub const MOST_LINKS: usize = 32;
 
 /// The reason why an app cannot have a set of links.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -24,6 +24,9 @@ mod tests;
 /// Most bytes of a row with a few short fields.
 const SMALL: usize = 4 << 10;
 
+/// Most bytes of a row with the settings of a proc: each instance's assignment repeats them.
+const SETTINGS: usize = 16 << 10;
+
 /// Most bytes of a row with texts of any length: addresses, reasons, names of people. An argument has 128 KiB at most.
 const TEXTS: usize = 256 << 10;
 
@@ -49,7 +52,7 @@ App(app) {
     }
     /// The port and the settings of a service. The rm registers it, `bazooka` sets it.
     Proc(app: AppName, proc: ProcName) ["apps", app, "procs", proc] in procs(proc): Many<ProcName, Proc> {
-        writers: &[Rm, Developer], pm_reads: false, most_bytes: TEXTS, ends: WithApp(""),
+        writers: &[Rm, Developer], pm_reads: false, most_bytes: SETTINGS, ends: WithApp(""),
         unreadable: Restore, operator_mends: true, without_app: Substance, recover: Entered
     }
     /// Config vars, sealed, and links. Immutable, except that an rm seals the plain ones of version 1.
@@ -140,7 +143,7 @@ Host(host) {
         writers: &[Pm], pm_reads: false, most_bytes: TEXTS, ends: Leased,
         unreadable: Rewritten, operator_mends: true, without_app: OwnRule, recover: Present
     }
-    /// An operator's marks on a host: cordoned, draining.
+    /// An operator's marks on a host: cordoned, draining; and its zone, address and most capacity, where an operator names them.
     HostMeta(host: HostName) ["hostmeta", host] in meta(): One<HostMeta> {
         writers: &[Operator], pm_reads: false, most_bytes: SMALL, ends: When("an operator forgets the host"),
         unreadable: Restore, operator_mends: false, without_app: OwnRule, recover: Kept

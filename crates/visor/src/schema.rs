@@ -5,6 +5,7 @@
 //! versions can run side by side. Fields are only ever added, each with a default.
 
 mod app;
+mod check_path;
 mod cluster;
 mod env;
 mod host;
@@ -17,6 +18,7 @@ mod service;
 mod stats;
 
 pub use app::{App, DomainRecord, Rev, Slug};
+pub use check_path::{CheckPath, InvalidCheckPath, LONGEST_CHECK_PATH};
 pub use cluster::{Frozen, Incarnation, Leader, SCHEMA_VERSION, Schema, Unfreeze};
 pub use env::{Env, Handed, Wraps};
 pub use host::{Capacity, Host, HostMeta};

@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub use docs::docs;
-pub use value::{InvalidValue, Problem, Takes, Value, size};
+pub use value::{InvalidValue, Problem, Takes, Value, parse_size, size};
 
 /// One setting of a proc.
 #[derive(Debug)]

@@ -4,15 +4,17 @@
 //! [`Snapshot::unreadable`], so that no reader takes it for an absent one. The table in [`rows`](crate::rows) declares
 //! the fields of the image.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    bounds::{Bounded, OutOfBounds, TooMuch},
     identity::Identity,
     keys::{self, Key},
     names::{
         AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName,
+        ZoneName,
     },
     rows::{RowKind, rows},
     schema::*,
@@ -76,21 +78,48 @@ pub struct Stamp {
     pub lease: Option<LeaseId>,
 }
 
+/// The reason why a row's value cannot be taken up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreadable {
+    #[error(transparent)]
+    Form(#[from] serde_json::Error),
+    #[error(transparent)]
+    TooMuch(#[from] TooMuch),
+    #[error("it has {there} bytes, and {most} is the most")]
+    Size { there: usize, most: usize },
+}
+
+/// The outcome of taking up a row: what is out of bounds in it.
+pub(crate) type Taken = Result<Option<OutOfBounds>, Unreadable>;
+
+/// Reads a row and brings it within its bounds.
+fn take<T: DeserializeOwned + Bounded>(
+    entry: &Entry,
+) -> Result<(Versioned<T>, Option<OutOfBounds>), Unreadable> {
+    let mut row = Versioned::<T>::read(entry)?;
+    let out = row.value.bound()?;
+    Ok((row, out))
+}
+
 /// A field of the image, which holds the rows of one kind.
-trait Field {
+pub(crate) trait Field {
     /// The rest of a row's key, where the owner of the field is known.
     type Rest;
-    fn put_row(&mut self, at: Self::Rest, entry: &Entry) -> Result<(), serde_json::Error>;
+    /// What a row holds.
+    type Value: Bounded;
+    fn put_row(&mut self, at: Self::Rest, entry: &Entry) -> Taken;
     fn remove_row(&mut self, at: Self::Rest);
     fn each_row(&self, see: impl FnMut(Self::Rest, Stamp));
 }
 
-impl<T: DeserializeOwned> Field for One<T> {
+impl<T: DeserializeOwned + Bounded> Field for One<T> {
     type Rest = ();
+    type Value = T;
 
-    fn put_row(&mut self, (): (), entry: &Entry) -> Result<(), serde_json::Error> {
-        *self = Some(Versioned::read(entry)?);
-        Ok(())
+    fn put_row(&mut self, (): (), entry: &Entry) -> Taken {
+        let (row, out) = take(entry)?;
+        *self = Some(row);
+        Ok(out)
     }
 
     fn remove_row(&mut self, (): ()) {
@@ -102,12 +131,14 @@ impl<T: DeserializeOwned> Field for One<T> {
     }
 }
 
-impl<K: Clone + Ord, T: DeserializeOwned> Field for Many<K, T> {
+impl<K: Clone + Ord, T: DeserializeOwned + Bounded> Field for Many<K, T> {
     type Rest = K;
+    type Value = T;
 
-    fn put_row(&mut self, at: K, entry: &Entry) -> Result<(), serde_json::Error> {
-        self.insert(at, Versioned::read(entry)?);
-        Ok(())
+    fn put_row(&mut self, at: K, entry: &Entry) -> Taken {
+        let (row, out) = take(entry)?;
+        self.insert(at, row);
+        Ok(out)
     }
 
     fn remove_row(&mut self, at: K) {
@@ -151,6 +182,8 @@ macro_rules! image {
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct HostView {
             $($(#[doc = $host_holds])+ pub $host_field: $host_shape,)+
+            /// What the host says of itself, where its operator says otherwise; `host` then has what its operator says.
+            pub said: Option<Said>,
         }
 
         /// An image of the cluster, or of a part of it, at one revision.
@@ -167,6 +200,8 @@ macro_rules! image {
             ///
             /// Such a row exists, whatever it holds.
             pub unreadable: BTreeMap<String, String>,
+            /// What is out of bounds in each row, by key; the image has the bounds instead.
+            pub bounded: BTreeMap<String, OutOfBounds>,
         }
 
         #[allow(unused_parens, reason = "the rest of a key is a name in parentheses, or several")]
@@ -205,7 +240,7 @@ macro_rules! image {
                 found
             }
 
-            fn set(&mut self, key: Key, entry: &Entry) -> Result<(), serde_json::Error> {
+            fn set(&mut self, key: Key, entry: &Entry) -> Taken {
                 match key {
                     $(Key::$app_kind($($app_name),+) => {
                         self.apps.entry($app).or_default().$app_field.put_row($app_at, entry)
@@ -266,7 +301,8 @@ impl AppView {
             wanted.insert(head.release, formation.count);
         }
         for (release, count) in &formation.beside {
-            *wanted.entry(*release).or_insert(0) += count;
+            let wanted = wanted.entry(*release).or_insert(0_u32);
+            *wanted = wanted.saturating_add(*count);
         }
         wanted.retain(|release, count| *count > 0 && self.command(*release, proc).is_some());
         wanted
@@ -279,7 +315,58 @@ impl AppView {
     }
 }
 
+/// What a host says of itself, where its operator says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Its zone.
+    pub zone: ZoneName,
+    /// The address of its instances.
+    pub address: IpAddr,
+    /// Its capacity.
+    pub capacity: Capacity,
+}
+
+impl HostView {
+    /// Puts what the operator names in place of what the host says; `is_new` if the registration was just read.
+    fn heed_operator(&mut self, is_new: bool) {
+        let said = self.said.take().filter(|_| !is_new);
+        let Some(host) = self.host.as_mut().map(|row| &mut row.value) else { return };
+        if let Some(said) = said {
+            (host.zone, host.address, host.capacity) = (said.zone, said.address, said.capacity);
+        }
+        let Some(meta) = &self.meta else { return };
+        let said = Said { zone: host.zone.clone(), address: host.address, capacity: host.capacity.clone() };
+        host.zone.clone_from(meta.zone.as_ref().unwrap_or(&said.zone));
+        host.address = meta.address.unwrap_or(said.address);
+        if let Some(most) = meta.most_instances {
+            host.capacity.instances = host.capacity.instances.min(most);
+        }
+        if let Some(most) = meta.most_memory_bytes {
+            host.capacity.memory_bytes = host.capacity.memory_bytes.min(most);
+        }
+        let is_as_said =
+            (&host.zone, host.address, &host.capacity) == (&said.zone, said.address, &said.capacity);
+        self.said = Some(said).filter(|_| !is_as_said);
+    }
+}
+
 impl Snapshot {
+    /// Applies an operator's word on a host after a change of the host's row or of the operator's.
+    fn heed_operator(&mut self, key: &Key, is_put: bool) {
+        let (name, is_new) = match key {
+            Key::Host(name) => (name, is_put),
+            Key::HostMeta(name) => (name, false),
+            _ => return,
+        };
+        change(&mut self.hosts, name, |view| view.heed_operator(is_new));
+    }
+
+    /// Returns what is out of bounds in a row; none if it is within bounds or cannot be read.
+    pub fn out_of_bounds(&self, key: &Key) -> Option<&OutOfBounds> {
+        // Rows are hardly ever out of bounds. To format keys for each row would cost more than the planning.
+        if self.bounded.is_empty() { None } else { self.bounded.get(&key.to_string()) }
+    }
+
     /// Returns the assignment of an app's instance, through the app's own index.
     pub fn assignment(&self, app: &AppName, id: InstanceId) -> Option<&Versioned<Assignment>> {
         let host = &self.apps.get(app)?.instances.get(&id)?.host;
@@ -326,19 +413,38 @@ impl Image for Snapshot {
         // A key of a newer version is skipped. A known key with an unreadable value is a fault that must be visible,
         // and the value before it is no longer true.
         let Ok(key) = entry.key.parse::<Key>() else { return };
-        match self.set(key.clone(), entry) {
-            Ok(()) => drop(self.unreadable.remove(&entry.key)),
+        let most = key.row().most_bytes;
+        let taken = match entry.value.len() {
+            there if there > most => Err(Unreadable::Size { there, most }),
+            _ => self.set(key.clone(), entry),
+        };
+        match taken {
+            Ok(out) => {
+                self.unreadable.remove(&entry.key);
+                match out {
+                    Some(out) => drop(self.bounded.insert(entry.key.clone(), out)),
+                    None => drop(self.bounded.remove(&entry.key)),
+                }
+            }
             Err(error) => {
-                self.remove(key);
+                self.remove(key.clone());
+                self.bounded.remove(&entry.key);
                 self.unreadable.insert(entry.key.clone(), error.to_string());
+                // What an operator said before counts on.
+                if key.kind() == RowKind::HostMeta {
+                    return;
+                }
             }
         }
+        self.heed_operator(&key, true);
     }
 
     fn delete(&mut self, key: &str, _revision: Revision) {
         self.unreadable.remove(key);
+        self.bounded.remove(key);
         if let Ok(key) = key.parse::<Key>() {
-            self.remove(key);
+            self.remove(key.clone());
+            self.heed_operator(&key, false);
         }
     }
 

@@ -42,6 +42,8 @@ pub enum Refusal {
     NoSuchRev(AppName, String),
     #[error("app '{0}' has no release {1}")]
     NoSuchRelease(AppName, ReleaseId),
+    #[error("app '{0}' has no number left for a release: {1} has the last one; delete that row with etcdctl")]
+    NoNumberLeft(AppName, ReleaseId),
     #[error("app '{0}' has no release yet")]
     NotReleased(AppName),
     #[error("nothing of app '{0}' is being rolled out")]

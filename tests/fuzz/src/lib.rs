@@ -11,8 +11,14 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Instant,
 };
 
+use bazooka_pm::converge::{
+    memory::{Memory, Now},
+    plan::plan as converger_plan,
+    step::Act,
+};
 use bazooka_proxy::{
     config::{Settings, hosts, render, render_map},
     plan::{InForce, Wanted, plan},
@@ -30,11 +36,12 @@ use visor::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All that there is to try.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("names", names),
     ("procfile", procfile),
     ("slug", slug),
     ("schema", schema),
+    ("converger", converger),
     ("host", host),
     ("haproxy", haproxy),
 ];
@@ -198,6 +205,26 @@ pub fn schema(data: &[u8]) {
     }
     let taken = InForce::of(&wanted, 1, 2);
     assert_eq!(plan(&taken, &wanted).steps, [], "what runs as it is wanted is left alone");
+}
+
+/// Whatever stands in the coordinator, the converger's plan places no more instances than there are free slots, has no
+/// more other steps than there are rows, and of an app with an unreadable row it has none.
+pub fn converger(data: &[u8]) {
+    let snapshot = rows(data);
+    let now = Now { clock: Instant::now(), wall: jiff::Timestamp::UNIX_EPOCH };
+    let mut memory = Memory::default();
+    memory.observe_hosts(&snapshot, now);
+    let plan = converger_plan(&snapshot, &memory, now);
+    let (places, others): (Vec<_>, Vec<_>) =
+        plan.steps.iter().partition(|step| matches!(step.act, Act::Place { .. }));
+    let slots = snapshot.hosts.values().filter_map(|view| view.host.as_ref());
+    let slots: u64 = slots.map(|host| u64::from(host.capacity.instances)).sum();
+    assert!(u64::try_from(places.len()).is_ok_and(|places| places <= slots), "{} of {slots}", places.len());
+    let lines = data.split(|byte| *byte == b'\n').count();
+    assert!(others.len() <= 3 * lines, "{} steps of {lines} rows", others.len());
+    for step in &plan.steps {
+        assert_eq!(snapshot.unreadable_below(&step.app), None, "{step:?}");
+    }
 }
 
 /// A request's Host header leads to the app whose name it is, however it is written; and each line of the map is a

@@ -3,6 +3,7 @@
 //! An operator's override of a host is a row beside its registration, so it stays while the host is away. `drain`
 //! waits until the host is empty; the other actions end once the row is written.
 
+mod bound;
 mod drain;
 
 use std::{
@@ -66,6 +67,14 @@ pub enum Action {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Name what counts of a host, whatever it says itself; `own` takes a word back
+    Bound {
+        /// The host
+        host: HostName,
+        /// What is named
+        #[command(flatten)]
+        bounds: bound::Bounds,
+    },
     /// Remove a host that is gone from the list, with its overrides; waits until its lease has ended
     Forget {
         /// The host
@@ -86,6 +95,10 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         Some(Action::Forget { host }) => {
             known(context, &host).await?;
             return forget(context, &host).await;
+        }
+        Some(Action::Bound { host, bounds }) => {
+            known(context, &host).await?;
+            return bound::run(context, &host, &bounds).await;
         }
         Some(Action::Drain { host, no_wait }) => {
             known(context, &host).await?;

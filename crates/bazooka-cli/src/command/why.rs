@@ -11,6 +11,7 @@ use visor::{
     names::{AppName, HostName, InstanceId, ProcName},
     progress::{Progress, Verdict, frozen_words, progress},
     schema::{Assignment, Desired, Ended, Exit, Instance, Status},
+    settings,
     snapshot::{AppView, Snapshot},
     store::Keys,
     visor::Refusal,
@@ -323,6 +324,19 @@ fn of_proc(
         );
         for (host, refusal) in &pending.refusals {
             page.field("", &format!("{host}: {refusal}"));
+        }
+    }
+    if let Some((key, why)) = around.unreadable_below(app) {
+        page.field("left as it is", &format!("{key} can't be read: {why}"));
+    }
+    if let Some(out) = around.out_of_bounds(&Key::Formation(app.clone(), proc.clone())) {
+        out.words.iter().for_each(|words| page.field("bounded", words));
+    }
+    for setting in settings::ALL {
+        let out =
+            view.procs.get(proc).and_then(|row| Some((setting.out_of_bounds(row)?, setting.stored(row)?)));
+        if let Some((said, counts)) = out {
+            page.field("bounded", &format!("{} is {said}, and counts as {counts}", setting.name));
         }
     }
     match &around.leader {

@@ -6,11 +6,14 @@
 //! capacity equals the plan over all apps.
 
 #[cfg(test)]
+mod absurd;
+#[cfg(test)]
 mod cases;
 
 use std::collections::BTreeMap;
 
 use visor::{
+    keys::Key,
     names::{AppName, InstanceId, ProcName, ReleaseId},
     rules::{
         placement::{Found, PlacementRequest, Refusals, Room, allot},
@@ -23,7 +26,7 @@ use visor::{
 use super::{
     draft::{Context, Demand, Draft},
     envs,
-    facts::{Instances, Reader},
+    facts::{Facts, Instances, Reader},
     memory::{AppMemory, Memory, Now},
     service,
     step::{Act, Hindrance, Plan, Slot, Step},
@@ -61,6 +64,7 @@ pub fn plan_apps(
     }
     give_room(snapshot, tally, &mut drafts, &mut plan, now);
     for (name, mut draft) in drafts {
+        say_bounds(snapshot, name, &snapshot.apps[name], &mut draft);
         say_hindrances(&snapshot.apps[name], &mut draft);
         envs::plan(snapshot, &snapshot.apps[name], &mut draft);
         let steps = draft.acts.into_iter().map(|(act, reason)| Step { app: name.clone(), act, reason });
@@ -75,8 +79,12 @@ fn plan_app(context: Context<'_>) -> Draft {
     let mut draft = Draft::default();
     trial::plan(context, &mut draft);
     let wanted = Wanted::of(context.view);
+    let mut by_proc: BTreeMap<&ProcName, Vec<Facts<'_>>> = BTreeMap::new();
+    for facts in context.instances {
+        by_proc.entry(&facts.row.proc).or_default().push(*facts);
+    }
     for proc in procs(context.view) {
-        let instances: Vec<_> = context.of_proc(proc).collect();
+        let instances = by_proc.remove(proc).unwrap_or_default();
         service::plan(context, proc, &wanted.of_proc(proc), &instances, &mut draft);
         trim_history(context.view, proc, &mut draft);
     }
@@ -88,6 +96,22 @@ fn plan_app(context: Context<'_>) -> Draft {
         .collect();
     draft.demands.retain(|demand| !failed.contains(&demand.release));
     draft
+}
+
+/// Notes that a formation wants more than a service may have, if nothing else is in the service's way.
+fn say_bounds(snapshot: &Snapshot, name: &AppName, view: &AppView, draft: &mut Draft) {
+    // Rows are hardly ever out of bounds.
+    let Some(head) = view.head.as_ref().filter(|_| !snapshot.bounded.is_empty()) else { return };
+    for proc in view.formation.keys().filter(|proc| !view.wanted(proc).is_empty()) {
+        let out = snapshot.out_of_bounds(&Key::Formation(name.clone(), proc.clone()));
+        let Some(out) = out.filter(|out| out.instances > 0) else { continue };
+        draft.hindrances.entry(proc.clone()).or_insert_with(|| Hindrance {
+            release: head.release,
+            short: out.instances,
+            reason: out.line(),
+            refusals: Refusals::new(),
+        });
+    }
 }
 
 /// The most instances that one plan places. Its transactions then take about half a second, so that the next plan soon
@@ -126,9 +150,9 @@ fn give_room<'a>(
                 return draft.act(Act::Place { slot, place }, demand.reason.clone());
             }
             Found::Later => return draft.look_again_at(now.clock),
-            Found::NoRoom(refusals) => lack(draft, demand, || (no_room(refusals), refusals.clone())),
+            Found::NoRoom(n, refusals) => lack(draft, demand, n, || (no_room(refusals), refusals.clone())),
             // Any change may bring what is lacking, just as it may free capacity.
-            Found::Impossible(why) => lack(draft, demand, || (why.to_owned(), Refusals::new())),
+            Found::Impossible(n, why) => lack(draft, demand, n, || (why.to_owned(), Refusals::new())),
         }
         if !plan.waiting_for_capacity.contains(*name) {
             plan.waiting_for_capacity.insert((*name).clone());
@@ -136,13 +160,13 @@ fn give_room<'a>(
     });
 }
 
-/// Counts one more instance of a service that has no place. The first reason for this proc is kept.
-fn lack(draft: &mut Draft, demand: &Demand, why: impl FnOnce() -> (String, Refusals)) {
+/// Counts `n` more instances of a service that have no place. The first reason for this proc is kept.
+fn lack(draft: &mut Draft, demand: &Demand, n: usize, why: impl FnOnce() -> (String, Refusals)) {
     let lacking = draft.hindrances.entry(demand.request.proc.clone()).or_insert_with(|| {
         let (reason, refusals) = why();
         Hindrance { release: demand.release, short: 0, reason, refusals }
     });
-    lacking.short += 1;
+    lacking.short = lacking.short.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
 }
 
 fn no_room(refusals: &Refusals) -> String {
@@ -176,8 +200,8 @@ fn say_hindrances(view: &AppView, draft: &mut Draft) {
 fn trim_history(view: &AppView, proc: &ProcName, draft: &mut Draft) {
     /// Deletes go in small batches.
     const MOST: usize = 50;
-    let mut kept: Vec<InstanceId> =
-        view.history.keys().filter(|(of, _)| of == proc).map(|(_, id)| *id).collect();
+    let of_proc = (proc.clone(), InstanceId(0))..=(proc.clone(), InstanceId(u64::MAX));
+    let mut kept: Vec<InstanceId> = view.history.range(of_proc).map(|((_, id), _)| *id).collect();
     for (act, _) in &mut draft.acts {
         if let Act::Archive { id, oldest } = act
             && view.instances.get(id).is_some_and(|row| row.proc == *proc)

@@ -15,6 +15,7 @@ mod cases;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,8 +26,8 @@ use visor::{
     rules::{
         host_fit::{EnvHosts, env_hosts},
         order::staying,
-        placement::PlacementRequest,
-        replacing::is_to_restart,
+        placement::{Indexes, PlacementRequest},
+        replacing::{is_restart_of_the_past, is_to_restart},
         wanted::tried,
         zones::Places,
     },
@@ -112,7 +113,7 @@ pub(super) fn plan(
     for facts in instances.iter().filter(|facts| facts.desired() == Desired::Run && !facts.is_over()) {
         let release = facts.row.release;
         if let Some(group) = groups.get_mut(&Some(release)).filter(|_| wanted.contains_key(&release)) {
-            let goes = !facts.unreadable && is_to_be_replaced(context.view, facts);
+            let goes = !facts.unreadable && is_to_be_replaced(context, facts);
             if goes { group.old.push(*facts) } else { group.fresh.push(*facts) }
         } else if facts.unreadable {
             // An instance with an unreadable row can be neither replaced nor stopped.
@@ -141,8 +142,11 @@ fn served(view: &AppView, release: ReleaseId) -> bool {
 }
 
 /// Reports whether an instance of a wanted release is to be replaced by another one of the same release.
-fn is_to_be_replaced(view: &AppView, facts: &Facts<'_>) -> bool {
-    facts.host_drains || is_to_restart(view, &facts.row.proc, facts.id)
+fn is_to_be_replaced(context: Context<'_>, facts: &Facts<'_>) -> bool {
+    let last = context.snapshot.instance_counter.as_ref().map(|counter| counter.value);
+    facts.host_drains
+        || (is_to_restart(context.view, &facts.row.proc, facts.id)
+            && is_restart_of_the_past(context.view, &facts.row.proc, last))
 }
 
 fn plan_group(
@@ -283,9 +287,8 @@ fn demand(
     avoid.extend(keyless);
     let broken = links::broken(context.snapshot, context.view, env);
     let trial = tried(context.view).contains(&(proc, release));
-    let taken: BTreeSet<u32> = group.fresh.iter().map(|facts| facts.row.index).collect();
-    let free = (0..).filter(|index| !taken.contains(index));
-    let mut indexes = free.take(start.min(allowed));
+    let taken = group.fresh.iter().map(|facts| facts.row.index).collect();
+    let mut indexes = Indexes::Free { from: 0, count: start.min(allowed), taken: Arc::new(taken) };
     let mut next = places.next(start.min(allowed));
     if trial && group.zones.is_empty() {
         // The trial's instance is not one of the service's own, but may need what is in the zone of most of them.
@@ -293,8 +296,9 @@ fn demand(
         let usual = formation.and_then(|row| Places::of(row.count, &row.zones).usual().cloned());
         next = next.into_iter().map(|(zone, n)| (zone.or(usual.clone()), n)).collect();
     }
+    let (avoid, refuse) = (Arc::new(avoid), Arc::new(refuse));
     for (zone, n) in next {
-        let indexes: Vec<u32> = indexes.by_ref().take(n).collect();
+        let indexes = indexes.split_first(n);
         let request = PlacementRequest {
             proc: proc.clone(),
             limits: settings.proc.run.limits.clone(),

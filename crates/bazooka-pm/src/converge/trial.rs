@@ -114,8 +114,8 @@ fn overspent(context: Context<'_>, release: ReleaseId, procs: &[&ProcName]) -> O
         .filter(|facts| facts.row.release == release && facts.desired() == Desired::Run)
         .collect();
     let restarts = |facts: &Facts<'_>| facts.status.map_or(0, |status| status.restarts);
-    let crashes: u32 = tried.iter().map(restarts).sum();
-    let starts = tried.len() + usize::try_from(crashes).unwrap_or(usize::MAX);
+    let crashes = tried.iter().map(restarts).fold(0, u32::saturating_add);
+    let starts = tried.len().saturating_add(usize::try_from(crashes).unwrap_or(usize::MAX));
     if starts <= STARTS.max(2 * procs.len()) {
         return None;
     }

@@ -14,7 +14,10 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
-use visor::{names::InstanceId, schema::Check};
+use visor::{
+    names::InstanceId,
+    schema::{Check, CheckPath},
+};
 
 use super::{
     listeners::{Listener, Owner, Ownership, Table},
@@ -145,14 +148,20 @@ fn report(
 }
 
 /// Repeats an HTTP check until it passes, or the instance no longer boots.
-async fn ask(id: InstanceId, probe: Probe, path: String, answers: Answers, probes: watch::Receiver<Probes>) {
+async fn ask(
+    id: InstanceId,
+    probe: Probe,
+    path: CheckPath,
+    answers: Answers,
+    probes: watch::Receiver<Probes>,
+) {
     let still = || probes.borrow().get(&id).is_some_and(|now| now.run == probe.run);
-    let address = SocketAddr::new(probe.address, probe.port);
+    let url = url(SocketAddr::new(probe.address, probe.port), &path);
     let client = bazooka_daemon::http_client(None).redirect(reqwest::redirect::Policy::none()).build();
     let client = client.expect("without TLS there is nothing that could be missing");
     let mut heard = String::new();
     while still() {
-        let answer = timeout(ANSWER_WITHIN, client.get(format!("http://{address}{path}")).send()).await;
+        let answer = timeout(ANSWER_WITHIN, client.get(url.clone()).send()).await;
         let what = match answer {
             Ok(Ok(answer)) if answer.status().as_u16() < 400 => {
                 let how = format!("answers GET {path} with status {}", answer.status().as_u16());
@@ -169,6 +178,15 @@ async fn ask(id: InstanceId, probe: Probe, path: String, answers: Answers, probe
         }
         sleep(ASK_AGAIN).await;
     }
+}
+
+/// Returns the URL of a check. The path is set in a URL whose authority is fixed, so that no path changes who is asked.
+fn url(address: SocketAddr, path: &CheckPath) -> reqwest::Url {
+    let mut url = reqwest::Url::parse(&format!("http://{address}/")).expect("an address makes a URL");
+    let (path, query) = path.parts();
+    url.set_path(path);
+    url.set_query(query);
+    url
 }
 
 /// Describes what an instance listens on instead of its port. Blocks.
@@ -188,5 +206,29 @@ pub fn instead(owner: Owner, port: u16, address: IpAddr) -> String {
         format!("it does not listen on $PORT ({port})")
     } else {
         format!("it listens on {}, not on $PORT ({port})", ports.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_path_changes_who_is_asked(path in "/[!-~]{0,64}") {
+            let (path, address): (CheckPath, SocketAddr) =
+                (path.parse().expect("valid"), "10.0.0.1:21000".parse().expect("valid"));
+            let url = url(address, &path);
+            prop_assert_eq!((url.host_str(), url.port()), (Some("10.0.0.1"), Some(21000)));
+            prop_assert_eq!((url.username(), url.password()), ("", None));
+        }
+    }
+
+    #[test]
+    fn a_path_is_asked_with_its_query() {
+        let url = url("[::1]:21000".parse().expect("valid"), &"/h/z?full=1#x".parse().expect("valid"));
+        assert_eq!(url.as_str(), "http://[::1]:21000/h/z?full=1");
     }
 }

@@ -512,7 +512,7 @@ fn program() -> String {
 
 /// The web check, over HTTP.
 pub fn http_check(path: &str) -> Option<Check> {
-    Some(Check::Http { path: path.into() })
+    Some(Check::Http { path: path.parse().expect("valid") })
 }
 
 pub fn signal(pid: i32, signal: Signal) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -13,8 +13,8 @@ use visor::{
     keys::Key,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
     schema::{
-        Assignment, Desired, DomainRecord, Extra, Formation, OnPartition, Proc, Proxy, Rm, RunSettings, Slug,
-        State, Status,
+        Assignment, Capacity, Desired, DomainRecord, Extra, Formation, Host, OnPartition, Proc, Proxy, Rm,
+        RunSettings, Slug, State, Status,
     },
     snapshot::Versioned,
     store::Revision,
@@ -254,6 +254,10 @@ impl Rig {
     /// Says that instances run.
     pub async fn running(&self, of: (&str, &str), instances: &[(u64, SocketAddr)]) -> Revision {
         let mut change = Change::new();
+        // A proxy takes only addresses of the host that reports them.
+        if let Some((_, address)) = instances.first() {
+            change = change.put(&Key::Host(host()), &registered(address.ip()));
+        }
         for (id, address) in instances {
             let id = InstanceId(*id);
             let mut status = Status::new(State::Running, jiff::Timestamp::UNIX_EPOCH);
@@ -385,6 +389,24 @@ impl Drop for Rig {
         }
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
+    }
+}
+
+fn registered(address: IpAddr) -> Host {
+    Host {
+        address,
+        url: format!("http://{address}:1"),
+        zone: "default".parse().expect("valid"),
+        version: "0".into(),
+        capacity: Capacity { memory_bytes: 1 << 30, instances: 100, extra: Extra::new() },
+        isolation: "none".into(),
+        boot_id: "b".into(),
+        schema: None,
+        seal_key: None,
+        services: None,
+        since: jiff::Timestamp::UNIX_EPOCH,
+        token: "t".into(),
+        extra: Extra::new(),
     }
 }
 

@@ -9,11 +9,14 @@ use crate::image::entry;
 fn what_routes_and_the_directory_are_made_from_is_held_and_nothing_else() {
     let mut image = RoutingImage::default();
     for held in [
+        "apps/shop",
+        "apps/shop/revs/0123456789012345678901234567890123456789",
         "apps/shop/procs/web",
         "apps/shop/formation/web",
         "assigned/host1/7",
         "status/host1/7",
         "hosts/host1",
+        "hostmeta/host1",
         "rms/rm1",
         "proxies/proxy1",
         "domains/www.example.org",
@@ -22,7 +25,6 @@ fn what_routes_and_the_directory_are_made_from_is_held_and_nothing_else() {
         assert!(image.holds(held), "{held}");
     }
     for left_out in [
-        "apps/shop",
         "apps/shop/envs/e1",
         "apps/shop/releases/v1",
         "apps/shop/head",

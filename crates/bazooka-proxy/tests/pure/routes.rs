@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use bazooka_proxy::{
-    routes::{Mode, Routes, concerns_routing, keeping_lost, keeping_unreadable, leaving, routes},
+    routes::{
+        Mode, Routes, concerns_routing, keeping_lost, keeping_unreadable, leaving, routes, routes_after,
+    },
+    services::MOST_SERVICES,
     zones::Locality,
 };
-use visor::names::InstanceId;
+use visor::{mirror::Image, names::InstanceId, store::Entry};
 
-use crate::image::{Rows, service};
+use crate::image::{Rows, entry, service};
 
 const AT: &str = "10.0.0.1:21000";
 
@@ -32,6 +35,77 @@ fn an_instance_is_routed_while_it_is_meant_to_run_and_runs() {
     assert!(servers(unassigned, "a/web").is_empty());
     let silent = Rows::default().proc("a/web", 8501).assigned(1, "a/web", "run");
     assert!(servers(silent, "a/web").is_empty());
+}
+
+#[test]
+fn an_instance_is_routed_at_an_address_of_its_host_alone() {
+    let at =
+        |address: &str| Rows::default().proc("a/web", 8501).host("host1", "a").running(1, "a/web", address);
+    let routed = |rows: &Rows, before: Option<&Routes>| {
+        let routes = routes_after(before, &rows.0, None);
+        routes.services[&service("a/web")].servers.values().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(routed(&at(AT), None), [AT]);
+    for elsewhere in ["10.0.0.9:21000", "127.0.0.1:21000", "[fd00::1]:21000", "10.0.0.1:22"] {
+        assert!(routed(&at(elsewhere), None).is_empty(), "{elsewhere}");
+    }
+    // A host that has just moved, or is away, keeps the addresses that were checked before, and gets no others.
+    let before = routes(&at(AT).0, None);
+    let moved = at(AT).put("hostmeta/host1", r#"{"address":"10.0.0.2"}"#);
+    assert_eq!((routed(&moved, Some(&before)), routed(&moved, None)), (vec![AT.to_owned()], vec![]));
+    let away = |address: &str| Rows::default().proc("a/web", 8501).running(1, "a/web", address);
+    assert_eq!(routed(&away(AT), Some(&before)), [AT]);
+    assert!(routed(&away("10.0.0.9:21000"), Some(&before)).is_empty());
+    assert_eq!(
+        routed(&away(AT), None),
+        [AT],
+        "a proxy that starts while a host is away serves what runs there"
+    );
+}
+
+#[test]
+fn of_two_services_that_name_one_port_the_one_that_was_registered_first_has_it() {
+    let at = |mut rows: Rows, revision: i64, key: &str, value: &str| {
+        rows.0.put(&Entry { create_revision: revision, mod_revision: revision, ..entry(key, value) });
+        rows
+    };
+    let rev = format!("revs/{}", "1".repeat(40));
+    let registered = r#"{"slug":{"sha256":"0000000000000000000000000000000000000000000000000000000000000000",
+        "size_bytes":1},"procs":{"web":"run"},"kind":"procfile","by":"me","at":"2026-01-01T00:00:00Z"}"#;
+    let app = |rows: Rows, name: &str, revision: i64, port: u16| {
+        let rows = at(rows, revision, &format!("apps/{name}/{rev}"), registered);
+        at(rows, revision, &format!("apps/{name}/procs/web"), &format!(r#"{{"port":{port}}}"#))
+    };
+    let ports = |rows: &Rows| {
+        let routes = routes(&rows.0, None);
+        let denied: Vec<String> = routes.denied.values().map(ToString::to_string).collect();
+        (["aaa/web", "shop/web"].map(|of| routes.services[&service(of)].port), denied.join("; "))
+    };
+    let both = || app(app(Rows::default(), "shop", 7, 8501), "aaa", 9, 8502);
+    assert_eq!(ports(&both()), ([Some(8502), Some(8501)], String::new()));
+    // Somebody of aaa names the port of shop, and one of the machine's own.
+    let stolen = at(both(), 10, "apps/aaa/procs/web", r#"{"port":8501}"#);
+    let why = "port 8501 is that of shop/web, which was registered first";
+    assert_eq!(ports(&stolen), ([None, Some(8501)], why.to_owned()));
+    let own = at(both(), 10, "apps/aaa/procs/web", r#"{"port":22}"#);
+    assert_eq!(ports(&own), ([None, Some(8501)], "port 22 is none of a service's".to_owned()));
+    // An elder app has no better claim to a port that an rm gave to another.
+    let elder = app(app(Rows::default(), "aaa", 5, 8502), "shop", 7, 8501);
+    let elder = at(elder, 10, "apps/aaa/procs/web", r#"{"port":8501}"#);
+    assert_eq!(ports(&elder).0, [None, Some(8501)]);
+}
+
+#[test]
+fn an_app_has_so_many_services_and_no_more_the_first_ones() {
+    let mut rows = Rows::default().proc("a/web", 8501);
+    for n in 0..10_000 {
+        let row = entry(&format!("apps/a/procs/b{n}"), r#"{"port":9000}"#);
+        rows.0.put(&Entry { create_revision: 2, mod_revision: 2, ..row });
+    }
+    let routes = routes(&rows.0, None);
+    assert_eq!(routes.services.len(), MOST_SERVICES);
+    assert_eq!(routes.services.values().filter(|service| service.port.is_some()).count(), 2);
+    assert_eq!(routes.services[&service("a/web")].port, Some(8501));
 }
 
 #[test]

@@ -156,6 +156,49 @@ fn cases() -> Vec<Case> {
             false,
         ),
         (
+            "a formation of more than a service may have",
+            |rows| rows.edit("apps/a/formation/web", "count", json!(u32::MAX)),
+            vec![("apps/a/formation/web", "out-of-bounds")],
+            false,
+        ),
+        (
+            "a formation that lists too much",
+            |rows| {
+                let zones: serde_json::Map<_, _> = (0..300).map(|n| (format!("z{n}"), json!(1))).collect();
+                rows.edit("apps/a/formation/web", "zones", zones.into());
+            },
+            vec![("apps/a/formation/web", "unreadable")],
+            false,
+        ),
+        (
+            "a check that would ask another host",
+            |rows| {
+                let check = json!({"check": {"http": {"path": "@169.254.169.254/"}}});
+                rows.edit("apps/a/procs/web", "run", check);
+                rows.delete("counters/port");
+            },
+            vec![("apps/a/procs/web", "unreadable")],
+            false,
+        ),
+        (
+            "a row of more bytes than such a row has",
+            |rows| rows.edit("apps/a/procs/web", "note", "x".repeat(20 << 10).into()),
+            vec![("apps/a/procs/web", "unreadable")],
+            false,
+        ),
+        (
+            "a host that says what its operator says otherwise",
+            |rows| {
+                let host = json!({"address": "10.0.0.1", "url": "http://10.0.0.1:1", "zone": "b", "version": "1",
+                    "capacity": {"memory_bytes": 1, "instances": 9}, "isolation": "none", "boot_id": "b",
+                    "since": "2026-01-01T00:00:00Z", "token": "t"});
+                rows.leased("hosts/host1", host);
+                rows.put("hostmeta/host1", json!({"zone": "a", "most_instances": 3}));
+            },
+            vec![("hosts/host1", "host-says-otherwise")],
+            false,
+        ),
+        (
             "an app without its own row",
             |rows| rows.delete("apps/a"),
             vec![("apps/a", "app-missing"), ("assigned/host1/7", "instance-of-no-app")],

@@ -33,8 +33,8 @@ fn assignment(release: u32, env: u32, index: u32) -> Value {
         "env": format!("e{env}"), "slug": {"sha256": "0".repeat(64), "size_bytes": 1}, "command": "run", "index": index})
 }
 
-fn status(port: u16) -> Value {
-    json!({"state": "running", "since": AT, "ip": "127.0.0.2", "port": port, "pid": 7})
+fn status(id: u16) -> Value {
+    json!({"state": "running", "since": AT, "ip": "127.0.0.2", "port": 21_000 + id, "pid": 7})
 }
 
 fn host(name: &str) -> Value {

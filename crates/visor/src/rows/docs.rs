@@ -1,6 +1,13 @@
 //! docs/rows.md, made from the table.
 
 use super::*;
+use crate::{
+    bounds::Bounded,
+    identity::Identity,
+    names::*,
+    schema::*,
+    snapshot::{Field, Many, One},
+};
 
 /// Returns the page.
 pub fn docs() -> String {
@@ -30,7 +37,7 @@ writes and those marked here, of its own host where the key names one.
         "\n\
 ## How a row ends, and what mends it
 
-A value has at most so many bytes (builds with debug assertions hold it). `bazooka check` and `bazooka recover` treat each
+A value has at most so many bytes; one that has more is unreadable. `bazooka check` and `bazooka recover` treat each
 row as the last three columns say.
 
 | key | bytes | is deleted | unreadable | its app has no row | recover |
@@ -58,8 +65,38 @@ row as the last three columns say.
             recover_in_words(row.recover)
         ));
     }
+    page.push_str(
+        "\n\
+## What is bounded where it is read
+
+A less trusted writer could ask for anything. A value beyond these bounds counts as the bound, and `bazooka check` and
+`bazooka why` say so; a row that lists more than it may, or has more bytes than such a row has, is unreadable, which stops
+nothing that runs (`crates/visor/src/bounds.rs`).
+
+| key | written by | bounds |
+|---|---|---|
+",
+    );
+    for (row, bounds) in ROWS.iter().zip(bounds()).filter(|(_, bounds)| !bounds.is_empty()) {
+        let writers: Vec<&str> = row.writers.iter().map(|writer| writer_in_words(*writer)).collect();
+        page.push_str(&format!("| `{}` | {} | {bounds} |\n", key(row), writers.join(", ")));
+    }
     page
 }
+
+macro_rules! bounds {
+    ($($owner:ident $of:tt { $(
+        $(#[doc = $holds:literal])+
+        $kind:ident $(($($name:ident: $type:ty),+))? [$($segment:tt),+] in $field:ident $at:tt: $shape:ty { $($facts:tt)* }
+    )+ })+) => {
+        /// Returns the bounds of each row, in the order of the table.
+        fn bounds() -> Vec<&'static str> {
+            vec![$($(<<$shape as Field>::Value as Bounded>::BOUNDS,)+)+]
+        }
+    };
+}
+
+rows!(bounds);
 
 fn key(row: &Row) -> String {
     let segment = |segment: &Segment| match segment {

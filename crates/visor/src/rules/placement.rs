@@ -4,7 +4,11 @@
 //! where it failed lately, spread over zones, then hosts, then use the emptiest); and the order among the instances
 //! that need a place (the first instance of every service before the second of any).
 
-use std::collections::BTreeMap;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    sync::Arc,
+};
 
 use super::{
     host_fit::closed,
@@ -91,6 +95,79 @@ pub struct Place {
     pub created_at: Revision,
 }
 
+/// The indexes of instances that need a place, in order.
+///
+/// They are not listed where a formation asks for them: its count is no measure of what a plan may cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Indexes {
+    /// These, in this order.
+    These(Vec<u32>),
+    /// The lowest that are free, from one on.
+    Free {
+        /// The index from which they are sought.
+        from: u32,
+        /// How many.
+        count: usize,
+        /// The indexes that are not free.
+        taken: Arc<BTreeSet<u32>>,
+    },
+}
+
+impl Indexes {
+    /// Returns how many they are.
+    pub fn len(&self) -> usize {
+        match self {
+            Indexes::These(all) => all.len(),
+            Indexes::Free { count, .. } => *count,
+        }
+    }
+
+    /// Reports whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes the first `n` of free ones off, so that others have them.
+    pub fn split_first(&mut self, n: usize) -> Indexes {
+        match self {
+            Indexes::These(all) => {
+                let rest = all.split_off(n.min(all.len()));
+                Indexes::These(std::mem::replace(all, rest))
+            }
+            Indexes::Free { from, count, taken } => {
+                let n = n.min(*count);
+                let first = Indexes::Free { from: *from, count: n, taken: taken.clone() };
+                *count -= n;
+                // Each taken index below the new start moves it one further.
+                let mut next = from.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
+                for at in taken.range(*from..) {
+                    if *at >= next {
+                        break;
+                    }
+                    next = next.saturating_add(1);
+                }
+                *from = next;
+                first
+            }
+        }
+    }
+
+    /// Returns the index that follows `before`, or the first one, at position `nth`.
+    fn at(&self, nth: usize, before: Option<u32>) -> Option<u32> {
+        match self {
+            Indexes::These(all) => all.get(nth).copied(),
+            Indexes::Free { from, count, taken } if nth < *count => {
+                let mut index = before.map_or(*from, |before| before.saturating_add(1));
+                while taken.contains(&index) && index < u32::MAX {
+                    index += 1;
+                }
+                Some(index)
+            }
+            Indexes::Free { .. } => None,
+        }
+    }
+}
+
 /// A request for places for instances of a service, all under the same conditions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacementRequest {
@@ -101,13 +178,13 @@ pub struct PlacementRequest {
     /// True if they belong to a trial.
     pub trial: bool,
     /// The index of each instance.
-    pub indexes: Vec<u32>,
+    pub indexes: Indexes,
     /// The reason why no host at all can take them; none if some might.
     pub impossible: Option<String>,
     /// The hosts that are the last choice, each with the reason.
-    pub avoid: Refusals,
+    pub avoid: Arc<Refusals>,
     /// The hosts that cannot take them, each with the reason.
-    pub refuse: Refusals,
+    pub refuse: Arc<Refusals>,
     /// The zone where they must stand; none means any.
     pub zone: Option<ZoneName>,
 }
@@ -124,11 +201,11 @@ impl PlacementRequest {
 pub enum Found<'r> {
     /// It has this place.
     Place(Place),
-    /// No host can take it, each for its own reason.
-    NoRoom(&'r Refusals),
-    /// It cannot run anywhere, for this reason.
-    Impossible(&'r str),
-    /// The limit of placements was reached; the next plan decides.
+    /// No host can take this one and the others of its request: so many, each host for its own reason.
+    NoRoom(usize, &'r Refusals),
+    /// All of the request, so many, cannot run anywhere, for this reason.
+    Impossible(usize, &'r str),
+    /// The limit of placements was reached; the next plan decides about this one and the others of its request.
     Later,
 }
 
@@ -136,24 +213,28 @@ pub enum Found<'r> {
 /// instance's index.
 ///
 /// At most `most` are placed. Lower indexes come first; among equal indexes, releases on trial come first, then
-/// requests in the given order.
+/// requests in the given order. A request of which one instance finds no place is not asked further, because room only
+/// shrinks: the work is bounded by the places that there are and by the number of requests, however many instances
+/// they ask for.
 pub fn allot<'a>(
     room: &mut Room<'a>,
     requests: &[(&'a AppName, &PlacementRequest)],
     most: usize,
     mut tell: impl FnMut(usize, u32, Found<'_>),
 ) {
-    let mut queue: Vec<(u32, bool, usize)> = Vec::new();
+    // The next instance of each request: its index, whether the request is no trial's, the request, its position there.
+    let mut queue: BinaryHeap<Reverse<(u32, bool, usize, usize)>> = BinaryHeap::new();
     for (nth, (_, request)) in requests.iter().enumerate() {
-        queue.extend(request.indexes.iter().map(|index| (*index, !request.trial, nth)));
+        let first = request.indexes.at(0, None);
+        queue.extend(first.map(|index| Reverse((index, !request.trial, nth, 0))));
     }
-    queue.sort_unstable();
     let mut placed = 0;
     let mut without: BTreeMap<(&AppName, &ProcName), (&PlacementRequest, Refusals)> = BTreeMap::new();
-    for (index, _, nth) in queue {
+    while let Some(Reverse((index, of_service, nth, at))) = queue.pop() {
         let (app, request) = requests[nth];
+        let left = request.indexes.len() - at;
         if let Some(why) = &request.impossible {
-            tell(nth, index, Found::Impossible(why));
+            tell(nth, index, Found::Impossible(left, why));
             continue;
         }
         if placed == most {
@@ -163,7 +244,7 @@ pub fn allot<'a>(
         let service = (app, &request.proc);
         match without.get(&service) {
             Some((other, refusals)) if request.is_as_hard_as(other) => {
-                tell(nth, index, Found::NoRoom(refusals));
+                tell(nth, index, Found::NoRoom(left, refusals));
                 continue;
             }
             _ => {}
@@ -172,9 +253,11 @@ pub fn allot<'a>(
             Ok(place) => {
                 placed += 1;
                 tell(nth, index, Found::Place(place));
+                let next = request.indexes.at(at + 1, Some(index));
+                queue.extend(next.map(|index| Reverse((index, of_service, nth, at + 1))));
             }
             Err(refusals) => {
-                tell(nth, index, Found::NoRoom(&refusals));
+                tell(nth, index, Found::NoRoom(left, &refusals));
                 without.insert(service, (request, refusals));
             }
         }
@@ -344,10 +427,10 @@ mod tests {
             proc: "web".parse().expect("valid"),
             limits: Limits::default(),
             trial: false,
-            indexes: Vec::new(),
+            indexes: Indexes::These(Vec::new()),
             impossible: None,
-            avoid: Refusals::new(),
-            refuse: Refusals::new(),
+            avoid: Arc::default(),
+            refuse: Arc::default(),
             zone: None,
         }
     }
@@ -409,7 +492,8 @@ mod tests {
     fn a_host_to_be_avoided_is_the_last_choice_and_one_that_refuses_is_none() {
         let mut cluster = Cluster::default();
         cluster.host("host1", "a", 2, 100).host("host2", "a", 2, 100).host("host3", "a", 2, 100);
-        let why = |host: &str| Refusals::from([(Cluster::host_name(host), "failed there".to_owned())]);
+        let why =
+            |host: &str| Arc::new(Refusals::from([(Cluster::host_name(host), "failed there".to_owned())]));
         let request = PlacementRequest { avoid: why("host1"), refuse: why("host2"), ..request() };
         let placed = places(&cluster, 5, &request);
         assert_eq!(placed[..4], ["host3", "host3", "host1", "host1"]);
@@ -425,8 +509,8 @@ mod tests {
         allot(&mut room, &asked, most, |nth, index, found| {
             let what = match found {
                 Found::Place(place) => place.host.to_string(),
-                Found::NoRoom(refusals) => format!("no room on {}", refusals.len()),
-                Found::Impossible(why) => why.to_owned(),
+                Found::NoRoom(n, refusals) => format!("and {} more: no room on {}", n - 1, refusals.len()),
+                Found::Impossible(n, why) => format!("and {} more: {why}", n - 1),
                 Found::Later => "later".to_owned(),
             };
             turns.push(format!("{}{index} {what}", asked[nth].0));
@@ -438,10 +522,18 @@ mod tests {
     fn the_first_of_every_service_comes_before_the_second_of_any_and_a_trial_first() {
         let mut cluster = Cluster::default();
         cluster.host("host1", "a", 4, 1000);
-        let of = |indexes: &[u32]| PlacementRequest { indexes: indexes.to_vec(), ..request() };
+        let of =
+            |indexes: &[u32]| PlacementRequest { indexes: Indexes::These(indexes.to_vec()), ..request() };
         let trial = PlacementRequest { trial: true, ..of(&[0]) };
         let turns = turns(&cluster, &[("a", of(&[0, 1, 2])), ("b", of(&[0, 1])), ("c", trial)], usize::MAX);
-        let expected = ["c0 host1", "a0 host1", "b0 host1", "a1 host1", "b1 no room on 1", "a2 no room on 1"];
+        let expected = [
+            "c0 host1",
+            "a0 host1",
+            "b0 host1",
+            "a1 host1",
+            "b1 and 0 more: no room on 1",
+            "a2 and 0 more: no room on 1",
+        ];
         assert_eq!(turns, expected);
     }
 
@@ -449,9 +541,40 @@ mod tests {
     fn what_is_too_much_or_impossible_takes_no_room() {
         let mut cluster = Cluster::default();
         cluster.host("host1", "a", 9, 1000);
-        let of = |indexes: &[u32]| PlacementRequest { indexes: indexes.to_vec(), ..request() };
+        let of =
+            |indexes: &[u32]| PlacementRequest { indexes: Indexes::These(indexes.to_vec()), ..request() };
         let lost = PlacementRequest { impossible: Some("leads nowhere".to_owned()), ..of(&[0, 1]) };
         let turns = turns(&cluster, &[("a", of(&[0, 1])), ("b", lost)], 1);
-        assert_eq!(turns, ["a0 host1", "b0 leads nowhere", "a1 later", "b1 leads nowhere"]);
+        assert_eq!(turns, ["a0 host1", "b0 and 1 more: leads nowhere", "a1 later"]);
+    }
+
+    #[test]
+    fn a_count_beyond_all_measure_costs_no_more_than_the_places_that_there_are() {
+        let mut cluster = Cluster::default();
+        cluster.host("host1", "a", 3, 1000);
+        let taken = Arc::new(BTreeSet::from([0, 2]));
+        let indexes = Indexes::Free { from: 0, count: u32::MAX as usize, taken };
+        let absurd = PlacementRequest { indexes, ..request() };
+        let small = PlacementRequest { indexes: Indexes::These(vec![0, 1]), ..request() };
+        let turns = turns(&cluster, &[("a", absurd), ("b", small)], usize::MAX);
+        let no_room = "and 4294967293 more: no room on 1";
+        assert_eq!(turns, ["b0 host1", "a1 host1", "b1 host1", &format!("a3 {no_room}")]);
+    }
+
+    #[test]
+    fn zones_share_the_free_indexes() {
+        let taken = Arc::new(BTreeSet::from([0, 2, 3, 7]));
+        let mut free = Indexes::Free { from: 0, count: 5, taken };
+        let all = |indexes: &Indexes| {
+            let mut all: Vec<u32> = Vec::new();
+            while let Some(index) = indexes.at(all.len(), all.last().copied()) {
+                all.push(index);
+            }
+            all
+        };
+        assert_eq!(all(&free), [1, 4, 5, 6, 8]);
+        assert_eq!(all(&free.split_first(2)), [1, 4]);
+        assert_eq!(all(&free.split_first(2)), [5, 6]);
+        assert_eq!((all(&free.split_first(9)), free.is_empty()), (vec![8], true));
     }
 }

@@ -14,6 +14,16 @@ pub fn is_to_restart(view: &AppView, proc: &ProcName, id: InstanceId) -> bool {
     view.formation.get(proc).is_some_and(|row| asks_for(row, id))
 }
 
+/// Reports whether a proc's restart names only instances that may exist: `last` is the last id that was taken, if known.
+///
+/// A restart of all says that ids below the next one are to be replaced. A row that says so of ids far above would have
+/// each replacement replaced, for ever; it is not obeyed before these ids are taken.
+pub fn is_restart_of_the_past(view: &AppView, proc: &ProcName, last: Option<u64>) -> bool {
+    let before = view.formation.get(proc).and_then(|row| row.replace_before);
+    let Some((before, last)) = before.zip(last) else { return true };
+    before.0 <= last.saturating_add(1)
+}
+
 fn asks_for(formation: &Formation, id: InstanceId) -> bool {
     formation.replace.contains(&id) || formation.replace_before.is_some_and(|first_kept| id < first_kept)
 }

@@ -61,7 +61,9 @@ pub struct Host {
     pub extra: Extra,
 }
 
-/// `hostmeta/H`: an operator's marks on a host.
+/// `hostmeta/H`: an operator's marks on a host, and what the operator says of it.
+///
+/// A host writes its own registration. What is named here counts instead: an image has it in the host's row.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostMeta {
     /// True if the converger places nothing new there.
@@ -70,6 +72,18 @@ pub struct HostMeta {
     /// True if each instance there is replaced elsewhere and then stopped.
     #[serde(default)]
     pub draining: bool,
+    /// The zone where it stands, whatever it says itself; none if its own word counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<ZoneName>,
+    /// The address where its instances are reached, whatever it says itself; none if its own word counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The most instances that it gets; none if its own capacity counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_instances: Option<u32>,
+    /// The most memory for instances that it counts with; none if its own capacity counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_memory_bytes: Option<u64>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,

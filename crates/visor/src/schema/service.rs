@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::Extra;
+use super::{CheckPath, Extra};
 use crate::names::{InstanceId, ReleaseId, ZoneName};
 
 /// The condition under which an instance counts as healthy.
@@ -19,8 +19,8 @@ pub enum Check {
     Listening,
     /// When it listens and `GET path` is answered with a status below 400.
     Http {
-        /// The path; it begins with a slash.
-        path: String,
+        /// The path.
+        path: CheckPath,
     },
 }
 

@@ -6,12 +6,9 @@ use jiff::SignedDuration;
 
 use super::Setting;
 use crate::{
-    schema::{Check, OnPartition},
+    schema::{Check, InvalidCheckPath, LONGEST_CHECK_PATH, OnPartition},
     terminal,
 };
-
-/// The longest path of a check.
-const LONGEST_PATH: usize = 1_024;
 
 /// The value of a setting.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,14 +139,14 @@ impl Takes {
             }
             (Problem::Bounds, takes) => match takes.bounds() {
                 Some(bounds) => format!("it goes from {bounds}"),
-                None => format!("a path has {LONGEST_PATH} characters at most"),
+                None => format!("a path has {LONGEST_CHECK_PATH} characters at most"),
             },
         }
     }
 
     pub(super) fn parse(&self, word: &str) -> Result<Value, Problem> {
         let value = match self {
-            Takes::Size { .. } => bytes(word).map(Value::Size),
+            Takes::Size { .. } => parse_size(word).map(Value::Size),
             Takes::Processors { .. } => processors(word).map(Value::Processors),
             Takes::Count { .. } => number(word).map(Value::Count),
             Takes::Time { .. } => time(word).map(Value::Time),
@@ -287,8 +284,8 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// Parses `256M`, `1G`, `9000KiB`.
-fn bytes(word: &str) -> Option<u64> {
+/// Parses a number of bytes: `256M`, `1G`, `9000KiB`; none if the text is no size.
+pub fn parse_size(word: &str) -> Option<u64> {
     let (number, unit) = word.split_at(word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len()));
     let shift = match unit.to_ascii_uppercase().as_str() {
         "" | "B" => 0,
@@ -326,13 +323,10 @@ fn check(word: &str) -> Result<Check, Problem> {
     match word {
         "started" => Ok(Check::Started),
         "listening" => Ok(Check::Listening),
-        _ => match word.strip_prefix("http:") {
-            // The path becomes a line of a request.
-            Some(path) if path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic()) => {
-                let fits = path.len() <= LONGEST_PATH;
-                if fits { Ok(Check::Http { path: path.to_owned() }) } else { Err(Problem::Bounds) }
-            }
-            _ => Err(Problem::Form),
+        _ => match word.strip_prefix("http:").ok_or(Problem::Form)?.parse() {
+            Ok(path) => Ok(Check::Http { path }),
+            Err(InvalidCheckPath::Form) => Err(Problem::Form),
+            Err(InvalidCheckPath::Length) => Err(Problem::Bounds),
         },
     }
 }

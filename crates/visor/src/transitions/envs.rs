@@ -140,7 +140,7 @@ pub fn base_env(view: &AppView) -> EnvRef {
 
 /// Returns the ref of the next env.
 pub fn next_env(view: &AppView) -> EnvRef {
-    EnvRef(newest(view).0 + 1)
+    EnvRef(newest(view).0.saturating_add(1))
 }
 
 fn newest(view: &AppView) -> EnvRef {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+pub use crate::bounds::MOST_INSTANCES;
 use crate::{
     keys::{self, Key},
     names::{AppName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
@@ -14,9 +15,6 @@ use crate::{
     transitions::apps::registered,
     visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
-
-/// The most instances that a service may have: far more than one should need, and few enough for the coordinator.
-pub const MOST_INSTANCES: u32 = 10_000;
 
 /// The change that a scale made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +77,7 @@ impl Visor {
                             }));
                         }
                         None => {
-                            let id = next_release(view);
+                            let id = next_release(name, view)?;
                             let key = Key::Release(name.clone(), id);
                             let release = Release {
                                 rev: rev.clone(),
@@ -108,7 +106,7 @@ impl Visor {
                 }
             };
             if release == head {
-                let pinned: u32 = formation.zones.values().sum();
+                let pinned: u32 = formation.zones.values().fold(0, |sum: u32, n| sum.saturating_add(*n));
                 match count {
                     0 => formation.zones.clear(),
                     _ if count < pinned => {
@@ -201,7 +199,7 @@ impl Visor {
                 }
             }
             formation.weights.retain(|release, _| formation.beside.contains_key(release));
-            let all: u32 = formation.weights.values().sum();
+            let all: u32 = formation.weights.values().fold(0, |sum: u32, n| sum.saturating_add(*n));
             if all > 100 {
                 return Err(Refusal::TooMuchTraffic(proc.clone(), all).into());
             }
@@ -248,7 +246,7 @@ impl Visor {
                 }
                 None => {
                     let last = snapshot.instance_counter.as_ref().map_or(0, |counter| counter.value);
-                    formation.replace_before = Some(InstanceId(last + 1));
+                    formation.replace_before = Some(InstanceId(last.saturating_add(1)));
                     formation.replace.clear();
                 }
             }
@@ -268,8 +266,10 @@ fn written(row: Option<&Versioned<Formation>>) -> Revision {
 }
 
 /// Returns the number of an app's next release.
-pub(crate) fn next_release(view: &AppView) -> ReleaseId {
-    ReleaseId(view.releases.keys().next_back().map_or(0, |last| last.0) + 1)
+pub(crate) fn next_release(name: &AppName, view: &AppView) -> Result<ReleaseId> {
+    let last = view.releases.keys().next_back().map_or(0, |last| last.0);
+    let next = last.checked_add(1).ok_or_else(|| Refusal::NoNumberLeft(name.clone(), ReleaseId(last)))?;
+    Ok(ReleaseId(next))
 }
 
 /// Returns the app's view, and a change of one of its services that is guarded on the app's row.

@@ -158,7 +158,7 @@ impl Visor {
                 concerned |= formation.is_some_and(|f| f.count > 0);
                 change = change.as_read(&Key::Formation(name.clone(), proc.clone()), formation);
             }
-            let id = next_release(view);
+            let id = next_release(name, view)?;
             let key = Key::Release(name.clone(), id);
             let release = Release {
                 rev,
