@@ -144,7 +144,8 @@ pub fn address(status: &Status) -> Option<SocketAddr> {
 
 /// Returns the address of an instance, if it is one that the instance's host may name.
 ///
-/// A host writes the status, so it could name any address. It counts if it is the registered host's own, or if the
+/// A host writes the status, so it could name any address. It counts if it is the one that an operator names, else if it
+/// is the registered host's own, or if the
 /// instance was known at it before, when it was checked: a host that is not registered at the moment, or has just
 /// moved, keeps its instances. `before` is none when nothing was known before.
 pub fn own_address(
@@ -154,7 +155,10 @@ pub fn own_address(
 ) -> Option<SocketAddr> {
     let address = address(status)?;
     let is_own = match &view.host {
-        Some(host) => host.is_at(address.ip()),
+        Some(host) => match view.meta.as_ref().and_then(|meta| meta.address) {
+            Some(named) => named == address.ip(),
+            None => host.is_at(address.ip()),
+        },
         None => before.is_none(),
     };
     (is_own || before.flatten() == Some(address)).then_some(address)

@@ -80,7 +80,7 @@ pub struct Stamp {
 
 /// The reason why a row's value cannot be taken up.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unreadable {
+enum Unreadable {
     #[error(transparent)]
     Form(#[from] serde_json::Error),
     #[error(transparent)]
@@ -90,7 +90,7 @@ pub(crate) enum Unreadable {
 }
 
 /// The outcome of taking up a row: what is out of bounds in it.
-pub(crate) type Taken = Result<Option<OutOfBounds>, Unreadable>;
+type Taken = Result<Option<OutOfBounds>, Unreadable>;
 
 /// Reads a row and brings it within its bounds.
 fn take<T: DeserializeOwned + Bounded>(
@@ -102,11 +102,9 @@ fn take<T: DeserializeOwned + Bounded>(
 }
 
 /// A field of the image, which holds the rows of one kind.
-pub(crate) trait Field {
+trait Field {
     /// The rest of a row's key, where the owner of the field is known.
     type Rest;
-    /// What a row holds.
-    type Value: Bounded;
     fn put_row(&mut self, at: Self::Rest, entry: &Entry) -> Taken;
     fn remove_row(&mut self, at: Self::Rest);
     fn each_row(&self, see: impl FnMut(Self::Rest, Stamp));
@@ -114,7 +112,6 @@ pub(crate) trait Field {
 
 impl<T: DeserializeOwned + Bounded> Field for One<T> {
     type Rest = ();
-    type Value = T;
 
     fn put_row(&mut self, (): (), entry: &Entry) -> Taken {
         let (row, out) = take(entry)?;
@@ -133,7 +130,6 @@ impl<T: DeserializeOwned + Bounded> Field for One<T> {
 
 impl<K: Clone + Ord, T: DeserializeOwned + Bounded> Field for Many<K, T> {
     type Rest = K;
-    type Value = T;
 
     fn put_row(&mut self, at: K, entry: &Entry) -> Taken {
         let (row, out) = take(entry)?;

@@ -260,6 +260,23 @@ fn exit_words(exit: &Exit) -> String {
     format!("{how} {ran}")
 }
 
+/// Tells which of a service's rows cannot be read, and which values count as their bounds.
+fn of_bounds(page: &mut Page, app: &AppName, view: &AppView, proc: &ProcName, around: &Snapshot) {
+    if let Some((key, why)) = around.unreadable_below(app) {
+        page.field("left as it is", &format!("{key} can't be read: {why}"));
+    }
+    if let Some(out) = around.out_of_bounds(&Key::Formation(app.clone(), proc.clone())) {
+        out.words.iter().for_each(|words| page.field("bounded", words));
+    }
+    for setting in settings::ALL {
+        let out =
+            view.procs.get(proc).and_then(|row| Some((setting.out_of_bounds(row)?, setting.stored(row)?)));
+        if let Some((said, counts)) = out {
+            page.field("bounded", &format!("{} is {said}, and counts as {counts}", setting.name));
+        }
+    }
+}
+
 /// Returns the story of a proc: the wanted and existing instances, and the obstacles.
 #[allow(clippy::too_many_arguments, reason = "each is one thing that was read, and there is one caller")]
 fn of_proc(
@@ -326,19 +343,7 @@ fn of_proc(
             page.field("", &format!("{host}: {refusal}"));
         }
     }
-    if let Some((key, why)) = around.unreadable_below(app) {
-        page.field("left as it is", &format!("{key} can't be read: {why}"));
-    }
-    if let Some(out) = around.out_of_bounds(&Key::Formation(app.clone(), proc.clone())) {
-        out.words.iter().for_each(|words| page.field("bounded", words));
-    }
-    for setting in settings::ALL {
-        let out =
-            view.procs.get(proc).and_then(|row| Some((setting.out_of_bounds(row)?, setting.stored(row)?)));
-        if let Some((said, counts)) = out {
-            page.field("bounded", &format!("{} is {said}, and counts as {counts}", setting.name));
-        }
-    }
+    of_bounds(&mut page, app, view, proc, around);
     match &around.leader {
         None => page.field("converger", "none is elected: nothing is placed or stopped"),
         Some(leader) => {

@@ -92,7 +92,7 @@ fn prometheus_is_told_of_every_instance_and_every_daemon() {
         .proc("v2/job", 8502)
         .running_of(4617216, "v2/web", "v12", AT)
         .assigned(4617217, "v2/web", "drain")
-        .status(4617217, "running", "[fd00::1]:21001")
+        .status(4617217, "running", "10.0.0.1:21001")
         .assigned(4617218, "v2/web", "stop")
         .status(4617218, "exited", "10.0.0.1:21002")
         .put("hosts/host1", &host("north"))
@@ -108,7 +108,7 @@ fn prometheus_is_told_of_every_instance_and_every_daemon() {
     };
     let wanted = json!([
         instance("4617216", "v12", AT),
-        instance("4617217", "v1", "[fd00::1]:21001"),
+        instance("4617217", "v1", "10.0.0.1:21001"),
         { "targets": ["10.0.0.1:8100"], "labels": {
             "__meta_bazooka_role": "pm", "__scheme__": "http", "instance": "pm:host1", "host": "host1", "zone": "north",
         }},

@@ -24,10 +24,10 @@ fn in_force(wanted: &Wanted) -> InForce {
 }
 
 fn base() -> Rows {
-    Rows::default().proc("a/web", 8501).proc("b/web", 8502).running(1, "a/web", "10.0.0.1:1001").running(
+    Rows::default().proc("a/web", 8501).proc("b/web", 8502).running(1, "a/web", "10.0.0.1:21001").running(
         2,
         "a/web",
-        "10.0.0.1:1002",
+        "10.0.0.1:21002",
     )
 }
 
@@ -62,7 +62,7 @@ fn what_is_in_force_is_left_alone() {
 
 /// Two instances of v1, one of v2 beside them with this share.
 fn canary(share: Option<u32>) -> Rows {
-    base().running_of(3, "a/web", "v2", "10.0.0.1:1003").shared("a/web", share)
+    base().running_of(3, "a/web", "v2", "10.0.0.1:21003").shared("a/web", share)
 }
 
 #[test]
@@ -70,8 +70,8 @@ fn another_share_is_other_weights_and_no_reload() {
     let from = |share, to: Rows| short(&plan(&in_force(&wanted(canary(share))), &wanted(to)));
     assert_eq!(from(Some(10), canary(Some(20))), ["weigh 3 128"]);
     assert_eq!(from(Some(10), canary(Some(100))), ["weigh 1 0", "weigh 2 0", "weigh 3 256"]);
-    let another = canary(Some(10)).running(4, "a/web", "10.0.0.1:1004");
-    assert_eq!(from(Some(10), another), ["weigh 3 85", "add 4 at 10.0.0.1:1004"]);
+    let another = canary(Some(10)).running(4, "a/web", "10.0.0.1:21004");
+    assert_eq!(from(Some(10), another), ["weigh 3 85", "add 4 at 10.0.0.1:21004"]);
     assert!(from(Some(10), canary(Some(10))).is_empty());
 }
 
@@ -85,26 +85,26 @@ fn the_first_share_of_a_service_and_the_last_are_another_way_of_taking_turns() {
 
 #[test]
 fn new_instances_come_before_old_ones_go() {
-    let rows = base().running(3, "a/web", "10.0.0.1:1003").assigned(1, "a/web", "drain");
-    assert_eq!(to(rows), ["add 3 at 10.0.0.1:1003", "disable i1", "delete i1"]);
+    let rows = base().running(3, "a/web", "10.0.0.1:21003").assigned(1, "a/web", "drain");
+    assert_eq!(to(rows), ["add 3 at 10.0.0.1:21003", "disable i1", "delete i1"]);
 }
 
 #[test]
 fn an_instance_that_crashed_is_disabled_and_enabled_again_when_it_is_back() {
     let before = in_force(&wanted(base()));
-    let down = plan(&before, &wanted(base().status(1, "backoff", "10.0.0.1:1001")));
+    let down = plan(&before, &wanted(base().status(1, "backoff", "10.0.0.1:21001")));
     assert_eq!(short(&down), ["disable i1", "delete i1"]);
     let mut now = before.clone();
     now.note(&down.steps[0]);
     assert_eq!(short(&plan(&now, &wanted(base()))), ["enable 1"]);
-    let moved = base().status(1, "running", "10.0.0.1:1009");
-    assert_eq!(short(&plan(&now, &wanted(moved))), ["move 1 to 10.0.0.1:1009"]);
+    let moved = base().status(1, "running", "10.0.0.1:21009");
+    assert_eq!(short(&plan(&now, &wanted(moved))), ["move 1 to 10.0.0.1:21009"]);
 }
 
 #[test]
 fn an_instance_that_listens_elsewhere_now_is_followed() {
-    let rows = base().status(2, "running", "10.0.0.1:1009");
-    assert_eq!(to(rows), ["move 2 to 10.0.0.1:1009"]);
+    let rows = base().status(2, "running", "10.0.0.1:21009");
+    assert_eq!(to(rows), ["move 2 to 10.0.0.1:21009"]);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn domains_come_and_go_without_a_reload() {
 
 #[test]
 fn a_new_service_takes_a_reload_and_nothing_is_done_for_it_before() {
-    let rows = base().proc("c/web", 8503).running(9, "c/web", "10.0.0.1:1009").domain("www.c.org", "c");
+    let rows = base().proc("c/web", 8503).running(9, "c/web", "10.0.0.1:21009").domain("www.c.org", "c");
     assert_eq!(to(rows), ["reload: new: c.web"]);
 }
 
@@ -166,11 +166,11 @@ fn rows_of(all: &[(u8, u8, u8)]) -> Rows {
     for (service, id, how) in all {
         let name = names[usize::from(*service)];
         if services.insert(name) {
-            rows = rows.proc(name, 8500 + u16::from(*service));
+            rows = rows.proc(name, 8501 + u16::from(*service));
         }
         // An instance belongs to one service for its life.
         let id = u64::from(*service) * 10 + u64::from(*id);
-        let address = format!("10.0.0.1:{}", 1000 + id + u64::from(*how) * 100);
+        let address = format!("10.0.0.1:{}", 21_000 + id + u64::from(*how) * 100);
         rows = match how {
             0 => rows.running(id, name, &address),
             1 => rows.assigned(id, name, "drain"),

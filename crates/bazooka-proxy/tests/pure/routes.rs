@@ -239,19 +239,12 @@ fn who_is_lost_stays_where_it_was_as_the_last_choice_until_it_is_replaced() {
 
 #[test]
 fn only_some_keys_can_change_what_is_routed() {
-    for key in ["apps/a/procs/web", "assigned/h/1", "status/h/1", "hosts/h", "domains/a.b"] {
+    for key in
+        ["apps/a", "apps/a/procs/web", "assigned/h/1", "status/h/1", "hosts/h", "hostmeta/h", "domains/a.b"]
+    {
         assert!(concerns_routing(&[key.to_owned()]), "{key}");
     }
-    for key in [
-        "apps/a",
-        "apps/a/head",
-        "apps/a/envs/e1",
-        "proxies/x",
-        "hostmeta/h",
-        "history/a/web/1",
-        "schema",
-        "",
-    ] {
+    for key in ["apps/a/head", "apps/a/envs/e1", "proxies/x", "history/a/web/1", "schema", ""] {
         assert!(!concerns_routing(&[key.to_owned()]), "{key}");
     }
 }

@@ -1,13 +1,9 @@
 //! docs/rows.md, made from the table.
 
+use std::marker::PhantomData;
+
 use super::*;
-use crate::{
-    bounds::Bounded,
-    identity::Identity,
-    names::*,
-    schema::*,
-    snapshot::{Field, Many, One},
-};
+use crate::{bounds::Bounded, identity::Identity, names::*, schema::*};
 
 /// Returns the page.
 pub fn docs() -> String {
@@ -84,6 +80,22 @@ nothing that runs (`crates/visor/src/bounds.rs`).
     page
 }
 
+/// The places of rows in the image, by their values alone.
+struct One<T>(PhantomData<T>);
+struct Many<K, T>(PhantomData<(K, T)>);
+
+trait Shape {
+    type Value: Bounded;
+}
+
+impl<T: Bounded> Shape for One<T> {
+    type Value = T;
+}
+
+impl<K, T: Bounded> Shape for Many<K, T> {
+    type Value = T;
+}
+
 macro_rules! bounds {
     ($($owner:ident $of:tt { $(
         $(#[doc = $holds:literal])+
@@ -91,7 +103,7 @@ macro_rules! bounds {
     )+ })+) => {
         /// Returns the bounds of each row, in the order of the table.
         fn bounds() -> Vec<&'static str> {
-            vec![$($(<<$shape as Field>::Value as Bounded>::BOUNDS,)+)+]
+            vec![$($(<<$shape as Shape>::Value as Bounded>::BOUNDS,)+)+]
         }
     };
 }
