@@ -253,7 +253,7 @@ pub fn host(data: &[u8]) {
 
 /// Words that lines of the configuration begin with. What a name could bring in would begin with another, or be
 /// a line too many.
-const WORDS: [&str; 27] = [
+const WORDS: [&str; 29] = [
     "#",
     "backend",
     "balance",
@@ -268,6 +268,7 @@ const WORDS: [&str; 27] = [
     "hash-type",
     "http-error",
     "http-request",
+    "lua-load",
     "mode",
     "option",
     "retries",
@@ -278,6 +279,7 @@ const WORDS: [&str; 27] = [
     "srvtcpka-intvl",
     "stats",
     "tcp-check",
+    "tcp-response",
     "timeout",
     "use_backend",
     "user",

@@ -35,7 +35,7 @@ async fn an_instance_is_listed_while_it_runs() {
     let rig = Rig::start().await;
     rig.service("rocket", "web").await;
     let at = |port| ([127, 0, 0, 1], port).into();
-    rig.running(("rocket", "web"), &[(1, at(9)), (2, at(10))]).await;
+    rig.running(("rocket", "web"), &[(1, at(21_009)), (2, at(21_010))]).await;
     until_listed(&rig, &["1", "2"]).await;
     // What drains runs still.
     rig.desire(("rocket", "web"), &[1], Desired::Drain).await;
@@ -61,7 +61,7 @@ async fn a_reload_that_takes_its_time_keeps_nobody_from_hearing_what_has_stopped
     rig.start_proxy();
     rig.wait_ready().await;
     rig.service("rocket", "web").await;
-    rig.running(("rocket", "web"), &[(1, ([127, 0, 0, 1], 9).into())]).await;
+    rig.running(("rocket", "web"), &[(1, ([127, 0, 0, 1], 21_009).into())]).await;
     until_listed(&rig, &["1"]).await;
     let reloading = Instant::now();
     let other = rig.service_at("rocket", "web-admin", free_port()).await;

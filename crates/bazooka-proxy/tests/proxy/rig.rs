@@ -1,10 +1,11 @@
 //! A real bazooka-proxy with a real HAProxy on a real etcd, and instances that answer HTTP.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use visor::{
         RunSettings, Slug, State, Status,
     },
     snapshot::Versioned,
-    store::Revision,
+    store::{MAX_TXN_OPS, Revision},
     testing::{Etcd, free_port, fresh_prefix, observer, until},
     visor::{Change, Committed, Visor},
 };
@@ -53,6 +54,8 @@ pub struct Rig {
     dns: Option<SocketAddr>,
     proxy: Option<Child>,
     guard: Child,
+    /// The host of each instance.
+    hosts: Mutex<BTreeMap<u64, HostName>>,
 }
 
 /// What differs between tests.
@@ -89,8 +92,9 @@ pub fn proc(name: &str) -> ProcName {
     name.parse().expect("a valid proc name")
 }
 
-fn host() -> HostName {
-    "host1".parse().expect("a valid host name")
+/// The host of an address. A proxy takes only an instance's address that its host has.
+fn host_at(address: IpAddr) -> HostName {
+    format!("host{}", address.to_string().replace(['.', ':'], "-")).parse().expect("a valid host name")
 }
 
 impl Rig {
@@ -127,6 +131,7 @@ impl Rig {
             dns: options.dns,
             proxy: None,
             guard,
+            hosts: Mutex::default(),
         }
     }
 
@@ -201,7 +206,7 @@ impl Rig {
     pub async fn endpoint(&self, path: &str) -> Result<http::Answer, String> {
         let row = self.row().await.ok_or("no row")?;
         let address = row.url.trim_start_matches("http://").parse().map_err(|_| "no address")?;
-        http::get(address, "proxy1", path).await
+        http::get(address, "localhost", path).await
     }
 
     pub async fn wait_ready(&self) {
@@ -253,21 +258,36 @@ impl Rig {
 
     /// Says that instances run.
     pub async fn running(&self, of: (&str, &str), instances: &[(u64, SocketAddr)]) -> Revision {
-        let mut change = Change::new();
-        // A proxy takes only addresses of the host that reports them.
-        if let Some((_, address)) = instances.first() {
-            change = change.put(&Key::Host(host()), &registered(address.ip()));
+        let addresses: BTreeSet<IpAddr> = instances.iter().map(|(_, address)| address.ip()).collect();
+        let register = |change: Change, address: &IpAddr| {
+            change.put(&Key::Host(host_at(*address)), &registered(*address))
+        };
+        let mut revision = self.commit(addresses.iter().fold(Change::new(), register)).await;
+        for some in instances.chunks(MAX_TXN_OPS / 4) {
+            let mut change = Change::new();
+            for (id, address) in some {
+                let host = host_at(address.ip());
+                self.hosts().insert(*id, host.clone());
+                let id = InstanceId(*id);
+                let mut status = Status::new(State::Running, jiff::Timestamp::UNIX_EPOCH);
+                status.ip = Some(address.ip());
+                status.port = Some(address.port());
+                change = change
+                    .put(&Key::Assigned(host.clone(), id), &assignment(of, Desired::Run))
+                    .put(&Key::Status(host, id), &status);
+            }
+            revision = self.commit(change).await;
         }
-        for (id, address) in instances {
-            let id = InstanceId(*id);
-            let mut status = Status::new(State::Running, jiff::Timestamp::UNIX_EPOCH);
-            status.ip = Some(address.ip());
-            status.port = Some(address.port());
-            change = change
-                .put(&Key::Assigned(host(), id), &assignment(of, Desired::Run))
-                .put(&Key::Status(host(), id), &status);
-        }
-        self.commit(change).await
+        revision
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, BTreeMap<u64, HostName>> {
+        self.hosts.lock().expect("no holder of this lock panics")
+    }
+
+    /// Returns the host of an instance.
+    fn host(&self, id: u64) -> HostName {
+        self.hosts()[&id].clone()
     }
 
     /// Says that instances run that are of another release than v1.
@@ -282,7 +302,7 @@ impl Rig {
         let put = |change: Change, (id, _): &(u64, SocketAddr)| {
             let mut assigned = assignment(of, Desired::Run);
             assigned.release = release.parse().expect("a release");
-            change.put(&Key::Assigned(host(), InstanceId(*id)), &assigned)
+            change.put(&Key::Assigned(self.host(*id), InstanceId(*id)), &assigned)
         };
         self.commit(instances.iter().fold(Change::new(), put)).await
     }
@@ -303,7 +323,7 @@ impl Rig {
     /// Says that instances are to be drained or stopped.
     pub async fn desire(&self, of: (&str, &str), ids: &[u64], desired: Desired) -> Revision {
         let put = |change: Change, id: &u64| {
-            change.put(&Key::Assigned(host(), InstanceId(*id)), &assignment(of, desired))
+            change.put(&Key::Assigned(self.host(*id), InstanceId(*id)), &assignment(of, desired))
         };
         self.commit(ids.iter().fold(Change::new(), put)).await
     }
@@ -311,7 +331,8 @@ impl Rig {
     /// Says that instances are in a state.
     pub async fn state(&self, ids: &[u64], state: State) -> Revision {
         let status = Status::new(state, jiff::Timestamp::UNIX_EPOCH);
-        let put = |change: Change, id: &u64| change.put(&Key::Status(host(), InstanceId(*id)), &status);
+        let put =
+            |change: Change, id: &u64| change.put(&Key::Status(self.host(*id), InstanceId(*id)), &status);
         self.commit(ids.iter().fold(Change::new(), put)).await
     }
 
@@ -319,8 +340,8 @@ impl Rig {
     pub async fn forget(&self, ids: &[u64]) -> Revision {
         let delete = |change: Change, id: &u64| {
             change
-                .delete(&Key::Assigned(host(), InstanceId(*id)))
-                .delete(&Key::Status(host(), InstanceId(*id)))
+                .delete(&Key::Assigned(self.host(*id), InstanceId(*id)))
+                .delete(&Key::Status(self.host(*id), InstanceId(*id)))
         };
         self.commit(ids.iter().fold(Change::new(), delete)).await
     }

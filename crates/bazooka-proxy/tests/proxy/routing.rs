@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use bazooka_proxy::config::GIVE_UP;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -253,6 +254,7 @@ async fn a_proc_that_is_not_http_takes_bytes_on_its_port() {
 async fn haproxy_takes_every_golden_file_without_a_warning() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("hosts.map"), "").expect("it can be written");
+    std::fs::write(folder.path().join("give-up-1.lua"), GIVE_UP).expect("it can be written");
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     for name in ["empty.cfg", "cluster.cfg", "refused.cfg"] {
         let text = std::fs::read_to_string(golden.join(name)).expect("it can be read");
