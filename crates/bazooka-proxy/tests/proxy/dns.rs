@@ -60,7 +60,7 @@ async fn a_service_is_found_by_name_while_it_runs() {
     let name = "web.rocket.localhost";
     until_named(dns, name, &["127.0.9.1", "127.0.9.2"]).await;
     until_named(dns, &format!("+tcp {name}"), &["127.0.9.1", "127.0.9.2"]).await;
-    let srv = [format!("1 1 21000 1.{name}."), format!("1 1 21001 2.{name}.")];
+    let srv = [format!("0 1 21000 1.{name}."), format!("0 1 21001 2.{name}.")];
     assert_eq!(short(dns, &format!("{name} SRV")).await, srv);
     assert_eq!(short(dns, &format!("2.{name}")).await, ["127.0.9.2"]);
     let said = dig(dns, name).await;
