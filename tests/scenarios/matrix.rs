@@ -9,10 +9,10 @@ use bazooka_daemon::{
     git_token::{GitRequest, Purpose, mint},
     http_client,
 };
-use bazooka_tests::{Cluster, ClusterOptions, Endpoint, OPERATOR, example};
+use bazooka_tests::{Cluster, ClusterOptions, Endpoint, OPERATOR, SOON, example};
 use http::Uri;
 use jiff::{Timestamp, ToSpan};
-use reqwest::{Client, Method, StatusCode};
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
 use tokio::runtime::Runtime;
 use visor::{
     identity::Credentials,
@@ -128,9 +128,9 @@ fn client(cluster: &Cluster, who: &str, folders: &BTreeMap<&str, PathBuf>) -> Cl
         "none" => {
             let authority = std::fs::read(cluster.folder("id/ada/ca.pem")).expect("it is there");
             let authority = reqwest::Certificate::from_pem(&authority).expect("a certificate");
-            Client::builder().no_proxy().tls_certs_only([authority]).build().expect("made")
+            alone(Client::builder().no_proxy().tls_certs_only([authority]))
         }
-        who => http_client(Some(&held(folders, who))).build().expect("made"),
+        who => alone(http_client(Some(&held(folders, who)))),
     }
 }
 
@@ -142,13 +142,19 @@ fn peer_client(cluster: &Cluster, certificate_and_key: Option<[PathBuf; 2]>) -> 
     // etcd hands each connection of HTTP/2 to gRPC there, which answers none of these requests.
     let builder = Client::builder().no_proxy().tls_certs_only([peers]).http1_only();
     match certificate_and_key {
-        None => builder.build().expect("made"),
+        None => alone(builder),
         Some(files) => {
             let both = files.map(read).concat();
             let identity = reqwest::Identity::from_pem(&both).expect("an identity");
-            builder.identity(identity).build().expect("made")
+            alone(builder.identity(identity))
         }
     }
+}
+
+/// Builds a client that makes a connection for each request: no cell depends on the cell before it, which a daemon may have
+/// answered by closing the connection.
+fn alone(builder: ClientBuilder) -> Client {
+    builder.pool_max_idle_per_host(0).build().expect("made")
 }
 
 fn held(folders: &BTreeMap<&str, PathBuf>, who: &str) -> Credentials {
@@ -230,9 +236,9 @@ fn each_identity_may_what_it_should_and_nothing_else() {
             // Whoever asks, a web page of another origin may not have it done.
             let of_a_page =
                 request.try_clone().expect("its body is text").header("origin", "https://evil.example");
-            let answer = runtime.block_on(request.send());
+            let answer = ask(runtime, request);
             check(format!("{part} {path} {answer:?}"), who, wanted.as_bytes()[at], lets_in(&answer));
-            let answer = runtime.block_on(of_a_page.send());
+            let answer = ask(runtime, of_a_page);
             check(format!("{part} {path} as a page: {answer:?}"), who, b'-', lets_in(&answer));
         }
         let store = coordinator(&cluster, who, &folders);
@@ -290,7 +296,7 @@ fn tokens(
             _ => "application/json".into(),
         };
         let request = none.request(method, url).header("content-type", kind).bearer_auth(&token).body("{}");
-        let answer = runtime.block_on(request.send());
+        let answer = ask(runtime, request);
         // 404: there is nothing to be let into.
         let may =
             lets_in(&answer) && !answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::NOT_FOUND);
@@ -301,7 +307,15 @@ fn tokens(
     wrong
 }
 
-fn lets_in(answer: &reqwest::Result<reqwest::Response>) -> bool {
+/// Sends a request. Panics, with what was asked, if neither an answer nor an error comes.
+fn ask(runtime: &Runtime, request: RequestBuilder) -> reqwest::Result<Response> {
+    let asked = format!("{request:?}");
+    runtime.block_on(async { tokio::time::timeout(SOON, request.send()).await }).unwrap_or_else(|_| {
+        panic!("no answer to {asked}");
+    })
+}
+
+fn lets_in(answer: &reqwest::Result<Response>) -> bool {
     answer
         .as_ref()
         .is_ok_and(|answer| ![StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&answer.status()))
@@ -311,12 +325,11 @@ fn lets_in(answer: &reqwest::Result<reqwest::Response>) -> bool {
 fn expired(folder: &std::path::Path) -> Client {
     let read = |name: &str| std::fs::read(folder.join(name)).expect("it is there");
     let both = [read("cert.pem"), read("key.pem")].concat();
-    Client::builder()
+    let builder = Client::builder()
         .no_proxy()
         .tls_certs_only([reqwest::Certificate::from_pem(&read("ca.pem")).expect("a certificate")])
-        .identity(reqwest::Identity::from_pem(&both).expect("an identity"))
-        .build()
-        .expect("made")
+        .identity(reqwest::Identity::from_pem(&both).expect("an identity"));
+    alone(builder)
 }
 
 /// An identity of the same name, of another authority, that trusts this cluster's.

@@ -8,7 +8,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tokio::sync::watch;
 use visor::{
     identity::Identity,
     keys::{self, Key},
@@ -18,6 +17,8 @@ use visor::{
     snapshot::{AppView, Snapshot},
     store::SharedStore,
 };
+
+use crate::changes::{Changes, Changing};
 
 /// All known rows about apps and the cluster's members.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,13 +39,14 @@ pub struct Known {
 #[derive(Clone)]
 pub struct Apps {
     known: Arc<Mutex<Known>>,
-    changed: watch::Receiver<u64>,
+    changed: Changes,
 }
 
 impl Apps {
     /// Returns an empty image, and the task that fills it and keeps it current.
     pub fn new(store: SharedStore) -> (Apps, Following) {
-        let (says, changed) = watch::channel(0);
+        let says = Changing::default();
+        let changed = says.subscribe();
         let known = Arc::new(Mutex::new(Known::default()));
         let scopes = vec![
             keys::schema(),
@@ -77,7 +79,7 @@ impl Apps {
     }
 
     /// Returns a receiver that reports each later change. Earlier changes are already in the image.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub fn changes(&self) -> Changes {
         let mut changes = self.changed.clone();
         changes.mark_unchanged();
         changes
@@ -88,7 +90,7 @@ impl Apps {
 pub struct Following {
     mirror: Mirror<Snapshot>,
     known: Arc<Mutex<Known>>,
-    says: watch::Sender<u64>,
+    says: Changing,
 }
 
 impl Following {
@@ -100,7 +102,7 @@ impl Following {
                 continue;
             }
             self.publish(&changes.keys, changes.relisted);
-            self.says.send_modify(|count| *count += 1);
+            self.says.report();
         }
     }
 

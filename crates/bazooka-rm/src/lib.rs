@@ -11,6 +11,7 @@ pub mod access;
 pub mod apps;
 pub mod audit;
 pub mod build;
+pub mod changes;
 pub mod daemon;
 pub mod endpoint;
 mod faults;

@@ -33,7 +33,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
 use visor::{
     deadlines::{NOBODY, OTHER_TRIAL, PUSH_BEYOND_BOOT, PUSH_QUIET},
     names::{AppName, ReleaseId},
@@ -44,7 +43,14 @@ pub use deploy::Rejected;
 pub use state::Push;
 
 use self::{prepare::Build, state::PushState, trial::Releaser};
-use crate::{apps::Apps, audit::Auditor, repos::origin::Origin, sources::Sources, turns::Turns};
+use crate::{
+    apps::Apps,
+    audit::Auditor,
+    changes::{Changes, Changing},
+    repos::origin::Origin,
+    sources::Sources,
+    turns::Turns,
+};
 
 /// The time limits of a push.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +110,7 @@ pub struct PushParts {
 pub struct Pushes {
     open: Mutex<HashMap<String, Arc<Push>>>,
     /// Counts the pushes that have ended.
-    ended: watch::Sender<u64>,
+    ended: Changing,
     apps: Apps,
     visor: Visor,
     origin: Arc<dyn Origin>,
@@ -121,7 +127,7 @@ impl Pushes {
         let PushParts { apps, visor, origin, turns, builder, auditor, times, sources } = parts;
         let releaser =
             Releaser { apps: apps.clone(), visor: visor.clone(), auditor, times, sources: sources.clone() };
-        let (open, ended) = (Mutex::default(), watch::Sender::new(0));
+        let (open, ended) = (Mutex::default(), Changing::default());
         Pushes { open, ended, apps, visor, origin, turns, builder, sources, releaser, times }
     }
 
@@ -143,7 +149,7 @@ impl Pushes {
     }
 
     /// Returns a receiver that reports each later end of a push.
-    pub fn ended(&self) -> watch::Receiver<u64> {
+    pub fn ended(&self) -> Changes {
         self.ended.subscribe()
     }
 
@@ -171,7 +177,7 @@ impl Pushes {
             }
         }
         self.open.lock().expect("no holder of this lock panics").remove(&push.id);
-        self.ended.send_modify(|count| *count += 1);
+        self.ended.report();
     }
 
     /// Ends the trial of a push that ended while its release was tried, or between the trial and the second hook. If the

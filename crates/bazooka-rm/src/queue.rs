@@ -11,17 +11,15 @@ use std::{
 };
 
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::voice::Voice;
+use crate::{changes::Changing, voice::Voice};
 
 /// The queue of one rm.
 pub struct BuildQueue {
     most: usize,
     state: Mutex<State>,
-    /// Counts the changes of the state.
-    changed: watch::Sender<u64>,
+    changed: Changing,
     /// Shows how many wait.
     shown: Gauge,
 }
@@ -71,7 +69,7 @@ impl BuildQueue {
     /// If that is none.
     pub fn new(most: usize, shown: Gauge) -> Arc<BuildQueue> {
         assert!(most > 0, "no build would ever run");
-        Arc::new(BuildQueue { most, state: Mutex::default(), changed: watch::Sender::new(0), shown })
+        Arc::new(BuildQueue { most, state: Mutex::default(), changed: Changing::default(), shown })
     }
 
     /// Waits for the right to build. The pusher reads the place in the queue, and each change of it. Returns `None` if
@@ -127,7 +125,7 @@ impl BuildQueue {
         people.retain(|name, person| person.running > 0 || waiting.iter().any(|ticket| ticket.who == *name));
         self.shown.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
         drop(state);
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.report();
     }
 }
 

@@ -218,6 +218,7 @@ impl Nodes {
                     let said = visor.publish_rm(&own, &row, &ask, lease).await.is_ok();
                     let mut state = keeper.state();
                     tokio::select! {
+                        biased;
                         _ = state.wait_for(|now| *now != LeaseState::Held { id: lease }) => {}
                         () = sleep(Duration::from_secs(1)), if !said => {}
                     }

@@ -61,10 +61,28 @@ impl Drop for Mortal {
     }
 }
 
+/// Reads a whole request, as a server does before it hands the request to the app. Returns `None` at the end.
+async fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let (mut request, mut bytes) = (String::new(), [0; 4096]);
+    while !is_whole(&request) {
+        let read = stream.read(&mut bytes).await.ok().filter(|read| *read > 0)?;
+        request.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    Some(request)
+}
+
+fn is_whole(request: &str) -> bool {
+    let Some((head, body)) = request.split_once("\r\n\r\n") else { return false };
+    let head = head.to_ascii_lowercase();
+    if head.contains("transfer-encoding: chunked") {
+        return body.ends_with("0\r\n\r\n");
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    body.len() >= length.unwrap_or(0)
+}
+
 async fn serve(mut stream: TcpStream, fate: Arc<Fate>) {
-    let mut bytes = [0; 4096];
-    while let Ok(read @ 1..) = stream.read(&mut bytes).await {
-        let request = String::from_utf8_lossy(&bytes[..read]).into_owned();
+    while let Some(request) = read_request(&mut stream).await {
         let path = request.split(' ').nth(1).unwrap_or_default();
         if path != "/" {
             fate.deadly.fetch_add(1, Ordering::SeqCst);

@@ -1,7 +1,7 @@
 //! The daemon's answers to the two hooks of a push.
 
 use tokio::{
-    sync::{OwnedMutexGuard, watch},
+    sync::OwnedMutexGuard,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use super::{
     state::{Accepted, Ended, HeldTurn, Push},
 };
 use crate::{
+    changes::Changes,
     hook::wire::Call,
     refs,
     repos::{
@@ -228,7 +229,7 @@ impl Pushes {
 /// # Errors
 /// The error from `late` at the deadline; [`Rejected::Cancelled`].
 pub(super) async fn wait(
-    changes: &mut watch::Receiver<u64>,
+    changes: &mut Changes,
     cancelled: &CancellationToken,
     deadline: Instant,
     late: impl Fn() -> Rejected,

@@ -7,14 +7,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
 use visor::{
     names::AppName,
     schema::Promoter,
     visor::{Visor, VisorError},
 };
 
-use crate::{apps::Apps, refs::BRANCHES, repos::origin::Origin, sources::Sources};
+use crate::{apps::Apps, changes::Changes, refs::BRANCHES, repos::origin::Origin, sources::Sources};
 
 /// The pause before a failed release is retried, if no row changes sooner.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -28,7 +27,7 @@ pub struct Mender {
     /// The repositories.
     pub origin: Arc<dyn Origin>,
     /// Changes when a push has ended.
-    pub push_ended: watch::Receiver<u64>,
+    pub push_ended: Changes,
     /// The time of releases.
     pub sources: Sources,
 }

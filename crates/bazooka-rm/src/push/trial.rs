@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use visor::{
     keys::Key,
@@ -23,7 +20,7 @@ use super::{
     rollout::Before,
     state::{Push, Trial},
 };
-use crate::{apps::Apps, audit::Auditor, sources::Sources, voice::Voice};
+use crate::{apps::Apps, audit::Auditor, changes::Changes, sources::Sources, voice::Voice};
 
 /// The way from a rev to head.
 pub(super) struct Releaser {
@@ -104,7 +101,7 @@ impl Releaser {
     async fn watch(
         &self,
         watch: &mut Watch<'_>,
-        changes: &mut watch::Receiver<u64>,
+        changes: &mut Changes,
         cancelled: &CancellationToken,
     ) -> Result<(), Rejected> {
         let (push, release) = (watch.push, watch.trial.release);

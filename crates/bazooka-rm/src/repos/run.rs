@@ -3,10 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bazooka_daemon::in_words;
-use tokio::{
-    sync::{oneshot, watch},
-    task::JoinError,
-};
+use tokio::{sync::oneshot, task::JoinError};
 use visor::{
     names::AppName,
     visor::{Refusal, Visor, VisorError},
@@ -18,7 +15,7 @@ use super::{
     origin::Origin,
     plan,
 };
-use crate::apps::Apps;
+use crate::{apps::Apps, changes::Changes};
 
 /// The pause before a failed step is retried.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
@@ -49,7 +46,7 @@ pub struct Repositories {
     /// True for an app with a push under way; the removal of its repository then waits.
     pub busy: Box<dyn Fn(&AppName) -> bool + Send + Sync>,
     /// Changes when a push has ended.
-    pub push_ended: watch::Receiver<u64>,
+    pub push_ended: Changes,
 }
 
 impl Repositories {
