@@ -15,6 +15,7 @@ use visor::{
     schema::{Access, Admission},
     snapshot::{AppView, Snapshot},
     store::{Keys, etcd::EtcdStore},
+    transitions::releases,
     visor::{Refusal, Visor, VisorError},
 };
 
@@ -215,8 +216,12 @@ fn no_such_proc(app: &AppName, view: &AppView, proc: &ProcName) -> Failure {
     unknown(what, proc.as_str(), view.procs.keys().map(ProcName::as_str), "procs")
 }
 
-/// Returns the failure for a release that doesn't exist.
+/// Returns the failure for a release that doesn't exist, or no longer does.
 pub fn no_such_release(app: &AppName, view: &AppView, release: ReleaseId) -> Failure {
+    let refusal = releases::no_such_release(app, view, release);
+    if let Refusal::Pruned(..) = refusal {
+        return refusal.into();
+    }
     let names: Vec<String> = view.releases.keys().map(ReleaseId::to_string).collect();
     let what = format!("app '{app}' has no release {release}");
     unknown(what, &release.to_string(), names.iter().map(String::as_str), "releases")

@@ -202,6 +202,14 @@ impl From<Refusal> for Failure {
             Refusal::NoSuchRelease(..) => {
                 (Kind::Unknown, Some("`bazooka releases` lists the app's releases"))
             }
+            Refusal::Pruned(..) => (Kind::Unknown, Some("`bazooka releases` lists those that are kept")),
+            Refusal::TooManyReleases(..) => {
+                (Kind::Refused, Some("see that a bazooka-rm and a converger run, and try again in a minute"))
+            }
+            Refusal::OverQuota { .. } => (
+                Kind::Refused,
+                Some("`bazooka config` shows the vars, `bazooka config unset NAME` removes one"),
+            ),
             Refusal::NoSuchInstance(..) => (Kind::Unknown, Some("`bazooka ps` lists the app's instances")),
             Refusal::NotReleased(_) => (Kind::Refused, Some("push first: git push bazooka master")),
             Refusal::AppExists(..) => (Kind::Refused, Some("take another name: bazooka init NAME")),

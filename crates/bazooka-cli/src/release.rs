@@ -7,9 +7,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use visor::{
-    deadlines::{COMMAND_BEYOND_BOOT, OTHER_TRIAL},
+    deadlines::{COMMAND_BEYOND_BOOT, OTHER_TRIAL, PRUNED_WITHIN},
+    keys,
     names::{AppName, ProcName, ReleaseId},
     progress::{progress, was_failing},
+    quota::Bounds,
+    rules::pruning::least_bytes,
     schema::{Promoter, Release, ReleaseStatus},
     snapshot::Versioned,
     transitions::releases::{Begun, NewRelease},
@@ -79,6 +82,7 @@ pub async fn make(
     shown(context, &mut watch, |watch| watch.view().releases.get(&release).is_some_and(is_released)).await?;
     let env = watch.view().releases[&release].env;
     put_line(&format!("{release} released ({env})"));
+    warn(context, &watch).await;
     if no_wait {
         return Ok(());
     }
@@ -92,7 +96,7 @@ async fn begin(
     new: impl AsyncFn() -> Result<NewRelease>,
     watch: &mut Watch,
 ) -> Result<Begun> {
-    let end = Instant::now() + OTHER_TRIAL;
+    let (end, pruned_by) = (Instant::now() + OTHER_TRIAL, Instant::now() + PRUNED_WITHIN);
     let mut said = false;
     let mut rounds = MOST_ROUNDS;
     loop {
@@ -104,6 +108,15 @@ async fn begin(
                 continue;
             }
             Err(VisorError::Refused(Refusal::BeingTried(_, release))) if Instant::now() < end => release,
+            Err(VisorError::Refused(refusal))
+                if room_comes(&refusal, watch) && Instant::now() < pruned_by =>
+            {
+                if !std::mem::replace(&mut said, true) {
+                    say("waiting until older releases are pruned, which makes room");
+                }
+                until(watch, Instant::now() + Duration::from_secs(2), |_| false).await;
+                continue;
+            }
             Err(error) => return Err(context.explain(watch.view(), error).await),
             Ok(begun) => return Ok(begun),
         };
@@ -114,6 +127,27 @@ async fn begin(
         let soon = Instant::now() + Duration::from_millis(500);
         until(watch, soon, |watch| watch.view().trial.is_some()).await;
         until(watch, end, |watch| watch.view().trial.is_none()).await;
+    }
+}
+
+/// Reports whether pruning makes room for a release that was refused for want of room.
+fn room_comes(refusal: &Refusal, watch: &Watch) -> bool {
+    match refusal {
+        Refusal::TooManyReleases(..) => true,
+        Refusal::OverQuota { more, most, .. } => {
+            watch.is_whole() && least_bytes(watch.view()).saturating_add(*more) <= *most
+        }
+        _ => false,
+    }
+}
+
+/// Tells of an app that is close to its bounds.
+async fn warn(context: &Context, watch: &Watch) {
+    // The warning is only an addition: the change has been made.
+    let Ok(snapshot) = context.visor.read(vec![keys::rms()]).await else { return };
+    let bounds = Bounds::of(snapshot.rms.values().map(|rm| &rm.value));
+    if let Some(words) = bounds.warning(watch.view()) {
+        say(&words);
     }
 }
 

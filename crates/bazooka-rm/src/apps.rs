@@ -4,7 +4,7 @@
 //! subscribes, and looks again after each change.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
@@ -12,10 +12,10 @@ use visor::{
     identity::Identity,
     keys::{self, Key},
     mirror::Mirror,
-    names::{AppName, HostName, UserName},
-    schema::{Admission, Rm, SshKeys},
-    snapshot::{AppView, Snapshot},
-    store::SharedStore,
+    names::{AppName, Day, HostName, UserName},
+    schema::{Admission, DayStats, Rm, SshKeys},
+    snapshot::{AppView, Many, Snapshot},
+    store::{Revision, SharedStore},
 };
 
 use crate::changes::{Changes, Changing};
@@ -31,6 +31,12 @@ pub struct Known {
     pub identities: BTreeMap<Identity, Admission>,
     /// The SSH keys of each person.
     pub ssh_keys: BTreeMap<UserName, SshKeys>,
+    /// The figures of each day, as far as they are counted.
+    pub days: Arc<Many<Day, DayStats>>,
+    /// The apps of which a row can't be read, so that what it refers to isn't known.
+    pub unreadable: BTreeSet<AppName>,
+    /// The revision up to which the image is complete.
+    pub revision: Revision,
     /// True once a complete list was seen. Before, a missing row may exist.
     pub complete: bool,
 }
@@ -58,6 +64,7 @@ impl Apps {
             keys::access(),
             keys::identities(),
             keys::ssh_keys(),
+            keys::days(),
         ];
         let mirror = Mirror::new(store, scopes, Snapshot::default());
         (Apps { known: known.clone(), changed }, Following { mirror, known, says })
@@ -110,8 +117,14 @@ impl Following {
         let image = self.mirror.image();
         let mut known = self.known.lock().expect("no holder of this lock panics");
         known.complete |= relisted;
-        let keys = changed.iter().filter_map(|key| key.parse::<Key>().ok());
-        let mut names: Vec<AppName> = keys.filter_map(|key| key.app().cloned()).collect();
+        let keys: Vec<Key> = changed.iter().filter_map(|key| key.parse().ok()).collect();
+        if relisted || keys.iter().any(|key| matches!(key, Key::Day(_))) {
+            known.days = Arc::new(image.days.clone());
+        }
+        let unreadable = image.unreadable.keys().filter_map(|key| key.parse::<Key>().ok());
+        known.unreadable = unreadable.filter_map(|key| key.app().cloned()).collect();
+        known.revision = image.revision;
+        let mut names: Vec<AppName> = keys.iter().filter_map(|key| key.app().cloned()).collect();
         names.dedup();
         for name in names {
             match image.apps.get(&name).filter(|view| view.app.is_some()) {

@@ -20,12 +20,12 @@ use tokio_util::sync::CancellationToken;
 use visor::{
     access::Rows,
     identity::Kind,
-    lease::{LeaseKeeper, LeaseState, LeaseTiming},
+    lease::{LeaseKeeper, LeaseTiming},
     names::HostName,
-    schema::{Ask, Extra, Rm as Row},
-    seal::{Keyring, Os, file::KeyFile},
+    quota::{APP_BYTES, Bounds, FEWEST_APP_BYTES, FEWEST_RELEASES, KEPT_RELEASES, MOST_KEPT_RELEASES},
+    schema::{Ask, Rm as Row},
+    seal::{Os, file::KeyFile},
     store::{StoreError, wait_until_ready},
-    visor::{Refusal, Visor, VisorError},
     wrapping::{SharedRing, Wrapping},
 };
 
@@ -40,6 +40,8 @@ use crate::{
     layout::Layout,
     metrics::RmMetrics,
     pki::PkiCommand,
+    presence::Presence,
+    pruning::Pruner,
     push::{PushParts, Pushes, Times, mend::Mender, prepare::Builder},
     queue::BuildQueue,
     registrations::Registrations,
@@ -105,12 +107,37 @@ pub struct RmArgs {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub apps_per_person: u32,
+    /// How many of an app's last releases are kept, beside those that something needs
+    #[arg(
+        long,
+        env = "BAZOOKA_KEEP_RELEASES",
+        value_name = "N",
+        default_value_t = KEPT_RELEASES,
+        value_parser = clap::value_parser!(u32).range(i64::from(FEWEST_RELEASES)..=i64::from(MOST_KEPT_RELEASES))
+    )]
+    pub keep_releases: u32,
+    /// How much an app may keep in the coordinator, in bytes: its releases, its revs and its config vars
+    #[arg(
+        long,
+        env = "BAZOOKA_APP_BYTES",
+        value_name = "BYTES",
+        default_value_t = APP_BYTES,
+        value_parser = clap::value_parser!(u64).range(FEWEST_APP_BYTES..)
+    )]
+    pub app_bytes: u64,
     /// SSH.
     #[command(flatten)]
     pub ssh: SshArgs,
     /// How builds are kept apart, and their limits.
     #[command(flatten)]
     pub builds: BuildOptions,
+}
+
+impl RmArgs {
+    /// Returns the bounds of what an app keeps.
+    fn bounds(&self) -> Bounds {
+        Bounds { releases: self.keep_releases, bytes: self.app_bytes }
+    }
 }
 
 /// What bazooka-rm does beside serving.
@@ -127,9 +154,6 @@ pub enum RmCommand {
         state: PathBuf,
     },
 }
-
-/// The pause before a failed write of this rm's row is retried.
-const PRESENCE_AGAIN: Duration = Duration::from_millis(500);
 
 /// The time that requests under way have at shutdown; the endpoint has the same bound.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -175,6 +199,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         let looking = front::keep(ground.cluster.visor.clone(), ground.own.clone(), looks);
         loops.spawn_endless("the look at git's ways here", looking);
         work(&ground, &handles, says, settled, &mut loops);
+        prune(&ground, &handles, args.bounds(), &mut loops);
         keep_audit(&ground, &handles, args.audit_journal, &mut loops);
         loops.spawn_endless("the writer of refusals", refusal_writer.run());
         let presence = Presence {
@@ -183,6 +208,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
             ring: ground.ring.clone(),
             ask: handles.ask.clone(),
             ssh_url: args.ssh.ssh_url.clone(),
+            bounds: args.bounds(),
         };
         loops.spawn_endless("the keeper of this rm's row", presence.keep(keeper.state(), present));
         tokio::select! {
@@ -462,6 +488,24 @@ fn work(
     loops.spawn_endless("the wrapping of config vars", wrapping.run());
 }
 
+/// Starts the loop that keeps each app within its bounds.
+fn prune(ground: &Ground, handles: &Handles, bounds: Bounds, loops: &mut Loops) {
+    let pushes = handles.pushes.clone();
+    let pruner = Pruner {
+        apps: handles.apps.clone(),
+        visor: ground.cluster.visor.clone(),
+        own: Row {
+            keep_releases: Some(bounds.releases),
+            app_bytes: Some(bounds.bytes),
+            ..Row::at(ground.own.url.clone())
+        },
+        busy: Box::new(move |app| pushes.is_busy(app)),
+        sources: handles.auditor.sources.clone(),
+        metrics: Some(handles.metrics.clone()),
+    };
+    loops.spawn_endless("the pruning of old releases", pruner.run());
+}
+
 /// Starts the loops that keep the audit: its journal here, and its bounds in the coordinator.
 fn keep_audit(ground: &Ground, handles: &Handles, most_bytes: u64, loops: &mut Loops) {
     let (visor, many) = (ground.cluster.visor.clone(), Arc::<Notify>::default());
@@ -485,78 +529,6 @@ async fn prepare(cluster: &Cluster, prefix: &str) -> anyhow::Result<()> {
     cluster.visor.set_up().await?;
     access::admit_itself(cluster).await?;
     Ok(())
-}
-
-/// This rm's row in the coordinator.
-struct Presence {
-    visor: Visor,
-    own: Own,
-    ring: SharedRing,
-    ask: Ask,
-    ssh_url: Option<String>,
-}
-
-impl Presence {
-    /// Keeps the row. Returns only if the keeper of its lease has panicked.
-    async fn keep(self, mut state: watch::Receiver<LeaseState>, present: NotReady) {
-        let mut ring = self.ring.changes();
-        let mut present = Some(present);
-        let mut complained = None;
-        loop {
-            let held = *state.borrow_and_update();
-            let row = self.row(&ring.borrow_and_update());
-            let mut again = None;
-            if let LeaseState::Held { id } = held {
-                match self.visor.publish_rm(&self.own.name, &row, &self.ask, id).await {
-                    Ok(()) => {
-                        complained = None;
-                        if present.take().is_some() {
-                            tracing::info!(url = %self.own.url, "ready");
-                        }
-                    }
-                    Err(error) => {
-                        let words = error.to_string();
-                        if complained.as_ref() != Some(&words) {
-                            complain(&error);
-                        }
-                        complained = Some(words);
-                        again = Some(PRESENCE_AGAIN);
-                    }
-                }
-            }
-            tokio::select! {
-                changed = state.changed() => if changed.is_err() { return },
-                _ = ring.changed() => {}
-                () = async { match again {
-                    Some(pause) => tokio::time::sleep(pause).await,
-                    None => std::future::pending().await,
-                } } => {}
-            }
-        }
-    }
-
-    fn row(&self, ring: &Keyring) -> Row {
-        Row {
-            url: self.own.url.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            schema: Some(visor::schema::SCHEMA_VERSION),
-            ssh_url: self.ssh_url.clone(),
-            seal_key: Some(ring.current()),
-            retired_seal_keys: ring.retired(),
-            extra: Extra::new(),
-        }
-    }
-}
-
-/// Logs why the row can't be written.
-fn complain(error: &VisorError) {
-    match error {
-        VisorError::Refused(Refusal::NameTaken { .. }) => tracing::error!(
-            error = %error,
-            "nobody hears of this rm until the other one has gone; give one of them another name"
-        ),
-        _ => tracing::warn!(error = %error, "can't say in the coordinator that this rm serves"),
-    }
 }
 
 pub(crate) fn own_name() -> anyhow::Result<HostName> {

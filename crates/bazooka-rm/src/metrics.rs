@@ -27,6 +27,13 @@ pub struct ResultLabel {
     pub result: &'static str,
 }
 
+/// The label of what was pruned.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct KindLabel {
+    /// The kind, in one word.
+    pub kind: &'static str,
+}
+
 /// The metrics.
 #[derive(Clone, Debug)]
 pub struct RmMetrics {
@@ -42,6 +49,10 @@ pub struct RmMetrics {
     pub builds_waiting: Gauge,
     /// The size of each stored slug.
     pub slug_bytes: Histogram,
+    /// The number of things that were pruned, by kind: `release`, `env`, `rev`, `slug`, `cache`.
+    pub pruned: Family<KindLabel, Counter>,
+    /// The number of attempts to prune that failed.
+    pub prune_failures: Counter,
     /// The number of requests for slugs by result: `served`, `passed-on` (from the shared storage) or `missing`.
     pub slug_requests: Family<ResultLabel, Counter>,
 }
@@ -56,6 +67,8 @@ impl RmMetrics {
             pushes_under_way: Gauge::default(),
             builds_waiting: Gauge::default(),
             slug_bytes: Histogram::new(exponential_buckets(1024.0, 8.0, 8)),
+            pruned: Family::default(),
+            prune_failures: Counter::default(),
             slug_requests: Family::default(),
         };
         registry.register("bazooka_rm_builds", "Builds by result and kind", metrics.builds.clone());
@@ -80,6 +93,12 @@ impl RmMetrics {
             "Size of the slugs that were stored",
             metrics.slug_bytes.clone(),
         );
+        registry.register("bazooka_rm_pruned", "What was pruned, by kind", metrics.pruned.clone());
+        registry.register(
+            "bazooka_rm_prune_failures",
+            "Attempts to prune that failed",
+            metrics.prune_failures.clone(),
+        );
         registry.register("bazooka_rm_slug_requests", "Slugs asked for", metrics.slug_requests.clone());
         metrics
     }
@@ -92,6 +111,13 @@ impl RmMetrics {
     /// Counts a push.
     pub fn pushed(&self, result: &'static str) {
         self.pushes.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Counts what was pruned.
+    pub fn pruned(&self, kind: &'static str, count: usize) {
+        if count > 0 {
+            self.pruned.get_or_create(&KindLabel { kind }).inc_by(count as u64);
+        }
     }
 
     /// Counts a request for a slug.

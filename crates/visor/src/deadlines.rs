@@ -101,6 +101,12 @@ pub const EXCUSED_PROC: Duration = Duration::from_secs(10);
 /// The time that a push or a command waits for the end of another's trial.
 pub const OTHER_TRIAL: Duration = Duration::from_secs(60);
 
+/// The interval at which the converger counts the days' figures. What is not counted yet is not pruned.
+pub const COUNTED_EVERY: Duration = Duration::from_secs(60);
+
+/// The time that a command waits until older releases are pruned.
+pub const PRUNED_WITHIN: Duration = Duration::from_secs(90);
+
 /// The time that a command grants beyond its instances' own limits: for fetching a slug, or a busy machine.
 pub const COMMAND_SLACK: Duration = Duration::from_secs(30);
 
@@ -150,6 +156,7 @@ const _: () = {
 
 // Waiting outlasts what heals by itself.
 const _: () = {
+    assert!(is_shorter(COUNTED_EVERY, PRUNED_WITHIN), "what is in the way is counted and pruned by then");
     assert!(is_shorter(sum(LEASE, HOST_REPRIEVE), NO_ROOM), "a host that restarts is back by then");
     assert!(is_shorter(sum(LEASE, HOST_REPRIEVE), NOBODY), "another converger is elected by then");
     assert!(is_shorter(sum(LEASE, HOST_REPRIEVE), OUT_OF_TOUCH), "etcd has another leader by then");

@@ -189,6 +189,11 @@ pub fn app_below(app: &AppName) -> Keys {
     Keys::Prefix(format!("{}/", Key::App(app.clone())))
 }
 
+/// Returns the scope of an app's formations.
+pub fn formation_of(app: &AppName) -> Keys {
+    of_app(RowKind::Formation, app)
+}
+
 /// Returns the scope of the placements of an app's instances.
 pub fn instances_of(app: &AppName) -> Keys {
     of_app(RowKind::Instance, app)

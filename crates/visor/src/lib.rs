@@ -20,6 +20,7 @@
 //! rows         each row declared once: key, value, writers, end
 //! keys         the spelling of each key
 //! snapshot     the typed image that planners read
+//! quota        the bounds of what an app keeps in the coordinator
 //! links        the addresses of linked services that an app's instances get
 //! access       who may do what, as etcd's roles
 //! lease        a lease that is kept alive
@@ -53,6 +54,7 @@ pub mod names;
 pub mod pause;
 pub mod planted;
 pub mod progress;
+pub mod quota;
 pub mod recover;
 pub mod rows;
 pub mod rules;

@@ -131,6 +131,12 @@ bugs! {
     GoneHaproxyIsNotStarted,
     /// An instance is placed without the ports of the services that it links.
     LinkedPortsAreMissing,
+    /// A release is pruned although instances run it or are wanted of it.
+    PruningForgetsWhatRuns,
+    /// A release is pruned whatever has come to refer to it meanwhile.
+    PruningIsUnguarded,
+    /// A rollback does not check that the release is still kept.
+    PrunedReleaseIsRolledBackTo,
 }
 
 pub use switches::{plant, planted};

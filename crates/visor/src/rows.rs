@@ -47,7 +47,7 @@ App(app) {
     }
     /// A rev: its slug, its procs, who pushed it. Immutable.
     Rev(app: AppName, rev: RevId) ["apps", app, "revs", rev] in revs(rev): Many<RevId, Rev> {
-        writers: &[Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp(""),
+        writers: &[Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp("once no release refers to it and newer revs have come"),
         unreadable: Restore, operator_mends: true, without_app: Substance, recover: Entered
     }
     /// The port and the settings of a service. The rm registers it, `bazooka` sets it.
@@ -57,12 +57,12 @@ App(app) {
     }
     /// Config vars, sealed, and links. Immutable, except that an rm seals the plain ones of version 1.
     Env(app: AppName, env: EnvRef) ["apps", app, "envs", env] in envs(env): Many<EnvRef, Env> {
-        writers: &[Developer, Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp(""),
+        writers: &[Developer, Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp("once no release refers to it"),
         unreadable: Restore, operator_mends: true, without_app: Substance, recover: Entered
     }
     /// The key of an env, wrapped for each rm and host that may open it.
     Wraps(app: AppName, env: EnvRef) ["wraps", app, env] in wraps(env): Many<EnvRef, Wraps> {
-        writers: &[Developer, Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp(""),
+        writers: &[Developer, Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp("with its env"),
         unreadable: Restore, operator_mends: true, without_app: OwnRule, recover: Entered
     }
     /// An env for one host, with the wrap for that host alone.
@@ -74,7 +74,7 @@ App(app) {
     /// A release: rev, env, who, why; status and cause, which the converger sets.
     Release(app: AppName, release: ReleaseId) ["apps", app, "releases", release]
     in releases(release): Many<ReleaseId, Release> {
-        writers: &[Developer, Rm, Converger], pm_reads: false, most_bytes: TEXTS, ends: WithApp(""),
+        writers: &[Developer, Rm, Converger], pm_reads: false, most_bytes: TEXTS, ends: WithApp("once 50 newer ones have come, if nothing needs it"),
         unreadable: Restore, operator_mends: true, without_app: Substance, recover: Entered
     }
     /// The current release.

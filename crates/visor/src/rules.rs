@@ -17,6 +17,7 @@ pub(crate) mod fixture;
 pub mod host_fit;
 pub mod order;
 pub mod placement;
+pub mod pruning;
 pub mod replacing;
 pub mod usage;
 pub mod wanted;

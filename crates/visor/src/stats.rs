@@ -8,8 +8,8 @@
 //! open ──the day after is over──▶ closed: sums alone, never written again
 //! ```
 //!
-//! While a day is open, its row has the numbers of each registration of an app, so that destroying the app does not
-//! lower them. Days are in UTC.
+//! While a day is open, its row has the numbers of each registration of an app, and up to which revision its rows are
+//! counted: neither pruning nor the destruction of the app lowers them. Days are in UTC.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,8 @@ use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use crate::{
     names::Day,
     schema::{AppDay, DayStats, DayTotals, Extra},
-    snapshot::{Snapshot, Versioned},
+    snapshot::{Many, Snapshot, Versioned},
+    store::Revision,
 };
 
 /// The number of days kept: a year, and a month to compare with.
@@ -101,26 +102,54 @@ pub fn count(snapshot: &Snapshot, now: Timestamp) -> Vec<Counted> {
     counted
 }
 
-/// Returns how many revs and releases each registration of an app had, by day.
-fn facts(snapshot: &Snapshot) -> BTreeMap<Day, BTreeMap<String, AppDay>> {
-    let mut days: BTreeMap<Day, BTreeMap<String, AppDay>> = BTreeMap::new();
+/// Reports whether a rev or a release is counted, or will never be: its deletion then changes no figure.
+///
+/// `at` is the row's own time, `created` the revision at which it was made, `token` the registration of its app.
+pub fn is_counted(
+    days: &Many<Day, DayStats>,
+    token: &str,
+    (at, created): (Timestamp, Revision),
+    now: Timestamp,
+) -> bool {
+    let day = day_of(at);
+    let to = |row: &Versioned<DayStats>| row.by_app.get(token).map_or(0, |app| app.counted_to);
+    day < oldest_kept(day_of(now)) || days.get(&day).is_some_and(|row| row.closed || created <= to(row))
+}
+
+/// The revisions at which an app's revs and releases of a day were made.
+#[derive(Default)]
+struct Made {
+    revs: Vec<Revision>,
+    releases: Vec<Revision>,
+}
+
+/// Returns the revs and releases of each registration of an app, by day.
+fn facts(snapshot: &Snapshot) -> BTreeMap<Day, BTreeMap<String, Made>> {
+    let mut days: BTreeMap<Day, BTreeMap<String, Made>> = BTreeMap::new();
     for view in snapshot.apps.values() {
         let Some(app) = &view.app else { continue };
-        let mut of = |at: Timestamp, add: fn(&mut AppDay)| {
+        let mut of = |at: Timestamp, add: &dyn Fn(&mut Made)| {
             add(days.entry(day_of(at)).or_default().entry(app.token.clone()).or_default());
         };
-        view.revs.values().for_each(|rev| of(rev.at, |app| app.revs += 1));
-        view.releases.values().for_each(|release| of(release.at, |app| app.releases += 1));
+        view.revs.values().for_each(|rev| of(rev.at, &|made| made.revs.push(rev.create_revision)));
+        view.releases.values().for_each(|row| of(row.at, &|made| made.releases.push(row.create_revision)));
     }
     days
 }
 
-/// Merges counts; a figure counted once stays, even if its app has been deleted.
-fn merge(known: &mut BTreeMap<String, AppDay>, found: BTreeMap<String, AppDay>) {
+/// Merges counts; a figure counted once stays, even if its rows have been deleted.
+fn merge(known: &mut BTreeMap<String, AppDay>, found: BTreeMap<String, Made>) {
     for (token, found) in found {
         let known = known.entry(token).or_default();
-        known.revs = known.revs.max(found.revs);
-        known.releases = known.releases.max(found.releases);
+        let to = known.counted_to;
+        // The counts of an early build say nothing of the rows that they are made from, and it deleted none.
+        let count = |known: u64, rows: &[Revision]| match to {
+            0 => known.max(rows.len() as u64),
+            to => known + rows.iter().filter(|made| **made > to).count() as u64,
+        };
+        known.revs = count(known.revs, &found.revs);
+        known.releases = count(known.releases, &found.releases);
+        known.counted_to = found.revs.into_iter().chain(found.releases).fold(to, Revision::max);
     }
 }
 
@@ -238,6 +267,49 @@ mod tests {
         release(&mut snapshot, "a", 1, "2026-03-01T11:00:00Z");
         counted(&mut snapshot, "2026-03-01T12:00:00Z");
         assert_eq!(snapshot.days[&day("2026-03-01")].released, 3);
+    }
+
+    #[test]
+    fn what_is_pruned_stays_counted_and_what_is_not_counted_is_not_pruned() {
+        let mut snapshot = Snapshot::default();
+        let now = "2026-03-01T12:00:00Z";
+        app(&mut snapshot, "a", "t1");
+        (1..=3).for_each(|n| release(&mut snapshot, "a", n, now));
+        let counted_now = |snapshot: &Snapshot, n: u32| {
+            let app = &snapshot.apps[&"a".parse().expect("valid")];
+            let row = &app.releases[&crate::names::ReleaseId(n)];
+            is_counted(&snapshot.days, "t1", (row.at, row.create_revision), at(now))
+        };
+        assert!(!counted_now(&snapshot, 1));
+        counted(&mut snapshot, now);
+        release(&mut snapshot, "a", 4, now);
+        assert!(counted_now(&snapshot, 3) && !counted_now(&snapshot, 4));
+        // v1 to v3 are pruned; of the next count, v4 is new.
+        (1..=3).for_each(|n| snapshot.delete(&format!("apps/a/releases/v{n}"), 0));
+        for _ in 0..2 {
+            counted(&mut snapshot, now);
+            assert_eq!(snapshot.days[&day("2026-03-01")].released, 4);
+        }
+        counted(&mut snapshot, "2026-03-03T00:00:00Z");
+        release(&mut snapshot, "a", 5, now);
+        assert!(counted_now(&snapshot, 5), "the day is closed");
+        assert!(is_counted(&snapshot.days, "t1", (at("2020-01-01T00:00:00Z"), 9_999), at(now)), "long ago");
+    }
+
+    #[test]
+    fn a_day_that_an_early_build_counted_is_counted_on() {
+        let mut snapshot = Snapshot::default();
+        app(&mut snapshot, "a", "t1");
+        (1..=3).for_each(|n| release(&mut snapshot, "a", n, "2026-03-01T09:00:00Z"));
+        counted(&mut snapshot, "2026-03-01T10:00:00Z");
+        let mut row = snapshot.days[&day("2026-03-01")].value.clone();
+        row.by_app.get_mut("t1").expect("it is counted").counted_to = 0;
+        put(&mut snapshot, "stats/2026-03-01", serde_json::to_value(row).expect("valid"));
+        release(&mut snapshot, "a", 4, "2026-03-01T11:00:00Z");
+        for _ in 0..2 {
+            counted(&mut snapshot, "2026-03-01T11:00:00Z");
+            assert_eq!(snapshot.days[&day("2026-03-01")].released, 4);
+        }
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub enum Compare {
     CreateRevision(String, Revision),
     /// The key exists, whatever it holds.
     Exists(String),
+    /// No key of the set was written after this revision. A deletion does not count.
+    NoneSince(Keys, Revision),
 }
 
 impl Compare {

@@ -13,6 +13,7 @@ pub mod envs;
 pub mod formation;
 pub mod placement;
 pub mod presence;
+pub mod pruning;
 pub mod releases;
 pub mod repos;
 pub mod rollouts;

@@ -17,6 +17,7 @@ use crate::{
     links::LeadsNowhere,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, UserName, ZoneName},
     planted::{Bug, planted},
+    quota::mebibytes,
     schema::{AuditEntry, SCHEMA_VERSION, Schema, Status},
     seal::{Os, Random},
     snapshot::{Snapshot, Versioned, may_read},
@@ -42,6 +43,16 @@ pub enum Refusal {
     NoSuchRev(AppName, String),
     #[error("app '{0}' has no release {1}")]
     NoSuchRelease(AppName, ReleaseId),
+    #[error("{1} of app '{0}' is pruned; the oldest one kept since is {2}")]
+    Pruned(AppName, ReleaseId, ReleaseId),
+    #[error("app '{0}' has {1} releases, and none more is made before a bazooka-rm has pruned them")]
+    TooManyReleases(AppName, usize),
+    #[error(
+        "app '{app}' takes {used} of the {most} that it may keep in the coordinator, and this would take {more}: \
+         make its config vars smaller, or let an operator start bazooka-rm with a larger --app-bytes",
+        used = mebibytes(*.used), more = mebibytes(*.more), most = mebibytes(*.most)
+    )]
+    OverQuota { app: AppName, used: u64, more: u64, most: u64 },
     #[error("app '{0}' has no number left for a release: {1} has the last one; delete that row with etcdctl")]
     NoNumberLeft(AppName, ReleaseId),
     #[error("app '{0}' has no release yet")]
@@ -183,6 +194,12 @@ impl Change {
     /// Requires that the key exists.
     pub fn exists(mut self, key: &Key) -> Self {
         self.when.push(Compare::Exists(key.to_string()));
+        self
+    }
+
+    /// Requires that no key of a set was written after this revision. Deletions do not count.
+    pub fn none_since(mut self, keys: Keys, revision: Revision) -> Self {
+        self.when.push(Compare::NoneSince(keys, revision));
         self
     }
 

@@ -11,7 +11,7 @@ use crate::{
     command::CommandKind,
     context::Context,
     failure::Result,
-    show::{Table, moment, put_json},
+    show::{Table, moment, put_json, say},
 };
 
 /// List the app's releases
@@ -44,7 +44,8 @@ struct Row {
 /// Those of the store; no such app.
 pub async fn run(context: &Context, _: Args) -> Result<()> {
     let app = context.app().await?;
-    let rows = rows(&context.view(&app).await?);
+    let view = context.view(&app).await?;
+    let rows = rows(&view);
     if context.json {
         put_json(&rows);
         return Ok(());
@@ -72,6 +73,9 @@ pub async fn run(context: &Context, _: Args) -> Result<()> {
         ]);
     }
     table.put();
+    if let Some(oldest) = view.releases.keys().next().filter(|oldest| oldest.0 > 1) {
+        say(&format!("those before {oldest} are pruned"));
+    }
     Ok(())
 }
 

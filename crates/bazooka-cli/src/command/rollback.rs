@@ -6,7 +6,7 @@ use visor::{
     names::{AppName, ReleaseId},
     schema::{Release, ReleaseStatus},
     snapshot::AppView,
-    transitions::releases::NewRelease,
+    transitions::{releases::NewRelease, rollouts::way_back},
     visor::Refusal,
 };
 
@@ -45,6 +45,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     let new = NewRelease {
         rev: Some(target.rev.clone()),
         env: Some(target.env),
+        back_to: Some(id),
         by: context.who.clone(),
         reason: format!("rollback to {id}"),
         token: release::token(),
@@ -56,7 +57,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
 /// Returns the release to go back to: the given one, else the newest earlier head that wasn't aborted and differs
 /// from the current head.
 fn target<'a>(app: &AppName, view: &'a AppView, to: Option<ReleaseId>) -> Result<(ReleaseId, &'a Release)> {
-    let (head, current) = view.head_release().ok_or_else(|| Refusal::NotReleased(app.clone()))?;
+    view.head_release().ok_or_else(|| Refusal::NotReleased(app.clone()))?;
     if let Some(id) = to {
         let Some(row) = view.releases.get(&id) else { return Err(no_such_release(app, view, id)) };
         return match row.status {
@@ -67,13 +68,7 @@ fn target<'a>(app: &AppName, view: &'a AppView, to: Option<ReleaseId>) -> Result
             }
         };
     }
-    let earlier = view.releases.range(..head).rev().find(|(_, row)| {
-        row.status == ReleaseStatus::Released
-            && !row.was_aborted()
-            && (&row.rev, row.env) != (&current.rev, current.env)
-    });
-    let (id, row) = earlier.ok_or_else(|| Refusal::NothingToRollBack(app.clone()))?;
-    Ok((*id, row))
+    way_back(view).ok_or_else(|| Refusal::NothingToRollBack(app.clone()).into())
 }
 
 #[cfg(test)]
@@ -138,5 +133,20 @@ mod tests {
         assert_eq!(to(&[(1, Released), (2, Failed)], Some(2)), Err(Kind::Refused));
         assert_eq!(to(&[(1, Released), (2, Trying)], Some(2)), Err(Kind::Refused));
         assert_eq!(to(&[(1, Released)], Some(9)), Err(Kind::Unknown));
+    }
+
+    #[test]
+    fn what_is_pruned_is_not_said_to_have_never_been() {
+        let app: AppName = "a".parse().expect("valid");
+        let mut view = view(&[(1, ReleaseStatus::Released); 12]);
+        view.releases.retain(|id, _| id.0 > 9);
+        let words =
+            |id: u32| target(&app, &view, Some(ReleaseId(id))).expect_err("it isn't there").to_string();
+        assert!(
+            words(3).contains("v3 of app 'a' is pruned; the oldest one kept since is v10"),
+            "{}",
+            words(3)
+        );
+        assert!(words(13).contains("app 'a' has no release v13"), "{}", words(13));
     }
 }

@@ -19,6 +19,7 @@ use bazooka_daemon::{NotReady, supervisor::Pulse};
 use tokio_util::sync::CancellationToken;
 use visor::{
     clock::WallClock,
+    deadlines::COUNTED_EVERY,
     keys::{self, Key},
     lease::{KeeperPanicked, LeaseKeeper},
     mirror::{Changes, Mirror},
@@ -49,9 +50,6 @@ use super::{
 
 /// The pause after the coordinator failed.
 const PAUSE: Doubling = Doubling::new(Duration::from_millis(50), Duration::from_secs(2));
-
-/// The least time between two counts for the days' statistics, unless an app is being destroyed.
-const COUNT_EVERY: Duration = Duration::from_secs(60);
 
 /// The longest time that resigning may take. Otherwise the lease ends by itself.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -250,7 +248,7 @@ impl Lead {
         self.converge(term, now).await
     }
 
-    /// Updates the days' statistics, at most once in [`COUNT_EVERY`]. They are counted from the current rows, so the
+    /// Updates the days' statistics, at most once in [`COUNTED_EVERY`]. They are counted from the current rows, so the
     /// result doesn't depend on when this runs.
     async fn count_days(&mut self, term: Term, now: Now) -> Result<(), VisorError> {
         let image = self.mirror.image();
@@ -265,9 +263,9 @@ impl Lead {
         let outcomes = self.visor.commit_all(term, changes).await?;
         // A count that was not written, or perhaps not, is made again from the rows of that time.
         self.uncounted = outcomes.iter().any(|outcome| !matches!(outcome, Outcome::Done(_)));
-        self.count_at = Some(now.clock + COUNT_EVERY);
+        self.count_at = Some(now.clock + COUNTED_EVERY);
         let day = next_day(now.wall).and_then(|at| Duration::try_from(at.duration_since(now.wall)).ok());
-        self.day_ends = Some(now.clock + day.unwrap_or(COUNT_EVERY));
+        self.day_ends = Some(now.clock + day.unwrap_or(COUNTED_EVERY));
         Ok(())
     }
 

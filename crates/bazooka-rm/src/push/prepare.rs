@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use visor::{
     keys::Key,
     names::{AppName, ProcName, RevId},
+    quota::Bounds,
     schema::{Extra, Rev},
     transitions::apps::SERVICE_PORT_BASE,
     visor::{Visor, VisorError},
@@ -267,6 +268,10 @@ impl Builder {
         let ports = self.visor.register_rev(commit.app, commit.rev, rev, &taken).await?;
         for proc in ports.keys() {
             voice.say(format!("pty registered: {proc}")).await;
+        }
+        let bounds = Bounds::of(self.apps.known().rms.values());
+        if let Some(words) = self.apps.view(commit.app).and_then(|view| bounds.warning(&view)) {
+            voice.say(words).await;
         }
         Ok(())
     }

@@ -94,6 +94,9 @@ impl Rows {
             Compare::ModRevision(key, revision) => find(key).map_or(0, |e| e.mod_revision) == *revision,
             Compare::CreateRevision(key, revision) => find(key).map_or(0, |e| e.create_revision) == *revision,
             Compare::Exists(key) => find(key).is_some(),
+            Compare::NoneSince(keys, revision) => {
+                !self.entries.iter().any(|e| keys.contains(&e.key) && e.mod_revision > *revision)
+            }
         });
         for op in change.then.iter().filter(|_| holds) {
             match op {

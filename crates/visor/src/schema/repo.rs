@@ -29,6 +29,12 @@ pub struct Rm {
     /// The keys that this one replaced. Their wraps are deleted once the new key has a wrap.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired_seal_keys: Vec<PublicKey>,
+    /// The number of an app's last releases that it keeps; none for an early build, which keeps all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_releases: Option<u32>,
+    /// The most bytes that an app's releases, revs and config vars may take; none for an early build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_bytes: Option<u64>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -45,6 +51,8 @@ impl Rm {
             ssh_url: None,
             seal_key: None,
             retired_seal_keys: Vec::new(),
+            keep_releases: None,
+            app_bytes: None,
             extra: Extra::new(),
         }
     }
@@ -147,4 +155,12 @@ pub struct Branch {
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl Branch {
+    /// Returns the token of the release that replaces the push's own, if that died. All rms derive the same token, so
+    /// only one release is made.
+    pub fn again(&self) -> String {
+        format!("{}-again", self.push)
+    }
 }

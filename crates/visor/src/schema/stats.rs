@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Extra;
+use crate::store::Revision;
 
 /// `stats/DAY`: the figures of a day, counted by the elected converger. The module `stats` says how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,11 @@ pub struct AppDay {
     /// The number of releases.
     #[serde(default)]
     pub releases: u64,
+    /// The revision at which the newest counted rev or release was made; 0 if an early build counted.
+    ///
+    /// Pruning deletes nothing newer, and what it deletes stays counted.
+    #[serde(default)]
+    pub counted_to: Revision,
 }
 
 /// The totals of the whole cluster.

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use crate::{
     keys::{self, Key},
     names::{AppName, ProcName, RevId, UserName},
+    quota::{self, Bounds},
     schema::{Access, App, Extra, Granted, Proc, Repo, Rev},
-    snapshot::{Snapshot, Versioned},
+    snapshot::{AppView, Snapshot, Versioned},
     store::Keys,
     visor::{Change, Committed, Decided, Decision, Refusal, Result, Visor, VisorError},
 };
@@ -147,7 +148,7 @@ impl Visor {
     /// A registered rev stays as it is. Ports in `taken` are skipped. Returns every proc of the rev with its port.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoPortLeft`].
+    /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoPortLeft`], [`Refusal::OverQuota`].
     pub async fn register_rev(
         &self,
         name: &AppName,
@@ -157,6 +158,7 @@ impl Visor {
     ) -> Result<BTreeMap<ProcName, u16>> {
         let mut scopes = keys::app(name);
         scopes.push(Keys::One(Key::PortCounter.to_string()));
+        scopes.push(keys::rms());
         self.decide(scopes, |snapshot| {
             let own = Key::App(name.clone());
             let app = registered(snapshot, name)?;
@@ -188,6 +190,7 @@ impl Visor {
                 change = change.as_read(&Key::PortCounter, before).put(&Key::PortCounter, &last);
             }
             if !view.revs.contains_key(id) {
+                fits(name, snapshot, view, quota::rev_bytes(rev))?;
                 let key = Key::Rev(name.clone(), id.clone());
                 change = change.absent(&key).put(&key, rev);
             }
@@ -199,6 +202,19 @@ impl Visor {
         })
         .await
         .map(Decided::into_value)
+    }
+}
+
+/// Checks that the app may keep a row of this size beside what it has. The snapshot has all rms.
+///
+/// # Errors
+/// [`Refusal::OverQuota`].
+pub(crate) fn fits(name: &AppName, snapshot: &Snapshot, view: &AppView, more: u64) -> Result<()> {
+    let most = Bounds::of(snapshot.rms.values().map(|rm| &rm.value)).bytes;
+    let used = quota::bytes(view);
+    match used.saturating_add(more) > most {
+        true => Err(Refusal::OverQuota { app: name.clone(), used, more, most }.into()),
+        false => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     keys::{self, Key},
     names::{AppName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
     planted::Bug,
+    quota::MOST_RELEASES,
     schema::{Extra, Formation, Release, ReleaseStatus},
     snapshot::{AppView, Snapshot, Versioned},
     store::{Keys, Revision},
@@ -37,7 +38,7 @@ impl Visor {
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::NoSuchRev`],
-    /// [`Refusal::NotInRev`], [`Refusal::Destroying`], [`Refusal::InZones`].
+    /// [`Refusal::NotInRev`], [`Refusal::Destroying`], [`Refusal::InZones`], [`Refusal::TooManyReleases`].
     pub async fn scale(
         &self,
         name: &AppName,
@@ -54,7 +55,12 @@ impl Visor {
             let mut formation = view.formation.get(proc).map(|f| f.value.clone()).unwrap_or_default();
             let head_key = Key::Head(name.clone());
             let mut change = change.as_read(&head_key, view.head.as_ref());
-            let (release, before) = match rev.filter(|rev| **rev != head_release.rev) {
+            // A release beside head, new or old, needs rows that pruning may delete meanwhile.
+            let beside = rev.filter(|rev| **rev != head_release.rev);
+            if let Some(rev) = beside {
+                change = change.exists(&Key::Rev(name.clone(), rev.clone()));
+            }
+            let (release, before) = match beside {
                 None => {
                     runs(view, name, &head_release.rev, proc, count)?;
                     (head, std::mem::replace(&mut formation.count, count))
@@ -67,7 +73,10 @@ impl Visor {
                             && release.status != ReleaseStatus::Failed
                     });
                     let release = match made {
-                        Some((id, _)) => *id,
+                        Some((id, _)) => {
+                            change = change.exists(&Key::Release(name.clone(), *id));
+                            *id
+                        }
                         None if count == 0 => {
                             return Ok(Decision::Already(Scaled {
                                 release: head,
@@ -265,8 +274,16 @@ fn written(row: Option<&Versioned<Formation>>) -> Revision {
     row.map_or(0, |row| row.mod_revision)
 }
 
-/// Returns the number of an app's next release.
+/// Returns the number of an app's next release, if the app may have one more.
 pub(crate) fn next_release(name: &AppName, view: &AppView) -> Result<ReleaseId> {
+    match view.releases.len() {
+        there if there >= MOST_RELEASES => Err(Refusal::TooManyReleases(name.clone(), there).into()),
+        _ => number_of_next(name, view),
+    }
+}
+
+/// Returns the number of an app's next release, however many it has.
+pub(crate) fn number_of_next(name: &AppName, view: &AppView) -> Result<ReleaseId> {
     let last = view.releases.keys().next_back().map_or(0, |last| last.0);
     let next = last.checked_add(1).ok_or_else(|| Refusal::NoNumberLeft(name.clone(), ReleaseId(last)))?;
     Ok(ReleaseId(next))

@@ -343,6 +343,8 @@ fn placing(id: InstanceId, placement: &Placement, now: Timestamp) -> Change {
     Change::new()
         .unless(Bug::GoneHostIsPlacedOn, |it| it.created_at(&Key::Host(host.clone()), *host_created_at))
         .unchanged(&Key::App(assignment.app.clone()), *app_at)
+        // It may have been pruned since the view was read.
+        .exists(&Key::Release(assignment.app.clone(), assignment.release))
         .put(&Key::Assigned(host.clone(), id), assignment)
         .put(&Key::Instance(assignment.app.clone(), id), &instance)
 }

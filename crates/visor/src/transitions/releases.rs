@@ -8,13 +8,15 @@ use crate::{
     keys::{self, Key},
     links::{self, Link},
     names::{AppName, EnvRef, ProcName, ReleaseId, RevId},
+    planted::Bug,
+    quota,
     schema::{Extra, Head, Promoter, Release, ReleaseStatus, Trial},
     snapshot::{AppView, Snapshot, Versioned},
     store::{Keys, LeaseId},
     transitions::{
-        apps::registered,
-        envs::{NewEnv, base_env, making, next_env},
-        formation::next_release,
+        apps::{fits, registered},
+        envs::{EMPTY_ENV, NewEnv, base_env, making, next_env},
+        formation::{next_release, number_of_next},
     },
     visor::{Change, Decided, Decision, Refusal, Result, Visor},
 };
@@ -26,6 +28,8 @@ pub struct NewRelease {
     pub rev: Option<RevId>,
     /// The env; head's own unless given (a rollback gives it).
     pub env: Option<EnvRef>,
+    /// The release to which it goes back, which must still be kept.
+    pub back_to: Option<ReleaseId>,
     /// An env that is made together with the release.
     pub config: Option<NewEnv>,
     /// The identity that makes it.
@@ -55,6 +59,7 @@ pub enum Begun {
 fn scopes(name: &AppName, new: &NewRelease) -> Vec<Keys> {
     let mut scopes = keys::app(name);
     scopes.extend(new.turn.as_ref().map(|_| Keys::One(Key::Turn(name.clone()).to_string())));
+    // Their keys, and the bounds that they name.
     scopes.extend(new.config.as_ref().map(|_| keys::rms()));
     // A newly linked service must exist in the transaction that links it.
     let links = new.config.iter().flat_map(|made| linked(&made.row.links));
@@ -89,6 +94,38 @@ fn env_of(snapshot: &Snapshot, view: &AppView, name: &AppName, new: &NewRelease)
     }
 }
 
+/// Returns the refusal of a release that no longer exists, or never did.
+pub fn no_such_release(name: &AppName, view: &AppView, release: ReleaseId) -> Refusal {
+    match view.releases.range(release..).next() {
+        // Releases are numbered without gaps.
+        Some((oldest, _)) if release.0 > 0 => Refusal::Pruned(name.clone(), release, *oldest),
+        _ => Refusal::NoSuchRelease(name.clone(), release),
+    }
+}
+
+/// Adds what a rollback requires: the release to which it goes back, and that release's config vars.
+fn going_back(
+    change: Change,
+    name: &AppName,
+    view: &AppView,
+    new: &NewRelease,
+    env: EnvRef,
+) -> Result<Change> {
+    let mut change = change;
+    if let Some(to) = new.back_to {
+        if !view.releases.contains_key(&to) {
+            return Err(no_such_release(name, view, to).into());
+        }
+        change =
+            change.unless(Bug::PrunedReleaseIsRolledBackTo, |it| it.exists(&Key::Release(name.clone(), to)));
+    }
+    if new.env.is_some() && env != EMPTY_ENV {
+        change =
+            change.unless(Bug::PrunedReleaseIsRolledBackTo, |it| it.exists(&Key::Env(name.clone(), env)));
+    }
+    Ok(change)
+}
+
 impl Visor {
     /// Begins a release, as a trial if instances of it are wanted.
     ///
@@ -98,7 +135,8 @@ impl Visor {
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoSuchRev`], [`Refusal::BeingTried`],
-    /// [`Refusal::TurnOver`], [`Refusal::Unlinkable`]; [`Refusal::EnvMoved`] if another env was made first: then make
+    /// [`Refusal::TurnOver`], [`Refusal::Unlinkable`], [`Refusal::Pruned`], [`Refusal::OverQuota`],
+    /// [`Refusal::TooManyReleases`]; [`Refusal::EnvMoved`] if another env was made first: then make
     /// the env again from the newest one.
     pub async fn begin_release(
         &self,
@@ -126,6 +164,7 @@ impl Visor {
                 .as_read(&Key::App(name.clone()), Some(app))
                 .as_read(&Key::Head(name.clone()), view.head.as_ref())
                 .absent(&Key::Trial(name.clone()));
+            change = going_back(change, name, view, new, env)?;
             if let Some(push) = &new.turn {
                 let held = view.turn.as_ref().filter(|held| held.push == *push);
                 let held = held.ok_or_else(|| Refusal::TurnOver(name.clone()))?;
@@ -133,6 +172,7 @@ impl Visor {
             }
             let making_one = new.config.as_ref().filter(|made| !made.is_there(view));
             if let Some(made) = making_one {
+                fits(name, snapshot, view, quota::env_bytes(&made.row))?;
                 let added: BTreeSet<Link> = made.added(view).cloned().collect();
                 links::ports(snapshot, &added).map_err(Refusal::Unlinkable)?;
                 let there = linked(&added).fold(Change::new(), |change, key| change.exists(&key));
@@ -158,7 +198,9 @@ impl Visor {
                 concerned |= formation.is_some_and(|f| f.count > 0);
                 change = change.as_read(&Key::Formation(name.clone(), proc.clone()), formation);
             }
-            let id = next_release(name, view)?;
+            // A way back is open even to an app that has too many.
+            let id =
+                if new.back_to.is_some() { number_of_next(name, view) } else { next_release(name, view) }?;
             let key = Key::Release(name.clone(), id);
             let release = Release {
                 rev,

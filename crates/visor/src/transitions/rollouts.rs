@@ -100,6 +100,7 @@ impl Visor {
                 .as_read(&key, Some(row))
                 .as_read(&head_key, head)
                 .absent(&Key::Trial(name.clone()))
+                .exists(&Key::Release(name.clone(), to))
                 .put(&key, &aborted)
                 .put(&head_key, &Head { release: to, extra })
                 .delete(&pause_key);
@@ -126,6 +127,20 @@ pub fn before(view: &AppView, release: ReleaseId) -> Option<(ReleaseId, &Release
     let mut earlier = view.releases.range(..release).rev();
     earlier
         .find(|(_, row)| row.status == ReleaseStatus::Released && !row.was_aborted())
+        .map(|(id, row)| (*id, &row.value))
+}
+
+/// Returns the release that a rollback without a name goes back to: the newest earlier head that was not aborted and
+/// differs from head.
+pub fn way_back(view: &AppView) -> Option<(ReleaseId, &Release)> {
+    let (head, current) = view.head_release()?;
+    let mut earlier = view.releases.range(..head).rev();
+    earlier
+        .find(|(_, row)| {
+            row.status == ReleaseStatus::Released
+                && !row.was_aborted()
+                && (&row.rev, row.env) != (&current.rev, current.env)
+        })
         .map(|(id, row)| (*id, &row.value))
 }
 

@@ -238,10 +238,11 @@ impl Author {
             Some(known) if self.rng.random_bool(0.8) => *known,
             _ => (0, self.rng.random_range(0..=self.newest)),
         };
-        match self.rng.random_range(0..4) {
+        match self.rng.random_range(0..5) {
             0 => Compare::absent(key),
             1 => Compare::Exists(key),
             2 => Compare::CreateRevision(key, created),
+            3 => Compare::NoneSince(self.keys(), written),
             _ => Compare::ModRevision(key, written),
         }
     }

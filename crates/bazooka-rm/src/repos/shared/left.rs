@@ -12,12 +12,6 @@ use visor::{
 
 use crate::repos::origin::LeftBehind;
 
-/// Returns the token of the release that replaces a push's own. All rms derive the same token, so only one release is
-/// made.
-fn again(push: &str) -> String {
-    format!("{push}-again")
-}
-
 /// Returns a branch whose push moved it and died. `None` while a push or trial is under way.
 pub(super) fn left_branch(view: &AppView) -> Option<(&String, &Branch)> {
     let row = view.stored.as_ref()?;
@@ -32,7 +26,7 @@ pub(super) fn left_branch(view: &AppView) -> Option<(&String, &Branch)> {
             || is_head(&branch.commit)
             || !view.revs.contains_key(&branch.commit)
             || view.releases.values().any(|release| {
-                release.token == again(&branch.push)
+                release.token == branch.again()
                     || (release.token == branch.push && release.status == ReleaseStatus::Released)
             })
     };
@@ -46,7 +40,7 @@ pub(super) fn release(view: &AppView) -> Option<LeftBehind> {
         rev: Some(branch.commit.clone()),
         by: view.revs.get(&branch.commit).map(|rev| rev.by.clone()).unwrap_or_default(),
         reason: format!("push of {}, whose bazooka-rm or pusher went away", branch.commit.short()),
-        token: again(&branch.push),
+        token: branch.again(),
         ..NewRelease::default()
     };
     Some(LeftBehind { release, rev: branch.commit.clone(), branch: name.clone(), turn: None })

@@ -88,6 +88,12 @@ impl Wire {
                 EtcdCompare::create_revision(self.key(key), CompareOp::Equal, *revision)
             }
             Compare::Exists(key) => EtcdCompare::create_revision(self.key(key), CompareOp::Greater, 0),
+            // etcd compares each key of the range; a range without keys passes.
+            Compare::NoneSince(keys, revision) => {
+                let (start, is_prefix) = self.start(keys);
+                let compare = EtcdCompare::mod_revision(start, CompareOp::Less, revision.saturating_add(1));
+                if is_prefix { compare.with_prefix() } else { compare }
+            }
         }
     }
 

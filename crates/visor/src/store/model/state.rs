@@ -231,6 +231,10 @@ impl State {
                 self.live.get(key).map_or(0, |entry| entry.create_revision) == *revision
             }
             Compare::Exists(key) => self.live.contains_key(key),
+            Compare::NoneSince(keys, revision) => {
+                let mut later = self.live.values().filter(|entry| entry.mod_revision > *revision);
+                !later.any(|entry| keys.contains(&entry.key))
+            }
         }
     }
 

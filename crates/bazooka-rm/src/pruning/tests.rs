@@ -1,0 +1,183 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use tokio_util::task::AbortOnDropHandle;
+use visor::{
+    clock::WallClock,
+    keys::{self, Key},
+    names::{EnvRef, ProcName, ReleaseId, RevId},
+    schema::{AppDay, DayStats, Env, Extra, Promoter, Rev, Slug},
+    seal::Sealed,
+    snapshot::AppView,
+    stats::day_of,
+    store::{Keys, SharedStore, model::ModelStore},
+    testing::until,
+    transitions::releases::NewRelease,
+    visor::{Change, Refusal, VisorError},
+};
+
+use super::*;
+
+fn now() -> Timestamp {
+    "2026-03-01T12:00:00Z".parse().expect("a time")
+}
+
+fn app() -> AppName {
+    "shop".parse().expect("valid")
+}
+
+fn rev(n: u32) -> RevId {
+    format!("{n:040x}").parse().expect("valid")
+}
+
+/// A coordinator in memory with an app, and the loop over it.
+struct Rig {
+    visor: Visor,
+    metrics: RmMetrics,
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+impl Rig {
+    async fn start(store: SharedStore, bounds: Bounds) -> Rig {
+        let visor = Visor::new(store.clone());
+        visor.set_up().await.expect("it is in memory");
+        visor.register_app(&app(), "ada", "t", now()).await.expect("it is free");
+        let (apps, following) = Apps::new(store);
+        let metrics = RmMetrics::register(&mut Default::default());
+        let own =
+            Rm { keep_releases: Some(bounds.releases), app_bytes: Some(bounds.bytes), ..Rm::at("http://rm") };
+        let pruner = Pruner {
+            apps,
+            visor: visor.clone(),
+            own,
+            busy: Box::new(|_| false),
+            sources: Sources::new(WallClock::new(now), || 7),
+            metrics: Some(metrics.clone()),
+        };
+        let tasks = [tokio::spawn(following.run()), tokio::spawn(pruner.run())].map(AbortOnDropHandle::new);
+        Rig { visor, metrics, _tasks: tasks }
+    }
+
+    async fn view(&self) -> AppView {
+        let mut scopes = keys::app(&app());
+        scopes.push(keys::wraps_of(&app()));
+        self.visor.read(scopes).await.expect("it answers").apps.remove(&app()).expect("it is there")
+    }
+
+    /// Makes a rev, an env of so many KiB, and a release of both.
+    async fn release(&self, n: u32, kib: usize) {
+        let web: ProcName = "web".parse().expect("valid");
+        let row = Rev {
+            slug: Slug { sha256: format!("{n:064x}").parse().expect("valid"), size_bytes: 1 },
+            procs: BTreeMap::from([(web, "run".to_owned())]),
+            kind: "procfile".into(),
+            by: "ada".into(),
+            at: now() - jiff::SignedDuration::from_hours(5),
+            subject: String::new(),
+            extra: Extra::new(),
+        };
+        self.visor.register_rev(&app(), &rev(n), &row, &BTreeSet::new()).await.expect("it is there");
+        let sealed = Some(Sealed { cipher: String::new(), payload: "x".repeat(kib << 10) });
+        let (links, by) = (BTreeSet::new(), String::new());
+        let env = Env { sealed, vars: None, links, by, at: now(), extra: Extra::new() };
+        let wraps = visor::schema::Wraps::default();
+        let change =
+            Change::new().put(&Key::Env(app(), EnvRef(n)), &env).put(&Key::Wraps(app(), EnvRef(n)), &wraps);
+        self.visor.commit(change).await.expect("it answers");
+        let new = NewRelease {
+            rev: Some(rev(n)),
+            env: Some(EnvRef(n)),
+            token: format!("t{n}"),
+            ..NewRelease::default()
+        };
+        self.visor.begin_release(&app(), &new, Promoter::Converger, None, now()).await.expect("it may");
+    }
+
+    /// Counts the day as a converger does.
+    async fn count(&self) {
+        let to = self.view().await.releases.values().map(|row| row.create_revision).max().unwrap_or(0);
+        let counted = AppDay { revs: 0, releases: 0, counted_to: to };
+        let day = DayStats { by_app: [("t".to_owned(), counted)].into(), ..DayStats::default() };
+        let change = Change::new().put(&Key::Day(day_of(now())), &day);
+        self.visor.commit(change).await.expect("it answers");
+    }
+
+    async fn until_left(&self, wanted: &[u32]) {
+        until("old ones are pruned", Duration::from_secs(60), || async {
+            let view = self.view().await;
+            let releases: Vec<u32> = view.releases.keys().map(|id| id.0).collect();
+            let envs: Vec<u32> = view.envs.keys().map(|env| env.0).collect();
+            let wraps: Vec<u32> = view.wraps.keys().map(|env| env.0).collect();
+            if [&releases, &envs, &wraps] == [wanted; 3] && view.revs.len() == wanted.len() {
+                return Ok(());
+            }
+            Err(format!("{releases:?}, {envs:?}, {wraps:?}, {} revs", view.revs.len()))
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_releases_go_with_their_config_vars_and_revs_once_they_are_counted() {
+    let rig = Rig::start(ModelStore::new().shared(), Bounds { releases: 5, ..Bounds::default() }).await;
+    for n in 1..=8 {
+        rig.release(n, 1).await;
+    }
+    sleep(EVERY * 2).await;
+    rig.until_left(&[1, 2, 3, 4, 5, 6, 7, 8]).await;
+    rig.count().await;
+    rig.until_left(&[4, 5, 6, 7, 8]).await;
+    let pruned = |kind| rig.metrics.pruned.get_or_create(&crate::metrics::KindLabel { kind }).get();
+    assert_eq!((pruned("release"), pruned("env"), pruned("rev")), (3, 3, 3));
+    let back = |to: u32| NewRelease {
+        rev: Some(rev(to)),
+        env: Some(EnvRef(to)),
+        back_to: Some(ReleaseId(to)),
+        ..NewRelease::default()
+    };
+    let refused = rig.visor.begin_release(&app(), &back(2), Promoter::Converger, None, now()).await;
+    let pruned = Refusal::Pruned(app(), ReleaseId(2), ReleaseId(4));
+    assert!(matches!(&refused, Err(VisorError::Refused(refusal)) if *refusal == pruned), "{refused:?}");
+    rig.visor.begin_release(&app(), &back(4), Promoter::Converger, None, now()).await.expect("it is kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_that_takes_much_keeps_fewer() {
+    let rig = Rig::start(ModelStore::new().shared(), Bounds { releases: 50, bytes: 80 << 10 }).await;
+    for n in 1..=7 {
+        rig.release(n, 12).await;
+    }
+    // Four of them fit into 60 KiB with their rows.
+    rig.count().await;
+    rig.until_left(&[4, 5, 6, 7]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_past_the_command_line_is_pruned_but_nothing_beside_a_row_that_cannot_be_read() {
+    let rig = Rig::start(ModelStore::new().shared(), Bounds { releases: 5, ..Bounds::default() }).await;
+    for n in 1..=8 {
+        rig.release(n, 1).await;
+    }
+    let broken = Key::Release(app(), ReleaseId(9));
+    rig.visor.commit(Change::new().put(&broken, &"broken")).await.expect("it answers");
+    rig.count().await;
+    sleep(EVERY * 2).await;
+    rig.until_left(&[1, 2, 3, 4, 5, 6, 7, 8]).await;
+    rig.visor.commit(Change::new().delete_all(Keys::One(broken.to_string()))).await.expect("it answers");
+    rig.until_left(&[4, 5, 6, 7, 8]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn etcds_history_is_compacted_once_much_was_pruned() {
+    let mut history = History::default();
+    assert_eq!(history.old(10), None);
+    history.bytes = HISTORY_BYTES;
+    assert_eq!(history.old(11), None, "its revisions are too young");
+    tokio::time::advance(HISTORY_AGE).await;
+    assert_eq!(history.old(500), Some(10));
+    // The next one goes no further than to a revision of half a minute ago.
+    tokio::time::advance(HISTORY_AGE).await;
+    assert_eq!(history.old(900), Some(500));
+    history.bytes = 0;
+    assert_eq!(history.old(901), None);
+}
