@@ -13,6 +13,7 @@ mod matrix;
 mod operations;
 mod peers;
 mod planted;
+mod ports;
 mod releases;
 mod rms;
 mod sealing;

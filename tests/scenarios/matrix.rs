@@ -42,12 +42,13 @@ const CALLERS: [&str; 11] = [
 type Row = (&'static str, &'static str);
 
 /// The coordinator, by key: read, then written. A converger's are in the unit tests of `visor::access`, as all of these.
-const READS: [Row; 12] = [
+const READS: [Row; 13] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("schema", "----yyyyyyy"),
     ("apps/goto-rocket", "----yyy--yy"),
     ("apps/goto-rocket/formation/web", "----yyy--yy"),
     ("apps/other/envs/e1", "----yyy--yy"),
+    ("ports/8501", "----yyy--yy"),
     ("assigned/host1/1", "----yyy-yyy"),
     ("assigned/host2/1", "----yyyy-yy"),
     ("status/host1/1", "----yyy-yyy"),
@@ -58,11 +59,12 @@ const READS: [Row; 12] = [
     ("identities/ada", "----yyyyyyy"),
 ];
 
-const WRITES: [Row; 24] = [
+const WRITES: [Row; 25] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("schema", "----------y"),
     ("counters/instance", "------y---y"),
     ("counters/port", "------y---y"),
+    ("ports/8501", "------y---y"),
     ("apps/goto-rocket", "------y---y"),
     ("apps/goto-rocket/formation/web", "-----yy---y"),
     ("apps/goto-rocket/procs/web", "-----yy---y"),

@@ -5,13 +5,14 @@ use visor::rows::{ROWS, Segment};
 use crate::tree::{self, File};
 
 /// Words that begin keys and are also words of other things, so that only `word/` gives a key away.
-const COMMON: [&str; 11] = [
+const COMMON: [&str; 12] = [
     "access",
     "apps",
     "audit",
     "hosts",
     "identities",
     "keys",
+    "ports",
     "repos",
     "schema",
     "stats",

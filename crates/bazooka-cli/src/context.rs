@@ -3,7 +3,7 @@
 //! Owns how a command finds its app (from `-a`, else the git remote) and its user (from the credentials, else the login
 //! name). Commands read an app through this file, so that the error for an unknown app names the nearest app.
 
-use std::{cell::Cell, process::Stdio, sync::Arc};
+use std::{cell::Cell, collections::BTreeMap, process::Stdio, sync::Arc};
 
 use jiff::Timestamp;
 use tokio::{process::Command, sync::OnceCell};
@@ -12,6 +12,7 @@ use visor::{
     identity::{Caller, Credentials, Identity},
     keys,
     names::{AppName, ProcName, ReleaseId, RevId},
+    ports::PortBook,
     schema::{Access, Admission},
     snapshot::{AppView, Snapshot},
     store::{Keys, etcd::EtcdStore},
@@ -140,6 +141,16 @@ impl Context {
         Ok((view, snapshot))
     }
 
+    /// Reads an app and everything that belongs to it, with the port of each of its services that has one.
+    ///
+    /// # Errors
+    /// Those of [`Context::view`].
+    pub async fn view_with_ports(&self, app: &AppName) -> Result<(AppView, BTreeMap<ProcName, u16>)> {
+        let (view, around) = self.view_with(app, [keys::schema(), keys::ports()].into()).await?;
+        let ports = ports_of(app, &view, &around);
+        Ok((view, ports))
+    }
+
     /// Checks that an app exists in `snapshot`, which must include the app's own row.
     ///
     /// # Errors
@@ -197,6 +208,16 @@ impl Context {
     pub fn now(&self) -> Timestamp {
         Timestamp::now()
     }
+}
+
+/// Returns the port of each of an app's services that has one; `around` has the schema and the rows of ports.
+pub fn ports_of(app: &AppName, view: &AppView, around: &Snapshot) -> BTreeMap<ProcName, u16> {
+    let apps = [(app.clone(), view.clone())].into();
+    let (schema, ports) = (around.schema.clone(), around.ports.clone());
+    let snapshot = Snapshot { apps, schema, ports, ..Snapshot::default() };
+    let book = PortBook::of(&snapshot);
+    let ports = view.procs.keys().filter_map(|proc| Some((proc.clone(), book.port(app, proc).ok()?)));
+    ports.collect()
 }
 
 /// Checks that an app has a proc.

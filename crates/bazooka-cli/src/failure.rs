@@ -229,6 +229,9 @@ impl From<Refusal> for Failure {
                     "scale the zones down first: bazooka scale -n N --zone ZONE PROC; -n 0 alone takes them all",
                 ),
             ),
+            Refusal::TooManyServices(..) => {
+                (Kind::Refused, Some("move some of the procs to an app of their own"))
+            }
             Refusal::TooMany(..) => (Kind::Refused, Some("a service has 10,000 at most")),
             Refusal::NoRollout(_) => {
                 (Kind::Refused, Some("`bazooka rollback` goes back to an earlier release"))

@@ -3,9 +3,11 @@
 //! Owns the choice of rows. The coordinator also holds all config vars, releases and stories of the cluster, which
 //! would take a proxy's memory for nothing. The mirror still lists and watches everything, because only one watch of all
 //! keys tells the revision up to which nothing is missing, and that revision is what `applied` in the proxy's row means.
+//! Revs count only until the cluster is migrated to version 3, and are dropped then.
 
 use visor::{
     keys::Key,
+    ports::drop_revs,
     rows::RowKind,
     snapshot::Snapshot,
     store::{Entry, Image, Revision},
@@ -40,6 +42,7 @@ impl Image for RoutingImage {
 
     fn put(&mut self, entry: &Entry) {
         self.0.put(entry);
+        drop_revs(&mut self.0, &entry.key);
     }
 
     fn delete(&mut self, key: &str, revision: Revision) {

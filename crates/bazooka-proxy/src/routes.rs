@@ -284,6 +284,16 @@ pub fn keeping_unreadable(mut routes: Routes, before: &Routes, snapshot: &Snapsh
                     }
                 }
             }
+            Ok(Key::Port(port)) => {
+                let had = |id: &ServiceId| before.services.get(id).and_then(|service| service.port);
+                for (id, service) in routes.services.iter_mut().filter(|(_, service)| service.port.is_none())
+                {
+                    if had(id) == Some(port.0) {
+                        service.port = Some(port.0);
+                        routes.denied.remove(id);
+                    }
+                }
+            }
             Ok(Key::Rm(name)) => {
                 if let Some(address) = before.rms.get(&name) {
                     routes.rms.entry(name).or_insert_with(|| address.clone());
@@ -351,9 +361,11 @@ pub fn leaving(snapshot: &Snapshot) -> BTreeMap<InstanceId, ServiceId> {
 pub fn concerns(kind: RowKind) -> bool {
     matches!(
         kind,
-        RowKind::App
+        RowKind::Schema
+            | RowKind::App
             | RowKind::Rev
             | RowKind::Proc
+            | RowKind::Port
             | RowKind::HostMeta
             | RowKind::Formation
             | RowKind::Assigned

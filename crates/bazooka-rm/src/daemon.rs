@@ -19,9 +19,11 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use visor::{
     access::Rows,
+    clock::WallClock,
     identity::Kind,
     lease::{LeaseKeeper, LeaseTiming},
     names::HostName,
+    port_keeping::PortKeeping,
     quota::{APP_BYTES, Bounds, FEWEST_APP_BYTES, FEWEST_RELEASES, KEPT_RELEASES, MOST_KEPT_RELEASES},
     schema::{Ask, Rm as Row},
     seal::{Os, file::KeyFile},
@@ -486,6 +488,8 @@ fn work(
     }
     loops.spawn_endless("the keeper of the repositories", repositories.run(settle));
     loops.spawn_endless("the wrapping of config vars", wrapping.run());
+    let ports = PortKeeping { visor: ground.cluster.visor.clone(), clock: WallClock::default() };
+    loops.spawn_endless("the keeper of service ports", ports.run());
 }
 
 /// Starts the loop that keeps each app within its bounds.

@@ -14,8 +14,8 @@ use crate::{
     names::ReleaseId,
     schema::{
         Access, Admission, App, Ask, Assignment, AuditEntry, Capacity, DayStats, DomainRecord, Ended, Env,
-        Formation, Handed, Head, Host, HostMeta, Instance, Leader, Pause, Pending, Proc, Proxy, Release,
-        Repo, Rev, Rm, Schema, SshKeys, Status, Stored, Trial, Turn, Unfreeze, Wraps,
+        Formation, Handed, Head, Host, HostMeta, Instance, Leader, Pause, Pending, Port, Proc, Proxy,
+        Release, Repo, Rev, Rm, Schema, SshKeys, Status, Stored, Trial, Turn, Unfreeze, Wraps,
     },
 };
 
@@ -27,6 +27,9 @@ pub const MOST_BESIDE: usize = 64;
 
 /// The most zones that a formation may name.
 pub const MOST_ZONES: usize = 256;
+
+/// The most services of an app: far more than its pushes should register, and few enough for a proxy.
+pub const MOST_SERVICES: usize = 250;
 
 /// The most services that an app may link.
 ///
@@ -139,6 +142,7 @@ only_shown!(
     Leader,
     Pause,
     Pending,
+    Port,
     Proxy,
     Release,
     Repo,

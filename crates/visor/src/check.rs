@@ -8,10 +8,12 @@
 //! - one that needs a decision says what a person should do;
 //! - one that a converger clears up by itself is `passing`: it counts only if it is still there a while later.
 //!
-//! Submodules: `apps` checks an app's own rows, `instances` where instances are, `presence` the leased rows.
+//! Submodules: `apps` checks an app's own rows, `instances` where instances are, `ports` which service has which port,
+//! `presence` the leased rows.
 
 mod apps;
 mod instances;
+mod ports;
 mod presence;
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,7 @@ use serde::Serialize;
 
 use crate::{
     keys::{self, Key},
+    ports::PortBook,
     rows::Unreadable,
     snapshot::Snapshot,
     store::{Entry, Image, Revision},
@@ -99,6 +102,7 @@ pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
     counters(snapshot, &mut found);
     apps::look(snapshot, &mut found);
     instances::look(snapshot, &mut found);
+    ports::look(snapshot, &mut found);
     presence::look(snapshot, &mut found);
     let mut all = found.0;
     all.sort_by(|a, b| (&a.key, a.rule).cmp(&(&b.key, b.rule)));
@@ -206,7 +210,9 @@ fn counters(snapshot: &Snapshot, found: &mut Findings) {
         .values()
         .flat_map(|view| view.instances.keys().chain(view.history.keys().map(|(_, id)| id)));
     let last_id = of_hosts.chain(of_apps).map(|id| id.0).max();
+    // Rows give ports. Only an earlier release takes the one after the counter unseen.
     let ports = snapshot.apps.values().flat_map(|view| view.procs.values());
+    let ports = ports.filter(|_| !PortBook::of(snapshot).is_strict());
     let last_port = ports.map(|proc| u64::from(proc.port)).max();
     for (key, counter, last, rule, what) in [
         (Key::InstanceCounter, &snapshot.instance_counter, last_id, "counter-behind", "instance"),

@@ -8,7 +8,7 @@ use crate::{
     identity::Identity,
     names::{
         AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, InvalidName, ProcName, ReleaseId, RevId,
-        UserName,
+        ServicePort, UserName,
     },
     rows::{ROWS, Row, RowKind, Segment, rows},
     store::Keys,
@@ -302,6 +302,11 @@ pub fn rms() -> Keys {
 /// Returns the scope of the secrets with which clients ask each bazooka-rm to open an env.
 pub fn asks() -> Keys {
     all(RowKind::Ask)
+}
+
+/// Returns the scope of the ports of all services.
+pub fn ports() -> Keys {
+    all(RowKind::Port)
 }
 
 /// Returns the scope of every proxy that serves.

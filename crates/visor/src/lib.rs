@@ -20,6 +20,7 @@
 //! rows         each row declared once: key, value, writers, end
 //! keys         the spelling of each key
 //! snapshot     the typed image that planners read
+//! ports        which service has which port, and which ports are free
 //! quota        the bounds of what an app keeps in the coordinator
 //! links        the addresses of linked services that an app's instances get
 //! access       who may do what, as etcd's roles
@@ -30,6 +31,7 @@
 //! stats        the figures of each day
 //! transitions  each change of state, as one guarded transaction
 //! wrapping     an rm's loop that wraps the keys of envs for all who may open them
+//! port_keeping an rm's loop that keeps the rows of service ports
 //! rules        what is wanted, what fails, and where there is room; each rule once
 //! progress     how far a service is from what is wanted
 //! capacity     what is taken of a host, and left of a cluster
@@ -53,6 +55,8 @@ pub mod mirror;
 pub mod names;
 pub mod pause;
 pub mod planted;
+pub mod port_keeping;
+pub mod ports;
 pub mod progress;
 pub mod quota;
 pub mod recover;

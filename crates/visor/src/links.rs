@@ -10,6 +10,7 @@ pub use crate::names::{InvalidLink, InvalidServicesAddress, Link, ServicesAddres
 use crate::{
     keys::Key,
     names::EnvRef,
+    ports::PortBook,
     schema::{Env, Host},
     snapshot::{AppView, Snapshot},
 };
@@ -55,7 +56,7 @@ pub fn of(view: &AppView, env: EnvRef) -> Option<&BTreeSet<Link>> {
     view.envs.get(&env).map(|row| &row.links).filter(|links| !links.is_empty())
 }
 
-/// Returns each link's port, in an image that has the linked apps' own rows and procs.
+/// Returns each link's port, in an image that has what a [`PortBook`] needs of the linked services.
 ///
 /// # Errors
 /// The first link that leads nowhere.
@@ -63,23 +64,35 @@ pub fn ports<'a>(
     snapshot: &Snapshot,
     links: impl IntoIterator<Item = &'a Link>,
 ) -> Result<BTreeMap<Link, u16>, LeadsNowhere> {
+    let book = PortBook::of(snapshot);
     let port = |link: &'a Link| {
-        let nowhere = |why| LeadsNowhere { link: link.clone(), why };
-        let unreadable = |key: Key| snapshot.unreadable.contains_key(&key.to_string());
-        let view = snapshot.apps.get(&link.app);
-        let app = view.and_then(|view| view.app.as_ref());
-        match (app, view.and_then(|view| view.procs.get(&link.proc))) {
-            (Some(app), _) if app.destroying => Err(nowhere("its app is being destroyed")),
-            (Some(_), Some(row)) => Ok((link.clone(), row.port)),
-            _ if unreadable(Key::App(link.app.clone()))
-                || unreadable(Key::Proc(link.app.clone(), link.proc.clone())) =>
-            {
-                Err(nowhere("its row can't be read"))
-            }
-            _ => Err(nowhere("there is no such service")),
-        }
+        leads(snapshot, link)?;
+        let port = book.port(&link.app, &link.proc);
+        let why = "bazooka-rm has given the service no port";
+        port.map(|port| (link.clone(), port)).map_err(|_| LeadsNowhere { link: link.clone(), why })
     };
     links.into_iter().map(port).collect()
+}
+
+/// Checks that a link leads to a service, in an image that has the linked app's own row and procs.
+///
+/// # Errors
+/// [`LeadsNowhere`].
+pub fn leads(snapshot: &Snapshot, link: &Link) -> Result<(), LeadsNowhere> {
+    let nowhere = |why| LeadsNowhere { link: link.clone(), why };
+    let unreadable = |key: Key| snapshot.unreadable.contains_key(&key.to_string());
+    let view = snapshot.apps.get(&link.app);
+    let app = view.and_then(|view| view.app.as_ref());
+    match (app, view.and_then(|view| view.procs.get(&link.proc))) {
+        (Some(app), _) if app.destroying => Err(nowhere("its app is being destroyed")),
+        (Some(_), Some(_)) => Ok(()),
+        _ if unreadable(Key::App(link.app.clone()))
+            || unreadable(Key::Proc(link.app.clone(), link.proc.clone())) =>
+        {
+            Err(nowhere("its row can't be read"))
+        }
+        _ => Err(nowhere("there is no such service")),
+    }
 }
 
 /// Returns why no host can take an instance with an app's env, if one of its links leads nowhere.

@@ -2,7 +2,7 @@
 //!
 //! Owns the order, as a pure function of what the coordinator has. Each step leaves a working cluster, so that a
 //! migration may stop anywhere and be run again; a finished step is not repeated. The owners of rows in the old form
-//! rewrite them: an rm seals what version 1 left in plain text.
+//! rewrite them: an rm seals what version 1 left in plain text, and writes the rows of ports that version 2 left out.
 //!
 //! ```text
 //! upgraded ──min_writer raised──▶ shut to older writers ──no row of the old form is left──▶ version, min_reader raised
@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::{
     keys::Key,
+    ports::PortBook,
     schema::{SCHEMA_VERSION, Schema},
     snapshot::{Snapshot, Versioned},
     visor::Change,
@@ -111,13 +112,14 @@ fn older(snapshot: &Snapshot) -> Vec<Older> {
     hosts.chain(proxies).chain(rms).collect()
 }
 
-/// Returns the keys of rows in the old form: config vars in plain text.
+/// Returns the keys of rows in the old form: config vars in plain text, and procs whose ports have no rows.
 fn of_old_form(snapshot: &Snapshot) -> Vec<String> {
     let plain = snapshot.apps.iter().flat_map(|(app, view)| {
         let plain = view.envs.iter().filter(|(_, row)| row.sealed.is_none() && row.vars.is_some());
         plain.map(|(env, _)| Key::Env(app.clone(), *env).to_string())
     });
-    plain.collect()
+    let ports = PortBook::of(snapshot).not_given().into_iter();
+    plain.chain(ports.map(|(app, proc)| Key::Proc(app, proc).to_string())).collect()
 }
 
 #[cfg(test)]
@@ -171,22 +173,26 @@ mod tests {
     #[test]
     fn it_goes_from_step_to_step_and_is_done_once() {
         assert_eq!(next(&Snapshot::default()), None);
-        assert_eq!(mins(next(&with_plain(cluster(1, 1, 1)))), (1, 1, 2), "writers first");
-        let rewriting = next(&with_plain(cluster(1, 1, 2)));
+        assert_eq!(mins(next(&with_plain(cluster(1, 1, 1)))), (1, 1, 3), "writers first");
+        let rewriting = next(&with_plain(cluster(1, 1, 3)));
         assert_eq!(rewriting, Some(Next::Rewriting(vec!["apps/a/envs/e1".into()])));
-        assert_eq!(mins(next(&cluster(1, 1, 2))), (2, 2, 2));
-        assert_eq!(next(&cluster(2, 2, 2)), Some(Next::Done));
-        assert_eq!(mins(next(&cluster(2, 1, 1))), (2, 1, 2), "one that was new, or half migrated");
+        assert_eq!(mins(next(&cluster(1, 1, 3))), (3, 3, 3));
+        assert_eq!(mins(next(&cluster(2, 2, 2))), (2, 2, 3));
+        assert_eq!(mins(next(&cluster(2, 2, 3))), (3, 3, 3));
+        assert_eq!(next(&cluster(3, 3, 3)), Some(Next::Done));
+        assert_eq!(mins(next(&cluster(3, 1, 1))), (3, 1, 3), "half migrated");
         assert_eq!(next(&cluster(9, 1, 9)), Some(Next::Later { version: 9 }));
     }
 
     #[test]
     fn nobody_is_shut_out_who_is_there() {
-        for step in [cluster(1, 1, 1), cluster(1, 1, 2)] {
-            let next = next(&with_rm(step, None));
-            let older = Older { part: "rm r1".into(), version: String::new() };
-            assert_eq!(next, Some(Next::Older(vec![older])));
+        for step in [cluster(1, 1, 1), cluster(1, 1, 3), cluster(2, 2, 2), cluster(2, 2, 3)] {
+            for version in [None, Some(2)] {
+                let next = next(&with_rm(step.clone(), version));
+                let older = Older { part: "rm r1".into(), version: String::new() };
+                assert_eq!(next, Some(Next::Older(vec![older])));
+            }
         }
-        assert_eq!(mins(next(&with_rm(cluster(1, 1, 1), Some(2)))), (1, 1, 2));
+        assert_eq!(mins(next(&with_rm(cluster(1, 1, 1), Some(3)))), (1, 1, 3));
     }
 }

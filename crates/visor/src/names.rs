@@ -248,6 +248,10 @@ number!(
     InstanceId(u64), "", "instance id", "a whole number"
 );
 number!(
+    /// The port of a service on each proxy.
+    ServicePort(u16), "", "service port", "a whole number, 65535 at most"
+);
+number!(
     /// A release's number in its app: `v1`, `v2`, ...
     ReleaseId(u32), "v", "release", "v and a whole number, for example v3"
 );

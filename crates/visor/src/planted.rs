@@ -129,6 +129,8 @@ bugs! {
     RefusedStepIsApplied,
     /// A HAProxy that has gone is not started again.
     GoneHaproxyIsNotStarted,
+    /// A service has the port that its proc's row names, whatever the row of the port says.
+    NamedPortCounts,
     /// An instance is placed without the ports of the services that it links.
     LinkedPortsAreMissing,
     /// A release is pruned although instances run it or are wanted of it.

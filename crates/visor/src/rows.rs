@@ -50,7 +50,7 @@ App(app) {
         writers: &[Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp("once no release refers to it and newer revs have come"),
         unreadable: Restore, operator_mends: true, without_app: Substance, recover: Entered
     }
-    /// The port and the settings of a service. The rm registers it, `bazooka` sets it.
+    /// The settings of a service. The rm registers it, `bazooka` sets it. Its port is obeyed before version 3 alone.
     Proc(app: AppName, proc: ProcName) ["apps", app, "procs", proc] in procs(proc): Many<ProcName, Proc> {
         writers: &[Rm, Developer], pm_reads: false, most_bytes: SETTINGS, ends: WithApp(""),
         unreadable: Restore, operator_mends: true, without_app: Substance, recover: Entered
@@ -170,10 +170,15 @@ Cluster() {
         writers: &[Converger], pm_reads: false, most_bytes: SMALL, ends: Never,
         unreadable: Restore, operator_mends: true, without_app: OwnRule, recover: Raised
     }
-    /// The last service port that was taken.
+    /// The last service port that was taken on the way up. Later ones may lie below: `ports/` has all.
     PortCounter ["counters", "port"] in port_counter(): One<u64> {
         writers: &[Rm], pm_reads: false, most_bytes: SMALL, ends: Never,
         unreadable: Restore, operator_mends: true, without_app: OwnRule, recover: Raised
+    }
+    /// The service that a port is given to; from `freed_at` on the port rests, and then the row is deleted.
+    Port(port: ServicePort) ["ports", port] in ports(port): Many<ServicePort, Port> {
+        writers: &[Rm], pm_reads: false, most_bytes: SMALL, ends: When("an hour has passed since its app was destroyed"),
+        unreadable: Restore, operator_mends: true, without_app: OwnRule, recover: Entered
     }
     /// A proxy that serves, with its zone and the revision that HAProxy has applied.
     Proxy(proxy: HostName) ["proxies", proxy] in proxies(proxy): Many<HostName, Proxy> {

@@ -13,8 +13,8 @@ use crate::{
     identity::Identity,
     keys::{self, Key},
     names::{
-        AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, UserName,
-        ZoneName,
+        AppName, AuditId, Day, Domain, EnvRef, HostName, InstanceId, ProcName, ReleaseId, RevId, ServicePort,
+        UserName, ZoneName,
     },
     rows::{RowKind, rows},
     schema::*,

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod envs;
 pub mod formation;
 pub mod placement;
+pub mod ports;
 pub mod presence;
 pub mod pruning;
 pub mod releases;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
+    bounds::MOST_SERVICES,
     identity::Identity,
     keys::{self, Key},
     links::LeadsNowhere,
@@ -87,8 +88,12 @@ pub enum Refusal {
     TurnOver(AppName),
     #[error("the repository of app '{0}' has moved meanwhile")]
     RepoMoved(AppName),
-    #[error("no service port is left")]
+    #[error("no service port is left; those of destroyed apps are free an hour later")]
     NoPortLeft,
+    #[error(
+        "app '{0}' would have {1} services, and {MOST_SERVICES} is the most; procs of earlier revs count too"
+    )]
+    TooManyServices(AppName, usize),
     #[error("host '{0}' is registered by another pm")]
     HostTaken(HostName),
     #[error("another {kind} with the name '{name}' is registered, at {url}")]

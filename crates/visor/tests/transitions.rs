@@ -13,6 +13,7 @@ use proptest::{prelude::*, test_runner::TestCaseError};
 use visor::{
     keys::{self, Key},
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
+    ports::PortBook,
     schema::*,
     seal::{Os, SecretKey},
     snapshot::Snapshot,
@@ -277,7 +278,7 @@ mod placements {
         visor.destroy_app(&name("a")).await.expect("it is there");
         let placed = visor.place(term, vec![placement(&before, 1, 0)], None, now()).await.expect("answers");
         assert_eq!(placed, [Placed::Refused]);
-        assert!(visor.forget_app(&name("a")).await.expect("it is destroyed"));
+        assert!(visor.forget_app(&name("a"), now()).await.expect("it is destroyed"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -439,7 +440,7 @@ mod placements {
             [Outcome::Done(_)]
         ));
         visor.destroy_app(&name("a")).await.expect("there");
-        assert!(visor.forget_app(&name("a")).await.expect("nothing runs"));
+        assert!(visor.forget_app(&name("a"), now()).await.expect("nothing runs"));
         assert_eq!(visor.commit_all(term, vec![say()]).await.expect("answers"), [Outcome::Conflict]);
         assert!(everything(&visor).await.apps.is_empty());
     }
@@ -676,6 +677,8 @@ enum Deed {
     Destroy { app: usize },
     Forget { app: usize },
     Rev { app: usize, rev: usize, procs: usize },
+    NamePort { app: usize, port: u16 },
+    KeepPorts { seconds: i64 },
     Begin { app: usize, rev: usize, config: bool, promote: bool },
     Promote { app: usize },
     FailTrial { app: usize },
@@ -699,6 +702,8 @@ fn deed() -> impl Strategy<Value = Deed> {
         1 => app.clone().prop_map(|app| Deed::Destroy { app }),
         1 => app.clone().prop_map(|app| Deed::Forget { app }),
         3 => (app.clone(), 1_usize..4, 0_usize..3).prop_map(|(app, rev, procs)| Deed::Rev { app, rev, procs }),
+        1 => (app.clone(), 8_500_u16..8_508).prop_map(|(app, port)| Deed::NamePort { app, port }),
+        1 => prop_oneof![Just(0), Just(3_600)].prop_map(|seconds| Deed::KeepPorts { seconds }),
         5 => (app.clone(), 1_usize..4, any::<bool>(), any::<bool>())
             .prop_map(|(app, rev, config, promote)| Deed::Begin { app, rev, config, promote }),
         3 => app.clone().prop_map(|app| Deed::Promote { app }),
@@ -738,11 +743,26 @@ async fn does(visor: &Visor, deed: &Deed, stale: &Snapshot, n: usize) -> Result<
             visor.register_app(&app_name(*app), "me", &format!("t{token}"), now()).await
         }
         Deed::Destroy { app } => visor.destroy_app(&app_name(*app)).await,
-        Deed::Forget { app } => visor.forget_app(&app_name(*app)).await.map(drop),
+        Deed::Forget { app } => visor.forget_app(&app_name(*app), now()).await.map(drop),
         Deed::Rev { app, rev: id, procs } => {
             let procs = [&["web"][..], &["web", "job"], &["job"]][*procs];
             let taken = BTreeSet::from([8503]);
             visor.register_rev(&app_name(*app), &rev_id(*id), &rev(procs), &taken).await.map(drop)
+        }
+        Deed::NamePort { app, port } => {
+            let key = Key::Proc(app_name(*app), proc("web"));
+            let Some(row) = visor.get::<Proc>(&key).await? else { return Ok(()) };
+            let after = Proc { port: *port, ..row.value.clone() };
+            visor.commit(Change::new().as_read(&key, Some(&row)).put(&key, &after)).await.map(drop)
+        }
+        Deed::KeepPorts { seconds } => {
+            let now = now() + jiff::SignedDuration::from_secs(*seconds);
+            for step in PortBook::of(stale).steps(now) {
+                if let Some(change) = visor::transitions::ports::change(stale, &step, now) {
+                    visor.commit(change).await?;
+                }
+            }
+            Ok(())
         }
         Deed::Begin { app, rev, config, promote } => {
             let mut new = NewRelease { token: format!("deed{n}"), ..Default::default() };
@@ -883,12 +903,19 @@ fn holds(
     let last = view.instance_counter.as_ref().map_or(0, |counter| counter.value);
     prop_assert!(last >= *counter, "the counter went back from {counter} to {last}");
     *counter = last;
+    let book = PortBook::of(view);
     let mut ports = BTreeMap::new();
+    for (port, row) in view.ports.iter().filter(|(_, row)| row.freed_at.is_none()) {
+        prop_assert_ne!(port.0, 8503, "the port was said to be taken");
+        prop_assert!(book.is_in_force(row), "{row:?} has no app");
+        let other = ports.insert((&row.app, &row.proc), port);
+        prop_assert_eq!(other, None, "{:?} has port {} too", row, port);
+    }
     for (name, app) in &view.apps {
-        for (proc, row) in &app.procs {
-            prop_assert_ne!(row.port, 8503, "the port was said to be taken");
-            let other = ports.insert(row.port, (name, proc));
-            prop_assert_eq!(other, None, "port {} twice", row.port);
+        let lives = app.app.as_ref().is_some_and(|app| !app.destroying);
+        for proc in app.procs.keys().filter(|proc| lives && PortBook::is_registered(app, proc)) {
+            prop_assert_eq!(book.given(name, proc), ports.get(&(name, proc)).map(|port| port.0));
+            prop_assert!(book.given(name, proc).is_some(), "{name}/{proc} has no port");
         }
         if app.app.is_none() {
             prop_assert!(

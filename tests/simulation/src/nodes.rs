@@ -28,6 +28,7 @@ use visor::{
     clock::WallClock,
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
+    port_keeping::PortKeeping,
     schema::{Ask, Capacity, Extra, Host, Rm},
     seal::{Keyring, SecretKey},
     visor::Visor,
@@ -197,7 +198,7 @@ impl Nodes {
         Box::pin(async move { work.run(stop).await.expect("a host's loops last as long as the host") })
     }
 
-    /// Of bazooka-rm only what config vars need: its presence with its key, and the loop that adds wraps.
+    /// Of bazooka-rm only its presence with its key, and the loops that add wraps and keep the rows of ports.
     fn rm(&self, ring: Keyring, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
         let visor = Visor::new(Link::store(&self.world, RM, &gate));
         let own: HostName = RM.parse().expect("a valid name");
@@ -210,6 +211,9 @@ impl Nodes {
             random: Box::new(self.world.random()),
             store: Box::new(|_| true),
         };
+        let world = self.world.clone();
+        let clock = WallClock::new(move || world.wall(SignedDuration::ZERO));
+        let ports = PortKeeping { visor: visor.clone(), clock };
         Box::pin(async move {
             let keeper = LeaseKeeper::start(visor.store().clone(), LeaseTiming::default());
             let present = async {
@@ -229,6 +233,7 @@ impl Nodes {
                 () = stop.cancelled() => {}
                 () = present => {}
                 () = wrapping.run() => {}
+                () = ports.run() => {}
             }
             keeper.release().await;
         })

@@ -83,7 +83,8 @@ fn image_amiss(world: &World, image: &Snapshot) -> Option<String> {
     if let Some(amiss) = Nodes::proxies().iter().find_map(|name| proxy_amiss(world, image, name)) {
         return Some(amiss);
     }
-    if let Some(finding) = findings(image).first() {
+    // The users name ports in their own rows, which changes nothing.
+    if let Some(finding) = findings(image).iter().find(|finding| finding.rule != "port-otherwise") {
         return Some(format!("{} ({}): {}", finding.key, finding.rule, finding.what));
     }
     let frozen = image.leader.as_ref().and_then(|leader| leader.frozen.as_ref());

@@ -3,6 +3,7 @@
 //! Owns an image of its own, which sees each revision by itself, whatever befalls the others' lines. What it
 //! can't know (how old the view was that a daemon decided on) it gives [`LAG`].
 
+mod ports;
 mod proven;
 
 use std::{
@@ -24,6 +25,7 @@ use visor::{
 };
 
 use crate::{nodes::Nodes, world::World};
+use ports::GivenPorts;
 use proven::Proven;
 
 /// A daemon's view may be this old when it acts: a lease's time and a little.
@@ -83,6 +85,7 @@ struct Book {
     draining: BTreeMap<InstanceId, (Instant, Revision)>,
     /// Those that have served for a while.
     proven: Proven,
+    ports: GivenPorts,
     /// The last starts of each instance.
     starts: BTreeMap<InstanceId, VecDeque<Instant>>,
     /// Since when a host takes nothing new, by an operator's word.
@@ -274,6 +277,8 @@ impl Book {
         self.judge_ends(message.revision, &mut broken);
         // Rows always fit together, what a converger clears up in a moment left out.
         let amiss = findings(&self.image).into_iter().filter(|finding| !finding.passing);
+        // An app's people may name any port in their own rows: the rule of ports is that it changes nothing.
+        let amiss = amiss.filter(|finding| finding.rule != "port-otherwise");
         broken.extend(amiss.map(|finding| format!("{} ({}): {}", finding.key, finding.rule, finding.what)));
         broken
     }
@@ -328,6 +333,7 @@ impl Book {
                     broken.push(format!("that {app}/{proc} is to be restarted is forgotten"));
                 }
             }
+            Key::Schema | Key::App(_) | Key::Proc(..) | Key::Port(_) => self.ports.judge(&self.image, broken),
             Key::HostMeta(host) => {
                 let meta = self.image.hosts.get(host).and_then(|view| view.meta.as_ref());
                 if meta.is_some_and(|meta| meta.cordoned || meta.draining) {

@@ -14,13 +14,13 @@ use visor::{
     keys::{self, Key},
     lease::{LeaseKeeper, LeaseTiming},
     names::{AppName, HostName, ProcName, ReleaseId, RevId},
-    schema::{Extra, Promoter, Release, ReleaseStatus, Rev, Slug},
+    schema::{Extra, Proc, Promoter, Release, ReleaseStatus, Rev, Slug},
     snapshot::Versioned,
     transitions::{
         envs::{self, NewEnv},
         releases::{Begun, NewRelease},
     },
-    visor::Visor,
+    visor::{Change, Visor},
 };
 
 use crate::{
@@ -141,6 +141,7 @@ impl User {
                     }
                 }
                 7 => self.configure().await,
+                8 if self.world.chance(0.3) => self.name_a_port().await,
                 8 => {
                     let rev = self.world.pick(&self.revs).clone();
                     self.push(rev).await;
@@ -171,6 +172,17 @@ impl User {
             world.note(format_args!("a colleague at {app} restarts {proc}"));
             let _ = visor.restart(&app, &proc, None).await;
         });
+    }
+
+    /// Somebody of the app writes a port into its rows: another app's, one of its own, or any.
+    async fn name_a_port(&self) {
+        let proc = self.world.pick(&self.procs).clone();
+        let port = u16::try_from(self.world.between(8_499..=8_508)).expect("it is a port");
+        let key = Key::Proc(self.app.clone(), proc.clone());
+        let Ok(Some(row)) = self.visor.get::<Proc>(&key).await else { return };
+        self.world.note(format_args!("{} names port {port} in the row of {proc}", self.app));
+        let after = Proc { port, ..row.value.clone() };
+        let _ = self.visor.commit(Change::new().as_read(&key, Some(&row)).put(&key, &after)).await;
     }
 
     async fn configure(&mut self) {

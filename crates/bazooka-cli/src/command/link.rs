@@ -95,7 +95,8 @@ async fn list(context: &Context) -> Result<()> {
     let env = in_force(&app, &view, &snapshot)?;
     let none = BTreeSet::new();
     let links = links::of(&view, env).unwrap_or(&none);
-    let scopes = links.iter().flat_map(rows_of).collect();
+    let ports = [keys::schema(), keys::ports()];
+    let scopes = links.iter().flat_map(rows_of).chain(ports).collect();
     let linked = if links.is_empty() { Snapshot::default() } else { context.visor.read(scopes).await? };
     let rows: Vec<Row> = links
         .iter()
@@ -204,8 +205,8 @@ async fn leads_somewhere(context: &Context, app: &AppName, view: &AppView, link:
     }
     let snapshot = context.visor.read(keys::services_of(&link.app)).await?;
     context.registered(&link.app, &snapshot).await?;
-    match links::ports(&snapshot, [link]) {
-        Ok(_) => Ok(()),
+    match links::leads(&snapshot, link) {
+        Ok(()) => Ok(()),
         Err(nowhere) => {
             if !snapshot.unreadable.contains_key(&Key::Proc(link.app.clone(), link.proc.clone()).to_string())
             {

@@ -67,13 +67,14 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
             }
             Next::Older(parts) => return Err(older(&parts)),
             Next::Rewriting(keys) if dry_run => {
-                keys.iter().for_each(|key| put_line(&format!("{key} is to be sealed by an rm")));
+                keys.iter().for_each(|key| put_line(&format!("{key} is to be rewritten by an rm")));
                 return Ok(());
             }
             Next::Rewriting(keys) if tokio::time::Instant::now() > deadline => {
                 let what = format!("{} rows are still of the old form, {} among them", keys.len(), keys[0]);
                 return Err(Failure::new(Kind::Failed, what)
-                    .hint("a bazooka-rm seals them once each host and rm that is there has a key: see its log; then run this again"));
+                    .hint("a bazooka-rm seals config vars once each host and rm that is there has a key, and writes the rows of \
+                           ports: see its log; then run this again"));
             }
             Next::Rewriting(keys) => {
                 if waits_for.replace(keys.len()).is_none_or(|before| keys.len() < before) {

@@ -50,11 +50,11 @@ impl Args {
 /// Those of the store; no such app or proc.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
-    let view = context.view(&app).await?;
+    let (view, ports) = context.view_with_ports(&app).await?;
     if let Some(Action::Set(changes)) = args.action {
         return set::run(context, &app, &view, changes).await;
     }
-    let rows = rows(&app, &view);
+    let rows = rows(&app, &view, &ports);
     if context.json {
         put_json(&rows);
         return Ok(());
@@ -71,7 +71,8 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
 struct Row<'a> {
     app: &'a AppName,
     proc: &'a ProcName,
-    port: u16,
+    /// Its port; null until bazooka-rm has given it one.
+    port: Option<u16>,
     /// The settings by their JSON names; null if not set.
     #[serde(flatten)]
     settings: BTreeMap<&'static str, serde_json::Value>,
@@ -80,7 +81,7 @@ struct Row<'a> {
     command: Option<&'a str>,
 }
 
-fn rows<'a>(app: &'a AppName, view: &'a AppView) -> Vec<Row<'a>> {
+fn rows<'a>(app: &'a AppName, view: &'a AppView, ports: &BTreeMap<ProcName, u16>) -> Vec<Row<'a>> {
     let mut counts: BTreeMap<&ProcName, usize> = BTreeMap::new();
     for instance in view.instances.values() {
         *counts.entry(&instance.proc).or_insert(0) += 1;
@@ -92,7 +93,7 @@ fn rows<'a>(app: &'a AppName, view: &'a AppView) -> Vec<Row<'a>> {
     let rows = view.procs.iter().map(|(name, proc)| Row {
         app,
         proc: name,
-        port: proc.port,
+        port: ports.get(name).copied(),
         settings: set(proc),
         instances: counts.get(name).copied().unwrap_or(0),
         wanted: view.wanted(name).values().sum(),
@@ -106,6 +107,10 @@ fn cell(value: &Value) -> String {
     if *value == Value::NoLimit { String::new() } else { value.to_string() }
 }
 
+fn port_cell(row: &Row<'_>) -> String {
+    row.port.map_or_else(|| "none".to_owned(), |port| port.to_string())
+}
+
 fn short(rows: &[Row<'_>]) -> Table {
     let mut table = Table::new(&["APP", "PROC", "PORT", settings::MEMORY.heading, "INSTANCES"]);
     for row in rows {
@@ -113,7 +118,7 @@ fn short(rows: &[Row<'_>]) -> Table {
         table.row([
             row.app.to_string(),
             row.proc.to_string(),
-            row.port.to_string(),
+            port_cell(row),
             memory.as_ref().map(cell).unwrap_or_default(),
             row.instances.to_string(),
         ]);
@@ -127,7 +132,7 @@ fn long(rows: &[Row<'_>], view: &AppView) -> Table {
     let mut table = Table::new(&[&["APP", "PROC", "PORT"][..], &headings, &["INSTANCES"]].concat());
     for row in rows {
         let proc = &view.procs[row.proc];
-        let mut cells = vec![row.app.to_string(), row.proc.to_string(), row.port.to_string()];
+        let mut cells = vec![row.app.to_string(), row.proc.to_string(), port_cell(row)];
         cells.extend(settings::ALL.map(|setting| cell(&setting.of(row.proc, proc))));
         cells.push(row.instances.to_string());
         table.row(cells);

@@ -19,7 +19,7 @@ use visor::{
 
 use crate::{
     command::{CommandKind, releases::word},
-    context::{Context, known_proc},
+    context::{Context, known_proc, ports_of},
     failure::Result,
     settle::{instances, unserved},
     show::{ago, cause, clean, moment, put, put_json, span},
@@ -62,7 +62,8 @@ struct Story<'a> {
 /// Those of the store; unknown names.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let app = context.app().await?;
-    let more = vec![keys::history_of(&app), keys::proxies(), Keys::One(Key::Leader.to_string())];
+    let leader = Keys::One(Key::Leader.to_string());
+    let more = vec![keys::history_of(&app), keys::proxies(), leader, keys::schema(), keys::ports()];
     let (view, around) = context.view_with(&app, more).await?;
     match args.target {
         Target::Proc(proc) => {
@@ -290,7 +291,7 @@ fn of_proc(
     now: Timestamp,
 ) -> String {
     let mut page = Page(String::new());
-    let port = view.procs.get(proc).map(|row| format!(", port {}", row.port)).unwrap_or_default();
+    let port = ports_of(app, view, around).get(proc).map(|port| format!(", port {port}")).unwrap_or_default();
     page.line(0, &format!("{proc} of {app}{port}"));
     match view.head_release() {
         None => page.field("release", "none yet; hint: git push bazooka master"),

@@ -57,7 +57,9 @@ impl Agenda {
                         ),
                     }
                 }
-                Key::Host(_) | Key::HostMeta(_) | Key::Unfreeze => self.all = true,
+                Key::Host(_) | Key::HostMeta(_) | Key::Unfreeze | Key::Schema => self.all = true,
+                // Apps that link the service may wait for its port, and are looked at with it.
+                Key::Port(port) => self.dirty.extend(snapshot.ports.get(port).map(|row| row.app.clone())),
                 Key::Proxy(_) => self.dirty.extend(memory.draining_apps().cloned()),
                 // Only the rms read these rows of an app.
                 Key::Repo(_) | Key::Turn(_) | Key::Stored(_) | Key::Access(_) => {}

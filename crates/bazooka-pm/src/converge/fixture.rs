@@ -162,8 +162,8 @@ impl World {
             .split_whitespace()
             .map(|proc| (proc.parse().expect("a proc name"), format!("run {proc}")))
             .collect();
-        for (port, proc) in (8500..).zip(commands.keys()) {
-            let row = self.row(Proc::new(port));
+        for proc in commands.keys() {
+            let row = self.new_proc();
             self.view().procs.entry(proc.clone()).or_insert(row);
         }
         let row = self.row(Rev {
@@ -190,6 +190,13 @@ impl World {
         });
         self.view().releases.insert(id, row);
         id
+    }
+
+    /// Returns a proc's row with a port that no other names.
+    fn new_proc(&mut self) -> Versioned<Proc> {
+        let named = self.snapshot.apps.values().flat_map(|view| view.procs.values().map(|row| row.port));
+        let last = named.max().unwrap_or(8500);
+        self.row(Proc::new(last + 1))
     }
 
     fn newest_env(&mut self) -> EnvRef {
@@ -221,7 +228,7 @@ impl World {
     /// Writes a service's row again, if it is missing.
     pub fn reregister(&mut self, app: &str, proc: &str) {
         let (app, proc) = (self.name(app), self.proc(proc));
-        let row = self.row(Proc::new(8500));
+        let row = self.new_proc();
         self.snapshot.apps.get_mut(&app).expect("it is there").procs.entry(proc).or_insert(row);
     }
 

@@ -97,7 +97,7 @@ fn an_instance_is_placed_with_the_ports_of_what_it_links() {
     let placement = super::apply::placement(&world.snapshot, step).expect("it was planned on this image");
     let links: Vec<(String, u16)> =
         placement.assignment.links.into_iter().map(|(link, port)| (link.to_string(), port)).collect();
-    assert_eq!(links, [("api:web".to_owned(), 8500)]);
+    assert_eq!(links, [("api:web".to_owned(), 8501)]);
 }
 
 #[test]

@@ -12,10 +12,10 @@ use std::{
 use bazooka_proxy::haproxy::{Cli, Processes};
 use visor::{
     keys::Key,
-    names::{AppName, HostName, InstanceId, ProcName, ReleaseId},
+    names::{AppName, HostName, InstanceId, ProcName, ReleaseId, ServicePort},
     schema::{
-        Assignment, Capacity, Desired, DomainRecord, Extra, Formation, Host, OnPartition, Proc, Proxy, Rm,
-        RunSettings, Slug, State, Status,
+        App, Assignment, Capacity, Desired, DomainRecord, Extra, Formation, Host, OnPartition, Proc, Proxy,
+        Rm, RunSettings, Slug, State, Status,
     },
     snapshot::Versioned,
     store::{MAX_TXN_OPS, Revision},
@@ -232,8 +232,19 @@ impl Rig {
     }
 
     pub async fn service_at(&self, app_name: &str, proc_name: &str, port: u16) -> Revision {
-        let row = Proc::new(port);
-        self.commit(Change::new().put(&Key::Proc(app(app_name), proc(proc_name)), &row)).await
+        let (name, proc) = (app(app_name), proc(proc_name));
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let own = App {
+            owner: "ada".into(),
+            created_at: at,
+            token: String::new(),
+            destroying: false,
+            extra: Extra::new(),
+        };
+        let given = visor::transitions::ports::row(&name, &own, &proc, at);
+        let change = Change::new().put(&Key::App(name.clone()), &own);
+        let change = change.put(&Key::Port(ServicePort(port)), &given);
+        self.commit(change.put(&Key::Proc(name, proc), &Proc::new(port))).await
     }
 
     pub async fn forget_service(&self, app_name: &str, proc_name: &str) -> Revision {

@@ -12,6 +12,8 @@ fn what_routes_and_the_directory_are_made_from_is_held_and_nothing_else() {
         "apps/shop",
         "apps/shop/revs/0123456789012345678901234567890123456789",
         "apps/shop/procs/web",
+        "ports/8501",
+        "schema",
         "apps/shop/formation/web",
         "assigned/host1/7",
         "status/host1/7",
@@ -32,7 +34,6 @@ fn what_routes_and_the_directory_are_made_from_is_held_and_nothing_else() {
         "apps/shop/pending/web",
         "wraps/shop/e1",
         "sealed/host1/shop/e1",
-        "schema",
         "of-a-newer-version/7",
     ] {
         assert!(!image.holds(left_out), "{left_out}");

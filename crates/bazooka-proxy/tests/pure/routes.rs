@@ -96,6 +96,22 @@ fn of_two_services_that_name_one_port_the_one_that_was_registered_first_has_it()
 }
 
 #[test]
+fn a_service_keeps_its_port_while_the_row_of_the_port_cannot_be_read() {
+    let app = r#"{"owner":"me","created_at":"2026-01-01T00:00:00Z","token":"t"}"#;
+    let given = r#"{"app":"a","proc":"web","token":"t","at":"2026-01-01T00:00:00Z"}"#;
+    let schema = r#"{"version":3,"min_reader":3,"min_writer":3}"#;
+    let rows = || Rows::default().put("schema", schema).put("apps/a", app).proc("a/web", 22);
+    let port = |routes: &Routes| routes.services[&service("a/web")].port;
+    let before = routes(&rows().put("ports/8501", given).0, None);
+    assert_eq!((port(&before), before.denied.len()), (Some(8501), 0));
+    let without = routes(&rows().0, None);
+    assert_eq!((port(&without), without.denied.len()), (None, 1), "a proc's own row gives none");
+    let unreadable = rows().put("ports/8501", "{").0;
+    let kept = keeping_unreadable(routes(&unreadable, None), &before, &unreadable);
+    assert_eq!((port(&kept), kept.denied.len()), (Some(8501), 0));
+}
+
+#[test]
 fn an_app_has_so_many_services_and_no_more_the_first_ones() {
     let mut rows = Rows::default().proc("a/web", 8501);
     for n in 0..10_000 {
@@ -239,12 +255,20 @@ fn who_is_lost_stays_where_it_was_as_the_last_choice_until_it_is_replaced() {
 
 #[test]
 fn only_some_keys_can_change_what_is_routed() {
-    for key in
-        ["apps/a", "apps/a/procs/web", "assigned/h/1", "status/h/1", "hosts/h", "hostmeta/h", "domains/a.b"]
-    {
+    for key in [
+        "apps/a",
+        "apps/a/procs/web",
+        "assigned/h/1",
+        "status/h/1",
+        "hosts/h",
+        "hostmeta/h",
+        "domains/a.b",
+        "ports/1",
+        "schema",
+    ] {
         assert!(concerns_routing(&[key.to_owned()]), "{key}");
     }
-    for key in ["apps/a/head", "apps/a/envs/e1", "proxies/x", "history/a/web/1", "schema", ""] {
+    for key in ["apps/a/head", "apps/a/envs/e1", "proxies/x", "history/a/web/1", "counters/port", ""] {
         assert!(!concerns_routing(&[key.to_owned()]), "{key}");
     }
 }

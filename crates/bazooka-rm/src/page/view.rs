@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use visor::{
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, ZoneName},
+    ports::PortBook,
     progress::{self, Observed, Verdict, progress},
     rules::usage::Used,
     schema::{Ended, Fault, Release, ReleaseStatus, State},
@@ -192,8 +193,9 @@ fn instances(view: &HostView) -> Vec<Instance> {
 fn app(snapshot: &Snapshot, name: &AppName, view: &AppView) -> Option<App> {
     let row = view.app.as_ref()?;
     let observed = Observed::of(snapshot, name);
-    let procs: Vec<Proc> =
-        view.procs.iter().map(|(proc, row)| service(view, &observed, proc, row.port)).collect();
+    let book = PortBook::of(snapshot);
+    let port = |proc: &ProcName| book.port(name, proc).unwrap_or(0);
+    let procs: Vec<Proc> = view.procs.keys().map(|proc| service(view, &observed, proc, port(proc))).collect();
     let head = view.head_release().map(|(release, row)| Head {
         release,
         rev: row.rev.short().to_owned(),

@@ -12,11 +12,9 @@ use bazooka_daemon::in_words;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use visor::{
-    keys::Key,
     names::{AppName, ProcName, RevId},
     quota::Bounds,
     schema::{Extra, Rev},
-    transitions::apps::SERVICE_PORT_BASE,
     visor::{Visor, VisorError},
 };
 
@@ -36,7 +34,7 @@ use crate::{
 };
 
 /// The number of service ports after the last assigned one that are probed for foreign listeners.
-const PORTS_TRIED: u16 = 100;
+const PORTS_TRIED: usize = 100;
 
 /// The reasons why a commit did not become a rev.
 #[derive(Debug, thiserror::Error)]
@@ -280,13 +278,9 @@ impl Builder {
 /// Returns those of the next service ports on which another program listens on this machine. A proxy on another machine
 /// detects its own conflicts; this covers the common case of a single machine.
 async fn taken_ports(visor: &Visor, new: usize) -> Result<BTreeSet<u16>, VisorError> {
-    let last = visor.get::<u64>(&Key::PortCounter).await?;
-    let last = last.map_or(u64::from(SERVICE_PORT_BASE), |last| last.value);
-    let last = u16::try_from(last).unwrap_or(u16::MAX);
-    let most = PORTS_TRIED.saturating_add(u16::try_from(new).unwrap_or(u16::MAX));
     let mut free = 0;
     let mut taken = BTreeSet::new();
-    for port in (last..last.saturating_add(most)).map(|port| port.saturating_add(1)) {
+    for port in visor.free_ports(PORTS_TRIED + new).await? {
         match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
             Ok(_) => free += 1,
             Err(_) => drop(taken.insert(port)),

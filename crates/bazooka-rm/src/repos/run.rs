@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bazooka_daemon::in_words;
+use jiff::Timestamp;
 use tokio::{sync::oneshot, task::JoinError};
 use visor::{
     names::AppName,
@@ -116,7 +117,7 @@ impl Repositories {
                 return Ok(false);
             }
         }
-        self.visor.forget_app(app).await
+        self.visor.forget_app(app, Timestamp::now()).await
     }
 
     /// Takes a step. Returns false if the steps after it can't be taken now.

@@ -144,6 +144,7 @@ fn each_key_is_written_by_whom_the_schema_names() {
         ("/p/identities/eve", &[]),
         ("/p/rms/r1", &["ops"]),
         ("/p/counters/port", &["ops"]),
+        ("/p/ports/8501", &["ops"]),
         ("/p/counters/instance", &["ops", "converger:c1"]),
         ("/p/election/converger", &["ops", "converger:c1"]),
         ("/p/stats/2026-11-26", &["ops", "converger:c1"]),
@@ -179,7 +180,7 @@ const ROLES: &[(&str, &str)] = &[
         "/p:operator",
         "write /p/apps/* write /p/asks/* write /p/assigned/* write /p/counters/instance write /p/counters/port \
          write /p/domains/* write /p/election/converger write /p/history/* write /p/hostmeta/* write /p/hosts/* \
-         write /p/proxies/* write /p/repos/* write /p/rms/* write /p/sealed/* write /p/stats/* write /p/status/* \
+         write /p/ports/* write /p/proxies/* write /p/repos/* write /p/rms/* write /p/sealed/* write /p/stats/* write /p/status/* \
          write /p/stored/* write /p/turns/* write /p/unfreeze write /p/wraps/*",
     ),
     (

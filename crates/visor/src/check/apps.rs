@@ -1,11 +1,9 @@
 //! Checks of an app's own rows: everything that head, releases, formation and the rest refer to must exist.
 
-use std::collections::BTreeMap;
-
 use super::{Findings, is_unreadable};
 use crate::{
     keys::Key,
-    names::{AppName, ProcName},
+    names::AppName,
     rows::WithoutApp,
     schema::{Formation, Promoter, Release, ReleaseStatus},
     settings,
@@ -27,7 +25,6 @@ pub(super) fn look(snapshot: &Snapshot, found: &mut Findings) {
         }
         wraps(snapshot, name, view, found);
     }
-    ports(snapshot, found);
     for (domain, record) in &snapshot.domains {
         let app = Key::App(record.app.clone());
         if !is_there(snapshot, &record.app) && !is_unreadable(snapshot, &app) {
@@ -208,22 +205,6 @@ fn wraps(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findin
             let key = Key::Wraps(name.clone(), *env);
             let change = Change::new().absent(&of).as_read(&key, Some(row)).delete(&key);
             found.mend(&key, "wraps-of-nothing", "there are no such config vars", "delete it", change);
-        }
-    }
-}
-
-fn ports(snapshot: &Snapshot, found: &mut Findings) {
-    let mut first: BTreeMap<u16, (&AppName, &ProcName)> = BTreeMap::new();
-    for (name, view) in &snapshot.apps {
-        for (proc, row) in &view.procs {
-            let Some((app, other)) = first.get(&row.port) else {
-                first.insert(row.port, (name, proc));
-                continue;
-            };
-            let what = format!("its port {} is {app}/{other}'s too: a proxy can serve one alone", row.port);
-            let remedy =
-                format!("destroy one of the two apps and push it again: `bazooka destroy -a {name}`");
-            found.tell(&Key::Proc(name.clone(), proc.clone()), "port-shared", what, remedy);
         }
     }
 }

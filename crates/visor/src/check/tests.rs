@@ -9,6 +9,10 @@ use crate::{
     visor::Change,
 };
 
+fn port(app: &str, proc: &str, token: &str) -> Value {
+    json!({"app": app, "proc": proc, "token": token, "at": "2026-01-01T00:00:00Z"})
+}
+
 /// The rows of a coordinator.
 struct Rows {
     entries: Vec<Entry>,
@@ -30,7 +34,8 @@ impl Rows {
             "slug": slug, "command": "run", "index": 0});
         let index = json!({"host": "host1", "proc": "web", "release": "v2", "rev": rev, "index": 0, "placed_at": at,
             "reason": "test"});
-        rows.put("schema", json!({"version": 2, "min_reader": 1, "min_writer": 1}));
+        rows.put("schema", json!({"version": 3, "min_reader": 3, "min_writer": 3}));
+        rows.put("ports/8501", port("a", "web", "t"));
         rows.put("counters/instance", json!(7));
         rows.put("counters/port", json!(8501));
         rows.put("apps/a", json!({"owner": "me", "created_at": at, "token": "t"}));
@@ -147,8 +152,11 @@ fn cases() -> Vec<Case> {
             true,
         ),
         (
-            "no counter at all",
-            |rows| rows.delete("counters/port"),
+            "no counter at all, while an earlier release may count on it",
+            |rows| {
+                rows.edit("schema", "version", json!(2));
+                rows.delete("counters/port");
+            },
             vec![("counters/port", "port-counter-behind")],
             true,
         ),
@@ -210,7 +218,7 @@ fn cases() -> Vec<Case> {
         (
             "an ended instance of an app that isn't there",
             |rows| {
-                let gone = ["apps/a", "wraps/a/e1", "repos/a"];
+                let gone = ["apps/a", "wraps/a/e1", "repos/a", "ports/8501"];
                 rows.entries.retain(|e| !gone.contains(&&*e.key) && !e.key.starts_with("apps/a/"));
                 rows.edit("status/host1/7", "state", json!("exited"));
             },
@@ -333,10 +341,53 @@ fn cases() -> Vec<Case> {
             true,
         ),
         (
-            "two services with one port",
-            |rows| rows.put("apps/a/procs/web2", json!({"port": 8501})),
+            "a row that names the port of another service, before version 3",
+            |rows| {
+                rows.edit("schema", "version", json!(2));
+                rows.put("apps/a/procs/web2", json!({"port": 8501}));
+            },
             vec![("apps/a/procs/web2", "port-shared")],
             false,
+        ),
+        (
+            "a service whose port an earlier release gave, and no rm has written down",
+            |rows| {
+                rows.edit("schema", "version", json!(2));
+                rows.edit("rms/r1", "schema", json!(3));
+                rows.delete("ports/8501");
+            },
+            vec![("apps/a/procs/web", "port-missing")],
+            false,
+        ),
+        (
+            "a service without a port",
+            |rows| rows.put("apps/a/procs/web2", json!({"port": 8501})),
+            vec![("apps/a/procs/web2", "port-missing")],
+            false,
+        ),
+        (
+            "a row that names another port than its service has",
+            |rows| rows.edit("apps/a/procs/web", "port", json!(9000)),
+            vec![("apps/a/procs/web", "port-otherwise")],
+            true,
+        ),
+        (
+            "two ports of one service",
+            |rows| rows.put("ports/8502", port("a", "web", "t")),
+            vec![("ports/8502", "port-of-two")],
+            true,
+        ),
+        (
+            "the port of an app that isn't there",
+            |rows| rows.put("ports/8502", port("b", "web", "t")),
+            vec![("ports/8502", "port-of-nothing")],
+            true,
+        ),
+        (
+            "the port of an earlier app of that name",
+            |rows| rows.put("ports/8502", port("a", "web", "s")),
+            vec![("ports/8502", "port-of-nothing")],
+            true,
         ),
         (
             "an index without an assignment",

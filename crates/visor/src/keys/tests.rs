@@ -13,6 +13,7 @@ fn spellings() -> Vec<(Key, &'static str)> {
         (Key::Schema, "schema"),
         (Key::InstanceCounter, "counters/instance"),
         (Key::PortCounter, "counters/port"),
+        (Key::Port(ServicePort(8501)), "ports/8501"),
         (Key::App(a.clone()), "apps/goto-rocket"),
         (Key::Rev(a.clone(), r), "apps/goto-rocket/revs/16f7cbf0123456789012345678901234567890ab"),
         (Key::Proc(a.clone(), p.clone()), "apps/goto-rocket/procs/web"),

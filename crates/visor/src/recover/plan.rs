@@ -12,14 +12,15 @@ use super::{
 };
 use crate::{
     keys::Key,
-    names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId},
+    names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId, ServicePort},
+    ports::{PortBook, SERVICE_PORT_BASE, SERVICE_PORT_LAST},
     schema::{
         Assignment, DayStats, Desired, Env, Extra, Formation, Head, Instance, Proc, Proxy, Release,
         ReleaseStatus, Rev, Schema, Wraps,
     },
     snapshot::{AppView, Snapshot, Versioned},
     store::{LeaseId, Revision},
-    transitions::{apps::SERVICE_PORT_BASE, envs::EMPTY_ENV},
+    transitions::{envs::EMPTY_ENV, ports},
     visor::Change,
 };
 
@@ -28,9 +29,6 @@ const IDS_ABOVE: u64 = 10_000;
 
 /// The number of ports that may have been given since the backup.
 const PORTS_ABOVE: u64 = 100;
-
-/// The port at which the safety margin ends; Linux's ephemeral ports begin there.
-const PORTS_END: u64 = 32_768;
 
 /// The name that rows made by a recovery have in `by`.
 const BY: &str = "recover";
@@ -254,11 +252,23 @@ fn take_up(
     let procs: BTreeSet<&ProcName> = live.iter().map(|one| &one.assignment.proc).collect();
     for proc in procs.into_iter().filter(|proc| !view.procs.contains_key(*proc)) {
         let Some(one) = live.iter().find(|one| one.assignment.proc == *proc) else { continue };
-        *last_port += 1;
-        let key = Key::Proc(name.clone(), proc.clone());
-        let port = u16::try_from(*last_port).unwrap_or(u16::MAX);
+        let Some(app) = &view.app else { continue };
+        let book = PortBook::of(snapshot);
+        let given = book.given(name, proc);
+        let Some(port) = given.or_else(|| book.free(*last_port).next()) else {
+            recovery.ask(format!("{name}: {proc} is newer than the backup, and no port is left for it"));
+            continue;
+        };
+        let own = Key::Proc(name.clone(), proc.clone());
         let row = Proc { run: one.assignment.run.clone(), ..Proc::new(port) };
-        recovery.changes.push(Change::new().absent(&key).put(&key, &row));
+        let mut change = Change::new().absent(&own).put(&own, &row);
+        if given.is_none() {
+            *last_port = (*last_port).max(u64::from(port));
+            let key = Key::Port(ServicePort(port));
+            let row = ports::row(name, app, proc, now);
+            change = change.as_read(&Key::App(name.clone()), Some(app)).absent(&key).put(&key, &row);
+        }
+        recovery.changes.push(change);
         recovery.ask(format!(
             "{name}: {proc} is newer than the backup; its port is {port} now, whatever it was before"
         ));
@@ -442,9 +452,11 @@ fn counts(
 }
 
 fn last_port(snapshot: &Snapshot) -> u64 {
-    let given = snapshot.apps.values().flat_map(|view| view.procs.values().map(|proc| u64::from(proc.port)));
+    let given = snapshot.ports.keys().map(|port| u64::from(port.0));
+    let named = snapshot.apps.values().flat_map(|view| view.procs.values().map(|proc| u64::from(proc.port)));
+    let named = named.filter(|_| !PortBook::of(snapshot).is_strict());
     let counter = snapshot.port_counter.as_ref().map_or(u64::from(SERVICE_PORT_BASE), |row| row.value);
-    given.chain([counter]).max().unwrap_or(counter)
+    given.chain(named).chain([counter]).max().unwrap_or(counter)
 }
 
 /// Raises counters, by rule 5.
@@ -461,7 +473,8 @@ fn counters(snapshot: &Snapshot, found: &[Found], last_port: u64, recovery: &mut
         recovery.changes.push(Change::new().as_read(&key, Some(row)).put(&key, &after));
     }
     let (key, before) = (Key::PortCounter, snapshot.port_counter.as_ref());
-    let last = if last_port + PORTS_ABOVE < PORTS_END { last_port + PORTS_ABOVE } else { last_port };
+    let end = u64::from(SERVICE_PORT_LAST);
+    let last = if last_port + PORTS_ABOVE <= end { last_port + PORTS_ABOVE } else { last_port };
     recovery.changes.push(Change::new().as_read(&key, before).put(&key, &last));
 }
 

@@ -59,6 +59,7 @@ async fn backup() -> (Visor, Arc<ModelStore>) {
         (format!("apps/a/revs/{}", rev(1)), rev_row.clone()),
         (format!("apps/a/revs/{}", rev(2)), rev_row),
         ("apps/a/procs/web".into(), json!({"port": 8501})),
+        ("ports/8501".into(), json!({"app": "a", "proc": "web", "token": "t", "at": AT})),
         ("apps/a/releases/v1".into(), release(1, "released")),
         ("apps/a/releases/v2".into(), release(2, "trying")),
         ("apps/a/head".into(), json!({"release": "v1"})),

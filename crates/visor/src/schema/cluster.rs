@@ -10,9 +10,11 @@ use crate::{names::HostName, store::StoreError};
 
 /// The schema version of this build.
 ///
-/// From version 2 on, config vars are sealed. Version 1 may still write beside it: a version 1 program cannot read a
-/// sealed row, and so leaves it alone; the plain text that it writes is later sealed by a bazooka-rm.
-pub const SCHEMA_VERSION: u32 = 2;
+/// From version 2 on, config vars are sealed, and from version 3 on a service has the port of its row under `ports/`
+/// alone ([`ports`](crate::ports)). Older versions may write beside it until `bazooka migrate`: a bazooka-rm seals what
+/// version 1 left in plain text, and writes the rows of ports that version 2 left out. A new cluster begins at this
+/// version, and takes no part of an older one.
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// `schema`: which versions may read and write the cluster's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +40,8 @@ impl Default for Schema {
     fn default() -> Self {
         Schema {
             version: SCHEMA_VERSION,
-            min_reader: 1,
-            min_writer: 1,
+            min_reader: SCHEMA_VERSION,
+            min_writer: SCHEMA_VERSION,
             cluster: None,
             restored: None,
             extra: Extra::new(),

@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{CheckPath, Extra};
-use crate::names::{InstanceId, ReleaseId, ZoneName};
+use crate::names::{AppName, InstanceId, ProcName, ReleaseId, ZoneName};
 
 /// The condition under which an instance counts as healthy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +79,8 @@ pub struct RunSettings {
 /// `apps/A/procs/P`: a service, registered once and kept for the app's life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proc {
-    /// The port of the service on each proxy, fixed for its life.
+    /// The port of the service as it was registered. Its app's people may write this row, so [`Port`] has the port that
+    /// counts; readers of schema version 2 obey this one.
     pub port: u16,
     /// The settings that its instances run with.
     #[serde(default)]
@@ -92,6 +94,25 @@ pub struct Proc {
     /// The number of instances that a rollout replaces at a time; a quarter of them, at least one, unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<u32>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `ports/N`: the service that a port is given to, for the life of its app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// The app of the service.
+    pub app: AppName,
+    /// The service's proc.
+    pub proc: ProcName,
+    /// The token of the app's registration. The row of an app with another one is of an earlier app of that name.
+    pub token: String,
+    /// The time at which the port was given.
+    pub at: Timestamp,
+    /// The time at which the app was destroyed; the port rests from then on. None while the service has the port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freed_at: Option<Timestamp>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,

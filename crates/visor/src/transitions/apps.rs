@@ -7,17 +7,15 @@ use jiff::Timestamp;
 use crate::{
     keys::{self, Key},
     names::{AppName, ProcName, RevId, UserName},
+    ports::{MOST_SERVICES, PortBook},
     quota::{self, Bounds},
+    rows::RowKind,
     schema::{Access, App, Extra, Granted, Proc, Repo, Rev},
     snapshot::{AppView, Snapshot, Versioned},
     store::Keys,
+    transitions::ports::{counting, freeing, giving},
     visor::{Change, Committed, Decided, Decision, Refusal, Result, Visor, VisorError},
 };
-
-/// The port below the first service port.
-///
-/// Services get ports from the next one on, as in SoundCloud's bazooka, clear of Linux's ephemeral ports (32768 and up).
-pub const SERVICE_PORT_BASE: u16 = 8500;
 
 /// The most keys that one transaction deletes.
 ///
@@ -92,19 +90,28 @@ impl Visor {
         .map(Decided::into_value)
     }
 
-    /// Deletes all rows of an app that is being destroyed, in small pieces, the app's own row last.
+    /// Deletes all rows of an app that is being destroyed, in small pieces, the app's own row last. Its ports rest.
     ///
     /// Returns false, having deleted nothing, while instances of it are left. A crash halfway leaves an app that is
     /// still marked, so that the next call continues.
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`]; the store's.
-    pub async fn forget_app(&self, name: &AppName) -> Result<bool> {
+    pub async fn forget_app(&self, name: &AppName, now: Timestamp) -> Result<bool> {
         let own = Key::App(name.clone());
-        let snapshot = self.read(vec![Keys::One(own.to_string()), keys::app_below(name)]).await?;
+        let scopes = vec![Keys::One(own.to_string()), keys::app_below(name), keys::ports()];
+        let snapshot = self.read(scopes).await?;
         let app = registered(&snapshot, name)?.clone();
         if !app.destroying || !snapshot.apps[name].instances.is_empty() {
             return Ok(false);
+        }
+        let book = PortBook::of(&snapshot);
+        for (port, row) in snapshot.ports.iter().filter(|(_, row)| row.app == *name && book.is_in_force(row))
+        {
+            let change = Change::new().as_read(&own, Some(&app));
+            if self.commit(freeing(change, *port, row, now)).await? == Committed::Conflict {
+                return Err(VisorError::Contended);
+            }
         }
         for scope in keys::deleted_with(name) {
             let page = self.store().range(scope, None).await?;
@@ -145,10 +152,13 @@ impl Visor {
 
     /// Registers a built rev, and a service with a port for each proc that is new to the app.
     ///
-    /// A registered rev stays as it is. Ports in `taken` are skipped. Returns every proc of the rev with its port.
+    /// A registered rev stays as it is. Ports in `taken` are skipped. A proc that was registered by an earlier release keeps
+    /// the port that its row names until [`PortKeeping`](crate::port_keeping::PortKeeping) has given it one. Returns every
+    /// proc of the rev with its port.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoPortLeft`], [`Refusal::OverQuota`].
+    /// [`Refusal::NoSuchApp`], [`Refusal::Destroying`], [`Refusal::NoPortLeft`], [`Refusal::TooManyServices`],
+    /// [`Refusal::OverQuota`].
     pub async fn register_rev(
         &self,
         name: &AppName,
@@ -157,8 +167,8 @@ impl Visor {
         taken: &BTreeSet<u16>,
     ) -> Result<BTreeMap<ProcName, u16>> {
         let mut scopes = keys::app(name);
-        scopes.push(Keys::One(Key::PortCounter.to_string()));
-        scopes.push(keys::rms());
+        let counter = Keys::One(Key::PortCounter.to_string());
+        scopes.extend([counter, keys::rms(), keys::schema(), keys::ports()]);
         self.decide(scopes, |snapshot| {
             let own = Key::App(name.clone());
             let app = registered(snapshot, name)?;
@@ -166,29 +176,33 @@ impl Visor {
                 return Err(Refusal::Destroying(name.clone()).into());
             }
             let view = &snapshot.apps[name];
+            let before = snapshot.port_counter.as_ref();
+            let mut last = before.map_or(0, |counter| counter.value);
+            let mut free = PortBook::of(snapshot).free(last).filter(|port| !taken.contains(port));
             let mut change = Change::new().as_read(&own, Some(app));
             let mut ports = BTreeMap::new();
-            let before = snapshot.port_counter.as_ref();
-            let mut last = before.map_or(u64::from(SERVICE_PORT_BASE), |counter| counter.value);
             for proc in rev.procs.keys() {
-                let port = match view.procs.get(proc) {
-                    Some(known) => known.port,
+                let port = match known_port(snapshot, name, view, proc)? {
+                    Some(port) => port,
                     None => {
-                        let port = (last + 1..=u64::from(u16::MAX))
-                            .filter_map(|port| u16::try_from(port).ok())
-                            .find(|port| !taken.contains(port))
-                            .ok_or(Refusal::NoPortLeft)?;
-                        last = u64::from(port);
-                        let key = Key::Proc(name.clone(), proc.clone());
-                        change = change.absent(&key).put(&key, &Proc::new(port));
+                        let port = free.next().ok_or(Refusal::NoPortLeft)?;
+                        last = last.max(u64::from(port));
+                        let known = view.procs.get(proc);
+                        change = giving(change, (name, proc), app, known, port, rev.at);
                         port
                     }
                 };
+                if !view.procs.contains_key(proc) && PortBook::of(snapshot).given(name, proc).is_some() {
+                    let key = Key::Proc(name.clone(), proc.clone());
+                    change = change.absent(&key).put(&key, &Proc::new(port));
+                }
                 ports.insert(proc.clone(), port);
             }
-            if before.map(|counter| counter.value) != Some(last) && last != u64::from(SERVICE_PORT_BASE) {
-                change = change.as_read(&Key::PortCounter, before).put(&Key::PortCounter, &last);
+            let procs: BTreeSet<&ProcName> = view.procs.keys().chain(rev.procs.keys()).collect();
+            if procs.len() > MOST_SERVICES && procs.len() > view.procs.len() {
+                return Err(Refusal::TooManyServices(name.clone(), procs.len()).into());
             }
+            change = counting(change, before, last);
             if !view.revs.contains_key(id) {
                 fits(name, snapshot, view, quota::rev_bytes(rev))?;
                 let key = Key::Rev(name.clone(), id.clone());
@@ -215,6 +229,23 @@ pub(crate) fn fits(name: &AppName, snapshot: &Snapshot, view: &AppView, more: u6
     match used.saturating_add(more) > most {
         true => Err(Refusal::OverQuota { app: name.clone(), used, more, most }.into()),
         false => Ok(()),
+    }
+}
+
+/// Returns the port of a proc that has one; none if it is to be given one.
+fn known_port(snapshot: &Snapshot, name: &AppName, view: &AppView, proc: &ProcName) -> Result<Option<u16>> {
+    let book = PortBook::of(snapshot);
+    if let Some(port) = book.given(name, proc) {
+        return Ok(Some(port));
+    }
+    let Some(known) = view.procs.get(proc) else { return Ok(None) };
+    if !book.is_strict() && PortBook::is_registered(view, proc) {
+        return Ok(Some(known.port));
+    }
+    // The row that cannot be read may be this proc's.
+    match snapshot.unreadable_of(RowKind::Port).next() {
+        Some((key, why)) => Err(VisorError::Unreadable { key: key.to_string(), detail: why.to_owned() }),
+        None => Ok(None),
     }
 }
 

@@ -174,7 +174,9 @@ impl Visor {
             if let Some(made) = making_one {
                 fits(name, snapshot, view, quota::env_bytes(&made.row))?;
                 let added: BTreeSet<Link> = made.added(view).cloned().collect();
-                links::ports(snapshot, &added).map_err(Refusal::Unlinkable)?;
+                for link in &added {
+                    links::leads(snapshot, link).map_err(Refusal::Unlinkable)?;
+                }
                 let there = linked(&added).fold(Change::new(), |change, key| change.exists(&key));
                 change = change.and(making(name, made)).and(there);
             }
