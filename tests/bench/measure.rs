@@ -308,6 +308,7 @@ pub fn ps(runs: usize) -> Row {
                 index,
                 run: Default::default(),
                 links: Default::default(),
+                sources: Vec::new(),
                 trial: false,
                 extra: Extra::new(),
             };

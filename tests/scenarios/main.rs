@@ -15,6 +15,7 @@ mod peers;
 mod planted;
 mod ports;
 mod releases;
+mod rmless;
 mod rms;
 mod sealing;
 mod settings;

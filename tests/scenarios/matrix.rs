@@ -42,7 +42,7 @@ const CALLERS: [&str; 11] = [
 type Row = (&'static str, &'static str);
 
 /// The coordinator, by key: read, then written. A converger's are in the unit tests of `visor::access`, as all of these.
-const READS: [Row; 13] = [
+const READS: [Row; 15] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("schema", "----yyyyyyy"),
     ("apps/goto-rocket", "----yyy--yy"),
@@ -54,12 +54,14 @@ const READS: [Row; 13] = [
     ("status/host1/1", "----yyy-yyy"),
     ("hosts/host1", "----yyy-yyy"),
     ("hosts/host2", "----yyyy-yy"),
+    ("archives/host1", "----yyy-yyy"),
+    ("serving/host1/goto-rocket/1", "----yyy-yyy"),
     ("rms/rm1", "----yyyyyyy"),
     ("access/goto-rocket", "----yyyyyyy"),
     ("identities/ada", "----yyyyyyy"),
 ];
 
-const WRITES: [Row; 25] = [
+const WRITES: [Row; 28] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("schema", "----------y"),
     ("counters/instance", "------y---y"),
@@ -81,6 +83,9 @@ const WRITES: [Row; 25] = [
     ("status/host2/1", "------yy--y"),
     ("hosts/host1", "------y-y-y"),
     ("hosts/host2", "------yy--y"),
+    ("archives/host1", "------y-y-y"),
+    ("archives/host2", "------yy--y"),
+    ("serving/host1/goto-rocket/1", "------y---y"),
     ("hostmeta/host1", "------y---y"),
     ("unfreeze", "------y---y"),
     ("proxies/proxy1", "------y--yy"),
@@ -90,7 +95,7 @@ const WRITES: [Row; 25] = [
 
 /// Endpoints: a part, a request, and who is let through. What comes then (such as 400, to a body that makes no sense) is not
 /// the matter here.
-const REQUESTS: [(&str, &str, Row); 21] = [
+const REQUESTS: [(&str, &str, Row); 22] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("rm", "GET", ("/healthz", "y--yyyyyyyy")),
     ("rm", "GET", ("/metrics", "----yyyyyyy")),
@@ -104,6 +109,8 @@ const REQUESTS: [(&str, &str, Row); 21] = [
     ("rm", "GET", ("/apps/goto-rocket/envs/e1", "-----yy---y")),
     ("rm", "GET", ("/slugs/SLUG", "--------y-y")),
     ("pm", "GET", ("/logs?app=goto-rocket", "-----yy---y")),
+    // No instance of host2 waits for that slug.
+    ("pm", "GET", ("/archives/SLUG", "----------y")),
     ("pm", "GET", ("/metrics", "----yyyyyyy")),
     ("proxy", "GET", ("/metrics", "----yyyyyyy")),
     ("proxy", "GET", ("/sd", "----yyy--yy")),

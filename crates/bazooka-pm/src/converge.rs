@@ -13,7 +13,8 @@
 //! trial ─┐
 //! service ├▶ plan ─▶ apply
 //! drain ─┤    ▲
-//! envs ──┘ visor::rules   lead: the election and the loop around it; agenda: which apps a plan looks at
+//! envs ──┤ visor::rules   lead: the election and the loop around it; agenda: which apps a plan looks at
+//! sources ┘
 //! ```
 
 mod agenda;
@@ -36,6 +37,7 @@ mod metrics;
 pub mod plan;
 mod service;
 mod settings;
+mod sources;
 pub mod step;
 mod tally;
 mod trial;

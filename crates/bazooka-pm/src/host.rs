@@ -10,6 +10,7 @@
 //! ```
 
 mod adopt;
+mod archives;
 mod checks;
 mod descriptor;
 mod engine;
@@ -70,6 +71,7 @@ pub use faults::faults;
 pub use options::{HostOptions, OnExit};
 pub use start::HostError;
 
+use archives::Archives;
 use isolation::Apart;
 use logs::Logs;
 use pools::Pools;
@@ -81,12 +83,14 @@ use work::Work;
 #[cfg(feature = "testing")]
 pub mod testing {
     pub use super::{
+        archives::may_have,
         metrics::Metrics,
         model::{Ending, EnvState, Local, Locals, Now, SlugState, Tick},
         observe::Event,
         ports::Ports,
         records::{Note, Traces},
         runtime::{Answers, Booting, Given, Message, NoFreeUser, Runtime},
+        slugs::{Fetched, Source, SourceKind, whereabouts},
         vault::Vault,
         work::Work,
     };
@@ -104,7 +108,8 @@ pub async fn run(
 ) -> Result<(), HostError> {
     let start = Start::open(&cluster, coordinator, &options).await?;
     let pools = Pools::create().map_err(HostError::Threads)?;
-    let slugs = slugs::Slugs::new(start.folders.clone(), pools.slugs.clone(), cluster.credentials.as_ref());
+    let (folders, pool) = (start.folders.clone(), pools.slugs.clone());
+    let slugs = slugs::Slugs::new(start.name.clone(), folders, pool, cluster.credentials.as_ref());
     let (locals, outputs) = start.take_over(&slugs).await?;
     let host = start.row(&cluster, &options);
     let Start { name, address, folders, vault, shim, uids, listener, apart, lock: _lock, .. } = start;
@@ -124,8 +129,10 @@ pub async fn run(
         cluster.clone(),
         endpoint_end.clone(),
     );
+    let archives = Archives::new(&cluster, &name, &slugs, &pools.slugs, &metrics);
     let routes = common_routes(readiness.clone(), registry.clone(), &cluster)
         .merge(logs.routes())
+        .merge(archives.routes())
         .merge(found::routes(answers.clone()));
     let groups = apart.cgroups.clone();
     let note_lease = note_in(folders.lease_file());

@@ -13,9 +13,10 @@ use std::net::{IpAddr, SocketAddr};
 use crate::{
     names::ReleaseId,
     schema::{
-        Access, Admission, App, Ask, Assignment, AuditEntry, Capacity, DayStats, DomainRecord, Ended, Env,
-        Formation, Handed, Head, Host, HostMeta, Instance, Leader, Pause, Pending, Port, Proc, Proxy,
-        Release, Repo, Rev, Rm, Schema, SshKeys, Status, Stored, Trial, Turn, Unfreeze, Wraps,
+        Access, Admission, App, Archives, Ask, Assignment, AuditEntry, Capacity, DayStats, DomainRecord,
+        Ended, Env, Formation, Handed, Head, Host, HostMeta, Instance, Leader, Pause, Pending, Port, Proc,
+        Proxy, Release, Repo, Rev, Rm, Schema, Serving, SshKeys, Status, Stored, Trial, Turn, Unfreeze,
+        Wraps,
     },
 };
 
@@ -42,6 +43,9 @@ pub const MOST_SLOTS: u32 = 65_535;
 
 /// The most memory that a host may offer: 64 TiB, all that a processor can address today.
 pub const MOST_MEMORY_BYTES: u64 = 64 << 40;
+
+/// The most archives of slugs that a host may offer to serve.
+pub const MOST_ARCHIVES: usize = 2_000;
 
 /// The lowest port at which an instance is reached; those below are for the machine's own programs.
 pub const LOWEST_INSTANCE_PORT: u16 = 1_024;
@@ -149,6 +153,7 @@ only_shown!(
     Rev,
     Rm,
     Schema,
+    Serving,
     SshKeys,
     Stored,
     Trial,
@@ -202,10 +207,15 @@ impl Bounded for Formation {
 }
 
 impl Host {
+    /// Returns where its pm's endpoint is; none if its URL has anything but a scheme, an address and a port.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        let (_, authority) = self.url.split_once("://")?;
+        authority.trim_end_matches('/').parse().ok()
+    }
+
     /// Reports whether instances of this host may be reached at an address: its own, or that of its pm's endpoint.
     pub fn is_at(&self, ip: IpAddr) -> bool {
-        let authority = self.url.split_once("://").map_or("", |(_, rest)| rest.trim_end_matches('/'));
-        let endpoint = authority.parse::<SocketAddr>().ok().map(|endpoint| endpoint.ip());
+        let endpoint = self.endpoint().map(|endpoint| endpoint.ip());
         [Some(self.address), endpoint]
             .into_iter()
             .flatten()
@@ -242,6 +252,14 @@ fn is_a_hosts(address: IpAddr) -> bool {
 }
 
 impl Bounded for HostMeta {}
+
+impl Bounded for Archives {
+    const BOUNDS: &'static str = "2,000 slugs";
+
+    fn bound(&mut self) -> Result<Option<OutOfBounds>, TooMuch> {
+        at_most("slugs", self.slugs.len(), MOST_ARCHIVES).map(|()| None)
+    }
+}
 
 impl Bounded for Status {
     const BOUNDS: &'static str = "an address of the host alone, from port 1,024 on; lines, exits and moments";

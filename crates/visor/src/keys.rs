@@ -239,6 +239,11 @@ pub fn handed_to(host: &HostName) -> Keys {
     of_host(RowKind::Handed, host)
 }
 
+/// Returns the scope of the slugs that one host serves to others.
+pub fn served_by(host: &HostName) -> Keys {
+    of_host(RowKind::Serving, host)
+}
+
 /// Returns the scope of the statuses that one host has reported.
 pub fn status_of(host: &HostName) -> Keys {
     of_host(RowKind::Status, host)

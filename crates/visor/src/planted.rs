@@ -139,6 +139,12 @@ bugs! {
     PruningIsUnguarded,
     /// A rollback does not check that the release is still kept.
     PrunedReleaseIsRolledBackTo,
+    /// A host goes on serving a slug for which nothing waits any more.
+    SourcesServeForEver,
+    /// A host serves a slug to a host that the converger did not name.
+    UnnamedHostIsServed,
+    /// An instance that waits for its slug has no hosts named that have it.
+    NoSourceIsNamed,
 }
 
 pub use switches::{plant, planted};

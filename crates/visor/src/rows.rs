@@ -71,6 +71,13 @@ App(app) {
         writers: &[Converger], pm_reads: true, most_bytes: LISTS, ends: When("no instance on the host runs with it"),
         unreadable: Restore, operator_mends: true, without_app: OwnRule, recover: Kept
     }
+    /// The slug that a host serves to another host, for an instance there.
+    Serving(host: HostName, app: AppName, id: InstanceId) ["serving", host, app, id]
+    in serving(host, id): Many<(HostName, InstanceId), Serving> {
+        writers: &[Converger], pm_reads: true, most_bytes: SMALL,
+        ends: When("the instance has its slug, or is not wanted any more"),
+        unreadable: Useless, operator_mends: true, without_app: OwnRule, recover: Kept
+    }
     /// A release: rev, env, who, why; status and cause, which the converger sets.
     Release(app: AppName, release: ReleaseId) ["apps", app, "releases", release]
     in releases(release): Many<ReleaseId, Release> {
@@ -142,6 +149,11 @@ Host(host) {
     Host(host: HostName) ["hosts", host] in host(): One<Host> {
         writers: &[Pm], pm_reads: false, most_bytes: TEXTS, ends: Leased,
         unreadable: Rewritten, operator_mends: true, without_app: OwnRule, recover: Present
+    }
+    /// The slugs whose archives a live host has, and can serve to other hosts.
+    Archives(host: HostName) ["archives", host] in archives(): One<Archives> {
+        writers: &[Pm], pm_reads: false, most_bytes: TEXTS, ends: Leased,
+        unreadable: Rewritten, operator_mends: true, without_app: OwnRule, recover: LeaseEnded
     }
     /// An operator's marks on a host: cordoned, draining; and its zone, address and most capacity, where an operator names them.
     HostMeta(host: HostName) ["hostmeta", host] in meta(): One<HostMeta> {

@@ -22,6 +22,7 @@ mod nodes;
 pub mod planted;
 mod pushes;
 mod rest;
+mod rmless;
 mod rules;
 mod users;
 mod world;
@@ -80,6 +81,11 @@ pub fn live_pushes(seed: u64, verbose: bool) -> Day {
 /// Lives through a day on which a host and a proxy are cut off together. With `verbose`, the trace is kept.
 pub fn live_zones(seed: u64, verbose: bool) -> Day {
     live_through(seed, verbose, async |world| zones::day(world).await)
+}
+
+/// Lives through a day on which the rm and its disk are gone for good. With `verbose`, the trace is kept.
+pub fn live_rmless(seed: u64, verbose: bool) -> Day {
+    live_through(seed, verbose, async |world| rmless::day(world).await)
 }
 
 fn live_through(seed: u64, verbose: bool, day: impl AsyncFn(&Arc<World>)) -> Day {

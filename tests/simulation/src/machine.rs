@@ -3,6 +3,8 @@
 //! Owns what the machine does by itself (processes come up, crash, take their time to end) and the rules that
 //! hold on it: one process an instance, one process a port and a user, and nobody told to end who is meant to run.
 
+mod slugs;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -108,6 +110,11 @@ impl Machine {
         }
     }
 
+    /// Whether the slug is here.
+    pub fn has(&self, slug: &Digest) -> bool {
+        self.slugs.contains(slug)
+    }
+
     /// It is started anew: nothing runs any more.
     pub fn reboot(&mut self) {
         self.boot += 1;
@@ -130,6 +137,7 @@ impl Machine {
         locals
             .envs
             .extend(self.envs.iter().map(|(key, handed)| (key.clone(), EnvState::Ready(handed.clone()))));
+        locals.archives.clone_from(&self.slugs);
         locals.slugs.extend(self.slugs.iter().map(|digest| (digest.clone(), SlugState::Ready)));
         locals
     }
@@ -415,22 +423,8 @@ impl Runtime for Hold {
         Ok((100_000..).find(|uid| !used.contains(uid)))
     }
 
-    fn fetch(&mut self, _: &Visor, digest: Digest) {
-        let hold = self.clone();
-        tokio::spawn(async move {
-            hold.world.wait(5..=400).await;
-            if !hold.world.is_healed() && hold.world.chance(0.1) {
-                hold.see(Event::SlugDelayed(digest.clone(), "no bazooka-rm answers".into())).await;
-                hold.world.wait(100..=5_000).await;
-            }
-            hold.gate.step().await;
-            if hold.machine(|machine| machine.disk_full) {
-                let cause = "can't fetch its slug: no space left on device".to_owned();
-                return hold.see(Event::SlugFailed(digest, cause)).await;
-            }
-            hold.machine(|machine| machine.slugs.insert(digest.clone()));
-            hold.see(Event::SlugReady(digest)).await;
-        });
+    fn fetch(&mut self, visor: &Visor, slug: Digest) {
+        tokio::spawn(slugs::fetch(self.clone(), visor.clone(), slug));
     }
 
     fn keep_env(&mut self, app: AppName, env: EnvRef, handed: Handed) {
@@ -524,7 +518,8 @@ impl Runtime for Hold {
     }
 
     fn discard(&mut self, mut unused: Vec<Digest>) -> Vec<Digest> {
-        let doomed = unused.split_off(KEPT_SLUGS.min(unused.len()));
+        let kept = if self.world.keeps_slugs() { unused.len() } else { KEPT_SLUGS };
+        let doomed = unused.split_off(kept.min(unused.len()));
         self.machine(|machine| machine.slugs.retain(|digest| !doomed.contains(digest)));
         doomed
     }

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use bazooka_simulation::{
-    Live, live, live_pushes, live_zones,
+    Live, live, live_pushes, live_rmless, live_zones,
     planted::{NoSwitches, Planting, find, plantings},
     search_for,
 };
@@ -30,6 +30,9 @@ enum Command {
         /// A day on which a host and a proxy are cut off together
         #[arg(long, conflicts_with = "pushes")]
         zones: bool,
+        /// A day on which the rm is gone for good
+        #[arg(long, conflicts_with_all = ["pushes", "zones"])]
+        rmless: bool,
     },
     /// Search seeds for the lowest whose day breaks a rule
     Explore {
@@ -45,6 +48,9 @@ enum Command {
         /// Days on which a host and a proxy are cut off together
         #[arg(long, conflicts_with = "pushes")]
         zones: bool,
+        /// Days on which the rm is gone for good
+        #[arg(long, conflicts_with_all = ["pushes", "zones"])]
+        rmless: bool,
     },
     /// Plant each fault, and say which seed finds it
     Planted {
@@ -59,13 +65,13 @@ enum Command {
 #[allow(clippy::print_stdout, reason = "days are what this program is for")]
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { seed, pushes, zones } => {
-            let day = kind(pushes, zones)(seed, true);
+        Command::Run { seed, pushes, zones, rmless } => {
+            let day = kind(pushes, zones, rmless)(seed, true);
             println!("{}", day.lines.join("\n"));
             verdict(day.broken.map(|broken| (seed, broken)))
         }
-        Command::Explore { seeds, from, pushes, zones } => {
-            verdict(search_for(kind(pushes, zones), from..from.saturating_add(seeds)))
+        Command::Explore { seeds, from, pushes, zones, rmless } => {
+            verdict(search_for(kind(pushes, zones, rmless), from..from.saturating_add(seeds)))
         }
         Command::Planted { seeds, words } => match plant_each(seeds, &words) {
             Ok(0) => ExitCode::SUCCESS,
@@ -104,10 +110,11 @@ fn plant_each(asked: Option<u64>, words: &[String]) -> Result<u32, NoSwitches> {
 }
 
 /// The kind of day that was asked for.
-fn kind(pushes: bool, zones: bool) -> Live {
-    match (pushes, zones) {
-        (true, _) => live_pushes,
-        (_, true) => live_zones,
+fn kind(pushes: bool, zones: bool, rmless: bool) -> Live {
+    match (pushes, zones, rmless) {
+        (true, ..) => live_pushes,
+        (_, true, _) => live_zones,
+        (.., true) => live_rmless,
         _ => live,
     }
 }

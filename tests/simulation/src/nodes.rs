@@ -123,7 +123,7 @@ impl Nodes {
         let nodes = self.clone();
         tokio::spawn(async move {
             let world = &nodes.world;
-            loop {
+            while name != RM || world.has_rm() {
                 let (gate, stop) = (Gate::new(), CancellationToken::new());
                 nodes
                     .alive

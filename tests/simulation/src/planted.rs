@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use visor::planted::{Bug, plant, planted};
 
-use crate::{Live, live, live_zones, search_for};
+use crate::{Live, live, live_rmless, live_zones, search_for};
 
 /// A fault must be found within so many seeds.
 const SEEDS: u64 = 200;
@@ -22,6 +22,9 @@ const PAIRS: [[Bug; 2]; 2] = [
 
 /// Faults that show on days on which a host and a proxy are cut off together.
 const OF_ZONES: [Bug; 1] = [Bug::ReplacedEndAtOnce];
+
+/// Faults that show on days on which the rm is gone for good.
+const OF_RMLESS: [Bug; 3] = [Bug::NoSourceIsNamed, Bug::SourcesServeForEver, Bug::UnnamedHostIsServed];
 
 /// Faults that break no rule; the documentation of each says why.
 const HARMLESS: [Bug; 1] = [Bug::RefusedReportIsDropped];
@@ -43,6 +46,7 @@ pub fn plantings() -> Vec<Planting> {
         .map(|bug| match PAIRS.iter().find(|pair| pair[0] == *bug) {
             Some(pair) => Planting { bugs: pair.to_vec(), seeds: SEEDS_OF_A_PAIR, live },
             None if OF_ZONES.contains(bug) => Planting { bugs: vec![*bug], seeds: SEEDS, live: live_zones },
+            None if OF_RMLESS.contains(bug) => Planting { bugs: vec![*bug], seeds: SEEDS, live: live_rmless },
             None => Planting { bugs: vec![*bug], seeds: SEEDS, live },
         })
         .collect()

@@ -75,6 +75,10 @@ fn image_amiss(world: &World, image: &Snapshot) -> Option<String> {
         let Some(view) = image.hosts.get(&name).filter(|view| view.host.is_some()) else {
             return Some(format!("{name} is not registered"));
         };
+        let said = view.archives.as_ref().map(|row| &row.slugs);
+        if let Some(slug) = said.into_iter().flatten().find(|slug| !world.machine(&name, |it| it.has(slug))) {
+            return Some(format!("{name} says that it has {slug}"));
+        }
         let known = view.assigned.keys().chain(view.status.keys());
         if let Some(id) = known.into_iter().find(|id| !placed.contains(*id)) {
             return Some(format!("{id} is left over on {name}"));
@@ -147,6 +151,9 @@ fn app_amiss(
     let open = |status| matches!(status, ReleaseStatus::Trying | ReleaseStatus::Verified);
     if let Some((id, release)) = view.releases.iter().find(|(_, release)| open(release.status)) {
         return Some(format!("{id} is {:?}, and nobody tries it", release.status));
+    }
+    if let Some((source, id)) = view.serving.keys().next() {
+        return Some(format!("{source} still serves the slug of {id}"));
     }
     let mut there: BTreeMap<_, BTreeMap<_, u32>> = BTreeMap::new();
     for (id, row) in &view.instances {

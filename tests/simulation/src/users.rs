@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use visor::{
     keys::{self, Key},
     lease::{LeaseKeeper, LeaseTiming},
-    names::{AppName, HostName, ProcName, ReleaseId, RevId},
+    names::{AppName, Digest, HostName, ProcName, ReleaseId, RevId},
     schema::{Extra, Proc, Promoter, Release, ReleaseStatus, Rev, Slug},
     snapshot::Versioned,
     transitions::{
@@ -106,7 +106,7 @@ impl User {
             procs.insert(other.parse().expect("a valid name"), "run".to_owned());
         }
         let rev = Rev {
-            slug: Slug { sha256: format!("{number:064x}").parse().expect("64 digits"), size_bytes: 1 },
+            slug: Slug { sha256: slug_of(&id), size_bytes: 1 },
             procs,
             kind: "procfile".into(),
             by: "me".into(),
@@ -134,16 +134,21 @@ impl User {
                     }
                     self.scale(&proc, u32::try_from(count).expect("it is small")).await;
                 }
-                5..=6 => {
+                5..=6 if !self.world.revs_are_closed() => {
                     let bad = self.world.chance(0.3);
                     if let Some(rev) = self.register_rev(bad).await {
                         self.push(rev).await;
                     }
                 }
+                // It takes an rm, so that nothing is stored that nobody can read again.
+                7 if self.world.revs_are_closed() => {}
                 7 => self.configure().await,
                 8 if self.world.chance(0.3) => self.name_a_port().await,
-                8 => {
-                    let rev = self.world.pick(&self.revs).clone();
+                5..=6 | 8 => {
+                    // Once there is no rm, what no host has can't be had.
+                    let is_there = |rev: &&RevId| self.world.has_rm() || self.world.holds(&slug_of(rev));
+                    let revs: Vec<RevId> = self.revs.iter().filter(is_there).cloned().collect();
+                    let rev = self.world.pick(&revs).clone();
                     self.push(rev).await;
                 }
                 _ => {
@@ -253,6 +258,11 @@ impl User {
             }
         }
     }
+}
+
+/// The slug of a rev: its number, with more zeros before it.
+pub fn slug_of(rev: &RevId) -> Digest {
+    format!("{:0>64}", rev.as_str()).parse().expect("64 digits")
 }
 
 /// The operator, who cordons and drains hosts, and takes that back in the end.

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use visor::{
-    names::{HostName, InstanceId},
+    names::{Digest, HostName, InstanceId},
     seal::Random,
     store::model::ModelStore,
 };
@@ -72,6 +72,12 @@ struct State {
     haproxies: BTreeMap<String, Haproxy>,
     /// Starts and ends of processes, for telling whether all is at rest.
     moves: u64,
+    /// The rm and its disk are gone for good.
+    rm_is_gone: bool,
+    /// Developers push nothing new.
+    revs_are_closed: bool,
+    /// Machines remove no slug.
+    keeps_slugs: bool,
 }
 
 impl World {
@@ -88,6 +94,9 @@ impl World {
             machines: BTreeMap::new(),
             haproxies: BTreeMap::new(),
             moves: 0,
+            rm_is_gone: false,
+            revs_are_closed: false,
+            keeps_slugs: false,
         };
         Arc::new(World {
             first_page: 1 + usize::try_from(seed % 16).expect("less than 16"),
@@ -193,6 +202,41 @@ impl World {
     /// Whether nothing happens any more.
     pub fn is_healed(&self) -> bool {
         self.state().healed
+    }
+
+    /// From now on there is no rm, nor its disk.
+    pub fn lose_rm(&self) {
+        self.state().rm_is_gone = true;
+    }
+
+    /// Whether there is an rm.
+    pub fn has_rm(&self) -> bool {
+        !self.state().rm_is_gone
+    }
+
+    /// From now on developers push nothing new.
+    pub fn close_revs(&self) {
+        self.state().revs_are_closed = true;
+    }
+
+    /// Whether developers push nothing new.
+    pub fn revs_are_closed(&self) -> bool {
+        self.state().revs_are_closed
+    }
+
+    /// From now on machines remove no slug.
+    pub fn keep_slugs(&self) {
+        self.state().keeps_slugs = true;
+    }
+
+    /// Whether machines remove no slug.
+    pub fn keeps_slugs(&self) -> bool {
+        self.state().keeps_slugs
+    }
+
+    /// Whether a machine has a slug.
+    pub fn holds(&self, slug: &Digest) -> bool {
+        self.state().machines.values().any(|machine| machine.has(slug))
     }
 
     /// The line of this name between a process and the coordinator.

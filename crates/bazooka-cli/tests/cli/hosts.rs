@@ -46,6 +46,7 @@ async fn runs(rig: &Rig, id: u64, on: &str, memory_limit_bytes: Option<u64>) {
         index: 0,
         run,
         links: Default::default(),
+        sources: Vec::new(),
         trial: false,
         extra: Extra::new(),
     };

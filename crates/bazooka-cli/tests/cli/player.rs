@@ -219,6 +219,7 @@ impl Stage {
             index: u32::try_from(index).expect("it fits"),
             run: Default::default(),
             links: Default::default(),
+            sources: Vec::new(),
             trial: false,
             extra: Extra::new(),
         };

@@ -13,7 +13,8 @@ use visor::{
     mirror::Changes,
     names::AppName,
     planted::{Bug, planted},
-    snapshot::Snapshot,
+    schema::State,
+    snapshot::{HostView, Snapshot},
 };
 
 use super::{
@@ -30,6 +31,8 @@ pub(super) struct Agenda {
     dirty: BTreeSet<AppName>,
     /// Apps to look at whenever capacity may have come free.
     waiting_for_capacity: BTreeSet<AppName>,
+    /// Apps to look at whenever a host may have got their slugs.
+    lacking_sources: BTreeSet<AppName>,
     /// Apps to look at at a given time.
     look_again: BTreeMap<AppName, Instant>,
 }
@@ -56,6 +59,11 @@ impl Agenda {
                                 .map(|(name, _)| name.clone()),
                         ),
                     }
+                }
+                Key::Archives(host) => {
+                    self.dirty.extend(self.lacking_sources.iter().cloned());
+                    let view = snapshot.hosts.get(host);
+                    self.dirty.extend(view.into_iter().flat_map(waiting).cloned());
                 }
                 Key::Host(_) | Key::HostMeta(_) | Key::Unfreeze | Key::Schema => self.all = true,
                 // Apps that link the service may wait for its port, and are looked at with it.
@@ -89,9 +97,11 @@ impl Agenda {
         for app in apps {
             self.look_again.remove(app);
             self.waiting_for_capacity.remove(app);
+            self.lacking_sources.remove(app);
         }
         self.look_again.extend(plan.look_again.iter().map(|(app, at)| (app.clone(), *at)));
         self.waiting_for_capacity.extend(plan.waiting_for_capacity.iter().cloned());
+        self.lacking_sources.extend(plan.lacking_sources.iter().cloned());
     }
 
     /// Marks all apps as due.
@@ -114,4 +124,12 @@ impl Agenda {
     pub fn observe_hosts(&mut self, snapshot: &Snapshot, memory: &mut Memory, now: Now) {
         self.all |= memory.observe_hosts(snapshot, now);
     }
+}
+
+/// Returns the apps of a host's instances that have not started yet, and so may wait for their slugs.
+fn waiting(view: &HostView) -> impl Iterator<Item = &AppName> {
+    view.assigned.iter().filter_map(|(id, assigned)| {
+        let state = view.status.get(id).map(|status| status.state);
+        matches!(state, None | Some(State::Claimed)).then_some(&assigned.app)
+    })
 }

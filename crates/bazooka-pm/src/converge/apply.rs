@@ -16,7 +16,10 @@ use visor::{
     store::Revision,
     transitions::{
         envs::{handing, taking_back},
-        placement::{Outcome, Placed, Placement, Term, advance, archiving, forgetting, losing, pending},
+        placement::{
+            Outcome, Placed, Placement, Term, advance, archiving, ending_service, forgetting, losing,
+            pending, sourcing,
+        },
         releases::{failure, verification},
     },
     visor::{Change, Visor, VisorError},
@@ -24,6 +27,7 @@ use visor::{
 
 use super::{
     envs,
+    sources::Sources,
     step::{Act, Hindrance, Plan, Slot, Step},
 };
 
@@ -86,11 +90,12 @@ pub fn apply<'a>(
     now: Timestamp,
 ) -> impl Future<Output = Applied> + use<'a> {
     let (mut places, mut placements) = (Vec::new(), Vec::new());
+    let mut sources = Sources::of(snapshot);
     let (mut hands, mut handings) = (Vec::new(), Vec::new());
     let (mut others, mut changes) = (Vec::new(), Vec::new());
     for step in &plan.steps {
         if let Act::Place { .. } = step.act {
-            if let Some(placement) = placement(snapshot, step) {
+            if let Some(placement) = placement(snapshot, &mut sources, step) {
                 places.push(step);
                 placements.push(placement);
             }
@@ -138,7 +143,7 @@ pub fn apply<'a>(
 }
 
 /// Returns what a step places; none if it places nothing, or the image isn't the one that it was planned on.
-pub(super) fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {
+pub(super) fn placement(snapshot: &Snapshot, sources: &mut Sources<'_>, step: &Step) -> Option<Placement> {
     let Act::Place { slot, place } = &step.act else { return None };
     let Slot { proc, release, index, trial } = slot;
     let view = snapshot.apps.get(&step.app)?;
@@ -161,6 +166,7 @@ pub(super) fn placement(snapshot: &Snapshot, step: &Step) -> Option<Placement> {
             true => BTreeMap::new(),
             false => links::ports(snapshot, links::of(view, row.env).into_iter().flatten()).ok()?,
         },
+        sources: sources.choose(&place.host, &rev.slug.sha256),
         trial: *trial,
         extra: Extra::new(),
     };
@@ -215,6 +221,13 @@ fn change(snapshot: &Snapshot, step: &Step, now: Timestamp) -> Option<Change> {
             handing(host, app, *env, before, &envs::wanted(snapshot, view, host, *env)?)
         }
         Act::TakeBack { host, env } => taking_back(host, app, *env, view.handed.get(&(host.clone(), *env))?),
+        Act::Source { id, sources } => {
+            let (row, assigned, _) = rows(id)?;
+            sourcing(&row.host, *id, assigned?, sources)
+        }
+        Act::EndService { host, id } => {
+            ending_service(host, app, *id, view.serving.get(&(host.clone(), *id))?)
+        }
         Act::Pend { proc, pending: hindrance } => {
             let before = view.pending.get(proc);
             let row = hindrance.as_ref().map(|Hindrance { release, short, reason, refusals }| Pending {
@@ -237,7 +250,11 @@ fn log(step: &Step) {
         Act::Pend { pending: Some(_), .. } => {
             tracing::warn!(%app, action, %what, %reason, "a service isn't as it should be");
         }
-        Act::Forget { .. } | Act::Hand { .. } | Act::TakeBack { .. } => {
+        Act::Forget { .. }
+        | Act::Hand { .. }
+        | Act::TakeBack { .. }
+        | Act::Source { .. }
+        | Act::EndService { .. } => {
             tracing::debug!(%app, action, %what, %reason, "done")
         }
         _ => tracing::info!(%app, action, %what, %reason, "converged a step"),
@@ -258,6 +275,8 @@ impl Act {
             Act::Fail { .. } => "fail",
             Act::Hand { .. } => "hand",
             Act::TakeBack { .. } => "take_back",
+            Act::Source { .. } => "source",
+            Act::EndService { .. } => "end_service",
             Act::Pend { .. } => "pend",
         }
     }
@@ -275,6 +294,8 @@ impl std::fmt::Display for ActSubject<'_> {
             Act::Advance { id, .. } | Act::Lose { id } | Act::Archive { id, .. } => write!(f, "{id}"),
             Act::Verify { release } | Act::Fail { release, .. } => write!(f, "{release}"),
             Act::Hand { host, env } | Act::TakeBack { host, env } => write!(f, "{env} for {host}"),
+            Act::Source { id, .. } => write!(f, "the slug of {id}"),
+            Act::EndService { host, id } => write!(f, "the slug of {id} by {host}"),
             Act::Forget { proc, .. } | Act::Pend { proc, .. } => write!(f, "{proc}"),
         }
     }

@@ -457,8 +457,8 @@ impl Day {
             Act::Forget { ids, .. } => {
                 ids.iter().for_each(|id| drop(self.world.view().history.remove(&(web.clone(), *id))));
             }
-            // These tests make no envs.
-            Act::Hand { .. } | Act::TakeBack { .. } => {}
+            // These tests make no envs, and their hosts have no archives.
+            Act::Hand { .. } | Act::TakeBack { .. } | Act::Source { .. } | Act::EndService { .. } => {}
             Act::Verify { release } => self.world.set_status(*release, ReleaseStatus::Verified),
             Act::Fail { release, .. } => {
                 self.world.set_status(*release, ReleaseStatus::Failed);

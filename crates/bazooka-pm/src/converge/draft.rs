@@ -54,6 +54,8 @@ pub(super) struct Draft {
     pub spread: BTreeMap<ProcName, Vec<usize>>,
     pub hindrances: BTreeMap<ProcName, Hindrance>,
     pub look_again: Option<Instant>,
+    /// True if an instance waits for a slug that no host can serve to its host.
+    pub lacks_sources: bool,
 }
 
 impl Draft {

@@ -18,7 +18,7 @@ use visor::{
 use super::{
     memory::{Memory, Now},
     plan::plan,
-    step::{Act, Plan},
+    step::{Act, Plan, Step},
 };
 
 /// An image, with the memory of a converger that has watched it.
@@ -92,6 +92,45 @@ impl World {
         self.snapshot.hosts.entry(name.parse().expect("valid")).or_default().host = Some(host);
     }
 
+    /// Writes the slugs whose archives a host has: those of these releases of the app.
+    pub fn has_slugs(&mut self, host: &str, releases: &[&str]) {
+        let slug = |release: &&str| {
+            let rev = self.view().releases[&release.parse().expect("a release")].rev.clone();
+            self.view().revs[&rev].slug.sha256.clone()
+        };
+        let slugs = releases.iter().map(slug).collect();
+        let row = self.row(Archives { slugs, extra: Extra::new() });
+        let host = self.host(host);
+        self.snapshot.hosts.entry(host).or_default().archives = Some(row);
+    }
+
+    /// Carries out the steps that name sources, and those that end a service.
+    pub fn name_sources(&mut self, steps: &[Step]) {
+        for step in steps {
+            self.app = step.app.clone();
+            match &step.act {
+                Act::Source { id, sources } => self.set_sources(*id, sources),
+                Act::EndService { host, id } => {
+                    self.view().serving.remove(&(host.clone(), *id));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Writes the sources of an instance's slug, and tells each.
+    pub fn set_sources(&mut self, id: InstanceId, sources: &[SlugSource]) {
+        let to = self.view().instances[&id].host.clone();
+        let assigned = self.snapshot.hosts.get_mut(&to).and_then(|view| view.assigned.get_mut(&id));
+        let assigned = assigned.expect("it is assigned");
+        assigned.value.sources = sources.to_vec();
+        let slug = assigned.slug.sha256.clone();
+        for source in sources {
+            let row = self.row(Serving { slug: slug.clone(), to: to.clone(), extra: Extra::new() });
+            self.view().serving.insert((source.host.clone(), id), row);
+        }
+    }
+
     pub fn lose(&mut self, name: &str) {
         let name = self.host(name);
         if let Some(view) = self.snapshot.hosts.get_mut(&name) {
@@ -157,7 +196,7 @@ impl World {
     fn release(&mut self, procs: &str, status: ReleaseStatus) -> ReleaseId {
         let id = ReleaseId(self.view().releases.keys().next_back().map_or(1, |last| last.0 + 1));
         let rev: RevId = format!("{:040x}", id.0).parse().expect("a rev");
-        let slug = Slug { sha256: "0".repeat(64).parse().expect("a digest"), size_bytes: 1 };
+        let slug = Slug { sha256: format!("{:064x}", id.0).parse().expect("a digest"), size_bytes: 1 };
         let commands: BTreeMap<ProcName, String> = procs
             .split_whitespace()
             .map(|proc| (proc.parse().expect("a proc name"), format!("run {proc}")))
@@ -400,6 +439,7 @@ impl World {
             index,
             run,
             links: ports,
+            sources: Vec::new(),
             trial: false,
             extra: Extra::new(),
         });
@@ -504,6 +544,11 @@ pub(crate) fn told(act: &Act) -> String {
         Act::Forget { ids, .. } => format!("forget {}", ids.len()),
         Act::Hand { host, env } => format!("hand {env} to {host}"),
         Act::TakeBack { host, env } => format!("take {env} from {host}"),
+        Act::Source { id, sources } => {
+            let hosts: Vec<&str> = sources.iter().map(|source| source.host.as_str()).collect();
+            format!("serve {id} from {}", hosts.join(" "))
+        }
+        Act::EndService { host, id } => format!("end {id} from {host}"),
         Act::Verify { release } => format!("verify {release}"),
         Act::Fail { release, cause } => format!("fail {release}: {cause}"),
         Act::Pend { proc, pending: Some(pending) } => {

@@ -6,6 +6,7 @@ use super::{
     facts::Reader,
     fixture::World,
     plan::plan_apps,
+    sources::Sources,
     step::{Act, Step},
     tally::Tally,
 };
@@ -94,7 +95,8 @@ fn an_instance_is_placed_with_the_ports_of_what_it_links() {
     let plan = world.plan();
     let is_place = |step: &&Step| matches!(step.act, Act::Place { .. });
     let step = plan.steps.iter().find(is_place).expect("it has a place");
-    let placement = super::apply::placement(&world.snapshot, step).expect("it was planned on this image");
+    let placement = super::apply::placement(&world.snapshot, &mut Sources::of(&world.snapshot), step)
+        .expect("it was planned on this image");
     let links: Vec<(String, u16)> =
         placement.assignment.links.into_iter().map(|(link, port)| (link.to_string(), port)).collect();
     assert_eq!(links, [("api:web".to_owned(), 8501)]);

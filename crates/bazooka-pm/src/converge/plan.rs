@@ -29,6 +29,7 @@ use super::{
     facts::{Facts, Instances, Reader},
     memory::{AppMemory, Memory, Now},
     service,
+    sources::{self, Sources},
     step::{Act, Hindrance, Plan, Slot, Step},
     tally::Tally,
     trial,
@@ -63,10 +64,15 @@ pub fn plan_apps(
         drafts.insert(name, plan_app(context));
     }
     give_room(snapshot, tally, &mut drafts, &mut plan, now);
+    let mut sources = Sources::of(snapshot);
     for (name, mut draft) in drafts {
         say_bounds(snapshot, name, &snapshot.apps[name], &mut draft);
         say_hindrances(&snapshot.apps[name], &mut draft);
         envs::plan(snapshot, &snapshot.apps[name], &mut draft);
+        sources::plan(&mut sources, &snapshot.apps[name], &apps[name], &mut draft);
+        if draft.lacks_sources {
+            plan.lacking_sources.insert(name.clone());
+        }
         let steps = draft.acts.into_iter().map(|(act, reason)| Step { app: name.clone(), act, reason });
         plan.steps.extend(steps);
         plan.look_again.extend(draft.look_again.map(|at| (name.clone(), at)));

@@ -10,7 +10,7 @@ use std::{
 use visor::{
     names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId},
     rules::placement::{Place, Refusals},
-    schema::{Desired, Pending},
+    schema::{Desired, Pending, SlugSource},
 };
 
 /// The converger's next steps.
@@ -22,6 +22,9 @@ pub struct Plan {
     pub look_again: BTreeMap<AppName, Instant>,
     /// The apps that wait for capacity. They are planned again whenever some may have come free.
     pub waiting_for_capacity: BTreeSet<AppName>,
+    /// The apps of which an instance waits for a slug that no host can serve to its host. They are planned again when
+    /// hosts say what they have.
+    pub lacking_sources: BTreeSet<AppName>,
     /// The apps whose rows can't be acted on, and why.
     pub blocked: BTreeMap<AppName, String>,
 }
@@ -98,6 +101,20 @@ pub enum Act {
         host: HostName,
         /// The env.
         env: EnvRef,
+    },
+    /// Names the hosts that serve an instance's slug to its host, and tells them.
+    Source {
+        /// The instance.
+        id: InstanceId,
+        /// The hosts, in the order in which to ask them.
+        sources: Vec<SlugSource>,
+    },
+    /// Ends the service of a slug to the host of an instance.
+    EndService {
+        /// The host that serves.
+        host: HostName,
+        /// The instance.
+        id: InstanceId,
     },
     /// Writes down why a service isn't as it should be; or that nothing is in its way any more.
     Pend {

@@ -29,6 +29,7 @@ use visor::{
 };
 
 use super::{
+    archives::Offer,
     envs::{Custody, Source, forget_unused, read_plain},
     grace::PartitionGrace,
     held,
@@ -81,6 +82,8 @@ pub struct Parts {
     pub registered: watch::Receiver<Registered>,
     /// Receives a message when the registration is in doubt.
     pub doubt: mpsc::Sender<()>,
+    /// Receives the slugs that this host can serve to others.
+    pub archives: watch::Sender<Offer>,
     /// Dropped once the host is registered and knows its assignments.
     pub not_ready: NotReady,
     /// The loop's life sign to systemd.
@@ -105,6 +108,7 @@ pub struct Engine {
     mirror: Mirror<Snapshot>,
     registered: watch::Receiver<Registered>,
     doubt: mpsc::Sender<()>,
+    archives: watch::Sender<Offer>,
     not_ready: Option<NotReady>,
     pulse: Pulse,
     stop_all_at_exit: bool,
@@ -145,6 +149,7 @@ impl Engine {
             mirror: parts.mirror,
             registered: parts.registered,
             doubt: parts.doubt,
+            archives: parts.archives,
             not_ready: Some(parts.not_ready),
             pulse: parts.pulse,
             stop_all_at_exit: parts.stop_all_at_exit,
@@ -302,6 +307,8 @@ impl Engine {
         }
         self.grace.note(registered.is_some(), self.runtime.now().tick);
         self.reports.register(registered, self.locals.instances.keys().copied());
+        // The row of the archives may be under the lease of an earlier registration.
+        self.archives.send_modify(|offer| offer.registered = registered);
         self.become_ready();
     }
 
@@ -356,6 +363,7 @@ impl Engine {
             Event::Exited { exit, .. } => self.metrics.exited(exit),
             Event::Started { .. } => {}
             Event::StartFailed { .. } => self.metrics.start_failed(),
+            Event::SlugFetched(_, fetched) => self.metrics.slug_came(fetched.from),
             Event::SlugReady(_) => self.metrics.slug_fetched(true),
             Event::SlugFailed(..) => self.metrics.slug_fetched(false),
             _ => {}
@@ -380,6 +388,7 @@ impl Engine {
         }
         self.show_booting();
         self.collect_slugs();
+        self.show_archives();
         self.note_changes();
         self.reports.report(&self.locals.instances);
         self.write_notes();
@@ -523,7 +532,19 @@ impl Engine {
         let unused: Vec<Digest> = unused.map(|(digest, _)| digest.clone()).collect();
         for digest in self.runtime.discard(unused) {
             self.locals.slugs.remove(&digest);
+            self.locals.archives.remove(&digest);
         }
+    }
+
+    /// Passes the slugs that this host can serve to the task that reports them.
+    fn show_archives(&self) {
+        self.archives.send_if_modified(|before| {
+            let differs = before.slugs != self.locals.archives;
+            if differs {
+                before.slugs.clone_from(&self.locals.archives);
+            }
+            differs
+        });
     }
 
     /// Queues each change for the reports and the notes.

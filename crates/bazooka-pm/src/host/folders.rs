@@ -11,6 +11,7 @@
 //!   etc/                  the /etc that they see
 //!   envs/                 the envs that instances here run with, sealed
 //!   slugs/SHA256/         unpacked, shared, read-only
+//!   slugs/SHA256.tar.zst  its archive, as it came, for other hosts; not if the disk is nearly full
 //!   slugs/SHA256.json     whether it has been synced, and in which boot it was unpacked
 //!   instances/ID/
 //!     instance.json       bazooka-pm's notes on it: the last line counts

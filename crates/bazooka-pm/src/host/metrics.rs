@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 use visor::schema::{Exit, State};
 
-use super::model::Locals;
+use super::{model::Locals, slugs::SourceKind};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
@@ -26,6 +26,24 @@ struct ResultLabel {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FromLabel {
+    from: &'static str,
+}
+
+/// The answer to a request for the archive of a slug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchiveAnswer {
+    /// It is sent.
+    Served,
+    /// The caller may not have it.
+    Refused,
+    /// It is not here.
+    Missing,
+    /// Too many others are served.
+    Busy,
+}
+
 /// The metrics of a host. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -35,6 +53,8 @@ pub struct Metrics {
     failed_starts: Counter,
     exits: Family<HowLabel, Counter>,
     fetches: Family<ResultLabel, Counter>,
+    sources: Family<FromLabel, Counter>,
+    archives: Family<ResultLabel, Counter>,
     failed_reports: Counter,
     log_readers: Gauge,
     refused_log_readers: Counter,
@@ -50,6 +70,8 @@ impl Metrics {
             failed_starts: Counter::default(),
             exits: Family::default(),
             fetches: Family::default(),
+            sources: Family::default(),
+            archives: Family::default(),
             failed_reports: Counter::default(),
             log_readers: Gauge::default(),
             refused_log_readers: Counter::default(),
@@ -65,6 +87,12 @@ impl Metrics {
         registry.register("bazooka_pm_failed_starts", "Processes that could not be started", m.failed_starts);
         registry.register("bazooka_pm_exits", "Processes that ended, by how", m.exits);
         registry.register("bazooka_pm_slug_fetches", "Slugs fetched, by result", m.fetches);
+        registry.register("bazooka_pm_slug_sources", "Slugs fetched, by kind of source", m.sources);
+        registry.register(
+            "bazooka_pm_archive_requests",
+            "Requests of other hosts for archives of slugs, by result",
+            m.archives,
+        );
         registry.register("bazooka_pm_failed_reports", "Reports that had to be repeated", m.failed_reports);
         registry.register("bazooka_pm_log_readers", "Readers of output at present", m.log_readers);
         registry.register(
@@ -108,6 +136,26 @@ impl Metrics {
     pub fn slug_fetched(&self, done: bool) {
         let result = if done { "done" } else { "failed" };
         self.fetches.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Counts a slug by the kind of its source.
+    pub fn slug_came(&self, from: SourceKind) {
+        let from = match from {
+            SourceKind::Rm => "rm",
+            SourceKind::Host => "host",
+        };
+        self.sources.get_or_create(&FromLabel { from }).inc();
+    }
+
+    /// Counts a request of another host for the archive of a slug.
+    pub fn archive_asked(&self, answer: ArchiveAnswer) {
+        let result = match answer {
+            ArchiveAnswer::Served => "served",
+            ArchiveAnswer::Refused => "refused",
+            ArchiveAnswer::Missing => "missing",
+            ArchiveAnswer::Busy => "busy",
+        };
+        self.archives.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// Records the number of readers of output.

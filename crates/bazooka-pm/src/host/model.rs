@@ -277,6 +277,8 @@ pub struct Locals {
     pub instances: BTreeMap<InstanceId, Local>,
     /// The slugs, by digest.
     pub slugs: BTreeMap<Digest, SlugState>,
+    /// The slugs whose archives are here, for other hosts.
+    pub archives: BTreeSet<Digest>,
     /// The envs, by app and ref.
     pub envs: BTreeMap<(AppName, EnvRef), EnvState>,
 }

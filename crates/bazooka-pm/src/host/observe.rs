@@ -16,6 +16,7 @@ use super::{
     model::{Ending, EnvState, Local, Locals, Now, Phase, SlugState, Tick},
     plan::Step,
     policy::{self, Crash, Next, Standing},
+    slugs::Fetched,
 };
 
 /// The pause before an env is read again after a failure.
@@ -32,6 +33,8 @@ const AFTER: &str = "; next start in ";
 pub enum Event {
     /// A slug is here, unpacked as a whole.
     SlugReady(Digest),
+    /// A slug has come from a source of this kind, and its archive may have been kept. [`Event::SlugReady`] follows.
+    SlugFetched(Digest, Fetched),
     /// A slug isn't here yet, for this cause.
     SlugDelayed(Digest, String),
     /// A slug can't be had, for this cause.
@@ -132,6 +135,12 @@ pub fn observe(locals: &mut Locals, event: Event, now: Now) -> Vec<InstanceId> {
             }
             locals.slugs.insert(digest, SlugState::Ready);
             waiting
+        }
+        Event::SlugFetched(digest, fetched) => {
+            if fetched.kept {
+                locals.archives.insert(digest);
+            }
+            Vec::new()
         }
         Event::SlugDelayed(digest, cause) => {
             say_cause(locals, |local| local.assignment.slug.sha256 == digest, &cause, now)

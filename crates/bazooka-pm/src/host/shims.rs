@@ -170,7 +170,8 @@ impl Runtime for Shims {
         self.answers.spawn("a fetch", async move {
             let say = |cause| answers.seen(Event::SlugDelayed(digest.clone(), cause));
             match slugs.fetch(&visor, &digest, say).await {
-                Ok(()) => {
+                Ok(fetched) => {
+                    answers.seen(Event::SlugFetched(digest.clone(), fetched));
                     answers.seen(Event::SlugReady(digest.clone()));
                     // The start doesn't wait for the sync.
                     slugs.sync(digest).await;

@@ -30,6 +30,7 @@ pub fn assignment(proc: &str) -> Assignment {
         index: 0,
         run: RunSettings::default(),
         links: Default::default(),
+        sources: Vec::new(),
         trial: false,
         extra: Extra::new(),
     }

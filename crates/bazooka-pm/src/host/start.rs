@@ -27,7 +27,7 @@ use tokio::{
 };
 use visor::{
     identity::Kind,
-    names::{Digest, HostName, InvalidName},
+    names::{HostName, InvalidName},
     schema::{Capacity, Extra, Host},
     seal::{
         Os,
@@ -43,7 +43,7 @@ use super::{
     options::{self, HostOptions},
     records,
     runtime::EffectsBroken,
-    slugs::Slugs,
+    slugs::{Present, Slugs},
     vault::Vault,
 };
 
@@ -243,10 +243,11 @@ impl Start {
 /// the current one, on disk too; that blocks.
 fn taken_over(
     recovered: records::Recovered,
-    slugs: impl IntoIterator<Item = Digest>,
+    present: Present,
     vault: &Vault,
     folders: &Folders,
 ) -> model::Locals {
+    let Present { slugs, archives } = present;
     let slugs = slugs.into_iter().map(|digest| (digest, model::SlugState::Ready));
     let plain = recovered.plain_envs.into_iter();
     let kept = plain.map(|((app, env), vars)| {
@@ -274,7 +275,7 @@ fn taken_over(
             }
         }
     }
-    model::Locals { instances: recovered.instances, slugs: slugs.collect(), envs }
+    model::Locals { instances: recovered.instances, slugs: slugs.collect(), archives, envs }
 }
 
 /// Returns the machine's name as this host's.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use visor::{keys, mirror::Mirror, names::HostName, schema::Host, snapshot::Snapshot, visor::Visor};
 
 use super::{
-    engine,
+    archives, engine,
     metrics::Metrics,
     model::Locals,
     ports::Ports,
@@ -66,6 +66,9 @@ impl Work {
         let row = host.clone();
         let registration = register::run(visor.clone(), name.clone(), host, again, says, self.note_lease);
         loops.spawn_endless("the registration", registration);
+        let (archives, offers) = watch::channel(archives::Offer::default());
+        let reporting = archives::report(visor.clone(), name.clone(), offers);
+        loops.spawn_endless("the report of archives", reporting);
         let scopes = vec![keys::assigned_to(&name), keys::handed_to(&name), keys::schema(), keys::rms()];
         let mirror = Mirror::new(visor.store().clone(), scopes, Snapshot::default());
         let reports = reports::Reports::new(visor.clone(), name.clone(), address, answers.clone());
@@ -84,6 +87,7 @@ impl Work {
             mirror,
             registered,
             doubt,
+            archives,
             not_ready: self.not_ready,
             pulse: self.pulse,
             stop_all_at_exit: self.stop_all_at_exit,

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod adopt;
+mod archives;
 mod coordinator;
 mod envs;
 mod life;

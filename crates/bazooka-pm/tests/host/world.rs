@@ -279,6 +279,7 @@ impl World {
             index: 0,
             run: RunSettings { stop_timeout_ms: Some(2_000), ..RunSettings::default() },
             links: Default::default(),
+            sources: Vec::new(),
             trial: false,
             extra: Extra::new(),
         }

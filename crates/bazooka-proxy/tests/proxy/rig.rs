@@ -456,6 +456,7 @@ fn assignment(of: (&str, &str), desired: Desired) -> Assignment {
         index: 0,
         run: RunSettings { on_partition: OnPartition::Keep, ..RunSettings::default() },
         links: Default::default(),
+        sources: Vec::new(),
         trial: false,
         extra: Extra::new(),
     }

@@ -130,6 +130,9 @@ fn each_key_is_written_by_whom_the_schema_names() {
         ("/p/status/h2/1", &["ops", "converger:c1"]),
         ("/p/assigned/h1/1", &["ops", "converger:c1"]),
         ("/p/sealed/h1/a/e1", &["ops", "converger:c1"]),
+        ("/p/serving/h1/a/1", &["ops", "converger:c1"]),
+        ("/p/archives/h1", &["ops", "pm:h1"]),
+        ("/p/archives/h2", &["ops"]),
         ("/p/apps/a/envs/e1", &["ada", "ops", "converger:c1"]),
         ("/p/wraps/a/e1", &["ada", "ops"]),
         ("/p/wraps/aa/e1", &["ops"]),
@@ -174,19 +177,19 @@ const ROLES: &[(&str, &str)] = &[
     (
         "/p:converger",
         "write /p/apps/* write /p/assigned/* write /p/counters/instance write /p/election/* write /p/history/* \
-         write /p/sealed/* write /p/stats/* write /p/status/* write /p/unfreeze",
+         write /p/sealed/* write /p/serving/* write /p/stats/* write /p/status/* write /p/unfreeze",
     ),
     (
         "/p:operator",
-        "write /p/apps/* write /p/asks/* write /p/assigned/* write /p/counters/instance write /p/counters/port \
+        "write /p/apps/* write /p/archives/* write /p/asks/* write /p/assigned/* write /p/counters/instance write /p/counters/port \
          write /p/domains/* write /p/election/converger write /p/history/* write /p/hostmeta/* write /p/hosts/* \
-         write /p/ports/* write /p/proxies/* write /p/repos/* write /p/rms/* write /p/sealed/* write /p/stats/* write /p/status/* \
+         write /p/ports/* write /p/proxies/* write /p/repos/* write /p/rms/* write /p/sealed/* write /p/serving/* write /p/stats/* write /p/status/* \
          write /p/stored/* write /p/turns/* write /p/unfreeze write /p/wraps/*",
     ),
     (
         "/p:pm:h1",
-        "read /p/access/* read /p/assigned/h1/* write /p/hosts/h1 read /p/identities/* read /p/rms/* \
-         read /p/schema read /p/sealed/h1/* write /p/status/h1/*",
+        "read /p/access/* write /p/archives/h1 read /p/assigned/h1/* write /p/hosts/h1 read /p/identities/* \
+         read /p/rms/* read /p/schema read /p/sealed/h1/* read /p/serving/h1/* write /p/status/h1/*",
     ),
     ("/p:proxy:p1", "write /p/proxies/p1"),
     ("/p:reader", "read /p/*"),

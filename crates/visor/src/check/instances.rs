@@ -6,6 +6,7 @@ use crate::{
     names::{HostName, InstanceId},
     schema::{Assignment, Extra, Instance},
     snapshot::{Snapshot, Versioned},
+    transitions::placement::ending_service,
     visor::Change,
 };
 
@@ -42,6 +43,16 @@ pub(super) fn look(snapshot: &Snapshot, found: &mut Findings) {
                 let key = Key::Handed(host.clone(), name.clone(), *env);
                 let change = Change::new().as_read(&key, Some(row)).delete(&key);
                 found.mend(&key, "sealed-of-nothing", "nothing there runs with it", "delete it", change);
+                found.passes();
+            }
+        }
+        for ((source, id), row) in &view.serving {
+            let waits = snapshot.hosts.get(&row.to).is_some_and(|view| view.assigned.contains_key(id));
+            if !waits && !is_unreadable(snapshot, &Key::Assigned(row.to.clone(), *id)) {
+                let change = ending_service(source, name, *id, row);
+                let what = format!("instance {id} isn't assigned to {}", row.to);
+                let key = Key::Serving(source.clone(), name.clone(), *id);
+                found.mend(&key, "serving-of-nothing", what, "delete it", change);
                 found.passes();
             }
         }

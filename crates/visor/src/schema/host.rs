@@ -1,13 +1,13 @@
 //! The rows of a host, which bazooka-pm and operators write.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Extra;
 use crate::{
-    names::{ServicesAddress, ZoneName},
+    names::{Digest, HostName, ServicesAddress, ZoneName},
     seal::PublicKey,
 };
 
@@ -84,6 +84,40 @@ pub struct HostMeta {
     /// The most memory for instances that it counts with; none if its own capacity counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most_memory_bytes: Option<u64>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `archives/H`, leased: the slugs whose archives a host has, and can serve to other hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archives {
+    /// The slugs, by the SHA-256 of their archives.
+    pub slugs: BTreeSet<Digest>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `serving/H/A/ID`: the slug that a host serves to another host, because an instance there waits for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// The slug, by the SHA-256 of its archive.
+    pub slug: Digest,
+    /// The host of the instance, which may fetch the archive.
+    pub to: HostName,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A host that serves the archive of a slug to another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlugSource {
+    /// The host.
+    pub host: HostName,
+    /// The base URL of its pm's endpoint (`http://127.0.0.2:41234`).
+    pub url: String,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Extra, RunSettings, Slug};
+use super::{Extra, RunSettings, Slug, SlugSource};
 use crate::names::{AppName, EnvRef, HostName, Link, ProcName, ReleaseId, RevId};
 
 /// `apps/A/instances/ID`: where an instance was placed; an index by app over `assigned`.
@@ -72,6 +72,10 @@ pub struct Assignment {
     /// The port of each service that its env links, as it was at the placement.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub links: BTreeMap<Link, u16>,
+    /// The hosts that serve its slug to this host, in the order in which to ask them; empty if its host had the slug, or
+    /// no other host did. A bazooka-rm is asked first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SlugSource>,
     /// True if it was placed for a trial: without backoff, it fails for good once the quick restarts are used up.
     #[serde(default)]
     pub trial: bool,

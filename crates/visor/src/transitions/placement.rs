@@ -7,7 +7,9 @@ use crate::{
     keys::Key,
     names::{AppName, HostName, InstanceId, ProcName},
     planted::{Bug, planted},
-    schema::{App, Assignment, Desired, Ended, Extra, Instance, Leader, Pending, State, Status},
+    schema::{
+        App, Assignment, Desired, Ended, Extra, Instance, Leader, Pending, Serving, SlugSource, State, Status,
+    },
     snapshot::Versioned,
     stats::Counted,
     store::{LeaseId, MAX_TXN_OPS, Op, Revision, StoreError},
@@ -340,13 +342,41 @@ fn placing(id: InstanceId, placement: &Placement, now: Timestamp) -> Change {
         extra: Extra::new(),
     };
     // The counter implies that no rows of this id exist.
-    Change::new()
+    let change = Change::new()
         .unless(Bug::GoneHostIsPlacedOn, |it| it.created_at(&Key::Host(host.clone()), *host_created_at))
         .unchanged(&Key::App(assignment.app.clone()), *app_at)
         // It may have been pruned since the view was read.
         .exists(&Key::Release(assignment.app.clone(), assignment.release))
         .put(&Key::Assigned(host.clone(), id), assignment)
-        .put(&Key::Instance(assignment.app.clone(), id), &instance)
+        .put(&Key::Instance(assignment.app.clone(), id), &instance);
+    serving(change, host, id, assignment)
+}
+
+/// Tells each source of an assignment that it serves the slug to the instance's host.
+fn serving(change: Change, host: &HostName, id: InstanceId, assignment: &Assignment) -> Change {
+    let row = Serving { slug: assignment.slug.sha256.clone(), to: host.clone(), extra: Extra::new() };
+    assignment.sources.iter().fold(change, |change, source| {
+        change.put(&Key::Serving(source.host.clone(), assignment.app.clone(), id), &row)
+    })
+}
+
+/// Returns the change that names other sources of the slug of an instance, and tells them.
+pub fn sourcing(
+    host: &HostName,
+    id: InstanceId,
+    assigned: &Versioned<Assignment>,
+    sources: &[SlugSource],
+) -> Change {
+    let key = Key::Assigned(host.clone(), id);
+    let after = Assignment { sources: sources.to_vec(), ..assigned.value.clone() };
+    let change = Change::new().as_read(&key, Some(assigned)).put(&key, &after);
+    serving(change, host, id, &after)
+}
+
+/// Returns the change after which a host no longer serves the slug of an instance to another host.
+pub fn ending_service(host: &HostName, app: &AppName, id: InstanceId, row: &Versioned<Serving>) -> Change {
+    let key = Key::Serving(host.clone(), app.clone(), id);
+    Change::new().as_read(&key, Some(row)).delete(&key)
 }
 
 /// Returns the change that moves an assignment down: from run to drain, or from drain to stop.
@@ -411,7 +441,11 @@ pub fn archiving(
         at: now,
         extra: Extra::new(),
     };
-    Change::new()
+    let sources = assigned.into_iter().flat_map(|assigned| &assigned.sources);
+    let change = sources.fold(Change::new(), |change, source| {
+        change.delete(&Key::Serving(source.host.clone(), app.clone(), id))
+    });
+    change
         .as_read(&assigned_key, assigned)
         .as_read(&status_key, status)
         .as_read(&own_key, Some(instance))

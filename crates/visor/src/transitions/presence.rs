@@ -6,9 +6,9 @@ use jiff::Timestamp;
 
 use crate::{
     keys::Key,
-    names::{HostName, InstanceId},
+    names::{Digest, HostName, InstanceId},
     planted::Bug,
-    schema::{Ask, Extra, Host, HostMeta, Proxy, Rm, Status, Unfreeze},
+    schema::{Archives, Ask, Extra, Host, HostMeta, Proxy, Rm, Status, Unfreeze},
     snapshot::Versioned,
     store::{Keys, LeaseId, Revision},
     visor::{Change, Committed, Decided, Decision, Refusal, Result, Visor, VisorError},
@@ -53,6 +53,39 @@ impl Visor {
         made.filter(|made| made.lease == Some(lease))
             .map(|made| made.create_revision)
             .ok_or_else(|| Refusal::HostGone(name.clone()).into())
+    }
+
+    /// Writes, under the lease of a host's registration, the slugs whose archives the host has. Returns false if the
+    /// registration created at `created_at` stands no more.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn publish_archives(
+        &self,
+        name: &HostName,
+        created_at: Revision,
+        slugs: &BTreeSet<Digest>,
+    ) -> Result<bool> {
+        let (own, key) = (Key::Host(name.clone()), Key::Archives(name.clone()));
+        let scopes = [&own, &key].map(|key| Keys::One(key.to_string())).to_vec();
+        self.decide(scopes, |snapshot| {
+            let Some(view) = snapshot.hosts.get(name) else { return Ok(Decision::Already(false)) };
+            let Some(host) = view.host.as_ref().filter(|host| host.create_revision == created_at) else {
+                return Ok(Decision::Already(false));
+            };
+            let before = view.archives.as_ref();
+            if before.is_some_and(|before| before.slugs == *slugs && before.lease == host.lease) {
+                return Ok(Decision::Already(true));
+            }
+            let after = Archives {
+                slugs: slugs.clone(),
+                extra: before.map(|before| before.extra.clone()).unwrap_or_default(),
+            };
+            let change = Change::new().as_read(&own, Some(host)).as_read(&key, before);
+            Ok(Decision::Change(change.put_leased(&key, &after, host.lease), true))
+        })
+        .await
+        .map(Decided::into_value)
     }
 
     /// Writes a proxy's own row for the first time under a lease, and takes over a row with the same token.
