@@ -35,6 +35,8 @@ pub struct Known {
     pub days: Arc<Many<Day, DayStats>>,
     /// The apps of which a row can't be read, so that what it refers to isn't known.
     pub unreadable: BTreeSet<AppName>,
+    /// True if revs are there whose app has no row: what they name isn't known by app.
+    pub has_strays: bool,
     /// The revision up to which the image is complete.
     pub revision: Revision,
     /// True once a complete list was seen. Before, a missing row may exist.
@@ -123,6 +125,7 @@ impl Following {
         }
         let unreadable = image.unreadable.keys().filter_map(|key| key.parse::<Key>().ok());
         known.unreadable = unreadable.filter_map(|key| key.app().cloned()).collect();
+        known.has_strays = image.apps.values().any(|view| view.app.is_none() && !view.revs.is_empty());
         known.revision = image.revision;
         let mut names: Vec<AppName> = keys.iter().filter_map(|key| key.app().cloned()).collect();
         names.dedup();

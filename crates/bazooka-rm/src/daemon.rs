@@ -58,6 +58,7 @@ use crate::{
     sources::Sources,
     ssh::{self, SshArgs},
     storage::Storage,
+    sweeping::Sweeper,
     tasks::Errands,
     turns::Turns,
 };
@@ -127,6 +128,18 @@ pub struct RmArgs {
         value_parser = clap::value_parser!(u64).range(FEWEST_APP_BYTES..)
     )]
     pub app_bytes: u64,
+    /// For how many days a slug is kept that no rev names any more: as old may a backup be that is restored
+    #[arg(long, env = "BAZOOKA_UNNEEDED_SLUGS", value_name = "DAYS", default_value_t = 7)]
+    pub unneeded_slugs: u16,
+    /// How large an app's build cache may become, in bytes; then it is emptied
+    #[arg(
+        long,
+        env = "BAZOOKA_CACHE_BYTES",
+        value_name = "BYTES",
+        default_value_t = 5 << 30,
+        value_parser = clap::value_parser!(u64).range(1 << 20..)
+    )]
+    pub cache_bytes: u64,
     /// SSH.
     #[command(flatten)]
     pub ssh: SshArgs,
@@ -201,7 +214,7 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
         let looking = front::keep(ground.cluster.visor.clone(), ground.own.clone(), looks);
         loops.spawn_endless("the look at git's ways here", looking);
         work(&ground, &handles, says, settled, &mut loops);
-        prune(&ground, &handles, args.bounds(), &mut loops);
+        prune(&ground, &handles, &args, &mut loops);
         keep_audit(&ground, &handles, args.audit_journal, &mut loops);
         loops.spawn_endless("the writer of refusals", refusal_writer.run());
         let presence = Presence {
@@ -308,6 +321,7 @@ struct Handles {
     origin: Arc<dyn Origin>,
     slugs: Slugs,
     pushes: Arc<Pushes>,
+    turns: Arc<Turns>,
     auditor: Auditor,
     ask: Ask,
     metrics: RmMetrics,
@@ -350,7 +364,7 @@ impl Handles {
             apps: apps.clone(),
             visor,
             origin: origin.clone(),
-            turns,
+            turns: turns.clone(),
             builder: Arc::new(builder),
             auditor: auditor.clone(),
             times: Times::default(),
@@ -362,6 +376,7 @@ impl Handles {
             origin,
             slugs,
             pushes: Arc::new(pushes),
+            turns,
             auditor,
             ask: Ask::new(format!("{:032x}", rand::random::<u128>())),
             metrics,
@@ -492,8 +507,9 @@ fn work(
     loops.spawn_endless("the keeper of service ports", ports.run());
 }
 
-/// Starts the loop that keeps each app within its bounds.
-fn prune(ground: &Ground, handles: &Handles, bounds: Bounds, loops: &mut Loops) {
+/// Starts the loops that keep each app within its bounds, in the coordinator and on the disk.
+fn prune(ground: &Ground, handles: &Handles, args: &RmArgs, loops: &mut Loops) {
+    let bounds = args.bounds();
     let pushes = handles.pushes.clone();
     let pruner = Pruner {
         apps: handles.apps.clone(),
@@ -508,6 +524,17 @@ fn prune(ground: &Ground, handles: &Handles, bounds: Bounds, loops: &mut Loops) 
         metrics: Some(handles.metrics.clone()),
     };
     loops.spawn_endless("the pruning of old releases", pruner.run());
+    let sweeper = Sweeper {
+        apps: handles.apps.clone(),
+        slugs: handles.slugs.clone(),
+        layout: ground.layout.clone(),
+        turns: handles.turns.clone(),
+        slugs_for: Duration::from_secs(u64::from(args.unneeded_slugs) * 86_400),
+        cache_bytes: args.cache_bytes,
+        metrics: handles.metrics.clone(),
+        sources: handles.auditor.sources.clone(),
+    };
+    loops.spawn_endless("the removal of old slugs", sweeper.run());
 }
 
 /// Starts the loops that keep the audit: its journal here, and its bounds in the coordinator.

@@ -3,6 +3,7 @@
 //! ```text
 //! repos/A.git         an app's bare repository            slugs/SHA256    slugs
 //! gone/               repositories to be removed          slugs/.new/     slugs that are being written
+//! unneeded/SHA256     marks of slugs that no rev names, by when that was first seen
 //! builds/A            the tree that is being built        cache/A         an app's dependency caches
 //! packs/              packs on their way to or from a shared file storage
 //! cache/.pip          Python environments with pip, shared by the builds of all apps
@@ -17,6 +18,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use visor::names::{AppName, Digest};
@@ -25,6 +27,8 @@ use visor::names::{AppName, Digest};
 #[derive(Clone, Debug)]
 pub struct Layout {
     root: PathBuf,
+    /// Held while a slug gets its name, and while one is removed.
+    slugs_alone: Arc<Mutex<()>>,
 }
 
 impl Layout {
@@ -35,18 +39,23 @@ impl Layout {
     pub fn open(root: &Path) -> io::Result<Layout> {
         std::fs::create_dir_all(root)?;
         // Absolute, because child processes have other working folders.
-        let layout = Layout { root: root.canonicalize()? };
-        for folder in
-            [layout.repos(), layout.gone(), layout.slugs(), layout.unfinished_slugs(), layout.packs()]
-        {
+        let layout = Layout { root: root.canonicalize()?, slugs_alone: Arc::default() };
+        for folder in [
+            layout.repos(),
+            layout.gone(),
+            layout.slugs(),
+            layout.unfinished_slugs(),
+            layout.packs(),
+            layout.unneeded_slugs(),
+        ] {
             std::fs::create_dir_all(folder)?;
         }
         for folder in ["builds", "cache", "cache/.pip"] {
             std::fs::create_dir_all(layout.root.join(folder))?;
         }
         let passage = ["", "builds", "cache", "cache/.pip"].map(|name| (layout.root.join(name), 0o711));
-        let closed =
-            [layout.repos(), layout.gone(), layout.slugs(), layout.packs()].map(|path| (path, 0o700));
+        let closed = [layout.repos(), layout.gone(), layout.slugs(), layout.unneeded_slugs(), layout.packs()]
+            .map(|path| (path, 0o700));
         for (folder, mode) in passage.into_iter().chain(closed) {
             std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode))?;
         }
@@ -94,6 +103,21 @@ impl Layout {
         self.slugs().join(".new")
     }
 
+    /// Returns the folder of marks of slugs that no rev names.
+    pub fn unneeded_slugs(&self) -> PathBuf {
+        self.root.join("unneeded")
+    }
+
+    /// Returns the mark of a slug that no rev names.
+    pub fn unneeded_slug(&self, sha256: &Digest) -> PathBuf {
+        self.unneeded_slugs().join(sha256.as_str())
+    }
+
+    /// Waits until no slug gets its name or is removed, and keeps it so.
+    pub fn slugs_alone(&self) -> MutexGuard<'_, ()> {
+        self.slugs_alone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns the folder of packs on their way to or from a shared file storage.
     pub fn packs(&self) -> PathBuf {
         self.root.join("packs")
@@ -105,9 +129,14 @@ impl Layout {
         self.root.join("builds").join(app.as_str())
     }
 
+    /// Returns the folder of all apps' dependency caches.
+    pub fn caches(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
     /// Returns the folder of an app's dependency caches.
     pub fn cache(&self, app: &AppName) -> PathBuf {
-        self.root.join("cache").join(app.as_str())
+        self.caches().join(app.as_str())
     }
 
     /// Returns the folder of the Python environments with pip that all builds use. No app's name begins with a dot.

@@ -36,6 +36,7 @@ pub mod slugs;
 pub mod sources;
 pub mod ssh;
 pub mod storage;
+pub mod sweeping;
 pub mod tasks;
 pub mod tree;
 pub mod turns;

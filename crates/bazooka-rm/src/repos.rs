@@ -18,7 +18,7 @@ pub mod origin;
 mod run;
 pub mod shared;
 #[cfg(test)]
-mod view_fixture;
+pub(crate) mod view_fixture;
 
 use std::{collections::BTreeMap, path::Path};
 

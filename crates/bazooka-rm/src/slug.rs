@@ -8,11 +8,12 @@
 //! regular files, folders and links that stay inside. A file with several names becomes several files.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Write},
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use sha2::{Digest as _, Sha256};
@@ -135,9 +136,13 @@ fn store_within(
     let (mut file, unfinished) = unfinished.into_parts();
     let (sha256, size_bytes) = write(tree, &entries, &mut file, cancelled, most)?;
     file.sync_all().map_err(SlugError::disk("syncing the slug"))?;
-    unfinished
-        .persist(layout.slug(&sha256))
-        .map_err(|error| SlugError::disk("storing the slug")(error.error))?;
+    {
+        let _alone = layout.slugs_alone();
+        layout::remove(&layout.unneeded_slug(&sha256)).map_err(SlugError::disk("storing the slug"))?;
+        unfinished
+            .persist(layout.slug(&sha256))
+            .map_err(|error| SlugError::disk("storing the slug")(error.error))?;
+    }
     // Syncs the folder too, so that the name survives a power cut as the bytes do.
     File::open(layout.slugs())
         .and_then(|folder| folder.sync_all())
@@ -172,6 +177,47 @@ pub fn keep_newest(layout: &Layout) -> Result<(), SlugError> {
         layout::remove(path).map_err(failed())?;
     }
     Ok(())
+}
+
+/// Marks the slugs that no rev names, and removes those that have had their mark for this time. Returns how many.
+///
+/// # Errors
+/// If the disk fails; some may be removed.
+pub fn sweep(layout: &Layout, needed: &BTreeSet<Digest>, time: Duration) -> Result<usize, SlugError> {
+    let failed = || SlugError::disk("removing old slugs");
+    let mut gone = 0;
+    let named = |path: PathBuf| -> Result<Vec<Digest>, SlugError> {
+        let entries = fs::read_dir(path).map_err(failed())?;
+        let names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
+        Ok(names.filter_map(|name| name.to_str()?.parse().ok()).collect())
+    };
+    for sha256 in named(layout.slugs())? {
+        let mark = layout.unneeded_slug(&sha256);
+        let _alone = layout.slugs_alone();
+        if needed.contains(&sha256) {
+            layout::remove(&mark).map_err(failed())?;
+            continue;
+        }
+        match fs::metadata(&mark).and_then(|mark| mark.modified()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                drop(File::create(&mark).map_err(failed())?)
+            }
+            Err(error) => return Err(failed()(error)),
+            Ok(at) if at.elapsed().is_ok_and(|age| age >= time) => {
+                layout::remove(&layout.slug(&sha256)).map_err(failed())?;
+                layout::remove(&mark).map_err(failed())?;
+                gone += 1;
+            }
+            Ok(_) => {}
+        }
+    }
+    for sha256 in named(layout.unneeded_slugs())? {
+        let _alone = layout.slugs_alone();
+        if !layout.slug(&sha256).exists() {
+            layout::remove(&layout.unneeded_slug(&sha256)).map_err(failed())?;
+        }
+    }
+    Ok(gone)
 }
 
 /// True if this rm has the slug. A slug was complete when it got its name.

@@ -3,10 +3,11 @@
 //! Owns the order of the two. A slug that was stored is in the shared storage, if there is one, and this rm's folder has
 //! the newest. Without a shared storage, the folder has all of them.
 
-use std::{io, path::Path};
+use std::{collections::BTreeSet, io, path::Path as File, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use object_store::path::Path;
 use tokio::task::JoinError;
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use visor::{names::Digest, schema::Slug};
@@ -80,18 +81,54 @@ impl Slugs {
     ///
     /// # Errors
     /// [`NotStored`].
-    pub async fn store(&self, tree: &Path, cancelled: &CancellationToken) -> Result<Slug, NotStored> {
+    pub async fn store(&self, tree: &File, cancelled: &CancellationToken) -> Result<Slug, NotStored> {
         let (tree, layout, cancelled) = (tree.to_owned(), self.layout.clone(), cancelled.clone());
         let slug = tokio::task::spawn_blocking(move || slug::store(&tree, &layout, &cancelled)).await??;
         if let Some(shared) = &self.shared {
-            let name = storage::slug(&slug.sha256);
-            if shared.size(&name).await? != Some(slug.size_bytes) {
-                shared.put_file(&name, &self.layout.slug(&slug.sha256)).await?;
+            // The mark first: a sweep looks for it again before it removes the slug.
+            let mark = storage::unneeded_slug(&slug.sha256);
+            if shared.size(&mark).await?.is_some() {
+                shared.remove(vec![mark]).await?;
             }
+            self.share(shared, &slug).await?;
             let layout = self.layout.clone();
             tokio::task::spawn_blocking(move || slug::keep_newest(&layout)).await??;
         }
         Ok(slug)
+    }
+
+    /// Stores a slug of this rm's folder in the shared storage, unless it is there.
+    async fn share(&self, shared: &Storage, slug: &Slug) -> Result<(), StorageError> {
+        let name = storage::slug(&slug.sha256);
+        if shared.size(&name).await? == Some(slug.size_bytes) {
+            return Ok(());
+        }
+        shared.put_file(&name, &self.layout.slug(&slug.sha256)).await
+    }
+
+    /// Stores a slug again that a sweep has removed while its rev was being registered.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn ensure(&self, slug: &Slug) -> Result<(), StorageError> {
+        match &self.shared {
+            Some(shared) if slug::is_stored(&self.layout, slug) => self.share(shared, slug).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Marks the slugs that no rev names, and removes those that have had their mark for this time. Returns how many
+    /// files and objects were removed. Several rms may do this at once.
+    ///
+    /// # Errors
+    /// [`NotStored`]; some may be removed.
+    pub async fn sweep(&self, needed: BTreeSet<Digest>, time: Duration) -> Result<usize, NotStored> {
+        let gone = match &self.shared {
+            Some(shared) => sweep_shared(shared, &needed, time).await?,
+            None => 0,
+        };
+        let layout = self.layout.clone();
+        Ok(gone + tokio::task::spawn_blocking(move || slug::sweep(&layout, &needed, time)).await??)
     }
 
     /// Returns a slug, or `None` if there is none of this name. A stored slug is complete.
@@ -112,6 +149,38 @@ impl Slugs {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Marks and removes slugs of the shared storage, as [`slug::sweep`] does on the disk.
+async fn sweep_shared(
+    shared: &Storage,
+    needed: &BTreeSet<Digest>,
+    time: Duration,
+) -> Result<usize, StorageError> {
+    let named = async |folder: &str, age: Duration| -> Result<BTreeSet<Digest>, StorageError> {
+        let found = shared.litter(&Path::from(folder), age, |_| false).await?;
+        Ok(found.iter().filter_map(|name| name.filename()?.parse().ok()).collect())
+    };
+    let slugs = named("slugs", Duration::ZERO).await?;
+    let marked = named("unneeded", Duration::ZERO).await?;
+    let over = named("unneeded", time).await?;
+    let mut gone = 0;
+    for sha256 in &slugs {
+        let mark = storage::unneeded_slug(sha256);
+        if needed.contains(sha256) {
+            if marked.contains(sha256) {
+                shared.remove(vec![mark]).await?;
+            }
+        } else if !marked.contains(sha256) {
+            shared.put(&mark, Vec::new()).await?;
+        } else if over.contains(sha256) && shared.size(&mark).await?.is_some() {
+            shared.remove(vec![storage::slug(sha256), mark]).await?;
+            gone += 1;
+        }
+    }
+    let of_nothing = marked.difference(&slugs).map(storage::unneeded_slug);
+    shared.remove(of_nothing.collect()).await?;
+    Ok(gone)
 }
 
 /// Returns a slug of the shared storage.

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! slugs/SHA256                               a slug
+//! unneeded/SHA256                            the mark of a slug that no rev names; its age counts
 //! repos/APP/REGISTRATION/GENERATION-SHA256   a manifest: a repository's branches and packs
 //! repos/APP/REGISTRATION/packs/SHA256        a pack, complete in itself
 //! ```
@@ -302,6 +303,11 @@ pub fn digest(bytes: &[u8]) -> Digest {
 /// Returns a slug's name.
 pub fn slug(sha256: &Digest) -> Path {
     Path::from_iter(["slugs", sha256.as_str()])
+}
+
+/// Returns the name of the mark of a slug that no rev names.
+pub fn unneeded_slug(sha256: &Digest) -> Path {
+    Path::from_iter(["unneeded", sha256.as_str()])
 }
 
 /// Returns the name below which all objects of a repository are. Another registration of the app has another name, so

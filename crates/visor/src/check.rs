@@ -15,6 +15,7 @@ mod apps;
 mod instances;
 mod ports;
 mod presence;
+pub mod space;
 #[cfg(test)]
 mod tests;
 

@@ -1,9 +1,10 @@
 //! `bazooka check`: checks that the coordinator's rows are consistent; with `--repair`, repairs what can be repaired.
 //!
 //! It exits with 1 while findings remain, so that a timer can react. `visor::check` has the rules about rows; `peers`
-//! tries whether etcd takes the caller for one of its members.
+//! tries whether etcd takes the caller for one of its members, `space` asks these how much room they have left.
 
 mod peers;
+mod space;
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use visor::{
     visor::Committed,
 };
 
-use self::peers::PeerPorts;
+use self::{peers::PeerPorts, space::MemberSpace};
 use crate::{
     command::{Audited, CommandKind, lists_unless},
     context::Context,
@@ -48,6 +49,8 @@ struct Answer {
     unknown_keys: Vec<String>,
     /// The ports at which etcd's members reach each other.
     peer_ports: PeerPorts,
+    /// The room that etcd's members have left.
+    space: Vec<MemberSpace>,
 }
 
 /// Checks, and repairs with `--repair`.
@@ -56,15 +59,16 @@ struct Answer {
 /// Remaining findings; the store's.
 pub async fn run(context: &Context, args: Args) -> Result<()> {
     let Args { repair } = args;
-    let (rows, peer_ports) = tokio::join!(look(context), peers::tried(context));
+    let (rows, peer_ports, space) = tokio::join!(look(context), peers::tried(context), space::asked(context));
     let (mut stock, mut findings) = rows?;
     if repair {
         mend(context, &findings).await?;
         (stock, findings) = look(context).await?;
     }
     findings.extend(peer_ports.findings());
+    findings.extend(space::findings(&space));
     let (revision, unknown_keys) = (stock.snapshot.revision, stock.unknown);
-    let answer = Answer { revision, findings, unknown_keys, peer_ports };
+    let answer = Answer { revision, findings, unknown_keys, peer_ports, space };
     let left = answer.findings.len();
     let mendable = answer.findings.iter().any(|finding| finding.mendable);
     if context.json {
@@ -125,6 +129,9 @@ fn show(answer: &Answer, repaired: bool) {
         say("all is as it should be now");
     } else {
         say(&format!("all is as it should be, at revision {}", answer.revision));
+    }
+    for member in answer.space.iter().filter(|member| member.space.is_none()) {
+        say(&format!("how much room etcd has left at {} isn't known: it doesn't show it there", member.url));
     }
     answer.peer_ports.untried().iter().for_each(|words| say(words));
     if !answer.unknown_keys.is_empty() {

@@ -267,6 +267,7 @@ impl Builder {
         for proc in ports.keys() {
             voice.say(format!("pty registered: {proc}")).await;
         }
+        self.slugs.ensure(&rev.slug).await?;
         let bounds = Bounds::of(self.apps.known().rms.values());
         if let Some(words) = self.apps.view(commit.app).and_then(|view| bounds.warning(&view)) {
             voice.say(words).await;

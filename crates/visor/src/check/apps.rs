@@ -4,6 +4,7 @@ use super::{Findings, is_unreadable};
 use crate::{
     keys::Key,
     names::AppName,
+    quota::{self, Bounds},
     rows::WithoutApp,
     schema::{Formation, Promoter, Release, ReleaseStatus},
     settings,
@@ -19,6 +20,7 @@ pub(super) fn look(snapshot: &Snapshot, found: &mut Findings) {
             trial(snapshot, name, view, found);
             formation(snapshot, name, view, found);
             settings(name, view, found);
+            quota(snapshot, name, view, found);
             repository(name, view, found);
         } else if !is_unreadable(snapshot, &Key::App(name.clone())) {
             orphans(snapshot, name, view, found);
@@ -184,6 +186,23 @@ fn settings(name: &AppName, view: &AppView, found: &mut Findings) {
             found.tell(&Key::Proc(name.clone(), proc.clone()), "setting-out-of-bounds", what, remedy);
         }
     }
+}
+
+/// Finds an app that takes more than it may. What its people write past `bazooka`, nobody refuses.
+fn quota(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findings) {
+    let bounds = Bounds::of(snapshot.rms.values().map(|rm| &rm.value));
+    let (used, releases) = (quota::bytes(view), view.releases.len());
+    let what = if used > bounds.bytes {
+        format!("it takes {} of the {} that it may", quota::mebibytes(used), quota::mebibytes(bounds.bytes))
+    } else if releases > quota::MOST_RELEASES {
+        format!("it has {releases} releases, of {} at most", quota::MOST_RELEASES)
+    } else {
+        return;
+    };
+    let remedy = "a bazooka-rm prunes it within some minutes; if not, make its config vars smaller, or give it more: \
+                  bazooka-rm --app-bytes";
+    found.tell(&Key::App(name.clone()), "app-over-quota", what, remedy);
+    found.passes();
 }
 
 fn repository(name: &AppName, view: &AppView, found: &mut Findings) {

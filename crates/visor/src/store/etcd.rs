@@ -100,6 +100,11 @@ impl EtcdStore {
         }
     }
 
+    /// Returns the URLs at which it asks the members.
+    pub fn urls(&self) -> Vec<String> {
+        self.endpoints.urls()
+    }
+
     /// Runs `attempt` at one endpoint after the other, within the time of a call.
     async fn call<T, F>(&self, repeat: Repeat, asked: &Asked, attempt: impl Fn(Connection) -> F) -> Result<T>
     where
