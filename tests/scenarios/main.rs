@@ -7,6 +7,7 @@ mod callers;
 mod commands;
 mod deadly;
 mod disaster;
+mod full;
 mod identities;
 mod links;
 mod matrix;
