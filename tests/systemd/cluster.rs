@@ -191,7 +191,7 @@ done";
 /// What the release before would have left: a schema of its own, and config vars in plain text.
 const AS_BEFORE: &str = r#"export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=https://10.77.0.1:2379
     export ETCDCTL_CACERT=m1/rm/ca.pem ETCDCTL_CERT=m1/rm/cert.pem ETCDCTL_KEY=m1/rm/key.pem
-    schema=$(etcdctl get --print-value-only /bazooka/schema | sed 's/"version":2/"version":1/')
+    schema=$(etcdctl get --print-value-only /bazooka/schema | sed -E 's/"(version|min_reader|min_writer)":3/"\1":1/g')
     etcdctl put /bazooka/apps/hello/envs/e1 '{"vars":{"MOOD":"good"},"by":"ada","at":"2026-01-01T00:00:00Z"}'
     etcdctl put /bazooka/schema "$schema""#;
 
@@ -314,7 +314,7 @@ fn follow_the_page(make: impl FnOnce(&Path, &Path)) {
     assert!(asked.trim().parse::<u32>().is_ok_and(|asked| asked > 100), "{asked}");
     assert_eq!(lost, "", "of {asked}");
     let rows = ops.shell(ROWS);
-    assert!(rows.contains(r#""version":2,"min_reader":2,"min_writer":2"#), "{rows}");
+    assert!(rows.contains(r#""version":3,"min_reader":3,"min_writer":3"#), "{rows}");
     assert!(rows.contains(r#""sealed""#) && !rows.contains("good"), "{rows}");
 }
 
