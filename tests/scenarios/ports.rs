@@ -142,13 +142,18 @@ fn whatever_one_apps_people_write_others_are_scaled_and_answer_meanwhile() {
         (leader.value.name, leader.create_revision)
     };
     let before = elected();
-    let proc = |run: Value| ("apps/aaa/procs/web".to_owned(), json!({"port": port, "run": run}));
+    // No host has so much memory, so what is wanted of aaa takes no place that shop needs.
+    let proc = |mut run: Value| {
+        run["limits"] = json!({"memory_bytes": u64::MAX, "pids": u32::MAX});
+        vec![("apps/aaa/procs/web".to_owned(), json!({"port": port, "run": run}))]
+    };
+    let formation = |count: u32| vec![("apps/aaa/formation/web".to_owned(), json!({"count": count}))];
     let absurd: [Vec<(String, Value)>; 6] = [
-        vec![("apps/aaa/formation/web".into(), json!({"count": u32::MAX}))],
-        vec![("apps/aaa/formation/web".into(), json!({"count": 10_001}))],
-        vec![proc(json!({"stop_timeout_ms": u64::MAX, "boot_timeout_ms": 1_u64 << 63}))],
-        vec![proc(json!({"limits": {"memory_bytes": u64::MAX, "cpu_millis": 1, "pids": u32::MAX}}))],
-        vec![proc(json!({"check": {"http": {"path": "@169.254.169.254/"}}}))],
+        proc(json!({})),
+        formation(u32::MAX),
+        formation(10_001),
+        proc(json!({"stop_timeout_ms": u64::MAX, "boot_timeout_ms": 1_u64 << 63})),
+        proc(json!({"check": {"http": {"path": "@169.254.169.254/"}}})),
         (0..10_000).map(|n| (format!("apps/aaa/procs/p{n}"), json!({"port": port}))).collect(),
     ];
     for (n, rows) in absurd.into_iter().enumerate() {
