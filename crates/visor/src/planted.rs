@@ -133,12 +133,6 @@ bugs! {
     NamedPortCounts,
     /// An instance is placed without the ports of the services that it links.
     LinkedPortsAreMissing,
-    /// A release is pruned although instances run it or are wanted of it.
-    PruningForgetsWhatRuns,
-    /// A release is pruned whatever has come to refer to it meanwhile.
-    PruningIsUnguarded,
-    /// A rollback does not check that the release is still kept.
-    PrunedReleaseIsRolledBackTo,
     /// A host goes on serving a slug for which nothing waits any more.
     SourcesServeForEver,
     /// A host serves a slug to a host that the converger did not name.

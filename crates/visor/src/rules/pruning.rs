@@ -17,7 +17,6 @@ use jiff::Timestamp;
 
 use crate::{
     names::{Day, EnvRef, ReleaseId, RevId},
-    planted::{Bug, planted},
     quota::{self, Bounds},
     schema::{DayStats, ReleaseStatus},
     snapshot::{AppView, Many},
@@ -72,10 +71,8 @@ pub fn doomed(view: &AppView, days: &Many<Day, DayStats>, bounds: Bounds, now: T
 pub fn needed(view: &AppView) -> BTreeSet<ReleaseId> {
     let mut needed: BTreeSet<ReleaseId> = view.head.iter().map(|head| head.release).collect();
     needed.extend(view.trial.iter().map(|trial| trial.release));
-    if !planted(Bug::PruningForgetsWhatRuns) {
-        needed.extend(view.instances.values().map(|row| row.release));
-        needed.extend(view.formation.values().flat_map(|row| row.beside.keys().copied()));
-    }
+    needed.extend(view.instances.values().map(|row| row.release));
+    needed.extend(view.formation.values().flat_map(|row| row.beside.keys().copied()));
     // The next release takes the number after the last one.
     needed.extend(view.releases.keys().next_back());
     if let Some(head) = &view.head {

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use crate::{
     keys::{self, Key},
     names::{AppName, EnvRef, ReleaseId, RevId},
-    planted::Bug,
     snapshot::AppView,
     store::Revision,
     visor::{Change, Committed, Result, Visor},
@@ -71,8 +70,7 @@ impl Visor {
     ) -> Result<Pruned> {
         let mut pruned = Pruned::default();
         for piece in doomed.rows(name).chunks(PIECE) {
-            let guarded = Change::new().unless(Bug::PruningIsUnguarded, |it| guarded(it, name, view, seen));
-            let mut change = guarded;
+            let mut change = guarded(name, view, seen);
             for (key, at) in piece {
                 change = change.unchanged(key, *at).delete(key);
                 if let Key::Env(app, env) = key {
@@ -94,11 +92,11 @@ impl Visor {
     }
 }
 
-/// Adds the condition that nothing has come to refer to an older release since the view was read.
-fn guarded(change: Change, name: &AppName, view: &AppView, seen: Revision) -> Change {
+/// Returns the condition that nothing has come to refer to an older release since the view was read.
+fn guarded(name: &AppName, view: &AppView, seen: Revision) -> Change {
     let last = view.releases.keys().next_back().map_or(0, |last| last.0);
     let next = ReleaseId(last.saturating_add(1));
-    change
+    Change::new()
         .as_read(&Key::App(name.clone()), view.app.as_ref())
         .as_read(&Key::Head(name.clone()), view.head.as_ref())
         .as_read(&Key::Trial(name.clone()), view.trial.as_ref())

@@ -8,7 +8,6 @@ use crate::{
     keys::{self, Key},
     links::{self, Link},
     names::{AppName, EnvRef, ProcName, ReleaseId, RevId},
-    planted::Bug,
     quota,
     schema::{Extra, Head, Promoter, Release, ReleaseStatus, Trial},
     snapshot::{AppView, Snapshot, Versioned},
@@ -116,12 +115,10 @@ fn going_back(
         if !view.releases.contains_key(&to) {
             return Err(no_such_release(name, view, to).into());
         }
-        change =
-            change.unless(Bug::PrunedReleaseIsRolledBackTo, |it| it.exists(&Key::Release(name.clone(), to)));
+        change = change.exists(&Key::Release(name.clone(), to));
     }
     if new.env.is_some() && env != EMPTY_ENV {
-        change =
-            change.unless(Bug::PrunedReleaseIsRolledBackTo, |it| it.exists(&Key::Env(name.clone(), env)));
+        change = change.exists(&Key::Env(name.clone(), env));
     }
     Ok(change)
 }
