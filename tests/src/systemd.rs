@@ -39,17 +39,17 @@ impl Systemd {
     /// # Panics
     /// If it doesn't, with what it said; without root, or where no control groups can be made.
     pub fn boot() -> Systemd {
-        Systemd::begin("machine1", None).up()
+        Systemd::begin("machine1", None, None).up()
     }
 
     /// Boots some by these names at once, joined by a network: the first at [`Nets::address`] 1, and so on. They know each
-    /// other by name.
+    /// other by name, and share a folder, which each has at `/srv/bazooka`.
     ///
     /// # Panics
     /// As [`Systemd::boot`].
-    pub fn boot_all(nets: &Nets, names: &[&str]) -> Vec<Systemd> {
-        let begun: Vec<Systemd> =
-            (1..).zip(names).map(|(host, name)| Systemd::begin(name, Some((nets, host)))).collect();
+    pub fn boot_all(nets: &Nets, names: &[&str], files: &Path) -> Vec<Systemd> {
+        let begin = |(host, name): (u8, &&str)| Systemd::begin(name, Some((nets, host)), Some(files));
+        let begun: Vec<Systemd> = (1..).zip(names).map(begin).collect();
         let machines: Vec<Systemd> = begun.into_iter().map(Systemd::up).collect();
         let known = (1..).zip(names).fold("127.0.0.1 localhost\n".to_owned(), |known, (host, name)| {
             known + &format!("{} {name}\n", Nets::address(host))
@@ -58,7 +58,7 @@ impl Systemd {
         machines
     }
 
-    fn begin(name: &str, link: Option<(&Nets, u8)>) -> Systemd {
+    fn begin(name: &str, link: Option<(&Nets, u8)>, files: Option<&Path>) -> Systemd {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let turn = Turn::whole();
         let dir = tempfile::Builder::new().prefix("bazooka-systemd.").tempdir();
@@ -76,6 +76,7 @@ impl Systemd {
             .arg(&group)
             .arg(program("bazooka-pm").parent().expect("a program has a folder"))
             .args([name, if link.is_some() { "" } else { "--net" }])
+            .args(files)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be duplicated"))
             .stderr(log)

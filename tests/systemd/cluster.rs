@@ -1,4 +1,5 @@
-//! docs/cluster.md, followed word for word: machines that each have a systemd and an address, and what the page has them run.
+//! docs/cluster.md, and the loss of the rm's machine in docs/disaster.md, followed word for word: machines that each have a
+//! systemd and an address, and what the pages have them run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,6 +18,9 @@ const MACHINES: [&str; 5] = ["m1", "m2", "m3", "m4", "ops"];
 
 /// The seconds that a block may take: a build, a drain and a rollout are among them.
 const PATIENCE: &str = "120";
+
+/// The section of docs/disaster.md that is followed, too.
+const LOST_RM: &str = "The rm's machine is gone for good";
 
 /// The command line of the first app's instances.
 const SERVER: &str = "^[^ ]*bazooka-static";
@@ -130,15 +134,17 @@ fn stand_ins(dir: &Path, version: &str) {
 /// Fresh machines: they have an address and a name, and ops reaches the others.
 struct Site {
     machines: BTreeMap<&'static str, Systemd>,
-    // Goes after what is on it.
+    // Go after what is on them.
     _nets: Nets,
+    _files: tempfile::TempDir,
 }
 
 impl Site {
     fn new() -> Site {
         let nets = Nets::new(u8::try_from(MACHINES.len()).expect("a handful"), BTreeSet::new());
-        let booted = Systemd::boot_all(&nets, &MACHINES);
-        let site = Site { machines: MACHINES.into_iter().zip(booted).collect(), _nets: nets };
+        let files = tempfile::tempdir().expect("a folder");
+        let booted = Systemd::boot_all(&nets, &MACHINES, files.path());
+        let site = Site { machines: MACHINES.into_iter().zip(booted).collect(), _nets: nets, _files: files };
         site.ops().shell(
             "mkdir -p -m 700 .ssh
              ssh-keygen -q -t ed25519 -N '' -f .ssh/id_ed25519
@@ -254,14 +260,27 @@ fn until_renewed(ops: &Systemd) {
     }
 }
 
+/// The blocks of a page below `docs`.
+fn page(name: &str) -> Vec<Step> {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name));
+    steps(&page.expect("the page is there"))
+}
+
+/// Takes the machine of the rm away, with all that is on it, and follows docs/disaster.md.
+fn lose_the_rm(site: &mut Site) {
+    let steps: Vec<Step> = page("disaster.md").into_iter().filter(|step| step.section == LOST_RM).collect();
+    assert_eq!(steps.len(), 5, "{steps:#?}");
+    drop(site.machines.remove("m1"));
+    steps.iter().for_each(|step| site.follow(step));
+}
+
 fn follow_the_page(make: impl FnOnce(&Path, &Path)) {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cluster.md"));
-    let steps = steps(&page.expect("the page is there"));
+    let steps = page("cluster.md");
     let dir = tempfile::tempdir().expect("a folder");
     let (first, next) = (dir.path().join("first"), dir.path().join("next"));
     [&first, &next].iter().for_each(|folder| fs::create_dir(folder).expect("a folder can be made"));
     make(&first, &next);
-    let site = Site::new();
+    let mut site = Site::new();
     let ops = site.ops();
     ops.copy(&first, "/root/first");
     ops.copy(&next, "/root/next");
@@ -316,6 +335,7 @@ fn follow_the_page(make: impl FnOnce(&Path, &Path)) {
     let rows = ops.shell(ROWS);
     assert!(rows.contains(r#""version":3,"min_reader":3,"min_writer":3"#), "{rows}");
     assert!(rows.contains(r#""sealed""#) && !rows.contains("good"), "{rows}");
+    lose_the_rm(&mut site);
 }
 
 #[test]

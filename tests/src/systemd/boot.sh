@@ -1,9 +1,9 @@
 # Boots a systemd as process 1 of namespaces of its own, on a copy of this machine's files that is kept in memory: what it
 # writes is gone with it. FOLDER is empty and on a real file system; GROUP names its control groups; BUILT is a folder with
 # programs, which the machine sees read-only in /opt/built; NAME is its own; NET says whether it gets a network of its own
-# (--net) or stays in the one where this is started.
+# (--net) or stays in the one where this is started; FILES is a folder that machines share, in /srv/bazooka, or nothing.
 set -eu
-folder=$1 group=$2 built=$3 machine=$4 net=$5
+folder=$1 group=$2 built=$3 machine=$4 net=$5 files=${6:-}
 say() { echo "boot: $*" >&2; exit 90; }
 
 [ "$(id -u)" -eq 0 ] || say "this takes root"
@@ -19,7 +19,7 @@ for hierarchy in $hierarchies; do
   echo $$ >"$hierarchy/$group/cgroup.procs"
 done
 
-export folder hierarchies built machine
+export folder hierarchies built machine files
 exec unshare --cgroup --mount --pid --fork --kill-child --uts --ipc $net --propagation private bash -eu -c '
 mount -t tmpfs tmpfs "$folder"
 mkdir "$folder/upper" "$folder/work" "$folder/root"
@@ -45,6 +45,7 @@ else
   done
 fi
 mkdir opt/built; mount --bind "$built" opt/built; mount -o remount,ro,bind opt/built
+[ -z "$files" ] || { mkdir -p srv/bazooka; mount --bind "$files" srv/bazooka; }
 # The settings of the kernel stay as they are.
 mount --bind proc/sys proc/sys; mount -o remount,ro,bind proc/sys
 # None of what this machine runs, and of what it wrote, is there.
