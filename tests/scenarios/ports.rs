@@ -144,7 +144,7 @@ fn whatever_one_apps_people_write_others_are_scaled_and_answer_meanwhile() {
     let before = elected();
     // No host has so much memory, so what is wanted of aaa takes no place that shop needs.
     let proc = |mut run: Value| {
-        run["limits"] = json!({"memory_bytes": u64::MAX, "pids": u32::MAX});
+        run["limits"] = json!({"memory_limit_bytes": u64::MAX, "pids": u32::MAX});
         vec![("apps/aaa/procs/web".to_owned(), json!({"port": port, "run": run}))]
     };
     let formation = |count: u32| vec![("apps/aaa/formation/web".to_owned(), json!({"count": count}))];
