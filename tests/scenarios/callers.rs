@@ -22,9 +22,13 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::pem::PemO
 const PLAIN: usize = 1_100;
 const TLS: usize = 300;
 
+/// The pause before closed connections are made again. Without one, the test would be about a machine without a free
+/// processor: an endpoint holds some of them only, and closes the others at once.
+const AGAIN: Duration = Duration::from_secs(1);
+
 const DAEMONS: [Endpoint; 4] = [Endpoint::Rm, Endpoint::Host(1), Endpoint::Proxy, Endpoint::Converger];
 
-/// What prints each path that it is asked for.
+/// A server that prints each path that it is asked for.
 const TALKER: &str = "import http.server, os
 class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -65,7 +69,7 @@ impl Flood {
                     silent.push(stream);
                     count.fetch_add(1, Ordering::Relaxed);
                 }
-                std::thread::sleep(Duration::from_millis(50));
+                std::thread::sleep(AGAIN);
             }
         });
         Flood { end, made, thread: Some(thread) }

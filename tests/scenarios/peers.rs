@@ -46,7 +46,7 @@ struct Member {
     name: String,
     client: String,
     peer: String,
-    /// Its variables, as its file in /etc/default has them.
+    /// The variables, as the file in /etc/default has them.
     envs: BTreeMap<&'static str, String>,
     part: Option<Part>,
 }

@@ -56,7 +56,7 @@ pub enum Endpoint {
     Sshd,
     /// The Prometheus that a test starts.
     Prometheus,
-    /// Where etcd's members would reach each other, in a cluster with identities.
+    /// The port where etcd's members would reach each other, in a cluster with identities.
     EtcdPeer,
     /// The pm of a host.
     Host(u16),

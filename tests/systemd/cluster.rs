@@ -228,7 +228,7 @@ const ROWS: &str = "export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=https://10.77.0.1:237
     etcdctl get --print-value-only /bazooka/schema
     etcdctl get --print-value-only /bazooka/apps/hello/envs/e1";
 
-/// Where each part answers, with the beginning of its certificate's path on ops.
+/// The address of each part, with the beginning of its certificate's path on ops.
 const ENDPOINTS: [(&str, &str); 12] = [
     ("10.77.0.1:2380", "m1/etcd/peer-"),
     ("10.77.0.2:2380", "m2/etcd/peer-"),

@@ -103,7 +103,7 @@ impl Dev {
             .collect()
     }
 
-    /// Whoever speaks to etcd's peer port writes any key: it is no port, but a socket where nobody else may look.
+    /// The address of etcd's peers: no port, but a socket where nobody else may look: a caller there writes any key.
     fn has_no_peer_port(&self) {
         let etcd = u32::try_from(self.process("etcd --name")).expect("a process id");
         let client = format!("127.0.0.1:{}", self.ports[0]).parse().expect("an address");
@@ -355,8 +355,8 @@ fn of_a_page(method: &str, path: &str, headers: &[&str], body: &str) -> String {
     )
 }
 
-/// What a web page in this machine's browser can send to any listener of it: requests across sites without asking first,
-/// the question whether it may, and anything at all after its own name was made to lead here.
+/// The requests that a web page in this machine's browser can send to any listener of it: those across sites that need no
+/// permission, the question for permission, and anything at all after the page's own name was made to lead here.
 #[test]
 fn a_web_page_can_do_nothing_to_it() {
     let dev = Dev::start();

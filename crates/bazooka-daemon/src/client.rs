@@ -38,7 +38,7 @@ pub fn shown_by(answer: &reqwest::Response) -> Option<Identity> {
 
 /// Builds an HTTP client that shows this identity to any server, whichever authority vouches for the server.
 ///
-/// It is for asking whether a server lets this identity in, and for nothing else: the server may be anyone, so send it
+/// Use it to ask whether a server lets this identity in, and for nothing else: the server may be anyone, so send it
 /// nothing that is not public, and believe none of its words.
 pub fn probing_client(credentials: &Credentials) -> reqwest::ClientBuilder {
     let tls = ClientConfig::builder_with_provider(tls_provider())

@@ -72,11 +72,11 @@ const KEEP_ALIVE: (u32, u32, u32) = (60, 15, 4);
 pub enum End {
     /// The client ended it, or the daemon ends.
     Usual,
-    /// Its place went to another connection.
+    /// The place went to another connection.
     Evicted,
     /// No request came, or no whole head.
     Head,
-    /// It was idle.
+    /// The connection was idle.
     Idle,
     /// The client took nothing of an answer.
     Stalled,

@@ -126,7 +126,7 @@ pub struct Serving {
 /// The endpoint's name among a daemon's loops.
 const NAME: &str = "the endpoint";
 
-/// What an endpoint serves, to whom.
+/// The routes of an endpoint, and who may use them.
 #[derive(Clone, Debug)]
 pub struct Door {
     routes: Router,

@@ -58,12 +58,12 @@ pub enum Foreign {
     /// A page of another site sent it, or a link there.
     #[error("another site's page may not call or link this ({0:?}); open the address in a tab of its own")]
     Site(String),
-    /// It is for a name that may be an attacker's.
+    /// The request is for a name that may be an attacker's.
     #[error(
         "{0:?} may be anybody's name: use the IP address, or a name in the `url` or `git-url` of bazooka-rm's settings"
     )]
     Host(String),
-    /// Its body isn't of the type that is taken here.
+    /// The body isn't of the type that is taken here.
     #[error("this takes a body of type {wanted}, and this one is {given:?}")]
     Type {
         /// The type of its body.

@@ -143,7 +143,7 @@ pub struct GitFront {
     pub takes_unbound: bool,
 }
 
-/// What a token is to be good for.
+/// The purpose of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Purpose<'a> {
     /// The app.

@@ -6,11 +6,13 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd,
     sync::Arc,
     time::Duration,
 };
 
 use axum::Router;
+use nix::sys::socket::{MsgFlags, recv};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -66,7 +68,7 @@ impl Bounds {
     }
 }
 
-/// What is counted of an endpoint.
+/// The metrics of an endpoint.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EndpointMetrics {
     refused: Family<[(&'static str, &'static str); 1], Counter>,
@@ -152,6 +154,10 @@ impl Server {
                 accepted = listener.accept(), if open.len() < most => match accepted {
                     Ok((stream, address)) => match server.places.take(server.party(address.ip())) {
                         Ok(place) => {
+                            // Now: others may be accepted before the connection's task runs, and they evict silent ones.
+                            if has_spoken(&stream) {
+                                place.spoke();
+                            }
                             open.spawn(server.clone().carry(stream, address, place, end.clone()));
                         }
                         Err(full) => {
@@ -241,6 +247,12 @@ impl Server {
     }
 }
 
+/// Reports whether a first byte of the client's has arrived, without taking it.
+fn has_spoken(stream: &TcpStream) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(stream.as_raw_fd(), &mut [0], flags).is_ok_and(|bytes| bytes > 0)
+}
+
 /// Warns of refused connections, but not of each of thousands.
 #[derive(Default)]
 struct Refusals {
@@ -256,5 +268,41 @@ impl Refusals {
         }
         tracing::warn!(%address, reason = %full, connections = self.more, "connections are refused");
         (self.warned_at, self.more) = (Some(Instant::now()), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_caller_that_has_spoken_outlasts_a_crowd_of_silent_ones_that_come_after_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it listens");
+        let bounds = Bounds { all: 40, unknown: 40, each: 20, each_carrier: 20 };
+        let server = Server {
+            routes: Router::new().route("/", get(|| async { "good" })),
+            credentials: None,
+            places: Places::new(bounds),
+            git: None,
+            metrics: EndpointMetrics::register(&mut Registry::default(), &Places::new(bounds)),
+        };
+        // All of them wait to be accepted: the crowd is accepted at once, right after the caller.
+        let mut caller = TcpStream::connect(address).await.expect("it listens");
+        caller.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.expect("sent");
+        let mut crowd = Vec::new();
+        for _ in 0..600 {
+            crowd.push(TcpStream::connect(address).await.expect("it listens"));
+        }
+        let end = CancellationToken::new();
+        let serving = tokio::spawn(server.serve(listener, end.clone()));
+        let mut answer = String::new();
+        caller.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.ends_with("good"), "{answer:?}");
+        end.cancel();
+        serving.await.expect("it doesn't panic").expect("it serves");
     }
 }

@@ -117,7 +117,7 @@ pub trait Balancer: Send {
     /// Whether bazooka-proxy runs HAProxy itself, and not a unit of its own.
     fn runs_here(&self) -> bool;
 
-    /// Whether this master is there, whether it answers or not; where none is known, whether anything of it is.
+    /// Reports whether this master is there, whether it answers or not; where none is known, whether anything of it is.
     fn presence(&mut self, master: Option<u32>) -> Presence;
 
     /// Remembers its processes, so that their end can be awaited.

@@ -59,7 +59,7 @@ pub struct Pruner {
     pub metrics: Option<RmMetrics>,
 }
 
-/// What was seen in earlier rounds.
+/// The findings of earlier rounds.
 #[derive(Default)]
 struct Memory {
     /// The view of each app in which nothing is left to prune.

@@ -31,11 +31,11 @@ struct State {
     waiting: Vec<Ticket>,
     /// The builds so far.
     begun: u64,
-    /// Those who wait or build.
+    /// The people who wait or build.
     people: BTreeMap<String, Person>,
 }
 
-/// What a person has had.
+/// The builds of a person so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Person {
     /// The number of builds under way.

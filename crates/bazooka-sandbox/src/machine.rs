@@ -15,7 +15,7 @@ use crate::files::{entries, names};
 
 /// Returns the kernel's boot id; an empty text if it can't be read, which says nothing.
 ///
-/// It is read once: a later lack of descriptors must not look like another boot.
+/// The id is read once: a later lack of descriptors must not look like another boot.
 pub fn boot_id() -> String {
     static KNOWN: OnceLock<String> = OnceLock::new();
     if let Some(known) = KNOWN.get() {

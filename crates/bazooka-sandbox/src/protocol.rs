@@ -128,12 +128,12 @@ pub struct Fence {
     /// The ports of the services that it links.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<u16>,
-    /// What the fence does; versions before [`LOOPBACKS`] wrote none.
+    /// The effect of the fence; versions before [`LOOPBACKS`] wrote none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<Rules>,
 }
 
-/// What a fence does with addresses. Of the lists the first that holds an address decides.
+/// The rules of a fence for addresses. Of the lists the first that holds an address decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
     /// The address at which the instance is reached.

@@ -65,11 +65,11 @@ pub struct SandboxParts<'a> {
 /// The holder of a sandbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Holder<'a> {
-    /// Its control groups.
+    /// The control groups.
     pub groups: &'a [Group],
-    /// Its user.
+    /// The user.
     pub uid: u32,
-    /// Its port on the machine's addresses, 0 for none.
+    /// The port of the instance on the machine's addresses, 0 for none.
     pub port: u16,
     /// The ports of the services that it links.
     pub links: &'a [u16],

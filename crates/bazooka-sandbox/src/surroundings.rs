@@ -37,7 +37,7 @@ pub struct Named {
     pub reserved: Vec<(u16, u16)>,
 }
 
-/// What all fences of a daemon have in common.
+/// The parts that all fences of a daemon have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// Closed, whatever is open.

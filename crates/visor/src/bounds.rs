@@ -65,7 +65,7 @@ const MOST_MOMENTS: usize = 64;
 /// A row with a value beyond its bounds, which counts as the bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OutOfBounds {
-    /// What the row says and how it counts, in words.
+    /// The words of the row and how it counts.
     pub words: Vec<String>,
     /// The number of wanted instances beyond the bound.
     pub instances: u32,
@@ -93,17 +93,17 @@ impl OutOfBounds {
 /// The reason why a row cannot be obeyed at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooMuch {
-    /// It lists too much.
+    /// The row lists too much.
     #[error("it has {there} {what}, and {most} is the most")]
     Listed {
-        /// What it lists.
+        /// The things that it lists.
         what: &'static str,
         /// How many.
         there: usize,
         /// How many it may list.
         most: usize,
     },
-    /// It has an address that no host can have.
+    /// The row has an address that no host can have.
     #[error("{0} is no address of a host")]
     Address(IpAddr),
 }
@@ -114,7 +114,7 @@ fn at_most(what: &'static str, there: usize, most: usize) -> Result<(), TooMuch>
 
 /// A row's value, which an image brings within its bounds when it reads the row.
 pub trait Bounded {
-    /// What is bounded, in words for docs/rows.md; empty if there is nothing that a less trusted writer could overdo.
+    /// The bounds of the row, in words for docs/rows.md; empty if a less trusted writer could overdo nothing.
     const BOUNDS: &'static str = "";
 
     /// Brings the value within its bounds; none if it was within.

@@ -178,7 +178,7 @@ macro_rules! image {
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct HostView {
             $($(#[doc = $host_holds])+ pub $host_field: $host_shape,)+
-            /// What the host says of itself, where its operator says otherwise; `host` then has what its operator says.
+            /// The host's own words, where its operator says otherwise; `host` then has what its operator says.
             pub said: Option<Said>,
         }
 
@@ -196,7 +196,7 @@ macro_rules! image {
             ///
             /// Such a row exists, whatever it holds.
             pub unreadable: BTreeMap<String, String>,
-            /// What is out of bounds in each row, by key; the image has the bounds instead.
+            /// The values out of bounds in each row, by key; the image has the bounds instead.
             pub bounded: BTreeMap<String, OutOfBounds>,
         }
 
@@ -311,14 +311,14 @@ impl AppView {
     }
 }
 
-/// What a host says of itself, where its operator says otherwise.
+/// A host's own words, where its operator says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
-    /// Its zone.
+    /// The zone.
     pub zone: ZoneName,
     /// The address of its instances.
     pub address: IpAddr,
-    /// Its capacity.
+    /// The capacity.
     pub capacity: Capacity,
 }
 

@@ -83,7 +83,7 @@ struct Book {
     /// When each release was made.
     begun: BTreeMap<(AppName, ReleaseId), Instant>,
     draining: BTreeMap<InstanceId, (Instant, Revision)>,
-    /// Those that have served for a while.
+    /// The instances that have served for a while.
     proven: Proven,
     ports: GivenPorts,
     /// The last starts of each instance.

@@ -1,7 +1,7 @@
 //! `bazooka check`: checks that the coordinator's rows are consistent; with `--repair`, repairs what can be repaired.
 //!
-//! It exits with 1 while findings remain, so that a timer can react. `visor::check` has the rules about rows; `peers`
-//! tries whether etcd takes the caller for one of its members, `space` asks these how much room they have left.
+//! The command exits with 1 while findings remain, so that a timer can react. `visor::check` has the rules about rows;
+//! `peers` tries whether etcd takes the caller for one of its members, `space` asks these how much room they have left.
 
 mod peers;
 mod space;

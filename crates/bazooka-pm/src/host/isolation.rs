@@ -49,7 +49,7 @@ pub enum IsolationError {
     Url {
         /// The URL.
         url: String,
-        /// What an address is.
+        /// The kind of an address.
         source: TargetError,
     },
     /// A name has no address.

@@ -58,14 +58,14 @@ pub struct Crash {
     pub was_healthy: bool,
 }
 
-/// What is known of an instance that has crashed.
+/// The crashes of an instance.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
     /// True if it was placed for a trial.
     pub trial: bool,
     /// True once one of its runs was healthy for [`SERVED`].
     pub proven: bool,
-    /// Its place among the instances of its proc and release.
+    /// The instance's place among those of its proc and release.
     pub index: u32,
 }
 

@@ -89,7 +89,7 @@ pub enum HostError {
     /// The starts that an earlier bazooka-pm left can't be read.
     #[error("can't read the state folder")]
     Recover(#[source] JoinError),
-    /// What an earlier bazooka-pm left can't be looked at.
+    /// The leftovers of an earlier bazooka-pm can't be looked at.
     #[error("can't look at what runs here already, so nothing is started")]
     Unseen(#[source] io::Error),
     /// There is no folder for a probe.

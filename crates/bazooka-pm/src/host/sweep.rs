@@ -32,9 +32,9 @@ const PAUSE: Doubling = Doubling::new(Duration::from_millis(5), Duration::from_m
 pub struct Remains {
     /// The instance's home.
     pub home: PathBuf,
-    /// Its user, if it has its own.
+    /// The user, if the instance has its own.
     pub uid: Option<u32>,
-    /// Its control groups.
+    /// The control groups.
     pub groups: Vec<Group>,
 }
 

@@ -64,7 +64,7 @@ fn port_of(url: &str) -> String {
     url.rsplit(':').next().expect("a URL of ours has a port").to_owned()
 }
 
-/// What the probe reports of an instance that sees and may only what is its own.
+/// The probe's report of an instance that sees only its own and may touch only that.
 fn expected() -> Vec<(&'static str, Value)> {
     let (refused, nobody) = ("ENOSYS", "ECONNREFUSED");
     vec![

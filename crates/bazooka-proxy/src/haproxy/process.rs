@@ -72,14 +72,14 @@ pub enum ProcessError {
     Unseen(#[source] io::Error),
 }
 
-/// Whether a process is there.
+/// The presence of a process.
 #[derive(Debug)]
 pub enum Presence {
-    /// It runs.
+    /// The process runs.
     Running,
     /// The kernel says that there is no such process.
     Gone,
-    /// It can't be looked at: it may run.
+    /// The process can't be looked at: it may run.
     Unknown(io::Error),
 }
 

@@ -33,7 +33,7 @@ struct Mortal {
     task: JoinHandle<()>,
 }
 
-/// What happened to all instances.
+/// The record of all instances.
 #[derive(Default)]
 struct Fate {
     /// How many requests they took that were meant to kill them.

@@ -59,21 +59,21 @@ enum Line {
     },
     /// An entry was written.
     Entry {
-        /// Its key.
+        /// The key.
         key: String,
         /// The revision of the write.
         revision: Revision,
-        /// Its time, by its writer's clock.
+        /// The time, by its writer's clock.
         at: Timestamp,
         /// The name that acted.
         who: String,
         /// The identity that wrote it.
         written_by: Identity,
-        /// Where the request came from.
+        /// The origin of the request.
         from: String,
         /// The app that it concerned.
         app: Option<AppName>,
-        /// What was done.
+        /// The action.
         what: String,
         /// `read` or `refused`, where nothing was changed.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,7 +81,7 @@ enum Line {
     },
     /// A row was written that is no entry.
     Unreadable {
-        /// Its key.
+        /// The key.
         key: String,
         /// The revision of the write.
         revision: Revision,
@@ -90,7 +90,7 @@ enum Line {
     },
     /// A row was deleted, by anyone.
     Deleted {
-        /// Its key.
+        /// The key.
         key: String,
         /// The revision of the deletion. None where only its absence was seen.
         revision: Option<Revision>,
@@ -125,7 +125,7 @@ impl Line {
     }
 }
 
-/// What the rows went through, in order.
+/// The changes of the rows, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Happened {
     /// A complete list follows.

@@ -130,7 +130,7 @@ impl RefusalWriter {
     }
 }
 
-/// What is written in the present window.
+/// The entries of the present window.
 #[derive(Default)]
 struct Budget {
     all: u32,

@@ -24,7 +24,7 @@ pub struct Word {
     pub value: u32,
 }
 
-/// What the filter does with a range of calls.
+/// The filter's answer to a range of calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The call is made.

@@ -97,7 +97,7 @@ pub struct Place {
 
 /// The indexes of instances that need a place, in order.
 ///
-/// They are not listed where a formation asks for them: its count is no measure of what a plan may cost.
+/// Indexes are not listed where a formation asks for them: its count is no measure of what a plan may cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Indexes {
     /// These, in this order.

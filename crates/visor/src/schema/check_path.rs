@@ -12,7 +12,7 @@ pub const LONGEST_CHECK_PATH: usize = 1_024;
 
 /// The path of an HTTP check, with its query: `/healthz?deep=1`.
 ///
-/// It begins with a slash, and has only visible ASCII characters, because it becomes a part of a request's first line.
+/// A path begins with a slash, and has only visible ASCII characters: it becomes a part of a request's first line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CheckPath(String);
@@ -20,10 +20,10 @@ pub struct CheckPath(String);
 /// The error for a text that is no path of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCheckPath {
-    /// It does not begin with a slash, or has a blank, a control character or a character beyond ASCII.
+    /// The path does not begin with a slash, or has a blank, a control character or a character beyond ASCII.
     #[error("the path of a check begins with a slash and has only visible ASCII characters")]
     Form,
-    /// It is too long.
+    /// The path is too long.
     #[error("the path of a check has {LONGEST_CHECK_PATH} characters at most")]
     Length,
 }

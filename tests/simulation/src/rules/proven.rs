@@ -32,7 +32,7 @@ const LAG: Duration = Duration::from_secs(13);
 pub(super) struct Proven {
     /// By host, the begin of its bazooka-pm's life, and those that it has seen serve.
     lives: BTreeMap<HostName, (Option<Instant>, BTreeSet<InstanceId>)>,
-    /// Those of which any process lived for long.
+    /// The instances of which any process lived for long.
     lived: BTreeSet<InstanceId>,
 }
 

@@ -1,7 +1,7 @@
 //! The ports at which etcd's members reach each other, tried with the caller's own certificate.
 //!
-//! Whoever gets in there writes any key, past all rights: raft knows no users. Only members may, and no caller of this
-//! command is one. It asks for what every member tells its peers anyway, and sends nothing else.
+//! A caller that gets in there writes any key, past all rights: raft knows no users. Only members may, and no caller of
+//! this command is one. The command asks for what every member tells its peers anyway, and sends nothing else.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Requests that change nothing. etcd answers both to its peers.
 const PATHS: [&str; 2] = ["version", "members"];
 
-/// What came of the tries, for people and for scripts.
+/// The outcome of the tries, for people and for scripts.
 #[derive(Debug, Default, Serialize)]
 pub struct PeerPorts {
     /// Each port with its answer; empty in a cluster without identities.
@@ -34,21 +34,21 @@ pub struct PeerPorts {
 pub struct PeerPort {
     /// The name of the member.
     pub member: String,
-    /// Where it listens.
+    /// The address of the port.
     pub url: String,
-    /// What it did.
+    /// The answer of the port.
     pub answer: PortAnswer,
 }
 
-/// What a port did with the caller's certificate.
+/// The answer of a port to the caller's certificate.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PortAnswer {
-    /// It refused the certificate.
+    /// The port refused the certificate.
     Refused,
-    /// It answered a request.
+    /// The port answered a request.
     LetIn,
-    /// It can't be reached from here, which says nothing about others.
+    /// The port can't be reached from here, which says nothing about others.
     NotReached,
 }
 

@@ -132,7 +132,7 @@ pub struct Part {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// Its working folder, which nobody else may enter; made if it isn't there.
+    /// The working folder, which nobody else may enter; made if it isn't there.
     pub folder: Option<PathBuf>,
     /// The address of its endpoint.
     pub endpoint: Endpoint,

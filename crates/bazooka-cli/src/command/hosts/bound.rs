@@ -18,7 +18,7 @@ use crate::{
     show::{bytes, put_line},
 };
 
-/// What is named of a host.
+/// The bounds of a host that its operator names.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = true)]
 pub struct Bounds {
@@ -94,7 +94,7 @@ enum InvalidBound {
 /// Writes what is named of a host.
 ///
 /// # Errors
-/// Those of the store.
+/// The errors of the store.
 pub async fn run(context: &Context, host: &HostName, bounds: &Bounds) -> Result<()> {
     let mark = |meta: &mut HostMeta| {
         bounds.zone.iter().for_each(|word| meta.zone = word.value());

@@ -53,7 +53,7 @@ pub struct Kept {
 pub struct LogFile {
     /// The file's identity.
     pub id: FileId,
-    /// Its length when it was opened.
+    /// The length of the file when it was opened.
     pub length: u64,
     /// The file.
     pub file: fs::File,

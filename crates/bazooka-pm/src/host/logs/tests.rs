@@ -1,4 +1,4 @@
-//! What a reader is told, piece by piece.
+//! The answer to a reader, piece by piece.
 
 use tokio_util::task::AbortOnDropHandle;
 

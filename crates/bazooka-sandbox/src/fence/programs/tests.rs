@@ -1,4 +1,4 @@
-//! What the programs answer, run by an interpreter.
+//! The answers of the programs, run by an interpreter.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 

@@ -5,7 +5,7 @@ use super::{Asked, EtcdStore, Repeat, Result};
 /// A member of etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdMember {
-    /// Its name; empty until it has started for the first time.
+    /// The name; empty until the first start.
     pub name: String,
     /// The URLs at which other members reach it: `https://10.0.0.1:2380`.
     pub peer_urls: Vec<String>,
