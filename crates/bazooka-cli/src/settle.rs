@@ -174,8 +174,8 @@ impl<F: FnMut(&Watch) -> Result<()>> Waited for Settling<'_, F> {
         let Some((proc, pending)) = found else { return self.late(Duration::ZERO) };
         let what = format!("{} of {proc} can't be placed", instances(pending.short));
         let mut failure = Failure::new(Kind::Failed, what).because(&pending.reason);
-        for (host, refusal) in &pending.refusals {
-            failure = failure.because(format!("{host}: {refusal}"));
+        for line in pending.lines() {
+            failure = failure.because(line);
         }
         failure.hint(format!("it stays wanted; `bazooka why {proc}` tells more"))
     }

@@ -111,7 +111,7 @@ App(app) {
         writers: &[Converger], pm_reads: false, most_bytes: TEXTS, ends: When("the instance is archived"),
         unreadable: Restore, operator_mends: true, without_app: Substance, recover: Entered
     }
-    /// How many instances have no place, and each host's refusal.
+    /// How many instances have no place, and how many hosts refuse them for which reason.
     Pending(app: AppName, proc: ProcName) ["apps", app, "pending", proc] in pending(proc): Many<ProcName, Pending> {
         writers: &[Converger], pm_reads: false, most_bytes: LISTS, ends: WithApp("once each instance has its place"),
         unreadable: Useless, operator_mends: true, without_app: Delete, recover: Kept

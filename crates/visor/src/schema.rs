@@ -22,7 +22,9 @@ pub use check_path::{CheckPath, InvalidCheckPath, LONGEST_CHECK_PATH};
 pub use cluster::{Frozen, Incarnation, Leader, SCHEMA_VERSION, Schema, Unfreeze};
 pub use env::{Env, Handed, Wraps};
 pub use host::{Archives, Capacity, Host, HostMeta, Serving, SlugSource};
-pub use instance::{Assignment, Desired, Ended, Exit, Fault, Instance, Moment, Pending, State, Status};
+pub use instance::{
+    Assignment, Desired, Ended, Exit, Fault, Instance, Moment, Pending, Refusing, State, Status,
+};
 pub use people::{Access, Admission, AuditEntry, Granted, SshKey, SshKeys};
 pub use proxy::Proxy;
 pub use release::{Head, Pause, Promoter, Release, ReleaseStatus, Trial};

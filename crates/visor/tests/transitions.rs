@@ -161,6 +161,22 @@ fn placement(snapshot: &Snapshot, host: usize, index: u32) -> Placement {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_change_that_cannot_be_written_keeps_no_other_from_being_written() {
+    let (_, visor) = cluster().await;
+    let term = term(&visor).await;
+    let key = |name: &str| Key::Pending(name.parse().expect("valid"), proc("web"));
+    // A store takes no two writes of a key in one transaction.
+    let bad = |name: &str| Change::new().put(&key(name), &1).put(&key(name), &2);
+    let good = |name: &str| Change::new().put(&key(name), &1);
+    let outcomes = visor.commit_all(term, vec![good("a"), bad("b"), good("c")]).await.expect("answers");
+    assert!(matches!(outcomes[..], [Outcome::Done(_), Outcome::Conflict, Outcome::Done(_)]), "{outcomes:?}");
+    let outcomes = visor.commit_all(term, vec![bad("b")]).await.expect("it is one");
+    assert_eq!(outcomes, [Outcome::Conflict]);
+    let all = (0..20).map(|n| bad(&format!("d{n}"))).collect();
+    assert!(matches!(visor.commit_all(term, all).await, Err(VisorError::Store(_))), "the store is full");
+}
+
 mod elections {
     use super::*;
 
@@ -432,6 +448,7 @@ mod placements {
             short: 1,
             reason: "no host".into(),
             refusals: BTreeMap::new(),
+            reasons: Default::default(),
             since: now(),
             extra: Extra::new(),
         };

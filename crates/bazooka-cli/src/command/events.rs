@@ -395,6 +395,7 @@ mod tests {
             short: 2,
             reason: "no host has room".into(),
             refusals: Default::default(),
+            reasons: Default::default(),
             since: Timestamp::UNIX_EPOCH,
             extra: Extra::new(),
         };

@@ -340,8 +340,8 @@ fn of_proc(
             "no place",
             &format!("for {}, since {since}: {}", instances(pending.short), pending.reason),
         );
-        for (host, refusal) in &pending.refusals {
-            page.field("", &format!("{host}: {refusal}"));
+        for line in pending.lines() {
+            page.field("", &line);
         }
     }
     of_bounds(&mut page, app, view, proc, around);

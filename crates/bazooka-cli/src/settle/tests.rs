@@ -106,6 +106,7 @@ async fn a_shortfall_is_waited_out_for_fifteen_seconds_and_told_host_by_host() {
         short: 1,
         reason: "no host has room".into(),
         refusals: BTreeMap::from([("h1".parse().expect("valid"), "it is full".to_owned())]),
+        reasons: Default::default(),
         since: Timestamp::UNIX_EPOCH,
         extra: Extra::new(),
     };

@@ -328,6 +328,7 @@ async fn why_tells_of_what_has_no_place_and_of_what_has_ended() {
         short: 2,
         reason: "no host has room".into(),
         refusals: [("host1".parse().expect("valid"), "needs 512M, has 12M".to_owned())].into(),
+        reasons: Default::default(),
         since: jiff::Timestamp::now(),
         extra: Extra::new(),
     };

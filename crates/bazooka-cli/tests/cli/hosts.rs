@@ -173,6 +173,7 @@ async fn a_drain_that_finds_no_room_elsewhere_says_so_with_each_hosts_refusal() 
         short: 1,
         reason: "none of 2 hosts can take it".into(),
         refusals: [(host("host1"), "is full: 1 of 1 instances".to_owned())].into(),
+        reasons: Default::default(),
         since: Timestamp::now(),
         extra: Extra::new(),
     };
@@ -182,7 +183,7 @@ async fn a_drain_that_finds_no_room_elsewhere_says_so_with_each_hosts_refusal() 
         ran.stderr,
         "error: host2 can't be emptied\n\
          cause: web of goto-rocket: none of 2 hosts can take it\n\
-         cause: host1 is full: 1 of 1 instances\n\
+         cause: host1: is full: 1 of 1 instances\n\
          hint: it stays draining; `bazooka hosts uncordon host2` calls it off\n"
     );
 }

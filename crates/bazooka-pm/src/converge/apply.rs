@@ -28,7 +28,7 @@ use visor::{
 use super::{
     envs,
     sources::Sources,
-    step::{Act, Hindrance, Plan, Slot, Step},
+    step::{Act, Plan, Slot, Step},
 };
 
 /// The outcome of applying a plan.
@@ -230,11 +230,12 @@ fn change(snapshot: &Snapshot, step: &Step, now: Timestamp) -> Option<Change> {
         }
         Act::Pend { proc, pending: hindrance } => {
             let before = view.pending.get(proc);
-            let row = hindrance.as_ref().map(|Hindrance { release, short, reason, refusals }| Pending {
-                release: *release,
-                short: *short,
-                reason: reason.clone(),
-                refusals: refusals.clone(),
+            let row = hindrance.as_ref().map(|hindrance| Pending {
+                release: hindrance.release,
+                short: hindrance.short,
+                reason: hindrance.reason.clone(),
+                refusals: hindrance.refusals(),
+                reasons: hindrance.reasons.clone(),
                 since: before.map_or(now, |before| before.since),
                 extra: before.map(|before| before.extra.clone()).unwrap_or_default(),
             });

@@ -472,7 +472,8 @@ impl Day {
                     release: hindrance.release,
                     short: hindrance.short,
                     reason: hindrance.reason.clone(),
-                    refusals: hindrance.refusals.clone(),
+                    refusals: hindrance.refusals(),
+                    reasons: hindrance.reasons.clone(),
                     since: self.world.now.wall,
                     extra: Default::default(),
                 });

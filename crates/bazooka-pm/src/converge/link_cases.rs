@@ -34,11 +34,8 @@ fn a_host_that_was_not_told_where_services_are_takes_nothing_that_has_links_and_
     });
     let said = said.expect("it has no place");
     assert_eq!((said.short, said.reason.as_str()), (2, "none of 2 hosts can take it"));
-    let refusals: Vec<&String> = said.refusals.values().collect();
-    assert_eq!(
-        refusals,
-        ["wasn't told where the services are that this app links (bazooka-pm --services)"; 2]
-    );
+    let why = "wasn't told where the services are that this app links (bazooka-pm --services)";
+    assert_eq!(said.reasons[why].words(), "host1, host2");
 }
 
 #[test]

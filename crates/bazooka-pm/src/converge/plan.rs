@@ -16,7 +16,7 @@ use visor::{
     keys::Key,
     names::{AppName, InstanceId, ProcName, ReleaseId},
     rules::{
-        placement::{Found, PlacementRequest, Refusals, Room, allot},
+        placement::{Found, PlacementRequest, Reasons, Room, allot},
         wanted::{Wanted, procs, unsound},
     },
     snapshot::{AppView, Snapshot},
@@ -115,7 +115,7 @@ fn say_bounds(snapshot: &Snapshot, name: &AppName, view: &AppView, draft: &mut D
             release: head.release,
             short: out.instances,
             reason: out.line(),
-            refusals: Refusals::new(),
+            reasons: Reasons::new(),
         });
     }
 }
@@ -156,9 +156,9 @@ fn give_room<'a>(
                 return draft.act(Act::Place { slot, place }, demand.reason.clone());
             }
             Found::Later => return draft.look_again_at(now.clock),
-            Found::NoRoom(n, refusals) => lack(draft, demand, n, || (no_room(refusals), refusals.clone())),
+            Found::NoRoom(n, reasons) => lack(draft, demand, n, || (no_room(reasons), reasons.clone())),
             // Any change may bring what is lacking, just as it may free capacity.
-            Found::Impossible(n, why) => lack(draft, demand, n, || (why.to_owned(), Refusals::new())),
+            Found::Impossible(n, why) => lack(draft, demand, n, || (why.to_owned(), Reasons::new())),
         }
         if !plan.waiting_for_capacity.contains(*name) {
             plan.waiting_for_capacity.insert((*name).clone());
@@ -167,16 +167,16 @@ fn give_room<'a>(
 }
 
 /// Counts `n` more instances of a service that have no place. The first reason for this proc is kept.
-fn lack(draft: &mut Draft, demand: &Demand, n: usize, why: impl FnOnce() -> (String, Refusals)) {
+fn lack(draft: &mut Draft, demand: &Demand, n: usize, why: impl FnOnce() -> (String, Reasons)) {
     let lacking = draft.hindrances.entry(demand.request.proc.clone()).or_insert_with(|| {
-        let (reason, refusals) = why();
-        Hindrance { release: demand.release, short: 0, reason, refusals }
+        let (reason, reasons) = why();
+        Hindrance { release: demand.release, short: 0, reason, reasons }
     });
     lacking.short = lacking.short.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
 }
 
-fn no_room(refusals: &Refusals) -> String {
-    match refusals.len() {
+fn no_room(reasons: &Reasons) -> String {
+    match reasons.values().map(|hosts| hosts.hosts).sum::<u32>() {
         0 => "no host is registered".into(),
         1 => "the only host can't take it".into(),
         n => format!("none of {n} hosts can take it"),

@@ -195,7 +195,7 @@ fn plan_group(
                 group.fresh.len(),
                 facts.failure()
             ),
-            refusals: BTreeMap::new(),
+            reasons: BTreeMap::new(),
         });
     }
     retire(context, settings, count, ready, &group, draft);
@@ -276,7 +276,7 @@ fn demand(
                 last.host,
                 last.cause
             ),
-            refusals: BTreeMap::new(),
+            reasons: BTreeMap::new(),
         });
     }
     let mut refuse = refused(context, &failures, draft);

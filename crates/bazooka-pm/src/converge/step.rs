@@ -9,8 +9,8 @@ use std::{
 
 use visor::{
     names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId},
-    rules::placement::{Place, Refusals},
-    schema::{Desired, Pending, SlugSource},
+    rules::placement::{Place, Reasons, Refusals},
+    schema::{Desired, Pending, Refusing, SlugSource},
 };
 
 /// The converger's next steps.
@@ -147,14 +147,29 @@ pub struct Hindrance {
     pub short: u32,
     /// The reason, for people.
     pub reason: String,
-    /// Each host's refusal.
-    pub refusals: Refusals,
+    /// The hosts that cannot take an instance, by the reason.
+    pub reasons: Reasons,
 }
 
 impl Hindrance {
-    /// Reports whether a row already holds exactly this.
+    /// Reports whether a row already says this, small changes of many hosts left out.
     pub(super) fn is_said_by(&self, row: &Pending) -> bool {
-        let Hindrance { release, short, reason, refusals } = self;
-        row.release == *release && row.short == *short && row.reason == *reason && row.refusals == *refusals
+        let Hindrance { release, short, reason, reasons } = self;
+        let about = |(why, hosts): (&String, &Refusing)| {
+            row.reasons.get(why).is_some_and(|said| hosts.is_about(said))
+        };
+        row.release == *release
+            && row.short == *short
+            && row.reason == *reason
+            && row.reasons.len() == reasons.len()
+            && reasons.iter().all(about)
+            // A row of the release before lists every host.
+            && row.refusals.len() <= reasons.len() * Refusing::MOST_EXAMPLES
+    }
+
+    /// Returns the refusals of the examples, for readers of the release before.
+    pub(super) fn refusals(&self) -> Refusals {
+        let all = self.reasons.iter();
+        all.flat_map(|(why, hosts)| hosts.examples.iter().map(|host| (host.clone(), why.clone()))).collect()
     }
 }

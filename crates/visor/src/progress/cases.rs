@@ -370,6 +370,7 @@ fn what_has_no_place_is_told_and_an_app_that_goes_wants_nothing() {
         short: 1,
         reason: "no host has room".into(),
         refusals: BTreeMap::new(),
+        reasons: Default::default(),
         since: Timestamp::UNIX_EPOCH,
         extra: Extra::new(),
     };

@@ -17,13 +17,22 @@ use super::{
 use crate::{
     names::{AppName, HostName, ProcName, ZoneName},
     planted::{Bug, planted},
-    schema::{Host, Limits},
+    schema::{Host, Limits, Refusing},
     snapshot::{HostView, Snapshot, Versioned},
     store::Revision,
 };
 
 /// The reason of each host that cannot take an instance.
 pub type Refusals = BTreeMap<HostName, String>;
+
+/// The hosts that cannot take an instance, by the reason. No reason has a number that moves with other services.
+pub type Reasons = BTreeMap<String, Refusing>;
+
+/// The most reasons that are told apart.
+const MOST_REASONS: usize = 16;
+
+/// The reason under which all further ones are counted.
+const OTHER_REASONS: &str = "has another reason";
 
 /// The capacity that each host has left, as instances are placed one after the other.
 ///
@@ -202,7 +211,7 @@ pub enum Found<'r> {
     /// It has this place.
     Place(Place),
     /// No host can take this one and the others of its request: so many, each host for its own reason.
-    NoRoom(usize, &'r Refusals),
+    NoRoom(usize, &'r Reasons),
     /// All of the request, so many, cannot run anywhere, for this reason.
     Impossible(usize, &'r str),
     /// The limit of placements was reached; the next plan decides about this one and the others of its request.
@@ -229,7 +238,7 @@ pub fn allot<'a>(
         queue.extend(first.map(|index| Reverse((index, !request.trial, nth, 0))));
     }
     let mut placed = 0;
-    let mut without: BTreeMap<(&AppName, &ProcName), (&PlacementRequest, Refusals)> = BTreeMap::new();
+    let mut without: BTreeMap<(&AppName, &ProcName), (&PlacementRequest, Reasons)> = BTreeMap::new();
     while let Some(Reverse((index, of_service, nth, at))) = queue.pop() {
         let (app, request) = requests[nth];
         let left = request.indexes.len() - at;
@@ -243,8 +252,8 @@ pub fn allot<'a>(
         }
         let service = (app, &request.proc);
         match without.get(&service) {
-            Some((other, refusals)) if request.is_as_hard_as(other) => {
-                tell(nth, index, Found::NoRoom(left, refusals));
+            Some((other, reasons)) if request.is_as_hard_as(other) => {
+                tell(nth, index, Found::NoRoom(left, reasons));
                 continue;
             }
             _ => {}
@@ -256,9 +265,9 @@ pub fn allot<'a>(
                 let next = request.indexes.at(at + 1, Some(index));
                 queue.extend(next.map(|index| Reverse((index, of_service, nth, at + 1))));
             }
-            Err(refusals) => {
-                tell(nth, index, Found::NoRoom(left, &refusals));
-                without.insert(service, (request, refusals));
+            Err(reasons) => {
+                tell(nth, index, Found::NoRoom(left, &reasons));
+                without.insert(service, (request, reasons));
             }
         }
     }
@@ -317,7 +326,7 @@ impl<'a> Room<'a> {
     ///
     /// # Errors
     /// The refusal of each host, if none can take it.
-    pub fn take_place(&mut self, app: &'a AppName, request: &PlacementRequest) -> Result<Place, Refusals> {
+    pub fn take_place(&mut self, app: &'a AppName, request: &PlacementRequest) -> Result<Place, Reasons> {
         let services = self.services.entry(app).or_default();
         if !services.contains_key(&request.proc) {
             services.insert(request.proc.clone(), Spread::nowhere(self.hosts.len(), self.zones.len()));
@@ -333,7 +342,7 @@ impl<'a> Room<'a> {
         let liked = spread.best(&self.free, need, |at| open(at) && !among(&request.avoid, at));
         let best = liked.or_else(|| spread.best(&self.free, need, open));
         let taken = best.and_then(|at| Some((at, self.hosts[at].host?)));
-        let Some((at, host)) = taken else { return Err(self.refusals(request, need)) };
+        let Some((at, host)) = taken else { return Err(self.reasons(request, need)) };
         let free = &mut self.free[at];
         spread.add(at, free.zone);
         free.slots -= 1;
@@ -342,17 +351,23 @@ impl<'a> Room<'a> {
         Ok(Place { created_at: host.create_revision, host: self.hosts[at].name.clone() })
     }
 
-    fn refusals(&self, request: &PlacementRequest, need: u64) -> Refusals {
-        let refusals = self.hosts.iter().filter_map(|room| {
-            let zone = &room.host?.zone;
+    fn reasons(&self, request: &PlacementRequest, need: u64) -> Reasons {
+        let mut reasons = Reasons::new();
+        for room in &self.hosts {
+            let Some(zone) = room.host.map(|host| &host.zone) else { continue };
             let elsewhere = request.zone.as_ref().filter(|wanted| *wanted != zone);
             let why = elsewhere
                 .map(|wanted| format!("is in zone {zone}, not in {wanted}"))
                 .or_else(|| room.refusal(need))
-                .or_else(|| request.refuse.get(room.name).cloned())?;
-            Some((room.name.clone(), why))
-        });
-        refusals.collect()
+                .or_else(|| request.refuse.get(room.name).cloned());
+            if let Some(why) = why {
+                // Causes of failures differ from host to host.
+                let is_new = !reasons.contains_key(&why) && reasons.len() >= MOST_REASONS;
+                let why = if is_new { OTHER_REASONS.to_owned() } else { why };
+                reasons.entry(why).or_default().add(room.name);
+            }
+        }
+        reasons
     }
 }
 
@@ -401,10 +416,10 @@ impl HostRoom<'_> {
             return Some(why.to_owned());
         }
         if self.used.instances >= capacity.instances {
-            return Some(format!("is full: {} of {} instances", self.used.instances, capacity.instances));
+            return Some("is full".to_owned());
         }
         let free = capacity.memory_bytes.saturating_sub(self.used.memory_bytes);
-        (free < need).then(|| format!("{} MiB of memory are free, {} MiB are needed", free >> 20, need >> 20))
+        (free < need).then(|| format!("has less than {} MiB of memory free", need >> 20))
     }
 }
 
@@ -478,14 +493,45 @@ mod tests {
         cluster.host("host4", "a", 9, 100);
         cluster.mark("host3", &json!({ "cordoned": true })).mark("host4", &json!({ "draining": true }));
         let refusals = &places(&cluster, 1, &request())[0];
-        for part in [
-            "is full: 0 of 0 instances",
-            "1 MiB of memory are free, 16 MiB are needed",
-            "cordoned",
-            "drained",
-        ] {
+        for part in ["is full", "has less than 16 MiB of memory free", "cordoned", "drained"] {
             assert!(refusals.contains(part), "{refusals}");
         }
+    }
+
+    #[test]
+    fn hosts_are_counted_by_reason_and_a_few_are_named() {
+        let mut cluster = Cluster::default();
+        for n in 100..140 {
+            cluster.host(&format!("host{n}"), "a", 0, 100);
+        }
+        let app = "a".parse().expect("valid");
+        let reasons = |cluster: &Cluster, request: &PlacementRequest| {
+            let mut room = Room::of(&cluster.image, |_, view| Used::of(view));
+            room.take_place(&app, request).expect_err("each is full")
+        };
+        let full = reasons(&cluster, &request());
+        assert_eq!(full.keys().collect::<Vec<_>>(), ["is full"]);
+        assert_eq!(full["is full"].words(), "host100, host101, host102, host103, host104 and 35 more");
+        // As many causes as hosts make no row of as many reasons.
+        let mut cluster = Cluster::default();
+        let mut refuse = Refusals::new();
+        for n in 100..140 {
+            cluster.host(&format!("host{n}"), "a", 9, 100);
+            refuse.insert(Cluster::host_name(&format!("host{n}")), format!("cause {n}"));
+        }
+        let many = reasons(&cluster, &PlacementRequest { refuse: Arc::new(refuse), ..request() });
+        assert_eq!((many.len(), many[OTHER_REASONS].hosts), (MOST_REASONS + 1, 24));
+    }
+
+    #[test]
+    fn of_many_hosts_a_tenth_may_change_before_it_is_news() {
+        let of = |hosts: u32| {
+            let mut refusing = Refusing::default();
+            (0..hosts).for_each(|n| refusing.add(&Cluster::host_name(&format!("host{n}"))));
+            refusing
+        };
+        assert!(of(3).is_about(&of(3)) && !of(3).is_about(&of(4)) && !of(5).is_about(&of(6)));
+        assert!(of(100).is_about(&of(109)) && !of(100).is_about(&of(120)));
     }
 
     #[test]
@@ -497,7 +543,7 @@ mod tests {
         let request = PlacementRequest { avoid: why("host1"), refuse: why("host2"), ..request() };
         let placed = places(&cluster, 5, &request);
         assert_eq!(placed[..4], ["host3", "host3", "host1", "host1"]);
-        assert!(placed[4].contains("failed there") && placed[4].contains("is full: 2 of 2"), "{}", placed[4]);
+        assert!(placed[4].contains("failed there") && placed[4].contains("is full"), "{}", placed[4]);
     }
 
     /// Returns the outcome of each request in order: app, index, and place or refusal.

@@ -1,6 +1,9 @@
 //! The rows of an instance: where the converger placed it, and what its host reports of it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -252,14 +255,66 @@ pub struct Pending {
     pub short: u32,
     /// The reason in one line.
     pub reason: String,
-    /// The refusal of each host.
+    /// The refusals of a few hosts, for readers of the release before; of each host, if that release wrote the row.
     #[serde(default)]
     pub refusals: BTreeMap<HostName, String>,
+    /// The hosts that cannot take an instance, by the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reasons: BTreeMap<String, Refusing>,
     /// The time since when instances have lacked a place.
     pub since: Timestamp,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// The hosts that cannot take an instance for one reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusing {
+    /// The number of hosts, as it was when the row was written; a few more or less write no row.
+    pub hosts: u32,
+    /// The first hosts by name, five at most.
+    pub examples: BTreeSet<HostName>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Refusing {
+    /// The most examples.
+    pub const MOST_EXAMPLES: usize = 5;
+
+    /// Adds a host. Hosts come in the order of their names.
+    pub fn add(&mut self, host: &HostName) {
+        self.hosts = self.hosts.saturating_add(1);
+        if self.examples.len() < Self::MOST_EXAMPLES {
+            self.examples.insert(host.clone());
+        }
+    }
+
+    /// Reports whether a row that says `other` need not be written anew: of many hosts a tenth may have changed.
+    pub fn is_about(&self, other: &Refusing) -> bool {
+        let is_listed = self.hosts.max(other.hosts) as usize <= Self::MOST_EXAMPLES;
+        if is_listed { self == other } else { self.hosts.abs_diff(other.hosts) <= self.hosts / 10 }
+    }
+
+    /// Returns the hosts in words: `host1, host2 and 3 more`.
+    pub fn words(&self) -> String {
+        let examples: Vec<&str> = self.examples.iter().map(HostName::as_str).collect();
+        let more = (self.hosts as usize).saturating_sub(examples.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{}{more}", examples.join(", "))
+    }
+}
+
+impl Pending {
+    /// Returns the reasons in words, a line each: `host1, host2 and 3 more: is full`.
+    pub fn lines(&self) -> Vec<String> {
+        if self.reasons.is_empty() {
+            return self.refusals.iter().map(|(host, why)| format!("{host}: {why}")).collect();
+        }
+        self.reasons.iter().map(|(why, hosts)| format!("{}: {why}", hosts.words())).collect()
+    }
 }
 
 /// `history/A/P/ID`: the story of an instance that has ended.

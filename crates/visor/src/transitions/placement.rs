@@ -46,6 +46,9 @@ pub struct Placement {
     pub reason: String,
 }
 
+/// So many changes are refused one after the other before the store counts as full.
+const MOST_REFUSED: usize = 8;
+
 /// The outcome of a write of the converger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -152,21 +155,39 @@ impl Visor {
 
     /// Commits changes within a term, as many in a transaction as fit; none depends on another.
     ///
-    /// A batch in which a condition fails is committed change by change. Returns the outcome of each change, in order.
+    /// A batch in which a condition fails, or that the store refuses, is committed change by change. A change that the
+    /// store refuses (its row is too large) counts as a conflict and keeps no other from being written; a store that
+    /// refuses the first few is full. Returns the outcome of each change, in order.
     ///
     /// # Errors
     /// The store's, except [`StoreError::OutcomeUnknown`]. Changes before the failing one may have been carried out.
     pub async fn commit_all(&self, term: Term, changes: Vec<Change>) -> Result<Vec<Outcome>> {
         let mut ended = Vec::with_capacity(changes.len());
+        let mut refused = 0;
         for batch in batches(under(term), changes, |change| change) {
             let together = batch.iter().cloned().fold(under(term), Change::and);
-            match self.outcome(together).await? {
-                Outcome::Conflict if batch.len() > 1 => {
-                    for change in batch {
-                        ended.push(self.outcome(under(term).and(change)).await?);
-                    }
+            match self.outcome(together).await {
+                Ok(Outcome::Conflict) => {}
+                Err(error) if is_refused(&error) => {}
+                outcome => {
+                    let outcome = outcome?;
+                    ended.extend(batch.iter().map(|_| outcome));
+                    continue;
                 }
-                outcome => ended.extend(batch.iter().map(|_| outcome)),
+            }
+            for change in batch {
+                match self.outcome(under(term).and(change)).await {
+                    Err(error) if is_refused(&error) => {
+                        refused += 1;
+                        let is_any_done = ended.iter().any(|outcome| matches!(outcome, Outcome::Done(_)));
+                        if refused >= MOST_REFUSED && !is_any_done {
+                            return Err(error);
+                        }
+                        tracing::error!(error = %error, "a change can't be written; the others are");
+                        ended.push(Outcome::Conflict);
+                    }
+                    outcome => ended.push(outcome?),
+                }
             }
         }
         Ok(ended)
@@ -280,6 +301,11 @@ impl Term {
         let Versioned { create_revision, mod_revision, lease, .. } = leader;
         lease.map(|lease| Term { create_revision: *create_revision, mod_revision: *mod_revision, lease })
     }
+}
+
+/// Reports whether the store refused the change itself, not its author.
+fn is_refused(error: &VisorError) -> bool {
+    matches!(error, VisorError::Store(error @ StoreError::Refused { .. }) if !error.is_denied())
 }
 
 /// Requires that the converger is elected, and that the last write of the election key is the one of this term.

@@ -144,8 +144,8 @@ impl Waited for Draining<'_> {
             let row = self.mirror.image().apps.get(app).and_then(|app| app.pending.get(proc));
             let Some(pending) = row else { continue };
             failure = failure.because(format!("{proc} of {app}: {}", pending.reason));
-            for (host, refusal) in &pending.refusals {
-                failure = failure.because(format!("{host} {refusal}"));
+            for line in pending.lines() {
+                failure = failure.because(line);
             }
         }
         failure.hint(self.hint())

@@ -44,7 +44,7 @@ mod placement {
     }
 
     #[test]
-    fn a_shortfall_is_said_once_with_each_hosts_refusal() {
+    fn a_shortfall_is_said_once_with_the_hosts_refusals() {
         let mut world = app().scaled("web", 1);
         world.mark("host1", |meta| meta.cordoned = true);
         world.edit_host("host2", |host| host.capacity.instances = 0);
@@ -53,18 +53,26 @@ mod placement {
             panic!("{plan:?}")
         };
         let refusals: Vec<String> =
-            hindrance.refusals.iter().map(|(host, why)| format!("{host} {why}")).collect();
-        assert_eq!(refusals, ["host1 is cordoned", "host2 is full: 0 of 0 instances"]);
+            hindrance.refusals().iter().map(|(host, why)| format!("{host} {why}")).collect();
+        assert_eq!(refusals, ["host1 is cordoned", "host2 is full"], "for readers of the release before");
         assert_eq!(plan.waiting_for_capacity.len(), 1);
         let row = world.row(visor::schema::Pending {
             release: hindrance.release,
             short: hindrance.short,
             reason: hindrance.reason.clone(),
-            refusals: hindrance.refusals.clone(),
+            refusals: hindrance.refusals(),
+            reasons: hindrance.reasons.clone(),
             since: world.now.wall,
             extra: Default::default(),
         });
+        assert_eq!(row.lines(), ["host1: is cordoned", "host2: is full"]);
         let web = world.proc("web");
+        // The release before lists hosts alone.
+        let older = visor::schema::Pending { reasons: Default::default(), ..row.value.clone() };
+        assert_eq!(older.lines(), row.lines());
+        let older = world.row(older);
+        world.view().pending.insert(web.clone(), older);
+        assert!(!world.steps().is_empty(), "it is written anew");
         world.view().pending.insert(web, row);
         assert!(world.steps().is_empty());
         world.mark("host1", |_| {});
