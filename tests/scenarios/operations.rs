@@ -57,9 +57,12 @@ fn a_host_is_drained_without_a_lost_request() {
         repo.bazooka(&["hosts", "cordon", host]).ok();
     }
     let stuck = repo.bazooka(&["hosts", "drain", "host2"]).exits(1);
-    for said in
-        ["host2 can't be emptied", "none of 3 hosts can take it", "host1 is cordoned", "uncordon host2"]
-    {
+    for said in [
+        "host2 can't be emptied",
+        "none of 3 hosts can take it",
+        "host1, host3: each is cordoned",
+        "uncordon host2",
+    ] {
         assert!(stuck.stderr.contains(said), "{said}: {stuck:?}");
     }
     assert_eq!(by_host(&repo)[1], ("host2".into(), "draining".into(), "1".into()));

@@ -277,11 +277,12 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::endpoint::listen;
 
     #[tokio::test]
     async fn a_caller_that_has_spoken_outlasts_a_crowd_of_silent_ones_that_come_after_it() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("it listens");
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let (listener, address) = listen(any).await.expect("a free port");
         let bounds = Bounds { all: 40, unknown: 40, each: 20, each_carrier: 20 };
         let server = Server {
             routes: Router::new().route("/", get(|| async { "good" })),

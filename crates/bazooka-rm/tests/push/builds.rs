@@ -150,7 +150,11 @@ async fn a_build_sees_its_own_tree_and_none_of_the_operators_variables() {
 async fn a_build_ends_with_its_pusher_and_so_does_all_that_it_started() {
     let rig = Rig::start().await;
     let (app, folder) = rig.app("pages").await;
-    let commit = folder.write("Procfile", "web: x\n").write("bin/build", HANGS).commit("hangs");
+    // Processes are found by the commit, so that its name must differ from that of a test which runs in the same second.
+    let commit = folder
+        .write("Procfile", "web: x\n")
+        .write("bin/build", HANGS)
+        .commit("hangs until its pusher leaves");
     let mut push = folder
         .command(&["push", "bazooka", "master"])
         .stderr(std::process::Stdio::piped())
@@ -186,7 +190,8 @@ async fn a_build_ends_with_its_pusher_and_so_does_all_that_it_started() {
 async fn a_build_ends_with_its_rm_and_the_next_one_takes_up_its_work() {
     let mut rig = Rig::start().await;
     let (app, folder) = rig.app("pages").await;
-    let commit = folder.write("Procfile", "web: x\n").write("bin/build", HANGS).commit("hangs");
+    let commit =
+        folder.write("Procfile", "web: x\n").write("bin/build", HANGS).commit("hangs until its rm ends");
     let mut push = folder
         .command(&["push", "bazooka", "master"])
         .stderr(std::process::Stdio::piped())

@@ -308,12 +308,14 @@ impl Refusing {
 }
 
 impl Pending {
-    /// Returns the reasons in words, a line each: `host1, host2 and 3 more: is full`.
+    /// Returns the reasons in words, a line each: `host1: is full`, `host1, host2 and 3 more: each is full`.
     pub fn lines(&self) -> Vec<String> {
         if self.reasons.is_empty() {
             return self.refusals.iter().map(|(host, why)| format!("{host}: {why}")).collect();
         }
-        self.reasons.iter().map(|(why, hosts)| format!("{}: {why}", hosts.words())).collect()
+        let each = |hosts: &Refusing| if hosts.hosts > 1 { "each " } else { "" };
+        let line = |(why, hosts): (&String, &Refusing)| format!("{}: {}{why}", hosts.words(), each(hosts));
+        self.reasons.iter().map(line).collect()
     }
 }
 
