@@ -72,7 +72,7 @@ struct Memory {
     history: History,
 }
 
-/// What etcd remembers of pruned rows.
+/// The history of pruned rows that etcd still holds.
 #[derive(Default)]
 struct History {
     /// The bytes of rows pruned since the last compaction.
@@ -117,7 +117,7 @@ impl Pruner {
                 continue;
             }
             match self.prune(app, view, known, bounds, &mut memory.history).await {
-                // What is deleted or refused shows in a later view.
+                // A later view shows the rows that are deleted or refused.
                 Ok(()) => drop(memory.settled.insert(app.clone(), view.clone())),
                 Err(error) => {
                     well = false;

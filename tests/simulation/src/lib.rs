@@ -40,6 +40,7 @@ use std::{
 
 use tokio::{
     runtime::Builder,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -104,27 +105,46 @@ fn live_through(seed: u64, verbose: bool, day: impl AsyncFn(&Arc<World>)) -> Day
 }
 
 async fn day(world: &Arc<World>) {
-    let rules = Rules::new(world);
-    tokio::spawn(rules.clone().watch());
-    let mut users = vec![
-        User::new(world, &rules, "rocket", &["web", "worker"]),
-        User::new(world, &rules, "pages", &["web"]),
-    ];
-    for user in &mut users {
-        user.begin().await;
+    Working::begin(world).await.end(world).await;
+}
+
+/// A day of the usual users and troubles that is under way.
+struct Working {
+    rules: Rules,
+    nodes: Nodes,
+    work: Vec<JoinHandle<()>>,
+}
+
+impl Working {
+    /// Starts the users, the nodes and the troubles.
+    async fn begin(world: &Arc<World>) -> Working {
+        let rules = Rules::new(world);
+        tokio::spawn(rules.clone().watch());
+        let mut users = vec![
+            User::new(world, &rules, "rocket", &["web", "worker"]),
+            User::new(world, &rules, "pages", &["web"]),
+        ];
+        for user in &mut users {
+            user.begin().await;
+        }
+        let nodes = Nodes::start(world, &rules);
+        sleep(Duration::from_secs(world.between(1..=20))).await;
+        let mut work: Vec<_> = users.into_iter().map(|user| tokio::spawn(user.work())).collect();
+        work.push(tokio::spawn(users::operate(world.clone())));
+        tokio::spawn(faults::trouble(world.clone(), nodes.clone()));
+        Working { rules, nodes, work }
     }
-    let nodes = Nodes::start(world, &rules);
-    sleep(Duration::from_secs(world.between(1..=20))).await;
-    let mut work: Vec<_> = users.into_iter().map(|user| tokio::spawn(user.work())).collect();
-    work.push(tokio::spawn(users::operate(world.clone())));
-    tokio::spawn(faults::trouble(world.clone(), nodes.clone()));
-    sleep(Duration::from_secs(world.between(20..=TROUBLE_SECONDS))).await;
-    faults::heal(world, &nodes);
-    for one in work {
-        // A panic there has been told, and what is missing will be seen.
-        let _ = timeout(Duration::from_secs(300), one).await;
+
+    /// Lets the troubles go on for a while, heals them all, and waits until everything is settled.
+    async fn end(self, world: &Arc<World>) {
+        sleep(Duration::from_secs(world.between(20..=TROUBLE_SECONDS))).await;
+        faults::heal(world, &self.nodes);
+        for one in self.work {
+            // A panic there has been told, and what is missing will be seen.
+            let _ = timeout(Duration::from_secs(300), one).await;
+        }
+        rest::until_settled(world, &self.rules, SETTLED_WITHIN).await;
     }
-    rest::until_settled(world, &rules, SETTLED_WITHIN).await;
 }
 
 /// Runs seeds on as many threads as there are processors. Returns the lowest that broke a rule, and the rule.

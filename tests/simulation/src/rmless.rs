@@ -5,15 +5,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use visor::{snapshot::Snapshot, transitions::envs::EMPTY_ENV};
 
 use crate::{
-    SETTLED_WITHIN, TROUBLE_SECONDS, faults,
+    Working,
     nodes::{Nodes, RM},
-    rest,
     rules::Rules,
-    users::{self, User, slug_of},
+    users::slug_of,
     world::World,
 };
 
@@ -23,32 +22,13 @@ const LAST_PUSH: Duration = Duration::from_secs(60);
 /// How long the loss waits for a moment at which each head is on some host.
 const AT_LEAST_ONCE: u32 = 240;
 
-/// Lives through such a day.
+/// Runs a day of the usual users and troubles, on which the rm is lost.
 pub async fn day(world: &Arc<World>) {
     world.keep_slugs();
-    let rules = Rules::new(world);
-    tokio::spawn(rules.clone().watch());
-    let mut users = vec![
-        User::new(world, &rules, "rocket", &["web", "worker"]),
-        User::new(world, &rules, "pages", &["web"]),
-    ];
-    for user in &mut users {
-        user.begin().await;
-    }
-    let nodes = Nodes::start(world, &rules);
-    sleep(Duration::from_secs(world.between(1..=20))).await;
-    let mut work: Vec<_> = users.into_iter().map(|user| tokio::spawn(user.work())).collect();
-    work.push(tokio::spawn(users::operate(world.clone())));
-    tokio::spawn(faults::trouble(world.clone(), nodes.clone()));
+    let working = Working::begin(world).await;
     sleep(Duration::from_secs(world.between(1..=40))).await;
-    lose_rm(world, &rules, &nodes).await;
-    sleep(Duration::from_secs(world.between(20..=TROUBLE_SECONDS))).await;
-    faults::heal(world, &nodes);
-    for one in work {
-        // A panic there has been told, and what is missing will be seen.
-        let _ = timeout(Duration::from_secs(300), one).await;
-    }
-    rest::until_settled(world, &rules, SETTLED_WITHIN).await;
+    lose_rm(world, &working.rules, &working.nodes).await;
+    working.end(world).await;
 }
 
 /// Loses the rm in a moment at which hosts have what the releases need that are head or on trial.

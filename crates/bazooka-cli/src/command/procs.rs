@@ -71,7 +71,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
 struct Row<'a> {
     app: &'a AppName,
     proc: &'a ProcName,
-    /// Its port; null until bazooka-rm has given it one.
+    /// The port; null until bazooka-rm has given it one.
     port: Option<u16>,
     /// The settings by their JSON names; null if not set.
     #[serde(flatten)]

@@ -34,11 +34,11 @@ struct FromLabel {
 /// The answer to a request for the archive of a slug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArchiveAnswer {
-    /// It is sent.
+    /// The archive is sent.
     Served,
     /// The caller may not have it.
     Refused,
-    /// It is not here.
+    /// The archive is not here.
     Missing,
     /// Too many others are served.
     Busy,

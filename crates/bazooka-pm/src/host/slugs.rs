@@ -103,9 +103,9 @@ pub enum SourceKind {
 /// A daemon that may have a slug.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Its kind.
+    /// The kind of daemon.
     pub kind: SourceKind,
-    /// Its name.
+    /// The daemon's name.
     pub name: HostName,
     /// The base URL of its endpoint.
     pub url: String,
@@ -251,7 +251,7 @@ impl Slugs {
                 };
                 round_broken &= error.is_of_the_bytes();
                 if matches!(error, FetchError::Busy { .. }) {
-                    // Whoever is served now is a source itself, soon.
+                    // The hosts that are served now are sources themselves, soon.
                     deadline = (Instant::now() + TRY_FOR).min(begun + TRY_BUSY_FOR);
                 }
                 let (from, words) = (&source.name, in_words(&error));
@@ -428,7 +428,7 @@ impl Slugs {
 
     /// Removes a discarded slug's folder and archive. Blocks.
     pub fn remove(doomed: &Path) {
-        // It may have had none.
+        // A slug may have no archive.
         let _ = fs::remove_file(archive_of(doomed));
         if let Err(error) = remove_all(doomed) {
             tracing::warn!(path = %doomed.display(), error = %error, "can't remove a slug that nothing uses");
@@ -457,7 +457,7 @@ fn archive_of(folder: &Path) -> PathBuf {
     path.into()
 }
 
-/// What is here of slugs.
+/// The slugs and archives that are here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
     /// The slugs that are unpacked as a whole.

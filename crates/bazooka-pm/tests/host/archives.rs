@@ -181,7 +181,7 @@ async fn an_archive_is_served_while_the_converger_says_so_and_as_it_came() {
 #[tokio::test]
 async fn only_so_many_are_served_at_once() {
     let world = World::start().await;
-    // What can't be packed: more than all the buffers on the way hold.
+    // Bytes that can't be packed: more than all the buffers on the way hold.
     let mut state = 1_u64;
     let mut next = || {
         state ^= state << 13;

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub struct MemberSpace {
     /// The URL.
     pub url: String,
-    /// Its figures; none if it doesn't show them.
+    /// The member's figures; none if it doesn't show them.
     pub space: Option<Space>,
     /// True if it has raised an alarm.
     pub is_full: bool,
