@@ -11,7 +11,7 @@ use std::{
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::files::{entries, names};
+use crate::files::names;
 
 /// Returns the kernel's boot id; an empty text if it can't be read, which says nothing.
 ///
@@ -91,11 +91,6 @@ fn parse_stat(line: &str) -> Option<ProcStat> {
         session: fields.get(3)?.parse().ok()?,
         start_time: fields.get(19)?.parse().ok()?,
     })
-}
-
-/// Returns the ids of all processes; none if they can't be listed.
-pub fn processes() -> impl Iterator<Item = i32> {
-    entries(Path::new("/proc")).filter_map(|name| name.parse().ok())
 }
 
 /// Returns the ids of all processes.

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -61,9 +62,12 @@ pub type Probes = BTreeMap<InstanceId, Probe>;
 pub async fn run(mut probes: watch::Receiver<Probes>, answers: Answers) {
     let mut table = None;
     let mut told: BTreeMap<InstanceId, u32> = BTreeMap::new();
+    let mut unseen: BTreeMap<InstanceId, u32> = BTreeMap::new();
     loop {
         let now = probes.borrow_and_update().clone();
-        told.retain(|id, run| now.get(id).is_some_and(|probe| probe.run == *run));
+        let boots = |id: &InstanceId, run: &mut u32| now.get(id).is_some_and(|probe| probe.run == *run);
+        told.retain(boots);
+        unseen.retain(boots);
         if now.is_empty() {
             if probes.changed().await.is_err() {
                 return;
@@ -77,9 +81,17 @@ pub async fn run(mut probes: watch::Receiver<Probes>, answers: Answers) {
                     if told.contains_key(id) {
                         continue;
                     }
-                    if let Some(verdict) = judge(probe, &listeners, &mut ownership) {
-                        told.insert(*id, probe.run);
-                        report(*id, probe, verdict, &answers, &probes);
+                    match judge(probe, &listeners, &mut ownership) {
+                        Ok(Some(verdict)) => {
+                            told.insert(*id, probe.run);
+                            report(*id, probe, verdict, &answers, &probes);
+                        }
+                        Ok(None) => {}
+                        // The next look may tell; until its boot timeout the instance is neither healthy nor displaced.
+                        Err(error) if unseen.insert(*id, probe.run).is_none() => {
+                            tracing::warn!(instance = %id, error = %error, "can't see whether it listens; looking again");
+                        }
+                        Err(_) => {}
                     }
                 }
             }
@@ -96,7 +108,7 @@ pub async fn run(mut probes: watch::Receiver<Probes>, answers: Answers) {
     }
 }
 
-fn look(table: &mut Option<Table>) -> std::io::Result<Vec<Listener>> {
+fn look(table: &mut Option<Table>) -> io::Result<Vec<Listener>> {
     match table {
         Some(table) => table.listeners(),
         None => table.insert(Table::open()?).listeners(),
@@ -109,17 +121,23 @@ enum Verdict {
     Taken(Listener),
 }
 
-fn judge(probe: &Probe, listeners: &[Listener], ownership: &mut Ownership) -> Option<Verdict> {
-    let on_port = || listeners.iter().filter(|listener| listener.address.port() == probe.port);
-    let own =
-        on_port().find(|listener| listener.answers(probe.address) && ownership.is_of(listener, probe.owner));
-    if own.is_some() {
-        return Some(Verdict::Listens);
+/// Judges what listens on an instance's port; none while nothing does.
+///
+/// # Errors
+/// Something does, and whose it is can't be seen.
+fn judge(probe: &Probe, listeners: &[Listener], ownership: &mut Ownership) -> io::Result<Option<Verdict>> {
+    let (mut foreign, mut unknown) = (None, None);
+    for listener in listeners.iter().filter(|listener| listener.address.port() == probe.port) {
+        match ownership.is_of(listener, probe.owner) {
+            Ok(true) if listener.answers(probe.address) => return Ok(Some(Verdict::Listens)),
+            Ok(true) => {}
+            // What another instance has on its own loopback is in nobody's way.
+            Ok(false) if is_private(listener.address.ip()) => {}
+            Ok(false) => foreign = foreign.or(Some(Verdict::Taken(*listener))),
+            Err(error) => unknown = unknown.or(Some(error)),
+        }
     }
-    // What another instance has on its own loopback is in nobody's way.
-    let foreign = on_port()
-        .find(|listener| !is_private(listener.address.ip()) && !ownership.is_of(listener, probe.owner));
-    foreign.map(|listener| Verdict::Taken(*listener))
+    unknown.map_or(Ok(foreign), Err)
 }
 
 fn report(
@@ -191,9 +209,29 @@ fn url(address: SocketAddr, path: &CheckPath) -> reqwest::Url {
 
 /// Describes what an instance listens on instead of its port. Blocks.
 pub fn instead(owner: Owner, port: u16, address: IpAddr) -> String {
-    let listeners = Table::open().and_then(|mut table| table.listeners()).unwrap_or_default();
-    let mut ownership = Ownership::default();
-    let own: Vec<&Listener> = listeners.iter().filter(|listener| ownership.is_of(listener, owner)).collect();
+    match own_listeners(owner) {
+        Ok(own) => described(&own, port, address),
+        Err(error) => format!("whether it listens on $PORT ({port}) can't be seen: {error}"),
+    }
+}
+
+/// Returns the listeners of an owner, as far as they can be seen.
+///
+/// # Errors
+/// None can be seen, and some may be there.
+fn own_listeners(owner: Owner) -> io::Result<Vec<Listener>> {
+    let (mut ownership, mut own, mut unknown) = (Ownership::default(), Vec::new(), None);
+    for listener in Table::open()?.listeners()? {
+        match ownership.is_of(&listener, owner) {
+            Ok(true) => own.push(listener),
+            Ok(false) => {}
+            Err(error) => unknown = unknown.or(Some(error)),
+        }
+    }
+    unknown.filter(|_| own.is_empty()).map_or(Ok(own), Err)
+}
+
+fn described(own: &[Listener], port: u16, address: IpAddr) -> String {
     if let Some(there) = own.iter().find(|listener| listener.address.port() == port) {
         let (ip, whose) = (there.address.ip(), if is_private(there.address.ip()) { "its own " } else { "" });
         let seen = SocketAddr::new(as_seen_inside(ip), port);
@@ -230,5 +268,23 @@ mod tests {
     fn a_path_is_asked_with_its_query() {
         let url = url("[::1]:21000".parse().expect("valid"), &"/h/z?full=1#x".parse().expect("valid"));
         assert_eq!(url.as_str(), "http://[::1]:21000/h/z?full=1");
+    }
+
+    #[test]
+    fn a_listener_whose_owner_cannot_be_seen_displaces_nothing() {
+        let probe = Probe {
+            run: 1,
+            since: Instant::now(),
+            port: 21_000,
+            address: "10.0.0.1".parse().expect("valid"),
+            owner: Owner::Below(5),
+            check: Check::Listening,
+        };
+        let listener = |inode| Listener { address: "10.0.0.1:21000".parse().expect("valid"), uid: 0, inode };
+        let judged = |unread, inode| judge(&probe, &[listener(inode)], &mut Ownership::seen(5, 7, unread));
+        assert!(matches!(judged(None, 7), Ok(Some(Verdict::Listens))));
+        assert!(matches!(judged(None, 8), Ok(Some(Verdict::Taken(_)))));
+        assert!(matches!(judged(Some(12), 7), Ok(Some(Verdict::Listens))), "one that can be seen is enough");
+        assert!(judged(Some(12), 8).is_err(), "process 12 may be the one that listens");
     }
 }

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, SocketAddr},
+    path::Path,
 };
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
@@ -16,7 +17,7 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 
-use bazooka_sandbox::machine::{proc_stat, processes};
+use bazooka_sandbox::machine::{listed_processes, look_at, of_process};
 
 /// A listening TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,23 +126,54 @@ pub enum Owner {
 #[derive(Default)]
 pub struct Ownership {
     parents: Option<BTreeMap<i32, i32>>,
-    sockets: BTreeMap<i32, BTreeSet<u32>>,
+    sockets: BTreeMap<i32, Sockets>,
+}
+
+/// The sockets of the processes below a shim.
+#[derive(Default)]
+struct Sockets {
+    /// The inodes of those that were read.
+    inodes: BTreeSet<u32>,
+    /// The first process whose sockets could not be read, and why: others of the shim's sockets may be there.
+    unread: Option<(i32, io::ErrorKind)>,
 }
 
 impl Ownership {
     /// Reports whether a listener belongs to this owner.
-    pub fn is_of(&mut self, listener: &Listener, owner: Owner) -> bool {
+    ///
+    /// # Errors
+    /// The machine's processes can't be read, or one below the shim can't: the listener may be the owner's.
+    pub fn is_of(&mut self, listener: &Listener, owner: Owner) -> io::Result<bool> {
         match owner {
-            Owner::Uid(uid) => listener.uid == uid,
-            Owner::Below(shim) => self.sockets_below(shim).contains(&listener.inode),
+            Owner::Uid(uid) => Ok(listener.uid == uid),
+            Owner::Below(shim) => {
+                let below = self.sockets_below(shim)?;
+                match below.unread {
+                    _ if below.inodes.contains(&listener.inode) => Ok(true),
+                    None => Ok(false),
+                    Some((pid, kind)) => {
+                        Err(io::Error::new(kind, format!("can't read the sockets of process {pid}: {kind}")))
+                    }
+                }
+            }
         }
     }
 
-    fn sockets_below(&mut self, shim: i32) -> &BTreeSet<u32> {
-        let parents = self.parents.get_or_insert_with(|| {
-            processes().filter_map(|pid| Some((pid, proc_stat(pid)?.parent))).collect()
-        });
-        self.sockets.entry(shim).or_insert_with(|| {
+    /// Returns what was seen of a shim: a socket below it, and a process whose sockets could not be read.
+    #[cfg(test)]
+    pub fn seen(shim: i32, inode: u32, unread: Option<i32>) -> Ownership {
+        let unread = unread.map(|pid| (pid, io::ErrorKind::PermissionDenied));
+        let sockets = Sockets { inodes: [inode].into(), unread };
+        Ownership { parents: Some(BTreeMap::new()), sockets: [(shim, sockets)].into() }
+    }
+
+    fn sockets_below(&mut self, shim: i32) -> io::Result<&Sockets> {
+        let parents = match self.parents.take() {
+            Some(parents) => parents,
+            None => parents()?,
+        };
+        let parents = self.parents.insert(parents);
+        Ok(self.sockets.entry(shim).or_insert_with(|| {
             let descends = |pid: i32| {
                 let mut at = pid;
                 // Process trees have no cycles, but two looks at a changing table could show one.
@@ -154,23 +186,56 @@ impl Ownership {
                 }
                 false
             };
-            parents.keys().filter(|pid| descends(**pid)).flat_map(|pid| sockets_of(*pid)).collect()
-        })
+            let mut sockets = Sockets::default();
+            for pid in parents.keys().filter(|pid| descends(**pid)) {
+                match sockets_in(Path::new(&format!("/proc/{pid}/fd"))) {
+                    Ok(inodes) => sockets.inodes.extend(inodes),
+                    Err(error) => sockets.unread = sockets.unread.or(Some((*pid, error.kind()))),
+                }
+            }
+            sockets
+        }))
     }
 }
 
-fn sockets_of(pid: i32) -> Vec<u32> {
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    open.filter_map(|entry| {
-        let target = fs::read_link(entry.path()).ok()?;
-        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-    })
-    .collect()
+/// Returns the parent of each process.
+///
+/// # Errors
+/// The processes can't be listed, or one can't be looked at, unless it is another user's that this one may not see.
+fn parents() -> io::Result<BTreeMap<i32, i32>> {
+    let mut parents = BTreeMap::new();
+    for pid in listed_processes()? {
+        match look_at(pid) {
+            Ok(stat) => parents.extend(stat.map(|stat| (pid, stat.parent))),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(parents)
+}
+
+/// Returns the inodes of a process's sockets, from its folder of open files; none if the process has ended.
+///
+/// # Errors
+/// The folder or a link in it can't be read.
+fn sockets_in(folder: &Path) -> io::Result<Vec<u32>> {
+    let Some(open) = of_process(fs::read_dir(folder))? else { return Ok(Vec::new()) };
+    let mut inodes = Vec::new();
+    for entry in open {
+        let Some(entry) = of_process(entry)? else { continue };
+        // A file may be closed meanwhile.
+        let Some(target) = of_process(fs::read_link(entry.path()))? else { continue };
+        let inode = target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']'));
+        inodes.extend(inode.and_then(|inode| inode.parse::<u32>().ok()));
+    }
+    Ok(inodes)
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+
+    use bazooka_sandbox::machine::proc_stat;
 
     use super::*;
 
@@ -185,8 +250,9 @@ mod tests {
         assert!(!seen.answers("127.0.0.8".parse().expect("valid")));
         let mut ownership = Ownership::default();
         let parent = proc_stat(std::process::id() as i32).expect("this test runs").parent;
-        assert!(ownership.is_of(seen, Owner::Below(parent)));
-        assert!(!ownership.is_of(seen, Owner::Below(std::process::id() as i32)), "nobody below us listens");
+        let mut is_below = |pid| ownership.is_of(seen, Owner::Below(pid)).expect("/proc can be read");
+        assert!(is_below(parent));
+        assert!(!is_below(std::process::id() as i32), "nobody below us listens");
         drop(own);
         let later = table.listeners().expect("it answers");
         assert!(later.iter().all(|seen| seen.address != address));
@@ -207,5 +273,19 @@ mod tests {
         ] {
             assert_eq!(listener(address).answers(four), answers, "{address}");
         }
+    }
+
+    #[test]
+    fn sockets_that_cannot_be_read_are_not_taken_for_none() {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let file = folder.path().join("fd");
+        assert!(sockets_in(&file).expect("the process has ended").is_empty());
+        fs::write(&file, "").expect("it can be written");
+        sockets_in(&file).expect_err("this is no folder");
+        let listener = |inode| Listener { address: "10.0.0.1:80".parse().expect("valid"), uid: 0, inode };
+        let mut ownership = Ownership::seen(5, 7, Some(12));
+        assert!(ownership.is_of(&listener(7), Owner::Below(5)).expect("it was read"));
+        let unknown = ownership.is_of(&listener(8), Owner::Below(5)).expect_err("process 12 may have it");
+        assert!(unknown.to_string().contains("process 12"), "{unknown}");
     }
 }
