@@ -132,6 +132,14 @@ struct AnswerTime {
 const OF_SERVICES: AnswerTime = AnswerTime { timeout: 120, watched: 119 };
 const OF_RMS: AnswerTime = AnswerTime { timeout: 1800, watched: 1799 };
 
+/// The most connections to git's address at a time; further ones wait in the kernel. A bazooka-rm takes as many from one
+/// proxy, and the public address keeps the rest of HAProxy's.
+const GIT_CONNECTIONS: u32 = 1_024;
+
+/// The most connections of one visitor to git's address: of an IPv4 address, or of an IPv6 /64. Further ones are refused,
+/// as at a bazooka-rm.
+const GIT_CONNECTIONS_OF_ONE: u32 = 256;
+
 /// Returns a server's options in a mode, except its weight. Each server has them spelled out, because `add server`
 /// ignores `default-server`.
 ///
@@ -448,7 +456,12 @@ fn git_frontend(text: &mut String, settings: &Settings, git: SocketAddr, routes:
         format!(" ssl crt {} ssl-min-ver TLSv1.2 alpn http/1.1", quoted(&tls.identity))
     });
     lines!(text, "    bind {git}{secured}");
+    lines!(text, "    maxconn {GIT_CONNECTIONS}");
     lines!(text, "    timeout client 30m");
+    // Before the TLS handshake. An IPv6 visitor has a whole /64.
+    lines!(text, "    stick-table type ipv6 size 100k expire 1h store conn_cur");
+    lines!(text, "    tcp-request connection track-sc0 src,ipmask(32,64)");
+    lines!(text, "    tcp-request connection reject if {{ sc0_conn_cur gt {GIT_CONNECTIONS_OF_ONE} }}");
     lines!(
         text,
         "    http-request return status 404 content-type \"text/plain; charset=utf-8\" \

@@ -1,7 +1,12 @@
 //! Git's own address: whichever rm serves is led to.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 use visor::testing::{free_port, until};
 
 use crate::{
@@ -81,4 +86,38 @@ async fn what_else_an_rm_answers_is_not_led_to() {
     // Nor does the public port lead to one.
     let public = rig.ask("git.localhost").await.expect("it answers");
     assert_eq!(public.status, 404);
+}
+
+/// Opens a connection from an address of this machine.
+async fn connect_from(last: u8, git: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket can be made");
+    socket.bind(SocketAddr::new([127, 0, 0, last].into(), 0)).expect("the address is this machine's");
+    socket.connect(git).await.expect("git's address is open")
+}
+
+/// Reports whether a connection was accepted: HAProxy waits for its request.
+async fn is_held(stream: &mut TcpStream) -> bool {
+    timeout(Duration::from_millis(300), stream.read(&mut [0])).await.is_err()
+}
+
+#[tokio::test]
+async fn one_visitor_leaves_connections_for_others() {
+    let git = SocketAddr::new([127, 0, 0, 1].into(), free_port());
+    let mut rig = Rig::prepare(Options { git: Some(git), ..Options::default() }).await;
+    rig.start_proxy();
+    rig.wait_ready().await;
+    let rm = Instance::start("rm1", &rig.folder).await;
+    rig.applied(rig.rm("rm1", &format!("http://{}", rm.address)).await).await;
+    let mut held = Vec::new();
+    for _ in 0..256 {
+        held.push(connect_from(2, git).await);
+    }
+    assert!(is_held(held.last_mut().expect("there are some")).await, "so many it may have");
+    assert!(!is_held(&mut connect_from(2, git).await).await, "no more of the same visitor");
+    assert_eq!(ask(git, "/pages.git/info/refs").await, Ok("200 rm1".into()), "another visitor is served");
+    held.truncate(200);
+    until("the visitor is served again", PATIENCE, async || {
+        if is_held(&mut connect_from(2, git).await).await { Ok(()) } else { Err("refused".into()) }
+    })
+    .await;
 }
