@@ -100,6 +100,15 @@ fn a_push_over_ssh_is_its_keys_owners_and_nobody_elses() {
         let refused = git(&other, &as_eve, args).exits(128);
         assert!(refused.stderr.contains("eve may not push to or fetch 'goto-rocket'"), "{}", refused.stderr);
     }
+    until("both refusals stand in the audit", SOON, || {
+        let audit = operator.bazooka(&["audit", "--json", "-a", "goto-rocket"]).ok().stdout;
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&audit).expect("JSON");
+        let stands = |service: &str| {
+            let what = format!("refused: {service} '/goto-rocket.git' over SSH");
+            entries.iter().any(|entry| entry["what"] == what && entry["who"] == "eve")
+        };
+        if stands("git-receive-pack") && stands("git-upload-pack") { Ok(()) } else { Err(audit) }
+    });
     let words: Vec<&str> = as_eve.split(' ').collect();
     let at = cluster.socket(Endpoint::Sshd);
     let (ip, port) = (at.ip().to_string(), at.port().to_string());

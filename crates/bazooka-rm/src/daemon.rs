@@ -188,8 +188,8 @@ pub async fn run(args: RmArgs, shutdown: CancellationToken) -> anyhow::Result<()
     let (handles, following, says) = Handles::new(&ground, metrics);
     let keeper = LeaseKeeper::start(ground.cluster.visor.store().clone(), LeaseTiming::default());
     let mut loops = Loops::default();
-    listen_for_git(&args.ssh, &ground, &handles, &mut loops)?;
     let (refusals, refusal_writer) = Refusals::new(handles.auditor.clone());
+    listen_for_git(&args.ssh, &ground, &handles, refusals.clone(), &mut loops)?;
     let registrations = Registrations::new(handles.apps.clone(), args.apps_per_person);
     let parts = handles.endpoint(&ground, refusals, registrations);
     let routes = endpoint::routes(parts, readiness.clone(), registry.clone());
@@ -428,6 +428,7 @@ fn listen_for_git(
     args: &SshArgs,
     ground: &Ground,
     handles: &Handles,
+    refusals: Refusals,
     loops: &mut Loops,
 ) -> anyhow::Result<()> {
     let hooks = hooks::listen(&ground.layout).context("the hooks' socket can't be opened")?;
@@ -435,7 +436,7 @@ fn listen_for_git(
     loops.spawn("the hooks' listener", hooks::serve(calls, hooks));
     if let Some(file) = args.ssh_keys.clone() {
         let listener = ssh::listen(&ground.layout, args)?;
-        loops.spawn("the SSH listener", ssh::serve(handles.git(&ground.cluster), listener));
+        loops.spawn("the SSH listener", ssh::serve(handles.git(&ground.cluster), refusals, listener));
         let keeping = ssh::keep(ground.program.clone(), ground.layout.clone(), handles.apps.clone(), file);
         loops.spawn_endless("the writer of authorized_keys", keeping);
     }

@@ -36,6 +36,7 @@ use visor::{
 
 use crate::{
     apps::{Apps, Known},
+    audit::refusals::Refusals,
     endpoint::{
         git::{GitService, MAX_FETCH, is_protocol},
         process::{Answering, git},
@@ -174,14 +175,14 @@ pub fn listen(layout: &Layout, args: &SshArgs) -> Result<UnixListener, ListenErr
 ///
 /// # Errors
 /// The listener's.
-pub async fn serve(repositories: GitService, listener: UnixListener) -> io::Result<()> {
+pub async fn serve(repositories: GitService, refusals: Refusals, listener: UnixListener) -> io::Result<()> {
     let bounds = Bounds { all: MOST_CONNECTIONS, unknown: 0, each: MOST_OF_ONE, each_carrier: 0 };
     let places = Places::new(bounds);
-    let answer = |stream| answer(repositories.clone(), places.clone(), stream);
+    let answer = |stream| answer(repositories.clone(), refusals.clone(), places.clone(), stream);
     tasks::accept(listener, "a connection of sshd's", MOST_CONNECTIONS, answer).await
 }
 
-async fn answer(repositories: GitService, places: Places, stream: UnixStream) {
+async fn answer(repositories: GitService, refusals: Refusals, places: Places, stream: UnixStream) {
     let (input, mut output) = stream.into_split();
     let codec = LengthDelimitedCodec::builder().max_frame_length(1 << 20).new_codec();
     let mut frames = FramedRead::new(BufReader::new(input), codec);
@@ -195,6 +196,10 @@ async fn answer(repositories: GitService, places: Places, stream: UnixStream) {
         Err(refused) => {
             let words = refused.to_string();
             tracing::info!(user = hello.user, command = hello.command, words, "refused over SSH");
+            if let Refused::NotAllowed { user, app } = refused {
+                // sshd alone knows the address.
+                refusals.add(Identity::User(user), None, Some(app), &format!("{} over SSH", hello.command));
+            }
             return drop(welcome(&mut output, &Welcome::No(words)).await);
         }
     };

@@ -75,13 +75,17 @@ impl Refusals {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = next.run(request).await;
         if response.status() == StatusCode::FORBIDDEN {
-            let request = clean(&format!("{method} {path}")).chars().take(SHOWN).collect();
-            let refusal = Refusal { who, from, app: app_of(&path), request };
-            if refusals.0.try_send(refusal).is_err() {
-                tracing::warn!("a refusal isn't in the audit: too many at once");
-            }
+            refusals.add(who, from, app_of(&path), &format!("{method} {path}"));
         }
         response
+    }
+
+    /// Takes note of a request that was refused. Never waits.
+    pub fn add(&self, who: Identity, from: Option<SocketAddr>, app: Option<AppName>, request: &str) {
+        let request = clean(request).chars().take(SHOWN).collect();
+        if self.0.try_send(Refusal { who, from, app, request }).is_err() {
+            tracing::warn!("a refusal isn't in the audit: too many at once");
+        }
     }
 }
 
