@@ -232,6 +232,9 @@ impl From<Refusal> for Failure {
             Refusal::TooManyServices(..) => {
                 (Kind::Refused, Some("move some of the procs to an app of their own"))
             }
+            Refusal::OverInstances { .. } => {
+                (Kind::Refused, Some("`bazooka procs` shows how many instances each proc should have"))
+            }
             Refusal::TooMany(..) => (Kind::Refused, Some("a service has 10,000 at most")),
             Refusal::NoRollout(_) => {
                 (Kind::Refused, Some("`bazooka rollback` goes back to an earlier release"))

@@ -24,7 +24,10 @@ use visor::{
     lease::{LeaseKeeper, LeaseTiming},
     names::HostName,
     port_keeping::PortKeeping,
-    quota::{APP_BYTES, Bounds, FEWEST_APP_BYTES, FEWEST_RELEASES, KEPT_RELEASES, MOST_KEPT_RELEASES},
+    quota::{
+        APP_BYTES, APP_INSTANCES, Bounds, FEWEST_APP_BYTES, FEWEST_RELEASES, KEPT_RELEASES,
+        MOST_KEPT_RELEASES,
+    },
     schema::{Ask, Rm as Row},
     seal::{Os, file::KeyFile},
     store::{StoreError, wait_until_ready},
@@ -128,6 +131,15 @@ pub struct RmArgs {
         value_parser = clap::value_parser!(u64).range(FEWEST_APP_BYTES..)
     )]
     pub app_bytes: u64,
+    /// How many instances an app may have, of all its procs and releases together
+    #[arg(
+        long,
+        env = "BAZOOKA_APP_INSTANCES",
+        value_name = "N",
+        default_value_t = APP_INSTANCES,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub app_instances: u32,
     /// For how many days a slug is kept that no rev names any more: as old may a backup be that is restored
     #[arg(long, env = "BAZOOKA_UNNEEDED_SLUGS", value_name = "DAYS", default_value_t = 7)]
     pub unneeded_slugs: u16,
@@ -151,7 +163,7 @@ pub struct RmArgs {
 impl RmArgs {
     /// Returns the bounds of what an app keeps.
     fn bounds(&self) -> Bounds {
-        Bounds { releases: self.keep_releases, bytes: self.app_bytes }
+        Bounds { releases: self.keep_releases, bytes: self.app_bytes, instances: self.app_instances }
     }
 }
 
@@ -518,6 +530,7 @@ fn prune(ground: &Ground, handles: &Handles, args: &RmArgs, loops: &mut Loops) {
         own: Row {
             keep_releases: Some(bounds.releases),
             app_bytes: Some(bounds.bytes),
+            app_instances: Some(bounds.instances),
             ..Row::at(ground.own.url.clone())
         },
         busy: Box::new(move |app| pushes.is_busy(app)),

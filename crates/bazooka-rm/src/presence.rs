@@ -77,6 +77,7 @@ impl Presence {
             retired_seal_keys: ring.retired(),
             keep_releases: Some(self.bounds.releases),
             app_bytes: Some(self.bounds.bytes),
+            app_instances: Some(self.bounds.instances),
             extra: Extra::new(),
         }
     }

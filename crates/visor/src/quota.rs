@@ -1,11 +1,12 @@
-//! The bounds of what an app keeps in the coordinator, and how much of them it takes.
+//! The bounds of what an app keeps in the coordinator and runs on hosts, and how much of them it takes.
 //!
 //! Owns the sizes and the words about them. Whatever one app's people write, the coordinator keeps room for others: an app's
 //! releases, revs and config vars have a bound in bytes and in number, pruning keeps them below it, and a change that
-//! does not fit is refused. Pure. An operator names other bounds where bazooka-rm starts; `rules::pruning` says what goes.
+//! does not fit is refused. `transitions::formation` refuses instances beyond their bound: one app leaves room on the hosts as well.
+//! Pure. An operator names other bounds where bazooka-rm starts; `rules::pruning` says what goes.
 
 use crate::{
-    schema::{Env, Release, Rev, Rm},
+    schema::{Env, Formation, Release, Rev, Rm},
     snapshot::AppView,
 };
 
@@ -29,6 +30,9 @@ pub const APP_BYTES: u64 = 16 << 20;
 /// The fewest bytes that an operator may give to an app. A quarter of them must hold the largest config vars.
 pub const FEWEST_APP_BYTES: u64 = 8 << 20;
 
+/// The most instances of an app, of all its procs and releases together, unless an operator says otherwise.
+pub const APP_INSTANCES: u32 = 1_000;
+
 /// The bytes that a row takes beside its texts, give or take some.
 const ROW: u64 = 300;
 
@@ -39,23 +43,30 @@ pub struct Bounds {
     pub releases: u32,
     /// The most bytes of an app's releases, revs and config vars.
     pub bytes: u64,
+    /// The most instances that an app's formation may ask for.
+    pub instances: u32,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Bounds { releases: KEPT_RELEASES, bytes: APP_BYTES }
+        Bounds { releases: KEPT_RELEASES, bytes: APP_BYTES, instances: APP_INSTANCES }
     }
 }
 
 impl Bounds {
     /// Returns the bounds that hold while these rms serve: of each bound the largest that an rm names.
     pub fn of<'a>(rms: impl IntoIterator<Item = &'a Rm>) -> Bounds {
-        let (mut releases, mut bytes) = (None, None);
+        let (mut releases, mut bytes, mut instances) = (None, None, None);
         for rm in rms {
             releases = releases.max(rm.keep_releases);
             bytes = bytes.max(rm.app_bytes);
+            instances = instances.max(rm.app_instances);
         }
-        Bounds { releases: releases.unwrap_or(KEPT_RELEASES), bytes: bytes.unwrap_or(APP_BYTES) }
+        Bounds {
+            releases: releases.unwrap_or(KEPT_RELEASES),
+            bytes: bytes.unwrap_or(APP_BYTES),
+            instances: instances.unwrap_or(APP_INSTANCES),
+        }
     }
 
     /// Returns the bytes to which pruning brings an app down, so that the next change fits.
@@ -87,6 +98,17 @@ pub fn bytes(view: &AppView) -> u64 {
     let envs: u64 = view.envs.values().map(|row| env_bytes(row)).sum();
     let revs: u64 = view.revs.values().map(|row| rev_bytes(row)).sum();
     releases.saturating_add(envs).saturating_add(revs)
+}
+
+/// Returns the number of instances that an app's formation asks for, of all its procs and releases.
+pub fn instances(view: &AppView) -> u64 {
+    view.formation.values().map(|row| wanted(row)).sum()
+}
+
+/// Returns the number of instances that the formation of one proc asks for.
+pub fn wanted(formation: &Formation) -> u64 {
+    let beside = formation.beside.values().map(|count| u64::from(*count));
+    beside.sum::<u64>() + u64::from(formation.count)
 }
 
 /// Returns the bytes of a release's row, give or take some.
@@ -132,12 +154,17 @@ mod tests {
 
     #[test]
     fn of_several_rms_the_largest_bound_counts() {
-        let rm = |keep_releases, app_bytes| Rm { keep_releases, app_bytes, ..Rm::at("http://rm") };
+        let rm = |keep_releases, app_bytes| Rm {
+            keep_releases,
+            app_bytes,
+            app_instances: keep_releases.map(|n| n * 10),
+            ..Rm::at("http://rm")
+        };
         let of = |rms: &[Rm]| Bounds::of(rms);
         assert_eq!(of(&[]), Bounds::default());
         assert_eq!(of(&[rm(None, None)]), Bounds::default(), "an early build names none");
         let both = [rm(Some(20), Some(9 << 20)), rm(Some(10), Some(32 << 20)), rm(None, None)];
-        assert_eq!(of(&both), Bounds { releases: 20, bytes: 32 << 20 });
+        assert_eq!(of(&both), Bounds { releases: 20, bytes: 32 << 20, instances: 200 });
     }
 
     #[test]

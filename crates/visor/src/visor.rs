@@ -54,6 +54,11 @@ pub enum Refusal {
         used = mebibytes(*.used), more = mebibytes(*.more), most = mebibytes(*.most)
     )]
     OverQuota { app: AppName, used: u64, more: u64, most: u64 },
+    #[error(
+        "app '{app}' would have {wanted} instances, and {most} is the most: scale another of its procs down, or let an \
+         operator start bazooka-rm with a larger --app-instances"
+    )]
+    OverInstances { app: AppName, wanted: u64, most: u32 },
     #[error("app '{0}' has no number left for a release: {1} has the last one; delete that row with etcdctl")]
     NoNumberLeft(AppName, ReleaseId),
     #[error("app '{0}' has no release yet")]

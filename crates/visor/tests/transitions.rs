@@ -615,6 +615,39 @@ mod users {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_app_has_no_more_instances_than_an_operator_lets_it() {
+        let (_store, visor) = cluster().await;
+        released(&visor).await;
+        let too_many = scale(&visor, 1_001).await.expect_err("an app has 1,000 unless told");
+        assert!(
+            too_many.to_string().contains("would have 1001 instances, and 1000 is the most"),
+            "{too_many}"
+        );
+        scale(&visor, 1_000).await.expect("so many it may have");
+        let rm = |most| Rm { app_instances: Some(most), ..Rm::at("http://rm") };
+        let say = async |most| {
+            let change = Change::new().put(&Key::Rm("rm1".parse().expect("valid")), &rm(most));
+            visor.commit(change).await.expect("nothing is in the way");
+        };
+        say(5).await;
+        visor.register_rev(&name("a"), &rev_id(2), &rev(&["web"]), &BTreeSet::new()).await.expect("new");
+        scale(&visor, 999).await.expect("an app beyond a lowered bound may scale down");
+        scale(&visor, 1_000).await.expect_err("but not up");
+        scale(&visor, 2).await.expect("it may");
+        let zone: ZoneName = "north".parse().expect("valid");
+        let in_zone = async |count| visor.scale_in_zone(&name("a"), &proc("web"), &zone, count, "me").await;
+        in_zone(4).await.expect_err("2 and 4 are 6");
+        in_zone(3).await.expect("2 and 3 are 5");
+        let canary = visor.scale(&name("a"), &proc("web"), 1, Some(&rev_id(2)), "me", now()).await;
+        assert!(
+            matches!(canary, Err(VisorError::Refused(Refusal::OverInstances { wanted: 6, most: 5, .. }))),
+            "a rev beside head counts: {canary:?}"
+        );
+        say(6).await;
+        visor.scale(&name("a"), &proc("web"), 1, Some(&rev_id(2)), "me", now()).await.expect("now it may");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn of_many_pushes_at_once_one_is_tried_and_the_others_are_told() {
         let (store, visor) = cluster().await;
         released(&visor).await;

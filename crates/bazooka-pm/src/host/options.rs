@@ -74,7 +74,8 @@ pub struct HostOptions {
     /// Memory for instances, in bytes; most of the machine's unless given
     #[arg(long, env = "BAZOOKA_MEMORY", value_name = "BYTES")]
     pub memory: Option<u64>,
-    /// How many instances run here at most; as many as there are ports unless given
+    /// How many instances run here at most; unless given, one for each 64 MiB of that memory, 100 for each processor at
+    /// most, and no more than there are ports
     #[arg(long, env = "BAZOOKA_SLOTS", value_name = "N")]
     pub slots: Option<u32>,
     /// What becomes of the instances when bazooka-pm is told to end

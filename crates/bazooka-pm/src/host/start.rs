@@ -28,6 +28,7 @@ use tokio::{
 use visor::{
     identity::Kind,
     names::{HostName, InvalidName},
+    rules::usage::default_slots,
     schema::{Capacity, Extra, Host},
     seal::{
         Os,
@@ -216,7 +217,11 @@ impl Start {
 
     /// Returns the row that registers this host.
     pub fn row(&self, cluster: &Cluster, options: &HostOptions) -> Host {
-        let ports = options.ports;
+        let ports = u32::from(options.ports.1 - options.ports.0) + 1;
+        let memory_bytes = options.memory.unwrap_or_else(memory_for_instances);
+        // A machine that does not tell has one.
+        let processors =
+            std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
         Host {
             address: self.address,
             url: format!("{}://{}", cluster.scheme(), reachable(self.own, self.address)),
@@ -224,8 +229,8 @@ impl Start {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             schema: Some(visor::schema::SCHEMA_VERSION),
             capacity: Capacity {
-                memory_bytes: options.memory.unwrap_or_else(memory_for_instances),
-                instances: options.slots.unwrap_or_else(|| u32::from(ports.1 - ports.0) + 1),
+                memory_bytes,
+                instances: options.slots.unwrap_or_else(|| default_slots(ports, memory_bytes, processors)),
                 extra: Extra::new(),
             },
             isolation: isolation::in_force(self.isolation, &options.without),

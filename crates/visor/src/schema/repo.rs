@@ -35,6 +35,9 @@ pub struct Rm {
     /// The most bytes that an app's releases, revs and config vars may take; none for an early build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_bytes: Option<u64>,
+    /// The most instances that an app's formation may ask for; none for an early build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_instances: Option<u32>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -53,6 +56,7 @@ impl Rm {
             retired_seal_keys: Vec::new(),
             keep_releases: None,
             app_bytes: None,
+            app_instances: None,
             extra: Extra::new(),
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     keys::{self, Key},
     names::{AppName, InstanceId, ProcName, ReleaseId, RevId, ZoneName},
     planted::Bug,
-    quota::MOST_RELEASES,
+    quota::{self, Bounds, MOST_RELEASES},
     schema::{Extra, Formation, Release, ReleaseStatus},
     snapshot::{AppView, Snapshot, Versioned},
     store::{Keys, Revision},
@@ -38,7 +38,8 @@ impl Visor {
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::NoSuchRev`],
-    /// [`Refusal::NotInRev`], [`Refusal::Destroying`], [`Refusal::InZones`], [`Refusal::TooManyReleases`].
+    /// [`Refusal::NotInRev`], [`Refusal::Destroying`], [`Refusal::InZones`], [`Refusal::TooManyReleases`],
+    /// [`Refusal::OverInstances`].
     pub async fn scale(
         &self,
         name: &AppName,
@@ -48,7 +49,7 @@ impl Visor {
         by: &str,
         now: Timestamp,
     ) -> Result<Decided<Scaled>> {
-        self.decide(keys::services_of(name), |snapshot| {
+        self.decide(scaled_from(name), |snapshot| {
             let (change, view) = on_service(snapshot, name, proc)?;
             let (head, head_release) =
                 view.head_release().ok_or_else(|| Refusal::NotReleased(name.clone()))?;
@@ -131,7 +132,10 @@ impl Visor {
                 return Ok(Decision::AlreadyAt(scaled, written(row)));
             }
             formation.by = by.into();
-            let change = change.unless(Bug::FormationIsWrittenUnguarded, |it| it.as_read(&key, row));
+            let grows = within(name, snapshot, row.map(|row| &row.value), &formation)?;
+            let change = change.unless(Bug::FormationIsWrittenUnguarded, |it| {
+                alone(it.as_read(&key, row), name, snapshot, grows)
+            });
             Ok(Decision::Change(change.put(&key, &formation), scaled))
         })
         .await
@@ -143,7 +147,7 @@ impl Visor {
     ///
     /// # Errors
     /// [`Refusal::NoSuchApp`], [`Refusal::NoSuchProc`], [`Refusal::NotReleased`], [`Refusal::NotInRev`],
-    /// [`Refusal::Destroying`], [`Refusal::TooMany`].
+    /// [`Refusal::Destroying`], [`Refusal::TooMany`], [`Refusal::OverInstances`].
     pub async fn scale_in_zone(
         &self,
         name: &AppName,
@@ -152,7 +156,7 @@ impl Visor {
         count: u32,
         by: &str,
     ) -> Result<Decided<Scaled>> {
-        self.decide(keys::services_of(name), |snapshot| {
+        self.decide(scaled_from(name), |snapshot| {
             let (change, view) = on_service(snapshot, name, proc)?;
             let (head, release) = view.head_release().ok_or_else(|| Refusal::NotReleased(name.clone()))?;
             let change = change.as_read(&Key::Head(name.clone()), view.head.as_ref());
@@ -174,7 +178,9 @@ impl Visor {
             }
             formation.by = by.into();
             let key = Key::Formation(name.clone(), proc.clone());
-            Ok(Decision::Change(change.as_read(&key, row).put(&key, &formation), scaled))
+            let grows = within(name, snapshot, row.map(|row| &row.value), &formation)?;
+            let change = alone(change.as_read(&key, row), name, snapshot, grows);
+            Ok(Decision::Change(change.put(&key, &formation), scaled))
         })
         .await
     }
@@ -267,6 +273,38 @@ impl Visor {
         })
         .await
     }
+}
+
+/// Returns the scopes that a scale is decided from: the app's services, and the rms that name its bounds.
+fn scaled_from(name: &AppName) -> Vec<Keys> {
+    let mut scopes = keys::services_of(name);
+    scopes.push(keys::rms());
+    scopes
+}
+
+/// Checks that the app may have as many instances as it asks for with this formation of one proc. Returns whether these
+/// are more than before; an app beyond a bound that was lowered may still scale down.
+///
+/// # Errors
+/// [`Refusal::OverInstances`].
+fn within(
+    name: &AppName,
+    snapshot: &Snapshot,
+    before: Option<&Formation>,
+    after: &Formation,
+) -> Result<bool> {
+    let (was, is) = (before.map_or(0, quota::wanted), quota::wanted(after));
+    let most = Bounds::of(snapshot.rms.values().map(|rm| &rm.value)).instances;
+    let wanted = snapshot.apps.get(name).map_or(0, quota::instances) - was + is;
+    if is > was && wanted > u64::from(most) {
+        return Err(Refusal::OverInstances { app: name.clone(), wanted, most }.into());
+    }
+    Ok(is > was)
+}
+
+/// Adds the condition that no other proc was scaled meanwhile, if the change asks for more instances.
+fn alone(change: Change, name: &AppName, snapshot: &Snapshot, grows: bool) -> Change {
+    if grows { change.none_since(keys::formation_of(name), snapshot.revision) } else { change }
 }
 
 /// Returns the revision of a formation's last write, for callers that wait until a view has it.

@@ -204,7 +204,7 @@ fn failed_ones_count_among_the_last_and_the_way_back_stays() {
 
 #[test]
 fn an_app_that_takes_too_much_keeps_fewer() {
-    let bounds = Bounds { releases: 50, bytes: 16 << 20 };
+    let bounds = Bounds { releases: 50, bytes: 16 << 20, ..Bounds::default() };
     // 12 MiB are left for twelve envs of 1 MiB, less what their rows take.
     let view = pruned(app(30, 1024), bounds);
     assert_eq!(left(&view), (20..=30).collect::<Vec<_>>());
@@ -296,7 +296,7 @@ proptest! {
     /// Whatever refers to a row, the row stays; a way back stays the same one; and a second look finds nothing.
     #[test]
     fn nothing_that_is_referred_to_goes(view in apps(), most in 2..12_u32, mib in 8..16_u64) {
-        let bounds = Bounds { releases: most, bytes: mib << 20 };
+        let bounds = Bounds { releases: most, bytes: mib << 20, ..Bounds::default() };
         let after = pruned(view.clone(), bounds);
         let heads = view.head.iter().map(|head| head.release);
         let referred = heads
@@ -323,7 +323,7 @@ proptest! {
     #[test]
     fn the_order_does_not_matter(view in apps(), most in 2..12_u32, odd in any::<bool>()) {
         // Without a bound in bytes, below which fewer rows are kept than after the first ones have gone.
-        let bounds = Bounds { releases: most, bytes: 1 << 40 };
+        let bounds = Bounds { releases: most, bytes: 1 << 40, ..Bounds::default() };
         let mut some = look(&view, bounds);
         some.releases.retain(|id, _| (id.0 % 2 == 1) == odd);
         let mut first = view.clone();
