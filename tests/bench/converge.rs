@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use visor::{
     keys::Key,
     names::{AppName, HostName, ProcName, RevId},
-    schema::{Capacity, Extra, Host, Rev, Slug},
+    schema::{Capacity, Extra, Host, Rev, Rm, Slug},
     snapshot::Versioned,
     store::{
         SharedStore,
@@ -54,6 +54,10 @@ impl Rows {
         let store: SharedStore = Arc::new(EtcdStore::new(config));
         let visor = Visor::new(store);
         runtime.block_on(visor.set_up()).expect("etcd answers");
+        // Apps here are larger than an operator lets them be by default.
+        let rm = Rm { app_instances: Some(10_000), ..Rm::at("http://127.0.0.1:9") };
+        let bounds = Change::new().put(&Key::Rm("rm1".parse().expect("valid")), &rm);
+        runtime.block_on(visor.commit(bounds)).expect("it is written");
         let lease = runtime.block_on(visor.store().grant(Duration::from_secs(3_600))).expect("etcd answers");
         let dir = tempfile::tempdir().expect("a folder can be made");
         let mut command = Command::new(program("bazooka-pm"));
@@ -175,7 +179,7 @@ impl Rows {
     }
 }
 
-fn host(n: u32) -> Host {
+pub fn host(n: u32) -> Host {
     Host {
         schema: None,
         address: [10, 0, u8::try_from(n / 250).expect("it fits"), u8::try_from(n % 250).expect("it fits")]
@@ -203,13 +207,13 @@ struct Times {
     placed: Vec<Duration>,
 }
 
-fn percentile(sorted: &[Duration], share: f64) -> Duration {
+pub fn percentile(sorted: &[Duration], share: f64) -> Duration {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index within the list")]
     let index = ((sorted.len() - 1) as f64 * share).round() as usize;
     sorted[index]
 }
 
-fn ms(duration: Duration) -> String {
+pub fn ms(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1_000.0)
 }
 

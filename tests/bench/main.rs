@@ -3,7 +3,7 @@
 //! `cargo run --profile dist -p bazooka-tests --bin bench` (first build what docs/benchmarks.md says), or with the names of single
 //! benches. Each figure is the median of `--runs`; what it is compared with is measured in the same run. `readme` is the
 //! benches whose figures README quotes. `hosts` is many machines as network namespaces: it takes root, and a quarter of an
-//! hour. So is `seed`, which is as big as a company was.
+//! hour. So is `seed`, which is as big as a company was. `takeover1m` takes 16 GiB of memory.
 //!
 //! With `--write docs/benchmarks.md` the rows go into the page's tables; without names, the benches that the page has.
 //! With `--programs DIR`, given twice or more, the programs of the folders take turns, run by run on the same machine, and
@@ -20,6 +20,7 @@ mod hosts;
 mod isolation;
 mod measure;
 mod table;
+mod takeover;
 
 use std::{
     path::{Path, PathBuf},
@@ -56,8 +57,8 @@ struct Arguments {
     /// given. Given twice, two builds are compared.
     #[arg(long, value_name = "DIR", group = "compared")]
     programs: Vec<PathBuf>,
-    /// Only these: push, scale10, scale100, sleep100, kill, ps, memory, churn, followers, isolation, abuse, discovery, converge; rollouts,
-    /// killed, host, pm, leader, quorum, member, crash, workers, rollback, which all are `hosts`; seed; `readme`.
+    /// Only these: push, scale10, scale100, sleep100, kill, ps, memory, churn, followers, isolation, abuse, discovery, converge, takeover; rollouts,
+    /// killed, host, pm, leader, quorum, member, crash, workers, rollback, which all are `hosts`; seed; takeover1m; `readme`.
     benches: Vec<String>,
 }
 
@@ -85,7 +86,7 @@ struct Bench {
 }
 
 /// Those of one machine.
-const ALONE: [Bench; 13] = [
+const ALONE: [Bench; 14] = [
     Bench { name: "push", measure: |size| vec![measure::push(size.runs)] },
     Bench { name: "scale10", measure: |size| vec![measure::scale_to_ten(size.runs)] },
     Bench { name: "scale100", measure: |size| vec![measure::scale_to_hundred(size.runs)] },
@@ -99,6 +100,10 @@ const ALONE: [Bench; 13] = [
     Bench { name: "abuse", measure: |size| abuse::abuse(size.runs, &size.abuse) },
     Bench { name: "discovery", measure: |size| discovery::discovery(size.runs) },
     Bench { name: "converge", measure: |_| converge::converge() },
+    Bench {
+        name: "takeover",
+        measure: |_| takeover::takeover(takeover::Large { instances: 300_000, hosts: 1_500 }),
+    },
 ];
 
 /// Those of many machines.
@@ -122,12 +127,18 @@ const HOSTS: [Bench; 10] = [
 const SEED: Bench =
     Bench { name: "seed", measure: |size| vec![hosts::seed(size.rate.unwrap_or(5000), &size.kinds)] };
 
+/// A cluster beyond what is promised. It takes 16 GiB of memory.
+const HUGE: Bench = Bench {
+    name: "takeover1m",
+    measure: |_| takeover::takeover(takeover::Large { instances: 999_900, hosts: 5_000 }),
+};
+
 /// Those whose figures README quotes.
 const README: [&str; 7] = ["push", "scale10", "scale100", "kill", "memory", "converge", "rollouts"];
 
 /// All there are.
 fn all() -> impl Iterator<Item = Bench> {
-    ALONE.into_iter().chain(HOSTS).chain([SEED])
+    ALONE.into_iter().chain(HOSTS).chain([SEED, HUGE])
 }
 
 /// The benches that are asked for, in their order.
