@@ -105,7 +105,7 @@ fn live_through(seed: u64, verbose: bool, day: impl AsyncFn(&Arc<World>)) -> Day
 }
 
 async fn day(world: &Arc<World>) {
-    Working::begin(world).await.end(world).await;
+    let _ = Working::begin(world).await.end(world).await;
 }
 
 /// A day of the usual users and troubles that is under way.
@@ -135,8 +135,9 @@ impl Working {
         Working { rules, nodes, work }
     }
 
-    /// Lets the troubles go on for a while, heals them all, and waits until everything is settled.
-    async fn end(self, world: &Arc<World>) {
+    /// Lets the troubles go on for a while, heals them all, and waits until everything is settled. Returns the rules
+    /// and the nodes, which go on.
+    async fn end(self, world: &Arc<World>) -> (Rules, Nodes) {
         sleep(Duration::from_secs(world.between(20..=TROUBLE_SECONDS))).await;
         faults::heal(world, &self.nodes);
         for one in self.work {
@@ -144,6 +145,7 @@ impl Working {
             let _ = timeout(Duration::from_secs(300), one).await;
         }
         rest::until_settled(world, &self.rules, SETTLED_WITHIN).await;
+        (self.rules, self.nodes)
     }
 }
 

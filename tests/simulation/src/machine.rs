@@ -115,6 +115,21 @@ impl Machine {
         self.slugs.contains(slug)
     }
 
+    /// The slugs that are here.
+    pub fn slugs(&self) -> impl Iterator<Item = &Digest> {
+        self.slugs.iter()
+    }
+
+    /// Removes these slugs, but those that an instance here uses. bazooka-pm must not run.
+    pub fn remove_unused(&mut self, slugs: &BTreeSet<Digest>) {
+        let known = self.folders.values().flat_map(|folder| {
+            let specs = folder.starts.values().filter_map(|start| start.spec.as_ref());
+            folder.record.as_ref().map(|(_, local)| local).into_iter().chain(specs)
+        });
+        let used: BTreeSet<&Digest> = known.map(|local| &local.assignment.slug.sha256).collect();
+        self.slugs.retain(|slug| used.contains(slug) || !slugs.contains(slug));
+    }
+
     /// It is started anew: nothing runs any more.
     pub fn reboot(&mut self) {
         self.boot += 1;

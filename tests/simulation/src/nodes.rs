@@ -270,7 +270,7 @@ fn row(address: IpAddr, n: u8, world: &World) -> Host {
     Host {
         schema: None,
         address,
-        url: format!("http://{address}"),
+        url: format!("http://{address}:8082"),
         zone: if n % 2 == 0 { "north" } else { "south" }.parse().expect("a valid name"),
         version: "1".into(),
         capacity: Capacity { memory_bytes: 1 << 30, instances: 10, extra: Extra::new() },

@@ -239,6 +239,16 @@ impl World {
         self.state().machines.values().any(|machine| machine.has(slug))
     }
 
+    /// Removes from a machine each slug that nothing there uses and that another machine has.
+    pub fn remove_slugs(&self, host: &HostName) {
+        let mut state = self.state();
+        let others = state.machines.iter().filter(|(name, _)| *name != host);
+        let elsewhere: BTreeSet<Digest> = others.flat_map(|(_, machine)| machine.slugs()).cloned().collect();
+        if let Some(machine) = state.machines.get_mut(host) {
+            machine.remove_unused(&elsewhere);
+        }
+    }
+
     /// The line of this name between a process and the coordinator.
     pub fn line(&self, name: &str) -> Line {
         self.state().lines_of.entry(name.to_owned()).or_default().clone()

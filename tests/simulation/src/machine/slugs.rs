@@ -53,7 +53,7 @@ async fn find(hold: &Hold, visor: &Visor, slug: &Digest) -> Option<SourceKind> {
     let named = hosts.map(|source| source.name);
     // A host may ask another one that was never named to it.
     let stranger = world.chance(0.2).then(|| world.pick(&Nodes::hosts()).clone());
-    for source in named.chain(stranger).filter(|source| *source != hold.host) {
+    for source in stranger.into_iter().chain(named).filter(|source| *source != hold.host) {
         if is_served(hold, &source, slug).await {
             world.note(format_args!("{} has slug {slug} from {source}", hold.host));
             return Some(SourceKind::Host);
