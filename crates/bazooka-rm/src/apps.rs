@@ -37,11 +37,16 @@ pub struct Known {
     pub unreadable: BTreeSet<AppName>,
     /// True if revs are there whose app has no row: what they name isn't known by app.
     pub has_strays: bool,
-    /// The revision up to which the image is complete.
+    /// The revision up to which the rows of the apps themselves are complete.
+    ///
+    /// The lowest revision over all scopes would stand still: a scope without changes reports none.
     pub revision: Revision,
     /// True once a complete list was seen. Before, a missing row may exist.
     pub complete: bool,
 }
+
+/// The place of the apps' own rows among the scopes.
+const APPS: usize = 1;
 
 /// The image of all apps. Cheap to clone.
 #[derive(Clone)]
@@ -126,7 +131,7 @@ impl Following {
         let unreadable = image.unreadable.keys().filter_map(|key| key.parse::<Key>().ok());
         known.unreadable = unreadable.filter_map(|key| key.app().cloned()).collect();
         known.has_strays = image.apps.values().any(|view| view.app.is_none() && !view.revs.is_empty());
-        known.revision = image.revision;
+        known.revision = self.mirror.scope_revision(APPS);
         let mut names: Vec<AppName> = keys.iter().filter_map(|key| key.app().cloned()).collect();
         names.dedup();
         for name in names {

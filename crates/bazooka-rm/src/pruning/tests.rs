@@ -5,8 +5,8 @@ use tokio_util::task::AbortOnDropHandle;
 use visor::{
     clock::WallClock,
     keys::{self, Key},
-    names::{EnvRef, ProcName, ReleaseId, RevId},
-    schema::{AppDay, DayStats, Env, Extra, Promoter, Rev, Slug},
+    names::{EnvRef, InstanceId, ProcName, ReleaseId, RevId},
+    schema::{AppDay, DayStats, Env, Extra, Instance, Promoter, Rev, Slug},
     seal::Sealed,
     snapshot::AppView,
     stats::day_of,
@@ -139,6 +139,28 @@ async fn old_releases_go_with_their_config_vars_and_revs_once_they_are_counted()
     let pruned = Refusal::Pruned(app(), ReleaseId(2), ReleaseId(4));
     assert!(matches!(&refused, Err(VisorError::Refused(refusal)) if *refusal == pruned), "{refused:?}");
     rig.visor.begin_release(&app(), &back(4), Promoter::Converger, None, now()).await.expect("it is kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_is_pruned_whose_instances_were_placed_since_the_rm_began() {
+    let rig = Rig::start(ModelStore::new().shared(), Bounds { releases: 5, ..Bounds::default() }).await;
+    for n in 1..=8 {
+        rig.release(n, 1).await;
+    }
+    let instance = Instance {
+        host: "host1".parse().expect("valid"),
+        proc: "web".parse().expect("valid"),
+        release: ReleaseId(2),
+        rev: rev(2),
+        index: 0,
+        placed_at: now(),
+        reason: String::new(),
+        extra: Extra::new(),
+    };
+    let change = Change::new().put(&Key::Instance(app(), InstanceId(1)), &instance);
+    rig.visor.commit(change).await.expect("it answers");
+    rig.count().await;
+    rig.until_left(&[2, 4, 5, 6, 7, 8], 6).await;
 }
 
 #[tokio::test(start_paused = true)]
