@@ -139,6 +139,12 @@ bugs! {
     UnnamedHostIsServed,
     /// An instance that waits for its slug has no hosts named that have it.
     NoSourceIsNamed,
+    /// A release is pruned although instances run it or are wanted of it.
+    PruningForgetsWhatRuns,
+    /// A release is pruned although it is one of the last ones.
+    PruningForgetsTheLast,
+    /// Old releases are not pruned.
+    NothingIsPruned,
 }
 
 pub use switches::{plant, planted};

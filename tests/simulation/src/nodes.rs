@@ -19,6 +19,7 @@ use bazooka_proxy::{
     metrics::ProxyMetrics,
     proxy::{self, Identity, Parts},
 };
+use bazooka_rm::{apps::Apps, pruning::Pruner, sources::Sources};
 use futures::future::BoxFuture;
 use jiff::SignedDuration;
 use prometheus_client::registry::Registry;
@@ -55,6 +56,12 @@ const CONVERGERS: u8 = 2;
 
 /// How many proxies.
 const PROXIES: u8 = 2;
+
+/// The number of an app's last releases and revs that are kept.
+pub const KEPT_RELEASES: u32 = 3;
+
+/// How far the rm's clock is ahead: a rev that is younger than an hour is not pruned.
+const RM_AHEAD: SignedDuration = SignedDuration::from_hours(2);
 
 /// The ports that a host gives: so few that they are used again soon.
 const PORTS: std::ops::RangeInclusive<u16> = 21_000..=21_011;
@@ -198,11 +205,15 @@ impl Nodes {
         Box::pin(async move { work.run(stop).await.expect("a host's loops last as long as the host") })
     }
 
-    /// Of bazooka-rm only its presence with its key, and the loops that add wraps and keep the rows of ports.
+    /// Of bazooka-rm only its presence with its key, and the loops that add wraps, keep the rows of ports and prune.
     fn rm(&self, ring: Keyring, gate: Gate, stop: CancellationToken) -> BoxFuture<'static, ()> {
         let visor = Visor::new(Link::store(&self.world, RM, &gate));
         let own: HostName = RM.parse().expect("a valid name");
-        let row = Rm { seal_key: Some(ring.current()), ..Rm::at("http://10.0.2.1:8081") };
+        let row = Rm {
+            seal_key: Some(ring.current()),
+            keep_releases: Some(KEPT_RELEASES),
+            ..Rm::at("http://10.0.2.1:8081")
+        };
         let ask = Ask::new("word");
         let wrapping = Wrapping {
             visor: visor.clone(),
@@ -211,8 +222,17 @@ impl Nodes {
             random: Box::new(self.world.random()),
             store: Box::new(|_| true),
         };
-        let world = self.world.clone();
+        let (world, ahead) = (self.world.clone(), self.world.clone());
         let clock = WallClock::new(move || world.wall(SignedDuration::ZERO));
+        let (apps, following) = Apps::new(visor.store().clone());
+        let pruner = Pruner {
+            apps,
+            visor: visor.clone(),
+            own: row.clone(),
+            busy: Box::new(|_| false),
+            sources: Sources::new(WallClock::new(move || ahead.wall(RM_AHEAD)), || 0),
+            metrics: None,
+        };
         let ports = PortKeeping { visor: visor.clone(), clock };
         Box::pin(async move {
             let keeper = LeaseKeeper::start(visor.store().clone(), LeaseTiming::default());
@@ -234,6 +254,8 @@ impl Nodes {
                 () = present => {}
                 () = wrapping.run() => {}
                 () = ports.run() => {}
+                () = following.run() => {}
+                () = pruner.run() => {}
             }
             keeper.release().await;
         })

@@ -21,7 +21,12 @@ use visor::{
     snapshot::{AppView, Snapshot},
 };
 
-use crate::{balancer::Hold, nodes::Nodes, rules::Rules, world::World};
+use crate::{
+    balancer::Hold,
+    nodes::Nodes,
+    rules::{Rules, Unneeded},
+    world::World,
+};
 
 /// The interval between two checks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -32,8 +37,9 @@ const STAYS: Duration = Duration::from_secs(45);
 /// Waits until the cluster is as desired, then checks that it stays so for `STAYS`. Reports a breach otherwise.
 pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) {
     let deadline = Instant::now() + within;
+    let mut unneeded = Unneeded::default();
     loop {
-        match amiss(world, rules) {
+        match amiss(world, rules, &mut unneeded) {
             None => break,
             Some(amiss) if Instant::now() >= deadline => {
                 return world.breach(format_args!("in the end, {amiss}"));
@@ -45,7 +51,7 @@ pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) 
     world.note(format_args!("all is as it should be"));
     while Instant::now() < until {
         sleep(EVERY).await;
-        if let Some(amiss) = amiss(world, rules) {
+        if let Some(amiss) = amiss(world, rules, &mut unneeded) {
             return world.breach(format_args!("after all was well, {amiss}"));
         }
     }
@@ -55,8 +61,10 @@ pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) 
 }
 
 /// Returns the first difference from the desired state, or the first promise to a user that isn't kept.
-fn amiss(world: &World, rules: &Rules) -> Option<String> {
-    rules.promises().or_else(|| rules.look(|image| image_amiss(world, image)))
+fn amiss(world: &World, rules: &Rules, unneeded: &mut Unneeded) -> Option<String> {
+    // What nothing needs goes only where there is an rm.
+    let overdue = rules.look(|image| if world.has_rm() { unneeded.overdue(image) } else { None });
+    overdue.or_else(|| rules.promises()).or_else(|| rules.look(|image| image_amiss(world, image)))
 }
 
 fn image_amiss(world: &World, image: &Snapshot) -> Option<String> {

@@ -121,7 +121,8 @@ fn is_on_hosts(world: &World, image: &Snapshot) -> bool {
         Nodes::hosts().iter().map(|host| world.machine(host, |machine| machine.ring.current())).collect();
     image.apps.values().all(|view| {
         let head = view.head.as_ref().map(|head| head.release);
-        let needed = head.into_iter().chain(view.trial.as_ref().map(|trial| trial.release));
+        let beside = view.formation.values().flat_map(|row| row.beside.keys().copied());
+        let needed = head.into_iter().chain(view.trial.as_ref().map(|trial| trial.release)).chain(beside);
         let mut releases = needed.filter_map(|release| view.releases.get(&release));
         releases.all(|release| {
             let wraps = view.wraps.get(&release.env);

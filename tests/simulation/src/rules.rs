@@ -5,6 +5,8 @@
 
 mod ports;
 mod proven;
+mod pruned;
+mod removal;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -19,7 +21,7 @@ use visor::{
     links,
     mirror::Image,
     names::{AppName, HostName, InstanceId, ProcName, ReleaseId, RevId},
-    schema::{Desired, ReleaseStatus, State, Status},
+    schema::{Desired, State, Status},
     snapshot::{HostView, Snapshot, Versioned},
     store::{Event, Keys, Revision, Store, WatchMessage},
 };
@@ -27,6 +29,8 @@ use visor::{
 use crate::{nodes::Nodes, world::World};
 use ports::GivenPorts;
 use proven::Proven;
+pub use pruned::Unneeded;
+use removal::Counts;
 
 /// A daemon's view may be this old when it acts: a lease's time and a little.
 const LAG: Duration = Duration::from_secs(13);
@@ -90,11 +94,13 @@ struct Book {
     starts: BTreeMap<InstanceId, VecDeque<Instant>>,
     /// Since when a host takes nothing new, by an operator's word.
     closed: BTreeMap<HostName, Instant>,
-    counts: BTreeMap<(AppName, ProcName), VecDeque<(Instant, u32)>>,
+    counts: Counts,
     /// Which counts a service may have, after all that users were told.
     allowed: BTreeMap<(AppName, ProcName), BTreeSet<u32>>,
     /// Releases that users were told of.
     made: BTreeMap<(AppName, ReleaseId), RevId>,
+    /// Releases that were pruned.
+    pruned: BTreeSet<(AppName, ReleaseId)>,
     /// The last release that a user was told is head.
     promoted: BTreeMap<AppName, ReleaseId>,
     /// True if no proxy may route to an instance that ends because it was replaced.
@@ -248,7 +254,8 @@ impl Rules {
         }
         for ((app, release), rev) in &book.made {
             let found = book.image.apps[app].releases.get(release).map(|row| &row.rev);
-            if found != Some(rev) {
+            let is_pruned = book.pruned.contains(&(app.clone(), *release));
+            if found != Some(rev) && !(found.is_none() && is_pruned) {
                 return Some(format!("{release} of {app} was of rev {rev}, and is of {found:?}"));
             }
         }
@@ -292,7 +299,13 @@ impl Book {
         broken: &mut Vec<String>,
     ) {
         let now = Instant::now();
+        if !put {
+            broken.extend(pruned::judge_deletion(before, &self.image, key));
+        }
         match key {
+            Key::Release(app, release) if !put => {
+                self.pruned.insert((app.clone(), *release));
+            }
             Key::Assigned(host, id) => {
                 self.judge_assignment(before, host, *id, under_way, broken);
                 self.note_service(before, host, *id, now);
@@ -321,7 +334,9 @@ impl Book {
                 {
                     broken.push(format!("{app}/{proc} is scaled to {count}, and only {allowed:?} was asked"));
                 }
-                self.counts.entry(service).or_default().push_back((now, count));
+                let row = self.image.apps.get(app).and_then(|view| view.formation.get(proc));
+                let beside = row.map(|row| row.beside.clone()).unwrap_or_default();
+                self.counts.note(service, now, count, beside);
                 let asked = |image: &Snapshot| {
                     image
                         .apps
@@ -404,7 +419,7 @@ impl Book {
                 self.draining.insert(id, (Instant::now(), row.mod_revision));
             }
             if serves {
-                self.judge_removal(before, &was.app, &was.proc, id, was.release, broken);
+                self.judge_removal(before, (&was.app, &was.proc), id, was.release, broken);
                 let proxies = before.proxies.values().any(|row| row.create_revision < was.mod_revision);
                 if desired != Some(Desired::Drain) && proxies {
                     broken.push(format!("{id} serves, and is stopped without a drain"));
@@ -434,38 +449,6 @@ impl Book {
         }
     }
 
-    /// Nobody is taken out whom others don't stand in for.
-    fn judge_removal(
-        &self,
-        before: &Snapshot,
-        app: &AppName,
-        proc: &ProcName,
-        id: InstanceId,
-        release: ReleaseId,
-        broken: &mut Vec<String>,
-    ) {
-        let Some(view) = before.apps.get(app) else { return };
-        let released =
-            |id: &ReleaseId| view.releases.get(id).is_some_and(|row| row.status == ReleaseStatus::Released);
-        let head = view.head.as_ref().map(|head| head.release);
-        if !released(&release) && head != Some(release) {
-            // A trial's go when it is over.
-            return;
-        }
-        let others = view.instances.iter().filter(|(other, row)| {
-            let meant = self.image.hosts.get(&row.host).and_then(|view| view.assigned.get(other));
-            **other != id
-                && row.proc == *proc
-                && meant.is_some_and(|row| row.desired == Desired::Run)
-                && self.served.get(other).is_some_and(|at| at.elapsed() <= LAG)
-        });
-        let left = u32::try_from(others.count()).expect("they are few");
-        let wanted = self.least_count(app, proc);
-        if left < wanted {
-            broken.push(format!("{id} serves {app}/{proc} and is taken out; {left} of {wanted} are left"));
-        }
-    }
-
     /// A release becomes head only once it serves wherever the one before it has done so all the time.
     fn judge_head(&self, before: &Snapshot, app: &AppName, broken: &mut Vec<String>) {
         let (Some(was), Some(is)) = (before.apps.get(app), self.image.apps.get(app)) else { return };
@@ -483,19 +466,11 @@ impl Book {
                 |id: &InstanceId| self.image.status(app, *id).is_some_and(|row| row.pid.is_some());
             let started = of(new.release).any(|id| self.served.contains_key(id) || has_process(id));
             let failing = self.failing.contains(&(app.clone(), proc.clone()));
-            if self.least_count(app, proc) > 0 && served && !started && !failing {
+            if self.counts.least(app, proc) > 0 && served && !started && !failing {
                 broken
                     .push(format!("{} of {app} becomes head, and no {proc} of it has started", new.release));
             }
         }
-    }
-
-    /// The lowest count that was wanted lately.
-    fn least_count(&self, app: &AppName, proc: &ProcName) -> u32 {
-        let Some(counts) = self.counts.get(&(app.clone(), proc.clone())) else { return 0 };
-        let recent = counts.iter().rev().take_while(|(at, _)| at.elapsed() <= LAG).count();
-        // The one that stood when the window began counts too.
-        counts.iter().rev().take(recent + 1).map(|(_, count)| *count).min().unwrap_or(0)
     }
 
     fn judge_status(&mut self, host: &HostName, id: InstanceId, broken: &mut Vec<String>) {

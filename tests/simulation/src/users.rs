@@ -2,6 +2,8 @@
 //!
 //! Owns what they were told, which is what the rules hold the cluster to.
 
+mod ways;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -143,6 +145,7 @@ impl User {
                 // It takes an rm, so that nothing is stored that nobody can read again.
                 7 if self.world.revs_are_closed() => {}
                 7 => self.configure().await,
+                8..=9 if self.world.chance(0.5) => self.run_beside_or_go_back().await,
                 8 if self.world.chance(0.3) => self.name_a_port().await,
                 5..=6 | 8 => {
                     // Once there is no rm, what no host has can't be had.

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 
 use crate::{
     names::{Day, EnvRef, ReleaseId, RevId},
+    planted::{Bug, planted},
     quota::{self, Bounds},
     schema::{DayStats, ReleaseStatus},
     snapshot::{AppView, Many},
@@ -53,7 +54,8 @@ pub fn doomed(view: &AppView, days: &Many<Day, DayStats>, bounds: Bounds, now: T
     let referred: BTreeSet<EnvRef> = view.releases.values().map(|row| row.env).collect();
     let newest = view.envs.keys().next_back();
     let mut doomed = Doomed::default();
-    for (id, row) in view.releases.iter().filter(|(id, _)| !kept.releases.contains(id)) {
+    let goes = |id: &ReleaseId| !kept.releases.contains(id) && !planted(Bug::NothingIsPruned);
+    for (id, row) in view.releases.iter().filter(|(id, _)| goes(id)) {
         doomed.releases.insert(*id, row.mod_revision);
     }
     // The next env takes the number after the newest one.
@@ -71,8 +73,10 @@ pub fn doomed(view: &AppView, days: &Many<Day, DayStats>, bounds: Bounds, now: T
 pub fn needed(view: &AppView) -> BTreeSet<ReleaseId> {
     let mut needed: BTreeSet<ReleaseId> = view.head.iter().map(|head| head.release).collect();
     needed.extend(view.trial.iter().map(|trial| trial.release));
-    needed.extend(view.instances.values().map(|row| row.release));
-    needed.extend(view.formation.values().flat_map(|row| row.beside.keys().copied()));
+    if !planted(Bug::PruningForgetsWhatRuns) {
+        needed.extend(view.instances.values().map(|row| row.release));
+        needed.extend(view.formation.values().flat_map(|row| row.beside.keys().copied()));
+    }
     // The next release takes the number after the last one.
     needed.extend(view.releases.keys().next_back());
     if let Some(head) = &view.head {
@@ -122,7 +126,7 @@ fn kept<'a>(view: &'a AppView, firm: &Firm<'a>, bounds: Bounds, most: usize) -> 
         Kept { releases, revs: kept }
     };
     if quota::bytes(view) <= bounds.pruned_to() {
-        return with_last(most);
+        return with_last(if planted(Bug::PruningForgetsTheLast) { 0 } else { most });
     }
     let there = most.min(view.releases.len().max(view.revs.len()));
     let fits = |kept: &Kept<'_>| bytes_of(view, kept) <= bounds.pruned_to();
