@@ -11,6 +11,7 @@
 mod endpoints;
 mod failure;
 mod members;
+mod pages;
 mod users;
 mod watch;
 mod wire;
@@ -237,16 +238,29 @@ impl Store for EtcdStore {
     }
 
     async fn page(&self, keys: Keys, after: String, most: usize, at: Revision) -> Result<Page> {
-        let (start, end) = self.wire.after(&keys, &after);
-        let options = GetOptions::new().with_revision(at).with_range(end).with_limit(wire::limit(most));
+        let (mut start, mut ranges) = self.wire.ranges(&keys, &after);
         let asked = Asked { revision: Some(at), lease: None };
-        let mut reply = self
-            .call(Repeat::Safe, &asked, |mut connection| {
-                let (start, options) = (start.clone(), options.clone());
-                async move { connection.kv.get(start, Some(options)).await }
-            })
-            .await?;
-        Ok(Page { revision: wire::revision(reply.header()), entries: self.wire.entries(reply.take_kvs()) })
+        let (mut page, mut next) = (Page { revision: at, entries: Vec::new() }, Some(ranges.first()));
+        while let Some(end) = next {
+            let lacking = most - page.entries.len();
+            let options = GetOptions::new().with_revision(at).with_range(end.clone());
+            let options = options.with_limit(wire::limit(lacking));
+            let mut reply = self
+                .call(Repeat::Safe, &asked, |mut connection| {
+                    let (start, options) = (start.clone(), options.clone());
+                    async move { connection.kv.get(start, Some(options)).await }
+                })
+                .await?;
+            page.revision = wire::revision(reply.header());
+            let found = reply.take_kvs();
+            let got = found.len();
+            page.entries.extend(self.wire.entries(found));
+            if got >= lacking {
+                break;
+            }
+            (start, next) = (end, ranges.next(got, lacking - got));
+        }
+        Ok(page)
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply> {

@@ -8,6 +8,7 @@ use etcd_client::{
     ResponseHeader, Txn as EtcdTxn, TxnOp, TxnOpResponse, TxnResponse,
 };
 
+use super::pages::Ranges;
 use crate::store::{Compare, Entry, Event, Keys, Op, Revision, Txn, TxnReply};
 
 /// The translator for one cluster. `prefix` is the cluster's prefix and ends with a slash.
@@ -39,19 +40,23 @@ impl Wire {
         }
     }
 
-    /// Returns the range of a set's keys after a key: its first key, and the first one that is not in it.
-    pub(super) fn after(&self, keys: &Keys, key: &str) -> (Vec<u8>, Vec<u8>) {
-        let mut after = self.key(key);
-        after.push(0);
+    /// Returns the first of a set's keys after a key, and the ranges from it to the end of the set.
+    pub(super) fn ranges(&self, keys: &Keys, after: &str) -> (Vec<u8>, Ranges) {
+        let after = self.key(after);
         let (Keys::One(set) | Keys::Prefix(set)) = keys;
         let mut end = self.key(set);
-        let start = after.max(end.clone());
+        let shared = end.len();
+        let mut start = after.clone();
+        start.push(0);
+        let start = start.max(end.clone());
+        // A key before the set says nothing of where its keys are.
+        let begin = if after.starts_with(&end) { after } else { end.clone() };
         match keys {
             Keys::One(_) => end.push(0),
             // Keys are UTF-8 and have no byte of 0xff, so this is the first key after all with the prefix.
             Keys::Prefix(_) => *end.last_mut().expect("a cluster's prefix has a slash") += 1,
         }
-        (start, end)
+        (start, Ranges::new(begin, end, shared))
     }
 
     pub(super) fn entry(&self, kv: KeyValue) -> Entry {
