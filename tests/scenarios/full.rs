@@ -1,8 +1,12 @@
 //! A coordinator that is full, and the way out once nothing can be written.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
-use bazooka_tests::{Cluster, ClusterOptions, Ran, SOON, shop, until};
+use bazooka_tests::{Cluster, ClusterOptions, Ran, Repo, SOON, shop, until};
 use jiff::Timestamp;
 use visor::{
     keys::Key,
@@ -97,4 +101,70 @@ fn a_full_coordinator_is_brought_back_by_the_page() {
         let set = repo.bazooka(&["config", "set", "AFTER=all"]);
         if set.code == 0 { Ok(()) } else { Err(format!("{set:?}")) }
     });
+}
+
+/// Sets the filler's config vars again and again, each time all of them anew. Returns how often that was done by `end`.
+fn fill(repo: &Repo, writer: u32, end: Instant) -> u32 {
+    let mut done = 0;
+    while Instant::now() < end {
+        let vars = (0..10).map(|n| format!("VAR{n}={writer}-{done}-{}", "x".repeat(99 << 10)));
+        let words: Vec<String> = ["config".to_owned(), "set".to_owned()].into_iter().chain(vars).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let program = bazooka_tests::program("bazooka").display().to_string();
+        let mut command = repo.command(&program, &words);
+        let mut child =
+            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it can be started");
+        let ended = loop {
+            match child.try_wait().expect("it is this test's child") {
+                Some(status) => break status.success(),
+                // It waits until older ones are pruned.
+                None if Instant::now() > end => {
+                    child.kill().expect("it is this test's child");
+                    break child.wait().expect("it is this test's child").success();
+                }
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        done += u32::from(ended);
+    }
+    done
+}
+
+#[test]
+fn an_app_whose_config_vars_change_fast_fills_nothing() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let etcd = runtime.block_on(Etcd::start_with(&["--quota-backend-bytes=33554432"]));
+    let cluster = Cluster::with(ClusterOptions {
+        coordinator: Some(etcd.endpoint().to_owned()),
+        ..ClusterOptions::default()
+    });
+    let [repo, other] = ["shop", "filler"].map(|name| cluster.repo(name));
+    shop::version(&repo, "v1");
+    repo.bazooka(&["init"]).ok();
+    other.bazooka(&["init"]).ok();
+    repo.git(&["push", "bazooka", "master"]).ok();
+    repo.bazooka(&["scale", "-n", "1", "web"]).ok();
+    let end = Instant::now() + Duration::from_secs(45);
+    let done = std::thread::scope(|scope| {
+        let fillers = [1, 2].map(|writer| {
+            let other = &other;
+            scope.spawn(move || fill(other, writer, end))
+        });
+        // Others change what they like meanwhile.
+        let mut n = 0;
+        while Instant::now() < end {
+            n += 1;
+            repo.bazooka(&["config", "set", &format!("ROUND={n}")]).ok();
+        }
+        eprintln!("the other app was released {n} times");
+        fillers.map(|filler| filler.join().expect("it does not panic"))
+    });
+    // Sixteen MiB are some twelve of them.
+    let done: u32 = done.iter().sum();
+    eprintln!("config vars were set {done} times");
+    assert!(done >= 12, "what fits is taken: {done}");
+    let checked = repo.bazooka(&["check"]).stdout;
+    assert!(!checked.contains("etcd-full"), "{checked}");
+    shop::version(&repo, "v2");
+    repo.git(&["push", "bazooka", "master"]).ok();
 }

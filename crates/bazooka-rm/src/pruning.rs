@@ -1,26 +1,26 @@
 //! The loop that prunes apps in the coordinator, and lets etcd forget what was pruned.
 //!
 //! Owns the pace. [`visor::rules::pruning`] decides what goes, from the image of all apps, and each deletion is guarded on
-//! what it was decided from; several rms may do this at once. etcd keeps the history of what was deleted until it is
-//! compacted: where one app's config vars come faster than etcd compacts by itself, this loop compacts.
+//! what it was decided from; several rms may do this at once. The history of what was deleted is `history`'s: an app whose
+//! config vars change faster than etcd may forget them waits with its next ones, so that nobody else does.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+mod history;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use visor::{
-    names::{AppName, Day},
+    names::{AppName, Day, EnvRef},
     quota::{self, Bounds},
     rules::pruning::doomed,
     schema::{DayStats, Rm},
     snapshot::{AppView, Many},
-    store::{Revision, StoreError},
-    transitions::pruning::Pruned,
+    store::StoreError,
+    transitions::pruning::{Doomed, Pruned},
     visor::{Result, Visor},
 };
+
+use history::History;
 
 use crate::{
     apps::{Apps, Known},
@@ -36,12 +36,6 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 /// The interval at which all apps are looked at, because some rows may go only with time.
 const EVERY: Duration = Duration::from_secs(600);
-
-/// The bytes of pruned rows after which etcd's history is compacted: a small part of any quota.
-const HISTORY_BYTES: u64 = 64 << 20;
-
-/// The age of a revision from which nothing is read of its history: lists and watches are younger by far.
-const HISTORY_AGE: Duration = Duration::from_secs(30);
 
 /// The loop that prunes.
 pub struct Pruner {
@@ -72,15 +66,6 @@ struct Memory {
     history: History,
 }
 
-/// The history of pruned rows that etcd still holds.
-#[derive(Default)]
-struct History {
-    /// The bytes of rows pruned since the last compaction.
-    bytes: u64,
-    /// Revisions and when they were current, oldest first.
-    marks: VecDeque<(Instant, Revision)>,
-}
-
 impl Pruner {
     /// Runs the loop. Never returns before shutdown.
     pub async fn run(self) {
@@ -90,8 +75,8 @@ impl Pruner {
             let known = self.apps.known();
             let well = !known.complete || self.look(&known, &mut memory).await;
             sleep(SOON).await;
-            let waits = memory.history.bytes >= HISTORY_BYTES;
-            let pause = if waits || !well { AGAIN } else { EVERY };
+            let due = memory.history.due_in(memory.bounds).unwrap_or(EVERY);
+            let pause = if well { due } else { AGAIN };
             tokio::select! {
                 biased;
                 changed = changes.changed(), if well => if changed.is_err() { return },
@@ -109,6 +94,7 @@ impl Pruner {
             memory.days = known.days.clone();
             (memory.bounds, memory.all_at) = (bounds, Some(Instant::now()));
         }
+        memory.history.keep(|app| known.apps.contains_key(app));
         memory.settled.retain(|app, _| known.apps.contains_key(app));
         let mut well = true;
         for (app, view) in &known.apps {
@@ -118,7 +104,9 @@ impl Pruner {
             }
             match self.prune(app, view, known, bounds, &mut memory.history).await {
                 // A later view shows the rows that are deleted or refused.
-                Ok(()) => drop(memory.settled.insert(app.clone(), view.clone())),
+                Ok(Left::Nothing) => drop(memory.settled.insert(app.clone(), view.clone())),
+                // The view stays as it is until these are deleted.
+                Ok(Left::Envs) => {}
                 Err(error) => {
                     well = false;
                     if let Some(metrics) = &self.metrics {
@@ -128,7 +116,7 @@ impl Pruner {
                 }
             }
         }
-        well & self.forget(known.revision, &mut memory.history).await
+        well & self.forget(bounds, &mut memory.history).await
     }
 
     async fn prune(
@@ -138,22 +126,21 @@ impl Pruner {
         known: &Known,
         bounds: Bounds,
         history: &mut History,
-    ) -> Result<()> {
+    ) -> Result<Left> {
         let mut doomed = doomed(view, &known.days, bounds, self.sources.now());
         if view.turn.is_some() || (self.busy)(app) {
             doomed.revs.clear();
         }
+        let left = hold_back(app, view, &mut doomed, bounds, history);
         if doomed.is_empty() {
-            return Ok(());
+            return Ok(left);
         }
-        let bytes: u64 =
-            doomed.envs.keys().filter_map(|env| view.envs.get(env)).map(|row| quota::env_bytes(row)).sum();
         let pruned = self.visor.prune(app, view, known.revision, &doomed).await?;
         if pruned.envs > 0 {
-            history.bytes += bytes;
+            history.add(app, envs_bytes(view, doomed.envs.keys()), pruned.until);
         }
         if pruned != Pruned::default() {
-            let Pruned { releases, envs, revs } = pruned;
+            let Pruned { releases, envs, revs, .. } = pruned;
             tracing::info!(app = %app, releases, envs, revs, "pruned");
             for (kind, count) in [("release", releases), ("env", envs), ("rev", revs)] {
                 if let Some(metrics) = &self.metrics {
@@ -161,20 +148,16 @@ impl Pruner {
                 }
             }
         }
-        Ok(())
+        Ok(left)
     }
 
     /// Compacts etcd's history once enough of it was pruned. Returns whether that went well.
-    async fn forget(&self, revision: Revision, history: &mut History) -> bool {
-        let Some(old) = history.old(revision) else { return true };
+    async fn forget(&self, bounds: Bounds, history: &mut History) -> bool {
+        let Some(old) = history.old(bounds) else { return true };
         match self.visor.store().compact(old).await {
             Ok(()) | Err(StoreError::Compacted { .. }) => {
-                tracing::info!(
-                    revision = old,
-                    bytes = history.bytes,
-                    "etcd's history of pruned rows is compacted"
-                );
-                history.bytes = 0;
+                let bytes = history.forget(old);
+                tracing::info!(revision = old, bytes, "etcd's history of pruned rows is compacted");
                 true
             }
             Err(error) => {
@@ -185,19 +168,42 @@ impl Pruner {
     }
 }
 
-impl History {
-    /// Notes the present revision. Returns the revision to compact to, if it is time.
-    fn old(&mut self, revision: Revision) -> Option<Revision> {
-        let newest = self.marks.back().is_none_or(|(at, _)| at.elapsed() >= HISTORY_AGE / 4);
-        if newest && revision > 0 {
-            self.marks.push_back((Instant::now(), revision));
-        }
-        while self.marks.get(1).is_some_and(|(at, _)| at.elapsed() >= HISTORY_AGE) {
-            self.marks.pop_front();
-        }
-        let (at, old) = *self.marks.front()?;
-        (self.bytes >= HISTORY_BYTES && at.elapsed() >= HISTORY_AGE).then_some(old)
+/// The rows of an app that may go and are left.
+enum Left {
+    /// None.
+    Nothing,
+    /// Config vars that wait until etcd has forgotten earlier ones.
+    Envs,
+}
+
+/// Takes config vars out of what is to be deleted, as many as the app may not add to the history now.
+///
+/// An app beyond its bytes was written to past `bazooka`. Its rows go at once: nothing refuses the next ones.
+fn hold_back(
+    app: &AppName,
+    view: &AppView,
+    doomed: &mut Doomed,
+    bounds: Bounds,
+    history: &mut History,
+) -> Left {
+    if quota::bytes(view) > bounds.bytes {
+        return Left::Nothing;
     }
+    let mut left = history.room(app, bounds);
+    let before = doomed.envs.len();
+    // The oldest go first.
+    doomed.envs.retain(|env, _| {
+        let goes = left > 0;
+        left = left.saturating_sub(view.envs.get(env).map_or(0, |row| quota::env_bytes(row)));
+        goes
+    });
+    history.held(app, doomed.envs.len() < before);
+    if doomed.envs.len() < before { Left::Envs } else { Left::Nothing }
+}
+
+/// Returns the bytes of some of an app's config vars.
+fn envs_bytes<'a>(view: &AppView, envs: impl Iterator<Item = &'a EnvRef>) -> u64 {
+    envs.filter_map(|env| view.envs.get(env)).map(|row| quota::env_bytes(row)).sum()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use visor::{
     names::{EnvRef, InstanceId, ProcName, ReleaseId, RevId},
     schema::{AppDay, DayStats, Env, Extra, Instance, Promoter, Rev, Slug},
     seal::Sealed,
-    snapshot::AppView,
+    snapshot::{AppView, Versioned},
     stats::day_of,
     store::{Keys, SharedStore, model::ModelStore},
     testing::until,
@@ -28,6 +28,13 @@ fn app() -> AppName {
 
 fn rev(n: u32) -> RevId {
     format!("{n:040x}").parse().expect("valid")
+}
+
+/// Config vars of so many KiB.
+fn env(kib: usize) -> Env {
+    let sealed = Some(Sealed { cipher: String::new(), payload: "x".repeat(kib << 10) });
+    let (links, by) = (BTreeSet::new(), String::new());
+    Env { sealed, vars: None, links, by, at: now(), extra: Extra::new() }
 }
 
 /// A coordinator in memory with an app, and the loop over it.
@@ -77,9 +84,7 @@ impl Rig {
             extra: Extra::new(),
         };
         self.visor.register_rev(&app(), &rev(n), &row, &BTreeSet::new()).await.expect("it is there");
-        let sealed = Some(Sealed { cipher: String::new(), payload: "x".repeat(kib << 10) });
-        let (links, by) = (BTreeSet::new(), String::new());
-        let env = Env { sealed, vars: None, links, by, at: now(), extra: Extra::new() };
+        let env = env(kib);
         let wraps = visor::schema::Wraps::default();
         let change =
             Change::new().put(&Key::Env(app(), EnvRef(n)), &env).put(&Key::Wraps(app(), EnvRef(n)), &wraps);
@@ -191,16 +196,43 @@ async fn what_is_written_past_the_command_line_is_pruned_but_nothing_beside_a_ro
 }
 
 #[tokio::test(start_paused = true)]
-async fn etcds_history_is_compacted_once_much_was_pruned() {
-    let mut history = History::default();
-    assert_eq!(history.old(10), None);
-    history.bytes = HISTORY_BYTES;
-    assert_eq!(history.old(11), None, "its revisions are too young");
-    tokio::time::advance(HISTORY_AGE).await;
-    assert_eq!(history.old(500), Some(10));
-    // The next one goes no further than to a revision of half a minute ago.
-    tokio::time::advance(HISTORY_AGE).await;
-    assert_eq!(history.old(900), Some(500));
-    history.bytes = 0;
-    assert_eq!(history.old(901), None);
+async fn an_app_whose_config_vars_change_fast_waits_until_etcd_has_forgotten_earlier_ones() {
+    let store = ModelStore::new();
+    let bounds = Bounds { bytes: 80 << 10, ..Bounds::default() };
+    let rig = Rig::start(store.shared(), bounds).await;
+    let write = async |n: u32| {
+        rig.visor.commit(Change::new().put(&Key::Env(app(), EnvRef(n)), &env(9))).await.expect("it answers");
+    };
+    let until_there = async |wanted: &[u32], within: Duration| {
+        until("they are pruned", within, || async {
+            let there: Vec<u32> = rig.view().await.envs.keys().map(|env| env.0).collect();
+            if there == wanted { Ok(()) } else { Err(format!("{there:?}")) }
+        })
+        .await;
+    };
+    for n in 1..=7 {
+        write(n).await;
+    }
+    // Three are more than a quarter of what the app may keep; the last one is the app's.
+    let begun = Instant::now();
+    until_there(&[4, 5, 6, 7], Duration::from_secs(5)).await;
+    until_there(&[7], Duration::from_secs(120)).await;
+    assert!(begun.elapsed() >= history::HISTORY_AGE, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn an_app_beyond_its_bytes_waits_for_nothing() {
+    let bounds = Bounds { bytes: 80 << 10, ..Bounds::default() };
+    let held = |count: u32| {
+        let row = Versioned { value: env(9), create_revision: 1, mod_revision: 1, lease: None };
+        let view =
+            AppView { envs: (1..=count).map(|n| (EnvRef(n), row.clone())).collect(), ..AppView::default() };
+        let mut doomed = Doomed { envs: (1..count).map(|n| (EnvRef(n), 1)).collect(), ..Doomed::default() };
+        let left = hold_back(&app(), &view, &mut doomed, bounds, &mut History::default());
+        (matches!(left, Left::Envs), doomed.envs.len())
+    };
+    assert_eq!(held(8), (true, 3), "a quarter, and the one that exceeds it");
+    assert_eq!(held(3), (false, 2));
+    // It was written to past the command line: nothing refuses the next ones.
+    assert_eq!(held(9), (false, 8));
 }

@@ -37,6 +37,8 @@ pub struct Pruned {
     pub envs: usize,
     /// The revs.
     pub revs: usize,
+    /// The revision of the last deletion; 0 if nothing was deleted.
+    pub until: Revision,
 }
 
 impl Doomed {
@@ -77,8 +79,9 @@ impl Visor {
                     change = change.delete(&Key::Wraps(app.clone(), *env));
                 }
             }
-            if self.commit(change).await? == Committed::Conflict {
-                break;
+            match self.commit(change).await? {
+                Committed::Done(revision) => pruned.until = revision,
+                Committed::Conflict => break,
             }
             for (key, _) in piece {
                 match key {
