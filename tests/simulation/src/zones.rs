@@ -49,7 +49,7 @@ async fn cut(world: &Arc<World>, nodes: &Nodes) {
         line.mend(world.chance(0.3));
     }
     world.note(format_args!("{host} and {proxy} are back"));
-    let (latency, pause) = (world.between(2..=500), *world.pick(&[0, 500, 2_000, 6_000]));
+    let (latency, pause) = (world.between(2..=500), *world.pick(&[0, 500, 2_000, 6_000, 15_000]));
     lines[1].change(|state| state.latency = latency);
     let gate = nodes.alive().into_iter().find(|(name, _, _)| *name == proxy).map(|(_, gate, _)| gate);
     pause_for(world, &proxy, gate, pause).await;
