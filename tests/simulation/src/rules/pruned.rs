@@ -47,7 +47,7 @@ pub fn judge_deletion(before: &Snapshot, after: &Snapshot, key: &Key) -> Option<
     }
 }
 
-/// Says what needs a release.
+/// Returns the words for what needs a release; none if nothing does.
 fn needed_by(view: &AppView, id: ReleaseId) -> Option<String> {
     let head = view.head.as_ref().map(|head| head.release);
     if head == Some(id) {
@@ -131,7 +131,7 @@ fn unneeded(image: &Snapshot, name: &AppName, view: &AppView) -> Vec<Key> {
     releases.chain(envs).chain(revs.map(|(_, rev)| Key::Rev(name.clone(), (*rev).clone()))).collect()
 }
 
-/// Whether a release must stay, or may: one that was head before another one is kept for an abort.
+/// Reports whether a release must stay, or may: the one that was head before is kept for an abort.
 fn is_kept(view: &AppView, id: ReleaseId) -> bool {
     let head = view.head.as_ref().map(|head| head.release);
     let mut earlier = head.into_iter().flat_map(|head| view.releases.range(..head).rev());
@@ -139,7 +139,7 @@ fn is_kept(view: &AppView, id: ReleaseId) -> bool {
     needed_by(view, id).is_some() || before.is_some_and(|(before, _)| *before == id)
 }
 
-/// Whether the figures of some day have a row that was made at this revision.
+/// Reports whether the figures of some day have a row that was made at this revision.
 fn is_counted(image: &Snapshot, view: &AppView, created: Revision) -> bool {
     let Some(token) = view.app.as_ref().map(|app| &app.token) else { return false };
     let mut days = image.days.values().filter_map(|day| day.by_app.get(token));

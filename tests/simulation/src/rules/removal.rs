@@ -14,7 +14,7 @@ use visor::{
 
 use super::{Book, LAG};
 
-/// What a formation asked for from a moment on.
+/// The counts that a formation asked for from a moment on.
 struct Count {
     at: Instant,
     head: u32,
@@ -58,7 +58,9 @@ impl Counts {
 }
 
 impl Book {
-    /// Nobody is taken out whom others don't stand in for.
+    /// Judges the removal of a serving instance: others must serve in its place.
+    ///
+    /// For an instance of a release beside head these are others of the same release.
     pub(super) fn judge_removal(
         &self,
         before: &Snapshot,

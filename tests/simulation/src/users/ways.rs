@@ -1,4 +1,6 @@
-//! What users do with earlier revs and releases: they run one beside head, or go back to one.
+//! Earlier revs and releases: users run one beside head, or go back to one.
+//!
+//! Owns the choice of the rev or release. Once there is no rm, only those are chosen whose slugs some machine has.
 
 use visor::{
     keys,
@@ -54,7 +56,7 @@ impl User {
         self.world.note(format_args!("{} goes back to {to}: {begun:?}", self.app));
     }
 
-    /// Whether the slug of a rev can be had by any host, also once there is no rm.
+    /// Reports whether any host can get the slug of a rev, also once there is no rm.
     fn can_be_had(&self, rev: &RevId) -> bool {
         !self.world.revs_are_closed() || self.world.holds(&slug_of(rev))
     }
