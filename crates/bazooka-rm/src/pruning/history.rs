@@ -26,6 +26,8 @@ pub struct History {
     pruned: VecDeque<Piece>,
     /// The apps with rows that wait for a compaction.
     held: BTreeSet<AppName>,
+    /// The apps of which anything was pruned.
+    seen: BTreeSet<AppName>,
 }
 
 /// Rows of an app that were deleted together.
@@ -42,6 +44,7 @@ impl History {
     /// Notes config vars of an app that were deleted just now, at this revision.
     pub fn add(&mut self, app: &AppName, bytes: u64, until: Revision) {
         if bytes > 0 {
+            self.seen.insert(app.clone());
             self.pruned.push_back(Piece { app: app.clone(), bytes, until, at: Instant::now() });
         }
     }
@@ -57,11 +60,17 @@ impl History {
 
     /// Forgets the apps that wait and are no longer there.
     pub fn keep(&mut self, is_there: impl Fn(&AppName) -> bool) {
-        self.held.retain(is_there);
+        self.held.retain(&is_there);
+        self.seen.retain(&is_there);
     }
 
     /// Returns the bytes that an app may add now; the row that exceeds them may still be added.
+    ///
+    /// The first time it may add all that there is: nobody pruned before, and etcd may be full.
     pub fn room(&self, app: &AppName, bounds: Bounds) -> u64 {
+        if !self.seen.contains(app) {
+            return u64::MAX;
+        }
         let own: u64 = self.pruned.iter().filter(|piece| piece.app == *app).map(|piece| piece.bytes).sum();
         (bounds.bytes / 4).saturating_sub(own)
     }
@@ -130,9 +139,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_app_that_waits_is_not_kept_waiting_for_others() {
         let mut history = History::default();
-        assert_eq!(history.room(&app("a"), BOUNDS), 4 << 20);
+        assert_eq!(history.room(&app("a"), BOUNDS), u64::MAX, "nobody pruned it before");
         history.add(&app("a"), 5 << 20, 10);
-        assert_eq!((history.room(&app("a"), BOUNDS), history.room(&app("b"), BOUNDS)), (0, 4 << 20));
+        assert_eq!((history.room(&app("a"), BOUNDS), history.room(&app("b"), BOUNDS)), (0, u64::MAX));
         history.held(&app("a"), true);
         assert_eq!(history.old(BOUNDS), None, "it is too young");
         advance(HISTORY_AGE).await;

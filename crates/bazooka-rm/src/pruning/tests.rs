@@ -213,10 +213,16 @@ async fn an_app_whose_config_vars_change_fast_waits_until_etcd_has_forgotten_ear
     for n in 1..=7 {
         write(n).await;
     }
+    // The first time all may go.
+    until_there(&[7], Duration::from_secs(5)).await;
+    sleep(history::HISTORY_AGE * 2).await;
+    for n in 8..=14 {
+        write(n).await;
+    }
     // Three are more than a quarter of what the app may keep; the last one is the app's.
     let begun = Instant::now();
-    until_there(&[4, 5, 6, 7], Duration::from_secs(5)).await;
-    until_there(&[7], Duration::from_secs(120)).await;
+    until_there(&[10, 11, 12, 13, 14], Duration::from_secs(5)).await;
+    until_there(&[14], Duration::from_secs(120)).await;
     assert!(begun.elapsed() >= history::HISTORY_AGE, "{:?}", begun.elapsed());
 }
 
@@ -228,7 +234,9 @@ fn an_app_beyond_its_bytes_waits_for_nothing() {
         let view =
             AppView { envs: (1..=count).map(|n| (EnvRef(n), row.clone())).collect(), ..AppView::default() };
         let mut doomed = Doomed { envs: (1..count).map(|n| (EnvRef(n), 1)).collect(), ..Doomed::default() };
-        let left = hold_back(&app(), &view, &mut doomed, bounds, &mut History::default());
+        let mut history = History::default();
+        history.add(&app(), 1, 1);
+        let left = hold_back(&app(), &view, &mut doomed, bounds, &mut history);
         (matches!(left, Left::Envs), doomed.envs.len())
     };
     assert_eq!(held(8), (true, 3), "a quarter, and the one that exceeds it");
