@@ -3,7 +3,7 @@
 //! `cargo run --profile dist -p bazooka-tests --bin bench` (first build what docs/benchmarks.md says), or with the names of single
 //! benches. Each figure is the median of `--runs`; what it is compared with is measured in the same run. `readme` is the
 //! benches whose figures README quotes. `hosts` is many machines as network namespaces: it takes root, and a quarter of an
-//! hour. So is `seed`, which is as big as a company was. `takeover1m` takes 16 GiB of memory.
+//! hour. So is `seed`, which is as big as a company was. `takeover1m` takes gigabytes of memory.
 //!
 //! With `--write docs/benchmarks.md` the rows go into the page's tables; without names, the benches that the page has.
 //! With `--programs DIR`, given twice or more, the programs of the folders take turns, run by run on the same machine, and
@@ -127,7 +127,7 @@ const HOSTS: [Bench; 10] = [
 const SEED: Bench =
     Bench { name: "seed", measure: |size| vec![hosts::seed(size.rate.unwrap_or(5000), &size.kinds)] };
 
-/// A cluster beyond what is promised. It takes 16 GiB of memory.
+/// A cluster beyond what is promised. It takes gigabytes of memory.
 const HUGE: Bench = Bench {
     name: "takeover1m",
     measure: |_| takeover::takeover(takeover::Large { instances: 999_900, hosts: 5_000 }),
