@@ -14,15 +14,15 @@ use crate::{command::Command, failure::EXIT_CODES};
 #[command(name = "bazooka", version, after_help = EXIT_CODES)]
 #[command(subcommand_required = true, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
-    /// What goes with every command.
+    /// The options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What goes with every command.
+/// The options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
     /// The app [default: the one of the git remote `bazooka`]
@@ -31,7 +31,7 @@ pub struct Global {
     /// Print JSON, for commands that list or show something
     #[arg(long, global = true)]
     pub json: bool,
-    /// Where the coordinator is.
+    /// The coordinator's options.
     #[command(flatten)]
     pub coordinator: CoordinatorArgs,
 }

@@ -1,4 +1,4 @@
-//! What the loop needs of the load balancer below it.
+//! The interface between the loop and the load balancer below it.
 //!
 //! Owns the seam alone: the loop decides, and what it decided on comes about through this. On a machine it is
 //! [`crate::driver::Driver`] over HAProxy.
@@ -41,7 +41,7 @@ pub enum ReloadError {
     Cli(#[from] CliError),
 }
 
-/// What a reload would cut for want of workers.
+/// The connections that a reload would cut for want of workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InTheWay {
     /// Nothing: there is room, or what has to end is idle.
@@ -55,7 +55,7 @@ pub enum InTheWay {
 /// HAProxy, its files and its process.
 #[async_trait]
 pub trait Balancer: Send {
-    /// What the current worker runs, in its own words.
+    /// Returns what the current worker runs, in its own words.
     ///
     /// # Errors
     /// If it can't be asked, or there is none.
@@ -82,13 +82,13 @@ pub trait Balancer: Send {
     /// The configuration is invalid, or HAProxy didn't take it; what was in force is so still.
     async fn reload(&self, wanted: &Wanted) -> Result<InForce, ReloadError>;
 
-    /// What is open on the old workers that another reload would end.
+    /// Returns what is open on the old workers that another reload would end.
     ///
     /// # Errors
     /// If the master can't be asked.
     async fn in_the_way(&self) -> Result<InTheWay, CliError>;
 
-    /// What is under way for instances on these backends, over all workers.
+    /// Returns what is under way for instances on these backends, over all workers.
     ///
     /// # Errors
     /// If a worker that is there can't be asked.
@@ -98,7 +98,7 @@ pub trait Balancer: Send {
     /// and repeatedly while there is none.
     fn masters(&self, loops: &mut Loops) -> watch::Receiver<u64>;
 
-    /// Whether a port can be opened now.
+    /// Reports whether a port can be opened now.
     ///
     /// # Errors
     /// [`PortRefused`].
@@ -114,7 +114,7 @@ pub trait Balancer: Send {
     /// Keeps a copy of the configuration that HAProxy took.
     async fn keep_as_good(&self);
 
-    /// Whether bazooka-proxy runs HAProxy itself, and not a unit of its own.
+    /// Reports whether bazooka-proxy runs HAProxy itself, and not a unit of its own.
     fn runs_here(&self) -> bool;
 
     /// Reports whether this master is there, whether it answers or not; where none is known, whether anything of it is.

@@ -40,7 +40,7 @@ pub struct Place {
     pub zone: Option<ZoneName>,
     /// The release that the instance runs.
     pub release: ReleaseId,
-    /// That release's rev.
+    /// The release's rev.
     pub rev: RevId,
     /// True if requests are routed to the instance. A draining instance runs, but takes none.
     pub routed: bool,
@@ -51,11 +51,11 @@ pub struct Place {
 pub struct Daemon {
     /// The kind of daemon.
     pub kind: Kind,
-    /// Its name, unique among daemons of its kind.
+    /// The daemon's name, unique among daemons of its kind.
     pub name: String,
     /// The base URL of its endpoint.
     pub url: String,
-    /// Its zone, if it reports one.
+    /// The daemon's zone, if it reports one.
     pub zone: Option<ZoneName>,
 }
 

@@ -97,12 +97,12 @@ impl Driver {
         })
     }
 
-    /// Whether these workers take no more connections.
+    /// Reports whether these workers take no more connections.
     async fn have_stopped(&self, workers: &[u32]) -> bool {
         for worker in workers {
             match self.cli.worker(*worker, &["show info".to_owned()]).await {
                 Ok(info) if info.concat().lines().any(|line| line == "Stopping: 1") => {}
-                // It has gone.
+                // The worker has gone.
                 Err(CliError::NoWorker(_)) => {}
                 Ok(_) | Err(_) => return false,
             }
@@ -211,7 +211,7 @@ impl Balancer for Driver {
         self.cli.reload().await?;
         let deadline = Instant::now() + RELOAD_TIMEOUT;
         loop {
-            // It doesn't answer while it starts again.
+            // HAProxy doesn't answer while it starts again.
             if let Ok(now) = self.cli.processes().await {
                 if now.failed_reloads > before.failed_reloads {
                     return Err(ReloadError::Refused);

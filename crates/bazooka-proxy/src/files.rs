@@ -49,7 +49,7 @@ pub enum FilesError {
     Ending,
 }
 
-/// What is on disk at a time.
+/// The files on disk at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
     /// The configuration.
@@ -58,7 +58,7 @@ pub struct Contents {
     pub map: String,
 }
 
-/// Where the files are.
+/// The folder of the files.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The configuration.

@@ -30,9 +30,9 @@ pub struct InForce {
     pub worker: u32,
     /// The structural hash of its configuration.
     pub structural_hash: String,
-    /// Its servers by backend and name.
+    /// The servers by backend and name.
     pub servers: BTreeMap<String, BTreeMap<String, ServerState>>,
-    /// Its backends, with servers or without.
+    /// The backends, with servers or without.
     pub backends: BTreeSet<String>,
     /// The service ports that the worker has open.
     pub ports: BTreeSet<u16>,
@@ -40,7 +40,7 @@ pub struct InForce {
     pub public: bool,
     /// True if the worker has git's port, which leads to the rms, open.
     pub git: bool,
-    /// Its host map.
+    /// The host map.
     pub hosts: BTreeMap<String, String>,
 }
 

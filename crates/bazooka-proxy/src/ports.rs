@@ -140,12 +140,12 @@ impl Refusals {
         })
     }
 
-    /// Whether the public port is refused.
+    /// Reports whether the public port is refused.
     pub fn public(&self) -> bool {
         self.refused.contains_key(&Owner::Public)
     }
 
-    /// Whether the way to the rms is refused.
+    /// Reports whether the way to the rms is refused.
     pub fn git(&self) -> bool {
         self.refused.contains_key(&Owner::Git)
     }
@@ -178,7 +178,7 @@ pub fn wanted(
     ports
 }
 
-/// Whether a port can be opened now, by opening it for a moment.
+/// Reports whether a port can be opened now, by opening it for a moment.
 ///
 /// # Errors
 /// [`PortRefused`].

@@ -50,34 +50,34 @@ const COUNT_EVERY: Duration = Duration::from_millis(50);
 /// How often HAProxy is looked for while it isn't there.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// What a proxy says of itself.
+/// The identity of a proxy, as its row says it.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// Its name.
+    /// The proxy's name.
     pub name: HostName,
     /// The base of its endpoint.
     pub url: String,
-    /// Where it stands.
+    /// The proxy's zone.
     pub zone: ZoneName,
-    /// Its version.
+    /// The version of the build.
     pub version: String,
     /// Names its state folder.
     pub token: String,
 }
 
-/// What the loop works with.
+/// The parts of the loop.
 pub struct Parts {
     /// The coordinator.
     pub visor: Visor,
     /// HAProxy.
     pub balancer: Box<dyn Balancer>,
-    /// What doesn't come from the cluster; with the public port.
+    /// The settings that don't come from the cluster; with the public port.
     pub settings: Settings,
-    /// Who this is.
+    /// The identity of this proxy.
     pub identity: Identity,
-    /// Where it is shown who is where.
+    /// The board that shows the directory.
     pub directory: Board,
-    /// What is counted.
+    /// The metrics.
     pub metrics: ProxyMetrics,
     /// Dropped once the first configuration is in force and the coordinator has this proxy's word.
     pub not_ready: NotReady,
@@ -85,7 +85,7 @@ pub struct Parts {
     pub pulse: Pulse,
 }
 
-/// What is wanted of HAProxy, as the cluster says it.
+/// The configuration that is wanted of HAProxy, as the cluster says it.
 struct Desired {
     routes: Routes,
     leaving: BTreeMap<visor::names::InstanceId, crate::routes::ServiceId>,
@@ -112,7 +112,7 @@ struct Proxy {
     in_force: Option<InForce>,
     /// The last that was wanted in a shape that HAProxy took.
     good: Option<Wanted>,
-    /// What the files were last told to hold.
+    /// The content that the files were last told to hold.
     on_disk: Option<Wanted>,
     refusals: Refusals,
     attempts: Attempts,
@@ -160,7 +160,7 @@ pub async fn run(
         retired: Retired::default(),
         look_at: Some(Instant::now()),
     };
-    // What came while HAProxy was at work.
+    // Changes that came while HAProxy was at work.
     let mut meanwhile = Changes::default();
     'running: loop {
         pulse.beat();
@@ -184,7 +184,7 @@ pub async fn run(
             } => {
                 directory.see(&changes, &mirror);
                 let concerns = proxy.see(&changes, mirror.image().snapshot(), mirror.is_synced());
-                // What is due isn't put off by what doesn't concern it.
+                // A change that concerns nothing due puts nothing off.
                 if !concerns && look_at.is_none_or(|at| Instant::now() < at) {
                     continue;
                 }
@@ -219,7 +219,7 @@ pub async fn run(
 }
 
 impl Proxy {
-    /// What `systemctl status` shows.
+    /// Returns the line that `systemctl status` shows.
     fn status(&self) -> String {
         let haproxy = if self.in_force.is_some() { "HAProxy answers" } else { "HAProxy is not there" };
         match &self.desired {
@@ -277,7 +277,7 @@ impl Proxy {
         self.look_again(self.refusals.look_again_at());
         self.look_again(self.retired.next_at());
         if self.applied != revision {
-            // What has no word of its own yet goes on saying nothing.
+            // A row that is not written yet stays so.
             if self.applied != 0 {
                 self.say(self.applied);
             }
@@ -336,7 +336,7 @@ impl Proxy {
         true
     }
 
-    /// What is wanted, without the ports that others hold.
+    /// Returns what is wanted, without the ports that others hold.
     fn wanted(&mut self, now: Instant) -> Wanted {
         let (ports, public, git) = match &self.in_force {
             Some(in_force) => (in_force.ports.clone(), in_force.public, in_force.git),
@@ -403,7 +403,7 @@ impl Proxy {
         if let (Some(cause), Some(desired), Some(in_force)) =
             (self.attempts.cause(), &self.desired, &self.in_force)
         {
-            // What HAProxy doesn't have, because it refuses the configuration that has it.
+            // The parts that HAProxy doesn't have, because it refuses the configuration that has it.
             let missing =
                 desired.routes.services.keys().filter(|id| !in_force.backends.contains(&id.backend()));
             for id in missing {

@@ -228,7 +228,7 @@ pub fn routes_after(before: Option<&Routes>, snapshot: &Snapshot, locality: Opti
 /// The address of an rm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RmPlace {
-    /// Its `address:port`, as one word of HAProxy's configuration.
+    /// The `address:port`, as one word of HAProxy's configuration.
     pub address: String,
     /// True if the rm speaks TLS.
     pub secured: bool,

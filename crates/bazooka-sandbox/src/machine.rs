@@ -40,11 +40,11 @@ pub fn boot_clock_ms() -> u64 {
 /// A process's entry in `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcStat {
-    /// Its state's letter.
+    /// The letter of the process's state.
     pub state: char,
-    /// Its parent.
+    /// The parent's id.
     pub parent: i32,
-    /// Its session.
+    /// The session's id.
     pub session: i32,
     /// The time of its start, in clock ticks since boot.
     pub start_time: u64,

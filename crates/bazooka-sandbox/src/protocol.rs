@@ -60,7 +60,7 @@ pub struct MemoryLimit {
 /// A control group that the shim creates for one instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
-    /// Its folder, as an absolute path.
+    /// The folder, as an absolute path.
     pub folder: PathBuf,
     /// The version of the control groups there: 1 or 2.
     pub version: u8,
@@ -110,7 +110,7 @@ pub struct SandboxSpec {
 /// A folder or file of the machine that a sandbox has too, at the same path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// Its path; absolute, and not a symbolic link.
+    /// The path; absolute, and not a symbolic link.
     pub path: PathBuf,
     /// True if it is writable, as far as the user's rights to it go.
     #[serde(default)]
@@ -256,7 +256,7 @@ impl LaunchSpec {
 /// A process, told apart from a later one with the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
-    /// Its id.
+    /// The id.
     pub pid: i32,
     /// The time of its start, in clock ticks since boot (`/proc/PID/stat`).
     pub start_time: u64,

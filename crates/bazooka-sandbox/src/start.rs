@@ -53,7 +53,7 @@ pub enum TrialError {
 /// A shim that has been spawned and doesn't have its environment yet.
 #[derive(Debug)]
 pub struct SpawnedShim {
-    /// Its process.
+    /// The shim's process.
     pub child: Child,
     /// The socket to it, by which it also sends its [`Answer`].
     pub socket: UnixStream,

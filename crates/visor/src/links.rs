@@ -109,10 +109,10 @@ pub fn refusal(env: &Env, host: &Host) -> Option<&'static str> {
 /// The reason why an instance cannot get the address of a service that it links.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Untold {
-    /// Its assignment lacks the service's port.
+    /// The assignment lacks the service's port.
     #[error("it links {0}, and was placed without that service's port")]
     NoPort(Link),
-    /// Its host has no address for services.
+    /// The host has no address for services.
     #[error("it links {0}, and this host has no --services address")]
     NoAddress(Link),
 }

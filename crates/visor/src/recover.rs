@@ -55,9 +55,9 @@ pub struct Found {
     /// The incarnation of the cluster that it last listened to; none if it has not connected yet.
     #[serde(rename = "era", default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<Incarnation>,
-    /// Its instances, with ended ones as long as it knows them.
+    /// The host's instances, with ended ones as long as it knows them.
     pub instances: BTreeMap<InstanceId, FoundInstance>,
-    /// Its config vars, sealed.
+    /// The config vars that the host has, sealed.
     #[serde(default)]
     pub envs: Vec<FoundEnv>,
 }
@@ -65,9 +65,9 @@ pub struct Found {
 /// An instance on a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundInstance {
-    /// Its assignment.
+    /// The instance's assignment.
     pub assignment: Assignment,
-    /// Its status.
+    /// The instance's status.
     pub status: Status,
     /// True if its host keeps it although it was never assigned since the coordinator was restored.
     #[serde(default)]

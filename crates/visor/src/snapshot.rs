@@ -427,7 +427,7 @@ impl Image for Snapshot {
                 self.remove(key.clone());
                 self.bounded.remove(&entry.key);
                 self.unreadable.insert(entry.key.clone(), error.to_string());
-                // What an operator said before counts on.
+                // An operator's earlier word counts on.
                 if key.kind() == RowKind::HostMeta {
                     return;
                 }

@@ -258,7 +258,7 @@ impl Change {
 /// The outcome of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Committed {
-    /// It was carried out, at this revision.
+    /// The change was carried out, at this revision.
     Done(Revision),
     /// A condition did not hold; nothing was written.
     Conflict,

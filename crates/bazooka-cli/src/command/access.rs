@@ -29,7 +29,7 @@ impl Args {
     }
 }
 
-/// What to do with it.
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
     /// List the cluster's members, and their apps

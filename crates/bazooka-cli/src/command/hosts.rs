@@ -46,7 +46,7 @@ impl Args {
     }
 }
 
-/// What to do with a host.
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
     /// Place no new instances on a host

@@ -31,7 +31,7 @@ impl Args {
     }
 }
 
-/// What to do with them.
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
     /// List your keys

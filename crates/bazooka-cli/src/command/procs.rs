@@ -30,7 +30,7 @@ pub struct Args {
     pub action: Option<Action>,
 }
 
-/// What to do with a proc.
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
     /// Set how each instance of a proc is run, and how a rollout replaces instances

@@ -36,7 +36,7 @@ impl Args {
     }
 }
 
-/// What to do with the rollout.
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
     /// Show the progress of each proc

@@ -27,7 +27,7 @@ pub struct Facts<'a> {
     pub row: &'a Versioned<Instance>,
     /// The position of its host among the hosts of the image; none if the image has no row of that host.
     pub host_at: Option<usize>,
-    /// Its assignment: what it should run, and whether it should run.
+    /// The instance's assignment: what it should run, and whether it should run.
     pub assigned: Option<&'a Versioned<Assignment>>,
     /// The status that its host reported.
     pub status: Option<&'a Versioned<Status>>,

@@ -37,11 +37,11 @@ const STARTS: usize = STARTS_A_MINUTE;
 
 /// The progress of one proc of a trial.
 enum Progress {
-    /// Its instance has been healthy for long enough, or the proc is excused.
+    /// An instance has been healthy for long enough, or the proc is excused.
     Settled,
     /// Not known yet. More may be known at this time.
     Waits(Option<Instant>),
-    /// It has failed, for this cause.
+    /// The proc has failed, for this cause.
     Failed(String),
 }
 

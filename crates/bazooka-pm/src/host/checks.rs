@@ -45,7 +45,7 @@ pub struct Probe {
     pub run: u32,
     /// The time of the start.
     pub since: Instant,
-    /// Its port.
+    /// The instance's port.
     pub port: u16,
     /// The address at which it is reached.
     pub address: IpAddr,

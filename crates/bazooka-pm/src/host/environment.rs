@@ -17,11 +17,11 @@ const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// The folders of an instance.
 pub struct Places<'a> {
-    /// Its slug, at the path that the instance sees.
+    /// The slug, at the path that the instance sees.
     pub app: &'a Path,
-    /// Its HOME.
+    /// The instance's HOME.
     pub home: &'a Path,
-    /// Its TMPDIR.
+    /// The instance's TMPDIR.
     pub tmp: &'a Path,
 }
 

@@ -1,4 +1,4 @@
-//! What this host has, independently of the coordinator: `GET /found`.
+//! The state of this host, independently of the coordinator: `GET /found`.
 //!
 //! An rm asks for it when it recovers a coordinator from a backup. At that time no coordinator can say who may see
 //! what, so only rms may ask, which hold all rights anyway. Config vars in the answer are sealed, with their keys

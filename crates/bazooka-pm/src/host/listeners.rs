@@ -26,7 +26,7 @@ pub struct Listener {
     pub address: SocketAddr,
     /// The user who owns it.
     pub uid: u32,
-    /// Its inode, by which its process can be found.
+    /// The socket's inode, by which its process can be found.
     pub inode: u32,
 }
 

@@ -49,7 +49,7 @@ pub struct Now {
 pub enum Phase {
     /// The instance starts as soon as its slug and env are here.
     Waiting,
-    /// Its shim is being started.
+    /// The shim is being started.
     Starting,
     /// The instance is older than this bazooka-pm, which has yet to look for it.
     Found,
@@ -91,7 +91,7 @@ pub enum Phase {
 pub enum Ending {
     /// The instance is not wanted any more.
     Unwanted,
-    /// Its check didn't pass in time.
+    /// The check didn't pass in time.
     TimedOut,
     /// Another process listens on its port.
     PortTaken,
@@ -112,13 +112,13 @@ pub struct Local {
     /// The number of the last start whose check passed.
     #[serde(default)]
     pub healthy_run: u32,
-    /// Its port, until it ends.
+    /// The instance's port, until it ends.
     #[serde(default)]
     pub port: Option<u16>,
-    /// Its user, until it ends.
+    /// The instance's user, until it ends.
     #[serde(default)]
     pub uid: Option<u32>,
-    /// Its process, while there is one.
+    /// The instance's process, while there is one.
     #[serde(default)]
     pub pid: Option<u32>,
     /// The time at which that process was started.
@@ -145,10 +145,10 @@ pub struct Local {
     /// The last lines of output before its last crash.
     #[serde(default)]
     pub last_output: Vec<String>,
-    /// Its last exits.
+    /// The instance's last exits.
     #[serde(default)]
     pub exits: Vec<Exit>,
-    /// Its story: the events of its life.
+    /// The events of the instance's life.
     #[serde(default)]
     pub story: Vec<Moment>,
     /// The incarnation of the cluster in which it was last seen assigned.

@@ -105,7 +105,7 @@ pub enum Event {
         id: InstanceId,
         /// The number of the start.
         run: u32,
-        /// What the check saw, in words.
+        /// The answer that the check got, in words.
         what: String,
     },
     /// An instance has ended: nothing of it runs any more.
@@ -118,7 +118,7 @@ pub enum Event {
         exit: Exit,
         /// The same in words.
         words: String,
-        /// Its last lines of output.
+        /// The last lines of output.
         last_output: Vec<String>,
     },
 }

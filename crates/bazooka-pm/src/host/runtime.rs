@@ -107,9 +107,9 @@ pub struct Booting {
     pub run: u32,
     /// The time of the start.
     pub since: Tick,
-    /// Its port.
+    /// The instance's port.
     pub port: u16,
-    /// Its user, if it has its own.
+    /// The instance's user, if it has its own.
     pub uid: Option<u32>,
     /// The check that it must pass.
     pub check: Check,

@@ -49,14 +49,14 @@ pub struct Sockets {
     tcp: TcpListener,
 }
 
-/// What questions are answered with.
+/// The inputs of the answers.
 #[derive(Clone)]
 pub struct Answers {
-    /// Who is where.
+    /// The directory of instances.
     pub directory: Shown,
-    /// What is answered for.
+    /// The domain that is answered for.
     pub zone: Zone,
-    /// Where answers are counted.
+    /// The counters of answers.
     pub metrics: ProxyMetrics,
 }
 

@@ -42,7 +42,7 @@ pub(super) struct Upkeep {
     missing_since: Option<Instant>,
     /// True once it was said that HAProxy can't be asked or looked at.
     complained: bool,
-    /// Where a unit runs HAProxy: true once a valid file was written since it went.
+    /// True, where a unit runs HAProxy, once a valid file was written since it went.
     laid_out: bool,
     /// When HAProxy was last started.
     started_at: Option<Instant>,

@@ -52,7 +52,7 @@ const PORTS_OF_HOSTS: (u16, u16) = (21_000, 31_999);
 /// The files of `/etc` that package clients read, besides those that every program needs.
 const MORE_OF_ETC: [&str; 3] = ["gitconfig", "npmrc", "pip.conf"];
 
-/// What bazooka-rm can be told of builds.
+/// The options of builds.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BuildOptions {
     /// How builds are kept apart; sandbox for root unless given, none (with a warning) for others

@@ -213,7 +213,7 @@ impl Step<'_> {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => return false,
                 Ok(status) if status.pid() == Some(self.child) => {
-                    // Its last report may be unread.
+                    // The build's last report may be unread.
                     self.hear();
                     self.ended.get_or_insert(status);
                 }

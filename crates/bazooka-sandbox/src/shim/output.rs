@@ -47,9 +47,9 @@ const TELL_WITH_ROOM: u64 = 64 << 10;
 
 /// The ends of the pipes that the instance writes to.
 pub struct Ends {
-    /// Its stdout.
+    /// The stdout.
     pub out: OwnedFd,
-    /// Its stderr.
+    /// The stderr.
     pub err: OwnedFd,
 }
 

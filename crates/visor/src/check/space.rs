@@ -12,7 +12,7 @@ use crate::quota::mebibytes;
 /// The share of the quota, in percent, from which the check warns.
 pub const WARN_PERCENT: u64 = 70;
 
-/// What a member of etcd shows of its file, in bytes.
+/// The size of an etcd member's file as the member shows it, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Space {
     /// The size of the file.

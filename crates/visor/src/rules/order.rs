@@ -10,11 +10,11 @@ use super::failing::is_failing;
 /// The health of an instance, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
-    /// It runs.
+    /// The instance runs.
     Serves,
-    /// It was placed, or is starting.
+    /// The instance was placed, or is starting.
     Starts,
-    /// It has crashed and waits for its next start, or has failed for good.
+    /// The instance has crashed and waits for its next start, or has failed for good.
     Fails,
     /// Nothing of it runs any more, or soon nothing will.
     Over,

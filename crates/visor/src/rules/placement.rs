@@ -81,7 +81,7 @@ struct Row {
 #[derive(Clone, Debug)]
 struct HostRoom<'a> {
     name: &'a HostName,
-    /// Its registration, if there is one.
+    /// The host's registration, if there is one.
     host: Option<&'a Versioned<Host>>,
     /// The reason why nothing at all is placed there.
     closed: Option<&'static str>,
@@ -208,7 +208,7 @@ impl PlacementRequest {
 /// The outcome for an instance that needed a place.
 #[derive(Debug)]
 pub enum Found<'r> {
-    /// It has this place.
+    /// The instance has this place.
     Place(Place),
     /// No host can take this one and the others of its request: so many, each host for its own reason.
     NoRoom(usize, &'r Reasons),

@@ -1,4 +1,4 @@
-//! What of an app is kept, and what may go.
+//! The rows of an app that are kept, and those that may go.
 //!
 //! Owns the rule. A release is kept while something needs it: it is head or on trial, instances run it or are wanted of
 //! it, a rollback or an abort goes back to it, a push that died is recognized by it. Of the others the last ones are kept
@@ -101,13 +101,13 @@ pub fn least_bytes(view: &AppView) -> u64 {
     bytes_of(view, &Kept { releases, revs: BTreeSet::new() })
 }
 
-/// What is kept whatever it takes.
+/// The rows that are kept whatever they take.
 struct Firm<'a> {
     releases: BTreeSet<ReleaseId>,
     revs: BTreeSet<&'a RevId>,
 }
 
-/// What is kept.
+/// The rows that are kept.
 struct Kept<'a> {
     releases: BTreeSet<ReleaseId>,
     revs: BTreeSet<&'a RevId>,

@@ -22,7 +22,7 @@ pub struct Instance {
     pub release: ReleaseId,
     /// The rev of that release.
     pub rev: RevId,
-    /// Its index among the instances of its proc and release: 0, 1, ...; a replacement takes over the index.
+    /// The index among the instances of its proc and release: 0, 1, ...; a replacement takes over the index.
     pub index: u32,
     /// The time of the placement.
     pub placed_at: Timestamp,
@@ -67,7 +67,7 @@ pub struct Assignment {
     pub slug: Slug,
     /// The command, a line for `/bin/sh -c`.
     pub command: String,
-    /// Its index among the instances of its proc and release.
+    /// The index among the instances of its proc and release.
     pub index: u32,
     /// The settings that it runs with.
     #[serde(default)]
@@ -100,17 +100,17 @@ pub struct Assignment {
 pub enum State {
     /// The host has accepted it: it is being fetched or started, or is not healthy yet.
     Claimed,
-    /// Its check has passed since it last started.
+    /// The check has passed since it last started.
     Running,
-    /// It crashed and will be started again at `next_start_at`.
+    /// The instance crashed and will be started again at `next_start_at`.
     Backoff,
     /// The host has told it to end.
     Stopping,
-    /// It ended because it was meant to. Final.
+    /// The instance ended because it was meant to. Final.
     Exited,
-    /// It cannot run here; the cause says why. Final.
+    /// The instance cannot run here; the cause says why. Final.
     Failed,
-    /// Its host has gone. Final.
+    /// The host has gone. Final.
     Lost,
 }
 
@@ -140,7 +140,7 @@ impl State {
 pub enum Fault {
     /// A fault of the app: it exits, does not listen, or its command does not exist.
     App,
-    /// It ran out of memory; its replacement avoids the host.
+    /// The instance ran out of memory; its replacement avoids the host.
     OutOfMemory,
     /// No port was free; its replacement avoids the host.
     NoPort,

@@ -22,7 +22,7 @@ pub struct Proxy {
     /// The zone where it stands; none if its version does not report a zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<ZoneName>,
-    /// Its version.
+    /// The version of the build.
     pub version: String,
     /// The schema version that its build writes; none for an early build.
     #[serde(default, skip_serializing_if = "Option::is_none")]

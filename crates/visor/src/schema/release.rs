@@ -17,11 +17,11 @@ use crate::names::{EnvRef, ReleaseId, RevId};
 pub enum ReleaseStatus {
     /// On trial: its first instances are not all healthy yet.
     Trying,
-    /// Its first instances were healthy; head has not moved yet.
+    /// The first instances were healthy; head has not moved yet.
     Verified,
-    /// It became head, and is head or was until a later release.
+    /// The release became head, and is head or was until a later release.
     Released,
-    /// It never became head; the cause says why.
+    /// The release never became head; the cause says why.
     Failed,
     /// `scale -r` made it to run beside head.
     Beside,

@@ -15,7 +15,7 @@ use crate::{
 pub struct Rm {
     /// The base URL of its endpoint: `{url}/A.git`, `{url}/slugs/SHA256`.
     pub url: String,
-    /// Its version.
+    /// The version of the build.
     pub version: String,
     /// The schema version that its build writes; none for an early build.
     #[serde(default, skip_serializing_if = "Option::is_none")]

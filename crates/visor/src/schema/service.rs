@@ -46,10 +46,10 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnPartition {
-    /// They go on running.
+    /// The instances go on running.
     #[default]
     Keep,
-    /// They end before their host's lease can run out, because two instances at once would be worse than none.
+    /// The instances end before their host's lease can run out, because two instances at once would be worse than none.
     Stop,
 }
 

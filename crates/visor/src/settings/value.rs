@@ -71,9 +71,9 @@ pub enum Takes {
 /// The fault of a refused value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// Its syntax is wrong.
+    /// The syntax is wrong.
     Form,
-    /// It is out of bounds.
+    /// The value is out of bounds.
     Bounds,
 }
 

@@ -1,4 +1,4 @@
-//! What users want to run: counts, canaries, shares of the traffic, restarts.
+//! The wishes of users: counts, canaries, shares of the traffic, restarts.
 
 use std::collections::BTreeMap;
 

@@ -52,7 +52,7 @@ const MOST_REFUSED: usize = 8;
 /// The outcome of a write of the converger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was carried out, at this revision.
+    /// The change was carried out, at this revision.
     Done(Revision),
     /// A condition did not hold; nothing was written.
     Conflict,
@@ -65,7 +65,7 @@ pub enum Outcome {
 pub enum Placed {
     /// The instance has this id, since this revision.
     At(InstanceId, Revision),
-    /// Its host was given up, its app is being destroyed or the term is over; nothing was written.
+    /// The host was given up, its app is being destroyed or the term is over; nothing was written.
     Refused,
     /// As [`Outcome::Unknown`].
     Unknown,
@@ -371,7 +371,7 @@ fn placing(id: InstanceId, placement: &Placement, now: Timestamp) -> Change {
     let change = Change::new()
         .unless(Bug::GoneHostIsPlacedOn, |it| it.created_at(&Key::Host(host.clone()), *host_created_at))
         .unchanged(&Key::App(assignment.app.clone()), *app_at)
-        // It may have been pruned since the view was read.
+        // The release may have been pruned since the view was read.
         .exists(&Key::Release(assignment.app.clone(), assignment.release))
         .put(&Key::Assigned(host.clone(), id), assignment)
         .put(&Key::Instance(assignment.app.clone(), id), &instance);

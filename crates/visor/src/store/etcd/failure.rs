@@ -19,9 +19,9 @@ pub(super) struct Asked {
 /// A failed attempt at one endpoint.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// It was not carried out; another endpoint may take it.
+    /// The call was not carried out; another endpoint may take it.
     NotDone(String),
-    /// It was not carried out, because another change came first; the same endpoint will take it now.
+    /// The call was not carried out, because another change came first; the same endpoint will take it now.
     Overtaken(String),
     /// The connection or the member failed during the call: it may have been carried out.
     Broken(String),
