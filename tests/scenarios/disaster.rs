@@ -14,7 +14,7 @@ use bazooka_tests::{
 };
 use visor::{
     names::InstanceId,
-    schema::{Desired, State},
+    schema::{Desired, SCHEMA_VERSION, State},
     snapshot::Snapshot,
     testing::Etcd,
 };
@@ -247,7 +247,7 @@ fn a_backup_that_is_broken_newer_or_of_another_cluster_is_refused_with_what_to_d
         assert!(manifest.contains(from), "{manifest}");
         std::fs::write(backup.join("manifest.json"), manifest.replace(from, to)).expect("there is room");
     };
-    edit("\"schema\": 3", "\"schema\": 99");
+    edit(&format!("\"schema\": {SCHEMA_VERSION}"), "\"schema\": 99");
     refused(restore(&[], &envs), "the backup is of schema 99");
     edit("\"format\": 1", "\"format\": 2");
     refused(restore(&[], &envs), "the backup is of format 2");

@@ -27,7 +27,7 @@ fn filler() -> AppName {
 
 /// Config vars without a release, as one of the app's people can write them straight to the coordinator.
 fn written_past(cluster: &Cluster, n: u32) -> Result<(), VisorError> {
-    let sealed = Some(Sealed { cipher: "none".into(), payload: "x".repeat(LARGE) });
+    let sealed = Some(Sealed { cipher: "none".into(), payload: "x".repeat(LARGE), form: 2 });
     let (links, by) = (Default::default(), "eve".to_owned());
     let env = Env { sealed, vars: None, links, by, at: Timestamp::now(), extra: Extra::new() };
     let (visor, runtime) = cluster.visor();

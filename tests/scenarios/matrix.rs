@@ -42,7 +42,7 @@ const CALLERS: [&str; 11] = [
 type Row = (&'static str, &'static str);
 
 /// The coordinator, by key: read, then written. A converger's are in the unit tests of `visor::access`, as all of these.
-const READS: [Row; 15] = [
+const READS: [Row; 20] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("schema", "----yyyyyyy"),
     ("apps/goto-rocket", "----yyy--yy"),
@@ -59,9 +59,14 @@ const READS: [Row; 15] = [
     ("rms/rm1", "----yyyyyyy"),
     ("access/goto-rocket", "----yyyyyyy"),
     ("identities/ada", "----yyyyyyy"),
+    ("private/wraps/goto-rocket/e1", "-----y----y"),
+    ("private/wraps/other/e1", "----y-----y"),
+    ("private/wrapping/host1/goto-rocket/e1/host2", "--------y-y"),
+    ("private/wrapping/host2/goto-rocket/e1/host1", "-------y--y"),
+    ("private/asks/rm1", "----------y"),
 ];
 
-const WRITES: [Row; 28] = [
+const WRITES: [Row; 32] = [
     // none expired stranger outsider eve ada ops host2 host1 proxy rm
     ("schema", "----------y"),
     ("counters/instance", "------y---y"),
@@ -86,6 +91,10 @@ const WRITES: [Row; 28] = [
     ("archives/host1", "------y-y-y"),
     ("archives/host2", "------yy--y"),
     ("serving/host1/goto-rocket/1", "------y---y"),
+    ("private/wraps/goto-rocket/e1", "-----y----y"),
+    ("private/wrapping/host1/goto-rocket/e1/host2", "--------y-y"),
+    ("private/wrapping/host2/goto-rocket/e1/host1", "-------y--y"),
+    ("private/asks/rm1", "----------y"),
     ("hostmeta/host1", "------y---y"),
     ("unfreeze", "------y---y"),
     ("proxies/proxy1", "------y--yy"),
@@ -266,8 +275,11 @@ fn each_identity_may_what_it_should_and_nothing_else() {
             let may = store.as_ref().is_some_and(|store| runtime.block_on(store.txn(never.clone())).is_ok());
             check(format!("write {key}"), who, wanted.as_bytes()[at], may);
         }
-        for prefix in ["", "apps/"] {
-            let all = matches!(who, "eve" | "ada" | OPERATOR | "proxy:proxy1" | "rm:rm1");
+        for prefix in ["", "apps/", "private/", "private/wraps/"] {
+            let all = match prefix {
+                "" | "apps/" => matches!(who, "eve" | "ada" | OPERATOR | "proxy:proxy1" | "rm:rm1"),
+                _ => who == "rm:rm1",
+            };
             let may = store.as_ref().is_some_and(|store| {
                 runtime.block_on(store.range(Keys::Prefix(prefix.into()), None)).is_ok()
             });

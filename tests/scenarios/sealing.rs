@@ -2,9 +2,14 @@
 
 use std::{fs, path::Path, process::Stdio};
 
-use bazooka_tests::{Cluster, ClusterOptions, Ran, Repo, SOON, program, until};
+use bazooka_tests::{Cluster, ClusterOptions, Endpoint, Ran, Repo, SOON, program, until};
 use nix::sys::signal::Signal;
-use visor::store::Keys;
+use visor::{
+    names::HostName,
+    schema::State,
+    snapshot::HostView,
+    store::{Keys, Op, PRIVATE, Txn},
+};
 
 use crate::versioned_app::{pushed, settles_on, version};
 
@@ -45,9 +50,14 @@ fn has_secret(bytes: &[u8]) -> bool {
 /// Nothing of the coordinator, nor any file of the cluster, logs among them, has the secret.
 fn nobody_has_it(cluster: &Cluster) {
     let (visor, runtime) = cluster.visor();
-    let page = runtime.block_on(visor.store().range(Keys::Prefix(String::new()), None));
-    let entries = page.expect("the coordinator answers").entries;
-    assert!(entries.iter().any(|entry| entry.key.starts_with("apps/pages/envs/")));
+    let mut entries = Vec::new();
+    for keys in [Keys::Prefix(String::new()), Keys::Prefix(PRIVATE.to_owned())] {
+        let page = runtime.block_on(visor.store().range(keys, None));
+        entries.extend(page.expect("the coordinator answers").entries);
+    }
+    for there in ["apps/pages/envs/", "private/wraps/pages/"] {
+        assert!(entries.iter().any(|entry| entry.key.starts_with(there)), "{there}");
+    }
     for entry in entries {
         assert!(!has_secret(&entry.value) && !has_secret(entry.key.as_bytes()), "{}", entry.key);
     }
@@ -90,11 +100,61 @@ fn a_config_var_is_seen_by_its_app_and_by_nobody_else() {
         "{words:?}"
     );
     nobody_has_it(&cluster);
-    // Nothing on the host runs with it any more, so nothing of it is left there, sealed or not.
-    until("it was taken back", SOON, || {
-        let app = cluster.snapshot().apps.remove(&"pages".parse().expect("valid")).unwrap_or_default();
-        if app.handed.is_empty() { Ok(()) } else { Err(format!("{:?}", app.handed.keys())) }
+}
+
+#[test]
+fn with_every_rm_gone_a_service_starts_on_a_host_that_never_had_its_config_vars() {
+    let mut cluster = Cluster::with(ClusterOptions { hosts: 2, ..ClusterOptions::default() });
+    cluster.host(2).stop();
+    fs::remove_dir_all(cluster.folder("host2")).expect("it was there");
+    let repo = pushed(&cluster, 1);
+    set_secret(&repo, "GREETING").ok();
+    settles_on(&cluster, &format!("one {SECRET}\n"));
+    cluster.part("rm").kill();
+    fs::remove_dir_all(cluster.folder("rm")).expect("it was there");
+
+    cluster.start_host(2);
+    cluster.ready(Endpoint::Host(2));
+    repo.bazooka(&["hosts", "drain", "host1"]).ok();
+    until("host2 alone runs it", SOON, || {
+        let snapshot = cluster.snapshot();
+        let running = |(name, view): (&HostName, &HostView)| {
+            let running = view.status.values().filter(|status| status.state == State::Running);
+            (name.to_string(), running.count())
+        };
+        let runs: Vec<_> = snapshot.hosts.iter().map(running).filter(|(_, count)| *count > 0).collect();
+        if runs == [("host2".to_owned(), 1)] { Ok(()) } else { Err(format!("{runs:?}")) }
     });
+    settles_on(&cluster, &format!("one {SECRET}\n"));
+    nobody_has_it(&cluster);
+}
+
+#[test]
+fn whoever_takes_a_free_name_opens_nothing_of_the_app_that_had_it() {
+    let cluster = Cluster::start();
+    let repo = pushed(&cluster, 1);
+    set_secret(&repo, "GREETING").ok();
+    let (visor, runtime) = cluster.visor();
+    let keys = ["apps/pages/envs/e1", "private/wraps/pages/e1"];
+    let read = |key: &str| {
+        let page = runtime.block_on(visor.store().range(Keys::One(key.to_owned()), None));
+        page.expect("the coordinator answers").entries.remove(0).value
+    };
+    let kept = keys.map(|key| (key, read(key)));
+    repo.bazooka(&["destroy", "--confirm", "pages"]).ok();
+    let other = cluster.repo("pages");
+    until("the name is free", SOON, || {
+        let init = other.bazooka(&["init"]);
+        if init.code == 0 { Ok(()) } else { Err(init.stderr) }
+    });
+    for (key, value) in kept {
+        let put = Op::Put { key: key.to_owned(), value, lease: None };
+        let txn = Txn { then: vec![put], ..Txn::default() };
+        runtime.block_on(visor.store().txn(txn)).expect("the coordinator answers");
+    }
+    let config = other.bazooka(&["config"]);
+    assert!(config.code != 0 && !has_secret(format!("{config:?}").as_bytes()), "{config:?}");
+    assert!(config.stderr.contains("belongs to another row or another app"), "{config:?}");
 }
 
 #[test]

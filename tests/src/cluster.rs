@@ -440,7 +440,7 @@ impl Cluster {
     /// # Panics
     /// If the coordinator doesn't answer.
     pub fn snapshot(&self) -> Snapshot {
-        let read = self.visor.read(visor::keys::everything());
+        let read = self.visor.read(visor::keys::everything_and_private());
         self.runtime.block_on(read).expect("the coordinator answers")
     }
 

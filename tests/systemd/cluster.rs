@@ -333,7 +333,7 @@ fn follow_the_page(make: impl FnOnce(&Path, &Path)) {
     assert!(asked.trim().parse::<u32>().is_ok_and(|asked| asked > 100), "{asked}");
     assert_eq!(lost, "", "of {asked}");
     let rows = ops.shell(ROWS);
-    assert!(rows.contains(r#""version":3,"min_reader":3,"min_writer":3"#), "{rows}");
+    assert!(rows.contains(r#""version":4,"min_reader":4,"min_writer":4"#), "{rows}");
     assert!(rows.contains(r#""sealed""#) && !rows.contains("good"), "{rows}");
     lose_the_rm(&mut site);
 }

@@ -10,6 +10,7 @@ use visor::{
     names::{AppName, EnvRef},
     seal::{MOST_BYTES, Os, Vars},
     snapshot::{AppView, Snapshot},
+    store::Keys,
     transitions::envs::{self, NewEnv, base_env},
     visor::VisorError,
 };
@@ -39,7 +40,10 @@ pub struct Current {
 /// No such app; no bazooka-rm to open the env; the store's.
 pub async fn current(context: &Context, app: &AppName) -> Result<Current> {
     let mut scopes = envs::recipients();
-    scopes.extend([keys::asks(), keys::wraps_of(app)]);
+    // With identities nobody needs a secret, and only the rms may read it.
+    if context.credentials.is_none() {
+        scopes.extend(keys::asks());
+    }
     let (view, snapshot) = context.view_with(app, scopes).await?;
     let env = in_force(app, &view, &snapshot)?;
     let vars = match view.envs.get(&env) {
@@ -70,8 +74,8 @@ impl Current {
     /// Seals the env that results from a change; `None` if nothing changes.
     ///
     /// # Errors
-    /// If the config vars are too large; if there is no bazooka-rm to seal to.
-    pub fn next(
+    /// If the config vars are too large; if there is no bazooka-rm to seal to; the store's.
+    pub async fn next(
         &self,
         context: &Context,
         app: &AppName,
@@ -86,8 +90,16 @@ impl Current {
             let what = format!("an app's config vars may hold {MOST_BYTES} bytes together, not {size}");
             return Err(Failure::new(Kind::Usage, what));
         }
+        let mut view = self.view.clone();
+        if view.envs.contains_key(&self.env) {
+            // Only those who may change the vars may read for whom they are wrapped.
+            let wraps = envs::wraps_key(&view, app, self.env);
+            let there = context.visor.read(vec![Keys::One(wraps.to_string())]).await?;
+            let there = there.apps.get(app).cloned().unwrap_or_default();
+            (view.wraps, view.earlier_wraps) = (there.wraps, there.earlier_wraps);
+        }
         let by = (context.who.as_str(), context.now());
-        let made = NewEnv::seal(app, &self.view, (vars, links), &self.snapshot, by, &mut Os);
+        let made = NewEnv::seal(app, &view, (vars, links), &self.snapshot, by, &mut Os);
         made.map(Some).ok_or_else(|| {
             Failure::new(Kind::PartMissing, "no bazooka-rm is there to seal config vars to")
                 .because("what no bazooka-rm can open could never be read or changed again")

@@ -136,7 +136,8 @@ pub async fn vars(context: &Context, snapshot: &Snapshot, app: &AppName, env: En
         asked = true;
         let url = format!("{}/apps/{app}/envs/{env}", rm.url.trim_end_matches('/'));
         let request = client.get(url);
-        let request = match snapshot.asks.get(name) {
+        let ask = snapshot.asks.get(name).or_else(|| snapshot.earlier_asks.get(name));
+        let request = match ask {
             Some(ask) => request.bearer_auth(&ask.word),
             None => request,
         };

@@ -21,7 +21,7 @@ use visor::{
 
 use crate::{in_words, settings::ConfigError};
 
-/// Where the coordinator is.
+/// The coordinator's options.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CoordinatorArgs {
     /// The coordinator's endpoints (etcd), separated by commas
@@ -36,7 +36,7 @@ pub struct CoordinatorArgs {
     /// The prefix of the cluster's keys
     #[arg(long, env = "BAZOOKA_PREFIX", default_value = "/bazooka", value_name = "PREFIX")]
     pub prefix: String,
-    /// Who asks.
+    /// The identity of the caller.
     #[command(flatten)]
     pub identity: IdentityArgs,
 }
@@ -82,9 +82,9 @@ pub struct OtherIdentity {
 /// The cluster, as one of its parts reaches it.
 #[derive(Clone)]
 pub struct Cluster {
-    /// Its coordinator, for calls that only an etcd has.
+    /// The cluster's coordinator, for calls that only an etcd has.
     pub etcd: Arc<EtcdStore>,
-    /// Its state.
+    /// The cluster's state.
     pub visor: Visor,
     /// This part's identity. None if the cluster doesn't use identities.
     pub credentials: Option<Credentials>,
@@ -127,6 +127,13 @@ impl CoordinatorArgs {
         let mut wrong = Vec::new();
         if !self.prefix.starts_with('/') || self.prefix.ends_with('/') || self.prefix.contains("//") {
             let what = format!("{:?} must begin with a slash and not end with one", self.prefix);
+            wrong.push(ConfigError::new("prefix", what));
+        }
+        if self.prefix.split('/').any(|segment| segment.ends_with(".private")) {
+            let what = format!(
+                "{:?} has the name of another cluster's private rows; choose one without .private",
+                self.prefix
+            );
             wrong.push(ConfigError::new("prefix", what));
         }
         for endpoint in &self.coordinator {

@@ -47,6 +47,7 @@ mod sweep;
 mod trace;
 mod vault;
 mod work;
+mod wrapping;
 
 use std::{
     net::Ipv4Addr,

@@ -73,7 +73,7 @@ pub struct RmArgs {
     /// Something else than serving.
     #[command(subcommand)]
     pub command: Option<RmCommand>,
-    /// Where the coordinator is.
+    /// The coordinator's options.
     #[command(flatten)]
     pub coordinator: CoordinatorArgs,
     /// This rm's name, one of its own among all
@@ -167,7 +167,7 @@ impl RmArgs {
     }
 }
 
-/// What bazooka-rm does beside serving.
+/// The commands beside serving.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum RmCommand {
     /// Make the cluster's certificate authority, and identities of it
@@ -489,6 +489,7 @@ fn work(
         own: ground.own.name.clone(),
         ring: ground.ring.clone(),
         random: Box::new(Os),
+        clock: WallClock::default(),
         store: Box::new(move |left| match key_file.retire(left) {
             Ok(()) => true,
             Err(error) => {

@@ -14,7 +14,7 @@ use crate::{
     names::{AppName, UserName},
     rows::{ROWS, Row, Writer},
     schema::{Access, Admission},
-    store::Keys,
+    store::{Keys, in_cluster},
 };
 
 /// An action that a daemon is asked for.
@@ -82,6 +82,7 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
         rights.into_iter().map(|keys| permission(prefix, keys, write)).collect()
     };
     let mut users = Users::default();
+    // The range of the cluster's prefix, in which no private key lies.
     users.roles.insert(role("reader"), may(keys::everything(), false));
     // Operators write their own rows, and the rows that `bazooka check --repair` mends, but neither rights nor the
     // audit.
@@ -90,7 +91,9 @@ pub fn wanted(prefix: &str, rows: &Rows, own: &Identity) -> Users {
     // A candidate may write the whole folder of the election.
     let elections = ROWS.iter().filter(|row| row.writers.contains(&Writer::Candidate)).map(keys::folder);
     let converger = written_by(Writer::Converger, &[]).into_iter().chain(elections).collect();
-    users.roles.insert(role("converger"), may(converger, true));
+    let mut converger = may(converger, true);
+    converger.extend(may(vec![keys::private()], false));
+    users.roles.insert(role("converger"), converger);
     for app in rows.apps.keys() {
         // They may not write what was built or where it runs, because a user who could write a rev could run another
         // app's slug.
@@ -153,7 +156,7 @@ fn permission(prefix: &str, keys: Keys, write: bool) -> Permission {
         Keys::One(key) => (key, false),
         Keys::Prefix(key) => (key, true),
     };
-    Permission { key: format!("{prefix}/{key}"), prefix: is_prefix, write }
+    Permission { key: in_cluster(prefix, &key), prefix: is_prefix, write }
 }
 
 /// Returns the steps from the found users and roles to the wanted ones.

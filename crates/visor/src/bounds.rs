@@ -16,7 +16,7 @@ use crate::{
         Access, Admission, App, Archives, Ask, Assignment, AuditEntry, Capacity, DayStats, DomainRecord,
         Ended, Env, Formation, Handed, Head, Host, HostMeta, Instance, Leader, Pause, Pending, Port, Proc,
         Proxy, Release, Repo, Rev, Rm, Schema, Serving, SshKeys, Status, Stored, Trial, Turn, Unfreeze,
-        Wraps,
+        WrapRequest, Wraps,
     },
 };
 
@@ -159,6 +159,7 @@ only_shown!(
     Trial,
     Turn,
     Unfreeze,
+    WrapRequest,
     Wraps,
     u64,
 );

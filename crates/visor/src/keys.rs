@@ -11,7 +11,7 @@ use crate::{
         ServicePort, UserName,
     },
     rows::{ROWS, Row, RowKind, Segment, rows},
-    store::Keys,
+    store::{Keys, PRIVATE},
 };
 
 macro_rules! keys {
@@ -136,9 +136,19 @@ pub fn folder(row: &Row) -> Keys {
     }
 }
 
-/// Returns the scope of the whole cluster, for the converger and the proxies.
+/// Returns the scope of the whole cluster, except its private keys.
 pub fn everything() -> Vec<Keys> {
     vec![Keys::Prefix(String::new())]
+}
+
+/// Returns the scope of the private keys, which rms and convergers alone may read as a whole.
+pub fn private() -> Keys {
+    Keys::Prefix(PRIVATE.to_owned())
+}
+
+/// Returns the scopes of the whole cluster with its private keys.
+pub fn everything_and_private() -> Vec<Keys> {
+    vec![Keys::Prefix(String::new()), private()]
 }
 
 /// Returns the scope of the schema row, which names the cluster.
@@ -166,8 +176,8 @@ pub fn services_of(app: &AppName) -> Vec<Keys> {
 pub(crate) fn deleted_with(app: &AppName) -> Vec<Keys> {
     let mut scopes: Vec<Keys> = Vec::new();
     for row in ROWS.iter().filter(|row| row.ends.is_with_app()) {
-        if let [Segment::Word(word), Segment::Name("app"), _, ..] = row.key {
-            let scope = Keys::Prefix(format!("{word}/{app}/"));
+        if let Some([Segment::Name("app"), _, ..]) = names_of(row) {
+            let scope = Keys::Prefix(format!("{}{app}/", words_of(row)));
             if scope != app_below(app) && !scopes.contains(&scope) {
                 scopes.push(scope);
             }
@@ -180,8 +190,22 @@ pub(crate) fn deleted_with(app: &AppName) -> Vec<Keys> {
 /// Returns the app's own key and the keys beside it that are deleted in one transaction with it.
 pub(crate) fn deleted_beside(app: &AppName) -> Vec<Keys> {
     let is_beside =
-        |row: &&Row| row.ends.is_with_app() && matches!(row.key, [Segment::Word(_), Segment::Name("app")]);
+        |row: &&Row| row.ends.is_with_app() && matches!(names_of(row), Some([Segment::Name("app")]));
     ROWS.iter().filter(is_beside).map(|row| range(row, &[("app", app.as_str())])).collect()
+}
+
+/// Returns the segments of a row's key from the first name on; none if the key is of fixed words alone.
+fn names_of(row: &Row) -> Option<&'static [Segment]> {
+    let at = row.key.iter().position(|segment| matches!(segment, Segment::Name(_)))?;
+    Some(&row.key[at..])
+}
+
+/// Returns the fixed words before the first name of a row's key, each with a slash after it.
+fn words_of(row: &Row) -> String {
+    row.key
+        .iter()
+        .map_while(|segment| if let Segment::Word(word) = segment { Some(format!("{word}/")) } else { None })
+        .collect()
 }
 
 /// Returns the scope of everything below an app's own key.
@@ -224,14 +248,19 @@ pub fn assigned_to(host: &HostName) -> Keys {
     of_host(RowKind::Assigned, host)
 }
 
-/// Returns the scope of the wraps of an app's envs.
-pub fn wraps_of(app: &AppName) -> Keys {
-    of_app(RowKind::Wraps, app)
+/// Returns the scopes of the wraps of an app's envs, with those of the release before.
+pub fn wraps_of(app: &AppName) -> Vec<Keys> {
+    [RowKind::Wraps, RowKind::EarlierWraps].map(|kind| of_app(kind, app)).to_vec()
 }
 
-/// Returns the scope of the wraps of all envs.
-pub fn wraps() -> Keys {
-    all(RowKind::Wraps)
+/// Returns the scopes of the wraps of all envs, with those of the release before, and of the requests for more.
+pub fn wraps() -> Vec<Keys> {
+    [RowKind::Wraps, RowKind::EarlierWraps, RowKind::WrapRequest].map(all).to_vec()
+}
+
+/// Returns the scope of the requests that one host may answer.
+pub fn wrap_requests_to(host: &HostName) -> Keys {
+    of_host(RowKind::WrapRequest, host)
 }
 
 /// Returns the scope of one host's copies of envs.
@@ -304,9 +333,9 @@ pub fn rms() -> Keys {
     all(RowKind::Rm)
 }
 
-/// Returns the scope of the secrets with which clients ask each bazooka-rm to open an env.
-pub fn asks() -> Keys {
-    all(RowKind::Ask)
+/// Returns the scopes of the secrets with which clients ask each bazooka-rm to open an env.
+pub fn asks() -> Vec<Keys> {
+    [RowKind::Ask, RowKind::EarlierAsk].map(all).to_vec()
 }
 
 /// Returns the scope of the ports of all services.

@@ -2,7 +2,8 @@
 //!
 //! Owns the order, as a pure function of what the coordinator has. Each step leaves a working cluster, so that a
 //! migration may stop anywhere and be run again; a finished step is not repeated. The owners of rows in the old form
-//! rewrite them: an rm seals what version 1 left in plain text, and writes the rows of ports that version 2 left out.
+//! rewrite them: an rm seals what version 1 left in plain text, writes the rows of ports that version 2 left out, and binds
+//! the config vars of version 3 to the registration of their app.
 //!
 //! ```text
 //! upgraded ──min_writer raised──▶ shut to older writers ──no row of the old form is left──▶ version, min_reader raised
@@ -13,7 +14,8 @@ use serde::Serialize;
 use crate::{
     keys::Key,
     ports::PortBook,
-    schema::{SCHEMA_VERSION, Schema},
+    schema::{Env, SCHEMA_VERSION, Schema},
+    seal::Sealed,
     snapshot::{Snapshot, Versioned},
     visor::Change,
 };
@@ -112,21 +114,25 @@ fn older(snapshot: &Snapshot) -> Vec<Older> {
     hosts.chain(proxies).chain(rms).collect()
 }
 
-/// Returns the keys of rows in the old form: config vars in plain text, and procs whose ports have no rows.
+/// Returns the keys of rows in the old form: config vars that are not bound to their app's registration, their wraps, and
+/// procs whose ports have no rows.
 fn of_old_form(snapshot: &Snapshot) -> Vec<String> {
-    let plain = snapshot.apps.iter().flat_map(|(app, view)| {
-        let plain = view.envs.iter().filter(|(_, row)| row.sealed.is_none() && row.vars.is_some());
-        plain.map(|(env, _)| Key::Env(app.clone(), *env).to_string())
+    let envs = snapshot.apps.iter().filter(|(_, view)| view.app.is_some()).flat_map(|(app, view)| {
+        let is_bound = |row: &Env| row.sealed.as_ref().is_some_and(Sealed::is_of_registration);
+        let unbound = view.envs.iter().filter(move |(_, row)| !is_bound(row));
+        let envs = unbound.map(|(env, _)| Key::Env(app.clone(), *env));
+        envs.chain(view.earlier_wraps.keys().map(|env| Key::EarlierWraps(app.clone(), *env)))
     });
     let ports = PortBook::of(snapshot).not_given().into_iter();
-    plain.chain(ports.map(|(app, proc)| Key::Proc(app, proc).to_string())).collect()
+    let ports = ports.map(|(app, proc)| Key::Proc(app, proc));
+    envs.chain(ports).map(|key| key.to_string()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        schema::{Env, Extra, Rm},
+        schema::{App, Env, Extra, Rm, Wraps},
         snapshot::AppView,
     };
 
@@ -144,6 +150,11 @@ mod tests {
         snapshot
     }
 
+    fn app() -> App {
+        let created_at = jiff::Timestamp::UNIX_EPOCH;
+        App { owner: "ada".into(), created_at, token: "t".into(), destroying: false, extra: Extra::new() }
+    }
+
     fn with_plain(mut snapshot: Snapshot) -> Snapshot {
         let at = jiff::Timestamp::UNIX_EPOCH;
         let vars = Some(crate::seal::Vars::default());
@@ -155,7 +166,8 @@ mod tests {
             at,
             extra: Extra::new(),
         });
-        let view = AppView { envs: [("e1".parse().expect("a ref"), env)].into(), ..AppView::default() };
+        let envs = [("e1".parse().expect("a ref"), env)].into();
+        let view = AppView { app: Some(row(app())), envs, ..AppView::default() };
         snapshot.apps.insert("a".parse().expect("a name"), view);
         snapshot
     }
@@ -173,26 +185,33 @@ mod tests {
     #[test]
     fn it_goes_from_step_to_step_and_is_done_once() {
         assert_eq!(next(&Snapshot::default()), None);
-        assert_eq!(mins(next(&with_plain(cluster(1, 1, 1)))), (1, 1, 3), "writers first");
-        let rewriting = next(&with_plain(cluster(1, 1, 3)));
+        assert_eq!(mins(next(&with_plain(cluster(1, 1, 1)))), (1, 1, 4), "writers first");
+        let rewriting = next(&with_plain(cluster(1, 1, 4)));
         assert_eq!(rewriting, Some(Next::Rewriting(vec!["apps/a/envs/e1".into()])));
-        assert_eq!(mins(next(&cluster(1, 1, 3))), (3, 3, 3));
-        assert_eq!(mins(next(&cluster(2, 2, 2))), (2, 2, 3));
-        assert_eq!(mins(next(&cluster(2, 2, 3))), (3, 3, 3));
-        assert_eq!(next(&cluster(3, 3, 3)), Some(Next::Done));
-        assert_eq!(mins(next(&cluster(3, 1, 1))), (3, 1, 3), "half migrated");
+        let mut with_wraps = cluster(3, 3, 4);
+        let view = AppView { app: Some(row(app())), ..AppView::default() };
+        with_wraps.apps.insert("a".parse().expect("a name"), view);
+        assert_eq!(mins(next(&with_wraps)), (4, 4, 4));
+        let view = with_wraps.apps.values_mut().next().expect("it was added");
+        view.earlier_wraps.insert("e1".parse().expect("a ref"), row(Wraps::default()));
+        assert_eq!(next(&with_wraps), Some(Next::Rewriting(vec!["wraps/a/e1".into()])));
+        assert_eq!(mins(next(&cluster(1, 1, 4))), (4, 4, 4));
+        assert_eq!(mins(next(&cluster(2, 2, 2))), (2, 2, 4));
+        assert_eq!(mins(next(&cluster(3, 3, 4))), (4, 4, 4));
+        assert_eq!(next(&cluster(4, 4, 4)), Some(Next::Done));
+        assert_eq!(mins(next(&cluster(4, 1, 1))), (4, 1, 4), "half migrated");
         assert_eq!(next(&cluster(9, 1, 9)), Some(Next::Later { version: 9 }));
     }
 
     #[test]
     fn nobody_is_shut_out_who_is_there() {
-        for step in [cluster(1, 1, 1), cluster(1, 1, 3), cluster(2, 2, 2), cluster(2, 2, 3)] {
-            for version in [None, Some(2)] {
+        for step in [cluster(1, 1, 1), cluster(1, 1, 4), cluster(2, 2, 2), cluster(3, 3, 4)] {
+            for version in [None, Some(2), Some(3)] {
                 let next = next(&with_rm(step.clone(), version));
                 let older = Older { part: "rm r1".into(), version: String::new() };
                 assert_eq!(next, Some(Next::Older(vec![older])));
             }
         }
-        assert_eq!(mins(next(&with_rm(cluster(1, 1, 1), Some(3)))), (1, 1, 3));
+        assert_eq!(mins(next(&with_rm(cluster(1, 1, 1), Some(4)))), (1, 1, 4));
     }
 }

@@ -145,6 +145,12 @@ bugs! {
     PruningForgetsTheLast,
     /// Old releases are not pruned.
     NothingIsPruned,
+    /// A host wraps the key of config vars for no other host.
+    NoHostWrapsForOthers,
+    /// No host holds config vars that it does not run with.
+    NobodyElseHoldsVars,
+    /// A request for a wrap stays although it is answered.
+    RequestsNeverEnd,
 }
 
 pub use switches::{plant, planted};

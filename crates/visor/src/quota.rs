@@ -172,7 +172,7 @@ mod tests {
         use crate::{names::EnvRef, schema::Extra, seal::Sealed, snapshot::Versioned};
         let view = |kib: usize| {
             let payload = "x".repeat(kib << 10);
-            let sealed = Some(Sealed { cipher: String::new(), payload });
+            let sealed = Some(Sealed { cipher: String::new(), payload, form: 2 });
             let at = jiff::Timestamp::UNIX_EPOCH;
             let env = Env {
                 sealed,

@@ -21,6 +21,8 @@ mod docs;
 #[cfg(test)]
 mod tests;
 
+use crate::store::PRIVATE;
+
 /// Most bytes of a row with a few short fields.
 const SMALL: usize = 4 << 10;
 
@@ -60,10 +62,21 @@ App(app) {
         writers: &[Developer, Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp("once no release refers to it"),
         unreadable: Restore, operator_mends: true, without_app: Substance, recover: Entered
     }
-    /// The key of an env, wrapped for each rm and host that may open it.
-    Wraps(app: AppName, env: EnvRef) ["wraps", app, env] in wraps(env): Many<EnvRef, Wraps> {
+    /// The key of an env, wrapped for each rm; in the first minutes also for hosts.
+    Wraps(app: AppName, env: EnvRef) ["private", "wraps", app, env] in wraps(env): Many<EnvRef, Wraps> {
+        writers: &[Developer, Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp("with its env"),
+        unreadable: Restore, operator_mends: false, without_app: OwnRule, recover: Entered
+    }
+    /// The key of an env as before version 4: wrapped for each rm and host. An rm moves it.
+    EarlierWraps(app: AppName, env: EnvRef) ["wraps", app, env] in earlier_wraps(env): Many<EnvRef, Wraps> {
         writers: &[Developer, Rm], pm_reads: false, most_bytes: LISTS, ends: WithApp("with its env"),
         unreadable: Restore, operator_mends: true, without_app: OwnRule, recover: Entered
+    }
+    /// The converger's request to wrap the key of an env for another host; an rm answers, or the host that the key names first.
+    WrapRequest(host: HostName, app: AppName, env: EnvRef, to: HostName) ["private", "wrapping", host, app, env, to]
+    in wrap_requests(host, env, to): Many<(HostName, EnvRef, HostName), WrapRequest> {
+        writers: &[Converger, Pm, Rm], pm_reads: false, most_bytes: SMALL, ends: When("the env is handed to that host"),
+        unreadable: Useless, operator_mends: false, without_app: OwnRule, recover: Kept
     }
     /// An env for one host, with the wrap for that host alone.
     Handed(host: HostName, app: AppName, env: EnvRef) ["sealed", host, app, env]
@@ -203,7 +216,12 @@ Cluster() {
         unreadable: Rewritten, operator_mends: true, without_app: OwnRule, recover: Present
     }
     /// The secret with which developers ask that rm for vars, in a cluster without identities.
-    Ask(rm: HostName) ["asks", rm] in asks(rm): Many<HostName, Ask> {
+    Ask(rm: HostName) ["private", "asks", rm] in asks(rm): Many<HostName, Ask> {
+        writers: &[Rm], pm_reads: false, most_bytes: SMALL, ends: Leased,
+        unreadable: Rewritten, operator_mends: false, without_app: OwnRule, recover: LeaseEnded
+    }
+    /// The same secret where `bazooka` before version 4 looks for it.
+    EarlierAsk(rm: HostName) ["asks", rm] in earlier_asks(rm): Many<HostName, Ask> {
         writers: &[Rm], pm_reads: false, most_bytes: SMALL, ends: Leased,
         unreadable: Rewritten, operator_mends: true, without_app: OwnRule, recover: LeaseEnded
     }
@@ -257,13 +275,13 @@ pub struct Row {
     pub kind: RowKind,
     /// The segments of its key, between slashes.
     pub key: &'static [Segment],
-    /// What it holds, in words.
+    /// The row's content, in words.
     pub holds: &'static str,
-    /// Where the image holds it.
+    /// The owner of its place in the image.
     pub owner: Owner,
-    /// Who writes it.
+    /// The writers.
     pub writers: &'static [Writer],
-    /// True if a pm may read it although it does not write it. Everyone but pms may read every row.
+    /// True if a pm may read it although it does not write it. Everyone but pms may read every row that is not private.
     pub pm_reads: bool,
     /// The most bytes of its value.
     pub most_bytes: usize,
@@ -273,9 +291,9 @@ pub struct Row {
     pub unreadable: Unreadable,
     /// True if an operator may write it, so that `bazooka check --repair` can mend it.
     pub operator_mends: bool,
-    /// What `check` makes of it if its app has no row.
+    /// The verdict of `check` if its app has no row.
     pub without_app: WithoutApp,
-    /// What a recovery from a backup does with it.
+    /// The effect of a recovery from a backup.
     pub recover: Recover,
 }
 
@@ -340,44 +358,51 @@ pub enum Ends {
 pub enum Unreadable {
     /// A person writes it as it was in the last backup.
     Restore,
-    /// Its daemon writes it anew when it restarts.
+    /// The daemon writes it anew when it restarts.
     Rewritten,
     /// The row is only a report, and nothing depends on it.
     Useless,
 }
 
-/// What `check` makes of a row whose app has no row.
+/// The verdict of `check` on a row whose app has no row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WithoutApp {
-    /// It is the app's own row.
+    /// The app's own row.
     Own,
     /// The app is more than leftovers, so a person decides.
     Substance,
-    /// It is a leftover, and is deleted.
+    /// A leftover, which is deleted.
     Delete,
     /// Only the destruction of the app deletes it.
     Destroy,
-    /// It is no row of an app, or another rule covers it.
+    /// No row of an app, or one that another rule covers.
     OwnRule,
 }
 
-/// What a recovery from a backup does with a row.
+/// The effect of a recovery from a backup on a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recover {
-    /// It stays as the backup has it.
+    /// The row stays as the backup has it.
     Kept,
-    /// It is entered as the hosts have it.
+    /// The row is entered as the hosts have it.
     Entered,
-    /// It is raised above all that may have been used since, or to what runs.
+    /// The value is raised above all that may have been used since, or to what runs.
     Raised,
-    /// It is counted on from the raised counter.
+    /// The count goes on from the raised counter.
     Continued,
-    /// It says when the cluster was restored.
+    /// The row says when the cluster was restored.
     Marked,
-    /// It is written again under a lease of the recovery until its daemon returns; its own lease is ended.
+    /// The row is written again under a lease of the recovery until its daemon returns; its own lease is ended.
     Present,
-    /// Its lease is ended, so that it goes.
+    /// The lease is ended, so that the row goes.
     LeaseEnded,
+}
+
+impl Row {
+    /// Reports whether only rms, convergers and the row's writers may read it.
+    pub fn is_private(&self) -> bool {
+        matches!(self.key[0], Segment::Word(word) if PRIVATE.strip_suffix('/') == Some(word))
+    }
 }
 
 impl Ends {

@@ -20,7 +20,7 @@ mod stats;
 pub use app::{App, DomainRecord, Rev, Slug};
 pub use check_path::{CheckPath, InvalidCheckPath, LONGEST_CHECK_PATH};
 pub use cluster::{Frozen, Incarnation, Leader, SCHEMA_VERSION, Schema, Unfreeze};
-pub use env::{Env, Handed, Wraps};
+pub use env::{Env, Handed, WrapRequest, Wraps};
 pub use host::{Archives, Capacity, Host, HostMeta, Serving, SlugSource};
 pub use instance::{
     Assignment, Desired, Ended, Exit, Fault, Instance, Moment, Pending, Refusing, State, Status,

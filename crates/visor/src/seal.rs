@@ -6,15 +6,17 @@
 //! ```text
 //! vars ── one JSON map, so that not even names are seen ──▶ XChaCha20-Poly1305 ──▶ apps/A/envs/E
 //!            under a data key (32 random bytes) of this env alone, and a random nonce of 24 bytes;
-//!            app and env ref are its associated data: moved to another row it does not open
-//! data key ── a sealed box for each who may open ──▶ wraps/A/E, and a host's own in sealed/H/A/E
+//!            app, registration and env ref are its associated data: moved to another row it does not open,
+//!            nor once another app is registered by the same name
+//! data key ── a sealed box for each who may open ──▶ private/wraps/A/E, and a host's own in sealed/H/A/E
 //! ```
 //!
 //! [`Sealed::payload`] is base64 of the nonce, then the ciphertext with its tag: draft-irtf-cfrg-xchacha, as
 //! RustCrypto's `chacha20poly1305` implements it. A [`WrappedKey`] is base64 of 80 bytes, the sealed box of libsodium
 //! (`crypto_box_seal`: X25519, XSalsa20-Poly1305, the nonce by BLAKE2b), as RustCrypto's `crypto_box` implements it.
-//! The associated data is `bazooka env 1`, a zero byte, and for each of app and ref its length (8 bytes, big-endian)
-//! and its bytes.
+//! The associated data is `bazooka env 2`, a zero byte, and for each of app, registration and ref its length (8 bytes,
+//! big-endian) and its bytes. Form 1, which releases before schema version 4 wrote, is `bazooka env 1` without the
+//! registration.
 //!
 //! A nonce is random and its key seals one message, so neither is ever used twice.
 
@@ -132,13 +134,61 @@ impl Drop for Vars {
     }
 }
 
+/// The env that a ciphertext belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EnvOf<'a> {
+    /// The app.
+    pub app: &'a AppName,
+    /// The token of the app's registration; none for form 1, whose ciphertext any later app of the name shares.
+    pub registration: Option<&'a str>,
+    /// The env's ref.
+    pub env: EnvRef,
+}
+
 /// Sealed vars, as they are stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
     /// The cipher: [`CIPHER`].
     pub cipher: String,
     /// The nonce and the ciphertext, in base64.
     pub payload: String,
+    /// The form of the associated data: 1 has app and ref, 2 the registration as well.
+    #[serde(default = "first_form", skip_serializing_if = "is_first_form")]
+    pub form: u32,
+}
+
+impl Sealed {
+    /// Reports whether the ciphertext belongs to one registration of its app.
+    pub fn is_of_registration(&self) -> bool {
+        self.form >= OF_REGISTRATION
+    }
+}
+
+/// The characters of a nonce in base64, with which each payload begins.
+const NONCE_TEXT: usize = NONCE * 4 / 3;
+
+impl Sealed {
+    /// Returns the beginning alone, which tells this ciphertext from any other and opens for nobody.
+    pub fn head(&self) -> Sealed {
+        let head = self.payload.get(..NONCE_TEXT).unwrap_or(&self.payload);
+        Sealed { payload: head.to_owned(), ..self.clone() }
+    }
+
+    /// Reports whether the ciphertext is there, and not the beginning alone.
+    pub fn is_whole(&self) -> bool {
+        self.payload.len() > NONCE_TEXT
+    }
+}
+
+/// The form whose associated data has the registration of the app.
+const OF_REGISTRATION: u32 = 2;
+
+fn first_form() -> u32 {
+    1
+}
+
+fn is_first_form(form: &u32) -> bool {
+    *form <= 1
 }
 
 /// The reason why sealed vars or keys cannot be opened. No variant tells anything of the content.
@@ -147,10 +197,12 @@ pub struct Sealed {
 pub enum OpenError {
     #[error("it is sealed for other keys")]
     NotForUs,
-    #[error("it is sealed with the cipher of a later version")]
+    #[error("it is sealed in the form of a later version")]
     UnknownCipher,
-    #[error("it was altered, or belongs to another row")]
+    #[error("it was altered, or belongs to another row or another app")]
     Broken,
+    #[error("it is not bound to this app: an earlier app of the same name may have had it")]
+    Earlier,
 }
 
 /// The key that seals one env.
@@ -164,30 +216,36 @@ impl DataKey {
         DataKey(key)
     }
 
-    /// Seals vars as an env of an app. A key seals only once.
-    pub fn seal(&self, app: &AppName, env: EnvRef, vars: &Vars, random: &mut dyn Random) -> Sealed {
+    /// Seals vars as an env. A key seals only once.
+    pub fn seal(&self, of: EnvOf<'_>, vars: &Vars, random: &mut dyn Random) -> Sealed {
         let mut nonce = [0; NONCE];
         random.fill(&mut nonce);
-        let (plain, aad) = (vars.json(), associated(app, env));
+        let (plain, aad) = (vars.json(), associated(of));
         let sealed = self
             .cipher()
             .encrypt(XNonce::from_slice(&nonce), Payload { msg: &plain, aad: &aad })
             .expect("vars are far shorter than the cipher's 256 GiB");
         let payload = BASE64.encode([&nonce[..], &sealed].concat());
-        Sealed { cipher: CIPHER.to_owned(), payload }
+        let form = if of.registration.is_some() { OF_REGISTRATION } else { first_form() };
+        Sealed { cipher: CIPHER.to_owned(), payload, form }
     }
 
-    /// Opens an env of an app.
+    /// Opens an env. The registration counts only for a form that has one.
     ///
     /// # Errors
     /// [`OpenError`], if this is another key, or the row is another env's.
-    pub fn open(&self, app: &AppName, env: EnvRef, sealed: &Sealed) -> Result<Vars, OpenError> {
-        if sealed.cipher != CIPHER {
+    pub fn open(&self, of: EnvOf<'_>, sealed: &Sealed) -> Result<Vars, OpenError> {
+        if sealed.cipher != CIPHER || sealed.form > OF_REGISTRATION {
             return Err(OpenError::UnknownCipher);
         }
+        let of = match (sealed.is_of_registration(), of.registration) {
+            (false, _) => EnvOf { registration: None, ..of },
+            (true, Some(_)) => of,
+            (true, None) => return Err(OpenError::Broken),
+        };
         let bytes = BASE64.decode(&sealed.payload).map_err(|_| OpenError::Broken)?;
         let (nonce, text) = bytes.split_at_checked(NONCE).ok_or(OpenError::Broken)?;
-        let aad = associated(app, env);
+        let aad = associated(of);
         let plain = self.cipher().decrypt(XNonce::from_slice(nonce), Payload { msg: text, aad: &aad });
         let plain = Zeroizing::new(plain.map_err(|_| OpenError::Broken)?);
         serde_json::from_slice(&plain).map(Vars).map_err(|_| OpenError::Broken)
@@ -206,9 +264,14 @@ impl DataKey {
 
 /// Returns the data to which an env's ciphertext is bound. A length precedes each name, so that no two pairs give the
 /// same bytes.
-fn associated(app: &AppName, env: EnvRef) -> Vec<u8> {
-    let mut bytes = b"bazooka env 1\0".to_vec();
-    for part in [app.to_string(), env.to_string()] {
+fn associated(of: EnvOf<'_>) -> Vec<u8> {
+    let (app, env) = (of.app.to_string(), of.env.to_string());
+    let (label, parts): (&[u8], Vec<&str>) = match of.registration {
+        Some(registration) => (b"bazooka env 2\0", vec![&app, registration, &env]),
+        None => (b"bazooka env 1\0", vec![&app, &env]),
+    };
+    let mut bytes = label.to_vec();
+    for part in parts {
         bytes.extend((part.len() as u64).to_be_bytes());
         bytes.extend(part.as_bytes());
     }

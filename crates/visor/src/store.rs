@@ -48,7 +48,23 @@ pub struct Entry {
     pub lease: Option<LeaseId>,
 }
 
-/// A set of keys: one, or all below a prefix (`""` is the whole cluster).
+/// The beginning of each private key. Private keys lie outside the range of all others, so that etcd can grant the right
+/// to read everything else without them.
+pub const PRIVATE: &str = "private/";
+
+/// Returns a key as etcd has it. `prefix` is the cluster's, without a slash at its end.
+///
+/// ```
+/// use visor::store::in_cluster;
+/// assert_eq!(in_cluster("/bazooka", "apps/shop"), "/bazooka/apps/shop");
+/// assert_eq!(in_cluster("/bazooka", "private/wraps/shop/e1"), "/bazooka.private/wraps/shop/e1");
+/// ```
+pub fn in_cluster(prefix: &str, key: &str) -> String {
+    let joint = if key.starts_with(PRIVATE) { '.' } else { '/' };
+    format!("{prefix}{joint}{key}")
+}
+
+/// A set of keys: one, or all below a prefix (`""` is the whole cluster, except private keys).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {
     /// Exactly this key.
@@ -62,7 +78,9 @@ impl Keys {
     pub fn contains(&self, key: &str) -> bool {
         match self {
             Keys::One(one) => one == key,
-            Keys::Prefix(prefix) => key.starts_with(prefix.as_str()),
+            Keys::Prefix(prefix) => {
+                key.starts_with(prefix.as_str()) && prefix.starts_with(PRIVATE) == key.starts_with(PRIVATE)
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the time of each check; [`mending`] decides the changes. Several rms may run the loop at once: each write is
 //! guarded on the rows that it was decided from, so one rm succeeds and the others find the wraps there. No rm needs to
-//! run while no host or rm joins, is renamed or replaces its key.
+//! run while no rm joins, is renamed or replaces its key: a host that has an env wraps its key for other hosts as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,24 +10,29 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
 
 use crate::{
+    clock::WallClock,
     keys::{self, Key},
     mirror::{Changes, Mirror},
     names::{AppName, EnvRef, HostName},
     rows::RowKind,
     seal::{Keyring, OpenError, PublicKey, Random},
     snapshot::Snapshot,
-    transitions::envs::{Recipients, mending},
+    transitions::envs::{Recipients, Rm, mending, recipients},
     visor::{Committed, Visor, VisorError},
 };
 
 /// The pause before a failed write is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// The longest time between two looks while an app waits for a time, because the wall clock may jump.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// An rm's keyring, shared by the tasks that read and replace it. A clone shares the same keyring.
 #[derive(Clone, Debug)]
@@ -60,6 +65,8 @@ pub struct Wrapping {
     pub ring: SharedRing,
     /// The source of randomness.
     pub random: Box<dyn Random + Send>,
+    /// The clock by which the hosts' wraps of a new env end.
+    pub clock: WallClock,
     /// Writes the keyring to disk without its replaced keys. Returns true if the write succeeded.
     pub store: Box<dyn Fn(&Keyring) -> bool + Send>,
 }
@@ -67,11 +74,13 @@ pub struct Wrapping {
 impl Wrapping {
     /// Runs the loop for ever.
     pub async fn run(mut self) {
-        let scopes = vec![keys::apps(), keys::wraps(), keys::hosts(), keys::rms()];
+        let mut scopes = recipients();
+        scopes.push(keys::apps());
+        scopes.extend(keys::wraps());
         let mut mirror = Mirror::new(self.visor.store().clone(), scopes, Snapshot::default());
         let mut due = Due::default();
         let mut closed = BTreeMap::new();
-        let mut again: Option<Instant> = None;
+        let (mut again, mut failed): (Option<Instant>, bool) = (None, false);
         loop {
             let wake = async {
                 match again {
@@ -82,16 +91,20 @@ impl Wrapping {
             tokio::select! {
                 biased;
                 changes = mirror.next() => due.note(&changes),
-                () = wake => again = None,
+                () = wake => (again, failed) = (None, false),
             }
-            if !mirror.is_synced() || again.is_some() {
+            if !mirror.is_synced() || failed {
                 continue;
             }
+            due.pass(self.clock.now());
             match self.mend(mirror.image(), &mut due, &mut closed).await {
-                Ok(()) => self.retire(mirror.image()),
+                Ok(()) => {
+                    self.retire(mirror.image());
+                    again = (!due.later.is_empty()).then(|| Instant::now() + LOOK);
+                }
                 Err(error) => {
                     tracing::warn!(error = %error, "can't wrap config vars; trying again");
-                    again = Some(Instant::now() + AGAIN);
+                    (again, failed) = (Some(Instant::now() + AGAIN), true);
                 }
             }
         }
@@ -104,14 +117,16 @@ impl Wrapping {
         due: &mut Due,
         closed: &mut BTreeMap<(AppName, EnvRef), OpenError>,
     ) -> Result<(), VisorError> {
-        let (to, ring) = (Recipients::of(image), self.ring.get());
+        let (to, ring, now) = (Recipients::of(image), self.ring.get(), self.clock.now());
+        let rm = Rm { snapshot: image, to: &to, ring: &ring, now };
         for app in due.apps(image) {
             let Some(view) = image.apps.get(&app) else { continue };
-            let mending = mending(&app, view, &to, &ring, self.random.as_mut());
+            let mending = mending(rm, &app, view, self.random.as_mut());
+            due.later.extend(mending.look_again.map(|at| (app.clone(), at)));
             for (env, change) in mending.changes {
                 // If another rm was first, its write will arrive in the image and make the app due again.
                 if let Committed::Done(_) = self.visor.commit(change).await? {
-                    tracing::info!(%app, %env, hosts = to.hosts.len(), rms = to.rms.len(), action = "wrap", "wrapped config vars");
+                    tracing::info!(%app, %env, rms = to.rms.len(), action = "wrap", "wrapped config vars");
                 }
             }
             for (env, error) in mending.closed {
@@ -135,7 +150,8 @@ impl Wrapping {
         if retired.is_empty() || said != Some(&ring.current()) {
             return;
         }
-        let mut wraps = image.apps.values().flat_map(|view| view.wraps.values());
+        let mut wraps =
+            image.apps.values().flat_map(|view| view.wraps.values().chain(view.earlier_wraps.values()));
         if wraps.any(|wraps| wraps.rms.keys().any(|key| retired.contains(key))) {
             return;
         }
@@ -155,6 +171,8 @@ impl Wrapping {
 struct Due {
     all: bool,
     apps: BTreeSet<AppName>,
+    /// The apps to look at again at a time, even if nothing happens.
+    later: BTreeMap<AppName, Timestamp>,
 }
 
 impl Due {
@@ -162,9 +180,12 @@ impl Due {
         self.all |= changes.relisted;
         for key in changes.keys.iter().filter_map(|key| key.parse::<Key>().ok()) {
             match key.kind() {
-                RowKind::Host | RowKind::Rm => self.all = true,
-                RowKind::Env
+                RowKind::Host | RowKind::Rm | RowKind::Schema => self.all = true,
+                RowKind::App
+                | RowKind::Env
                 | RowKind::Wraps
+                | RowKind::EarlierWraps
+                | RowKind::WrapRequest
                 | RowKind::Release
                 | RowKind::Head
                 | RowKind::Trial
@@ -178,7 +199,15 @@ impl Due {
         if self.all { image.apps.keys().cloned().collect() } else { self.apps.iter().cloned().collect() }
     }
 
+    /// Takes up the apps whose time has come.
+    fn pass(&mut self, now: Timestamp) {
+        let (due, later) = std::mem::take(&mut self.later).into_iter().partition(|(_, at)| *at <= now);
+        let due: BTreeMap<AppName, Timestamp> = due;
+        self.apps.extend(due.into_keys());
+        self.later = later;
+    }
+
     fn done(&mut self) {
-        *self = Due::default();
+        (self.all, self.apps) = Default::default();
     }
 }

@@ -246,7 +246,7 @@ async fn rows_that_an_earlier_release_left_out_are_written_and_then_the_cluster_
     cluster.name_port("aaa", "web", 8502).await;
     let image = cluster.image().await;
     assert!(matches!(next(&image), Some(Next::ShutOut(_))));
-    let shut = Schema { version: 2, min_reader: 2, min_writer: 3, ..Schema::default() };
+    let shut = Schema { version: 2, min_reader: 2, min_writer: SCHEMA_VERSION, ..Schema::default() };
     cluster.commit(Change::new().put(&Key::Schema, &shut)).await;
     let left = vec!["apps/aaa/procs/web".to_owned(), "apps/bbb/procs/web".to_owned()];
     assert_eq!(next(&cluster.image().await), Some(Next::Rewriting(left)));

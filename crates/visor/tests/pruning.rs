@@ -66,7 +66,7 @@ async fn nine() -> Visor {
 }
 
 fn sealed(kib: usize) -> Env {
-    let sealed = Some(Sealed { cipher: String::new(), payload: "x".repeat(kib << 10) });
+    let sealed = Some(Sealed { cipher: String::new(), payload: "x".repeat(kib << 10), form: 2 });
     Env { sealed, vars: None, links: BTreeSet::new(), by: String::new(), at: then(), extra: Extra::new() }
 }
 
@@ -187,7 +187,8 @@ async fn config(visor: &Visor, kib: usize) -> NewRelease {
     let newest = view.envs.keys().next_back().copied().unwrap_or(EnvRef(0));
     let from = view.head_release().map_or(newest, |(_, head)| head.env);
     let (env, row) = (EnvRef(newest.0 + 1), sealed(kib));
-    let made = NewEnv { from, env, row, wraps: Default::default(), rms: BTreeMap::new() };
+    let registration = view.app.as_ref().map(|app| app.token.clone());
+    let made = NewEnv { from, env, registration, row, wraps: Default::default(), rms: BTreeMap::new() };
     NewRelease { config: Some(made), token: format!("c{}", env.0), ..NewRelease::default() }
 }
 

@@ -95,7 +95,7 @@ async fn cluster() -> (ModelStore, Visor) {
 }
 
 async fn everything(visor: &Visor) -> Snapshot {
-    visor.read(keys::everything()).await.expect("the model answers")
+    visor.read(keys::everything_and_private()).await.expect("the model answers")
 }
 
 async fn lease(visor: &Visor) -> i64 {

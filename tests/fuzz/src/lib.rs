@@ -253,7 +253,7 @@ pub fn host(data: &[u8]) {
 
 /// Words that lines of the configuration begin with. What a name could bring in would begin with another, or be
 /// a line too many.
-const WORDS: [&str; 29] = [
+const WORDS: [&str; 32] = [
     "#",
     "backend",
     "balance",
@@ -269,6 +269,7 @@ const WORDS: [&str; 29] = [
     "http-error",
     "http-request",
     "lua-load",
+    "maxconn",
     "mode",
     "option",
     "retries",
@@ -278,7 +279,9 @@ const WORDS: [&str; 29] = [
     "srvtcpka-idle",
     "srvtcpka-intvl",
     "stats",
+    "stick-table",
     "tcp-check",
+    "tcp-request",
     "tcp-response",
     "timeout",
     "use_backend",

@@ -30,7 +30,7 @@ use visor::{
     lease::{LeaseKeeper, LeaseState, LeaseTiming},
     names::HostName,
     port_keeping::PortKeeping,
-    schema::{Ask, Capacity, Extra, Host, Rm},
+    schema::{Ask, Capacity, Extra, Host, Rm, SCHEMA_VERSION},
     seal::{Keyring, SecretKey},
     visor::Visor,
     wrapping::{SharedRing, Wrapping},
@@ -210,20 +210,23 @@ impl Nodes {
         let visor = Visor::new(Link::store(&self.world, RM, &gate));
         let own: HostName = RM.parse().expect("a valid name");
         let row = Rm {
+            schema: Some(SCHEMA_VERSION),
             seal_key: Some(ring.current()),
             keep_releases: Some(KEPT_RELEASES),
             ..Rm::at("http://10.0.2.1:8081")
         };
         let ask = Ask::new("word");
+        let world = self.world.clone();
+        let clock = WallClock::new(move || world.wall(SignedDuration::ZERO));
         let wrapping = Wrapping {
             visor: visor.clone(),
             own: own.clone(),
             ring: SharedRing::new(ring),
             random: Box::new(self.world.random()),
+            clock: clock.clone(),
             store: Box::new(|_| true),
         };
-        let (world, ahead) = (self.world.clone(), self.world.clone());
-        let clock = WallClock::new(move || world.wall(SignedDuration::ZERO));
+        let ahead = self.world.clone();
         let (apps, following) = Apps::new(visor.store().clone());
         let pruner = Pruner {
             apps,
@@ -290,7 +293,7 @@ impl Nodes {
 
 fn row(address: IpAddr, n: u8, world: &World) -> Host {
     Host {
-        schema: None,
+        schema: Some(SCHEMA_VERSION),
         address,
         url: format!("http://{address}:8082"),
         zone: if n % 2 == 0 { "north" } else { "south" }.parse().expect("a valid name"),

@@ -24,7 +24,14 @@ const PAIRS: [[Bug; 2]; 2] = [
 const OF_ZONES: [Bug; 1] = [Bug::ReplacedEndAtOnce];
 
 /// Faults that show on days on which the rm is gone for good.
-const OF_RMLESS: [Bug; 3] = [Bug::NoSourceIsNamed, Bug::SourcesServeForEver, Bug::UnnamedHostIsServed];
+const OF_RMLESS: [Bug; 6] = [
+    Bug::NoSourceIsNamed,
+    Bug::SourcesServeForEver,
+    Bug::UnnamedHostIsServed,
+    Bug::NoHostWrapsForOthers,
+    Bug::NobodyElseHoldsVars,
+    Bug::RequestsNeverEnd,
+];
 
 /// Faults that break no rule; the documentation of each says why.
 const HARMLESS: [Bug; 1] = [Bug::RefusedReportIsDropped];

@@ -15,10 +15,13 @@ use bazooka_proxy::{
 use tokio::time::{Instant, sleep};
 use visor::{
     check::findings,
+    keys,
     names::{HostName, InstanceId},
     rules::replacing::is_to_restart,
-    schema::{Desired, ReleaseStatus, State},
-    snapshot::{AppView, Snapshot},
+    schema::{Desired, Instance, ReleaseStatus, State},
+    snapshot::{AppView, HostView, Snapshot},
+    transitions::envs::{holders, in_use},
+    visor::Visor,
 };
 
 use crate::{
@@ -39,7 +42,7 @@ pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) 
     let deadline = Instant::now() + within;
     let mut unneeded = Unneeded::default();
     loop {
-        match amiss(world, rules, &mut unneeded) {
+        match amiss(world, rules, &mut unneeded).await {
             None => break,
             Some(amiss) if Instant::now() >= deadline => {
                 return world.breach(format_args!("in the end, {amiss}"));
@@ -51,7 +54,7 @@ pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) 
     world.note(format_args!("all is as it should be"));
     while Instant::now() < until {
         sleep(EVERY).await;
-        if let Some(amiss) = amiss(world, rules, &mut unneeded) {
+        if let Some(amiss) = amiss(world, rules, &mut unneeded).await {
             return world.breach(format_args!("after all was well, {amiss}"));
         }
     }
@@ -61,10 +64,19 @@ pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) 
 }
 
 /// Returns the first difference from the desired state, or the first promise to a user that isn't kept.
-fn amiss(world: &World, rules: &Rules, unneeded: &mut Unneeded) -> Option<String> {
+async fn amiss(world: &World, rules: &Rules, unneeded: &mut Unneeded) -> Option<String> {
     // What nothing needs goes only where there is an rm.
     let overdue = rules.look(|image| if world.has_rm() { unneeded.overdue(image) } else { None });
-    overdue.or_else(|| rules.promises()).or_else(|| rules.look(|image| image_amiss(world, image)))
+    let amiss =
+        overdue.or_else(|| rules.promises()).or_else(|| rules.look(|image| image_amiss(world, image)));
+    if amiss.is_some() {
+        return amiss;
+    }
+    let requests = Nodes::hosts().iter().map(keys::wrap_requests_to).collect();
+    let requests = Visor::new(world.store.shared()).read(requests).await.expect("it is in memory");
+    let mut left =
+        requests.apps.iter().flat_map(|(app, view)| view.wrap_requests.keys().map(move |of| (app, of)));
+    left.next().map(|(app, (by, env, to))| format!("{by} is still asked to wrap {env} of {app} for {to}"))
 }
 
 fn image_amiss(world: &World, image: &Snapshot) -> Option<String> {
@@ -163,6 +175,9 @@ fn app_amiss(
     if let Some((source, id)) = view.serving.keys().next() {
         return Some(format!("{source} still serves the slug of {id}"));
     }
+    if let Some(amiss) = holders_amiss(image, view) {
+        return Some(amiss);
+    }
     let mut there: BTreeMap<_, BTreeMap<_, u32>> = BTreeMap::new();
     for (id, row) in &view.instances {
         let host = &image.hosts[&row.host];
@@ -182,6 +197,29 @@ fn app_amiss(
         let (wanted, there) = (view.wanted(proc), there.remove(proc).unwrap_or_default());
         if wanted != there {
             return Some(format!("{proc} is wanted as {wanted:?}, and there is {there:?}"));
+        }
+    }
+    None
+}
+
+/// Returns the first env in use that fewer hosts have than should, or that a host lacks which runs with it.
+fn holders_amiss(image: &Snapshot, view: &AppView) -> Option<String> {
+    for env in in_use(view) {
+        let has: BTreeSet<_> =
+            view.handed.keys().filter(|(_, of)| *of == env).map(|(host, _)| host).collect();
+        let with = |row: &Instance| view.releases.get(&row.release).is_some_and(|release| release.env == env);
+        let run: BTreeSet<_> = view.instances.values().filter(|row| with(row)).map(|row| &row.host).collect();
+        let is_whole =
+            |host: &HostName| view.handed.get(&(host.clone(), env)).is_some_and(|row| row.sealed.is_whole());
+        if let Some(host) = run.iter().find(|host| !is_whole(host)) {
+            return Some(format!("{host} runs with {env} and was not handed it"));
+        }
+        let may = |(name, view): &(&HostName, &HostView)| {
+            !run.contains(name) && !view.meta.as_ref().is_some_and(|meta| meta.draining)
+        };
+        let most = image.hosts.iter().filter(may).count();
+        if has.len() < run.len() + most.min(holders::MORE) {
+            return Some(format!("{has:?} alone have {env}, with which {run:?} run"));
         }
     }
     None

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use visor::{
     names::{AppName, HostName, ProcName},
     snapshot::Snapshot,
-    transitions::envs::EMPTY_ENV,
+    transitions::envs::{EMPTY_ENV, holders},
     visor::Visor,
 };
 
@@ -98,7 +98,7 @@ async fn mark(visor: &Visor, host: &HostName, draining: bool) {
 
 /// Loses the rm in a moment at which hosts have what the releases need that are head or on trial.
 ///
-/// A host that joins later, or was away when config vars were set, gets its key to them from an rm alone.
+/// Any host that lacks a slug or a key to config vars later gets it from another host.
 async fn lose_rm(world: &World, rules: &Rules, nodes: &Nodes) {
     world.note(format_args!("nothing new is pushed any more"));
     world.close_revs();
@@ -115,19 +115,16 @@ async fn lose_rm(world: &World, rules: &Rules, nodes: &Nodes) {
     }
 }
 
-/// Whether some machine has each slug that is needed, and every machine a key to each env.
+/// Whether some machine has each slug that is needed, and several have each env.
 fn is_on_hosts(world: &World, image: &Snapshot) -> bool {
-    let keys: Vec<_> =
-        Nodes::hosts().iter().map(|host| world.machine(host, |machine| machine.ring.current())).collect();
     image.apps.values().all(|view| {
         let head = view.head.as_ref().map(|head| head.release);
         let beside = view.formation.values().flat_map(|row| row.beside.keys().copied());
         let needed = head.into_iter().chain(view.trial.as_ref().map(|trial| trial.release)).chain(beside);
         let mut releases = needed.filter_map(|release| view.releases.get(&release));
         releases.all(|release| {
-            let wraps = view.wraps.get(&release.env);
-            let opens = |key| wraps.is_some_and(|wraps| wraps.hosts.contains_key(key));
-            world.holds(&slug_of(&release.rev)) && (release.env == EMPTY_ENV || keys.iter().all(opens))
+            let holders = view.handed.keys().filter(|(_, env)| *env == release.env).count();
+            world.holds(&slug_of(&release.rev)) && (release.env == EMPTY_ENV || holders > holders::MORE)
         })
     })
 }

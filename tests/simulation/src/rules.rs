@@ -3,6 +3,7 @@
 //! Owns an image of its own, which sees each revision by itself, whatever befalls the others' lines. What it
 //! can't know (how old the view was that a daemon decided on) it gives [`LAG`].
 
+mod drains;
 mod ports;
 mod proven;
 mod pruned;
@@ -27,6 +28,7 @@ use visor::{
 };
 
 use crate::{nodes::Nodes, world::World};
+use drains::Drains;
 use ports::GivenPorts;
 use proven::Proven;
 pub use pruned::Unneeded;
@@ -86,7 +88,7 @@ struct Book {
     failing: BTreeSet<(AppName, ProcName)>,
     /// When each release was made.
     begun: BTreeMap<(AppName, ReleaseId), Instant>,
-    draining: BTreeMap<InstanceId, (Instant, Revision)>,
+    drains: Drains,
     /// The instances that have served for a while.
     proven: Proven,
     ports: GivenPorts,
@@ -349,6 +351,11 @@ impl Book {
                 }
             }
             Key::Schema | Key::App(_) | Key::Proc(..) | Key::Port(_) => self.ports.judge(&self.image, broken),
+            Key::Proxy(proxy) => {
+                if let Some(row) = self.image.proxies.get(proxy) {
+                    self.drains.note(proxy, row);
+                }
+            }
             Key::HostMeta(host) => {
                 let meta = self.image.hosts.get(host).and_then(|view| view.meta.as_ref());
                 if meta.is_some_and(|meta| meta.cordoned || meta.draining) {
@@ -416,7 +423,7 @@ impl Book {
         let serves = state == Some(State::Running) && before.hosts[host].host.is_some();
         if was.desired == Desired::Run && desired != Some(Desired::Run) {
             if let Some(row) = &is {
-                self.draining.insert(id, (Instant::now(), row.mod_revision));
+                self.drains.begin(id, row.mod_revision);
             }
             if serves {
                 self.judge_removal(before, (&was.app, &was.proc), id, was.release, broken);
@@ -427,19 +434,15 @@ impl Book {
             }
         }
         if was.desired == Desired::Drain && desired == Some(Desired::Stop) && serves {
-            let (since, revision) = self.draining[&id];
-            let waits_for = before.proxies.iter().find(|(_, row)| {
-                row.create_revision < revision && (row.applied < revision || row.busy.contains(&id))
-            });
-            if let Some((proxy, _)) = waits_for.filter(|_| since.elapsed() < DRAIN) {
+            if let Some(proxy) = self.drains.cut_short(before, id) {
                 broken.push(format!("{id} is stopped while {proxy} may still send to it"));
             }
             // What they say is so: nothing is cut.
             let cut = under_way.iter().find(|(proxy, open)| {
                 let row = before.proxies.get(*proxy);
-                row.is_some_and(|row| row.create_revision < revision) && open.contains(&id)
+                row.is_some_and(|row| self.drains.knows(row.create_revision, id)) && open.contains(&id)
             });
-            if let Some((proxy, _)) = cut.filter(|_| waits_for.is_none()) {
+            if let Some((proxy, _)) = cut.filter(|_| self.drains.held_by(before, id).is_empty()) {
                 broken.push(format!("{id} is stopped, and {proxy} cuts what is under way there"));
             }
         }

@@ -199,7 +199,7 @@ impl User {
         let now = self.now();
         let mut scopes = keys::app(&self.app);
         scopes.extend(envs::recipients());
-        scopes.push(keys::wraps_of(&self.app));
+        scopes.extend(keys::wraps_of(&self.app));
         let Ok(snapshot) = self.visor.read(scopes).await else { return };
         let Some(view) = snapshot.apps.get(&self.app) else { return };
         // Both apps are there from the first to the last. By turns, so that no day depends on it.

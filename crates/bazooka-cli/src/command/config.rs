@@ -176,7 +176,7 @@ async fn change(context: &Context, set: Vars, unset: BTreeSet<String>, no_wait: 
             }
         }
         let vars = changed(&now.vars, &set, &unset);
-        Ok(NewRelease { config: now.next(context, &app, &vars, &now.links)?, ..new.clone() })
+        Ok(NewRelease { config: now.next(context, &app, &vars, &now.links).await?, ..new.clone() })
     };
     release::make(context, &app, made, no_wait).await
 }

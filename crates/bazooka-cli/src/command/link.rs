@@ -39,7 +39,7 @@ impl Args {
     }
 }
 
-/// What to do with links.
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
     /// List the links, each with the service's port and the variable that instances get
@@ -154,7 +154,7 @@ async fn change(context: &Context, word: Word, links: &BTreeSet<Link>, no_wait: 
         let tell = !said.replace(true);
         let config = match word {
             Word::Add => added(context, &app, &now, links, tell).await?,
-            Word::Remove => removed(context, &app, &now, links, tell)?,
+            Word::Remove => removed(context, &app, &now, links, tell).await?,
         };
         Ok(NewRelease { config, ..new.clone() })
     };
@@ -181,10 +181,10 @@ async fn added(
         Failure::new(Kind::Refused, format!("app '{app}' can't link them: {unfit}"))
             .hint("`bazooka link` lists those that it has; bazooka link remove APP:PROC takes one away")
     })?;
-    now.next(context, app, &now.vars, &links)
+    now.next(context, app, &now.vars, &links).await
 }
 
-fn removed(
+async fn removed(
     context: &Context,
     app: &AppName,
     now: &Current,
@@ -195,7 +195,7 @@ fn removed(
         say(&format!("app '{app}' has no link {link}"));
     }
     let links = now.links.difference(links).cloned().collect();
-    now.next(context, app, &now.vars, &links)
+    now.next(context, app, &now.vars, &links).await
 }
 
 /// Checks that a link's service exists. It may be one of the app's own procs, which another of its procs calls.

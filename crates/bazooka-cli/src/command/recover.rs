@@ -66,7 +66,7 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
             "`deploy/restore` does all of it; otherwise pass --alone, or --late if the cluster is in use again",
         ));
     }
-    let snapshot = context.visor.read(keys::everything()).await?;
+    let snapshot = context.visor.read(keys::everything_and_private()).await?;
     let Some(schema) = &snapshot.schema else {
         return Err(Failure::new(Kind::Refused, "there is no cluster below this prefix")
             .hint("name the one that the backup was made of with --prefix"));

@@ -135,7 +135,7 @@ async fn each_listing_is_json_when_asked_for() {
         (&["config"], "", serde_json::json!({})),
         (&["why", "1"], "/status/state", serde_json::json!("running")),
         (&["why", "web"], "/wanted/v1", serde_json::json!(1)),
-        (&["version"], "/schema", serde_json::json!(3)),
+        (&["version"], "/schema", serde_json::json!(visor::schema::SCHEMA_VERSION)),
     ] {
         let ran = rig.bazooka(&[&["-a", "goto-rocket", "--json"], args].concat()).await.ok();
         let value: serde_json::Value = serde_json::from_str(&ran.stdout).expect("it is JSON");

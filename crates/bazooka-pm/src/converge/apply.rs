@@ -15,7 +15,7 @@ use visor::{
     snapshot::Snapshot,
     store::Revision,
     transitions::{
-        envs::{handing, taking_back},
+        envs::{asking, ending_request, handed, handing, taking_back},
         placement::{
             Outcome, Placed, Placement, Term, advance, archiving, ending_service, forgetting, losing,
             pending, sourcing,
@@ -26,7 +26,6 @@ use visor::{
 };
 
 use super::{
-    envs,
     sources::Sources,
     step::{Act, Plan, Slot, Step},
 };
@@ -54,6 +53,13 @@ impl Applied {
             Outcome::Conflict => drop(self.overtaken.insert(step.app.clone())),
             Outcome::Unknown => self.doubtful = true,
         }
+    }
+
+    /// Notes the outcome of a step that writes a private row, whose revision tells nothing about the others.
+    fn note_private(&mut self, step: &Step, outcome: Outcome) {
+        let before = self.revision;
+        self.note(step, outcome);
+        self.revision = before;
     }
 
     fn note_placed(&mut self, step: &Step, placed: Placed) {
@@ -92,6 +98,7 @@ pub fn apply<'a>(
     let (mut places, mut placements) = (Vec::new(), Vec::new());
     let mut sources = Sources::of(snapshot);
     let (mut hands, mut handings) = (Vec::new(), Vec::new());
+    let (mut asks, mut requests) = (Vec::new(), Vec::new());
     let (mut others, mut changes) = (Vec::new(), Vec::new());
     for step in &plan.steps {
         if let Act::Place { .. } = step.act {
@@ -100,8 +107,11 @@ pub fn apply<'a>(
                 placements.push(placement);
             }
         } else if let Some(change) = change(snapshot, step, now) {
-            let hand = matches!(step.act, Act::Hand { .. });
-            let (steps, all) = if hand { (&mut hands, &mut handings) } else { (&mut others, &mut changes) };
+            let (steps, all) = match step.act {
+                Act::Hand { .. } => (&mut hands, &mut handings),
+                Act::Ask { .. } | Act::EndRequest { .. } => (&mut asks, &mut requests),
+                _ => (&mut others, &mut changes),
+            };
             steps.push(step);
             all.push(change);
         }
@@ -109,6 +119,17 @@ pub fn apply<'a>(
     let counter = snapshot.instance_counter.clone();
     async move {
         let mut applied = Applied::default();
+        // The answers take a moment, in which the other steps are taken.
+        if !requests.is_empty() {
+            match visor.commit_all(term, requests).await {
+                Ok(outcomes) => {
+                    asks.into_iter()
+                        .zip(outcomes)
+                        .for_each(|(step, outcome)| applied.note_private(step, outcome));
+                }
+                Err(error) => return applied.failed(error),
+            }
+        }
         // A new instance's env is handed to its host before the instance is placed, so that it need not wait.
         if !handings.is_empty() {
             match visor.commit_all(term, handings).await {
@@ -218,9 +239,18 @@ fn change(snapshot: &Snapshot, step: &Step, now: Timestamp) -> Option<Change> {
         Act::Fail { release, cause } => failure(app, view, *release, view.releases.get(release)?, cause),
         Act::Hand { host, env } => {
             let before = view.handed.get(&(host.clone(), *env));
-            handing(host, app, *env, before, &envs::wanted(snapshot, view, host, *env)?)
+            handing(host, app, *env, before, &handed(snapshot, view, host, *env)?)
+        }
+        Act::Keep { host, env } => {
+            let before = view.handed.get(&(host.clone(), *env));
+            handing(host, app, *env, before, &handed(snapshot, view, host, *env)?.key_alone())
         }
         Act::TakeBack { host, env } => taking_back(host, app, *env, view.handed.get(&(host.clone(), *env))?),
+        Act::Ask { by, env, host, to } => asking((by, host), app, *env, to.clone(), now),
+        Act::EndRequest { by, env, host } => {
+            let before = view.wrap_requests.get(&(by.clone(), *env, host.clone()))?;
+            ending_request((by, host), app, *env, before)
+        }
         Act::Source { id, sources } => {
             let (row, assigned, _) = rows(id)?;
             sourcing(&row.host, *id, assigned?, sources)
@@ -253,7 +283,10 @@ fn log(step: &Step) {
         }
         Act::Forget { .. }
         | Act::Hand { .. }
+        | Act::Keep { .. }
         | Act::TakeBack { .. }
+        | Act::Ask { .. }
+        | Act::EndRequest { .. }
         | Act::Source { .. }
         | Act::EndService { .. } => {
             tracing::debug!(%app, action, %what, %reason, "done")
@@ -275,7 +308,10 @@ impl Act {
             Act::Verify { .. } => "verify",
             Act::Fail { .. } => "fail",
             Act::Hand { .. } => "hand",
+            Act::Keep { .. } => "keep",
             Act::TakeBack { .. } => "take_back",
+            Act::Ask { .. } => "ask_for_key",
+            Act::EndRequest { .. } => "end_request",
             Act::Source { .. } => "source",
             Act::EndService { .. } => "end_service",
             Act::Pend { .. } => "pend",
@@ -294,7 +330,12 @@ impl std::fmt::Display for ActSubject<'_> {
             }
             Act::Advance { id, .. } | Act::Lose { id } | Act::Archive { id, .. } => write!(f, "{id}"),
             Act::Verify { release } | Act::Fail { release, .. } => write!(f, "{release}"),
-            Act::Hand { host, env } | Act::TakeBack { host, env } => write!(f, "{env} for {host}"),
+            Act::Hand { host, env } | Act::Keep { host, env } | Act::TakeBack { host, env } => {
+                write!(f, "{env} for {host}")
+            }
+            Act::Ask { by, env, host, .. } | Act::EndRequest { by, env, host } => {
+                write!(f, "{env} for {host} by {by}")
+            }
             Act::Source { id, .. } => write!(f, "the slug of {id}"),
             Act::EndService { host, id } => write!(f, "the slug of {id} by {host}"),
             Act::Forget { proc, .. } | Act::Pend { proc, .. } => write!(f, "{proc}"),

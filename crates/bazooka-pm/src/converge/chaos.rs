@@ -458,7 +458,13 @@ impl Day {
                 ids.iter().for_each(|id| drop(self.world.view().history.remove(&(web.clone(), *id))));
             }
             // These tests make no envs, and their hosts have no archives.
-            Act::Hand { .. } | Act::TakeBack { .. } | Act::Source { .. } | Act::EndService { .. } => {}
+            Act::Hand { .. }
+            | Act::Keep { .. }
+            | Act::TakeBack { .. }
+            | Act::Ask { .. }
+            | Act::EndRequest { .. }
+            | Act::Source { .. }
+            | Act::EndService { .. } => {}
             Act::Verify { release } => self.world.set_status(*release, ReleaseStatus::Verified),
             Act::Fail { release, .. } => {
                 self.world.set_status(*release, ReleaseStatus::Failed);

@@ -543,7 +543,10 @@ pub(crate) fn told(act: &Act) -> String {
         Act::Archive { id, .. } => format!("archive {id}"),
         Act::Forget { ids, .. } => format!("forget {}", ids.len()),
         Act::Hand { host, env } => format!("hand {env} to {host}"),
+        Act::Keep { host, env } => format!("keep {env} at {host}"),
         Act::TakeBack { host, env } => format!("take {env} from {host}"),
+        Act::Ask { by, env, host, .. } => format!("ask {by} for {env} for {host}"),
+        Act::EndRequest { by, env, host } => format!("end {by}'s {env} for {host}"),
         Act::Source { id, sources } => {
             let hosts: Vec<&str> = sources.iter().map(|source| source.host.as_str()).collect();
             format!("serve {id} from {}", hosts.join(" "))

@@ -31,6 +31,7 @@ use visor::{
     stats::{count, next_day},
     store::Revision,
     transitions::{
+        envs::are_of_registrations,
         placement::{Outcome, Term, counting},
         presence::unfrozen,
     },
@@ -59,6 +60,8 @@ pub(super) struct Lead {
     visor: Visor,
     keeper: LeaseKeeper,
     mirror: Mirror<Snapshot>,
+    /// True once the mirror has the private rows too.
+    reads_private: bool,
     metrics: ConvergerMetrics,
     leader: Leader,
     wall: WallClock,
@@ -94,6 +97,7 @@ impl Lead {
     ) -> Self {
         Lead {
             mirror: Mirror::new(visor.store().clone(), keys::everything(), Snapshot::default()),
+            reads_private: false,
             visor,
             keeper,
             metrics,
@@ -122,6 +126,17 @@ impl Lead {
     /// If there can be no lease any more: this process can never be elected again.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), KeeperPanicked> {
         let mut lease = self.keeper.state();
+        // Where this fails, the first list tells.
+        let schema = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Ok(None),
+            schema = self.visor.get(&Key::Schema) => schema,
+        };
+        if let Ok(schema) = schema
+            && are_of_registrations(&Snapshot { schema, ..Snapshot::default() })
+        {
+            self.read_private();
+        }
         loop {
             self.pulse.beat();
             let elected = self.term.is_some();
@@ -160,21 +175,35 @@ impl Lead {
         self.uncounted |= changes.relisted || changes.keys.iter().any(is_counted);
     }
 
+    /// Reads private rows too, from the version of the schema on in which there are some: a bazooka-rm of an earlier release
+    /// gives nobody the right to.
+    fn read_private(&mut self) {
+        self.reads_private = true;
+        let scopes = keys::everything_and_private();
+        self.mirror = Mirror::new(self.visor.store().clone(), scopes, Snapshot::default());
+    }
+
+    /// Returns the revision up to which the image has every change but those of private rows, which come by a watch of
+    /// their own. No step needs to see its predecessor there: each is guarded on the row itself.
+    fn reached(&self) -> Revision {
+        self.mirror.scope_revision(0)
+    }
+
     fn wakes_at(&self) -> Option<Instant> {
         let count_at = self.count_at.filter(|_| self.uncounted);
         let timers = self.agenda.next_look().into_iter().chain(count_at).chain(self.day_ends).min();
         // Due work can't start before the view is fresh. That arrives as an event; a timer would only spin.
         let in_touch = self.mirror.is_synced();
-        let able = self.term.is_some()
-            && self.retry_at.is_none()
-            && in_touch
-            && self.mirror.image().revision >= self.needs;
+        let able = self.term.is_some() && self.retry_at.is_none() && in_touch && self.reached() >= self.needs;
         let timers = timers.filter(|_| able);
         let sign = self.pulse.due().map(tokio::time::Instant::into_std);
         timers.into_iter().chain(self.retry_at.filter(|_| in_touch)).chain(sign).min()
     }
 
     async fn round(&mut self) {
+        if self.mirror.is_synced() && !self.reads_private && are_of_registrations(self.mirror.image()) {
+            self.read_private();
+        }
         if !self.mirror.is_synced() {
             self.check_term();
             return;
@@ -210,7 +239,7 @@ impl Lead {
         let Some(term) = self.term else { return };
         let image = self.mirror.image();
         let elected = image.leader.as_ref().map(|leader| leader.create_revision);
-        let deposed = image.revision >= term.create_revision && elected != Some(term.create_revision);
+        let deposed = self.reached() >= term.create_revision && elected != Some(term.create_revision);
         let over = self.keeper.held() != Some(term.lease) || deposed;
         if over && !planted(Bug::DeposedConvergerGoesOn) {
             tracing::warn!("no longer elected");
@@ -233,7 +262,7 @@ impl Lead {
             self.agenda = Agenda::default();
             return Ok(());
         };
-        if self.mirror.image().revision < self.needs {
+        if self.reached() < self.needs {
             return Ok(());
         }
         if self.doubtful {

@@ -2,7 +2,6 @@
 
 use super::{
     agenda::Agenda,
-    envs,
     facts::Reader,
     fixture::World,
     plan::plan_apps,
@@ -103,20 +102,21 @@ fn an_instance_is_placed_with_the_ports_of_what_it_links() {
 fn the_copy_that_a_host_gets_of_an_env_has_its_links() {
     use visor::{
         names::EnvRef,
-        seal::{DataKey, Os, SecretKey},
-        transitions::envs::wraps,
+        seal::{DataKey, EnvOf, Os, SecretKey},
+        transitions::envs::{handed, wraps},
     };
     let mut world = linking();
     let (host, secret) = (world.host("host1"), SecretKey::fresh(&mut Os));
     world.edit_host("host1", |host| host.seal_key = Some(secret.public()));
     let key = DataKey::fresh(&mut Os);
-    let sealed = key.seal(&world.name("a"), EnvRef(1), &Default::default(), &mut Os);
+    let of = EnvOf { app: &world.name("a"), registration: None, env: EnvRef(1) };
+    let sealed = key.seal(of, &Default::default(), &mut Os);
     let none: [visor::seal::PublicKey; 0] = [];
     let wrapped = world.row(wraps(&key, &none, &[secret.public()], &mut Os));
     world.view().wraps.insert(EnvRef(1), wrapped);
     world.view().envs.get_mut(&EnvRef(1)).expect("it was made").value.sealed = Some(sealed);
     let view = world.view().clone();
-    let handed = envs::wanted(&world.snapshot, &view, &host, EnvRef(1)).expect("it is wrapped for it");
+    let handed = handed(&world.snapshot, &view, &host, EnvRef(1)).expect("it is wrapped for it");
     assert_eq!(handed.links, view.envs[&EnvRef(1)].links);
     // An env that an earlier converger handed over without the links is handed over anew.
     world = world.scaled("web", 1).running(1, "host1");

@@ -68,7 +68,7 @@ pub fn plan_apps(
     for (name, mut draft) in drafts {
         say_bounds(snapshot, name, &snapshot.apps[name], &mut draft);
         say_hindrances(&snapshot.apps[name], &mut draft);
-        envs::plan(snapshot, &snapshot.apps[name], &mut draft);
+        envs::plan(snapshot, name, &snapshot.apps[name], now, &mut draft);
         sources::plan(&mut sources, &snapshot.apps[name], &apps[name], &mut draft);
         if draft.lacks_sources {
             plan.lacking_sources.insert(name.clone());

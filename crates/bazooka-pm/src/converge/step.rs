@@ -11,6 +11,7 @@ use visor::{
     names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId},
     rules::placement::{Place, Reasons, Refusals},
     schema::{Desired, Pending, Refusing, SlugSource},
+    seal::PublicKey,
 };
 
 /// The converger's next steps.
@@ -95,12 +96,39 @@ pub enum Act {
         /// The env.
         env: EnvRef,
     },
+    /// Hands the key of an env to a host that keeps it for others, or takes the rest back from it.
+    Keep {
+        /// The host.
+        host: HostName,
+        /// The env.
+        env: EnvRef,
+    },
     /// Takes an env back from a host that runs nothing with it.
     TakeBack {
         /// The host.
         host: HostName,
         /// The env.
         env: EnvRef,
+    },
+    /// Asks for the key of an env, wrapped for a host that lacks it.
+    Ask {
+        /// The host that is asked, besides every rm.
+        by: HostName,
+        /// The env.
+        env: EnvRef,
+        /// The host that lacks it.
+        host: HostName,
+        /// That host's public key.
+        to: PublicKey,
+    },
+    /// Ends such a request.
+    EndRequest {
+        /// The host that was asked.
+        by: HostName,
+        /// The env.
+        env: EnvRef,
+        /// The host that lacked it.
+        host: HostName,
     },
     /// Names the hosts that serve an instance's slug to its host, and tells them.
     Source {
@@ -132,7 +160,7 @@ pub struct Slot {
     pub proc: ProcName,
     /// The instance's release.
     pub release: ReleaseId,
-    /// Its index among the instances of its proc and release.
+    /// The index among the instances of its proc and release.
     pub index: u32,
     /// True if it belongs to a trial.
     pub trial: bool,

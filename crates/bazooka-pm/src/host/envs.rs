@@ -57,10 +57,10 @@ impl Custody {
         Custody { host, vault }
     }
 
-    /// Returns an env as this host was handed it.
+    /// Returns an env as this host was handed it; none if it keeps the key alone, for other hosts.
     pub fn handed<'i>(&self, image: &'i Snapshot, app: &AppName, env: EnvRef) -> Option<&'i Handed> {
         let view = image.apps.get(app)?;
-        view.handed.get(&(self.host.clone(), env)).map(|row| &row.value)
+        view.handed.get(&(self.host.clone(), env)).map(|row| &row.value).filter(|row| row.sealed.is_whole())
     }
 
     /// Marks the envs to be read again: an env that was waited for may have been handed over now, and an env that is
@@ -85,7 +85,9 @@ impl Custody {
     /// Returns where an env is to be had.
     pub fn source(&self, image: &Snapshot, app: &AppName, env: EnvRef) -> Source {
         let host = &self.host;
-        let no_key = format!("{host} has no key to this app's config vars ({env}) yet; a bazooka-rm adds it");
+        let no_key = format!(
+            "{host} has no key to this app's config vars ({env}) yet; a bazooka-rm adds it, or a host that has one"
+        );
         let Some(handed) = self.handed(image, app, env) else { return Source::Coordinator(no_key) };
         match self.vault.open(app, env, handed).and_then(|_| self.vault.renewed(handed)) {
             Ok(handed) => Source::Handed(handed),

@@ -17,6 +17,7 @@ use super::{
     register, reports,
     runtime::{Answers, Message, Runtime},
     vault::Vault,
+    wrapping,
 };
 
 /// The host's work, once the machine's abilities are known.
@@ -49,7 +50,7 @@ pub struct Work {
     pub pulse: Pulse,
     /// Receives, while the lease is held, the time for which it surely is.
     pub note_lease: Box<dyn Fn(Duration) + Send + Sync>,
-    /// Whether the end of this process ends the instances.
+    /// True if the end of this process ends the instances.
     pub stop_all_at_exit: bool,
 }
 
@@ -69,6 +70,8 @@ impl Work {
         let (archives, offers) = watch::channel(archives::Offer::default());
         let reporting = archives::report(visor.clone(), name.clone(), offers);
         loops.spawn_endless("the report of archives", reporting);
+        let wrapping = wrapping::run(visor.clone(), name.clone(), self.vault.clone());
+        loops.spawn_endless("the wrapping of config vars for other hosts", wrapping);
         let scopes = vec![keys::assigned_to(&name), keys::handed_to(&name), keys::schema(), keys::rms()];
         let mirror = Mirror::new(visor.store().clone(), scopes, Snapshot::default());
         let reports = reports::Reports::new(visor.clone(), name.clone(), address, answers.clone());

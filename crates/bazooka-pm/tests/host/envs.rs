@@ -2,15 +2,17 @@
 
 use std::{fs, path::Path, process::Command};
 
+use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use visor::{
     keys::Key,
     links::Link,
-    names::EnvRef,
-    schema::{Fault, Host, State},
-    seal::{Os, SecretKey},
+    names::{AppName, EnvRef, HostName},
+    schema::{Extra, Fault, Handed, Host, State, WrapRequest},
+    seal::{Keyring, Os, SecretKey},
     snapshot::Versioned,
     testing::until,
+    visor::Change,
 };
 
 use crate::world::{SERVER, SOON, World, ask, signal};
@@ -77,7 +79,9 @@ async fn an_env_that_is_for_another_key_is_waited_for_and_told() {
     assert_eq!(status.state, State::Claimed);
     assert_eq!(
         status.cause.as_deref(),
-        Some("host1 has no key to this app's config vars (e1) yet; a bazooka-rm adds it")
+        Some(
+            "host1 has no key to this app's config vars (e1) yet; a bazooka-rm adds it, or a host that has one"
+        )
     );
     world.env(1, &[("ANSWER", "204 No Content")]).await;
     let status = world.until_state(id, State::Running).await;
@@ -175,4 +179,36 @@ async fn what_is_linked_reaches_the_instance_and_no_config_var_stands_above_it()
         status.cause.as_ref().is_some_and(|cause| cause.contains("has no --services address")),
         "{status:?}"
     );
+}
+
+#[tokio::test]
+async fn a_host_that_has_an_env_wraps_its_key_for_another_host_and_for_no_env_that_it_lacks() {
+    let world = World::start().await;
+    let env = world.env(1, &[("ANSWER", SECRET)]).await;
+    let other = Keyring::of(SecretKey::fresh(&mut Os));
+    let (app, to) = ("rocket".parse().expect("valid"), "host9".parse().expect("valid"));
+    let key = |env| Key::WrapRequest(world.host.clone(), AppName::clone(&app), env, HostName::clone(&to));
+    let asked =
+        WrapRequest { to: other.current(), since: Timestamp::UNIX_EPOCH, key: None, extra: Extra::new() };
+    for env in [EnvRef(9), env] {
+        world.visor.commit(Change::new().put(&key(env), &asked)).await.expect("etcd answers");
+    }
+    let answer = until("it is answered", SOON, async || {
+        let row: Option<Versioned<WrapRequest>> =
+            world.visor.get(&key(env)).await.map_err(|error| error.to_string())?;
+        row.and_then(|row| row.value.key).ok_or_else(|| "no answer".to_owned())
+    })
+    .await;
+    let row: Versioned<Handed> = world
+        .visor
+        .get(&Key::Handed(world.host.clone(), app.clone(), env))
+        .await
+        .expect("etcd answers")
+        .expect("it was handed");
+    let handed = Handed { to: other.current(), key: answer, ..row.value };
+    let vars = other.open(&app, env, &handed).expect("it is wrapped for that host");
+    assert_eq!(vars.as_map()["ANSWER"], SECRET);
+    let open: Versioned<WrapRequest> =
+        world.visor.get(&key(EnvRef(9))).await.expect("etcd answers").expect("it is there");
+    assert_eq!(open.value.key, None, "the host has no such env");
 }

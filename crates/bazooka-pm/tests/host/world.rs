@@ -33,7 +33,7 @@ use visor::{
     schema::{
         Ask, Assignment, Check, Desired, Env, Extra, Handed, Host, Rm, RunSettings, Slug, State, Status,
     },
-    seal::{DataKey, Os, PublicKey, Vars},
+    seal::{DataKey, EnvOf, Os, PublicKey, Vars},
     snapshot::Versioned,
     store::SharedStore,
     testing::{Claim, Etcd, fresh_prefix, is_free, observer, until},
@@ -303,9 +303,11 @@ impl World {
     pub async fn hand(&self, env: EnvRef, to: &PublicKey, vars: &[(&str, &str)]) {
         let app = "rocket".parse().expect("valid");
         let (key, vars) = (DataKey::fresh(&mut Os), vars_of(vars));
-        let sealed = key.seal(&app, env, &vars, &mut Os);
-        let key = key.wrap(to, &mut Os);
-        let handed = Handed { sealed, to: to.clone(), key, links: self.links.clone(), extra: Extra::new() };
+        let registration = "of-rocket";
+        let of = EnvOf { app: &app, registration: Some(registration), env };
+        let (sealed, key) = (key.seal(of, &vars, &mut Os), key.wrap(to, &mut Os));
+        let (links, registration) = (self.links.clone(), Some(registration.to_owned()));
+        let handed = Handed { sealed, to: to.clone(), key, links, registration, extra: Extra::new() };
         let row = Key::Handed(self.host.clone(), app, env);
         self.visor.commit(Change::new().put(&row, &handed)).await.expect("etcd answers");
     }

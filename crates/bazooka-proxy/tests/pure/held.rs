@@ -33,6 +33,7 @@ fn what_routes_and_the_directory_are_made_from_is_held_and_nothing_else() {
         "apps/shop/instances/7",
         "apps/shop/pending/web",
         "wraps/shop/e1",
+        "private/wraps/shop/e1",
         "sealed/host1/shop/e1",
         "of-a-newer-version/7",
     ] {

@@ -32,7 +32,7 @@ fn rev(n: u32) -> RevId {
 
 /// Config vars of so many KiB.
 fn env(kib: usize) -> Env {
-    let sealed = Some(Sealed { cipher: String::new(), payload: "x".repeat(kib << 10) });
+    let sealed = Some(Sealed { cipher: String::new(), payload: "x".repeat(kib << 10), form: 2 });
     let (links, by) = (BTreeSet::new(), String::new());
     Env { sealed, vars: None, links, by, at: now(), extra: Extra::new() }
 }
@@ -67,7 +67,7 @@ impl Rig {
 
     async fn view(&self) -> AppView {
         let mut scopes = keys::app(&app());
-        scopes.push(keys::wraps_of(&app()));
+        scopes.extend(keys::wraps_of(&app()));
         self.visor.read(scopes).await.expect("it answers").apps.remove(&app()).expect("it is there")
     }
 

@@ -137,6 +137,11 @@ fn each_key_is_written_by_whom_the_schema_names() {
         ("/p/wraps/a/e1", &["ada", "ops"]),
         ("/p/wraps/aa/e1", &["ops"]),
         ("/p/asks/r1", &["ops"]),
+        ("/p.private/wraps/a/e1", &["ada"]),
+        ("/p.private/wraps/aa/e1", &[]),
+        ("/p.private/wrapping/h1/a/e1/h2", &["pm:h1", "converger:c1"]),
+        ("/p.private/wrapping/h2/a/e1/h1", &["converger:c1"]),
+        ("/p.private/asks/r1", &[]),
         ("/p/proxies/p1", &["ops", "proxy:p1"]),
         ("/p/proxies/p2", &["ops"]),
         ("/p/hostmeta/h1", &["ops"]),
@@ -163,12 +168,12 @@ fn each_key_is_written_by_whom_the_schema_names() {
 const ROLES: &[(&str, &str)] = &[
     (
         "/p:app:a",
-        "write /p/apps/a/envs/* write /p/apps/a/formation/* write /p/apps/a/head write /p/apps/a/pause \
+        "write /p.private/wraps/a/* write /p/apps/a/envs/* write /p/apps/a/formation/* write /p/apps/a/head write /p/apps/a/pause \
          write /p/apps/a/procs/* write /p/apps/a/releases/* write /p/apps/a/trial write /p/wraps/a/*",
     ),
     (
         "/p:app:b",
-        "write /p/apps/b/envs/* write /p/apps/b/formation/* write /p/apps/b/head write /p/apps/b/pause \
+        "write /p.private/wraps/b/* write /p/apps/b/envs/* write /p/apps/b/formation/* write /p/apps/b/head write /p/apps/b/pause \
          write /p/apps/b/procs/* write /p/apps/b/releases/* write /p/apps/b/trial write /p/wraps/b/*",
     ),
     ("/p:audit:ada", "write /p/audit/ada/*"),
@@ -176,7 +181,7 @@ const ROLES: &[(&str, &str)] = &[
     ("/p:audit:ops", "write /p/audit/ops/*"),
     (
         "/p:converger",
-        "write /p/apps/* write /p/assigned/* write /p/counters/instance write /p/election/* write /p/history/* \
+        "read /p.private/* write /p.private/wrapping/* write /p/apps/* write /p/assigned/* write /p/counters/instance write /p/election/* write /p/history/* \
          write /p/sealed/* write /p/serving/* write /p/stats/* write /p/status/* write /p/unfreeze",
     ),
     (
@@ -188,7 +193,7 @@ const ROLES: &[(&str, &str)] = &[
     ),
     (
         "/p:pm:h1",
-        "read /p/access/* write /p/archives/h1 read /p/assigned/h1/* write /p/hosts/h1 read /p/identities/* \
+        "write /p.private/wrapping/h1/* read /p/access/* write /p/archives/h1 read /p/assigned/h1/* write /p/hosts/h1 read /p/identities/* \
          read /p/rms/* read /p/schema read /p/sealed/h1/* read /p/serving/h1/* write /p/status/h1/*",
     ),
     ("/p:proxy:p1", "write /p/proxies/p1"),
@@ -239,10 +244,35 @@ fn a_host_reads_its_own_work_alone() {
         rights.iter().any(|right| if right.prefix { key.starts_with(&right.key) } else { key == right.key })
     };
     assert_eq!(users.users["pm:h1"], ["/p:pm:h1".to_owned()].into());
+    assert!(reads("/p.private/wrapping/h1/a/e1/h2") && !reads("/p.private/wrapping/h2/a/e1/h1"));
     assert!(reads("/p/assigned/h1/7") && reads("/p/schema") && reads("/p/rms/r1"));
     for key in ["/p/assigned/h2/7", "/p/assigned/h10/7", "/p/apps/a/envs/e1", "/p/hosts/h2", "/p/status/h2/7"]
     {
         assert!(!reads(key), "{key}");
+    }
+}
+
+#[test]
+fn private_rows_are_read_by_rms_convergers_and_their_own_writers_alone() {
+    let users = wanted("/p", &rows(), &"rm:r1".parse().expect("valid"));
+    let reads = |who: &str, key: &str| {
+        users.users[who].iter().any(|role| {
+            let rights = users.roles.get(role).into_iter().flatten();
+            role == ROOT
+                || rights
+                    .clone()
+                    .any(|right| if right.prefix { key.starts_with(&right.key) } else { key == right.key })
+        })
+    };
+    for (key, wanted) in [
+        ("/p.private/wraps/a/e1", &["ada", "converger:c1", "rm:r1", "rm:r2", "root"][..]),
+        ("/p.private/wraps/b/e1", &["converger:c1", "rm:r1", "rm:r2", "root"]),
+        ("/p.private/wrapping/h1/a/e1/h2", &["converger:c1", "pm:h1", "rm:r1", "rm:r2", "root"]),
+        ("/p.private/asks/r1", &["converger:c1", "rm:r1", "rm:r2", "root"]),
+    ] {
+        let readers: Vec<&str> =
+            users.users.keys().map(String::as_str).filter(|who| reads(who, key)).collect();
+        assert_eq!(readers, wanted, "{key}");
     }
 }
 

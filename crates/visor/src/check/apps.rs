@@ -218,10 +218,10 @@ fn repository(name: &AppName, view: &AppView, found: &mut Findings) {
 }
 
 fn wraps(snapshot: &Snapshot, name: &AppName, view: &AppView, found: &mut Findings) {
-    for (env, row) in &view.wraps {
+    for (env, row) in &view.earlier_wraps {
         let of = Key::Env(name.clone(), *env);
         if !view.envs.contains_key(env) && !is_unreadable(snapshot, &of) {
-            let key = Key::Wraps(name.clone(), *env);
+            let key = Key::EarlierWraps(name.clone(), *env);
             let change = Change::new().absent(&of).as_read(&key, Some(row)).delete(&key);
             found.mend(&key, "wraps-of-nothing", "there are no such config vars", "delete it", change);
         }

@@ -6,7 +6,7 @@ use crate::{
     names::{HostName, InstanceId},
     schema::{Assignment, Extra, Instance},
     snapshot::{Snapshot, Versioned},
-    transitions::placement::ending_service,
+    transitions::{envs::in_use, placement::ending_service},
     visor::Change,
 };
 
@@ -35,14 +35,23 @@ pub(super) fn look(snapshot: &Snapshot, found: &mut Findings) {
                 found.mend(&key, "index-without-assignment", what, "delete it", change);
             }
         }
+        let in_use = in_use(view);
         for ((host, env), row) in &view.handed {
-            let used = snapshot.hosts.get(host).is_some_and(|view| {
-                view.assigned.values().any(|assigned| assigned.app == *name && assigned.env == *env)
-            });
+            // Hosts hold an env in use also where nothing runs with it.
+            let used = in_use.contains(env)
+                || snapshot.hosts.get(host).is_some_and(|view| {
+                    view.assigned.values().any(|assigned| assigned.app == *name && assigned.env == *env)
+                });
             if !used {
                 let key = Key::Handed(host.clone(), name.clone(), *env);
                 let change = Change::new().as_read(&key, Some(row)).delete(&key);
-                found.mend(&key, "sealed-of-nothing", "nothing there runs with it", "delete it", change);
+                found.mend(
+                    &key,
+                    "sealed-of-nothing",
+                    "nothing runs with it, nor would a rollback",
+                    "delete it",
+                    change,
+                );
                 found.passes();
             }
         }

@@ -18,7 +18,12 @@ fn spellings() -> Vec<(Key, &'static str)> {
         (Key::Rev(a.clone(), r), "apps/goto-rocket/revs/16f7cbf0123456789012345678901234567890ab"),
         (Key::Proc(a.clone(), p.clone()), "apps/goto-rocket/procs/web"),
         (Key::Env(a.clone(), EnvRef(3)), "apps/goto-rocket/envs/e3"),
-        (Key::Wraps(a.clone(), EnvRef(3)), "wraps/goto-rocket/e3"),
+        (Key::Wraps(a.clone(), EnvRef(3)), "private/wraps/goto-rocket/e3"),
+        (Key::EarlierWraps(a.clone(), EnvRef(3)), "wraps/goto-rocket/e3"),
+        (
+            Key::WrapRequest(h.clone(), a.clone(), EnvRef(3), h.clone()),
+            "private/wrapping/app1.example.org/goto-rocket/e3/app1.example.org",
+        ),
         (Key::Handed(h.clone(), a.clone(), EnvRef(3)), "sealed/app1.example.org/goto-rocket/e3"),
         (Key::Serving(h.clone(), a.clone(), InstanceId(7)), "serving/app1.example.org/goto-rocket/7"),
         (Key::Release(a.clone(), ReleaseId(12)), "apps/goto-rocket/releases/v12"),
@@ -39,7 +44,8 @@ fn spellings() -> Vec<(Key, &'static str)> {
         (Key::Status(h.clone(), InstanceId(1)), "status/app1.example.org/1"),
         (Key::Proxy(h.clone()), "proxies/app1.example.org"),
         (Key::Rm(h.clone()), "rms/app1.example.org"),
-        (Key::Ask(h), "asks/app1.example.org"),
+        (Key::Ask(h.clone()), "private/asks/app1.example.org"),
+        (Key::EarlierAsk(h), "asks/app1.example.org"),
         (Key::Leader, "election/converger"),
         (Key::Unfreeze, "unfreeze"),
         (Key::Ended(a.clone(), p, InstanceId(9)), "history/goto-rocket/web/9"),
@@ -109,13 +115,15 @@ fn scopes_are_what_they_ever_were() {
     ];
     assert_eq!(shown(services_of(&a)), services);
     assert_eq!(shown(host(&h)), ["hosts/h", "hostmeta/h", "assigned/h/*", "status/h/*"]);
-    assert_eq!(shown(deleted_with(&a)), ["wraps/a/*", "history/a/*", "apps/a/*"]);
+    assert_eq!(shown(deleted_with(&a)), ["private/wraps/a/*", "wraps/a/*", "history/a/*", "apps/a/*"]);
+    assert_eq!(shown(wraps_of(&a)), ["private/wraps/a/*", "wraps/a/*"]);
+    assert_eq!(shown(wraps()), ["private/wraps/*", "wraps/*", "private/wrapping/*"]);
+    assert_eq!(shown(asks()), ["private/asks/*", "asks/*"]);
     assert_eq!(shown(deleted_beside(&a)), ["apps/a", "repos/a", "stored/a", "access/a"]);
     for (scope, wanted) in [
         (instances_of(&a), "apps/a/instances/*"),
         (procs_of(&a), "apps/a/procs/*"),
         (pending_of(&a), "apps/a/pending/*"),
-        (wraps_of(&a), "wraps/a/*"),
         (history_of(&a), "history/a/*"),
         (assigned_to(&h), "assigned/h/*"),
         (status_of(&h), "status/h/*"),
@@ -123,7 +131,8 @@ fn scopes_are_what_they_ever_were() {
         (served_by(&h), "serving/h/*"),
         (all_assigned(), "assigned/*"),
         (all_statuses(), "status/*"),
-        (wraps(), "wraps/*"),
+        (private(), "private/*"),
+        (wrap_requests_to(&h), "private/wrapping/h/*"),
         (apps(), "apps/*"),
         (repos(), "repos/*"),
         (turns(), "turns/*"),
@@ -134,7 +143,6 @@ fn scopes_are_what_they_ever_were() {
         (audit(), "audit/*"),
         (days(), "stats/*"),
         (rms(), "rms/*"),
-        (asks(), "asks/*"),
         (proxies(), "proxies/*"),
         (hosts(), "hosts/*"),
         (host_metas(), "hostmeta/*"),

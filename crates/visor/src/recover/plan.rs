@@ -15,12 +15,15 @@ use crate::{
     names::{AppName, EnvRef, HostName, InstanceId, ProcName, ReleaseId, ServicePort},
     ports::{PortBook, SERVICE_PORT_BASE, SERVICE_PORT_LAST},
     schema::{
-        Assignment, DayStats, Desired, Env, Extra, Formation, Head, Instance, Proc, Proxy, Release,
+        Assignment, DayStats, Desired, Env, Extra, Formation, Handed, Head, Instance, Proc, Proxy, Release,
         ReleaseStatus, Rev, Schema, Wraps,
     },
     snapshot::{AppView, Snapshot, Versioned},
     store::{LeaseId, Revision},
-    transitions::{envs::EMPTY_ENV, ports},
+    transitions::{
+        envs::{EMPTY_ENV, key_of_wraps},
+        ports,
+    },
     visor::Change,
 };
 
@@ -291,7 +294,7 @@ fn move_head(name: &AppName, view: &AppView, release: ReleaseId, recovery: &mut 
     let key = Key::Head(name.clone());
     let extra = view.head.as_ref().map(|head| head.extra.clone()).unwrap_or_default();
     let mut change = Change::new().as_read(&key, view.head.as_ref()).put(&key, &Head { release, extra });
-    // It was on trial at the backup, and was verified since.
+    // The release was on trial at the backup, and was verified since.
     if let Some(row) = view.releases.get(&release).filter(|row| row.status != ReleaseStatus::Released) {
         let own = Key::Release(name.clone(), release);
         let after = Release { status: ReleaseStatus::Released, cause: None, ..row.value.clone() };
@@ -337,14 +340,20 @@ fn envs(name: &AppName, view: &AppView, live: &[Live<'_>], now: Timestamp, recov
     let wanted: BTreeSet<EnvRef> = live.iter().map(|one| one.assignment.env).collect();
     for env in wanted.into_iter().filter(|env| *env != EMPTY_ENV && !view.envs.contains_key(env)) {
         let of_hosts = live.iter().flat_map(|one| &one.of.envs);
-        let all: Vec<_> = of_hosts.filter(|found| found.app == *name && found.env == env).collect();
+        let token = view.app.as_ref().map(|app| &app.token);
+        // Vars of an earlier app of the same name open for nobody any more.
+        let is_own = |handed: &Handed| handed.registration.is_none() || handed.registration.as_ref() == token;
+        let all: Vec<_> = of_hosts
+            .filter(|found| found.app == *name && found.env == env && is_own(&found.handed))
+            .collect();
         let Some(first) = all.first() else {
             recovery.ask(format!(
                 "{name}: no host has its config vars {env}: set them anew before it is restarted"
             ));
             continue;
         };
-        let (own, wraps_key) = (Key::Env(name.clone(), env), Key::Wraps(name.clone(), env));
+        let own = Key::Env(name.clone(), env);
+        let wraps_key = key_of_wraps(name, env, Some(&first.handed.sealed));
         let sealed = Some(first.handed.sealed.clone());
         let links = first.handed.links.clone();
         let row = Env { sealed, vars: None, links, by: BY.into(), at: now, extra: Extra::new() };

@@ -9,7 +9,7 @@ use crate::{
     check::findings,
     names::ReleaseId,
     schema::{State, Wraps},
-    seal::{Keyring, Os, SecretKey, Vars},
+    seal::{EnvOf, Keyring, Os, SecretKey, Vars},
     snapshot::Snapshot,
     store::{Store, model::ModelStore},
 };
@@ -95,7 +95,7 @@ async fn image(visor: &Visor) -> Snapshot {
 }
 
 fn keys_of_all() -> Vec<Keys> {
-    crate::keys::everything()
+    crate::keys::everything_and_private()
 }
 
 /// Returns a host's answer: each instance with its release and env.
@@ -291,10 +291,12 @@ async fn config_vars_that_hosts_alone_have_can_be_read_by_an_rm_again() {
     host1.envs.push(FoundEnv { app: app(), env: EnvRef(4), handed: handed.clone(), rms });
     let (_, after) = recovered(&visor, &[host1, found("host2", &[])]).await;
     let view = &after.apps[&app()];
-    let wraps: &Wraps = &view.wraps[&EnvRef(4)];
+    let wraps: &Wraps = &view.earlier_wraps[&EnvRef(4)];
     let sealed = view.envs[&EnvRef(4)].sealed.as_ref().expect("it is sealed");
     let key = rm_ring.unwrap(&wraps.rms).expect("it is wrapped for the rm");
-    assert_eq!(key.open(&app(), EnvRef(4), sealed), Ok(vars));
+    let app = app();
+    let of = EnvOf { app: &app, registration: None, env: EnvRef(4) };
+    assert_eq!(key.open(of, sealed), Ok(vars));
     assert_eq!(wraps.hosts.keys().collect::<Vec<_>>(), [&handed.to]);
     assert_eq!(view.envs[&EnvRef(4)].links, handed.links);
     assert_eq!(view.releases[&ReleaseId(3)].env, EnvRef(4));

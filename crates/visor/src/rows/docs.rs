@@ -17,7 +17,8 @@ names. This page is made from the table that the code is made from, `crates/viso
 ## What a row holds, and who writes it
 
 Etcd's roles restrict each writer to its rows. Everyone reads every row, except that a pm reads only the rows that it
-writes and those marked here, of its own host where the key names one.
+writes and those marked here, of its own host where the key names one. Keys that begin with `private/` lie beside the
+cluster's prefix (`/bazooka.private/...`): only rms, convergers and the writers of a row read it.
 
 | key | holds | written by | pm reads |
 |---|---|---|---|

@@ -9,7 +9,9 @@ use crate::{
     links,
     names::{EnvRef, HostName},
     schema::{Env, Host},
+    seal::PublicKey,
     snapshot::{AppView, HostView, Snapshot},
+    transitions::envs,
 };
 
 /// Returns why nothing at all is placed on a host; none if the host is open.
@@ -33,7 +35,8 @@ pub fn closed(snapshot: &Snapshot, name: &HostName, view: &HostView) -> Option<&
 pub struct EnvHosts {
     /// The hosts that cannot run it as they are, each with the reason.
     pub unfit: BTreeMap<HostName, String>,
-    /// The hosts for which no rm has wrapped its key yet, each with the reason; they are the last choice.
+    /// The hosts that have no key to it, and for which nobody is there to wrap one, each with the reason; they are the last
+    /// choice.
     pub keyless: BTreeMap<HostName, String>,
 }
 
@@ -44,11 +47,13 @@ pub fn env_hosts(snapshot: &Snapshot, view: &AppView, env: EnvRef) -> EnvHosts {
         return hosts;
     };
     let registered = snapshot.hosts.iter().filter_map(|(name, view)| Some((name, view.host.as_ref()?)));
+    let is_wrapped = !row.is_sealed() || is_wrapped_for_others(snapshot, view, env);
     for (name, host) in registered {
         if let Some(why) = unfit(row, host) {
             hosts.unfit.insert(name.clone(), why.to_owned());
-        } else if row.is_sealed() && !has_key(view, env, host) {
-            let why = "it has no key to this app's config vars yet; a bazooka-rm adds it";
+        } else if !is_wrapped && !has_key(view, env, name, host) {
+            let why =
+                "it has no key to this app's config vars, and no bazooka-rm or host that has one is there";
             hosts.keyless.insert(name.clone(), why.to_owned());
         }
     }
@@ -63,7 +68,20 @@ fn unfit(row: &Env, host: &Host) -> Option<&'static str> {
     })
 }
 
-fn has_key(view: &AppView, env: EnvRef, host: &Host) -> bool {
-    let wraps = view.wraps.get(&env);
-    host.seal_key.as_ref().is_some_and(|key| wraps.is_some_and(|wraps| wraps.hosts.contains_key(key)))
+/// Reports whether a part is there that can wrap an env's key for any host: an rm that can open it, or a host that holds it.
+fn is_wrapped_for_others(snapshot: &Snapshot, view: &AppView, env: EnvRef) -> bool {
+    let wraps = envs::wraps_of(view, env);
+    let mut rms = snapshot.rms.values().filter_map(|rm| rm.seal_key.as_ref());
+    let is_there = |host: &HostName| snapshot.hosts.get(host).is_some_and(|view| view.host.is_some());
+    rms.any(|key| wraps.is_some_and(|wraps| wraps.rms.contains_key(key)))
+        || view.handed.keys().any(|(host, of)| *of == env && is_there(host))
+}
+
+fn has_key(view: &AppView, env: EnvRef, name: &HostName, host: &Host) -> bool {
+    let wraps = envs::wraps_of(view, env);
+    let is_wrapped = |key: &PublicKey| {
+        wraps.is_some_and(|wraps| wraps.hosts.contains_key(key))
+            || view.handed.get(&(name.clone(), env)).is_some_and(|row| row.to == *key)
+    };
+    host.seal_key.as_ref().is_some_and(is_wrapped)
 }

@@ -11,10 +11,11 @@ use crate::{names::HostName, store::StoreError};
 /// The schema version of this build.
 ///
 /// From version 2 on, config vars are sealed, and from version 3 on a service has the port of its row under `ports/`
-/// alone ([`ports`](crate::ports)). Older versions may write beside it until `bazooka migrate`: a bazooka-rm seals what
-/// version 1 left in plain text, and writes the rows of ports that version 2 left out. A new cluster begins at this
-/// version, and takes no part of an older one.
-pub const SCHEMA_VERSION: u32 = 3;
+/// alone ([`ports`](crate::ports)). From version 4 on, config vars are bound to the registration of their app, and the
+/// wraps of their keys are private. Older versions may write beside it until `bazooka migrate`: a bazooka-rm seals what
+/// version 1 left in plain text, writes the rows of ports that version 2 left out, and seals anew what version 3 sealed.
+/// A new cluster begins at this version, and takes no part of an older one.
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// `schema`: which versions may read and write the cluster's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,10 +42,13 @@ impl Env {
     }
 }
 
-/// `wraps/A/E`: the data key of an env, wrapped for each rm and host that may open it.
+/// `private/wraps/A/E`: the data key of an env, wrapped for the rms, and for the first minutes for hosts.
 ///
-/// Both the client that sets the env and the rms write this row. One wrap takes some 160 bytes, so a row for a thousand
-/// hosts has 160 kB of the 1.5 MiB that etcd allows.
+/// The client that sets the env wraps its key for each rm, for the hosts that run the app, and for some more. Later hosts
+/// get theirs at the converger's request ([`WrapRequest`]). The hosts' wraps are deleted once they have been handed out.
+/// One wrap takes some 160 bytes.
+///
+/// Before schema version 4 the row is `wraps/A/E`, and has a wrap for every host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wraps {
     /// The wraps for rms, by the rm's public key.
@@ -61,7 +64,8 @@ pub struct Wraps {
 
 /// `sealed/H/A/E`: the copy of an env for one host, with the wrap of that host alone.
 ///
-/// The row exists while instances that run with the env are assigned to the host.
+/// The row exists while instances that run with the env are assigned to the host. While the env is in use, two more hosts
+/// at least have one, with the beginning of the ciphertext alone: a key to it is left when every rm is gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handed {
     /// The names and values, sealed.
@@ -73,6 +77,34 @@ pub struct Handed {
     /// The links of the env, from which a host knows which ports an instance must have been placed with.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub links: BTreeSet<Link>,
+    /// The token of the app's registration, to which the vars are bound; none if they are sealed in form 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registration: Option<String>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Handed {
+    /// Returns the copy of a host that keeps the key for others.
+    pub fn key_alone(self) -> Handed {
+        Handed { sealed: self.sealed.head(), links: BTreeSet::new(), ..self }
+    }
+}
+
+/// `private/wrapping/H/A/E/TO`: the converger's request for the key of an env, wrapped for host TO.
+///
+/// Any rm may answer, and H if it has the env. The answer is this row with `key`; the converger hands it to TO and deletes
+/// the row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrapRequest {
+    /// The public key of host TO.
+    pub to: PublicKey,
+    /// The time of the request.
+    pub since: Timestamp,
+    /// The data key, wrapped for that public key; none until somebody has answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<WrappedKey>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,

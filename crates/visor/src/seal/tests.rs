@@ -22,6 +22,11 @@ fn app(name: &str) -> AppName {
     name.parse().expect("valid")
 }
 
+/// An env of the app that was registered as `t`.
+fn of(app: &AppName, env: u32) -> EnvOf<'_> {
+    EnvOf { app, registration: Some("t"), env: EnvRef(env) }
+}
+
 proptest! {
     #[test]
     fn what_is_sealed_opens_again_and_nothing_of_it_shows(
@@ -30,8 +35,8 @@ proptest! {
     ) {
         let mut random = seeded(seed);
         let key = DataKey::fresh(&mut random);
-        let sealed = key.seal(&app("a"), EnvRef(3), &vars.clone().into(), &mut random);
-        let opened = key.open(&app("a"), EnvRef(3), &sealed).expect("it is its own");
+        let sealed = key.seal(of(&app("a"), 3), &vars.clone().into(), &mut random);
+        let opened = key.open(of(&app("a"), 3), &sealed).expect("it is its own");
         prop_assert_eq!(opened.as_map(), &vars);
         let shown = serde_json::to_string(&sealed).expect("JSON");
         let bytes = BASE64.decode(&sealed.payload).expect("base64");
@@ -48,7 +53,7 @@ proptest! {
         let mut random = seeded(seed);
         let (key, secret) = (DataKey::fresh(&mut random), SecretKey::fresh(&mut random));
         let vars = Vars::from(BTreeMap::from([("KEY".to_owned(), "value".to_owned())]));
-        let mut sealed = key.seal(&app("a"), EnvRef(1), &vars, &mut random);
+        let mut sealed = key.seal(of(&app("a"), 1), &vars, &mut random);
         let flip = |text: &mut String| {
             let mut bytes = BASE64.decode(&*text).expect("base64");
             let at = at.index(bytes.len());
@@ -56,7 +61,7 @@ proptest! {
             *text = BASE64.encode(bytes);
         };
         flip(&mut sealed.payload);
-        prop_assert_eq!(key.open(&app("a"), EnvRef(1), &sealed).err(), Some(OpenError::Broken));
+        prop_assert_eq!(key.open(of(&app("a"), 1), &sealed).err(), Some(OpenError::Broken));
         let mut wrapped = key.wrap(&secret.public(), &mut random);
         flip(&mut wrapped.0);
         prop_assert!(secret.unwrap(&wrapped).is_err());
@@ -67,12 +72,17 @@ proptest! {
         let mut random = seeded(seed);
         let (key, other) = (DataKey::fresh(&mut random), DataKey::fresh(&mut random));
         let vars = Vars::from(BTreeMap::from([("KEY".to_owned(), "value".to_owned())]));
-        let sealed = key.seal(&app("a"), EnvRef(11), &vars, &mut random);
-        prop_assert!(key.open(&app("a"), EnvRef(11), &sealed).is_ok());
+        let sealed = key.seal(of(&app("a"), 11), &vars, &mut random);
+        prop_assert!(key.open(of(&app("a"), 11), &sealed).is_ok());
         for (name, env) in [("a", 1), ("a", 12), ("ae1", 1), ("b", 11)] {
-            prop_assert_eq!(key.open(&app(name), EnvRef(env), &sealed).err(), Some(OpenError::Broken));
+            prop_assert_eq!(key.open(of(&app(name), env), &sealed).err(), Some(OpenError::Broken));
         }
-        prop_assert_eq!(other.open(&app("a"), EnvRef(11), &sealed).err(), Some(OpenError::Broken));
+        let own = app("a");
+        for registration in [None, Some(""), Some("t2")] {
+            let of = EnvOf { registration, ..of(&own, 11) };
+            prop_assert_eq!(key.open(of, &sealed).err(), Some(OpenError::Broken));
+        }
+        prop_assert_eq!(other.open(of(&app("a"), 11), &sealed).err(), Some(OpenError::Broken));
     }
 
     #[test]

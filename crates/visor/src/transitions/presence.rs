@@ -25,6 +25,9 @@ fn has_other_keys(before: &Rm, now: &Rm) -> bool {
     !has_none && !before.clone().any(|key| now.clone().any(|other| other == key))
 }
 
+/// The schema version from which on clients look for the secrets of rms below the private prefix.
+const ASKS_ARE_PRIVATE: u32 = 4;
+
 impl Visor {
     /// Registers a host under its pm's lease, or renews its registration; returns the revision that created the row.
     ///
@@ -128,7 +131,8 @@ impl Visor {
     /// [`Refusal::NameTaken`] if an rm with other keys is registered by this name; the store's; a lease that has ended.
     pub async fn publish_rm(&self, name: &HostName, rm: &Rm, ask: &Ask, lease: LeaseId) -> Result<()> {
         let (own, asked) = (Key::Rm(name.clone()), Key::Ask(name.clone()));
-        let scopes = [&own, &asked].map(|key| Keys::One(key.to_string())).to_vec();
+        let earlier = Key::EarlierAsk(name.clone());
+        let scopes = [&Key::Schema, &own, &asked, &earlier].map(|key| Keys::One(key.to_string())).to_vec();
         self.decide(scopes, |snapshot| {
             let (before, word) = (snapshot.rms.get(name), snapshot.asks.get(name));
             if let Some(before) = before
@@ -143,6 +147,15 @@ impl Visor {
             }
             if word.is_none_or(|word| word.value != *ask || word.lease != Some(lease)) {
                 change = change.put_leased(&asked, ask, Some(lease));
+            }
+            let word = snapshot.earlier_asks.get(name);
+            // Clients of these versions look for it there.
+            let is_asked =
+                snapshot.schema.as_ref().is_some_and(|schema| schema.min_writer < ASKS_ARE_PRIVATE);
+            if is_asked && word.is_none_or(|word| word.value != *ask || word.lease != Some(lease)) {
+                change = change.as_read(&earlier, word).put_leased(&earlier, ask, Some(lease));
+            } else if !is_asked && word.is_some() {
+                change = change.as_read(&earlier, word).delete(&earlier);
             }
             Ok(if change.then.is_empty() { Decision::Already(()) } else { Decision::Change(change, ()) })
         })

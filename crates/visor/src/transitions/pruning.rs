@@ -14,8 +14,8 @@ use crate::{
     visor::{Change, Committed, Result, Visor},
 };
 
-/// The number of rows that one transaction deletes. Config vars are two rows, and etcd takes 128 operations.
-const PIECE: usize = 50;
+/// The number of rows that one transaction deletes. Config vars are three rows, and etcd takes 128 operations.
+const PIECE: usize = 40;
 
 /// Rows of an app that may go, each with the revision of its last write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,6 +77,7 @@ impl Visor {
                 change = change.unchanged(key, *at).delete(key);
                 if let Key::Env(app, env) = key {
                     change = change.delete(&Key::Wraps(app.clone(), *env));
+                    change = change.delete(&Key::EarlierWraps(app.clone(), *env));
                 }
             }
             match self.commit(change).await? {

@@ -86,7 +86,7 @@ fn env_of(snapshot: &Snapshot, view: &AppView, name: &AppName, new: &NewRelease)
         None => Ok(env),
         Some(made) if made.is_there(view) => Ok(made.env),
         // A sealed env is bound to its ref and to the env that it was made from.
-        Some(made) if made.from == env && made.env == next_env(view) && made.is_sealed_to(snapshot) => {
+        Some(made) if made.from == env && made.env == next_env(view) && made.is_sealed_to(snapshot, view) => {
             Ok(made.env)
         }
         Some(_) => Err(Refusal::EnvMoved(name.clone()).into()),

@@ -62,7 +62,7 @@ fn app(last: u32, kib: usize) -> AppView {
     for n in 1..=last {
         let at = i64::from(n);
         view.releases.insert(ReleaseId(n), row(release(n, n, ReleaseStatus::Released), at));
-        let sealed = Some(Sealed { cipher: String::new(), payload: "x".repeat(kib << 10) });
+        let sealed = Some(Sealed { cipher: String::new(), payload: "x".repeat(kib << 10), form: 2 });
         let (links, by) = (Default::default(), String::new());
         let env = Env { sealed, vars: None, links, by, at: long_ago(), extra: Extra::new() };
         view.envs.insert(EnvRef(n), row(env, at));

@@ -9,9 +9,9 @@ use etcd_client::{
 };
 
 use super::pages::Ranges;
-use crate::store::{Compare, Entry, Event, Keys, Op, Revision, Txn, TxnReply};
+use crate::store::{Compare, Entry, Event, Keys, Op, Revision, Txn, TxnReply, in_cluster};
 
-/// The translator for one cluster. `prefix` is the cluster's prefix and ends with a slash.
+/// The translator for one cluster. `prefix` is the cluster's prefix, without a slash at its end.
 #[derive(Clone, Debug)]
 pub(super) struct Wire {
     prefix: Arc<str>,
@@ -19,16 +19,17 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(prefix: &str) -> Self {
-        Self { prefix: format!("{}/", prefix.trim_end_matches('/')).into() }
+        Self { prefix: prefix.trim_end_matches('/').into() }
     }
 
     fn key(&self, key: &str) -> Vec<u8> {
-        format!("{}{key}", self.prefix).into_bytes()
+        in_cluster(&self.prefix, key).into_bytes()
     }
 
     /// Returns a key from the wire without the cluster's prefix. Our keys are UTF-8; other bytes are replaced.
     fn stripped(&self, key: &[u8]) -> String {
-        let key = key.strip_prefix(self.prefix.as_bytes()).unwrap_or(key);
+        let below = key.strip_prefix(self.prefix.as_bytes());
+        let key = below.and_then(|key| key.strip_prefix(b"/").or(key.strip_prefix(b"."))).unwrap_or(key);
         String::from_utf8_lossy(key).into_owned()
     }
 

@@ -153,7 +153,9 @@ impl State {
         let (Keys::One(start) | Keys::Prefix(start)) = keys;
         image
             .range(start.clone()..)
-            .take_while(|(key, _)| selects(keys, key, self.mistake))
+            .take_while(|(key, _)| key.starts_with(start.as_str()))
+            // Private keys lie among the others here, and in no range of theirs.
+            .filter(|(key, _)| selects(keys, key, self.mistake))
             .map(|(_, entry)| entry.clone())
             .collect()
     }

@@ -1,13 +1,16 @@
-//! Opening, sealing and rewrapping the copies of envs that hosts hold, and wrapping a key for several readers.
+//! Opening, sealing and rewrapping the copies of envs that hosts hold, and wrapping a key for others.
 //!
 //! Owns the step between rows and `seal`, which knows only bytes and keys.
 
 use std::collections::BTreeMap;
 
 use crate::{
-    names::{AppName, EnvRef},
-    schema::{Extra, Handed, Wraps},
-    seal::{DataKey, Keyring, OpenError, PublicKey, Random, Vars, WrappedKey},
+    keys::Key,
+    names::{AppName, EnvRef, HostName},
+    schema::{Extra, Handed, WrapRequest, Wraps},
+    seal::{DataKey, EnvOf, Keyring, OpenError, PublicKey, Random, Vars, WrappedKey},
+    snapshot::Versioned,
+    visor::Change,
 };
 
 impl Keyring {
@@ -16,17 +19,17 @@ impl Keyring {
     /// # Errors
     /// [`OpenError`].
     pub fn open(&self, app: &AppName, env: EnvRef, handed: &Handed) -> Result<Vars, OpenError> {
-        let key = self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)?;
-        key.open(app, env, &handed.sealed)
+        let of = EnvOf { app, registration: handed.registration.as_deref(), env };
+        self.key_of(handed)?.open(of, &handed.sealed)
     }
 
     /// Seals vars so that only these keys open them.
     pub fn keep(&self, app: &AppName, env: EnvRef, vars: &Vars, random: &mut dyn Random) -> Handed {
         let key = DataKey::fresh(random);
-        let sealed = key.seal(app, env, vars, random);
+        let sealed = key.seal(EnvOf { app, registration: None, env }, vars, random);
         let to = self.current();
         let key = key.wrap(&to, random);
-        Handed { sealed, to, key, links: Default::default(), extra: Default::default() }
+        Handed { sealed, to, key, links: Default::default(), registration: None, extra: Extra::new() }
     }
 
     /// Wraps the key of a host's copy for others.
@@ -39,7 +42,7 @@ impl Keyring {
         others: impl IntoIterator<Item = &'a PublicKey>,
         random: &mut dyn Random,
     ) -> Result<BTreeMap<PublicKey, WrappedKey>, OpenError> {
-        let key = self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)?;
+        let key = self.key_of(handed)?;
         Ok(others.into_iter().map(|other| (other.clone(), key.wrap(other, random))).collect())
     }
 
@@ -48,9 +51,32 @@ impl Keyring {
     /// # Errors
     /// [`OpenError`].
     pub fn rewrapped(&self, handed: &Handed, random: &mut dyn Random) -> Result<Handed, OpenError> {
-        let key = self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)?;
+        let key = self.key_of(handed)?;
         let to = self.current();
         Ok(Handed { key: key.wrap(&to, random), to, ..handed.clone() })
+    }
+
+    fn key_of(&self, handed: &Handed) -> Result<DataKey, OpenError> {
+        self.key(&handed.to).ok_or(OpenError::NotForUs)?.unwrap(&handed.key)
+    }
+}
+
+/// The answer to a request: the key of an env, wrapped for the host that the request names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered(pub WrappedKey);
+
+impl Answered {
+    /// Returns the change that writes the answer into the request.
+    pub fn change(
+        self,
+        (by, host): (&HostName, &HostName),
+        app: &AppName,
+        env: EnvRef,
+        before: &Versioned<WrapRequest>,
+    ) -> Change {
+        let key = Key::WrapRequest(by.clone(), app.clone(), env, host.clone());
+        let after = WrapRequest { key: Some(self.0), ..before.value.clone() };
+        Change::new().as_read(&key, Some(before)).put(&key, &after)
     }
 }
 
