@@ -117,7 +117,7 @@ fn fill(repo: &Repo, writer: u32, end: Instant) -> u32 {
         let ended = loop {
             match child.try_wait().expect("it is this test's child") {
                 Some(status) => break status.success(),
-                // It waits until older ones are pruned.
+                // The app waits until older ones are pruned.
                 None if Instant::now() > end => {
                     child.kill().expect("it is this test's child");
                     break child.wait().expect("it is this test's child").success();

@@ -65,7 +65,7 @@ pub async fn until_settled(world: &Arc<World>, rules: &Rules, within: Duration) 
 
 /// Returns the first difference from the desired state, or the first promise to a user that isn't kept.
 async fn amiss(world: &World, rules: &Rules, unneeded: &mut Unneeded) -> Option<String> {
-    // What nothing needs goes only where there is an rm.
+    // Unneeded rows go only where there is an rm.
     let overdue = rules.look(|image| if world.has_rm() { unneeded.overdue(image) } else { None });
     let amiss =
         overdue.or_else(|| rules.promises()).or_else(|| rules.look(|image| image_amiss(world, image)));

@@ -131,7 +131,7 @@ fn judge(probe: &Probe, listeners: &[Listener], ownership: &mut Ownership) -> io
         match ownership.is_of(listener, probe.owner) {
             Ok(true) if listener.answers(probe.address) => return Ok(Some(Verdict::Listens)),
             Ok(true) => {}
-            // What another instance has on its own loopback is in nobody's way.
+            // A listener on another instance's own loopback is in nobody's way.
             Ok(false) if is_private(listener.address.ip()) => {}
             Ok(false) => foreign = foreign.or(Some(Verdict::Taken(*listener))),
             Err(error) => unknown = unknown.or(Some(error)),

@@ -241,6 +241,6 @@ fn an_app_beyond_its_bytes_waits_for_nothing() {
     };
     assert_eq!(held(8), (true, 3), "a quarter, and the one that exceeds it");
     assert_eq!(held(3), (false, 2));
-    // It was written to past the command line: nothing refuses the next ones.
+    // The app was written to past the command line: nothing refuses its next config vars.
     assert_eq!(held(9), (false, 8));
 }

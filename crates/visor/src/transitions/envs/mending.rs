@@ -46,9 +46,9 @@ pub struct Rm<'a> {
 
 /// Returns the changes after which an app's envs can be opened by the intended recipients only.
 ///
-/// It seals anew the envs that are not bound to the app's registration, adds wraps, answers requests for more, and deletes
-/// wraps for retired or unneeded keys, and of envs that are gone. No env gets a form that a part of the cluster could not
-/// read.
+/// The changes seal anew the envs that are not bound to the app's registration, add wraps, answer requests for more, and
+/// delete wraps for retired or unneeded keys, and of envs that are gone. No env gets a form that a part of the cluster could
+/// not read.
 pub fn mending(rm: Rm<'_>, app: &AppName, view: &AppView, random: &mut dyn Random) -> Mending {
     let used = in_use(view);
     let mut mending = Mending::default();
@@ -144,13 +144,12 @@ impl One<'_> {
     fn hosts_wraps_end(&self) -> Option<Timestamp> {
         let has_some = self.view.wraps.get(&self.env).is_some_and(|wraps| !wraps.hosts.is_empty());
         // The client's clock may be ahead.
-        has_some
-            .then(|| (self.row.at.min(self.rm.now) + HOSTS_WRAPS_LAST).min(self.rm.now + HOSTS_WRAPS_LAST))
+        has_some.then(|| self.row.at.min(self.rm.now) + HOSTS_WRAPS_LAST)
     }
 
     /// Returns the change after which the key is wrapped for each rm and each of these hosts, as versions before 4 need it.
     ///
-    /// It seals what version 1 left in plain text, once no host or rm is registered that could not open it. A host's
+    /// The change seals what version 1 left in plain text, once no host or rm is registered that could not open it. A host's
     /// unneeded wrap is deleted only together with a needed write, so that a host that is away for a moment keeps its wrap.
     fn in_first_form(
         &self,
