@@ -33,7 +33,7 @@ struct State {
     has_six: bool,
     /// The address at which instances are reached.
     host: IpAddr,
-    surroundings: Surroundings,
+    surroundings: Arc<Surroundings>,
     members: BTreeMap<PathBuf, Member>,
 }
 
@@ -44,23 +44,32 @@ struct Member {
     port: u16,
     links: Vec<u16>,
     begun: Instant,
-    /// The rules that its shim attaches.
-    told: Rules,
+    /// What its shim attaches.
+    told: Attached,
     /// The group that the last look found. A build makes a new one of the same name for each step.
     seen: Option<u64>,
-    /// The rules that were attached since, and to which group.
-    renewed: Option<(u64, Rules)>,
+    /// What was attached since, and to which group.
+    renewed: Option<(u64, Attached)>,
+}
+
+/// The rules of a member. A daemon has thousands of members over an hour, so they share what they have in common.
+#[derive(Clone, Debug)]
+enum Attached {
+    /// Those that follow from these surroundings.
+    Of(Arc<Surroundings>),
+    /// Those that an earlier daemon wrote down.
+    Written(Box<Rules>),
 }
 
 impl Member {
-    fn new(uid: u32, port: u16, links: Vec<u16>, told: Rules) -> Member {
+    fn new(uid: u32, port: u16, links: Vec<u16>, told: Attached) -> Member {
         Member { uid, port, links, begun: Instant::now(), told, seen: None, renewed: None }
     }
 
-    /// Returns the rules in force in a group of its name.
-    fn in_force(&self, group: u64) -> &Rules {
+    /// Returns what is in force in a group of its name.
+    fn in_force(&self, group: u64) -> &Attached {
         match &self.renewed {
-            Some((renewed, rules)) if *renewed == group => rules,
+            Some((renewed, attached)) if *renewed == group => attached,
             _ => &self.told,
         }
     }
@@ -69,7 +78,7 @@ impl Member {
 impl Fences {
     /// Creates the fences of a daemon, with no member.
     pub fn new(host: IpAddr, surroundings: Surroundings) -> Fences {
-        let has_six = loopback::has_six();
+        let (has_six, surroundings) = (loopback::has_six(), Arc::new(surroundings));
         Fences(Arc::new(Mutex::new(State { has_six, host, surroundings, members: BTreeMap::new() })))
     }
 
@@ -82,14 +91,16 @@ impl Fences {
     pub fn begin(&self, group: &Path, uid: u32, port: u16, links: &[u16]) -> Fence {
         let mut state = self.state();
         let rules = state.rules(uid, links);
-        state.members.insert(group.to_owned(), Member::new(uid, port, links.to_vec(), rules.clone()));
+        let told = Attached::Of(state.surroundings.clone());
+        state.members.insert(group.to_owned(), Member::new(uid, port, links.to_vec(), told));
         Fence { port, closed: for_older_shims(&rules.closed), links: links.to_vec(), rules: Some(rules) }
     }
 
     /// Remembers a fence that an earlier daemon began.
     pub fn adopt(&self, group: &Path, uid: u32, fence: &Fence) {
         let Some(rules) = fence.rules.clone() else { return };
-        let member = Member::new(uid, fence.port, fence.links.clone(), rules);
+        let told = Attached::Written(Box::new(rules));
+        let member = Member::new(uid, fence.port, fence.links.clone(), told);
         self.state().members.entry(group.to_owned()).or_insert(member);
     }
 
@@ -97,21 +108,17 @@ impl Fences {
     /// tried again the next time.
     pub fn renew(&self, surroundings: Surroundings) -> Vec<FenceError> {
         let mut state = self.state();
-        state.surroundings = surroundings;
+        if *state.surroundings != surroundings {
+            state.surroundings = Arc::new(surroundings);
+        }
         state.members.retain(|group, member| group.exists() || member.begun.elapsed() < BEGUN_WITHIN);
-        let wanted: Vec<(PathBuf, u16, Rules)> = state
-            .members
-            .iter()
-            .map(|(group, member)| (group.clone(), member.port, state.rules(member.uid, &member.links)))
-            .collect();
+        let present = state.surroundings.clone();
+        let groups: Vec<PathBuf> = state.members.keys().cloned().collect();
         drop(state);
         let mut failed = Vec::new();
-        for (group, port, rules) in wanted {
+        for group in groups {
             let Ok(inode) = fs::metadata(&group).map(|known| known.ino()) else { continue };
-            let is_in_force = |member: &Member| *member.in_force(inode) == rules;
-            if self.state().members.get(&group).is_none_or(is_in_force) {
-                continue;
-            }
+            let Some((port, rules)) = self.state().outdated(&group, inode) else { continue };
             if let Err(error) = fence::renew(&group, &rules, port) {
                 // The group may have gone meanwhile.
                 if group.exists() {
@@ -122,7 +129,7 @@ impl Fences {
             if let Some(member) = self.state().members.get_mut(&group) {
                 // A shim that has just made the group may still attach what it was told.
                 if member.seen == Some(inode) {
-                    member.renewed = Some((inode, rules));
+                    member.renewed = Some((inode, Attached::Of(present.clone())));
                 }
                 member.seen = Some(inode);
             }
@@ -189,8 +196,19 @@ impl Keeper {
 }
 
 impl State {
+    /// Returns the port and the present rules of a member, if others are in force in its group.
+    fn outdated(&self, group: &Path, inode: u64) -> Option<(u16, Rules)> {
+        let member = self.members.get(group)?;
+        let rules = || self.rules(member.uid, &member.links);
+        let is_in_force = match member.in_force(inode) {
+            Attached::Of(surroundings) => **surroundings == *self.surroundings,
+            Attached::Written(written) => **written == rules(),
+        };
+        (!is_in_force).then(|| (member.port, rules()))
+    }
+
     fn rules(&self, uid: u32, links: &[u16]) -> Rules {
-        let Surroundings { closed, open, machine, services, reserved } = &self.surroundings;
+        let Surroundings { closed, open, machine, services, reserved } = &*self.surroundings;
         let linked = services.iter().flat_map(|address| {
             links.iter().map(|port| Span { first: *port, last: *port, ..every_port(*address) })
         });
