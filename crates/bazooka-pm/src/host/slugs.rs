@@ -40,6 +40,10 @@ const TRY_FOR: Duration = Duration::from_secs(60);
 /// The time for which a slug is tried while hosts that have it serve it to too many others.
 const TRY_BUSY_FOR: Duration = Duration::from_secs(600);
 
+/// The time within which a source begins its answer, as long as there is another one to try. The last one of a round has
+/// the client's own time: an rm may have to fetch the slug from a slow storage first.
+const BEGINS_WITHIN: Duration = Duration::from_secs(3);
+
 /// The longest time that an archive of one megabyte may take from a host, and then for each megabyte more.
 const FROM_HOST_WITHIN: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(1)];
 
@@ -71,6 +75,8 @@ pub enum FetchError {
     Refused { from: HostName, status: u16 },
     #[error("{from} serves its slug to many others")]
     Busy { from: HostName },
+    #[error("{from} doesn't begin its answer within {} s", BEGINS_WITHIN.as_secs())]
+    Silent { from: HostName },
     #[error("{from} takes too long")]
     Slow { from: HostName },
     #[error("what {from} sends is not the slug: its SHA-256 is {found}")]
@@ -240,8 +246,9 @@ impl Slugs {
             }
             let found = last.clone().unwrap_or_default();
             let mut round_broken = !found.sources.is_empty();
-            for source in &found.sources {
-                let error = match self.fetch_from(source, digest, found.size_bytes).await {
+            for (number, source) in (1..).zip(&found.sources) {
+                let others = number < found.sources.len();
+                let error = match self.fetch_from(source, digest, found.size_bytes, others).await {
                     Ok(kept) => return Ok(Fetched { from: source.kind, kept }),
                     Err(error @ FetchError::Disk { .. }) => return Err(error),
                     Err(FetchError::Broken { source: UnpackError::Write { path, source }, .. }) => {
@@ -269,23 +276,25 @@ impl Slugs {
         }
     }
 
-    /// Fetches a slug from one source. Returns whether its archive was kept.
+    /// Fetches a slug from one source. Returns whether its archive was kept. `others` says whether there are more sources.
     async fn fetch_from(
         &self,
         source: &Source,
         digest: &Digest,
         size_bytes: Option<u64>,
+        others: bool,
     ) -> Result<bool, FetchError> {
         let (from, url) = (&source.name, source.url.trim_end_matches('/'));
         let archive = match source.kind {
             SourceKind::Rm => {
-                self.download(from, format!("{url}/slugs/{digest}"), digest, size_bytes).await?
+                self.download(from, format!("{url}/slugs/{digest}"), digest, size_bytes, others).await?
             }
             SourceKind::Host => {
                 let [most, each] = FROM_HOST_WITHIN;
                 let megabytes = u32::try_from(size_bytes.unwrap_or(0) >> 20).unwrap_or(u32::MAX);
                 let within = most + each.saturating_mul(megabytes);
-                let loading = self.download(from, format!("{url}/archives/{digest}"), digest, size_bytes);
+                let address = format!("{url}/archives/{digest}");
+                let loading = self.download(from, address, digest, size_bytes, others);
                 timeout(within, loading).await.map_err(|_| FetchError::Slow { from: from.clone() })??
             }
         };
@@ -302,10 +311,18 @@ impl Slugs {
         address: String,
         digest: &Digest,
         size_bytes: Option<u64>,
+        others: bool,
     ) -> Result<tempfile::NamedTempFile, FetchError> {
         let unreachable =
             |error: reqwest::Error| FetchError::Unreachable { from: from.clone(), detail: innermost(&error) };
-        let response = self.client.get(address).send().await.map_err(unreachable)?;
+        let asking = self.client.get(address).send();
+        let response = if others {
+            let begun = timeout(BEGINS_WITHIN, asking).await;
+            begun.map_err(|_| FetchError::Silent { from: from.clone() })?
+        } else {
+            asking.await
+        };
+        let response = response.map_err(unreachable)?;
         match response.status() {
             status if status.is_success() => {}
             StatusCode::TOO_MANY_REQUESTS => return Err(FetchError::Busy { from: from.clone() }),

@@ -100,7 +100,7 @@ async fn a_host_gets_from_another_what_no_rm_has_any_more() {
 }
 
 #[tokio::test]
-async fn sources_that_are_gone_or_wrong_or_too_long_are_passed_over() {
+async fn sources_that_are_gone_or_silent_or_wrong_or_too_long_are_passed_over() {
     let world = World::start().await;
     let first = world.place(world.web(SERVER)).await;
     world.until_state(first, State::Running).await;
@@ -109,6 +109,7 @@ async fn sources_that_are_gone_or_wrong_or_too_long_are_passed_over() {
     let wrong = || async |Path(_): Path<String>| b"this is no slug".to_vec();
     let long = || async |Path(_): Path<String>| vec![0_u8; 8 << 20];
     let routes = Router::new()
+        .route("/silent/archives/{slug}", get(async || std::future::pending::<()>().await))
         .route("/wrong/archives/{slug}", get(wrong()))
         .route("/long/archives/{slug}", get(long()));
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port is free");
@@ -119,6 +120,7 @@ async fn sources_that_are_gone_or_wrong_or_too_long_are_passed_over() {
     let mut web = second.web(SERVER);
     web.sources = vec![
         source("gone", "http://127.0.0.1:1"),
+        source("silent", &format!("{url}/silent")),
         source("wrong", &format!("{url}/wrong")),
         source("long", &format!("{url}/long")),
         source("host1", &world.registered().await.url),
@@ -127,7 +129,12 @@ async fn sources_that_are_gone_or_wrong_or_too_long_are_passed_over() {
     second.visor.commit(change).await.expect("etcd answers");
     second.until_state(id, State::Running).await;
     let log = second.pm_log();
-    for words in ["gone doesn't answer", "what wrong sends is not the slug", "it is longer than"] {
+    for words in [
+        "gone doesn't answer",
+        "silent doesn't begin its answer",
+        "what wrong sends is not the slug",
+        "it is longer than",
+    ] {
         assert!(log.contains(words), "{words:?} in {log}");
     }
     let left = fs::read_dir(second.state().join("slugs")).expect("it is there").count();
