@@ -1,5 +1,5 @@
-//! The port at which etcd's members reach each other: who gets in, what one could do there, and the way of a cluster whose
-//! peers have no authority of their own to one whose peers have.
+//! The port at which etcd's members reach each other: who gets in, what one could do there, and the ways from the cluster's
+//! authority or a stolen one to a new one of the peers' own.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use bazooka_daemon::probing_client;
-use bazooka_rm::pki::{Address, Authority};
+use bazooka_rm::pki::{Address, Authority, Issued};
 use bazooka_tests::{Part, SOON, program, until};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -33,6 +33,15 @@ const ADDRESSES: [&str; 3] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"];
 
 /// The prefix of the test's keys.
 const PREFIX: &str = "/peers";
+
+/// The files by which a member knows its peers: its certificate and key, and the authority that it trusts.
+type PeerFiles = [&'static str; 3];
+
+/// Those of a cluster whose peers have no authority of their own, as the page once had it.
+const OF_THE_CLUSTER: PeerFiles = ["cert.pem", "key.pem", "ca.pem"];
+
+/// Those of a cluster whose peers have one.
+const OF_THEIR_OWN: PeerFiles = ["peer-cert.pem", "peer-key.pem", "peers.pem"];
 
 /// Three members of etcd, as docs/cluster.md sets them up, and those who have a certificate of the cluster.
 struct Site {
@@ -58,8 +67,8 @@ struct Listed {
 }
 
 impl Site {
-    /// Starts three members that take the cluster's own certificates for their peers', as the page once had it.
-    fn of_one_authority() -> Site {
+    /// Starts three members that know each other by these files.
+    fn start(peers: PeerFiles) -> Site {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let authority = Authority::create(&dir.path().join("pki"), Timestamp::now(), 1).expect("made");
         let members: Vec<Member> = (1..).zip(ADDRESSES).map(|(n, ip)| Member::new(n, ip)).collect();
@@ -73,6 +82,7 @@ impl Site {
             let data = site.dir.path().join(&site.members[at].name).display().to_string();
             let file = |name: &str| folder.join(name).display().to_string();
             let member = &mut site.members[at];
+            member.envs.extend(peer_envs(&folder, peers));
             member.envs.extend([
                 ("ETCD_NAME", member.name.clone()),
                 ("ETCD_DATA_DIR", data),
@@ -85,9 +95,6 @@ impl Site {
                 ("ETCD_KEY_FILE", file("key.pem")),
                 ("ETCD_TRUSTED_CA_FILE", file("ca.pem")),
                 ("ETCD_CLIENT_CERT_AUTH", "true".to_owned()),
-                ("ETCD_PEER_CERT_FILE", file("cert.pem")),
-                ("ETCD_PEER_KEY_FILE", file("key.pem")),
-                ("ETCD_PEER_TRUSTED_CA_FILE", file("ca.pem")),
                 ("ETCD_PEER_CLIENT_CERT_AUTH", "true".to_owned()),
                 ("ETCD_LOGGER", "zap".to_owned()),
                 ("ETCD_LOG_LEVEL", "warn".to_owned()),
@@ -96,20 +103,23 @@ impl Site {
         for who in ["rm:rm1", "ada"] {
             site.issue(who, if who == "ada" { "" } else { "127.0.0.1" });
         }
-        (0..3).for_each(|at| site.start(at));
+        (0..3).for_each(|at| site.start_member(at));
         (0..3).for_each(|at| site.answers(at));
         site
     }
 
     fn issue(&self, who: &str, address: &str) {
+        self.issued(who, address).write(&self.dir.path().join("id").join(who)).expect("written");
+    }
+
+    fn issued(&self, who: &str, address: &str) -> Issued {
         let named: Vec<Address> = [address, "127.0.0.1"]
             .into_iter()
             .filter(|_| !address.is_empty())
             .map(|address| address.parse().expect("an address"))
             .collect();
         let who = who.parse().expect("valid");
-        let issued = self.authority.issue(&who, &named, Timestamp::now(), 1).expect("issued");
-        issued.write(&self.dir.path().join("id").join(who.to_string())).expect("written");
+        self.authority.issue(&who, &named, Timestamp::now(), 1).expect("issued")
     }
 
     /// The folder of a member's certificates.
@@ -121,7 +131,7 @@ impl Site {
         Credentials::open(&self.dir.path().join("id").join(who)).expect("it was made")
     }
 
-    fn start(&mut self, at: usize) {
+    fn start_member(&mut self, at: usize) {
         let log = self.dir.path().join(format!("{}.log", self.members[at].name));
         let member = &mut self.members[at];
         member.part = Some(Part::start(&member.name, &log, Command::new("etcd").envs(&member.envs)));
@@ -131,8 +141,39 @@ impl Site {
     fn restart(&mut self, at: usize) {
         // Ended and waited for.
         self.members[at].part = None;
-        self.start(at);
+        self.start_member(at);
         self.answers(at);
+    }
+
+    /// Gives the members a new authority, one after the other, while writes go on: what `peers.pem` in their folder
+    /// `next` says, with the certificates there. `trusted` is the file with the authority that they trust so far.
+    fn change_authority(&mut self, trusted: &str, writer: &Writer) {
+        let next = |folder: &Path, name: &str| folder.join("next").join(name);
+        // Each member trusts both authorities and still shows its old certificate.
+        for at in 0..3 {
+            let folder = self.folder(at);
+            let both = [folder.join(trusted), next(&folder, "peers.pem")];
+            let both = both.map(|file| std::fs::read(file).expect("there"));
+            std::fs::write(folder.join("both.pem"), both.concat()).expect("written");
+            self.members[at].envs.extend(peer_envs(&folder, ["peer-cert.pem", "peer-key.pem", "both.pem"]));
+            self.restart(at);
+            writer.goes_on(&format!("after m{} trusts both", at + 1));
+        }
+        // The new certificates take their places. etcd reads them at each handshake.
+        for at in 0..3 {
+            let folder = self.folder(at);
+            for name in OF_THEIR_OWN {
+                std::fs::rename(next(&folder, name), folder.join(name)).expect("renamed");
+            }
+            writer.goes_on(&format!("after m{} shows its new certificate", at + 1));
+        }
+        // Each member trusts the new authority alone.
+        for at in 0..3 {
+            let envs = peer_envs(&self.folder(at), OF_THEIR_OWN);
+            self.members[at].envs.extend(envs);
+            self.restart(at);
+            writer.goes_on(&format!("after m{} trusts the new authority alone", at + 1));
+        }
     }
 
     /// Waits until a member answers a read that needs the quorum.
@@ -290,13 +331,19 @@ impl Writer {
     }
 }
 
-fn copy(folder: &Path, from: &str, to: &str) {
-    std::fs::copy(folder.join(from), folder.join(to)).expect("it can be copied");
+/// The variables by which a member knows its peers.
+fn peer_envs(folder: &Path, files: PeerFiles) -> [(&'static str, String); 3] {
+    let [certificate, key, trusted] = files.map(|name| folder.join(name).display().to_string());
+    [
+        ("ETCD_PEER_CERT_FILE", certificate),
+        ("ETCD_PEER_KEY_FILE", key),
+        ("ETCD_PEER_TRUSTED_CA_FILE", trusted),
+    ]
 }
 
 #[test]
 fn peers_get_an_authority_of_their_own_member_by_member_while_writes_go_on() {
-    let mut site = Site::of_one_authority();
+    let mut site = Site::start(OF_THE_CLUSTER);
     let writer = Writer::start(&site);
 
     // Before: whoever has a certificate of the cluster writes any key, and the check says so.
@@ -308,42 +355,18 @@ fn peers_get_an_authority_of_their_own_member_by_member_while_writes_go_on() {
     let (status, checked) = site.check("ada");
     assert_eq!((status, checked.matches("peer-port-open").count()), (Some(1), 3), "{checked}");
 
-    // Each member trusts both authorities and still shows its old certificate, at the new one's place.
+    // The new files lie aside, and the old certificate at the new one's place.
     for at in 0..3 {
         let folder = site.folder(at);
-        let both = ["ca.pem", "peers.pem"].map(|name| std::fs::read(folder.join(name)).expect("there"));
-        std::fs::write(folder.join("both.pem"), both.concat()).expect("written");
-        let file = |name: &str| folder.join(name).display().to_string();
-        for name in ["cert.pem", "key.pem"] {
-            std::fs::rename(folder.join(format!("peer-{name}")), folder.join(format!("next-{name}")))
-                .expect("renamed");
-            copy(&folder, name, &format!("peer-{name}"));
+        std::fs::create_dir(folder.join("next")).expect("made");
+        for name in OF_THEIR_OWN {
+            std::fs::rename(folder.join(name), folder.join("next").join(name)).expect("renamed");
         }
-        site.members[at].envs.extend([
-            ("ETCD_PEER_CERT_FILE", file("peer-cert.pem")),
-            ("ETCD_PEER_KEY_FILE", file("peer-key.pem")),
-            ("ETCD_PEER_TRUSTED_CA_FILE", file("both.pem")),
-        ]);
-        site.restart(at);
-        writer.goes_on(&format!("after m{} trusts both", at + 1));
-    }
-    // The new certificates take their places. etcd reads them at each handshake.
-    for at in 0..3 {
-        let folder = site.folder(at);
         for name in ["cert.pem", "key.pem"] {
-            std::fs::rename(folder.join(format!("next-{name}")), folder.join(format!("peer-{name}")))
-                .expect("renamed");
+            std::fs::copy(folder.join(name), folder.join(format!("peer-{name}"))).expect("copied");
         }
-        writer.goes_on(&format!("after m{} shows its new certificate", at + 1));
     }
-    // Each member trusts the peers' authority alone.
-    for at in 0..3 {
-        let folder = site.folder(at);
-        let trusted = folder.join("peers.pem").display().to_string();
-        site.members[at].envs.insert("ETCD_PEER_TRUSTED_CA_FILE", trusted);
-        site.restart(at);
-        writer.goes_on(&format!("after m{} trusts the peers' authority alone", at + 1));
-    }
+    site.change_authority("ca.pem", &writer);
 
     // After: nobody but a member gets in.
     for who in ["ada", "rm:rm1", "etcd:m1"] {
@@ -356,6 +379,39 @@ fn peers_get_an_authority_of_their_own_member_by_member_while_writes_go_on() {
     for at in 0..3 {
         site.restart(at);
     }
+    let count = writer.count();
+    assert_eq!(writer.lost(&site), Vec::<u64>::new(), "of {count} writes");
+}
+
+#[test]
+fn a_stolen_key_of_a_peer_is_worth_nothing_once_the_page_has_been_followed() {
+    let mut site = Site::start(OF_THEIR_OWN);
+    let writer = Writer::start(&site);
+    let thief = site.dir.path().join("id/thief");
+    std::fs::create_dir(&thief).expect("made");
+    for (stolen, name) in
+        [("peer-cert.pem", "cert.pem"), ("peer-key.pem", "key.pem"), ("peers.pem", "ca.pem")]
+    {
+        std::fs::copy(site.folder(0).join(stolen), thief.join(name)).expect("copied");
+    }
+    assert_eq!(site.propose("thief", "trial", "before"), 3, "each member takes the thief for one of them");
+    until("the proposal is carried out", SOON, || match site.read("trial") {
+        Some(value) if value == "before" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+
+    let pki = site.dir.path().join("pki");
+    std::fs::rename(pki.join("peers.pem"), pki.join("stolen-peers.pem")).expect("renamed");
+    std::fs::remove_file(pki.join("peers-key.pem")).expect("removed");
+    site.authority = Authority::add_peers(&pki, Timestamp::now(), 1).expect("made");
+    for (at, address) in ADDRESSES.into_iter().enumerate() {
+        let issued = site.issued(&format!("etcd:{}", site.members[at].name), address);
+        issued.write(&site.folder(at).join("next")).expect("written");
+    }
+    site.change_authority("peers.pem", &writer);
+
+    assert_eq!(site.propose("thief", "trial", "after"), 0, "the thief gets in");
+    assert_eq!(site.read("trial").as_deref(), Some("before"));
     let count = writer.count();
     assert_eq!(writer.lost(&site), Vec::<u64>::new(), "of {count} writes");
 }
