@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use visor::pause::until;
 
 use crate::Readiness;
 
@@ -85,10 +86,7 @@ impl Pulse {
     /// task, so that it runs only while they do.
     pub async fn keep(mut self) {
         loop {
-            match self.due {
-                Some(due) => sleep_until(due).await,
-                None => std::future::pending().await,
-            }
+            until(self.due).await;
             self.beat();
         }
     }

@@ -15,12 +15,13 @@ use std::{
 };
 
 use bazooka_daemon::{LoopEnded, Loops, NotReady, supervisor::Pulse};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use visor::{
     keys,
     mirror::{Changes, Mirror},
     names::{HostName, ZoneName},
+    pause::until,
     planted::{Bug, planted},
     schema::{Extra, Proxy as Row},
     snapshot::Snapshot,
@@ -189,12 +190,7 @@ pub async fn run(
                     continue;
                 }
             }
-            () = async {
-                match look_at.into_iter().chain(pulse.due()).min() {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            } => {}
+            () = until(look_at.into_iter().chain(pulse.due()).min()) => {}
         }
         let mut settling = pin!(proxy.settle(loops));
         loop {

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bazooka_daemon::NotReady;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use visor::{
     lease::LeaseState,
+    pause::until,
     quota::Bounds,
     schema::{Ask, Extra, Rm as Row},
     seal::Keyring,
@@ -52,17 +53,14 @@ impl Presence {
                             complain(&error);
                         }
                         complained = Some(words);
-                        again = Some(PRESENCE_AGAIN);
+                        again = Some(Instant::now() + PRESENCE_AGAIN);
                     }
                 }
             }
             tokio::select! {
                 changed = state.changed() => if changed.is_err() { return },
                 _ = ring.changed() => {}
-                () = async { match again {
-                    Some(pause) => tokio::time::sleep(pause).await,
-                    None => std::future::pending().await,
-                } } => {}
+                () = until(again) => {}
             }
         }
     }

@@ -34,6 +34,7 @@ use crate::{
     deadlines::{LONGEST_RELIST_PAUSE, WATCH_ASKED, WATCH_SILENT},
     keys,
     pause::Doubling,
+    pause::until,
     planted::{Bug, planted},
     snapshot::may_read,
     store::{
@@ -358,12 +359,7 @@ async fn wait(scopes: &mut [Scope]) -> Happened {
         return std::future::pending().await;
     }
     let messages = select_all(scopes.iter_mut().map(|scope| scope.watch.next()));
-    let silence = pin!(async {
-        match silence {
-            Some(at) => sleep_until(at).await,
-            None => std::future::pending().await,
-        }
-    });
+    let silence = pin!(until(silence));
     tokio::select! {
         // A message that has arrived proves that the watch is alive, however late it is read.
         biased;

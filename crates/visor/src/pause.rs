@@ -1,12 +1,25 @@
 //! The pause between attempts that fail.
 //!
 //! Owns the one rule by which every loop of Bazooka waits before it tries again: the pause doubles with each failure in
-//! a row, up to a bound, and starts again after a success. It never sleeps; the caller does.
+//! a row, up to a bound, and starts again after a success. [`until`] alone sleeps.
 
 use std::{
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     time::Duration,
 };
+
+use tokio::time::{Instant, sleep_until};
+
+/// Sleeps until a time; for ever if there is none.
+///
+/// # Cancel safety
+/// Nothing is lost.
+pub async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
 
 /// A pause that doubles with each failure in a row, up to a bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::{
     clock::WallClock,
     keys,
     mirror::Mirror,
+    pause::until,
     ports::{PortBook, PortImage, Step},
     transitions::ports::change,
     visor::{Committed, Refusal, Visor, VisorError},
@@ -37,16 +38,10 @@ impl PortKeeping {
         let mut mirror = Mirror::new(self.visor.store().clone(), scopes, PortImage::default());
         let (mut again, mut failed): (Option<Instant>, bool) = (None, false);
         loop {
-            let wake = async {
-                match again {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 changes = mirror.next() => if !changes.relisted && changes.keys.is_empty() { continue },
-                () = wake => (again, failed) = (None, false),
+                () = until(again) => (again, failed) = (None, false),
             }
             if !mirror.is_synced() || failed {
                 continue;

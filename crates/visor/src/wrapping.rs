@@ -11,16 +11,14 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     clock::WallClock,
     keys::{self, Key},
     mirror::{Changes, Mirror},
     names::{AppName, EnvRef, HostName},
+    pause::until,
     rows::RowKind,
     seal::{Keyring, OpenError, PublicKey, Random},
     snapshot::Snapshot,
@@ -82,16 +80,10 @@ impl Wrapping {
         let mut closed = BTreeMap::new();
         let (mut again, mut failed): (Option<Instant>, bool) = (None, false);
         loop {
-            let wake = async {
-                match again {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 changes = mirror.next() => due.note(&changes),
-                () = wake => (again, failed) = (None, false),
+                () = until(again) => (again, failed) = (None, false),
             }
             if !mirror.is_synced() || failed {
                 continue;

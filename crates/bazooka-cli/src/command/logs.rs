@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep},
 };
 use tokio_util::{
     codec::{FramedRead, LinesCodec, LinesCodecError},
@@ -24,6 +24,7 @@ use visor::{
     mirror::Mirror,
     names::{AppName, HostName, InstanceId, ProcName},
     pause::Doubling,
+    pause::until,
     snapshot::Snapshot,
     visor::Refusal,
 };
@@ -261,12 +262,6 @@ async fn follow(context: &Context, query: Query, only: Option<HostName>, look: L
     let mut is_backlog = true;
     let mut flush_at: Option<Instant> = None;
     loop {
-        let flush = async {
-            match flush_at {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             _ = mirror.next() => {
                 if !mirror.is_synced() {
@@ -302,7 +297,7 @@ async fn follow(context: &Context, query: Query, only: Option<HostName>, look: L
                     _ => Some(now + if is_backlog { BACKLOG_QUIET } else { HOLD }),
                 };
             }
-            () = flush => {
+            () = until(flush_at) => {
                 let most = if is_backlog { query.args.lines as usize } else { usize::MAX };
                 put(&look.render(&latest(std::mem::take(&mut held), most)));
                 flush_at = None;

@@ -25,6 +25,7 @@ use visor::{
     mirror::{Changes, Mirror},
     names::AppName,
     pause::Doubling,
+    pause::until,
     planted::{Bug, planted},
     schema::{Extra, Frozen, Leader},
     snapshot::Snapshot,
@@ -147,7 +148,7 @@ impl Lead {
                 () = shutdown.cancelled() => break,
                 changed = lease.changed() => changed.map_err(|_| KeeperPanicked)?,
                 changes = self.mirror.next() => self.note(&changes),
-                () = sleep_until(wake) => {}
+                () = until(wake.map(tokio::time::Instant::from_std)) => {}
             }
             // Cancelling a round leaves a few transactions uncertain. They can't be carried out once the term has
             // ended.
@@ -460,11 +461,4 @@ fn observe_apps<'a>(
         memory.observe_app(snapshot, app, of_app, now);
     }
     (apps, instances)
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(tokio::time::Instant::from_std(at)).await,
-        None => std::future::pending().await,
-    }
 }

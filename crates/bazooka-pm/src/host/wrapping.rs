@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use visor::{
     keys::{self, Key},
     mirror::Mirror,
     names::{AppName, EnvRef, HostName},
+    pause::until,
     planted::{Bug, planted},
     schema::{Handed, WrapRequest},
     seal::OpenError,
@@ -30,16 +31,10 @@ pub async fn run(visor: Visor, host: HostName, vault: Vault) {
     let mut mirror = Mirror::new(visor.store().clone(), scopes, Snapshot::default());
     let mut again: Option<Instant> = None;
     loop {
-        let wake = async {
-            match again {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             _ = mirror.next() => {}
-            () = wake => again = None,
+            () = until(again) => again = None,
         }
         if !mirror.is_synced() || again.is_some() || planted(Bug::NoHostWrapsForOthers) {
             continue;

@@ -5,13 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use visor::{
     deadlines::NO_ROOM,
     keys,
     mirror::Mirror,
     names::{AppName, HostName, ProcName, RevId},
+    pause::until,
     progress::{Observed, Progress, Verdict, progress, was_failing},
     schema::State,
     snapshot::{AppView, Snapshot},
@@ -91,16 +92,10 @@ impl Releaser {
             let mut mirror = Mirror::new(self.visor.store().clone(), scopes, Snapshot::default());
             loop {
                 let give_up = no_room_since.map(|since| since + NO_ROOM);
-                let patience = async {
-                    match give_up {
-                        Some(at) => sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                };
                 tokio::select! {
                     biased;
                     _ = mirror.next() => {}
-                    () = patience => {}
+                    () = until(give_up) => {}
                 }
                 let snapshot = mirror.image();
                 let Some(view) = snapshot.apps.get(app).filter(|_| mirror.is_synced()) else { continue };

@@ -4,9 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use bazooka_daemon::in_words;
 use jiff::Timestamp;
-use tokio::{sync::oneshot, task::JoinError};
+use tokio::{sync::oneshot, task::JoinError, time::Instant};
 use visor::{
     names::AppName,
+    pause::until,
     visor::{Refusal, Visor, VisorError},
 };
 
@@ -57,8 +58,9 @@ impl Repositories {
         let mut changes = self.apps.changes();
         loop {
             let known = self.apps.known();
-            let pause = if known.complete && !self.converge(&known).await { Some(TRY_AGAIN) } else { None };
-            if known.complete && pause.is_none() {
+            let failed = known.complete && !self.converge(&known).await;
+            let again = failed.then(|| Instant::now() + TRY_AGAIN);
+            if known.complete && !failed {
                 if let Some(settled) = settled.take() {
                     // The receiver may have gone.
                     let _ = settled.send(());
@@ -67,10 +69,7 @@ impl Repositories {
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 ended = self.push_ended.changed() => if ended.is_err() { return },
-                () = async { match pause {
-                    Some(pause) => tokio::time::sleep(pause).await,
-                    None => std::future::pending().await,
-                } } => {}
+                () = until(again) => {}
             }
         }
     }

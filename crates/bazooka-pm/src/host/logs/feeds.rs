@@ -19,9 +19,12 @@ use std::{
 use axum::body::Bytes;
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::Instant,
 };
-use visor::names::{AppName, InstanceId, ProcName};
+use visor::{
+    names::{AppName, InstanceId, ProcName},
+    pause::until,
+};
 
 use super::{
     Asked,
@@ -119,15 +122,9 @@ impl Feeder {
         loop {
             self.drop_feeds();
             let (is_followed, look_at) = (!self.feeds.is_empty(), self.look_at);
-            let look = async move {
-                match look_at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
-                () = look => self.look().await,
+                () = until(look_at) => self.look().await,
                 Some((asked, answer)) = self.joins.recv() => self.join(asked, answer).await,
                 Ok(()) = self.table.changed(), if is_followed => self.take_up_outputs(),
                 () = self.news.arrived(), if look_at.is_none() => {
