@@ -158,6 +158,7 @@ impl Recorder {
                 program.push(do_it(&*store, bind(lease)).await);
             }
         }
+        let mut first_ahead = 0;
         for turn in 0..self.plan.calls {
             let oldest = self.compacted;
             let may_compact = turn < self.plan.calls / 2;
@@ -171,6 +172,7 @@ impl Recorder {
                     // etcd serves lagging watches ten times a second: a watch that starts in the past may or may not
                     // have caught up when that past is compacted away.
                     let from = if may_compact { self.revision + AHEAD } else { self.loner.past(oldest) };
+                    first_ahead = first_ahead.max(from);
                     let keys = self.loner.keys();
                     match watches.start(keys, from, None, store.clone(), None).await {
                         Some(call) => call,
@@ -187,6 +189,20 @@ impl Recorder {
                 _ => {}
             }
             self.loner.learn(&done);
+            program.push(done);
+        }
+        // The random watches may all begin after the last compaction.
+        if self.compacted > 1 {
+            let everything = Keys::Prefix(String::new());
+            let watch = watches.start(everything, self.compacted - 1, None, store.clone(), None).await;
+            program.push(do_it(&*store, watch.expect("few watches are in a phase of one")).await);
+        }
+        // A watch that begins after the phase's end would see nothing.
+        while self.revision < first_ahead {
+            let later = Op::Put { key: "end".to_owned(), value: Bytes::from_static(b"later"), lease: None };
+            let done = do_it(&*store, Call::Txn(Txn { then: vec![later], ..Txn::default() })).await;
+            let Ok(Answer::Txn(reply)) = &done.result else { panic!("a write failed: {:?}", done.result) };
+            self.revision = reply.revision;
             program.push(done);
         }
         drop(watches);
