@@ -5,6 +5,9 @@ use crate::hook::wire::RefUpdate;
 /// The branches whose commits are deployed.
 pub const BRANCHES: [&str; 2] = ["refs/heads/master", "refs/heads/main"];
 
+/// The beginning of a tag's ref.
+const TAGS: &str = "refs/tags/";
+
 /// The reasons to reject a push before its objects are read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
@@ -43,19 +46,23 @@ pub struct Options {
     pub no_wait: bool,
 }
 
-/// Returns what a push deploys.
+/// Returns what a push deploys. New tags may go along with a branch (`push.followTags`); they deploy nothing, and stay with
+/// this rm's own repository.
 ///
 /// # Errors
 /// [`Refused`], for the first ref that isn't allowed: git takes either all refs of a push or none.
 pub fn change_set(updates: &[RefUpdate]) -> Result<ChangeSet, Refused> {
-    for update in updates {
+    let names_branch = updates.iter().any(|update| BRANCHES.contains(&update.name.as_str()));
+    let goes_along = |update: &&RefUpdate| names_branch && update.name.starts_with(TAGS) && !update.deletes();
+    let branches: Vec<RefUpdate> = updates.iter().filter(|update| !goes_along(update)).cloned().collect();
+    for update in &branches {
         allowed(update)?;
     }
-    let commit = updates.first().ok_or(Refused::Nothing)?.new.clone();
-    if updates.iter().any(|update| update.new != commit) {
+    let commit = branches.first().ok_or(Refused::Nothing)?.new.clone();
+    if branches.iter().any(|update| update.new != commit) {
         return Err(Refused::TwoCommits);
     }
-    Ok(ChangeSet { commit, updates: updates.to_vec() })
+    Ok(ChangeSet { commit, updates: branches })
 }
 
 fn allowed(update: &RefUpdate) -> Result<(), Refused> {
@@ -63,7 +70,7 @@ fn allowed(update: &RefUpdate) -> Result<(), Refused> {
     if BRANCHES.contains(&update.name.as_str()) {
         return if update.deletes() { Err(Refused::Deletion(short(&name).into())) } else { Ok(()) };
     }
-    if name.starts_with("refs/tags/") {
+    if name.starts_with(TAGS) {
         return Err(Refused::Tag(short(&name).into()));
     }
     if let Some(branch) = name.strip_prefix("refs/heads/") {
@@ -74,7 +81,7 @@ fn allowed(update: &RefUpdate) -> Result<(), Refused> {
 }
 
 fn short(name: &str) -> &str {
-    name.strip_prefix("refs/heads/").or_else(|| name.strip_prefix("refs/tags/")).unwrap_or(name)
+    name.strip_prefix("refs/heads/").or_else(|| name.strip_prefix(TAGS)).unwrap_or(name)
 }
 
 /// Parses push options.
@@ -112,7 +119,10 @@ mod tests {
             (&["0* 1* refs/heads/master", "0* 2* refs/heads/main"], Some("two commits")),
             (&["1* 0* refs/heads/master"], Some("can't be deleted")),
             (&["0* 1* refs/tags/v1"], Some("v1 is a tag")),
-            (&["0* 1* refs/heads/master", "0* 1* refs/tags/v1"], Some("v1 is a tag")),
+            (&["0* 1* refs/heads/master", "0* 1* refs/tags/v1"], None),
+            (&["0* 2* refs/tags/v1", "0* 1* refs/heads/master"], None),
+            (&["0* 1* refs/heads/master", "1* 0* refs/tags/v1"], Some("v1 is a tag")),
+            (&["0* 1* refs/tags/v1", "0* 1* refs/tags/v2"], Some("v1 is a tag")),
             (
                 &["0* 1* refs/heads/feature/x"],
                 Some("only master or main is; `git push bazooka feature/x:master`"),

@@ -47,14 +47,16 @@ async fn only_master_and_main_are_deployed_and_they_stay() {
     folder.git(&["push", "bazooka", "master:feature"]).await.rejected("only master or main is");
     folder.git_now(&["tag", "t1"]);
     folder.git(&["push", "bazooka", "t1"]).await.rejected("t1 is a tag");
-    folder.git(&["push", "bazooka", "master", "t1"]).await.rejected("t1 is a tag");
     folder.git(&["push", "bazooka", "HEAD:refs/notes/x"]).await.rejected("refs/notes/x is no branch");
     folder
         .git(&["push", "-o", "nonsense", "bazooka", "master"])
         .await
         .rejected("no push option \"nonsense\"");
     assert!(rig.view(&app).await.revs.is_empty());
-    folder.git(&["push", "bazooka", "master:main", "master:master"]).await.ok();
+    folder.git_now(&["tag", "-a", "-m", "the first", "t2"]);
+    folder.git(&["push", "--follow-tags", "bazooka", "master:main", "master:master", "t1"]).await.ok();
+    let tags = folder.git(&["ls-remote", "--tags", "bazooka"]).await.ok().stdout;
+    assert!(["refs/tags/t1", "refs/tags/t2"].iter().all(|tag| tags.contains(tag)), "{tags}");
     folder.git(&["push", "bazooka", ":master"]).await.rejected("master can't be deleted");
     let view = rig.view(&app).await;
     assert_eq!((view.revs.len(), view.releases.len()), (1, 1), "one commit is one release");
