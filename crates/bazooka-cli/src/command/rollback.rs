@@ -15,6 +15,7 @@ use crate::{
     context::{Context, no_such_release},
     failure::Result,
     release,
+    show::put_line,
 };
 
 /// Go back to an earlier release: a new release with its rev and its config vars
@@ -51,7 +52,13 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
         token: release::token(),
         ..NewRelease::default()
     };
-    release::make(context, &app, async || Ok(new.clone()), args.no_wait).await
+    let before = view.head.as_ref().map(|head| head.release);
+    release::make(context, &app, async || Ok(new.clone()), args.no_wait).await?;
+    // Git takes the commit of that release for deployed, and pushes it no second time.
+    if let Some(before) = before.filter(|before| *before > id) {
+        put_line(&format!("to go forward again: bazooka rollback {before}"));
+    }
+    Ok(())
 }
 
 /// Returns the release to go back to: the given one, else the newest earlier head that wasn't aborted and differs
