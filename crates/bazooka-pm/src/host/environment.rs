@@ -1,4 +1,4 @@
-//! The environment of an instance's process. Pure, except that it looks which folders a slug has.
+//! The environment and the command line of an instance's process. Pure, except that it looks which folders a slug has.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -11,6 +11,9 @@ use super::runtime::Given;
 
 /// Folders of a slug that hold programs. Those that exist come first in PATH.
 const PROGRAMS: [&str; 3] = [".venv/bin", "node_modules/.bin", "bin"];
+
+/// The folder of a slug whose scripts the shell reads before it runs the command.
+const PROFILES: &str = ".profile.d";
 
 /// The system's part of PATH.
 const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -43,7 +46,13 @@ pub fn environment(
         .collect();
     path.push(SYSTEM_PATH.to_owned());
     let place = |path: &Path| path.display().to_string();
-    let defaults = [("PATH", path.join(":")), ("HOME", place(places.home)), ("TMPDIR", place(places.tmp))];
+    let defaults = [
+        ("PATH", path.join(":")),
+        ("HOME", place(places.home)),
+        ("TMPDIR", place(places.tmp)),
+        // Without it, many programs take text for ASCII.
+        ("LANG", "C.UTF-8".to_owned()),
+    ];
     let fixed = [
         ("PORT", port.to_string()),
         ("BAZOOKA_APP", assignment.app.to_string()),
@@ -65,4 +74,15 @@ pub fn environment(
     all.extend(given.services.clone());
     all.extend(fixed.map(|(name, value)| (name.to_owned(), value)));
     all
+}
+
+/// Returns the line for the instance's shell: it reads the slug's `.profile.d/*.sh` in the order of their names, as
+/// Heroku's does, and then runs the command.
+pub fn line(command: &str, slug: &Path) -> String {
+    if !slug.join(PROFILES).is_dir() {
+        return command.to_owned();
+    }
+    // No config var has a name that begins so.
+    let each = r#"if [ -r "$BAZOOKA_PROFILE" ]; then . "./$BAZOOKA_PROFILE"; fi"#;
+    format!("for BAZOOKA_PROFILE in {PROFILES}/*.sh; do {each}; done; unset BAZOOKA_PROFILE; {command}")
 }

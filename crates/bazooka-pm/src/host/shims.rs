@@ -31,7 +31,7 @@ use visor::{
 use super::{
     adopt::{self, Ended, Found},
     checks::{self, Probe, Probes},
-    environment::{Places, environment},
+    environment::{Places, environment, line},
     folders::Folders,
     listeners::Owner,
     logs::Outputs,
@@ -122,7 +122,7 @@ impl Shims {
         let env = environment(host, id, assignment, given, port, &slug, &places);
         let spec = LaunchSpec {
             protocol: PROTOCOL,
-            command: assignment.command.clone(),
+            command: line(&assignment.command, &slug),
             env: BTreeMap::new(),
             env_apart: true,
             folder: slug,

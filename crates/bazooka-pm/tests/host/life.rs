@@ -10,7 +10,7 @@ use visor::{
 
 use crate::{
     neighbour::Neighbour,
-    world::{SERVER, SOON, World, ask, http_check, is_alive, signal},
+    world::{SERVER, SOON, World, ask, http_check, is_alive, shelve, signal},
 };
 
 #[tokio::test]
@@ -253,6 +253,22 @@ async fn without_a_sandbox_each_instance_has_a_user_of_its_own_and_a_private_hom
     }
     assert_ne!(users[0], users[1]);
     assert_ne!(users[0], "0");
+}
+
+#[tokio::test]
+async fn the_scripts_of_a_slugs_profile_are_read_in_their_order_before_the_command() {
+    let world = World::start().await;
+    let mut job = world.job("echo \"$GREETING, $LANG\"; exec sleep 1000");
+    job.slug = shelve(
+        &world.shelf,
+        &[
+            (".profile.d/b.sh", "export GREETING=\"hello $WHOM\"\n"),
+            (".profile.d/a.sh", "export WHOM=rocket\n"),
+            (".profile.d/notes", "exit 1\n"),
+        ],
+    );
+    let id = world.place(job).await;
+    world.until_logged(&format!("app=rocket&instance={id}"), "hello rocket, C.UTF-8").await;
 }
 
 #[tokio::test]
