@@ -28,6 +28,10 @@ const MAX_ENTRIES: usize = 200_000;
 /// The largest depth of folders, which bounds the recursion.
 const MAX_DEPTH: usize = 100;
 
+/// The first line of a pointer of Git LFS, and the length that a pointer stays below, by its specification.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\n";
+const MOST_LFS_POINTER: usize = 1024;
+
 /// The reasons why a tree is rejected or can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
@@ -42,6 +46,13 @@ pub enum TreeError {
         /// The link's target.
         target: PathBuf,
     },
+    /// A file is a pointer of Git LFS.
+    #[error(
+        "{} is kept by Git LFS, and only its pointer was pushed: Bazooka has no LFS storage; commit the file itself \
+         (`git lfs migrate export --include={}`), or have bin/build fetch it",
+        .0.display(), .0.display()
+    )]
+    LfsPointer(PathBuf),
     /// The tree has a name that a file can't or must not have.
     #[error("{:?} is no name for a file of an app", .0)]
     BadName(PathBuf),
@@ -199,6 +210,9 @@ impl Export<'_> {
 
     fn file(&mut self, id: Oid, path: &Path, executable: bool) -> Result<(), TreeError> {
         let content = self.content(id, path)?;
+        if content.starts_with(LFS_POINTER) && content.len() < MOST_LFS_POINTER {
+            return Err(TreeError::LfsPointer(path.into()));
+        }
         let path = self.into.join(path);
         let mode = if executable { 0o755 } else { 0o644 };
         let written = std::fs::OpenOptions::new()
@@ -294,11 +308,15 @@ mod tests {
     }
 
     #[test]
-    fn a_submodule_and_a_link_out_are_refused_by_name() {
+    fn a_submodule_a_pointer_and_a_link_out_are_refused_by_name() {
         let dir = tempfile::tempdir().expect("a folder");
         for (at, (entry, wanted)) in [
             ((0o160000, "lib", ""), "lib is a submodule"),
             ((0o120000, "etc", "/etc"), "etc is a symbolic link that leads out of the app: /etc"),
+            (
+                (0o100644, "model.bin", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"),
+                "model.bin is kept by Git LFS, and only its pointer was pushed",
+            ),
             ((0o120000, "up", "../x"), "up is a symbolic link that leads out of the app: ../x"),
         ]
         .into_iter()
