@@ -1,28 +1,32 @@
 //! The build: from a pushed tree to the contents of its slug.
 //!
-//! Owns the order of a build: detect the kinds of the tree, then run each kind's own tools. Each kind's steps are in a
-//! file of its own. Processes run in the build's sandbox, under a supervisor that leaves none behind. A build never
+//! Owns the order of a build: detect the buildpacks of the tree, then have each compile it. Processes run in the build's sandbox, under a supervisor that leaves none behind. A build never
 //! gets the app's config vars: a slug is built once, and runs with each env of its app.
 
+pub mod buildpack;
 pub mod detect;
 pub mod environment;
 pub mod files;
+mod go;
 pub mod isolation;
 mod node;
+mod own;
 pub mod place;
+mod profile;
 mod python;
 pub mod run;
 mod rust;
 mod statics;
 pub mod supervisor;
 
-use std::{collections::BTreeMap, io, path::Path, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, io, path::Path, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 use visor::names::ProcName;
 
 use self::{
-    detect::{Detected, Kind},
+    buildpack::{Tool, Tree},
+    detect::Detected,
     place::Place,
     run::Runner,
 };
@@ -31,7 +35,7 @@ use crate::{layout, procfile, tree::Files, voice::Voice};
 /// A failed build, in words for the pusher.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// There is no Procfile, and the kind of app has no default proc.
+    /// There is no Procfile, and no buildpack knows what the app runs.
     #[error(
         "there is no Procfile; put a file of that name at the top, with a line such as `web: ./server` for each proc"
     )]
@@ -42,6 +46,16 @@ pub enum BuildError {
     /// A file of the app that its build must read has a fault.
     #[error("{0}")]
     Faulty(String),
+    /// This machine lacks a program that the build needs.
+    #[error(
+        "this app is built with {program}, and this bazooka-rm has no {program}: its operator installs it (`apt install {package}`)"
+    )]
+    NoTool {
+        /// The program.
+        program: &'static str,
+        /// Debian's package that has it.
+        package: &'static str,
+    },
     /// A step failed.
     #[error("`{step}` {how}")]
     Failed {
@@ -77,6 +91,9 @@ impl BuildError {
     }
 }
 
+/// The procs of an app, with their commands.
+pub type Procs = BTreeMap<ProcName, String>;
+
 /// The input of a build, and its surroundings.
 pub struct Work<'a> {
     /// The folder of the exported tree.
@@ -97,6 +114,13 @@ pub struct Work<'a> {
     pub cancelled: &'a CancellationToken,
 }
 
+impl Work<'_> {
+    /// Returns the tree as it is now.
+    pub fn tree(&self) -> Tree<'_> {
+        Tree { dir: self.dir, files: self.files }
+    }
+}
+
 fn in_words(time: Duration) -> String {
     match time.as_secs() {
         seconds if seconds >= 120 => format!("{} minutes", seconds / 60),
@@ -104,37 +128,22 @@ fn in_words(time: Duration) -> String {
     }
 }
 
-/// A finished build.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Built {
-    /// The app's procs and their commands.
-    pub procs: BTreeMap<ProcName, String>,
-    /// The kinds of the tree, as [`Detected::name`].
-    pub kind: String,
-}
-
-/// Returns a tree's kinds and procs, without running anything.
+/// Returns a tree's buildpacks and the procs of its Procfile, without running anything.
 ///
 /// # Errors
-/// [`BuildError::NoProcfile`], [`BuildError::Procfile`].
-pub fn read(dir: &Path, files: &Files) -> Result<(Detected, BTreeMap<ProcName, String>), BuildError> {
-    let detected = detect::detect(files);
-    let procs = if files.contains_key(Path::new("Procfile")) {
+/// [`BuildError::Procfile`]; [`BuildError::NoProcfile`] if there is none and no buildpack may know what the app runs.
+pub fn read(tree: Tree<'_>) -> Result<(Detected, Option<Procs>), BuildError> {
+    let detected = detect::detect(tree);
+    if tree.has("Procfile") {
         // A plain read is safe: the export rejects links out of the tree, and files above its size limit.
         let content =
-            std::fs::read(dir.join("Procfile")).map_err(BuildError::disk("reading the Procfile"))?;
-        procfile::parse(&content)?
-    } else if detected.kinds == [Kind::Static] {
-        statics::procs()
-    } else {
+            std::fs::read(tree.dir.join("Procfile")).map_err(BuildError::disk("reading the Procfile"))?;
+        return Ok((detected, Some(procfile::parse(&content)?)));
+    }
+    if !detected.buildpacks.iter().any(|buildpack| buildpack.may_release()) {
         return Err(BuildError::NoProcfile);
-    };
-    Ok((detected, procs))
-}
-
-/// True if the build needs no process.
-pub fn runs_nothing(detected: &Detected) -> bool {
-    detected.kinds.iter().all(|kind| matches!(kind, Kind::Static | Kind::Procfile))
+    }
+    Ok((detected, None))
 }
 
 /// Builds a tree in its folder.
@@ -146,15 +155,40 @@ pub async fn build(work: &Work<'_>, detected: &Detected) -> Result<(), BuildErro
         work.voice.say(note).await;
     }
     let runner = Runner::new(work.own_program, work.place, work.voice, work.cancelled, work.time);
-    for kind in &detected.kinds {
-        match kind {
-            Kind::Own => runner.run(Path::new("./bin/build"), &[""; 0]).await?,
-            Kind::Node => node::build(work, &runner).await?,
-            Kind::Python => python::build(work, &runner).await?,
-            Kind::Rust => rust::build(work, &runner).await?,
-            Kind::Static => statics::build(work)?,
-            Kind::Procfile => {}
+    let tools = detected.buildpacks.iter().filter_map(|buildpack| buildpack.tool(work.tree()));
+    for Tool { program, package } in tools {
+        if !work.place.has(program) {
+            return Err(BuildError::NoTool { program, package });
         }
     }
+    for buildpack in &detected.buildpacks {
+        buildpack.compile(work, &runner).await?;
+    }
+    let defaults = detected.buildpacks.iter().flat_map(|buildpack| buildpack.defaults());
+    let defaults: Vec<OsString> = defaults.map(|(name, value)| format!("{name}={value}").into()).collect();
+    if !defaults.is_empty() {
+        let what = [OsString::from("write-profile"), profile::path(work.place.seen()).into()];
+        let words: Vec<OsString> = what.into_iter().chain(defaults).collect();
+        runner.files("writing the app's defaults", &words).await?;
+    }
     layout::remove(&work.cache.join("tmp")).map_err(BuildError::disk("clearing the build's temporary folder"))
+}
+
+/// Returns the procs of a built tree without a Procfile, and says them to the pusher.
+///
+/// # Errors
+/// [`BuildError::NoProcfile`], unless one buildpack alone knows what the app runs.
+pub async fn release(work: &Work<'_>, detected: &Detected) -> Result<Procs, BuildError> {
+    let mut found = Vec::new();
+    for buildpack in &detected.buildpacks {
+        let procs = buildpack.release(work.tree())?;
+        if !procs.is_empty() {
+            found.push(procs);
+        }
+    }
+    let [procs] = &found[..] else { return Err(BuildError::NoProcfile) };
+    for (proc, command) in procs {
+        work.voice.say(format!("there is no Procfile; {proc} runs `{command}`")).await;
+    }
+    Ok(procs.clone())
 }

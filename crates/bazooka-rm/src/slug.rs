@@ -102,11 +102,20 @@ enum Kind {
     Link(PathBuf),
 }
 
+/// A packed tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Its slug.
+    pub slug: Slug,
+    /// Sockets that tools of the build have left, by path. Nobody listens on them any more, so they are left out.
+    pub sockets: Vec<PathBuf>,
+}
+
 /// Packs a tree into this rm's slug folder.
 ///
 /// # Errors
 /// [`SlugError`]. No file is left in the folder then.
-pub fn store(tree: &Path, layout: &Layout, cancelled: &CancellationToken) -> Result<Slug, SlugError> {
+pub fn store(tree: &Path, layout: &Layout, cancelled: &CancellationToken) -> Result<Packed, SlugError> {
     store_within(tree, layout, cancelled, MAX_BYTES)
 }
 
@@ -115,10 +124,10 @@ fn store_within(
     layout: &Layout,
     cancelled: &CancellationToken,
     most: u64,
-) -> Result<Slug, SlugError> {
-    let mut entries = BTreeMap::new();
-    let mut bytes = 0;
-    list(tree, Path::new(""), &mut entries, &mut bytes, 0)?;
+) -> Result<Packed, SlugError> {
+    let mut listing = Listing::default();
+    listing.list(tree, Path::new(""), 0)?;
+    let Listing { entries, sockets, .. } = listing;
     let found: BTreeMap<PathBuf, PathBuf> = entries
         .iter()
         .filter_map(|(path, kind)| match kind {
@@ -147,7 +156,7 @@ fn store_within(
     File::open(layout.slugs())
         .and_then(|folder| folder.sync_all())
         .map_err(SlugError::disk("syncing the file storage"))?;
-    Ok(Slug { sha256, size_bytes })
+    Ok(Packed { slug: Slug { sha256, size_bytes }, sockets })
 }
 
 /// Returns a warning for the pusher if a slug of this size is large.
@@ -225,48 +234,49 @@ pub fn is_stored(layout: &Layout, slug: &Slug) -> bool {
     fs::metadata(layout.slug(&slug.sha256)).is_ok_and(|file| file.len() == slug.size_bytes)
 }
 
-fn list(
-    tree: &Path,
-    at: &Path,
-    entries: &mut BTreeMap<PathBuf, Kind>,
-    bytes: &mut u64,
-    depth: usize,
-) -> Result<(), SlugError> {
-    if depth > MAX_DEPTH {
-        return Err(SlugError::TooMuch);
-    }
-    let reading = |at: &Path| SlugError::disk(format!("reading {}", at.display()));
-    for entry in fs::read_dir(tree.join(at)).map_err(reading(at))? {
-        let entry = entry.map_err(reading(at))?;
-        let path = at.join(entry.file_name());
-        let metadata = entry.metadata().map_err(reading(&path))?;
-        let kind = if metadata.is_dir() {
-            list(tree, &path, entries, bytes, depth + 1)?;
-            Kind::Folder
-        } else if metadata.is_symlink() {
-            Kind::Link(fs::read_link(entry.path()).map_err(reading(&path))?)
-        } else if metadata.is_file() {
-            *bytes = bytes.saturating_add(metadata.len());
-            Kind::File { executable: metadata.permissions().mode() & 0o111 != 0 }
-        } else {
-            return Err(SlugError::Strange { path, kind: strange(metadata.file_type()) });
-        };
-        entries.insert(path, kind);
-        if *bytes > MAX_UNPACKED_BYTES || entries.len() > MAX_ENTRIES {
+/// What a tree holds.
+#[derive(Default)]
+struct Listing {
+    entries: BTreeMap<PathBuf, Kind>,
+    sockets: Vec<PathBuf>,
+    bytes: u64,
+}
+
+impl Listing {
+    fn list(&mut self, tree: &Path, at: &Path, depth: usize) -> Result<(), SlugError> {
+        if depth > MAX_DEPTH {
             return Err(SlugError::TooMuch);
         }
+        let reading = |at: &Path| SlugError::disk(format!("reading {}", at.display()));
+        for entry in fs::read_dir(tree.join(at)).map_err(reading(at))? {
+            let entry = entry.map_err(reading(at))?;
+            let path = at.join(entry.file_name());
+            let metadata = entry.metadata().map_err(reading(&path))?;
+            let kind = if metadata.is_dir() {
+                self.list(tree, &path, depth + 1)?;
+                Kind::Folder
+            } else if metadata.is_symlink() {
+                Kind::Link(fs::read_link(entry.path()).map_err(reading(&path))?)
+            } else if metadata.is_file() {
+                self.bytes = self.bytes.saturating_add(metadata.len());
+                Kind::File { executable: metadata.permissions().mode() & 0o111 != 0 }
+            } else if metadata.file_type().is_socket() {
+                self.sockets.push(path);
+                continue;
+            } else {
+                return Err(SlugError::Strange { path, kind: strange(metadata.file_type()) });
+            };
+            self.entries.insert(path, kind);
+            if self.bytes > MAX_UNPACKED_BYTES || self.entries.len() + self.sockets.len() > MAX_ENTRIES {
+                return Err(SlugError::TooMuch);
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn strange(kind: fs::FileType) -> &'static str {
-    if kind.is_fifo() {
-        "pipe"
-    } else if kind.is_socket() {
-        "socket"
-    } else {
-        "device"
-    }
+    if kind.is_fifo() { "pipe" } else { "device" }
 }
 
 fn write(
@@ -383,8 +393,8 @@ mod tests {
         let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         File::open(dir.path().join("two/z")).expect("it is there").set_modified(old).expect("set");
         let live = CancellationToken::new();
-        let one = store(&dir.path().join("one"), &layout, &live).expect("stored");
-        let two = store(&dir.path().join("two"), &layout, &live).expect("stored");
+        let one = store(&dir.path().join("one"), &layout, &live).expect("stored").slug;
+        let two = store(&dir.path().join("two"), &layout, &live).expect("stored").slug;
         assert_eq!(one, two);
         assert!(is_stored(&layout, &one));
         let bytes = fs::read(layout.slug(&one.sha256)).expect("it is there");
@@ -417,10 +427,6 @@ mod tests {
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("made");
         assert!(refused(MAX_BYTES).starts_with("a.pipe is a pipe;"));
         fs::remove_file(&pipe).expect("it is there");
-        let socket = std::os::unix::net::UnixListener::bind(app.join("a.sock")).expect("made");
-        assert!(refused(MAX_BYTES).starts_with("a.sock is a socket;"));
-        drop(socket);
-        fs::remove_file(app.join("a.sock")).expect("it is there");
         let sparse = File::create(app.join("sparse")).expect("made");
         sparse.set_len(MAX_UNPACKED_BYTES).expect("it holds nothing");
         let error = refused(MAX_BYTES);
@@ -430,6 +436,20 @@ mod tests {
         let deep = (0..=MAX_DEPTH).fold(app.join("d"), |path, _| path.join("d"));
         fs::create_dir_all(deep).expect("made");
         refused(MAX_BYTES);
+    }
+
+    #[test]
+    fn a_socket_is_left_out_and_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let layout = Layout::open(&dir.path().join("state")).expect("made");
+        let trees = ["one", "two"].map(|name| dir.path().join(name));
+        for tree_of in &trees {
+            tree(tree_of, &["bin/run"]);
+        }
+        let _socket = std::os::unix::net::UnixListener::bind(trees[1].join("bin/a.sock")).expect("made");
+        let [one, two] = trees.map(|tree| store(&tree, &layout, &CancellationToken::new()).expect("stored"));
+        assert_eq!((one.sockets.len(), two.sockets), (0, vec![PathBuf::from("bin/a.sock")]));
+        assert_eq!(one.slug, two.slug);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use visor::{names::Digest, schema::Slug};
 
 use crate::{
     layout::Layout,
-    slug::{self, SlugError},
+    slug::{self, Packed, SlugError},
     storage::{self, Storage, StorageError},
 };
 
@@ -81,20 +81,21 @@ impl Slugs {
     ///
     /// # Errors
     /// [`NotStored`].
-    pub async fn store(&self, tree: &File, cancelled: &CancellationToken) -> Result<Slug, NotStored> {
+    pub async fn store(&self, tree: &File, cancelled: &CancellationToken) -> Result<Packed, NotStored> {
         let (tree, layout, cancelled) = (tree.to_owned(), self.layout.clone(), cancelled.clone());
-        let slug = tokio::task::spawn_blocking(move || slug::store(&tree, &layout, &cancelled)).await??;
+        let packed = tokio::task::spawn_blocking(move || slug::store(&tree, &layout, &cancelled)).await??;
+        let slug = &packed.slug;
         if let Some(shared) = &self.shared {
             // The mark first: a sweep looks for it again before it removes the slug.
             let mark = storage::unneeded_slug(&slug.sha256);
             if shared.size(&mark).await?.is_some() {
                 shared.remove(vec![mark]).await?;
             }
-            self.share(shared, &slug).await?;
+            self.share(shared, slug).await?;
             let layout = self.layout.clone();
             tokio::task::spawn_blocking(move || slug::keep_newest(&layout)).await??;
         }
-        Ok(slug)
+        Ok(packed)
     }
 
     /// Stores a slug of this rm's folder in the shared storage, unless it is there.

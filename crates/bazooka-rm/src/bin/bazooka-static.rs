@@ -1,6 +1,7 @@
 //! bazooka-static: serves the files of a folder on $PORT. It ships in the slugs of static apps.
 //!
-//! Names that begin with a dot are not served, except `.well-known`; nor are the Procfile and this program itself.
+//! Names that begin with a dot are not served, except `.well-known`; nor are the Procfile, this program itself, and what npm
+//! reads and installs.
 
 use std::{net::Ipv4Addr, path::PathBuf, process::ExitCode};
 
@@ -62,6 +63,11 @@ async fn hide(request: Request, next: Next) -> Response {
     let path = percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let hidden = parts.iter().any(|part| part.starts_with('.') && *part != ".well-known")
-        || matches!(parts[..], ["Procfile"] | ["bin", "bazooka-static"]);
+        || matches!(
+            parts[..],
+            ["Procfile" | "package.json" | "package-lock.json" | "npm-shrinkwrap.json"]
+                | ["node_modules", ..]
+                | ["bin", "bazooka-static"]
+        );
     if hidden { (StatusCode::NOT_FOUND, "not found\n").into_response() } else { next.run(request).await }
 }

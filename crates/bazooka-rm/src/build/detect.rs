@@ -1,115 +1,76 @@
-//! The kinds of a tree, detected only from the names of its files.
+//! The buildpacks of a tree.
 
 use std::path::Path;
 
-use crate::tree::{File, Files};
-
-/// A kind of tree, with its way to build.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Built by the app's own `bin/build`.
-    Own,
-    /// Built by npm.
-    Node,
-    /// Built by pip, in a virtual environment.
-    Python,
-    /// Built by cargo.
-    Rust,
-    /// A folder of static files; gets a server.
-    Static,
-    /// Not built: the Procfile is enough.
-    Procfile,
-}
-
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Kind::Own => "bin/build",
-            Kind::Node => "node",
-            Kind::Python => "python",
-            Kind::Rust => "rust",
-            Kind::Static => "static",
-            Kind::Procfile => "procfile",
-        }
-    }
-}
+use super::{
+    buildpack::{Buildpack, LANGUAGES, OWN, PAGES, Tree},
+    own,
+};
 
 /// The detected way to build a tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Detected {
-    /// The kinds in the order of their builds; never empty.
-    pub kinds: Vec<Kind>,
+    /// The buildpacks in the order of their builds; none if the Procfile is enough.
+    pub buildpacks: Vec<&'static dyn Buildpack>,
     /// Notes for the pusher.
     pub notes: Vec<String>,
 }
 
 impl Detected {
-    /// Returns the names of the kinds: `node`, or `node+python` for an app with both.
+    /// Returns the names of the buildpacks: `node`, or `node+python` for an app with both; `procfile` if there is none.
     pub fn name(&self) -> String {
-        self.kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join("+")
+        if self.buildpacks.is_empty() {
+            return "procfile".to_owned();
+        }
+        self.buildpacks.iter().map(|buildpack| buildpack.name()).collect::<Vec<_>>().join("+")
+    }
+
+    /// Reports whether the build starts processes.
+    pub fn runs_processes(&self) -> bool {
+        self.buildpacks.iter().any(|buildpack| buildpack.runs_processes())
     }
 }
 
-/// Detects a tree's kinds.
+/// Detects a tree's buildpacks.
 ///
-/// If there is a `bin/build`, it alone is run. Otherwise each language whose file is there is built: an app in Python
-/// may have pages that Node makes. A `pyproject.toml` counts only if no other file does, since many hold no more than a
-/// linter's settings.
-pub fn detect(files: &Files) -> Detected {
-    let has = |name: &str| files.contains_key(Path::new(name));
+/// If there is a `bin/build`, it alone is run. Otherwise each language whose file is there is built.
+pub fn detect(tree: Tree<'_>) -> Detected {
     let mut notes = Vec::new();
-    match files.get(Path::new("bin/build")) {
-        Some(File::Regular { executable: true }) | Some(File::Link) => {
-            return Detected { kinds: vec![Kind::Own], notes };
-        }
-        Some(File::Regular { executable: false }) => notes.push(
+    if OWN.detects(tree) {
+        return Detected { buildpacks: vec![OWN], notes };
+    }
+    if tree.files.contains_key(Path::new(own::PATH)) {
+        notes.push(
             "bin/build can't be executed and is passed over; `git update-index --chmod=+x bin/build` makes it the app's build"
                 .into(),
-        ),
-        None => {}
+        );
     }
-    let mut kinds = Vec::new();
-    if has("package.json") {
-        kinds.push(Kind::Node);
+    let mut buildpacks: Vec<&'static dyn Buildpack> =
+        LANGUAGES.into_iter().filter(|language| language.detects(tree)).collect();
+    if buildpacks.is_empty() && PAGES.detects(tree) {
+        buildpacks.push(PAGES);
     }
-    if has("requirements.txt") {
-        kinds.push(Kind::Python);
-    }
-    if has("Cargo.toml") {
-        kinds.push(Kind::Rust);
-    }
-    if kinds.is_empty() && has("pyproject.toml") {
-        kinds.push(Kind::Python);
-    }
-    if kinds.is_empty() && has("index.html") {
-        kinds.push(Kind::Static);
-    }
-    if kinds.is_empty() {
-        kinds.push(Kind::Procfile);
-    }
-    if kinds.contains(&Kind::Node) && !has("package-lock.json") && !has("npm-shrinkwrap.json") {
-        for other in ["yarn.lock", "pnpm-lock.yaml", "bun.lock"] {
-            if has(other) {
-                notes.push(format!(
-                    "{other} is not read: npm installs from package.json; commit a package-lock.json, or build with a bin/build"
-                ));
-            }
-        }
-    }
-    Detected { kinds, notes }
+    Detected { buildpacks, notes }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::{File, Files};
 
-    fn kinds(files: &[&str]) -> String {
-        let regular = |executable| File::Regular { executable };
-        let files = files.iter().map(|f| match f.strip_prefix('*') {
-            Some(f) => (f.into(), regular(true)),
-            None => (f.into(), regular(false)),
-        });
-        detect(&files.collect()).name()
+    /// Detects a tree of these files: executable ones begin with `*`; what follows a `=` is the content.
+    fn detected(files: &[&str]) -> Detected {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut names = Files::new();
+        for file in files {
+            let (name, content) = file.split_once('=').unwrap_or((file, ""));
+            let (name, executable) = name.strip_prefix('*').map_or((name, false), |name| (name, true));
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("it has one")).expect("made");
+            std::fs::write(path, content).expect("written");
+            names.insert(name.into(), File::Regular { executable });
+        }
+        detect(Tree { dir: dir.path(), files: &names })
     }
 
     #[test]
@@ -122,6 +83,15 @@ mod tests {
             (&["pyproject.toml"], "python"),
             (&["pyproject.toml", "package.json"], "node"),
             (&["Cargo.toml", "Cargo.lock"], "rust"),
+            (&["Cargo.toml=[lib]"], "rust"),
+            (&["Cargo.toml=[lib]", "package.json"], "node"),
+            (&["Cargo.toml=[lib]", "src/lib.rs", "requirements.txt"], "python"),
+            (&["Cargo.toml", "src/main.rs", "package.json"], "node+rust"),
+            (&["Cargo.toml", "src/bin/x.rs", "package.json"], "node+rust"),
+            (&["Cargo.toml=[[bin]]\nname = 'x'", "package.json"], "node+rust"),
+            (&["Cargo.toml=[workspace]", "package.json"], "node+rust"),
+            (&["go.mod", "main.go"], "go"),
+            (&["go.mod", "package.json"], "node+go"),
             (&["index.html", "a.css"], "static"),
             (&["index.html", "package.json"], "node"),
             (&["*bin/build", "package.json", "Cargo.toml"], "bin/build"),
@@ -129,19 +99,13 @@ mod tests {
             (&["sub/package.json", "sub/index.html"], "procfile"),
             (&[], "procfile"),
         ] {
-            assert_eq!(kinds(files), wanted, "{files:?}");
+            assert_eq!(detected(files).name(), wanted, "{files:?}");
         }
     }
 
     #[test]
     fn what_is_passed_over_is_told() {
-        let regular = File::Regular { executable: false };
-        let files = Files::from([
-            ("bin/build".into(), regular),
-            ("package.json".into(), regular),
-            ("yarn.lock".into(), regular),
-        ]);
-        let notes = detect(&files).notes;
-        assert!(notes[0].contains("chmod=+x bin/build") && notes[1].contains("yarn.lock is not read"));
+        let notes = detected(&["bin/build", "package.json"]).notes;
+        assert!(notes[0].contains("chmod=+x bin/build"), "{notes:?}");
     }
 }

@@ -13,6 +13,12 @@ const PASSED: &[&str] = &[
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "NODE_EXTRA_CA_CERTS",
+    "GOPROXY",
+    "GOSUMDB",
+    "GOPRIVATE",
+    "GONOPROXY",
+    "GONOSUMDB",
+    "GOINSECURE",
     "GIT_SSL_CAINFO",
     "http_proxy",
     "https_proxy",
@@ -92,6 +98,12 @@ pub fn environment(
     for quiet in ["audit", "fund", "update_notifier", "progress"] {
         set(&format!("npm_config_{quiet}"), "false".into());
     }
+    set("GOPATH", below("go"));
+    set("GOCACHE", below("go-build"));
+    // Another version would come from the network, unasked for by the operator.
+    set("GOTOOLCHAIN", "local".into());
+    // Files that a build can't delete would stay in its cache.
+    set("GOFLAGS", "-modcacherw".into());
     set("CARGO_HOME", below("cargo"));
     set("CARGO_TARGET_DIR", below("target"));
     set("CARGO_TERM_COLOR", "never".into());

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{python, rust};
+use super::{profile, python, rust};
 use crate::layout;
 
 /// The first argument that selects this role of the program.
@@ -36,6 +36,7 @@ fn act(name: &str, paths: &[&Path]) -> io::Result<()> {
         ("copy", [from, to]) => python::copy_tree(from, to),
         ("move-venv", [venv, tree]) => python::relocate(venv, tree),
         ("keep-venv", [venv, kept]) => python::keep(venv, kept),
+        ("write-profile", [path, defaults @ ..]) => profile::write(path, defaults),
         ("remove", [path]) => layout::remove(path),
         _ => Err(io::Error::other("bazooka-rm runs this itself, in builds")),
     }

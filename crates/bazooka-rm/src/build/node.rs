@@ -1,10 +1,28 @@
 //! Builds for Node: npm installs, and runs the build script of package.json if there is one.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
+use async_trait::async_trait;
 use serde::Deserialize;
+use visor::names::ProcName;
 
-use super::{BuildError, Work, run::Runner};
+use super::{
+    BuildError, Work,
+    buildpack::{Buildpack, Tool, Tree, web},
+    profile,
+    run::Runner,
+    statics,
+};
+
+/// The file that `npm start` runs if package.json doesn't say what.
+const SERVER: &str = "server.js";
+
+/// Lock files of other package managers.
+const OTHER_LOCKS: [&str; 4] = ["yarn.lock", "pnpm-lock.yaml", "bun.lock", "bun.lockb"];
+
+/// An app with a package.json.
+#[derive(Clone, Copy, Debug)]
+pub struct Node;
 
 /// The fields of package.json that decide the build.
 #[derive(Debug, Default, Deserialize)]
@@ -18,36 +36,91 @@ struct Package {
     workspaces: serde_json::Value,
 }
 
-/// Installs and builds.
-///
-/// Development dependencies are installed only if there is a build script, and removed after it.
-///
-/// # Errors
-/// [`BuildError`].
-pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
-    let text =
-        std::fs::read(work.dir.join("package.json")).map_err(BuildError::disk("reading package.json"))?;
-    let package: Package = serde_json::from_slice(&text)
-        .map_err(|error| BuildError::Faulty(format!("package.json can't be read: {error}")))?;
-    let locked = ["package-lock.json", "npm-shrinkwrap.json"]
-        .iter()
-        .any(|name| work.files.contains_key(Path::new(name)));
-    let builds = package.scripts.contains_key("build");
-    if installs(&package, locked) {
-        let install = if locked { "ci" } else { "install" };
-        if !locked {
-            work.voice.say("there is no package-lock.json: each build takes the newest versions").await;
-        }
-        let which = if builds { "--include=dev" } else { "--omit=dev" };
-        npm(work, runner, &[install, which, "--prefer-offline"]).await?;
+#[async_trait]
+impl Buildpack for Node {
+    fn name(&self) -> &'static str {
+        "node"
     }
-    if builds {
-        npm(work, runner, &["run", "build"]).await?;
+
+    fn detects(&self, tree: Tree<'_>) -> bool {
+        tree.has("package.json")
+    }
+
+    fn tool(&self, tree: Tree<'_>) -> Option<Tool> {
+        let package = package(tree).ok()?;
+        let runs = installs(&package, is_locked(tree)) || package.scripts.contains_key("build");
+        runs.then_some(Tool { program: "npm", package: "npm" })
+    }
+
+    /// Installs and builds. Development dependencies are there meanwhile, because scripts that run with an install may
+    /// need them, and removed at the end.
+    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
+        let tree = work.tree();
+        let package = package(tree)?;
+        let locked = is_locked(tree);
+        if installs(&package, locked) {
+            let install = if locked { "ci" } else { "install" };
+            if !locked {
+                work.voice.say(without_lock(tree)).await;
+            }
+            npm(work, runner, &[install, "--include=dev", "--prefer-offline"]).await?;
+        }
+        if package.scripts.contains_key("build") {
+            npm(work, runner, &["run", "build"]).await?;
+        }
         if !package.dev_dependencies.is_empty() {
-            npm(work, runner, &["prune", "--omit=dev"]).await?;
+            npm(work, runner, &["prune", "--omit=dev", "--ignore-scripts"]).await?;
         }
+        if !tree.has("Procfile") && starts(tree, &package).is_none() && pages(tree).is_some() {
+            statics::add_server(work)?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn may_release(&self) -> bool {
+        true
+    }
+
+    fn defaults(&self) -> &'static [profile::Default] {
+        &[("NODE_ENV", "production")]
+    }
+
+    /// Returns `npm start` as `web` if npm knows what to start, else the pages that were pushed or built.
+    fn release(&self, tree: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
+        let start = starts(tree, &package(tree)?);
+        let serve = || pages(tree).map(statics::serve);
+        Ok(start.or_else(serve).map(web).unwrap_or_default())
+    }
+}
+
+fn package(tree: Tree<'_>) -> Result<Package, BuildError> {
+    serde_json::from_slice(&tree.read("package.json")?)
+        .map_err(|error| BuildError::Faulty(format!("package.json can't be read: {error}")))
+}
+
+fn is_locked(tree: Tree<'_>) -> bool {
+    ["package-lock.json", "npm-shrinkwrap.json"].into_iter().any(|name| tree.has(name))
+}
+
+/// Returns the words for the pusher of an app without a lock file that npm reads.
+fn without_lock(tree: Tree<'_>) -> String {
+    match OTHER_LOCKS.into_iter().find(|name| tree.has(name)) {
+        Some(other) => format!(
+            "{other} is not read: npm installs from package.json; commit a package-lock.json, or build with a bin/build"
+        ),
+        None => "there is no package-lock.json: each build takes the newest versions".to_owned(),
+    }
+}
+
+/// Returns the command of the app's server, if npm knows one.
+fn starts(tree: Tree<'_>, package: &Package) -> Option<String> {
+    (package.scripts.contains_key("start") || tree.has(SERVER)).then(|| "npm start".to_owned())
+}
+
+/// Returns the folder of the app's pages: where tools build them, or the top.
+fn pages(tree: Tree<'_>) -> Option<&'static str> {
+    let has = |folder: &&str| tree.dir.join(folder).join(statics::PAGE).is_file();
+    ["dist", "build", "out", "public", "."].into_iter().find(has)
 }
 
 /// True if npm has anything to install: dependencies, or scripts of the app's own that run with an install.

@@ -72,6 +72,15 @@ impl Place {
         self.spec.uid
     }
 
+    /// Reports whether a program is in the steps' PATH. A program that is named by its path is looked for there.
+    pub fn has(&self, program: &str) -> bool {
+        let path = self.spec.env.get("PATH").map_or("", String::as_str);
+        let is_program = |path: &Path| {
+            fs::metadata(path).is_ok_and(|known| known.is_file() && known.permissions().mode() & 0o111 != 0)
+        };
+        path.split(':').any(|folder| is_program(&Path::new(folder).join(program)))
+    }
+
     /// Returns a place for the same user in which only `folder` is writable and nothing of the app is visible.
     pub fn without_the_app(&self, folder: &Path) -> Place {
         let mut spec = self.spec.clone();
@@ -197,6 +206,13 @@ mod tests {
 
     fn vars(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+    }
+
+    #[test]
+    fn a_program_is_looked_for_where_steps_find_it() {
+        let place = Place::plain(Path::new("/"), vars(&[("PATH", "/nowhere:/bin:/etc")]));
+        let asked = ["sh", "/bin/sh", "no-such-program", "passwd", "/nowhere/sh"];
+        assert_eq!(asked.map(|program| place.has(program)), [true, true, false, false, false]);
     }
 
     #[test]

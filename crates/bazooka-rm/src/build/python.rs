@@ -12,10 +12,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 
-use super::{BuildError, Work, place, run::Runner};
+use super::{
+    BuildError, Work,
+    buildpack::{Buildpack, Tool, Tree},
+    place, profile,
+    run::Runner,
+};
 use crate::layout;
 
 /// The system's interpreter: hosts have the libraries that it needs.
@@ -33,11 +39,41 @@ const MOST_REQUIREMENTS: u64 = 4 << 20;
 /// Held by the build that makes the environment with pip, while others wait.
 static MAKING_PIP: Mutex<()> = Mutex::const_new(());
 
+/// An app with a requirements.txt or a pyproject.toml.
+#[derive(Clone, Copy, Debug)]
+pub struct Python;
+
+#[async_trait]
+impl Buildpack for Python {
+    fn name(&self) -> &'static str {
+        "python"
+    }
+
+    /// Reports whether there is a requirements.txt, or a pyproject.toml and no other language's file: many of those hold
+    /// no more than a linter's settings.
+    fn detects(&self, tree: Tree<'_>) -> bool {
+        let alone = !tree.has("package.json") && !tree.has("Cargo.toml");
+        tree.has("requirements.txt") || (tree.has("pyproject.toml") && alone)
+    }
+
+    fn tool(&self, _: Tree<'_>) -> Option<Tool> {
+        Some(Tool { program: PYTHON, package: "python3-venv" })
+    }
+
+    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
+        build(work, runner).await
+    }
+
+    fn defaults(&self) -> &'static [profile::Default] {
+        &[("PYTHONUNBUFFERED", "1")]
+    }
+}
+
 /// Installs and compiles.
 ///
 /// # Errors
 /// [`BuildError`].
-pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
+async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
     let venv = work.dir.join(VENV);
     // A committed environment was made for another machine.
     layout::remove(&venv).map_err(BuildError::disk("removing a committed .venv"))?;

@@ -1,16 +1,85 @@
 //! Builds for Rust: cargo builds in the app's cache, and its programs go to `target/release` in the slug.
 
-use std::{ffi::OsStr, fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{collections::BTreeMap, ffi::OsStr, fs, io, os::unix::fs::PermissionsExt, path::Path};
 
-use super::{BuildError, Work, place, run::Runner};
+use async_trait::async_trait;
+use serde::Deserialize;
+use visor::names::ProcName;
+
+use super::{
+    BuildError, Work,
+    buildpack::{Buildpack, Tool, Tree, web},
+    place,
+    run::Runner,
+};
 use crate::layout;
+
+/// Where the programs are in a tree.
+const RELEASE: &str = "target/release";
+
+/// An app with a Cargo.toml.
+#[derive(Clone, Copy, Debug)]
+pub struct Rust;
+
+/// The fields of Cargo.toml that tell a program from a library.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Manifest {
+    bin: Vec<toml::Value>,
+    workspace: Option<toml::Value>,
+}
+
+#[async_trait]
+impl Buildpack for Rust {
+    fn name(&self) -> &'static str {
+        "rust"
+    }
+
+    /// Reports whether there is a Cargo.toml. Beside a package.json or a requirements.txt it counts only if it has a
+    /// program: a library there is a native module, which that language's own tools build.
+    fn detects(&self, tree: Tree<'_>) -> bool {
+        let alone = !tree.has("package.json") && !tree.has("requirements.txt");
+        tree.has("Cargo.toml") && (alone || has_program(tree))
+    }
+
+    fn tool(&self, _: Tree<'_>) -> Option<Tool> {
+        Some(Tool { program: "cargo", package: "cargo" })
+    }
+
+    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
+        build(work, runner).await
+    }
+
+    fn may_release(&self) -> bool {
+        true
+    }
+
+    /// Returns the program as `web`, if cargo built one alone.
+    fn release(&self, tree: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
+        let built =
+            programs(&tree.dir.join(RELEASE)).map_err(BuildError::disk("reading what cargo built"))?;
+        Ok(match &built[..] {
+            [program] => web(format!("exec './{RELEASE}/{}'", program.replace('\'', r"'\''"))),
+            _ => BTreeMap::new(),
+        })
+    }
+}
+
+fn has_program(tree: Tree<'_>) -> bool {
+    let is_program = |path: &Path| path == Path::new("src/main.rs") || path.starts_with("src/bin");
+    // A faulty file is cargo's to complain about.
+    let text = tree.read("Cargo.toml").ok().and_then(|text| String::from_utf8(text).ok());
+    let manifest = text.and_then(|text| toml::from_str::<Manifest>(&text).ok());
+    let manifest = manifest.unwrap_or_default();
+    tree.files.keys().any(|path| is_program(path)) || !manifest.bin.is_empty() || manifest.workspace.is_some()
+}
 
 /// Builds, and copies only the programs: the rest of a target folder is many times their size.
 ///
 /// # Errors
 /// [`BuildError`]; also if there is no program.
-pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
-    let built = work.cache.join("target/release");
+async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
+    let built = work.cache.join(RELEASE);
     if built.exists() {
         // A program of an earlier commit that this commit doesn't build must not get into its slug.
         runner.files("clearing cargo's cache", &[OsStr::new("clear-programs"), built.as_os_str()]).await?;
@@ -25,7 +94,7 @@ pub async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildErro
     }
     work.voice.say(format!("$ cargo {}", args.join(" "))).await;
     runner.run(Path::new("cargo"), &args).await?;
-    let release = Path::new("target/release");
+    let release = Path::new(RELEASE);
     let seen = work.place.seen().join(release);
     let words = [OsStr::new("take-programs"), built.as_os_str(), seen.as_os_str()];
     runner.files("copying what cargo built", &words).await?;

@@ -2,23 +2,63 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use async_trait::async_trait;
 use visor::names::ProcName;
 
-use super::{BuildError, Work};
+use super::{
+    BuildError, Work,
+    buildpack::{Buildpack, Tree, web},
+    run::Runner,
+};
+
+/// The name of the first page.
+pub const PAGE: &str = "index.html";
 
 /// The server's name, beside bazooka-rm's own program and in the slug's `bin`, which is in an instance's PATH.
 const SERVER: &str = "bazooka-static";
 
-/// Returns the procs of such a folder without a Procfile.
-pub fn procs() -> BTreeMap<ProcName, String> {
-    BTreeMap::from([("web".parse().expect("it is a proc's name"), format!("exec ./bin/{SERVER}"))])
+/// A folder of pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Static;
+
+#[async_trait]
+impl Buildpack for Static {
+    fn name(&self) -> &'static str {
+        "static"
+    }
+
+    fn detects(&self, tree: Tree<'_>) -> bool {
+        tree.has(PAGE)
+    }
+
+    async fn compile(&self, work: &Work<'_>, _: &Runner<'_>) -> Result<(), BuildError> {
+        add_server(work)
+    }
+
+    fn may_release(&self) -> bool {
+        true
+    }
+
+    fn release(&self, _: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
+        Ok(web(serve(".")))
+    }
+
+    fn runs_processes(&self) -> bool {
+        false
+    }
+}
+
+/// Returns the command that serves the pages of a folder in the tree.
+pub fn serve(folder: &str) -> String {
+    let folder = if folder == "." { String::new() } else { format!(" {folder}") };
+    format!("exec ./bin/{SERVER}{folder}")
 }
 
 /// Puts the server into the tree. A file of that name in the tree is the app's own and stays as it is.
 ///
 /// # Errors
 /// If there is no server beside bazooka-rm.
-pub fn build(work: &Work<'_>) -> Result<(), BuildError> {
+pub fn add_server(work: &Work<'_>) -> Result<(), BuildError> {
     if work.files.contains_key(&Path::new("bin").join(SERVER)) {
         return Ok(());
     }

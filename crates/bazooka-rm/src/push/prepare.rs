@@ -21,12 +21,13 @@ use visor::{
 use crate::{
     apps::Apps,
     build::{
-        self, BuildError, Work, detect::Detected, environment::environment, isolation::Builds, place::Place,
+        self, BuildError, Procs, Work, buildpack::Tree, detect::Detected, environment::environment,
+        isolation::Builds, place::Place,
     },
     layout::{self, Layout},
     metrics::RmMetrics,
     queue::BuildQueue,
-    slug::{self, SlugError},
+    slug::{self, Packed, SlugError},
     slugs::{NotStored, Slugs},
     storage::StorageError,
     tree::{self, TreeError},
@@ -35,6 +36,9 @@ use crate::{
 
 /// The number of service ports after the last assigned one that are probed for foreign listeners.
 const PORTS_TRIED: usize = 100;
+
+/// The most sockets that are named to a pusher.
+const SOCKETS_SAID: usize = 10;
 
 /// The reasons why a commit did not become a rev.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +129,8 @@ struct Exported {
     commit: tree::Commit,
     files: tree::Files,
     detected: Detected,
-    procs: BTreeMap<ProcName, String>,
+    /// Those of the Procfile, if there is one.
+    procs: Option<Procs>,
 }
 
 #[async_trait]
@@ -190,13 +195,20 @@ impl Builder {
             voice,
             cancelled,
         };
-        if detected.kinds != [build::detect::Kind::Procfile] {
+        if !detected.buildpacks.is_empty() {
             voice.say(format!("building: {kind}")).await;
         }
         build::build(&work, detected).await?;
+        let procs = match procs {
+            Some(procs) => procs.clone(),
+            None => build::release(&work, detected).await?,
+        };
 
         voice.say("uploading container to file storage").await;
-        let slug = self.slugs.store(folder, cancelled).await?;
+        let Packed { slug, sockets } = self.slugs.store(folder, cancelled).await?;
+        for socket in sockets.iter().take(SOCKETS_SAID) {
+            voice.say(format!("{} is a socket, and is left out", socket.display())).await;
+        }
         self.metrics.slug_bytes.observe(slug.size_bytes as f64);
         if let Some(warning) = slug::warning(slug.size_bytes) {
             voice.say(warning).await;
@@ -204,7 +216,7 @@ impl Builder {
         let by = commit.user.map_or_else(|| says.committer.clone(), str::to_owned);
         Ok(Rev {
             slug,
-            procs: procs.clone(),
+            procs,
             kind: kind.clone(),
             by,
             at: Timestamp::now(),
@@ -229,7 +241,7 @@ impl Builder {
             let repository = tree::open(&repository, quarantine.as_deref())?;
             let commit = tree::describe(&repository, rev.as_str())?;
             let files = tree::export(&repository, rev.as_str(), &folder, &cancelled)?;
-            let (detected, procs) = build::read(&folder, &files)?;
+            let (detected, procs) = build::read(Tree { dir: &folder, files: &files })?;
             Ok(Exported { commit, files, detected, procs })
         })
         .await
@@ -246,7 +258,7 @@ impl Builder {
         let mut variables = environment(&own, &self.layout.cache(commit.app), Path::exists);
         variables.insert("BAZOOKA_APP".into(), commit.app.to_string());
         variables.insert("BAZOOKA_REV".into(), commit.rev.to_string());
-        if build::runs_nothing(detected) {
+        if !detected.runs_processes() {
             return Ok(Place::plain(folder, variables));
         }
         let (builder, app) = (self.clone(), commit.app.clone());

@@ -35,7 +35,7 @@ async fn store(dir: &tempfile::TempDir, slugs: &Slugs, word: &str) -> Digest {
     let tree = dir.path().join(word);
     fs::create_dir_all(&tree).expect("made");
     fs::write(tree.join("file"), word).expect("written");
-    slugs.store(&tree, &CancellationToken::new()).await.expect("stored").sha256
+    slugs.store(&tree, &CancellationToken::new()).await.expect("stored").slug.sha256
 }
 
 async fn is_there(slugs: &Slugs, sha256: &Digest) -> bool {

@@ -4,6 +4,7 @@ mod apps;
 mod builds;
 mod cut;
 mod hostile;
+mod languages;
 mod packs;
 mod refused;
 mod releases;

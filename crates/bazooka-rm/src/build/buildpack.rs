@@ -1,0 +1,117 @@
+//! The contract of a buildpack, and the buildpacks of bazooka-rm.
+//!
+//! Owns their order. A buildpack has the three steps that Heroku's have: it detects its trees, compiles a tree in place,
+//! and says what the tree runs if its Procfile doesn't. Each is in a file of its own.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use async_trait::async_trait;
+use visor::names::ProcName;
+
+use super::{
+    BuildError, Work, go::Go, node::Node, own::Own, profile, python::Python, run::Runner, rust::Rust,
+    statics::Static,
+};
+use crate::{layout, tree::Files};
+
+/// The languages, in the order of their builds: an app in Python may have pages that Node makes.
+pub const LANGUAGES: [&dyn Buildpack; 4] = [&Node, &Python, &Go, &Rust];
+
+/// The app's own build, which replaces all others.
+pub const OWN: &dyn Buildpack = &Own;
+
+/// The buildpack for trees without a language.
+pub const PAGES: &dyn Buildpack = &Static;
+
+/// The largest file that tells a buildpack what to do, in bytes.
+const MOST_SETTINGS: u64 = 4 << 20;
+
+/// An exported tree.
+#[derive(Clone, Copy, Debug)]
+pub struct Tree<'a> {
+    /// Its folder.
+    pub dir: &'a Path,
+    /// Its files, as they were pushed.
+    pub files: &'a Files,
+}
+
+impl Tree<'_> {
+    /// Reports whether a file of this name was pushed.
+    pub fn has(&self, name: &str) -> bool {
+        self.files.contains_key(Path::new(name))
+    }
+
+    /// Reads a file of the tree as it is now. A build may have replaced it, so no link is followed and the size is
+    /// limited.
+    ///
+    /// # Errors
+    /// [`BuildError::Disk`].
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, BuildError> {
+        layout::read_plain(&self.dir.join(name), MOST_SETTINGS)
+            .map_err(BuildError::disk(format!("reading {name}")))
+    }
+}
+
+/// A program of the machine that a buildpack needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tool {
+    /// Its name in PATH, or its path.
+    pub program: &'static str,
+    /// Debian's package that has it.
+    pub package: &'static str,
+}
+
+/// A way to build trees of one kind.
+#[async_trait]
+pub trait Buildpack: Sync {
+    /// Returns the word for pushers and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Reports whether a tree is of this kind, by the names of its files and the contents of few.
+    fn detects(&self, tree: Tree<'_>) -> bool;
+
+    /// Returns the program without which a tree can't be built.
+    fn tool(&self, _tree: Tree<'_>) -> Option<Tool> {
+        None
+    }
+
+    /// Builds a tree in its folder.
+    ///
+    /// # Errors
+    /// [`BuildError`]. The folder then stays as it is.
+    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError>;
+
+    /// Reports whether [`Buildpack::release`] may return a proc.
+    fn may_release(&self) -> bool {
+        false
+    }
+
+    /// Returns the procs of a built tree that has no Procfile, with their commands.
+    ///
+    /// # Errors
+    /// [`BuildError`], if a file that decides it can't be read.
+    fn release(&self, _tree: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
+        Ok(BTreeMap::new())
+    }
+
+    /// Returns the defaults of the variables that an instance of the app has.
+    fn defaults(&self) -> &'static [profile::Default] {
+        &[]
+    }
+
+    /// Reports whether [`Buildpack::compile`] starts processes, which take a sandbox.
+    fn runs_processes(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for dyn Buildpack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Returns the proc `web` with a command.
+pub fn web(command: impl Into<String>) -> BTreeMap<ProcName, String> {
+    BTreeMap::from([("web".parse().expect("it is a proc's name"), command.into())])
+}
