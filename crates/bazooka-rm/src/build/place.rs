@@ -210,8 +210,11 @@ mod tests {
 
     #[test]
     fn a_program_is_looked_for_where_steps_find_it() {
-        let place = Place::plain(Path::new("/"), vars(&[("PATH", "/nowhere:/bin:/etc")]));
-        let asked = ["sh", "/bin/sh", "no-such-program", "passwd", "/nowhere/sh"];
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::write(dir.path().join("notes"), "").expect("written");
+        let path = format!("/nowhere:{}:/bin", dir.path().display());
+        let place = Place::plain(Path::new("/"), vars(&[("PATH", &path)]));
+        let asked = ["sh", "/bin/sh", "no-such-program", "notes", "/nowhere/sh"];
         assert_eq!(asked.map(|program| place.has(program)), [true, true, false, false, false]);
     }
 

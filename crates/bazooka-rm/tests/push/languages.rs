@@ -102,7 +102,7 @@ async fn a_program_in_go_is_built_with_what_it_vendors_and_runs() {
     assert_eq!(String::from_utf8_lossy(&said.stdout), "hello from Go\n");
     let (_, folder) = rig.app("words").await;
     let library = [("Procfile", "web: x\n"), ("go.mod", "module words\n"), ("words.go", "package words\n")];
-    push(&folder, &library).await.rejected("go built no program");
+    push(&folder, &library).await.rejected("go: no main packages to build");
 }
 
 #[tokio::test]
