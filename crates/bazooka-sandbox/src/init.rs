@@ -45,7 +45,7 @@ use crate::{
     family,
     fence::{self, EncloseError},
     in_one_line, landlock,
-    launch::{Launched, common_limits},
+    launch::{Launched, common_limits, shell},
     protocol::{Group, LaunchSpec, SandboxSpec},
     root::{self, RootError},
     seccomp,
@@ -113,7 +113,7 @@ enum BeginError {
     Abstract(#[source] io::Error),
     #[error("can't filter its system calls")]
     Filter(#[source] seccompiler::Error),
-    #[error("can't start /bin/sh in its root")]
+    #[error("can't start {} in its root", shell())]
     Command(#[source] io::Error),
 }
 
@@ -278,7 +278,7 @@ impl Init<'_> {
         }
         apply_filter(&self.filter).map_err(BeginError::Filter)?;
 
-        let mut command = Command::new("/bin/sh");
+        let mut command = Command::new(shell());
         command.arg("-c").arg(&self.spec.command).current_dir(Path::new("/").join(root::APP));
         command.env_clear().envs(&self.spec.env).stdin(Stdio::null());
         let between = || -> io::Result<()> {

@@ -5,7 +5,7 @@
 use std::{
     fs, io,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -50,7 +50,7 @@ pub enum LaunchError {
     Group(#[from] GroupError),
     #[error(transparent)]
     Sandbox(#[from] InitError),
-    #[error("can't start /bin/sh in {}", folder.display())]
+    #[error("can't start {} in {}", shell(), folder.display())]
     Plain { folder: PathBuf, source: io::Error },
 }
 
@@ -64,6 +64,13 @@ pub fn launch(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launche
         None => plain(spec, groups, ends),
     });
     launched.inspect_err(|_| remove(spec, groups))
+}
+
+/// Returns the shell that runs commands: bash where the root has it, because people write for it, and because it becomes
+/// the command's last program instead of waiting for it. So signals reach that program, and its end is the instance's.
+pub fn shell() -> &'static str {
+    const BASH: &str = "/bin/bash";
+    if Path::new(BASH).exists() { BASH } else { "/bin/sh" }
 }
 
 /// Removes what an instance has on the machine beside its processes, of which none is left: its control groups and its
@@ -121,7 +128,7 @@ fn plain(spec: &LaunchSpec, groups: &[Group], ends: Ends) -> Result<Launched, La
     let procs: Vec<_> = groups.iter().map(|group| group.folder.join("cgroup.procs")).collect();
     let own_id = Pid::this();
     let (uid, processes) = (spec.uid, spec.processes);
-    let mut command = Command::new("/bin/sh");
+    let mut command = Command::new(shell());
     command
         .arg("-c")
         .arg(&spec.command)

@@ -193,7 +193,7 @@ pub struct Closed {
 pub struct LaunchSpec {
     /// The [`PROTOCOL`] of the bazooka-pm that wrote it.
     pub protocol: u32,
-    /// The command, for `/bin/sh -c`.
+    /// The command, a line for the shell.
     pub command: String,
     /// The folder that it runs in: the unpacked slug.
     pub folder: PathBuf,

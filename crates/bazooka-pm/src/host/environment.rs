@@ -52,6 +52,9 @@ pub fn environment(
         ("TMPDIR", place(places.tmp)),
         // Without it, many programs take text for ASCII.
         ("LANG", "C.UTF-8".to_owned()),
+        // Without it, Python keeps what is printed until it has some kilobytes; an app may be a script without a language's
+        // files.
+        ("PYTHONUNBUFFERED", "1".to_owned()),
     ];
     let fixed = [
         ("PORT", port.to_string()),

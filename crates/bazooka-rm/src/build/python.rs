@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use super::{
     BuildError, Work,
     buildpack::{Buildpack, Tool, Tree},
-    place, profile,
+    place,
     run::Runner,
 };
 use crate::layout;
@@ -62,10 +62,6 @@ impl Buildpack for Python {
 
     async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
         build(work, runner).await
-    }
-
-    fn defaults(&self) -> &'static [profile::Default] {
-        &[("PYTHONUNBUFFERED", "1")]
     }
 }
 

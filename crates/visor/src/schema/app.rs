@@ -39,7 +39,7 @@ pub struct Slug {
 pub struct Rev {
     /// The built slug.
     pub slug: Slug,
-    /// The Procfile: each proc's command, a line for `/bin/sh -c`.
+    /// The Procfile: each proc's command, a line for the shell.
     pub procs: BTreeMap<ProcName, String>,
     /// The kind of the build: `node`, `python`, `rust`, `static`, `bin/build` or `procfile`.
     pub kind: String,

@@ -65,7 +65,7 @@ pub struct Assignment {
     pub env: EnvRef,
     /// The slug.
     pub slug: Slug,
-    /// The command, a line for `/bin/sh -c`.
+    /// The command, a line for the shell.
     pub command: String,
     /// The index among the instances of its proc and release.
     pub index: u32,
