@@ -289,9 +289,14 @@ pub fn asking(
     to: PublicKey,
     now: Timestamp,
 ) -> Change {
-    let key = Key::WrapRequest(by.clone(), app.clone(), env, host.clone());
+    let key = request_key((by, host), app, env);
     let row = WrapRequest { to, since: now, key: None, extra: Extra::new() };
     Change::new().absent(&key).put(&key, &row)
+}
+
+/// Returns the key of the request to a host, `by`, for an env's key that is wrapped for another.
+fn request_key((by, host): (&HostName, &HostName), app: &AppName, env: EnvRef) -> Key {
+    Key::WrapRequest(by.clone(), app.clone(), env, host.clone())
 }
 
 /// Returns the change that ends a request.
@@ -301,7 +306,7 @@ pub fn ending_request(
     env: EnvRef,
     before: &Versioned<WrapRequest>,
 ) -> Change {
-    let key = Key::WrapRequest(by.clone(), app.clone(), env, host.clone());
+    let key = request_key((by, host), app, env);
     Change::new().as_read(&key, Some(before)).delete(&key)
 }
 

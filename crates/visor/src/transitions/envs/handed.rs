@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    keys::Key,
     names::{AppName, EnvRef, HostName},
     schema::{Extra, Handed, WrapRequest, Wraps},
     seal::{DataKey, EnvOf, Keyring, OpenError, PublicKey, Random, Vars, WrappedKey},
@@ -74,7 +73,7 @@ impl Answered {
         env: EnvRef,
         before: &Versioned<WrapRequest>,
     ) -> Change {
-        let key = Key::WrapRequest(by.clone(), app.clone(), env, host.clone());
+        let key = super::request_key((by, host), app, env);
         let after = WrapRequest { key: Some(self.0), ..before.value.clone() };
         Change::new().as_read(&key, Some(before)).put(&key, &after)
     }
