@@ -105,7 +105,7 @@ enum Kind {
 /// A packed tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packed {
-    /// Its slug.
+    /// The slug.
     pub slug: Slug,
     /// Sockets that tools of the build have left, by path. Nobody listens on them any more, so they are left out.
     pub sockets: Vec<PathBuf>,
@@ -234,7 +234,7 @@ pub fn is_stored(layout: &Layout, slug: &Slug) -> bool {
     fs::metadata(layout.slug(&slug.sha256)).is_ok_and(|file| file.len() == slug.size_bytes)
 }
 
-/// What a tree holds.
+/// The contents of a tree.
 #[derive(Default)]
 struct Listing {
     entries: BTreeMap<PathBuf, Kind>,

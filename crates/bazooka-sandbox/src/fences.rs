@@ -44,11 +44,11 @@ struct Member {
     port: u16,
     links: Vec<u16>,
     begun: Instant,
-    /// What its shim attaches.
+    /// The rules that its shim attaches.
     told: Attached,
     /// The group that the last look found. A build makes a new one of the same name for each step.
     seen: Option<u64>,
-    /// What was attached since, and to which group.
+    /// The rules that were attached since, and to which group.
     renewed: Option<(u64, Attached)>,
 }
 

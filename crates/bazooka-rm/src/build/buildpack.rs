@@ -3,7 +3,12 @@
 //! Owns their order. A buildpack has the three steps that Heroku's have: it detects its trees, compiles a tree in place,
 //! and says what the tree runs if its Procfile doesn't. Each is in a file of its own.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use async_trait::async_trait;
 use visor::names::ProcName;
@@ -29,9 +34,9 @@ const MOST_SETTINGS: u64 = 4 << 20;
 /// An exported tree.
 #[derive(Clone, Copy, Debug)]
 pub struct Tree<'a> {
-    /// Its folder.
+    /// The folder.
     pub dir: &'a Path,
-    /// Its files, as they were pushed.
+    /// The files, as they were pushed.
     pub files: &'a Files,
 }
 
@@ -50,12 +55,28 @@ impl Tree<'_> {
         layout::read_plain(&self.dir.join(name), MOST_SETTINGS)
             .map_err(BuildError::disk(format!("reading {name}")))
     }
+
+    /// Returns the names of the programs in a folder of the tree as it is now, and none if a build has made a link of it:
+    /// what lies elsewhere is not listed.
+    ///
+    /// # Errors
+    /// [`BuildError::Disk`].
+    pub fn programs(&self, folder: &str) -> Result<Vec<String>, BuildError> {
+        let mut path = PathBuf::from(self.dir);
+        for part in Path::new(folder) {
+            path.push(part);
+            if !fs::symlink_metadata(&path).is_ok_and(|known| known.is_dir()) {
+                return Ok(Vec::new());
+            }
+        }
+        programs(&path).map_err(BuildError::disk(format!("reading {folder}")))
+    }
 }
 
 /// A program of the machine that a buildpack needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tool {
-    /// Its name in PATH, or its path.
+    /// The name in PATH, or a path.
     pub program: &'static str,
     /// Debian's package that has it.
     pub package: &'static str,
@@ -114,4 +135,35 @@ impl fmt::Debug for dyn Buildpack {
 /// Returns the proc `web` with a command.
 pub fn web(command: impl Into<String>) -> BTreeMap<ProcName, String> {
     BTreeMap::from([("web".parse().expect("it is a proc's name"), command.into())])
+}
+
+/// Returns the proc `web` for the program that a build has made in a folder, if there is one alone.
+pub fn web_of(folder: &str, programs: &[String]) -> BTreeMap<ProcName, String> {
+    match programs {
+        [program] => web(format!("exec './{folder}/{}'", program.replace('\'', r"'\''"))),
+        _ => BTreeMap::new(),
+    }
+}
+
+/// Returns the names of the executable files in a folder, in order; none if it is missing.
+///
+/// # Errors
+/// The file system's.
+pub fn programs(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let known = entry.metadata()?;
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+        if known.is_file() && known.permissions().mode() & 0o111 != 0 {
+            found.push(name);
+        }
+    }
+    found.sort();
+    Ok(found)
 }

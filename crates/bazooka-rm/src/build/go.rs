@@ -1,14 +1,15 @@
 //! Builds for Go: go builds in the app's cache, and its programs go to `bin` in the slug.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use async_trait::async_trait;
 use visor::names::ProcName;
 
 use super::{
     BuildError, Work,
-    buildpack::{Buildpack, Tool, Tree, web},
+    buildpack::{Buildpack, Tool, Tree, web_of},
     run::Runner,
+    statics,
 };
 
 /// The folder of the programs in a tree.
@@ -44,29 +45,12 @@ impl Buildpack for Go {
         true
     }
 
-    /// Returns the program as `web`, if go built one alone.
+    /// Returns the program as `web`, if go built one alone beside what was pushed.
     fn release(&self, tree: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
-        Ok(match &built(tree)?[..] {
-            [program] => web(format!("exec './{BIN}/{}'", program.replace('\'', r"'\''"))),
-            _ => BTreeMap::new(),
-        })
+        let mut built = tree.programs(BIN)?;
+        let is_built =
+            |name: &str| name != statics::SERVER && !tree.files.contains_key(&Path::new(BIN).join(name));
+        built.retain(|name| is_built(name));
+        Ok(web_of(BIN, &built))
     }
-}
-
-/// Returns the names of the programs in `bin` that were not pushed.
-fn built(tree: Tree<'_>) -> Result<Vec<String>, BuildError> {
-    let reading = || BuildError::disk("reading what go built");
-    let mut found = Vec::new();
-    // Without a program, go makes no folder.
-    for entry in fs::read_dir(tree.dir.join(BIN)).into_iter().flatten() {
-        let entry = entry.map_err(reading())?;
-        let known = entry.metadata().map_err(reading())?;
-        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-        let is_program = known.is_file() && known.permissions().mode() & 0o111 != 0;
-        if is_program && !tree.files.contains_key(&Path::new(BIN).join(&name)) {
-            found.push(name);
-        }
-    }
-    found.sort();
-    Ok(found)
 }

@@ -58,6 +58,10 @@ impl Buildpack for Node {
         let tree = work.tree();
         let package = package(tree)?;
         let locked = is_locked(tree);
+        if !tree.has("Procfile") && starts(tree, &package).is_none() {
+            // It may turn out to have pages. Now, because a script of the app could make a link of the folder.
+            statics::add_server(work)?;
+        }
         if installs(&package, locked) {
             let install = if locked { "ci" } else { "install" };
             if !locked {
@@ -70,9 +74,6 @@ impl Buildpack for Node {
         }
         if !package.dev_dependencies.is_empty() {
             npm(work, runner, &["prune", "--omit=dev", "--ignore-scripts"]).await?;
-        }
-        if !tree.has("Procfile") && starts(tree, &package).is_none() && pages(tree).is_some() {
-            statics::add_server(work)?;
         }
         Ok(())
     }

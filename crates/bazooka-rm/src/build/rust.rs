@@ -1,6 +1,6 @@
 //! Builds for Rust: cargo builds in the app's cache, and its programs go to `target/release` in the slug.
 
-use std::{collections::BTreeMap, ffi::OsStr, fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{collections::BTreeMap, ffi::OsStr, fs, io, path::Path};
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use visor::names::ProcName;
 
 use super::{
     BuildError, Work,
-    buildpack::{Buildpack, Tool, Tree, web},
+    buildpack::{Buildpack, Tool, Tree, programs, web_of},
     place,
     run::Runner,
 };
@@ -56,12 +56,7 @@ impl Buildpack for Rust {
 
     /// Returns the program as `web`, if cargo built one alone.
     fn release(&self, tree: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
-        let built =
-            programs(&tree.dir.join(RELEASE)).map_err(BuildError::disk("reading what cargo built"))?;
-        Ok(match &built[..] {
-            [program] => web(format!("exec './{RELEASE}/{}'", program.replace('\'', r"'\''"))),
-            _ => BTreeMap::new(),
-        })
+        Ok(web_of(RELEASE, &tree.programs(RELEASE)?))
     }
 }
 
@@ -98,9 +93,7 @@ async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
     let seen = work.place.seen().join(release);
     let words = [OsStr::new("take-programs"), built.as_os_str(), seen.as_os_str()];
     runner.files("copying what cargo built", &words).await?;
-    let mut taken =
-        fs::read_dir(work.dir.join(release)).map_err(BuildError::disk("reading what cargo built"))?;
-    if taken.next().is_none() {
+    if work.tree().programs(RELEASE)?.is_empty() {
         return Err(BuildError::Faulty("cargo built no program: Cargo.toml has a library alone".into()));
     }
     Ok(())
@@ -108,37 +101,24 @@ async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
 
 /// Removes the programs of an earlier build.
 pub(super) fn clear(built: &Path) -> io::Result<()> {
-    programs(built)?.into_iter().try_for_each(|program| layout::remove(&built.join(program)))
+    built_programs(built)?.into_iter().try_for_each(|program| layout::remove(&built.join(program)))
 }
 
 /// Copies the programs into the tree. A committed target folder is replaced.
 pub(super) fn take(built: &Path, release: &Path) -> io::Result<()> {
     release.parent().map_or(Ok(()), layout::remove)?;
     fs::create_dir_all(release)?;
-    for program in programs(built)? {
+    for program in built_programs(built)? {
         fs::copy(built.join(&program), release.join(&program))?;
     }
     Ok(())
 }
 
 /// Returns the names of the programs in a folder that cargo builds into.
-fn programs(release: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(release) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-        let is_library = name.contains(".so") || name.ends_with(".rlib") || name.ends_with(".a");
-        if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 && !is_library {
-            found.push(name);
-        }
-    }
-    found.sort();
+fn built_programs(release: &Path) -> io::Result<Vec<String>> {
+    let is_library = |name: &str| name.contains(".so") || name.ends_with(".rlib") || name.ends_with(".a");
+    let mut found = programs(release)?;
+    found.retain(|name| !is_library(name));
     Ok(found)
 }
 

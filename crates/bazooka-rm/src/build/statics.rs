@@ -8,6 +8,7 @@ use visor::names::ProcName;
 use super::{
     BuildError, Work,
     buildpack::{Buildpack, Tree, web},
+    place,
     run::Runner,
 };
 
@@ -15,7 +16,7 @@ use super::{
 pub const PAGE: &str = "index.html";
 
 /// The server's name, beside bazooka-rm's own program and in the slug's `bin`, which is in an instance's PATH.
-const SERVER: &str = "bazooka-static";
+pub const SERVER: &str = "bazooka-static";
 
 /// A folder of pages.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +57,8 @@ pub fn serve(folder: &str) -> String {
 
 /// Puts the server into the tree. A file of that name in the tree is the app's own and stays as it is.
 ///
+/// No process of the build may have run: this writes with the rights of bazooka-rm.
+///
 /// # Errors
 /// If there is no server beside bazooka-rm.
 pub fn add_server(work: &Work<'_>) -> Result<(), BuildError> {
@@ -66,6 +69,7 @@ pub fn add_server(work: &Work<'_>) -> Result<(), BuildError> {
     let bin = work.dir.join("bin");
     std::fs::create_dir_all(&bin)
         .and_then(|()| std::fs::copy(&server, bin.join(SERVER)))
-        .map(drop)
+        // The build's user may write there, as into all of its tree.
+        .and_then(|_| work.place.uid().map_or(Ok(()), |uid| place::give_all(&bin, uid)))
         .map_err(BuildError::disk(format!("copying the server of static files ({})", server.display())))
 }

@@ -1,4 +1,4 @@
-//! What the buildpacks make of trees as people write them.
+//! Buildpacks and trees as people write them.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -67,6 +67,22 @@ async fn pages_beside_a_package_json_without_a_server_are_served() {
         assert_eq!(procs(&rev), [("web", command)].into());
         assert!(slug.join("bin/bazooka-static").is_file());
     }
+}
+
+#[tokio::test]
+async fn what_a_script_links_is_neither_written_through_nor_listed() {
+    let rig = Rig::start().await;
+    let outside = rig.dir.path().join("outside");
+    std::fs::create_dir(&outside).expect("made");
+    let out = outside.display();
+    let builds = format!(
+        r#"{{"scripts": {{"build": "rm -rf bin && ln -s {out} bin && mkdir dist && echo x >dist/index.html"}}}}"#
+    );
+    let (app, folder) = rig.app("linked").await;
+    let said =
+        push(&folder, &[("package.json", &builds)]).await.rejected("bin is a symbolic link that leads out");
+    assert_eq!(std::fs::read_dir(&outside).expect("it is there").count(), 0, "{said:?}");
+    assert!(rig.view(&app).await.revs.is_empty());
 }
 
 #[tokio::test]
