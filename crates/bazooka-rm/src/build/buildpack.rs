@@ -4,17 +4,15 @@
 //! and says what the tree runs if its Procfile doesn't. Each is in a file of its own.
 
 use std::{
-    collections::BTreeMap,
     fmt, fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
-use visor::names::ProcName;
 
 use super::{
-    BuildError, Work, go::Go, node::Node, own::Own, profile, python::Python, run::Runner, rust::Rust,
+    BuildError, Procs, Work, go::Go, node::Node, own::Own, profile, python::Python, run::Runner, rust::Rust,
     statics::Static,
 };
 use crate::{layout, tree::Files};
@@ -111,8 +109,8 @@ pub trait Buildpack: Sync {
     ///
     /// # Errors
     /// [`BuildError`], if a file that decides it can't be read.
-    fn release(&self, _tree: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
-        Ok(BTreeMap::new())
+    fn release(&self, _tree: Tree<'_>) -> Result<Procs, BuildError> {
+        Ok(Procs::new())
     }
 
     /// Returns the defaults of the variables that an instance of the app has.
@@ -133,15 +131,15 @@ impl fmt::Debug for dyn Buildpack {
 }
 
 /// Returns the proc `web` with a command.
-pub fn web(command: impl Into<String>) -> BTreeMap<ProcName, String> {
-    BTreeMap::from([("web".parse().expect("it is a proc's name"), command.into())])
+pub fn web(command: impl Into<String>) -> Procs {
+    Procs::from([("web".parse().expect("it is a proc's name"), command.into())])
 }
 
 /// Returns the proc `web` for the program that a build has made in a folder, if there is one alone.
-pub fn web_of(folder: &str, programs: &[String]) -> BTreeMap<ProcName, String> {
+pub fn web_of(folder: &str, programs: &[String]) -> Procs {
     match programs {
         [program] => web(format!("exec './{folder}/{}'", program.replace('\'', r"'\''"))),
-        _ => BTreeMap::new(),
+        _ => Procs::new(),
     }
 }
 

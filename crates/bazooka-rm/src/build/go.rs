@@ -1,12 +1,11 @@
 //! Builds for Go: go builds in the app's cache, and its programs go to `bin` in the slug.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use async_trait::async_trait;
-use visor::names::ProcName;
 
 use super::{
-    BuildError, Work,
+    BuildError, Procs, Work,
     buildpack::{Buildpack, Tool, Tree, web_of},
     run::Runner,
     statics,
@@ -46,7 +45,7 @@ impl Buildpack for Go {
     }
 
     /// Returns the program as `web`, if go built one alone beside what was pushed.
-    fn release(&self, tree: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
+    fn release(&self, tree: Tree<'_>) -> Result<Procs, BuildError> {
         let mut built = tree.programs(BIN)?;
         let is_built =
             |name: &str| name != statics::SERVER && !tree.files.contains_key(&Path::new(BIN).join(name));

@@ -1,13 +1,12 @@
 //! Builds for Node: npm installs, and runs the build script of package.json if there is one.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use visor::names::ProcName;
 
 use super::{
-    BuildError, Work,
+    BuildError, Procs, Work,
     buildpack::{Buildpack, Tool, Tree, web},
     profile,
     run::Runner,
@@ -87,7 +86,7 @@ impl Buildpack for Node {
     }
 
     /// Returns `npm start` as `web` if npm knows what to start, else the pages that were pushed or built.
-    fn release(&self, tree: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
+    fn release(&self, tree: Tree<'_>) -> Result<Procs, BuildError> {
         let start = starts(tree, &package(tree)?);
         let serve = || pages(tree).map(statics::serve);
         Ok(start.or_else(serve).map(web).unwrap_or_default())

@@ -1,13 +1,12 @@
 //! Builds for Rust: cargo builds in the app's cache, and its programs go to `target/release` in the slug.
 
-use std::{collections::BTreeMap, ffi::OsStr, fs, io, path::Path};
+use std::{ffi::OsStr, fs, io, path::Path};
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use visor::names::ProcName;
 
 use super::{
-    BuildError, Work,
+    BuildError, Procs, Work,
     buildpack::{Buildpack, Tool, Tree, programs, web_of},
     place,
     run::Runner,
@@ -55,7 +54,7 @@ impl Buildpack for Rust {
     }
 
     /// Returns the program as `web`, if cargo built one alone.
-    fn release(&self, tree: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
+    fn release(&self, tree: Tree<'_>) -> Result<Procs, BuildError> {
         Ok(web_of(RELEASE, &tree.programs(RELEASE)?))
     }
 }

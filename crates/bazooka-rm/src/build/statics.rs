@@ -1,12 +1,11 @@
 //! Builds for folders of static files: a small server of bazooka's goes into the slug, because hosts need not have one.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use async_trait::async_trait;
-use visor::names::ProcName;
 
 use super::{
-    BuildError, Work,
+    BuildError, Procs, Work,
     buildpack::{Buildpack, Tree, web},
     place,
     run::Runner,
@@ -40,7 +39,7 @@ impl Buildpack for Static {
         true
     }
 
-    fn release(&self, _: Tree<'_>) -> Result<BTreeMap<ProcName, String>, BuildError> {
+    fn release(&self, _: Tree<'_>) -> Result<Procs, BuildError> {
         Ok(web(serve(".")))
     }
 
