@@ -7,6 +7,8 @@
 //! A build may have left anything in its tree, but none of its processes is left to change the tree. A slug holds
 //! regular files, folders and links that stay inside. A file with several names becomes several files.
 
+mod largest;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
@@ -20,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use visor::{names::Digest, schema::Slug};
 
+use self::largest::Largest;
 use crate::{
     layout::{self, Layout},
     tree::links,
@@ -50,14 +53,19 @@ const LEVEL: i32 = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum SlugError {
     /// The slug is too large.
-    #[error("the slug is larger than {} MB; what needn't run should not be in it", MAX_BYTES / 1_000_000)]
-    TooLarge,
+    #[error(
+        "the slug is larger than {} MB; leave out what needn't run (.slugignore). The largest in it: {}",
+        MAX_BYTES / 1_000_000,
+        .0
+    )]
+    TooLarge(Largest),
     /// The unpacked files are too large or too many.
     #[error(
-        "the slug's files are larger than {} MB, or more than {MAX_ENTRIES}; what needn't run should not be in it",
-        MAX_UNPACKED_BYTES / 1_000_000
+        "the slug's files are larger than {} MB, or more than {MAX_ENTRIES}; leave out what needn't run (.slugignore). The largest: {}",
+        MAX_UNPACKED_BYTES / 1_000_000,
+        .0
     )]
-    TooMuch,
+    TooMuch(Largest),
     /// The build left a file of a kind that a slug can't hold.
     #[error("{} is a {kind}; an app may have regular files, folders and links", path.display())]
     Strange {
@@ -116,7 +124,11 @@ pub struct Packed {
 /// # Errors
 /// [`SlugError`]. No file is left in the folder then.
 pub fn store(tree: &Path, layout: &Layout, cancelled: &CancellationToken) -> Result<Packed, SlugError> {
-    store_within(tree, layout, cancelled, MAX_BYTES)
+    store_within(tree, layout, cancelled, MAX_BYTES).map_err(|error| match error {
+        SlugError::TooLarge(_) => SlugError::TooLarge(Largest::of(tree)),
+        SlugError::TooMuch(_) => SlugError::TooMuch(Largest::of(tree)),
+        other => other,
+    })
 }
 
 fn store_within(
@@ -245,7 +257,7 @@ struct Listing {
 impl Listing {
     fn list(&mut self, tree: &Path, at: &Path, depth: usize) -> Result<(), SlugError> {
         if depth > MAX_DEPTH {
-            return Err(SlugError::TooMuch);
+            return Err(SlugError::TooMuch(Largest::default()));
         }
         let reading = |at: &Path| SlugError::disk(format!("reading {}", at.display()));
         for entry in fs::read_dir(tree.join(at)).map_err(reading(at))? {
@@ -268,7 +280,7 @@ impl Listing {
             };
             self.entries.insert(path, kind);
             if self.bytes > MAX_UNPACKED_BYTES || self.entries.len() + self.sockets.len() > MAX_ENTRIES {
-                return Err(SlugError::TooMuch);
+                return Err(SlugError::TooMuch(Largest::default()));
             }
         }
         Ok(())
@@ -288,7 +300,7 @@ fn write(
 ) -> Result<(Digest, u64), SlugError> {
     let hashing = Hashing { out: BufWriter::new(file), hash: Sha256::new(), bytes: 0, most };
     let writing = |error: io::Error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Full>()) {
-        Some(Full) => SlugError::TooLarge,
+        Some(Full) => SlugError::TooLarge(Largest::default()),
         None => SlugError::disk("writing the slug")(error),
     };
     let zstd = zstd::Encoder::new(hashing, LEVEL).map_err(writing)?;
