@@ -6,11 +6,21 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("receive.advertisePushOptions", "true"),
     ("http.receivepack", "true"),
     // Pushed objects are checked before anything reads them; harmless faults that old tools are known to write are
-    // accepted.
+    // accepted. Most are in the lines of author and committer, which nothing here goes by.
     ("receive.fsckObjects", "true"),
     ("receive.fsck.zeroPaddedFilemode", "ignore"),
     ("receive.fsck.missingSpaceBeforeDate", "ignore"),
     ("receive.fsck.badTimezone", "ignore"),
+    ("receive.fsck.zeroPaddedDate", "ignore"),
+    ("receive.fsck.badDate", "ignore"),
+    ("receive.fsck.badDateOverflow", "ignore"),
+    ("receive.fsck.missingEmail", "ignore"),
+    ("receive.fsck.badEmail", "ignore"),
+    ("receive.fsck.badName", "ignore"),
+    ("receive.fsck.missingNameBeforeEmail", "ignore"),
+    ("receive.fsck.missingSpaceBeforeEmail", "ignore"),
+    ("receive.fsck.multipleAuthors", "ignore"),
+    ("receive.fsck.missingAuthor", "ignore"),
     // A slug may have 500 MB; its history several times that.
     ("receive.maxInputSize", "2147483648"),
     // Large blobs are streamed to disk instead of being held in memory, one thread at a time.

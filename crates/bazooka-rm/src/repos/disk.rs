@@ -3,7 +3,7 @@
 //! Owns every write to a repository that isn't made by git itself.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -281,13 +281,18 @@ pub enum BranchError {
         "{branch} of app '{app}' holds commits that this push would leave behind, and its repository denies that (receive.denyNonFastForwards); fetch and merge them first"
     )]
     NonFastForward { app: AppName, branch: String },
+    #[error(
+        "this is a shallow clone, whose history ends early: run `git fetch --unshallow` and push again (in a CI job: check \
+         out with the whole history, as by `fetch-depth: 0`)"
+    )]
+    Shallow,
     #[error("{0} has moved meanwhile; fetch it and push again")]
     Moved(String),
     #[error("the pushed commit can't be read: {0}")]
     Git(#[from] git2::Error),
 }
 
-/// Rejects a forced push if the repository denies it.
+/// Rejects a push from a shallow clone, and a forced push if the repository denies it.
 ///
 /// # Errors
 /// [`BranchError`].
@@ -297,7 +302,11 @@ pub fn allows(
     set: &ChangeSet,
     quarantine: Option<&Path>,
 ) -> Result<(), BranchError> {
+    let known = tree::open(repository, None)?;
     let repository = tree::open(repository, quarantine)?;
+    if quarantine.is_some() && !is_whole(&known, &repository, &set.commit)? {
+        return Err(BranchError::Shallow);
+    }
     if !denies_non_fast_forwards(&repository) {
         return Ok(());
     }
@@ -308,6 +317,29 @@ pub fn allows(
         }
     }
     Ok(())
+}
+
+/// Reports whether all commits from this one down to those of earlier pushes are there: git accepted the latter as whole.
+/// Git itself refuses a shallow history only after the hook, when all has been built.
+///
+/// Reads the parents alone, since libgit2 takes no commit whose author's line has a fault.
+fn is_whole(known: &Repository, pushed: &Repository, commit: &str) -> Result<bool, git2::Error> {
+    let (known, pushed) = (known.odb()?, pushed.odb()?);
+    let (mut left, mut seen) = (vec![Oid::from_str(commit)?], BTreeSet::new());
+    while let Some(id) = left.pop() {
+        if !seen.insert(id) || known.exists(id) {
+            continue;
+        }
+        let object = match pushed.read(id) {
+            Ok(object) => object,
+            Err(error) if error.code() == git2::ErrorCode::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let head = object.data().split(|byte| *byte == b'\n').take_while(|line| !line.is_empty());
+        let parents = head.filter_map(|line| std::str::from_utf8(line.strip_prefix(b"parent ")?).ok());
+        left.extend(parents.filter_map(|parent| Oid::from_str(parent).ok()));
+    }
+    Ok(true)
 }
 
 /// Checks that the branches of a change set are where the pusher saw them.

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Stdio, time::Duration};
 
-use crate::rig::Rig;
+use crate::rig::{Folder, Rig};
 
 const BOMB: &str = include_str!("bomb.py");
 
@@ -101,4 +101,42 @@ async fn names_like_options_and_hooks_in_the_tree_are_names_and_files() {
     let ran = std::process::Command::new("find").arg(rig.dir.path()).args(["-name", "ran"]).output();
     assert_eq!(ran.expect("find is there").stdout, b"");
     rig.fsck(&app);
+}
+
+/// Stores a commit as its bytes are, and returns its id.
+fn faulty_commit(folder: &Folder, tree: &str, who: &str) -> String {
+    let text = format!("tree {tree}\nauthor {who}\ncommitter {who}\n\nold\n");
+    std::fs::write(folder.dir.join("../commit"), text).expect("written");
+    let words = ["hash-object", "-t", "commit", "-w", "--literally", "../commit"];
+    folder.git_now(&words).trim().to_owned()
+}
+
+#[tokio::test]
+async fn a_history_with_the_faulty_lines_of_old_tools_is_taken() {
+    let rig = Rig::start().await;
+    let (app, folder) = rig.app("pages").await;
+    folder.write("Procfile", "web: x\n").commit("one");
+    let tree = folder.git_now(&["rev-parse", "HEAD^{tree}"]).trim().to_owned();
+    let old = [
+        "Ada 1234567890 +0000",
+        "Ada <ada@localhost 1234567890 +0000",
+        "<ada@localhost> 1234567890 +0000",
+        "Ada<ada@localhost> 1234567890 +0000",
+        "Ada <ada@localhost>1234567890 +0000",
+        "Ada <ada@localhost> 01234567890 +0000",
+        "Ada <ada@localhost> 1234567890 +51800",
+    ];
+    let parents: Vec<String> = old.iter().map(|who| faulty_commit(&folder, &tree, who)).collect();
+    let mut words = vec!["commit-tree".to_owned(), tree, "-m".to_owned(), "merge".to_owned()];
+    words.extend(parents.into_iter().flat_map(|parent| ["-p".to_owned(), parent]));
+    let merge = folder.git_now(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    folder.git_now(&["reset", "-q", "--hard", merge.trim()]);
+    folder.push().await.ok();
+    assert_eq!(rig.view(&app).await.revs.len(), 1);
+    // The last commit itself may have such lines.
+    let tree = folder.git_now(&["rev-parse", "HEAD^{tree}"]).trim().to_owned();
+    let last = faulty_commit(&folder, &tree, "Ada <ada@localhost> 01234567890 +0000");
+    folder.git_now(&["reset", "-q", "--hard", &last]);
+    folder.git(&["push", "--force", "bazooka", "master"]).await.ok();
+    assert_eq!(rig.view(&app).await.revs.len(), 2);
 }

@@ -14,7 +14,8 @@ async fn a_faulty_procfile_rejects_the_push_with_its_line() {
     for (procfile, words) in [
         ("web python3 rocket.py\n", "Procfile, line 1: there is no colon"),
         ("web: a\nweb: b\n", "Procfile, line 2: proc 'web' is there already, in line 1"),
-        ("web: a\nWeb2: x\n", "Procfile, line 2: \"Web2\" can't name a proc"),
+        ("web: a\n2web: x\n", "Procfile, line 2: \"2web\" can't name a proc"),
+        ("web: a\nWeb: x\n", "proc 'Web' and proc 'web' of line 1 would both be named 'web'"),
         ("web:\n", "Procfile, line 1: proc 'web' has no command"),
         ("# nothing\n", "there is no proc in it"),
         ("", "there is no proc in it"),
@@ -129,4 +130,27 @@ async fn nothing_is_built_while_the_coordinator_is_away() {
     })
     .await;
     assert_eq!(rig.view(&app).await.releases.len(), 1);
+}
+
+#[tokio::test]
+async fn a_shallow_clone_is_refused_before_anything_is_built() {
+    let rig = Rig::start().await;
+    let (app, folder) = rig.app("pages").await;
+    folder.write("Procfile", "web: x\n").write("bin/build", "#!/bin/sh\necho builds\n").commit("one");
+    folder.commit("two");
+    let from = format!("file://{}", folder.dir.display());
+    let ci = rig.folder("ci", "pages");
+    ci.git_now(&["fetch", "-q", "--depth", "1", &from, "master"]);
+    ci.git_now(&["reset", "-q", "--hard", "FETCH_HEAD"]);
+    let pushed = ci.push().await;
+    assert!(!pushed.stderr.contains("builds"), "{pushed:?}");
+    pushed.rejected("git fetch --unshallow");
+    assert!(rig.view(&app).await.revs.is_empty());
+    ci.git_now(&["fetch", "-q", "--unshallow", &from, "master"]);
+    ci.push().await.ok();
+    // A later shallow clone's history ends at what is deployed.
+    folder.commit("three");
+    ci.git_now(&["fetch", "-q", "--depth", "2", &from, "master"]);
+    ci.git_now(&["reset", "-q", "--hard", "FETCH_HEAD"]);
+    ci.push().await.ok();
 }
