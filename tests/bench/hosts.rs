@@ -18,6 +18,7 @@ use bazooka_tests::{
 };
 use visor::{
     keys::Key,
+    names::ProcName,
     schema::Proc,
     visor::{Change, Committed},
 };
@@ -151,11 +152,12 @@ pub fn routing_changes(changes: u16) -> Row {
     runtime
         .block_on(visor.register_app(&app, "bench", "t", jiff::Timestamp::UNIX_EPOCH))
         .expect("it is registered");
-    let key = Key::Proc(app, "web".parse().expect("valid"));
+    let web: ProcName = "web".parse().expect("valid");
+    let key = Key::Proc(app, web.clone());
     let begin = Instant::now();
     let mut most = 0;
     for change in 0..changes {
-        let proc = Proc::new(30_000 + change % 10_000);
+        let proc = Proc::new(&web, 30_000 + change % 10_000);
         let committed = runtime.block_on(visor.commit(Change::new().put(&key, &proc)));
         let Committed::Done(revision) = committed.expect("the coordinator answers") else {
             panic!("nothing stands against it");

@@ -251,7 +251,7 @@ fn app_rows(n: u32, hosts: u32) -> Vec<Change> {
     let service = Port { app: app.clone(), proc: web(), token, at, freed_at: None, extra: Extra::new() };
     let mut head = Change::new()
         .put(&Key::App(app.clone()), &row)
-        .put(&Key::Proc(app.clone(), web()), &Proc::new(port))
+        .put(&Key::Proc(app.clone(), web()), &Proc::new(&web(), port))
         .put(&Key::Port(ServicePort(port)), &service)
         .put(&Key::Formation(app.clone(), web()), &formation)
         .put(&Key::Head(app.clone()), &Head { release: ReleaseId(RELEASES), extra: Extra::new() });

@@ -223,3 +223,30 @@ fn an_rm_that_rotates_its_key_loses_nothing_and_another_rm_gets_what_was_set_bef
     settles_on(&cluster, &format!("one {SECRET}\n"));
     nobody_has_it(&cluster);
 }
+
+#[test]
+fn builds_see_the_config_vars_that_are_shown_to_them_and_no_line_has_a_value() {
+    let cluster = Cluster::start();
+    let repo = cluster.repo("pages");
+    let build =
+        "#!/bin/sh\necho \"the build has API=$API and TOKEN=$TOKEN, HIDDEN=$HIDDEN\"\necho \"$API\" >api\n";
+    repo.write("bin/build", build).write("Procfile", "web: python3 -m http.server $PORT\n").commit("one");
+    repo.bazooka(&["init"]).ok();
+    repo.bazooka(&["config", "set", "--build", "API=https://api.example.org", &format!("TOKEN={SECRET}")])
+        .ok();
+    let set = repo.bazooka(&["config", "set", "HIDDEN=unseen"]).ok();
+    assert!(!set.stderr.contains("builds see this"), "{set:?}");
+    let push = repo.git(&["push", "bazooka", "master"]).ok();
+    let lines = push.remote_lines();
+    let line = "the build has API=[API] and TOKEN=[TOKEN], HIDDEN=".to_owned();
+    assert!(lines.contains(&line), "{lines:#?}");
+    let line = "1 config var is not seen by builds; bazooka config set --build shows one".to_owned();
+    assert!(lines.contains(&line), "{lines:#?}");
+    let listed = repo.bazooka(&["config"]).ok().stdout;
+    assert!(listed.contains("API") && listed.contains("yes"), "{listed}");
+    repo.bazooka(&["config", "unset", "API"]).ok();
+    repo.commit("two");
+    let push = repo.git(&["push", "bazooka", "master"]).ok();
+    let line = "the build has API= and TOKEN=[TOKEN], HIDDEN=".to_owned();
+    assert!(push.remote_lines().contains(&line), "{push:#?}");
+}

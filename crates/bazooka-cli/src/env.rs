@@ -12,6 +12,7 @@ use visor::{
     snapshot::{AppView, Snapshot},
     store::Keys,
     transitions::envs::{self, NewEnv, base_env},
+    vars::VarName,
     visor::VisorError,
 };
 
@@ -31,6 +32,8 @@ pub struct Current {
     pub vars: Vars,
     /// The env's links.
     pub links: BTreeSet<Link>,
+    /// The names of the config vars that builds see, too.
+    pub build: BTreeSet<VarName>,
     snapshot: Snapshot,
 }
 
@@ -54,7 +57,8 @@ pub async fn current(context: &Context, app: &AppName) -> Result<Current> {
         },
     };
     let links = links::of(&view, env).cloned().unwrap_or_default();
-    Ok(Current { view, env, vars, links, snapshot })
+    let build = view.envs.get(&env).map(|row| row.build_names()).unwrap_or_default();
+    Ok(Current { view, env, vars, links, build, snapshot })
 }
 
 /// Returns the reference of the env in force, from the snapshot that was read with it.
@@ -81,8 +85,9 @@ impl Current {
         app: &AppName,
         vars: &Vars,
         links: &BTreeSet<Link>,
+        build: &BTreeSet<VarName>,
     ) -> Result<Option<NewEnv>> {
-        if *vars == self.vars && *links == self.links {
+        if *vars == self.vars && *links == self.links && *build == self.build {
             return Ok(None);
         }
         let size = vars.size();
@@ -100,7 +105,11 @@ impl Current {
         }
         let by = (context.who.as_str(), context.now());
         let made = NewEnv::seal(app, &view, (vars, links), &self.snapshot, by, &mut Os);
-        made.map(Some).ok_or_else(|| {
+        let shown = |mut made: NewEnv| {
+            made.row.show_to_builds(build);
+            Some(made)
+        };
+        made.map(shown).ok_or_else(|| {
             Failure::new(Kind::PartMissing, "no bazooka-rm is there to seal config vars to")
                 .because("what no bazooka-rm can open could never be read or changed again")
                 .hint("start one: bazooka-rm, or bazooka dev")

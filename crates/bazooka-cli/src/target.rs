@@ -20,7 +20,7 @@ impl FromStr for Target {
         if s.starts_with(|c: char| c.is_ascii_digit()) {
             s.parse().map(Target::Instance)
         } else {
-            s.parse().map(Target::Proc)
+            ProcName::of_spelling(s).map(Target::Proc)
         }
     }
 }
@@ -61,8 +61,10 @@ mod tests {
     #[test]
     fn what_begins_with_a_digit_is_an_instance() {
         assert_eq!("12".parse(), Ok(Target::Instance(InstanceId(12))));
-        assert_eq!("web".parse(), Ok(Target::Proc("web".parse().expect("valid"))));
-        for bad in ["", "12a", "012", "-1", "Web", "v1\n"] {
+        for spelling in ["web", "Web"] {
+            assert_eq!(spelling.parse(), Ok(Target::Proc("web".parse().expect("valid"))));
+        }
+        for bad in ["", "12a", "012", "-1", "we.b", "v1\n"] {
             assert!(bad.parse::<Target>().is_err(), "{bad:?}");
         }
     }

@@ -72,7 +72,7 @@ impl InForce {
     /// Records that a step was carried out.
     pub fn note(&mut self, step: &Step) {
         match step {
-            Step::Add { service, instance, address, weight } => {
+            Step::Add { service, instance, address, weight, .. } => {
                 let server = ServerState { address: Some(*address), maintenance: false, weight: *weight };
                 let servers = self.servers.entry(service.backend()).or_default();
                 servers.insert(server_name(*instance), server);
@@ -138,6 +138,8 @@ pub enum Step {
         address: SocketAddr,
         /// The server's weight.
         weight: u16,
+        /// The protocol of the service.
+        mode: Mode,
     },
     /// Sets a server's weight.
     Weigh {
@@ -193,8 +195,8 @@ impl Step {
     /// Returns the Runtime API commands of the step, in order. `map` is the path of the map file.
     pub fn commands(&self, map: &str) -> Vec<String> {
         match self {
-            Step::Add { service, instance, address, weight } => {
-                let options = server_options(Mode::of(&service.proc));
+            Step::Add { service, instance, address, weight, mode } => {
+                let options = server_options(*mode);
                 let server = format!("{}/{}", service.backend(), server_name(*instance));
                 // A new server starts in maintenance. With the option `enabled` it would look ready, but HAProxy 2.6
                 // would never send it a request.
@@ -301,7 +303,7 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Plan {
         }
         let there = in_force.servers.get(&backend);
         for (instance, address) in &service.servers {
-            let weight = service.weight(*instance);
+            let (weight, mode) = (service.weight(*instance), service.mode);
             let (service, instance, address) = (id.clone(), *instance, *address);
             let server = there.and_then(|servers| servers.get(&server_name(instance)));
             if server.is_some_and(|server| server.weight != weight) {
@@ -309,7 +311,7 @@ pub fn plan(in_force: &InForce, wanted: &Wanted) -> Plan {
                 come.push(Step::Weigh { service: service.clone(), instance, weight });
             }
             match server {
-                None => come.push(Step::Add { service, instance, address, weight }),
+                None => come.push(Step::Add { service, instance, address, weight, mode }),
                 Some(server) if server.address != Some(address) => {
                     // Sessions at the old address continue; new requests go to the new address.
                     come.push(Step::Enable { service, instance, address, moved: true });

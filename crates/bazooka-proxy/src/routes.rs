@@ -10,7 +10,7 @@ use visor::{
     names::{AppName, Domain, HostName, InstanceId, ProcName, ReleaseId, ZoneName},
     planted::{Bug, planted},
     rows::RowKind,
-    schema::{Assignment, Desired, State, Status},
+    schema::{Assignment, Desired, Protocol, RunSettings, State, Status},
     snapshot::{HostView, Snapshot},
 };
 
@@ -58,10 +58,12 @@ pub enum Mode {
     Tcp,
 }
 
-impl Mode {
-    /// Returns the mode of a proc: HTTP for `web` and procs whose name begins with it, TCP for all others.
-    pub fn of(proc: &ProcName) -> Self {
-        if proc.is_web() { Mode::Http } else { Mode::Tcp }
+impl From<Protocol> for Mode {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Http => Mode::Http,
+            Protocol::Tcp => Mode::Tcp,
+        }
     }
 }
 
@@ -177,7 +179,12 @@ pub fn routes(snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
 pub fn routes_after(before: Option<&Routes>, snapshot: &Snapshot, locality: Option<&Locality>) -> Routes {
     let mut routes = Routes::default();
     for (id, port) in services(snapshot) {
-        let mode = Mode::of(&id.proc);
+        let row = snapshot.apps.get(&id.app).and_then(|view| view.procs.get(&id.proc));
+        let protocol = match row {
+            Some(row) => row.run.protocol_for(&id.proc),
+            None => RunSettings::default().protocol_for(&id.proc),
+        };
+        let mode = Mode::from(protocol);
         if let Err(why) = &port {
             routes.denied.insert(id.clone(), why.clone());
         }

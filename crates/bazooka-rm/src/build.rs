@@ -30,7 +30,12 @@ use self::{
     place::Place,
     run::Runner,
 };
-use crate::{layout, procfile, tree::Files, voice::Voice};
+use crate::{
+    layout,
+    procfile::{self, Procfile},
+    tree::Files,
+    voice::Voice,
+};
 
 /// A failed build, in words for the pusher.
 #[derive(Debug, thiserror::Error)]
@@ -128,22 +133,26 @@ fn in_words(time: Duration) -> String {
     }
 }
 
-/// Returns a tree's buildpacks and the procs of its Procfile, without running anything.
+/// Returns a tree's buildpacks and its Procfile, without running anything. A tree without one has an empty one.
 ///
 /// # Errors
 /// [`BuildError::Procfile`]; [`BuildError::NoProcfile`] if there is none and no buildpack may know what the app runs.
-pub fn read(tree: Tree<'_>) -> Result<(Detected, Option<Procs>), BuildError> {
+pub fn read(tree: Tree<'_>) -> Result<(Detected, Procfile), BuildError> {
     let detected = detect::detect(tree);
+    let mut procfile = Procfile::default();
     if tree.has("Procfile") {
         // A plain read is safe: the export rejects links out of the tree, and files above its size limit.
         let content =
             std::fs::read(tree.dir.join("Procfile")).map_err(BuildError::disk("reading the Procfile"))?;
-        return Ok((detected, Some(procfile::parse(&content)?)));
+        procfile = procfile::parse(&content)?;
     }
-    if !detected.buildpacks.iter().any(|buildpack| buildpack.may_release()) {
-        return Err(BuildError::NoProcfile);
+    if procfile.procs.is_empty() && !detected.buildpacks.iter().any(|buildpack| buildpack.may_release()) {
+        return Err(match procfile.release {
+            Some(_) => BuildError::Procfile(procfile::Fault::NoProcs),
+            None => BuildError::NoProcfile,
+        });
     }
-    Ok((detected, None))
+    Ok((detected, procfile))
 }
 
 /// Builds a tree in its folder.
@@ -174,7 +183,7 @@ pub async fn build(work: &Work<'_>, detected: &Detected) -> Result<(), BuildErro
     layout::remove(&work.cache.join("tmp")).map_err(BuildError::disk("clearing the build's temporary folder"))
 }
 
-/// Returns the procs of a built tree without a Procfile, and says them to the pusher.
+/// Returns the procs of a built tree whose Procfile names none, and says them to the pusher.
 ///
 /// # Errors
 /// [`BuildError::NoProcfile`], unless one buildpack alone knows what the app runs.
@@ -188,7 +197,11 @@ pub async fn release(work: &Work<'_>, detected: &Detected) -> Result<Procs, Buil
     }
     let [procs] = &found[..] else { return Err(BuildError::NoProcfile) };
     for (proc, command) in procs {
-        work.voice.say(format!("there is no Procfile; {proc} runs `{command}`")).await;
+        let why = match work.tree().has("Procfile") {
+            true => "the Procfile names no proc",
+            false => "there is no Procfile",
+        };
+        work.voice.say(format!("{why}; {proc} runs `{command}`")).await;
     }
     Ok(procs.clone())
 }

@@ -368,6 +368,7 @@ impl Handles {
             layout,
             program: ground.program.clone(),
             builds: ground.builds.clone(),
+            ring: ground.ring.clone(),
             queue: BuildQueue::new(ground.builds.at_once(), metrics.builds_waiting.clone()),
             slugs: slugs.clone(),
             metrics: metrics.clone(),

@@ -38,17 +38,34 @@ pub enum Fault {
     TooManyProcs(usize),
 }
 
+/// The line's name of the command that runs once before a release: it is no proc.
+const RELEASE: &str = "release";
+
+/// A read Procfile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Procfile {
+    /// The procs, with their commands.
+    pub procs: BTreeMap<ProcName, String>,
+    /// The spelling of each proc.
+    pub spellings: BTreeMap<ProcName, String>,
+    /// The command of the release phase.
+    pub release: Option<String>,
+}
+
 /// Parses a Procfile: one `name: command` a line, as with Heroku. Skips empty lines and lines that begin with `#`.
+///
+/// Each proc's name is mapped from the file's spelling ([`ProcName::of_spelling`]).
 ///
 /// # Errors
 /// The first fault from the top.
-pub fn parse(bytes: &[u8]) -> Result<BTreeMap<ProcName, String>, Fault> {
+pub fn parse(bytes: &[u8]) -> Result<Procfile, Fault> {
     if bytes.len() > MAX_BYTES {
         return Err(Fault::TooLong(bytes.len()));
     }
     // Some editors begin a file with a byte order mark.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut procs: BTreeMap<ProcName, (usize, String)> = BTreeMap::new();
+    let mut read = Procfile::default();
+    let mut lines: BTreeMap<ProcName, usize> = BTreeMap::new();
     for (at, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let number = at + 1;
         let fault = |what: String| Fault::Line { line: number, what };
@@ -64,27 +81,38 @@ pub fn parse(bytes: &[u8]) -> Result<BTreeMap<ProcName, String>, Fault> {
         let Some((name, command)) = line.split_once(':') else {
             return Err(fault(format!("there is no colon in {:?}; it should be `name: command`", cut(line))));
         };
-        let name: ProcName = name.trim_end().parse().map_err(|invalid: visor::names::InvalidName| {
+        let spelling = name.trim_end();
+        let name = ProcName::of_spelling(spelling).map_err(|invalid| {
             fault(format!("{:?} can't name a proc: {}", cut(&invalid.name), invalid.rule))
         })?;
         let command = command.trim();
         if command.is_empty() {
-            return Err(fault(format!("proc '{name}' has no command")));
+            return Err(fault(format!("proc '{spelling}' has no command")));
         }
         if command.len() > MAX_COMMAND {
             return Err(fault(format!(
-                "the command of proc '{name}' is {} bytes long; {MAX_COMMAND} is the most",
+                "the command of proc '{spelling}' is {} bytes long; {MAX_COMMAND} is the most",
                 command.len()
             )));
         }
-        if let Some((first, _)) = procs.get(&name) {
-            return Err(fault(format!("proc '{name}' is there already, in line {first}")));
+        if let Some(first) = lines.insert(name.clone(), number) {
+            let other = read.spellings.get(&name).map_or(name.as_str(), String::as_str);
+            return Err(fault(match other == spelling {
+                true => format!("proc '{spelling}' is there already, in line {first}"),
+                false => format!(
+                    "proc '{spelling}' and proc '{other}' of line {first} would both be named '{name}'; rename one"
+                ),
+            }));
         }
-        procs.insert(name, (number, command.to_owned()));
+        read.spellings.insert(name.clone(), spelling.to_owned());
+        match name.as_str() == RELEASE {
+            true => read.release = Some(command.to_owned()),
+            false => drop(read.procs.insert(name, command.to_owned())),
+        }
     }
-    match procs.len() {
-        0 => Err(Fault::NoProcs),
-        1..=MAX_PROCS => Ok(procs.into_iter().map(|(name, (_, command))| (name, command)).collect()),
+    match read.procs.len() {
+        0 if read.release.is_none() => Err(Fault::NoProcs),
+        0..=MAX_PROCS => Ok(read),
         many => Err(Fault::TooManyProcs(many)),
     }
 }
@@ -109,11 +137,18 @@ mod tests {
             b"\xef\xbb\xbf# how it runs\r\nweb: node server.js --port $PORT\r\n\n  job :bin/work: fast \nrelease:\tx",
         )
         .expect("it is good");
-        let procs: Vec<(&str, &str)> = procs.iter().map(|(n, c)| (n.as_str(), c.as_str())).collect();
-        assert_eq!(
-            procs,
-            [("job", "bin/work: fast"), ("release", "x"), ("web", "node server.js --port $PORT")]
-        );
+        assert_eq!(procs.release.as_deref(), Some("x"));
+        let procs: Vec<(&str, &str)> = procs.procs.iter().map(|(n, c)| (n.as_str(), c.as_str())).collect();
+        assert_eq!(procs, [("job", "bin/work: fast"), ("web", "node server.js --port $PORT")]);
+    }
+
+    #[test]
+    fn names_are_taken_as_foreman_takes_them() {
+        let read = parse(b"Mail_Worker: a\nclock: b\nx__y-: c\n").expect("it is good");
+        let names: Vec<&str> = read.procs.keys().map(ProcName::as_str).collect();
+        assert_eq!(names, ["clock", "mail-worker", "x-y"]);
+        let spellings: Vec<&str> = read.spellings.values().map(String::as_str).collect();
+        assert_eq!(spellings, ["clock", "Mail_Worker", "x__y-"]);
     }
 
     #[test]
@@ -121,7 +156,12 @@ mod tests {
         for (text, wanted) in [
             ("web node server.js\n", "Procfile, line 1: there is no colon"),
             ("\n\nweb: a\njob: b\nweb: c\n", "Procfile, line 5: proc 'web' is there already, in line 3"),
-            ("web: a\nWeb2: b\n", "Procfile, line 2: \"Web2\" can't name a proc: 1 to 30 lower-case"),
+            ("web: a\n2web: b\n", "Procfile, line 2: \"2web\" can't name a proc: 1 to 30 letters"),
+            ("web: a\nmail.worker: b\n", "Procfile, line 2: \"mail.worker\" can't name a proc"),
+            (
+                "mail_worker: a\nMail-Worker: b\n",
+                "Procfile, line 2: proc 'Mail-Worker' and proc 'mail_worker' of line 1 would both be named 'mail-worker'",
+            ),
             ("web:\n", "Procfile, line 1: proc 'web' has no command"),
             ("web:   \t \n", "Procfile, line 1: proc 'web' has no command"),
             (": node\n", "Procfile, line 1: \"\" can't name a proc"),
@@ -153,9 +193,9 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..300),
         ) {
             match parse(&bytes) {
-                Ok(procs) => {
-                    prop_assert!(!procs.is_empty());
-                    for command in procs.values() {
+                Ok(read) => {
+                    prop_assert!(!read.procs.is_empty() || read.release.is_some());
+                    for command in read.procs.values().chain(&read.release) {
                         prop_assert!(!command.is_empty() && !command.contains(['\n', '\0', '\r']));
                     }
                 }
@@ -170,7 +210,7 @@ mod tests {
         ) {
             let text: String = procs.iter().map(|(n, c)| format!("{n}: {c}\n{}", blank.concat())).collect();
             let read = parse(text.as_bytes()).expect("it is good");
-            let read: BTreeMap<String, String> = read.into_iter().map(|(n, c)| (n.to_string(), c)).collect();
+            let read: BTreeMap<String, String> = read.procs.into_iter().map(|(n, c)| (n.to_string(), c)).collect();
             prop_assert_eq!(read, procs);
         }
     }

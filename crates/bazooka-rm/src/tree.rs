@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use git2::{ObjectType, Odb, Oid, Repository};
+use git2::{ObjectType, Odb, Oid, Repository, Tree};
 use tokio_util::sync::CancellationToken;
 
 /// The largest file in bytes; it is held in memory while it is written. A slug has a limit of its own.
@@ -27,6 +27,9 @@ const MAX_ENTRIES: usize = 200_000;
 
 /// The largest depth of folders, which bounds the recursion.
 const MAX_DEPTH: usize = 100;
+
+/// The file at the top of a tree that says what a slug does without, as Heroku's does.
+const SLUGIGNORE: &str = ".slugignore";
 
 /// The first line of a pointer of Git LFS, and the length that a pointer stays below, by its specification.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\n";
@@ -106,6 +109,8 @@ pub struct Commit {
     pub subject: String,
     /// The committer's name.
     pub committer: String,
+    /// The commit's time, in seconds since 1970.
+    pub seconds: i64,
 }
 
 /// Opens a repository, with the objects of a push that is being checked.
@@ -130,10 +135,12 @@ pub fn describe(repository: &Repository, commit: &str) -> Result<Commit, git2::E
         String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(most).collect()
     };
     let subject = commit.message_bytes().split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok(Commit { subject: plain(subject, 200), committer: plain(commit.committer().name_bytes(), 100) })
+    let committer = plain(commit.committer().name_bytes(), 100);
+    Ok(Commit { subject: plain(subject, 200), committer, seconds: commit.time().seconds() })
 }
 
-/// Writes a commit's tree into a new folder and returns its files. A failure leaves the folder incomplete.
+/// Writes a commit's tree into a new folder and returns its files, without those that its `.slugignore` names. A failure
+/// leaves the folder incomplete.
 ///
 /// # Errors
 /// [`TreeError`]: the tree is rejected, or can't be read or written.
@@ -143,10 +150,11 @@ pub fn export(
     into: &Path,
     cancelled: &CancellationToken,
 ) -> Result<Files, TreeError> {
-    let tree = repository.find_commit(Oid::from_str(commit)?)?.tree_id();
-    let odb = repository.odb()?;
-    let mut export =
-        Export { repository, odb, into, cancelled, files: Files::new(), links: BTreeMap::new(), bytes: 0 };
+    let tree = repository.find_commit(Oid::from_str(commit)?)?.tree()?;
+    let ignores = ignore(repository, &tree)?;
+    let (odb, tree) = (repository.odb()?, tree.id());
+    let (files, links) = (Files::new(), BTreeMap::new());
+    let mut export = Export { repository, odb, into, cancelled, ignores, files, links, bytes: 0 };
     folder(into)?;
     export.tree(tree, Path::new(""), 0)?;
     if let Some((path, target)) = links::first_out(&export.links) {
@@ -160,11 +168,25 @@ pub fn export(
     Ok(export.files)
 }
 
+/// Has git leave out what the tree's `.slugignore` names, by the rules of a `.gitignore` at the top. Returns false if there
+/// is none.
+fn ignore(repository: &Repository, tree: &Tree<'_>) -> Result<bool, git2::Error> {
+    let Some(entry) = tree.get_name(SLUGIGNORE).filter(|entry| entry.kind() == Some(ObjectType::Blob)) else {
+        return Ok(false);
+    };
+    let rules = repository.find_blob(entry.id())?;
+    repository.clear_ignore_rules()?;
+    repository.add_ignore_rule(&String::from_utf8_lossy(rules.content()))?;
+    Ok(true)
+}
+
 struct Export<'a> {
     repository: &'a Repository,
     odb: Odb<'a>,
     into: &'a Path,
     cancelled: &'a CancellationToken,
+    /// True if git knows rules by which files are left out.
+    ignores: bool,
     files: Files,
     links: BTreeMap<PathBuf, PathBuf>,
     bytes: u64,
@@ -183,6 +205,9 @@ impl Export<'_> {
             let path = at.join(OsStr::from_bytes(entry.name_bytes()));
             if !is_file_name(entry.name_bytes()) {
                 return Err(TreeError::BadName(path));
+            }
+            if self.ignores && self.is_ignored(&path, entry.filemode() == 0o040000)? {
+                continue;
             }
             if self.files.len() >= MAX_ENTRIES {
                 return Err(TreeError::TooLarge);
@@ -206,6 +231,16 @@ impl Export<'_> {
             }
         }
         Ok(())
+    }
+
+    fn is_ignored(&self, path: &Path, is_folder: bool) -> Result<bool, git2::Error> {
+        if !is_folder {
+            return self.repository.is_path_ignored(path);
+        }
+        // Rules such as `docs/` are for folders alone, and git knows one here by its slash.
+        let mut folder = path.as_os_str().to_owned();
+        folder.push("/");
+        self.repository.is_path_ignored(folder)
     }
 
     fn file(&mut self, id: Oid, path: &Path, executable: bool) -> Result<(), TreeError> {
@@ -277,7 +312,9 @@ mod tests {
                 tree.insert(name, id, *mode).expect("inserted");
             }
             let tree = repository.find_tree(tree.write().expect("written")).expect("it is there");
-            let who = git2::Signature::now("Test\u{7}er", "test@localhost").expect("a signature");
+            let who =
+                git2::Signature::new("Test\u{7}er", "test@localhost", &git2::Time::new(1_700_000_000, 60))
+                    .expect("a signature");
             repository.commit(None, &who, &who, "subj\tect\n\nbody", &tree, &[]).expect("committed")
         };
         (repository, id.to_string())
@@ -303,8 +340,28 @@ mod tests {
         assert_eq!(std::fs::read_to_string(into.join("l")).expect("it leads to a file"), "two");
         assert_eq!(
             describe(&repository, &id).expect("it is there"),
-            Commit { subject: "subject".into(), committer: "Tester".into() }
+            Commit { subject: "subject".into(), committer: "Tester".into(), seconds: 1_700_000_000 }
         );
+    }
+
+    #[test]
+    fn what_slugignore_names_is_left_out() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let rules = "# not for servers\n/docs/\n*.psd\nspec\n/lib\n";
+        let entries = [
+            (0o100644, SLUGIGNORE, rules),
+            (0o040000, "docs", "a manual"),
+            (0o160000, "lib", ""),
+            (0o100644, "logo.psd", "large"),
+            (0o040000, "spec", "tests"),
+            (0o100644, "specs", "kept"),
+        ];
+        let (repository, id) = commit(&dir.path().join("r"), &entries);
+        let into = dir.path().join("out");
+        let files = export(&repository, &id, &into, &CancellationToken::new()).expect("it is exported");
+        let names: Vec<&str> = files.keys().filter_map(|path| path.to_str()).collect();
+        assert_eq!(names, [SLUGIGNORE, "specs"]);
+        assert!(!into.join("docs").exists() && !into.join("spec").exists());
     }
 
     #[test]

@@ -188,9 +188,23 @@ name!(
 );
 
 impl ProcName {
-    /// Reports whether procs of this name answer HTTP on $PORT: names that begin with `web`.
-    pub fn is_web(&self) -> bool {
-        self.0.starts_with("web")
+    /// The rule for the spelling of a proc in a Procfile, as errors show it.
+    pub const SPELLING: &'static str =
+        "1 to 30 letters, digits, dashes and underscores, a letter first (`web`, `mail_worker`)";
+
+    /// Returns the name of a proc that a Procfile or a person spells in this way: in lower case, with dashes alone.
+    ///
+    /// # Errors
+    /// The text is no name that Heroku and foreman take.
+    pub fn of_spelling(spelling: &str) -> Result<ProcName, InvalidName> {
+        let invalid = || InvalidName::new("proc name", spelling, ProcName::SPELLING);
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        let begins_well = spelling.starts_with(|c: char| c.is_ascii_alphabetic());
+        if !begins_well || spelling.len() > 30 || !spelling.bytes().all(allowed) {
+            return Err(invalid());
+        }
+        let words = spelling.split(['-', '_']).filter(|word| !word.is_empty());
+        words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-").parse().map_err(|_| invalid())
     }
 }
 
@@ -318,6 +332,22 @@ mod tests {
         }
         for good in ["a", "goto-rocket", "a1", &long[..40]] {
             assert_eq!(good.parse::<AppName>().expect(good).as_str(), good);
+        }
+    }
+
+    #[test]
+    fn a_procs_spelling_is_foremans_and_its_name_is_a_label() {
+        for (spelling, name) in [
+            ("web", "web"),
+            ("Mail_Worker", "mail-worker"),
+            ("x__y-", "x-y"),
+            ("a1", "a1"),
+            (&"A".repeat(30), &"a".repeat(30)),
+        ] {
+            assert_eq!(ProcName::of_spelling(spelling).map(String::from), Ok(name.to_owned()));
+        }
+        for bad in ["", "_a", "-a", "1a", "a.b", "a b", "a:b", "é", "a\n", &"a".repeat(31)] {
+            assert_eq!(ProcName::of_spelling(bad).expect_err(bad).rule, ProcName::SPELLING);
         }
     }
 

@@ -29,7 +29,7 @@ pub use people::{Access, Admission, AuditEntry, Granted, SshKey, SshKeys};
 pub use proxy::Proxy;
 pub use release::{Head, Pause, Promoter, Release, ReleaseStatus, Trial};
 pub use repo::{Ask, Branch, Repo, Rm, Stored, Turn};
-pub use service::{Check, Formation, Limits, OnPartition, Port, Proc, RunSettings};
+pub use service::{Check, Formation, Limits, OnPartition, Port, Proc, Protocol, RunSettings};
 pub use stats::{AppDay, DayStats, DayTotals};
 
 /// The fields that a newer version wrote, kept unchanged.

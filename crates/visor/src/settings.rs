@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::{
     names::ProcName,
-    schema::{Check, Limits, OnPartition, Proc, RunSettings},
+    schema::{Check, Limits, OnPartition, Proc, Protocol, RunSettings},
 };
 
 pub use docs::docs;
@@ -53,7 +53,7 @@ pub enum Default {
     Is(Value),
     /// A value that depends on the proc's name.
     ByName {
-        /// The value for a proc that takes requests, judged by its name.
+        /// The value for `web`.
         web: Value,
         /// The value for any other proc.
         other: Value,
@@ -136,6 +136,23 @@ pub static PIDS: Setting = Setting {
     place: Place::Run {
         stored: |run| run.limits.processes_limit.map(Value::Count),
         store: |run, to| run.limits.processes_limit = to.map(|to| to.count()),
+    },
+};
+
+/// The protocol on $PORT.
+pub static PROTOCOL: Setting = Setting {
+    name: "protocol",
+    heading: "PROTOCOL",
+    json: "protocol",
+    placeholder: "WHAT",
+    example: "http",
+    help: "What a proc speaks on $PORT: `http`, or `tcp` for anything else",
+    more: "Requests of a proc that speaks HTTP are balanced one by one, and a domain may lead to it.",
+    takes: Takes::Protocol,
+    default: Default::ByName { web: Value::Protocol(Protocol::Http), other: Value::Protocol(Protocol::Tcp) },
+    place: Place::Run {
+        stored: |run| run.protocol.map(Value::Protocol),
+        store: |run, to| run.protocol = to.map(|to| to.protocol()),
     },
 };
 
@@ -260,10 +277,11 @@ pub static ON_PARTITION: Setting = Setting {
 };
 
 /// Every setting, in the order in which they are listed.
-pub static ALL: [&Setting; 10] = [
+pub static ALL: [&Setting; 11] = [
     &MEMORY,
     &CPU,
     &PIDS,
+    &PROTOCOL,
     &CHECK,
     &BOOT_TIMEOUT,
     &STOP_TIMEOUT,
@@ -310,7 +328,7 @@ impl Setting {
 
     /// Returns the value in force.
     pub fn of(&self, name: &ProcName, proc: &Proc) -> Value {
-        self.stored(proc).unwrap_or_else(|| self.default.of(name).clone())
+        self.stored(proc).unwrap_or_else(|| self.default.of(name, &proc.run).clone())
     }
 
     /// Reports whether a change applies to running instances too.
@@ -329,10 +347,10 @@ impl Setting {
 
 impl Default {
     /// Returns the default for a proc of this name.
-    pub fn of(&self, name: &ProcName) -> &Value {
+    pub fn of(&self, name: &ProcName, run: &RunSettings) -> &Value {
         match self {
             Default::Is(value) => value,
-            Default::ByName { web, .. } if name.is_web() => web,
+            Default::ByName { web, .. } if is_web(name, run) => web,
             Default::ByName { other, .. } => other,
         }
     }
@@ -345,12 +363,30 @@ impl Default {
     }
 }
 
+/// Reports whether a proc is its app's `web`. A row without a protocol is of an earlier release, which went by the name's
+/// beginning.
+fn is_web(name: &ProcName, run: &RunSettings) -> bool {
+    match run.protocol {
+        Some(_) => name.as_str() == "web",
+        None => name.as_str().starts_with("web"),
+    }
+}
+
+/// Returns the protocol of a new proc.
+fn protocol_of_new(name: &ProcName) -> Protocol {
+    if name.as_str() == "web" { Protocol::Http } else { Protocol::Tcp }
+}
+
 impl Change {
-    /// Makes the change in a proc's row.
-    pub fn apply(&self, proc: &mut Proc) {
+    /// Makes the change in the row of a proc of this name.
+    pub fn apply(&self, name: &ProcName, proc: &mut Proc) {
         match self.setting.place {
             Place::Run { store, .. } => store(&mut proc.run, self.to.clone()),
             Place::Proc { store, .. } => store(proc, self.to.clone()),
+        }
+        if *self.setting == PROTOCOL {
+            // A row without one would be read as one of an earlier release.
+            proc.run.protocol.get_or_insert_with(|| protocol_of_new(name));
         }
     }
 }
@@ -369,7 +405,12 @@ impl Limits {
 impl RunSettings {
     /// Returns the check by which an instance of a proc of this name is healthy.
     pub fn check_for(&self, proc: &ProcName) -> Check {
-        self.check.clone().unwrap_or_else(|| CHECK.default.of(proc).clone().check())
+        self.check.clone().unwrap_or_else(|| CHECK.default.of(proc, self).clone().check())
+    }
+
+    /// Returns what a proc of this name speaks on $PORT.
+    pub fn protocol_for(&self, proc: &ProcName) -> Protocol {
+        self.protocol.unwrap_or_else(|| PROTOCOL.default.of(proc, self).protocol())
     }
 
     /// Returns the time from SIGTERM to SIGKILL.
@@ -384,11 +425,11 @@ impl RunSettings {
 }
 
 impl Proc {
-    /// Returns a proc with this port and with every setting at its default.
-    pub fn new(port: u16) -> Proc {
+    /// Returns a new proc of this name with this port and with every setting at its default.
+    pub fn new(name: &ProcName, port: u16) -> Proc {
         Proc {
             port,
-            run: RunSettings::default(),
+            run: RunSettings { protocol: Some(protocol_of_new(name)), ..RunSettings::default() },
             min_ready_ms: None,
             max_unavailable: 0,
             batch: None,

@@ -273,6 +273,12 @@ impl AppView {
         found
     }
 
+    /// Returns a proc's spelling in the Procfile of head; its name if there is no other.
+    pub fn spelling<'a>(&'a self, proc: &'a ProcName) -> &'a str {
+        let rev = self.head_release().and_then(|(_, release)| self.revs.get(&release.rev));
+        rev.and_then(|rev| rev.spelling(proc)).unwrap_or(proc.as_str())
+    }
+
     /// Returns the release that head names, with its number.
     pub fn head_release(&self) -> Option<(ReleaseId, &Release)> {
         let id = self.head.as_ref()?.release;

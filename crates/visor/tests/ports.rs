@@ -91,7 +91,9 @@ impl Cluster {
         self.init(name, name).await;
         let row = rev(["web"]);
         let key = Key::Proc(app(name), proc("web"));
-        let change = Change::new().put(&Key::Rev(app(name), rev_id(1)), &row).put(&key, &Proc::new(port));
+        let change = Change::new()
+            .put(&Key::Rev(app(name), rev_id(1)), &row)
+            .put(&key, &Proc::new(&proc("web"), port));
         self.commit(change.put(&Key::PortCounter, &u64::from(port))).await;
     }
 
@@ -99,7 +101,7 @@ impl Cluster {
     async fn name_port(&self, name: &str, proc_name: &str, port: u16) {
         let key = Key::Proc(app(name), proc(proc_name));
         let row = self.visor.get::<Proc>(&key).await.expect("the model answers");
-        let row = row.map_or_else(|| Proc::new(port), |row| Proc { port, ..row.value });
+        let row = row.map_or_else(|| Proc::new(&proc(proc_name), port), |row| Proc { port, ..row.value });
         self.commit(Change::new().put(&key, &row)).await;
     }
 

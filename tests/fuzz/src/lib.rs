@@ -84,8 +84,9 @@ pub fn names(data: &[u8]) {
 pub fn procfile(data: &[u8]) {
     match bazooka_rm::procfile::parse(data) {
         Ok(procs) => {
-            assert!(!procs.is_empty() && procs.len() <= bazooka_rm::procfile::MAX_PROCS, "{procs:?}");
-            for command in procs.values() {
+            assert!(!procs.procs.is_empty() || procs.release.is_some(), "{procs:?}");
+            assert!(procs.procs.len() <= bazooka_rm::procfile::MAX_PROCS, "{procs:?}");
+            for command in procs.procs.values().chain(&procs.release) {
                 assert!(!command.trim().is_empty(), "{procs:?}");
                 assert!(!command.chars().any(|c| c.is_control() && c != '\t'), "{command:?}");
             }

@@ -23,7 +23,7 @@ use tokio::{
 };
 use visor::{
     names::{AppName, Digest, EnvRef, HostName, InstanceId},
-    schema::{Exit, Extra, Fault, Handed},
+    schema::{Exit, Extra, Fault, Handed, Protocol},
     seal::Keyring,
     visor::Visor,
 };
@@ -483,7 +483,8 @@ impl Runtime for Hold {
     fn end(&mut self, id: InstanceId, why: Ending, local: &Local) {
         let Some(process) = self.machine(|machine| machine.processes.get(&id).cloned()) else { return };
         if why == Ending::Unwanted {
-            self.rules.ended(&self.host, id, local.assignment.proc.is_web());
+            let answers = local.assignment.run.protocol_for(&local.assignment.proc) == Protocol::Http;
+            self.rules.ended(&self.host, id, answers);
         }
         let most = match why {
             Ending::Unwanted => u64::try_from(local.assignment.run.stop_timeout().as_millis()).unwrap_or(0),

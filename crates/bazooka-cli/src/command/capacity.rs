@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// How many more of this proc fit
-    #[arg(conflicts_with = "of")]
+    #[arg(conflicts_with = "of", value_parser = ProcName::of_spelling)]
     pub proc: Option<ProcName>,
     /// How many more of this service fit, of any app
     #[arg(long, value_name = "APP/PROC")]
@@ -63,7 +63,7 @@ impl FromStr for Service {
 
     fn from_str(said: &str) -> Result<Self, InvalidService> {
         let (app, proc) = said.split_once('/').ok_or(InvalidService::Form)?;
-        Ok(Service { app: app.parse()?, proc: proc.parse()? })
+        Ok(Service { app: app.parse()?, proc: ProcName::of_spelling(proc)? })
     }
 }
 

@@ -69,6 +69,9 @@ pub enum Action {
         /// Read the pairs from standard input, which no other user sees: lines of NAME=VALUE, or JSON as `config --json` prints it
         #[arg(long, conflicts_with = "pairs")]
         stdin: bool,
+        /// Show them to builds, too, from the next commit on; they stay so until they are removed
+        #[arg(long)]
+        build: bool,
         /// Return without waiting until the change is in force
         #[arg(long)]
         no_wait: bool,
@@ -92,13 +95,13 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
     match args.action.unwrap_or(Action::List) {
         Action::List => list(context).await,
         Action::Get { name } => get(context, &name).await,
-        Action::Set { pairs, stdin, no_wait } => {
+        Action::Set { pairs, stdin, build, no_wait } => {
             let set = if stdin { from_stdin().await? } else { vars_of(pairs.iter().map(String::as_str))? };
-            change(context, set, BTreeSet::new(), no_wait).await
+            change(context, &Edit { set, build, ..Edit::default() }, no_wait).await
         }
         Action::Unset { names, no_wait } => {
-            let names: Result<BTreeSet<String>> = names.iter().map(|name| var_name(name)).collect();
-            change(context, Vars::default(), names?, no_wait).await
+            let unset: Result<BTreeSet<String>> = names.iter().map(|name| var_name(name)).collect();
+            change(context, &Edit { unset: unset?, ..Edit::default() }, no_wait).await
         }
     }
 }
@@ -122,7 +125,7 @@ fn vars_of<'a>(pairs: impl Iterator<Item = &'a str>) -> Result<Vars> {
 async fn list(context: &Context) -> Result<()> {
     let app = context.app().await?;
     context.theirs(&app).await?;
-    let Current { env, vars, .. } = current(context, &app).await?;
+    let Current { env, vars, build, .. } = current(context, &app).await?;
     let vars = vars.as_map();
     if context.json {
         put_json(vars);
@@ -131,9 +134,14 @@ async fn list(context: &Context) -> Result<()> {
     if vars.is_empty() {
         say(&format!("app '{app}' has no config vars ({env}); hint: bazooka config set NAME=VALUE"));
     }
-    let mut table = Table::new(&["NAME", "VALUE"]);
+    let mut table = Table::new(&["NAME", "VALUE", "BUILD"][..if build.is_empty() { 2 } else { 3 }]);
     for (name, value) in vars {
-        table.row([name.clone(), escape(value)]);
+        let mut cells = vec![name.clone(), escape(value)];
+        if !build.is_empty() {
+            let is_shown = build.iter().any(|shown| shown.as_str() == name);
+            cells.push(if is_shown { "yes".to_owned() } else { String::new() });
+        }
+        table.row(cells);
     }
     table.put();
     Ok(())
@@ -163,29 +171,42 @@ async fn get(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn change(context: &Context, set: Vars, unset: BTreeSet<String>, no_wait: bool) -> Result<()> {
+/// A change of config vars.
+#[derive(Debug, Default)]
+struct Edit {
+    set: Vars,
+    /// True if builds see those that are set.
+    build: bool,
+    unset: BTreeSet<String>,
+}
+
+async fn change(context: &Context, edit: &Edit, no_wait: bool) -> Result<()> {
     let app = context.app().await?;
-    let new = release_of(context, &set, &unset);
+    let new = release_of(context, edit);
     let said = Cell::new(false);
     // If another user's env comes first, the change is applied to that env.
     let made = async || {
         let now = current(context, &app).await?;
         if !said.replace(true) {
-            for name in unset.iter().filter(|name| !now.vars.as_map().contains_key(*name)) {
+            for name in edit.unset.iter().filter(|name| !now.vars.as_map().contains_key(*name)) {
                 say(&format!("app '{app}' has no config var {name}"));
             }
         }
-        let vars = changed(&now.vars, &set, &unset);
-        Ok(NewRelease { config: now.next(context, &app, &vars, &now.links).await?, ..new.clone() })
+        let (vars, build) = changed((&now.vars, &now.build), edit);
+        Ok(NewRelease { config: now.next(context, &app, &vars, &now.links, &build).await?, ..new.clone() })
     };
-    release::make(context, &app, made, no_wait).await
+    release::make(context, &app, made, no_wait).await?;
+    if edit.build {
+        say("builds see this from the next commit on; what is built stays as it is");
+    }
+    Ok(())
 }
 
-fn release_of(context: &Context, set: &Vars, unset: &BTreeSet<String>) -> NewRelease {
-    let (word, names): (_, Vec<&str>) = if unset.is_empty() {
-        ("set", set.as_map().keys().map(String::as_str).collect())
-    } else {
-        ("unset", unset.iter().map(String::as_str).collect())
+fn release_of(context: &Context, Edit { set, build, unset }: &Edit) -> NewRelease {
+    let (word, names): (_, Vec<&str>) = match (unset.is_empty(), build) {
+        (true, true) => ("set --build", set.as_map().keys().map(String::as_str).collect()),
+        (true, false) => ("set", set.as_map().keys().map(String::as_str).collect()),
+        (false, _) => ("unset", unset.iter().map(String::as_str).collect()),
     };
     NewRelease {
         reason: format!("config {word} {}", names.join(" ")),
@@ -195,13 +216,17 @@ fn release_of(context: &Context, set: &Vars, unset: &BTreeSet<String>) -> NewRel
     }
 }
 
-/// Returns the config vars after a change.
-fn changed(before: &Vars, set: &Vars, unset: &BTreeSet<String>) -> Vars {
-    let mut vars = before.clone();
+/// Returns the config vars after a change, and the names of those that builds see.
+fn changed((vars, shown): (&Vars, &BTreeSet<VarName>), edit: &Edit) -> (Vars, BTreeSet<VarName>) {
+    let (mut vars, mut shown) = (vars.clone(), shown.clone());
     let map = vars.as_map_mut();
-    map.retain(|name, _| !unset.contains(name));
-    map.extend(set.as_map().clone());
-    vars
+    map.retain(|name, _| !edit.unset.contains(name));
+    map.extend(edit.set.as_map().clone());
+    shown.retain(|name| !edit.unset.contains(name.as_str()));
+    if edit.build {
+        shown.extend(edit.set.as_map().keys().filter_map(|name| name.parse().ok()));
+    }
+    (vars, shown)
 }
 
 /// Reads config vars from standard input: JSON as `config --json` prints it, or lines of NAME=VALUE.

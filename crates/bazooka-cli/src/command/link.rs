@@ -181,7 +181,7 @@ async fn added(
         Failure::new(Kind::Refused, format!("app '{app}' can't link them: {unfit}"))
             .hint("`bazooka link` lists those that it has; bazooka link remove APP:PROC takes one away")
     })?;
-    now.next(context, app, &now.vars, &links).await
+    now.next(context, app, &now.vars, &links, &now.build).await
 }
 
 async fn removed(
@@ -195,7 +195,7 @@ async fn removed(
         say(&format!("app '{app}' has no link {link}"));
     }
     let links = now.links.difference(links).cloned().collect();
-    now.next(context, app, &now.vars, &links).await
+    now.next(context, app, &now.vars, &links, &now.build).await
 }
 
 /// Checks that a link's service exists. It may be one of the app's own procs, which another of its procs calls.

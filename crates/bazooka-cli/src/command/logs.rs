@@ -49,7 +49,7 @@ pub struct Args {
     #[arg(value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub lines: u32,
     /// Only lines of this proc
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = ProcName::of_spelling)]
     pub proc: Option<ProcName>,
     /// Print the time of each line
     #[arg(short, long)]

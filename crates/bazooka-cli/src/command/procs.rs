@@ -71,6 +71,8 @@ pub async fn run(context: &Context, args: Args) -> Result<()> {
 struct Row<'a> {
     app: &'a AppName,
     proc: &'a ProcName,
+    /// The Procfile's spelling.
+    spelling: &'a str,
     /// The port; null until bazooka-rm has given it one.
     port: Option<u16>,
     /// The settings by their JSON names; null if not set.
@@ -93,6 +95,7 @@ fn rows<'a>(app: &'a AppName, view: &'a AppView, ports: &BTreeMap<ProcName, u16>
     let rows = view.procs.iter().map(|(name, proc)| Row {
         app,
         proc: name,
+        spelling: view.spelling(name),
         port: ports.get(name).copied(),
         settings: set(proc),
         instances: counts.get(name).copied().unwrap_or(0),
@@ -117,7 +120,7 @@ fn short(rows: &[Row<'_>]) -> Table {
         let memory = row.settings[settings::MEMORY.json].as_u64().map(Value::Size);
         table.row([
             row.app.to_string(),
-            row.proc.to_string(),
+            row.spelling.to_owned(),
             port_cell(row),
             memory.as_ref().map(cell).unwrap_or_default(),
             row.instances.to_string(),
@@ -132,7 +135,7 @@ fn long(rows: &[Row<'_>], view: &AppView) -> Table {
     let mut table = Table::new(&[&["APP", "PROC", "PORT"][..], &headings, &["INSTANCES"]].concat());
     for row in rows {
         let proc = &view.procs[row.proc];
-        let mut cells = vec![row.app.to_string(), row.proc.to_string(), port_cell(row)];
+        let mut cells = vec![row.app.to_string(), row.spelling.to_owned(), port_cell(row)];
         cells.extend(settings::ALL.map(|setting| cell(&setting.of(row.proc, proc))));
         cells.push(row.instances.to_string());
         table.row(cells);

@@ -94,7 +94,7 @@ impl FromStr for Count {
                 (proc, Some(number.ok_or(InvalidCount::Number)?))
             }
         };
-        Ok(Count { proc: proc.parse()?, count })
+        Ok(Count { proc: ProcName::of_spelling(proc)?, count })
     }
 }
 
@@ -328,7 +328,8 @@ struct Row {
 /// Shows the formation.
 async fn show(context: &Context) -> Result<()> {
     let app = context.app().await?;
-    let rows = formation(&context.view(&app).await?);
+    let view = context.view(&app).await?;
+    let rows = formation(&view);
     if context.json {
         put_json(&rows);
         return Ok(());
@@ -339,7 +340,7 @@ async fn show(context: &Context) -> Result<()> {
     for row in rows {
         let zones: Vec<String> = row.zones.iter().map(|(zone, n)| format!("{zone}={n}")).collect();
         let mut cells = vec![
-            row.proc.to_string(),
+            view.spelling(&row.proc).to_owned(),
             row.release.map(|release| release.to_string()).unwrap_or_default(),
             row.rev.map(|rev| rev.short().to_owned()).unwrap_or_default(),
             row.count.to_string(),
@@ -449,7 +450,8 @@ mod tests {
             ("web=10001", None),
             ("web=99999999999", None),
             ("=1", None),
-            ("Web=1", None),
+            ("Web_=1", Some(Count { proc: proc("web"), count: Some(1) })),
+            ("we.b=1", None),
             ("", None),
         ] {
             assert_eq!(said.parse::<Count>().ok(), wanted, "{said:?}");

@@ -22,6 +22,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The proc
+    #[arg(value_parser = ProcName::of_spelling)]
     pub proc: ProcName,
     /// A rev's share in percent; `off` takes it back
     #[arg(value_name = "REV=PERCENT")]

@@ -227,7 +227,7 @@ async fn a_config_change_is_tried_released_and_rolled_out() {
     let missing = rig.bazooka(&args(&["config", "get", "B"])).await.exits(3);
     assert_eq!(missing.stdout, "");
     let back = rig.bazooka(&args(&["rollback", "v2"])).await.ok();
-    assert_eq!(back.stdout, "v5 released (e1)\nweb v4 -> v5 ...\n");
+    assert_eq!(back.stdout, "v5 released (e1)\nweb v4 -> v5 ...\nto go forward again: bazooka rollback v4\n");
     let releases = rig.bazooka(&args(&["releases"])).await.ok().stdout;
     assert!(releases.contains("rollback to v2") && releases.contains("config unset A B"), "{releases}");
     assert!(!releases.contains("two words"), "{releases}");

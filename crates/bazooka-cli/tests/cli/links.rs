@@ -80,7 +80,7 @@ async fn a_link_that_can_not_be_is_refused_with_what_may_be_meant() {
     }
     for (links, code, said) in [
         (&["api"][..], 2, "an app and its proc with a colon between"),
-        (&["api:Web"], 2, "proc name"),
+        (&["api:we.b"], 2, "proc name"),
         (&["api/web"], 2, "colon"),
         (&[], 2, "APP:PROC"),
         (&["apo:web"], 3, "did you mean 'api'?"),

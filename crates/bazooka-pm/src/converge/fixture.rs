@@ -202,7 +202,7 @@ impl World {
             .map(|proc| (proc.parse().expect("a proc name"), format!("run {proc}")))
             .collect();
         for proc in commands.keys() {
-            let row = self.new_proc();
+            let row = self.new_proc(proc);
             self.view().procs.entry(proc.clone()).or_insert(row);
         }
         let row = self.row(Rev {
@@ -232,10 +232,10 @@ impl World {
     }
 
     /// Returns a proc's row with a port that no other names.
-    fn new_proc(&mut self) -> Versioned<Proc> {
+    fn new_proc(&mut self, name: &ProcName) -> Versioned<Proc> {
         let named = self.snapshot.apps.values().flat_map(|view| view.procs.values().map(|row| row.port));
         let last = named.max().unwrap_or(8500);
-        self.row(Proc::new(last + 1))
+        self.row(Proc::new(name, last + 1))
     }
 
     fn newest_env(&mut self) -> EnvRef {
@@ -267,7 +267,7 @@ impl World {
     /// Writes a service's row again, if it is missing.
     pub fn reregister(&mut self, app: &str, proc: &str) {
         let (app, proc) = (self.name(app), self.proc(proc));
-        let row = self.new_proc();
+        let row = self.new_proc(&proc);
         self.snapshot.apps.get_mut(&app).expect("it is there").procs.entry(proc).or_insert(row);
     }
 

@@ -17,7 +17,7 @@ pub(super) struct Settings {
 impl Settings {
     /// Reads the settings of an app's proc; a proc without a row has the defaults.
     pub fn of(view: &AppView, proc: &ProcName) -> Self {
-        let proc = view.procs.get(proc).map_or_else(|| Proc::new(0), |proc| proc.value.clone());
+        let proc = view.procs.get(proc).map_or_else(|| Proc::new(proc, 0), |row| row.value.clone());
         Settings {
             min_ready: proc.min_ready(),
             counted_within: proc.counted_within(),

@@ -17,6 +17,7 @@ use visor::{
         App, Assignment, Capacity, Desired, DomainRecord, Extra, Formation, Host, OnPartition, Proc, Proxy,
         Rm, RunSettings, Slug, State, Status,
     },
+    settings,
     snapshot::Versioned,
     store::{MAX_TXN_OPS, Revision},
     testing::{Etcd, free_port, fresh_prefix, observer, until},
@@ -244,7 +245,16 @@ impl Rig {
         let given = visor::transitions::ports::row(&name, &own, &proc, at);
         let change = Change::new().put(&Key::App(name.clone()), &own);
         let change = change.put(&Key::Port(ServicePort(port)), &given);
-        self.commit(change.put(&Key::Proc(name, proc), &Proc::new(port))).await
+        let row = Proc::new(&proc, port);
+        self.commit(change.put(&Key::Proc(name, proc), &row)).await
+    }
+
+    /// Has a service speak HTTP, as `procs set --protocol http` does.
+    pub async fn speaks_http(&self, app_name: &str, proc_name: &str) -> Revision {
+        let (proc, key) = (proc(proc_name), Key::Proc(app(app_name), proc(proc_name)));
+        let mut row = self.visor.get::<Proc>(&key).await.expect("it answers").expect("it is there").value;
+        settings::PROTOCOL.parse("http").expect("a word of it").apply(&proc, &mut row);
+        self.commit(Change::new().put(&key, &row)).await
     }
 
     pub async fn forget_service(&self, app_name: &str, proc_name: &str) -> Revision {

@@ -121,6 +121,8 @@ async fn each_proc_that_speaks_http_has_a_name_and_a_domain_needs_no_reload() {
     rig.running(("rocket", "web"), &[(1, one.address)]).await;
     rig.applied(rig.running(("rocket", "web-admin"), &[(2, admin.address)]).await).await;
     rig.wait_answer("rocket.localhost", "one").await;
+    assert_eq!(rig.ask("web-admin.rocket.localhost").await.expect("it answers").status, 404, "it speaks TCP");
+    rig.applied(rig.speaks_http("rocket", "web-admin").await).await;
     rig.wait_answer("web-admin.rocket.localhost", "admin").await;
     let reloads = rig.metric("bazooka_proxy_reloads_total").await;
     assert_eq!(rig.ask("www.example.org").await.expect("it answers").status, 404);

@@ -31,13 +31,20 @@ const MOST_BYTES: u64 = 4 << 20;
 #[derive(Clone, Debug)]
 pub struct Place {
     spec: LaunchSpec,
+    /// The app's config vars that its builds see. Only the steps in the app's tree get them; bazooka-rm's own choice of
+    /// files and folders goes by none of them.
+    vars: BTreeMap<String, String>,
 }
+
+/// The variables of a build that no config var replaces: they name its folders.
+const OWN: [&str; 3] = ["PATH", "HOME", "TMPDIR"];
 
 impl Place {
     /// Returns a place without isolation: a folder and variables, for bazooka-rm's own user, who sees the whole
     /// machine.
     pub fn plain(dir: &Path, environment: BTreeMap<String, String>) -> Place {
         Place {
+            vars: BTreeMap::new(),
             spec: LaunchSpec {
                 protocol: PROTOCOL,
                 env_apart: false,
@@ -60,6 +67,17 @@ impl Place {
     pub(super) fn apart(mut self, keep: impl FnOnce(&mut LaunchSpec)) -> Place {
         keep(&mut self.spec);
         self
+    }
+
+    /// Returns this place with the app's config vars that its builds see.
+    pub fn showing(mut self, vars: BTreeMap<String, String>) -> Place {
+        self.vars = vars;
+        self
+    }
+
+    /// Returns the config vars that the steps see.
+    pub fn vars(&self) -> &BTreeMap<String, String> {
+        &self.vars
     }
 
     /// Returns the tree's path as the steps see it.
@@ -92,12 +110,15 @@ impl Place {
             sandbox.mounts.retain(|mount| !mount.writable && !folder.starts_with(&mount.path));
             sandbox.mounts.push(Mount { path: folder.to_owned(), writable: true });
         }
-        Place { spec }
+        Place { spec, vars: BTreeMap::new() }
     }
 
     /// Returns what to launch for a command of these words.
     pub(super) fn spec(&self, words: &[String]) -> LaunchSpec {
-        LaunchSpec { command: line(words), ..self.spec.clone() }
+        let mut spec = LaunchSpec { command: line(words), ..self.spec.clone() };
+        let vars = self.vars.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
+        spec.env.extend(vars.map(|(name, value)| (name.clone(), value.clone())));
+        spec
     }
 }
 

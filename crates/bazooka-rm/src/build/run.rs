@@ -3,6 +3,7 @@
 //! Owns the steps' processes: none is left after a run returns or is dropped, or bazooka-rm itself ends.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     io,
     os::fd::OwnedFd,
@@ -56,11 +57,34 @@ pub struct Runner<'a> {
     output: Output,
 }
 
+/// The shortest value of a config var that is kept out of the output; a shorter one is part of many words.
+const LEAST_MASKED: usize = 6;
+
 /// The state of a build's output.
 #[derive(Default)]
 struct Output {
+    /// What no line may show, longest first, with what stands for it.
+    masks: Vec<(String, String)>,
     bytes: AtomicU64,
     is_told: AtomicBool,
+}
+
+impl Output {
+    /// Returns the output of steps that see these config vars: no line of it shows a value, or a line of one.
+    fn masking(vars: &BTreeMap<String, String>) -> Output {
+        let lines = vars.iter().flat_map(|(name, value)| value.lines().map(move |line| (name, line.trim())));
+        let long = lines.filter(|(_, line)| line.len() >= LEAST_MASKED);
+        let mut masks: Vec<(String, String)> =
+            long.map(|(name, line)| (line.to_owned(), format!("[{name}]"))).collect();
+        masks.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
+        Output { masks, ..Output::default() }
+    }
+
+    /// Returns a line for the pusher.
+    fn line(&self, bytes: &[u8]) -> String {
+        let line = String::from_utf8_lossy(bytes).into_owned();
+        self.masks.iter().fold(line, |line, (value, name)| line.replace(value, name))
+    }
 }
 
 impl<'a> Runner<'a> {
@@ -72,7 +96,7 @@ impl<'a> Runner<'a> {
         cancelled: &'a CancellationToken,
         limit: Duration,
     ) -> Runner<'a> {
-        let (deadline, output) = (Instant::now() + limit, Output::default());
+        let (deadline, output) = (Instant::now() + limit, Output::masking(place.vars()));
         Runner { own_program, place, voice, cancelled, deadline, limit, output }
     }
 
@@ -231,12 +255,12 @@ async fn stream(output: impl AsyncRead + Unpin, voice: &Voice, known: &Output) {
                 voice.say(format!("(the build has printed {most} MiB; the rest is left out)")).await;
             }
         } else if (end.is_some() && !line.is_empty()) || line.len() > MAX_LINE {
-            voice.say(String::from_utf8_lossy(&line)).await;
+            voice.say(known.line(&line)).await;
             line.clear();
         }
     }
     if !line.is_empty() {
-        voice.say(String::from_utf8_lossy(&line)).await;
+        voice.say(known.line(&line)).await;
     }
 }
 
@@ -270,6 +294,15 @@ mod tests {
         assert_eq!(lines.len(), most / 16 + 2, "{:?}", lines.last());
         let end: Vec<&str> = lines[lines.len() - 3..].iter().map(String::as_str).collect();
         assert_eq!(end, ["a last line", "ok", "(the build has printed 16 MiB; the rest is left out)"]);
+    }
+
+    #[test]
+    fn the_value_of_a_config_var_is_in_no_line() {
+        let vars = [("TOKEN", "hunter22"), ("KEY", "first line\nhunter22-more\n"), ("SHORT", "true")];
+        let vars = vars.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let output = Output::masking(&BTreeMap::from(vars));
+        let line = output.line(b"GET https://x:hunter22@y and hunter22-more: true");
+        assert_eq!(line, "GET https://x:[TOKEN]@y and [KEY]: true");
     }
 
     #[tokio::test]

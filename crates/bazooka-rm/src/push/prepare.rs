@@ -12,20 +12,25 @@ use bazooka_daemon::in_words;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use visor::{
-    names::{AppName, ProcName, RevId},
+    keys,
+    names::{AppName, EnvRef, ProcName, RevId},
     quota::Bounds,
     schema::{Extra, Rev},
+    seal::OpenError,
+    transitions::envs::{Opened, base_env},
     visor::{Visor, VisorError},
+    wrapping::SharedRing,
 };
 
 use crate::{
     apps::Apps,
     build::{
-        self, BuildError, Procs, Work, buildpack::Tree, detect::Detected, environment::environment,
+        self, BuildError, Work, buildpack::Tree, detect::Detected, environment::environment,
         isolation::Builds, place::Place,
     },
     layout::{self, Layout},
     metrics::RmMetrics,
+    procfile::Procfile,
     queue::BuildQueue,
     slug::{self, Packed, SlugError},
     slugs::{NotStored, Slugs},
@@ -54,6 +59,10 @@ pub enum Unprepared {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Visor(#[from] VisorError),
+    #[error(
+        "this bazooka-rm can't open the config vars that builds see ({0}): {1}; another bazooka-rm adds a wrap for it"
+    )]
+    VarsClosed(EnvRef, OpenError),
     #[error("the commit can't be read: {0}")]
     Git(#[from] git2::Error),
     #[error(
@@ -116,6 +125,8 @@ pub struct Builder {
     pub program: PathBuf,
     /// The isolation of builds.
     pub builds: Arc<Builds>,
+    /// The private keys to which config vars are sealed for this rm.
+    pub ring: SharedRing,
     /// The queue of builds.
     pub queue: Arc<BuildQueue>,
     /// The slugs.
@@ -129,8 +140,7 @@ struct Exported {
     commit: tree::Commit,
     files: tree::Files,
     detected: Detected,
-    /// Those of the Procfile, if there is one.
-    procs: Option<Procs>,
+    procfile: Procfile,
 }
 
 #[async_trait]
@@ -181,10 +191,14 @@ impl Builder {
         cancelled: &CancellationToken,
     ) -> Result<Rev, Unprepared> {
         let exported = self.export(commit, folder, cancelled).await?;
-        let Exported { commit: says, files, detected, procs } = &exported;
+        let Exported { commit: says, files, detected, procfile } = &exported;
         *kind = detected.name();
         let cache = self.layout.cache(commit.app);
-        let place = self.place(commit, folder, detected).await?;
+        let place = self.place(commit, says, folder, detected).await?;
+        let place = match detected.runs_processes() {
+            true => place.showing(self.vars(commit.app, voice).await?),
+            false => place,
+        };
         let work = Work {
             dir: folder,
             files,
@@ -199,10 +213,17 @@ impl Builder {
             voice.say(format!("building: {kind}")).await;
         }
         build::build(&work, detected).await?;
-        let procs = match procs {
-            Some(procs) => procs.clone(),
-            None => build::release(&work, detected).await?,
+        let procs = match procfile.procs.is_empty() {
+            false => procfile.procs.clone(),
+            true => build::release(&work, detected).await?,
         };
+        if let Some(command) = &procfile.release {
+            voice
+                .say(format!(
+                    "release: `{command}` is NOT RUN: there is no release phase yet; run it yourself"
+                ))
+                .await;
+        }
 
         voice.say("uploading container to file storage").await;
         let Packed { slug, sockets } = self.slugs.store(folder, cancelled).await?;
@@ -214,7 +235,7 @@ impl Builder {
             voice.say(warning).await;
         }
         let by = commit.user.map_or_else(|| says.committer.clone(), str::to_owned);
-        Ok(Rev {
+        let mut rev = Rev {
             slug,
             procs,
             kind: kind.clone(),
@@ -222,7 +243,9 @@ impl Builder {
             at: Timestamp::now(),
             subject: says.subject.clone(),
             extra: Extra::new(),
-        })
+        };
+        rev.spell(&procfile.spellings);
+        Ok(rev)
     }
 
     /// Writes the commit's tree to the build's folder.
@@ -241,8 +264,8 @@ impl Builder {
             let repository = tree::open(&repository, quarantine.as_deref())?;
             let commit = tree::describe(&repository, rev.as_str())?;
             let files = tree::export(&repository, rev.as_str(), &folder, &cancelled)?;
-            let (detected, procs) = build::read(Tree { dir: &folder, files: &files })?;
-            Ok(Exported { commit, files, detected, procs })
+            let (detected, procfile) = build::read(Tree { dir: &folder, files: &files })?;
+            Ok(Exported { commit, files, detected, procfile })
         })
         .await
     }
@@ -251,6 +274,7 @@ impl Builder {
     async fn place(
         &self,
         commit: &Commit<'_>,
+        says: &tree::Commit,
         folder: &Path,
         detected: &Detected,
     ) -> Result<Place, Unprepared> {
@@ -258,6 +282,8 @@ impl Builder {
         let mut variables = environment(&own, &self.layout.cache(commit.app), Path::exists);
         variables.insert("BAZOOKA_APP".into(), commit.app.to_string());
         variables.insert("BAZOOKA_REV".into(), commit.rev.to_string());
+        variables.insert("SOURCE_VERSION".into(), commit.rev.to_string());
+        variables.insert("SOURCE_DATE_EPOCH".into(), says.seconds.to_string());
         if !detected.runs_processes() {
             return Ok(Place::plain(folder, variables));
         }
@@ -269,6 +295,35 @@ impl Builder {
         .await
     }
 
+    /// Returns the app's config vars that its builds see, and tells the pusher if there are others.
+    async fn vars(&self, app: &AppName, voice: &Voice) -> Result<BTreeMap<String, String>, Unprepared> {
+        // The env may have been set just now, and the apps' image may not have it yet.
+        let snapshot = self.visor.read(keys::app(app)).await?;
+        let Some(view) = snapshot.apps.get(app) else { return Ok(BTreeMap::new()) };
+        let env = base_env(view);
+        let Some(row) = view.envs.get(&env) else { return Ok(BTreeMap::new()) };
+        let names = row.build_names();
+        let all = match self.visor.open_env(app, env, &self.ring.get()).await? {
+            Opened::Vars(vars) => vars,
+            Opened::Missing => return Ok(BTreeMap::new()),
+            Opened::Closed(_) if names.is_empty() => return Ok(BTreeMap::new()),
+            Opened::Closed(why) => return Err(Unprepared::VarsClosed(env, why)),
+        };
+        let is_shown = |name: &String| names.iter().any(|shown| shown.as_str() == name);
+        let shown: BTreeMap<String, String> = all
+            .as_map()
+            .iter()
+            .filter(|(name, _)| is_shown(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        let others = all.as_map().len() - shown.len();
+        if others > 0 {
+            let vars = if others == 1 { "1 config var is" } else { &format!("{others} config vars are") };
+            voice.say(format!("{vars} not seen by builds; bazooka config set --build shows one")).await;
+        }
+        Ok(shown)
+    }
+
     async fn register(&self, commit: &Commit<'_>, rev: &Rev, voice: &Voice) -> Result<(), Unprepared> {
         voice.say("registering revisions in coordinator").await;
         let known = self.apps.view(commit.app);
@@ -277,7 +332,7 @@ impl Builder {
         let taken = if new > 0 { taken_ports(&self.visor, new).await? } else { BTreeSet::new() };
         let ports = self.visor.register_rev(commit.app, commit.rev, rev, &taken).await?;
         for proc in ports.keys() {
-            voice.say(format!("pty registered: {proc}")).await;
+            voice.say(format!("pty registered: {}", rev.spelling(proc).unwrap_or(proc.as_str()))).await;
         }
         self.slugs.ensure(&rev.slug).await?;
         let bounds = Bounds::of(self.apps.known().rms.values());

@@ -12,12 +12,14 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use visor::{
     names::AppName,
+    seal::{Keyring, Os, SecretKey},
     store::{
         Keys, LeaseId, Op, Page, Revision, SharedStore, Store, StoreError, Txn, TxnReply, Watch,
         model::ModelStore,
     },
     testing::until,
     visor::Visor,
+    wrapping::SharedRing,
 };
 
 use super::{PushParts, Pushes, Rejected, Times, prepare::Builder};
@@ -150,6 +152,7 @@ impl World {
             visor: visor.clone(),
             layout: layout.clone(),
             program,
+            ring: SharedRing::new(Keyring::of(SecretKey::fresh(&mut Os))),
             queue: BuildQueue::new(builds.at_once(), Gauge::default()),
             builds: Arc::new(builds),
             slugs,

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use visor::{
     keys::Key,
-    names::{AppName, ReleaseId, RevId},
+    names::{AppName, ProcName, ReleaseId, RevId},
     progress::who_is_missing,
     schema::{Promoter, ReleaseStatus, Rev, State},
     snapshot::AppView,
@@ -80,6 +80,7 @@ impl Releaser {
             Begun::Trying(release) => release,
             Begun::Released(release) | Begun::Unchanged(release) => {
                 voice.say(format!("{release} released")).await;
+                self.say_how_to_run(&push.app, rev, voice).await?;
                 return Ok(());
             }
             Begun::EnvOnly(_) => return Err(Rejected::RevGone),
@@ -95,6 +96,23 @@ impl Releaser {
             let _ = push.end_trial();
         }
         verdict
+    }
+
+    /// Says how the app is started, if nothing of it is wanted.
+    async fn say_how_to_run(&self, app: &AppName, rev: &RevId, voice: &Voice) -> Result<(), Rejected> {
+        let is_wanted = self.apps.view(app).is_some_and(|view| {
+            view.formation.keys().any(|proc| view.wanted(proc).values().any(|count| *count > 0))
+        });
+        if is_wanted {
+            return Ok(());
+        }
+        // The rev was registered just now, and the apps' image may not have it yet.
+        let row = self.visor.get::<Rev>(&Key::Rev(app.clone(), rev.clone())).await?;
+        let procs: Vec<&ProcName> = row.iter().flat_map(|row| row.procs.keys()).collect();
+        if let Some(proc) = procs.iter().find(|proc| proc.as_str() == "web").or(procs.first()) {
+            voice.say(format!("nothing of it runs yet; to start it: bazooka scale -n 1 {proc}")).await;
+        }
+        Ok(())
     }
 
     /// Waits for the verdict, and gives up a trial that nobody judges.

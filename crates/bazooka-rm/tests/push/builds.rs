@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use nix::sys::signal::{Signal, kill};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use visor::testing::until;
+use visor::{
+    schema::{Check, Protocol},
+    testing::until,
+};
 
 use crate::rig::{Rig, SOON, WAITS, ask, kill_all, releases};
 
@@ -45,7 +48,33 @@ async fn a_push_waits_for_a_repository_that_is_being_made() {
     folder.commit("go to rocket");
     rig.register("goto-rocket").await;
     let pushed = folder.push().await.ok();
-    assert_eq!(pushed.remote_lines().last(), Some(&"v1 released"));
+    assert!(pushed.remote_lines().contains(&"v1 released"), "{pushed:?}");
+}
+
+#[tokio::test]
+async fn procs_are_named_as_foreman_names_them_and_release_is_none() {
+    let rig = Rig::start().await;
+    let (app, folder) = rig.app("mailer").await;
+    folder
+        .write("Procfile", "Mail_Worker: x\nrelease: bin/migrate\nwebhook-sender: y\nweb: z\n")
+        .commit("one");
+    let said = folder.push().await.ok();
+    let lines = said.remote_lines();
+    assert!(lines.iter().any(|line| line.starts_with("release: `bin/migrate` is NOT RUN")), "{lines:?}");
+    assert!(lines.contains(&"pty registered: Mail_Worker"), "{lines:?}");
+    let view = rig.view(&app).await;
+    let rows = view.procs.iter().map(|(proc, row)| {
+        let (speaks, check) = (row.run.protocol_for(proc), row.run.check_for(proc));
+        (proc.as_str(), view.spelling(proc), speaks, check)
+    });
+    assert_eq!(
+        rows.collect::<Vec<_>>(),
+        [
+            ("mail-worker", "Mail_Worker", Protocol::Tcp, Check::Started),
+            ("web", "web", Protocol::Http, Check::Listening),
+            ("webhook-sender", "webhook-sender", Protocol::Tcp, Check::Started),
+        ]
+    );
 }
 
 #[tokio::test]
@@ -65,6 +94,7 @@ async fn a_push_tells_the_words_of_the_original_in_their_order() {
             "pty registered: web",
             "build finished",
             "v1 released",
+            "nothing of it runs yet; to start it: bazooka scale -n 1 web",
         ]
     );
     let view = rig.view(&app).await;

@@ -31,7 +31,7 @@ impl FromStr for Link {
     fn from_str(said: &str) -> Result<Self, InvalidLink> {
         let (app, proc) =
             said.split_once(':').ok_or_else(|| InvalidLink::Form(said.chars().take(80).collect()))?;
-        Ok(Link { app: app.parse()?, proc: proc.parse()? })
+        Ok(Link { app: app.parse()?, proc: ProcName::of_spelling(proc)? })
     }
 }
 

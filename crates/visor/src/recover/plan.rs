@@ -263,7 +263,7 @@ fn take_up(
             continue;
         };
         let own = Key::Proc(name.clone(), proc.clone());
-        let row = Proc { run: one.assignment.run.clone(), ..Proc::new(port) };
+        let row = Proc { run: one.assignment.run.clone(), ..Proc::new(proc, port) };
         let mut change = Change::new().absent(&own).put(&own, &row);
         if given.is_none() {
             *last_port = (*last_port).max(u64::from(port));

@@ -50,9 +50,30 @@ pub struct Rev {
     /// The first line of the commit's message.
     #[serde(default)]
     pub subject: String,
-    /// Fields of a newer version.
+    /// Fields of a newer version, and `spellings`: the Procfile's spelling of each proc whose name is spelled otherwise.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// The field of the spellings.
+const SPELLINGS: &str = "spellings";
+
+impl Rev {
+    /// Returns a proc's spelling in the Procfile (`Mail_Worker` for `mail-worker`); none if it is the name.
+    pub fn spelling(&self, proc: &ProcName) -> Option<&str> {
+        let spelling = self.extra.get(SPELLINGS)?.get(proc.as_str())?.as_str()?;
+        ProcName::of_spelling(spelling).is_ok_and(|name| name == *proc).then_some(spelling)
+    }
+
+    /// Adds the Procfile's spellings of procs. Those that are the name itself are left out.
+    pub fn spell(&mut self, spellings: &BTreeMap<ProcName, String>) {
+        let other = spellings.iter().filter(|(proc, spelling)| proc.as_str() != *spelling);
+        let other: Extra =
+            other.map(|(proc, spelling)| (proc.to_string(), spelling.clone().into())).collect();
+        if !other.is_empty() {
+            self.extra.insert(SPELLINGS.to_owned(), other.into());
+        }
+    }
 }
 
 /// `domains/FQDN`: a domain that leads to an app.

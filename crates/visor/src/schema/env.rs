@@ -9,6 +9,7 @@ use super::Extra;
 use crate::{
     names::Link,
     seal::{PublicKey, Sealed, Vars, WrappedKey},
+    vars::VarName,
 };
 
 /// `apps/A/envs/E`: an app's config vars, sealed, and its links.
@@ -30,12 +31,29 @@ pub struct Env {
     pub by: String,
     /// The time when it was set.
     pub at: Timestamp,
-    /// Fields of a newer version.
+    /// Fields of a newer version, and `build`: the names of the vars that builds see, too.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
+/// The field of the names that builds see.
+const BUILD: &str = "build";
+
 impl Env {
+    /// Returns the names of the vars that builds see, too.
+    pub fn build_names(&self) -> BTreeSet<VarName> {
+        let names = self.extra.get(BUILD).and_then(serde_json::Value::as_array).into_iter().flatten();
+        names.filter_map(|name| name.as_str()?.parse().ok()).collect()
+    }
+
+    /// Sets the names of the vars that builds see, too.
+    pub fn show_to_builds(&mut self, names: &BTreeSet<VarName>) {
+        let names: Vec<serde_json::Value> = names.iter().map(|name| name.as_str().into()).collect();
+        match names.is_empty() {
+            true => drop(self.extra.remove(BUILD)),
+            false => drop(self.extra.insert(BUILD.to_owned(), names.into())),
+        }
+    }
     /// Reports whether the env is sealed, so that only the owner of a wrap can read it.
     pub fn is_sealed(&self) -> bool {
         self.sealed.is_some()

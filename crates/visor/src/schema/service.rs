@@ -25,6 +25,16 @@ pub enum Check {
     },
 }
 
+/// What a proc speaks on $PORT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP requests and responses, which proxies balance one by one.
+    Http,
+    /// Bytes that proxies hand on without a look, or nothing.
+    Tcp,
+}
+
 /// The limits on what an instance may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -56,7 +66,10 @@ pub enum OnPartition {
 /// How one proc is run: the part of its settings that an instance's host needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSettings {
-    /// The condition for healthy; unless set, `web*` must listen and other procs must have started.
+    /// What it speaks on $PORT. A row of an earlier release has none: then `web*` speaks HTTP and must listen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// The condition for healthy; unless set, `web` must listen and other procs must have started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Check>,
     /// The limits on memory, processor and processes.

@@ -63,13 +63,14 @@ impl Setting {
 pub(super) fn default_in_words(default: &Default) -> String {
     match default {
         Default::Is(value) => value.to_string(),
-        Default::ByName { web, other } => format!("{web} if its name begins with web, else {other}"),
+        Default::ByName { web, other } => format!("{web} for web, else {other}"),
     }
 }
 
 fn values(setting: &Setting) -> String {
     let values = match &setting.takes {
         Takes::Size { least } => format!("{} or more", super::size(*least)),
+        Takes::Protocol => "`http`, `tcp`".to_owned(),
         Takes::Check => "`started`, `listening`, `http:/PATH`".to_owned(),
         Takes::OnPartition => "`keep`, `stop`".to_owned(),
         takes => takes.bounds().unwrap_or_default(),

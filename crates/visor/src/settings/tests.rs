@@ -11,8 +11,8 @@ fn web() -> ProcName {
 /// Returns what an option's word stores, as JSON and in words.
 fn set(setting: &'static Setting, word: &str) -> Result<(serde_json::Value, String), String> {
     let change = setting.parse(word).map_err(|error| error.to_string())?;
-    let mut proc = Proc::new(1);
-    change.apply(&mut proc);
+    let mut proc = Proc::new(&web(), 1);
+    change.apply(&web(), &mut proc);
     let json = setting.stored(&proc).as_ref().map(serde_json::Value::from);
     Ok((json.unwrap_or_default(), setting.of(&web(), &proc).to_string()))
 }
@@ -26,6 +26,7 @@ fn a_value_is_stored_and_told_as_it_was_given() {
         (&PIDS, "200", serde_json::json!(200), "200"),
         (&CHECK, "http:/healthz?full=1", serde_json::json!("http:/healthz?full=1"), "http:/healthz?full=1"),
         (&CHECK, "started", serde_json::json!("started"), "started"),
+        (&PROTOCOL, "tcp", serde_json::json!("tcp"), "tcp"),
         (&BOOT_TIMEOUT, "90s", serde_json::json!(90_000), "90s"),
         (&BOOT_TIMEOUT, "1h", serde_json::json!(3_600_000), "1h"),
         (&STOP_TIMEOUT, "0", serde_json::json!(0), "0s"),
@@ -42,11 +43,13 @@ fn a_value_is_stored_and_told_as_it_was_given() {
 #[test]
 fn default_takes_a_setting_back_and_none_those_that_are_limits() {
     for setting in ALL {
-        let mut proc = Proc::new(1);
-        setting.parse(setting.example).expect("its example is valid").apply(&mut proc);
-        assert_ne!(proc, Proc::new(1), "--{} {}", setting.name, setting.example);
-        setting.parse("default").expect("a word of each").apply(&mut proc);
-        assert_eq!(proc, Proc::new(1), "--{} default", setting.name);
+        let mut proc = Proc::new(&web(), 1);
+        // The others' examples differ from their defaults.
+        let example = if *setting == PROTOCOL { "tcp" } else { setting.example };
+        setting.parse(example).expect("its example is valid").apply(&web(), &mut proc);
+        assert_ne!(proc, Proc::new(&web(), 1), "--{} {}", setting.name, setting.example);
+        setting.parse("default").expect("a word of each").apply(&web(), &mut proc);
+        assert_eq!(proc, Proc::new(&web(), 1), "--{} default", setting.name);
         let is_limit = ["memory", "cpu", "pids"].contains(&setting.name);
         assert_eq!(setting.parse("none").is_ok(), is_limit, "--{} none", setting.name);
     }
@@ -59,6 +62,7 @@ fn a_bad_value_is_refused_with_the_rule_and_an_example() {
         (&CPU, &["", "0", "-1", "0.001", "NaN", "inf", "x", "1e9"]),
         (&PIDS, &["", "0", "3", "-1", "1.5", "99999999999"]),
         (&CHECK, &["", "http", "http:", "http:x", "http:/a b", "http:/\r\nx", "https:/x", "Started"]),
+        (&PROTOCOL, &["", "HTTP", "udp", "https"]),
         (&BOOT_TIMEOUT, &["", "0", "999ms", "3601s", "2h", "90", "-5s", "x", "5s ago"]),
         (&STOP_TIMEOUT, &["3601s", "-1s", "30"]),
         (&MIN_READY, &["601s", "11m", "1"]),
@@ -82,7 +86,7 @@ fn a_bad_value_is_refused_with_the_rule_and_an_example() {
 
 #[test]
 fn a_row_out_of_bounds_is_read_as_the_bound() {
-    let mut proc = Proc::new(1);
+    let mut proc = Proc::new(&web(), 1);
     (proc.batch, proc.min_ready_ms, proc.max_unavailable) = (Some(0), Some(u64::MAX), u32::MAX);
     (proc.run.boot_timeout_ms, proc.run.stop_timeout_ms) = (Some(1), Some(u64::MAX));
     assert_eq!((proc.batch_of(40), proc.most_unavailable()), (1, 10_000));
@@ -94,12 +98,12 @@ fn a_row_out_of_bounds_is_read_as_the_bound() {
     let wrong: Vec<&str> =
         ALL.into_iter().filter(|s| s.out_of_bounds(&proc).is_some()).map(|s| s.name).collect();
     assert_eq!(wrong, ["pids", "boot-timeout", "stop-timeout", "min-ready", "batch", "max-unavailable"]);
-    assert!(ALL.into_iter().all(|setting| setting.out_of_bounds(&Proc::new(1)).is_none()));
+    assert!(ALL.into_iter().all(|setting| setting.out_of_bounds(&Proc::new(&web(), 1)).is_none()));
 }
 
 #[test]
 fn defaults_are_those_that_hold_where_nothing_is_set() {
-    let proc = Proc::new(1);
+    let proc = Proc::new(&web(), 1);
     assert_eq!(
         (proc.run.boot_timeout(), proc.run.stop_timeout()),
         (Duration::from_secs(60), Duration::from_secs(30))
@@ -108,6 +112,29 @@ fn defaults_are_those_that_hold_where_nothing_is_set() {
     assert_eq!([1, 4, 5, 8].map(|count| proc.batch_of(count)), [1, 1, 2, 2]);
     assert_eq!(proc.run.check_for(&web()), Check::Listening);
     assert_eq!(proc.run.check_for(&"job".parse().expect("a name")), Check::Started);
+}
+
+#[test]
+fn web_alone_speaks_http_and_must_listen_but_for_rows_of_earlier_releases() {
+    let judged = |name: &str, protocol: Option<Protocol>| {
+        let name: ProcName = name.parse().expect("a name");
+        let mut row = Proc::new(&name, 1);
+        if protocol.is_none() {
+            row.run.protocol = None;
+        }
+        (row.run.protocol_for(&name), row.run.check_for(&name))
+    };
+    let new = Some(Protocol::Tcp);
+    assert_eq!(judged("web", new), (Protocol::Http, Check::Listening));
+    assert_eq!(judged("webhook-sender", new), (Protocol::Tcp, Check::Started));
+    assert_eq!(judged("job", new), (Protocol::Tcp, Check::Started));
+    assert_eq!(judged("web", None), (Protocol::Http, Check::Listening));
+    assert_eq!(judged("webhook-sender", None), (Protocol::Http, Check::Listening));
+    assert_eq!(judged("job", None), (Protocol::Tcp, Check::Started));
+    let mut row = Proc { run: RunSettings::default(), ..Proc::new(&web(), 1) };
+    let name: ProcName = "webhook-sender".parse().expect("a name");
+    PROTOCOL.parse("default").expect("a word").apply(&name, &mut row);
+    assert_eq!(row.run.protocol, Some(Protocol::Tcp), "the default of now, not that of earlier releases");
 }
 
 #[test]

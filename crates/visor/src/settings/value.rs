@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 
 use super::Setting;
 use crate::{
-    schema::{Check, InvalidCheckPath, LONGEST_CHECK_PATH, OnPartition},
+    schema::{Check, InvalidCheckPath, LONGEST_CHECK_PATH, OnPartition, Protocol},
     terminal,
 };
 
@@ -25,6 +25,8 @@ pub enum Value {
     Count(u32),
     /// A time.
     Time(Duration),
+    /// A protocol.
+    Protocol(Protocol),
     /// A check.
     Check(Check),
     /// The fate of instances on a host that has lost the coordinator.
@@ -62,6 +64,8 @@ pub enum Takes {
         /// The longest time.
         most: Duration,
     },
+    /// Protocols.
+    Protocol,
     /// Checks.
     Check,
     /// The fates of instances on a host that has lost the coordinator.
@@ -113,7 +117,7 @@ impl Takes {
     /// Returns the bounds in words, where there are both.
     pub fn bounds(&self) -> Option<String> {
         match self {
-            Takes::Size { .. } | Takes::Check | Takes::OnPartition => None,
+            Takes::Size { .. } | Takes::Protocol | Takes::Check | Takes::OnPartition => None,
             Takes::Processors { least_millis, most_millis } => {
                 Some(format!("{} to {}", Value::Processors(*least_millis), Value::Processors(*most_millis)))
             }
@@ -132,6 +136,7 @@ impl Takes {
             }
             (Problem::Form, Takes::Count { .. }) => format!("it takes a number{or_back}"),
             (Problem::Form, Takes::Time { .. }) => format!("it takes a time such as 90s or 2m{or_back}"),
+            (Problem::Form, Takes::Protocol) => "it takes http, tcp or default".to_owned(),
             (Problem::Form, Takes::Check) => "it takes started, listening, http:/PATH or default".to_owned(),
             (Problem::Form, Takes::OnPartition) => "it takes keep, stop or default".to_owned(),
             (Problem::Bounds, Takes::Size { least }) => {
@@ -150,6 +155,11 @@ impl Takes {
             Takes::Processors { .. } => processors(word).map(Value::Processors),
             Takes::Count { .. } => number(word).map(Value::Count),
             Takes::Time { .. } => time(word).map(Value::Time),
+            Takes::Protocol => match word {
+                "http" => Some(Value::Protocol(Protocol::Http)),
+                "tcp" => Some(Value::Protocol(Protocol::Tcp)),
+                _ => None,
+            },
             Takes::Check => return check(word).map(Value::Check),
             Takes::OnPartition => match word {
                 "keep" => Some(Value::OnPartition(OnPartition::Keep)),
@@ -193,7 +203,7 @@ impl From<&Value> for serde_json::Value {
             Value::Processors(millis) => (*millis).into(),
             Value::Count(n) => (*n).into(),
             Value::Time(_) => value.clone().as_millis().into(),
-            Value::Check(_) | Value::OnPartition(_) => value.to_string().into(),
+            Value::Protocol(_) | Value::Check(_) | Value::OnPartition(_) => value.to_string().into(),
         }
     }
 }
@@ -226,6 +236,10 @@ impl Value {
 
     pub(super) fn as_millis(&self) -> u64 {
         u64::try_from(self.time().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        if let Value::Protocol(protocol) = self { *protocol } else { unreachable!("{self:?} is no protocol") }
     }
 
     pub(super) fn check(self) -> Check {
@@ -262,6 +276,8 @@ impl fmt::Display for Value {
             Value::Check(Check::Started) => f.write_str("started"),
             Value::Check(Check::Listening) => f.write_str("listening"),
             Value::Check(Check::Http { path }) => write!(f, "http:{path}"),
+            Value::Protocol(Protocol::Http) => f.write_str("http"),
+            Value::Protocol(Protocol::Tcp) => f.write_str("tcp"),
             Value::OnPartition(OnPartition::Keep) => f.write_str("keep"),
             Value::OnPartition(OnPartition::Stop) => f.write_str("stop"),
         }

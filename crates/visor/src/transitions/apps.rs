@@ -194,7 +194,7 @@ impl Visor {
                 };
                 if !view.procs.contains_key(proc) && PortBook::of(snapshot).given(name, proc).is_some() {
                     let key = Key::Proc(name.clone(), proc.clone());
-                    change = change.absent(&key).put(&key, &Proc::new(port));
+                    change = change.absent(&key).put(&key, &Proc::new(proc, port));
                 }
                 ports.insert(proc.clone(), port);
             }

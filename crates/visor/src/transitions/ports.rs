@@ -43,7 +43,7 @@ pub(crate) fn giving(
     match before {
         Some(before) if before.port == port => change,
         Some(before) => change.put(&own, &Proc { port, ..before.value.clone() }),
-        None => change.put(&own, &Proc::new(port)),
+        None => change.put(&own, &Proc::new(proc, port)),
     }
 }
 

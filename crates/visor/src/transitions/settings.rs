@@ -23,7 +23,7 @@ impl Visor {
             let (guarded, view) = on_service(snapshot, name, proc)?;
             let row = &view.procs[proc];
             let mut changed = row.value.clone();
-            changes.iter().for_each(|change| change.apply(&mut changed));
+            changes.iter().for_each(|change| change.apply(proc, &mut changed));
             if changed == row.value {
                 return Ok(Decision::Already(changed));
             }

@@ -3,7 +3,7 @@
 //! Its options are the settings of [`visor::settings`]. Owns the mapping from settings to options, and the report of
 //! a change.
 
-use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches, error::ErrorKind, value_parser};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, FromArgMatches, error::ErrorKind};
 use visor::{
     names::{AppName, ProcName},
     schema::Proc,
@@ -42,7 +42,7 @@ impl clap::Args for Args {
                     .required(true)
                     .value_name("PROC")
                     .help("The proc")
-                    .value_parser(value_parser!(ProcName)),
+                    .value_parser(ProcName::of_spelling),
             )
             .args(settings::ALL.map(option))
             .group(ArgGroup::new("settings").args(names).multiple(true).required(true))
@@ -99,7 +99,7 @@ fn in_words(name: &ProcName, proc: &Proc, changes: &[Change]) -> String {
     let is_told = |setting: &&&Setting| {
         let is_limit = [&MEMORY, &CPU, &PIDS].contains(*setting);
         let is_changed = changes.iter().any(|change| change.setting == **setting);
-        is_limit || is_changed || setting.of(name, proc) != *setting.default.of(name)
+        is_limit || is_changed || setting.of(name, proc) != *setting.default.of(name, &proc.run)
     };
     let told = settings::ALL.iter().filter(is_told);
     told.map(|setting| format!("{} {}", setting.name, setting.of(name, proc))).collect::<Vec<_>>().join(", ")
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn what_was_changed_is_told_and_what_is_not_at_its_default() {
         let name: ProcName = "web".parse().expect("a name");
-        let mut proc = Proc::new(1);
+        let mut proc = Proc::new(&name, 1);
         proc.batch = Some(3);
         let change = settings::MIN_READY.parse("default").expect("valid");
         assert_eq!(
