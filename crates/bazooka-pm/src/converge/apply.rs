@@ -233,8 +233,10 @@ fn change(snapshot: &Snapshot, step: &Step, now: Timestamp) -> Option<Change> {
             archiving(app, *id, row, assigned, status, oldest, now)
         }
         Act::Forget { proc, ids } => forgetting(app, proc, ids),
-        Act::Verify { release } => {
-            verification(app, view, *release, view.releases.get(release)?, view.trial.as_ref()?)
+        Act::Verify { release, excused } => {
+            let mut row = view.releases.get(release)?.clone();
+            row.value.excuse(excused);
+            verification(app, view, *release, &row, view.trial.as_ref()?)
         }
         Act::Fail { release, cause } => failure(app, view, *release, view.releases.get(release)?, cause),
         Act::Hand { host, env } => {
@@ -329,7 +331,7 @@ impl std::fmt::Display for ActSubject<'_> {
                 write!(f, "{}.{} of {} on {}", slot.proc, slot.index, slot.release, place.host)
             }
             Act::Advance { id, .. } | Act::Lose { id } | Act::Archive { id, .. } => write!(f, "{id}"),
-            Act::Verify { release } | Act::Fail { release, .. } => write!(f, "{release}"),
+            Act::Verify { release, .. } | Act::Fail { release, .. } => write!(f, "{release}"),
             Act::Hand { host, env } | Act::Keep { host, env } | Act::TakeBack { host, env } => {
                 write!(f, "{env} for {host}")
             }

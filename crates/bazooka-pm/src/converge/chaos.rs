@@ -465,7 +465,7 @@ impl Day {
             | Act::EndRequest { .. }
             | Act::Source { .. }
             | Act::EndService { .. } => {}
-            Act::Verify { release } => self.world.set_status(*release, ReleaseStatus::Verified),
+            Act::Verify { release, .. } => self.world.set_status(*release, ReleaseStatus::Verified),
             Act::Fail { release, .. } => {
                 self.world.set_status(*release, ReleaseStatus::Failed);
                 let view = self.world.view();

@@ -552,7 +552,7 @@ pub(crate) fn told(act: &Act) -> String {
             format!("serve {id} from {}", hosts.join(" "))
         }
         Act::EndService { host, id } => format!("end {id} from {host}"),
-        Act::Verify { release } => format!("verify {release}"),
+        Act::Verify { release, .. } => format!("verify {release}"),
         Act::Fail { release, cause } => format!("fail {release}: {cause}"),
         Act::Pend { proc, pending: Some(pending) } => {
             format!("pend {proc}: {} short of {}: {}", pending.short, pending.release, pending.reason)

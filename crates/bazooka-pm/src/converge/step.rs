@@ -81,6 +81,8 @@ pub enum Act {
     Verify {
         /// The release.
         release: ReleaseId,
+        /// The procs that failed before it, and still do or may.
+        excused: BTreeSet<ProcName>,
     },
     /// Marks a release as failed: it can't become head.
     Fail {

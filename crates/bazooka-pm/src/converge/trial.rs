@@ -10,7 +10,7 @@
 #[cfg(test)]
 mod cases;
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use visor::{
     deadlines::{EXCUSED_PROC, NO_ROOM, TRIAL_BEYOND_BOOT},
@@ -94,13 +94,25 @@ fn judge(context: Context<'_>, release: ReleaseId, draft: &mut Draft) {
             0 => "nothing of it is wanted any more".to_owned(),
             _ => "an instance of each proc is healthy".to_owned(),
         };
-        draft.act(Act::Verify { release }, reason);
+        draft.act(Act::Verify { release, excused: excused(context, release, &procs) }, reason);
     } else if deadline <= context.now.clock {
         let within = deadline.duration_since(begun).as_secs();
         fail(release, format!("{} was not healthy within {within} s", waits_for.join(", ")), draft);
     } else {
         draft.look_again_at(deadline);
     }
+}
+
+/// Returns the procs that are excused and have no instance that has proved itself.
+fn excused(context: Context<'_>, release: ReleaseId, procs: &[&ProcName]) -> BTreeSet<ProcName> {
+    let Some(noted) = &context.memory.trial else { return BTreeSet::new() };
+    let is_proven = |proc: &ProcName| {
+        let settings = Settings::of(context.view, proc);
+        let mut tried = context.of_proc(proc).filter(|facts| facts.row.release == release);
+        tried.any(|facts| context.memory.is_ready(facts.id, settings.min_ready, context.now))
+    };
+    let excused = procs.iter().filter(|proc| noted.excused.contains(**proc) && !is_proven(proc));
+    excused.map(|proc| (*proc).clone()).collect()
 }
 
 /// Returns the cause if a trial has exceeded its number of starts. Starts of excused procs don't count.

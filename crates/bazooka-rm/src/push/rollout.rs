@@ -11,10 +11,10 @@ use visor::{
     deadlines::NO_ROOM,
     keys,
     mirror::Mirror,
-    names::{AppName, HostName, ProcName, RevId},
+    names::{AppName, HostName, InstanceId, ProcName, RevId},
     pause::until,
     progress::{Observed, Progress, Verdict, progress, was_failing},
-    schema::State,
+    schema::{Desired, State},
     snapshot::{AppView, Snapshot},
     visor::{Visor, VisorError},
 };
@@ -51,7 +51,7 @@ impl Before {
             observed.statuses.insert(*id, (&status.value, status.mod_revision));
         }
         let failing = view.procs.keys().filter(|proc| was_failing(view, &observed, proc, now));
-        Ok(Before { failing: failing.cloned().collect(), running: running(view, &observed) })
+        Ok(Before { failing: failing.cloned().collect(), running: running(view, &observed, |_| true) })
     }
 }
 
@@ -125,7 +125,8 @@ async fn report_steps(
     trial: &Trial,
     voice: &Voice,
 ) {
-    let mut now = running(view, observed);
+    // An assignment goes before the instance's other rows do, and these come by watches of their own.
+    let mut now = running(view, observed, |id| observed.desired.get(&id) == Some(&Desired::Run));
     // A failing proc's instances come and go by themselves: those changes are no steps of this rollout.
     now.retain(|(proc, _), _| !trial.before.failing.contains(proc));
     seen.retain(|(proc, _), _| !trial.before.failing.contains(proc));
@@ -177,12 +178,11 @@ fn hosts_of(view: &AppView) -> BTreeSet<HostName> {
 }
 
 /// Counts the instances that run and are to go on running.
-fn running(view: &AppView, observed: &Observed<'_>) -> Running {
+fn running(view: &AppView, observed: &Observed<'_>, goes_on: impl Fn(InstanceId) -> bool) -> Running {
     let mut running = Running::new();
     for (id, instance) in &view.instances {
         let runs = observed.statuses.get(id).is_some_and(|(status, _)| status.state == State::Running);
-        let goes_on = observed.desired.get(id).is_none_or(|desired| *desired == visor::schema::Desired::Run);
-        if runs && goes_on {
+        if runs && goes_on(*id) {
             *running.entry((instance.proc.clone(), instance.rev.clone())).or_insert(0) += 1;
         }
     }

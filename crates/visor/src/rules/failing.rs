@@ -11,8 +11,9 @@ use crate::{
     snapshot::AppView,
 };
 
-/// The time that an instance must run after a crash before it no longer counts as between two crashes.
-pub const STEADY_AFTER: SignedDuration = SignedDuration::from_secs(1);
+/// The time that an instance must run after a crash before it no longer counts as between two crashes. Many programs take
+/// some seconds to find out that they can't run.
+pub const STEADY_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
 /// Reports whether an instance in this state has crashed and waits for its next start, or has failed for good.
 pub fn is_failing(state: State) -> bool {
@@ -35,12 +36,24 @@ pub struct Seen<'a> {
     pub is_steady: bool,
 }
 
-/// Reports whether every instance of a proc in the current release crashes; false if there is none.
+/// Reports whether a proc fails in the current release: there are instances, and each of them crashes.
+///
+/// If the proc failed in the release before, too, and the trial of the current one excused it for that, it fails until an
+/// instance has proved itself: a rollout replaces its instances, and the new ones have yet to crash.
 pub fn was_failing<'a>(view: &AppView, proc: &ProcName, seen: impl Fn(InstanceId) -> Seen<'a>) -> bool {
     let Some(head) = &view.head else { return false };
     let of_head = view.instances.iter().filter(|(_, row)| row.proc == *proc && row.release == head.release);
     let mut judged = of_head.map(|(id, _)| seen(*id)).filter(|seen| seen.is_meant_to_run).peekable();
+    if view.count(proc) > 0 && view.head_release().is_some_and(|(_, release)| release.excuses(proc)) {
+        return judged.all(|seen| seen.status.is_none_or(|status| may_crash(status, &seen)));
+    }
     judged.peek().is_some() && judged.all(|seen| seen.status.is_some_and(|status| crashes(status, &seen)))
+}
+
+/// Reports whether an instance crashes, or has yet to prove itself.
+fn may_crash(status: &Status, seen: &Seen<'_>) -> bool {
+    let is_new = matches!(status.state, State::Claimed | State::Running) && !seen.is_steady;
+    is_new || crashes(status, seen)
 }
 
 /// Reports whether an instance crashes in the present state.
@@ -68,11 +81,23 @@ mod tests {
 
     /// Judges `web` with these instances: state, restarts, steady, meant to run.
     fn judge(instances: &[(Option<State>, u32, bool, bool)]) -> bool {
+        judge_in("[]", instances)
+    }
+
+    /// Judges it in a release that excused these procs.
+    fn judge_in(excused: &str, instances: &[(Option<State>, u32, bool, bool)]) -> bool {
         let mut image = Snapshot::default();
         let mut put = |key: String, value: String| {
             image.put(&Entry { key, value: value.into(), create_revision: 1, mod_revision: 1, lease: None });
         };
         put("apps/a/head".into(), r#"{"release":"v2"}"#.into());
+        let release = format!(
+            r#"{{"rev":"{}","env":"e0","by":"me","at":"2026-01-01T00:00:00Z","reason":"push","status":"released",
+                "token":"","excused":{excused}}}"#,
+            "0".repeat(40)
+        );
+        put("apps/a/releases/v2".into(), release);
+        put("apps/a/formation/web".into(), r#"{"count":1,"by":"me"}"#.into());
         let mut seen = BTreeMap::new();
         for (id, (state, restarts, is_steady, is_meant_to_run)) in (1..).zip(instances) {
             let rev = "0".repeat(40);
@@ -108,6 +133,22 @@ mod tests {
     fn what_waits_for_its_next_start_or_gave_up_fails() {
         assert!(judge(&[(Some(State::Backoff), 4, false, true), (Some(State::Failed), 0, false, true)]));
         assert!(!judge(&[(Some(State::Backoff), 4, false, true), (Some(State::Running), 0, true, true)]));
+    }
+
+    #[test]
+    fn what_failed_before_its_release_fails_until_it_has_proved_itself() {
+        for (instances, wanted) in [
+            (&[][..], true),
+            (&[(None, 0, false, true)], true),
+            (&[(Some(State::Claimed), 0, false, true)], true),
+            (&[(Some(State::Running), 0, false, true)], true),
+            (&[(Some(State::Running), 0, true, true)], false),
+            (&[(Some(State::Backoff), 1, false, true), (Some(State::Running), 0, true, true)], false),
+            (&[(Some(State::Lost), 3, false, true)], false),
+        ] {
+            assert_eq!(judge_in(r#"["job","web"]"#, instances), wanted, "{instances:?}");
+        }
+        assert!(!judge_in(r#"["job"]"#, &[(Some(State::Running), 0, false, true)]), "another proc");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The rows of an app's releases, of the current one, and of the one on trial.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Extra;
-use crate::names::{EnvRef, ReleaseId, RevId};
+use crate::names::{EnvRef, ProcName, ReleaseId, RevId};
 
 /// The stage that a release has reached.
 ///
@@ -47,12 +49,29 @@ pub struct Release {
     pub cause: Option<String>,
     /// Tells a caller's own write whose reply was lost from a rival's.
     pub token: String,
-    /// Fields of a newer version.
+    /// Fields of a newer version, and `excused`: the procs that failed before the release, and did in its trial.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
+/// The field of the procs that failed before the release.
+const EXCUSED: &str = "excused";
+
 impl Release {
+    /// Reports whether a proc failed before the release, so that its trial did not count it.
+    pub fn excuses(&self, proc: &ProcName) -> bool {
+        let excused = self.extra.get(EXCUSED).and_then(serde_json::Value::as_array);
+        excused.is_some_and(|excused| excused.iter().any(|name| name.as_str() == Some(proc.as_str())))
+    }
+
+    /// Notes the procs that failed before the release.
+    pub fn excuse(&mut self, procs: &BTreeSet<ProcName>) {
+        if !procs.is_empty() {
+            let names: Vec<serde_json::Value> = procs.iter().map(|proc| proc.as_str().into()).collect();
+            self.extra.insert(EXCUSED.to_owned(), names.into());
+        }
+    }
+
     /// Reports whether it was head and its rollout was aborted.
     pub fn was_aborted(&self) -> bool {
         self.status == ReleaseStatus::Released && self.cause.is_some()
