@@ -192,6 +192,7 @@ impl Builder {
             own_program: &self.program,
             place: &place,
             time: self.builds.time(),
+            toolchains: self.builds.toolchains(),
             voice,
             cancelled,
         };
