@@ -37,6 +37,9 @@ pub(super) const NPM: Tool = Tool { program: "npm", package: "npm" };
 /// The folder of installed packages.
 const MODULES: &str = "node_modules";
 
+/// pnpm's file that names the members of a workspace.
+const PNPM_WORKSPACE: &str = "pnpm-workspace.yaml";
+
 /// The scripts of an app that run with an install.
 const OF_INSTALLS: [&str; 4] = ["preinstall", "install", "postinstall", "prepare"];
 
@@ -151,8 +154,12 @@ impl Buildpack for Node {
 }
 
 fn package(tree: Tree<'_>) -> Result<Package, BuildError> {
-    serde_json::from_slice(&tree.read("package.json")?)
-        .map_err(|error| BuildError::Faulty(format!("package.json can't be read: {error}")))
+    let mut package: Package = serde_json::from_slice(&tree.read("package.json")?)
+        .map_err(|error| BuildError::Faulty(format!("package.json can't be read: {error}")))?;
+    if package.workspaces.is_null() && tree.has(PNPM_WORKSPACE) {
+        package.workspaces = Value::from(PNPM_WORKSPACE);
+    }
+    Ok(package)
 }
 
 /// Reports whether a build of the app runs its package manager.
@@ -191,7 +198,7 @@ struct Build<'a> {
 impl Build<'_> {
     async fn run(&self) -> Result<(), BuildError> {
         let builds = build_script(&self.package);
-        let prunes = !self.package.dev_dependencies.is_empty();
+        let prunes = !self.package.workspaces.is_null() || !self.package.dev_dependencies.is_empty();
         if installs(&self.package, self.manager.lock.is_some()) {
             for note in &self.manager.notes {
                 self.work.voice.say(note).await;
@@ -272,11 +279,10 @@ impl Build<'_> {
         let Some(lock) = self.manager.lock else { return Ok(None) };
         let manifest = tree.read("package.json")?;
         let manifest: Value = serde_json::from_slice(&manifest).unwrap_or_default();
-        let others = ["pnpm-workspace.yaml", ".pnpmfile.cjs"].into_iter().any(|name| tree.has(name));
         let of_yarn = tree.files.keys().any(|path| {
             path.starts_with("patches") || (path.starts_with(".yarn") && !path.starts_with(".yarn/releases"))
         });
-        if others || of_yarn || !is_whole(&self.package, &manifest) {
+        if tree.has(".pnpmfile.cjs") || of_yarn || !is_whole(&self.package, &manifest) {
             return Ok(None);
         }
         let fields: Vec<Value> = FIELDS.iter().map(|field| manifest[field].clone()).collect();

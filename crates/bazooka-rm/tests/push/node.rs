@@ -117,3 +117,42 @@ async fn the_manager_is_known_by_its_lock_file() {
         "yarn.lock is as it was: its packages are kept from an earlier build, without those for development";
     assert!(said.remote_lines().contains(&kept) && !said.stderr.contains("$ yarn"), "{said:?}");
 }
+
+#[tokio::test]
+#[ignore = "long form: it installs from a registry"]
+async fn the_members_of_a_workspace_keep_their_packages_and_lose_those_for_development() {
+    let rig = Rig::start().await;
+    let member = |name: &str, dependencies: &str| {
+        format!(
+            r#"{{"name": "{name}", "version": "1.0.0", "main": "index.js", "dependencies": {{{dependencies}}},
+            "devDependencies": {{"once": "^1.4.0"}}}}"#
+        )
+    };
+    let (words, web) = (member("words", r#""ms": "^2.0.0""#), member("web", r#""words": "workspace:*""#));
+    let (npm_web, scripts) =
+        (member("web", r#""words": "*""#), r#""scripts": {"start": "node members/web"}"#);
+    for (name, root, web) in [
+        ("pnpm", format!(r#"{{"private": true, "packageManager": "pnpm@10.12.1", {scripts}}}"#), &web),
+        ("npm", format!(r#"{{"private": true, "workspaces": ["members/*"], {scripts}}}"#), &npm_web),
+    ] {
+        let files = [
+            ("package.json", root.as_str()),
+            ("pnpm-workspace.yaml", "packages:\n  - members/*\n"),
+            ("members/words/package.json", &words),
+            ("members/words/index.js", "module.exports = require('ms')('1s')"),
+            ("members/web/package.json", web),
+            ("members/web/index.js", "console.log(require('words'))"),
+        ];
+        let files = files.into_iter().filter(|(file, _)| name == "pnpm" || *file != "pnpm-workspace.yaml");
+        let (app, folder) = rig.app(name).await;
+        push(&folder, &files.collect::<Vec<_>>()).await.ok();
+        let slug = rig.unpacked(&rev(&rig, &app).await, name);
+        let works = run(&slug, "node members/web");
+        assert_eq!(String::from_utf8_lossy(&works.stdout), "1000\n", "{works:?}");
+        let lacks = run(&slug, "cd members/words; node -e \"require('once')\"");
+        assert!(
+            String::from_utf8_lossy(&lacks.stderr).contains("Cannot find module 'once'"),
+            "{name}: {lacks:?}"
+        );
+    }
+}

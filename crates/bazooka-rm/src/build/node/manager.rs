@@ -230,9 +230,16 @@ impl Manager {
             ]),
             Kind::Berry if is_old => None,
             Kind::Berry => Some(&["workspaces", "focus", "--all", "--production"]),
-            Kind::Pnpm => {
-                Some(&["prune", "--prod", "--ignore-scripts", "--config.confirmModulesPurge=false"])
-            }
+            // `pnpm prune` takes the packages of a workspace's other members away.
+            Kind::Pnpm => Some(&[
+                "install",
+                "--prod",
+                "--frozen-lockfile",
+                "--offline",
+                "--ignore-scripts",
+                "--reporter=append-only",
+                "--config.confirmModulesPurge=false",
+            ]),
             Kind::Bun => Some(&["install", "--production", "--frozen-lockfile", "--ignore-scripts"]),
         }
     }
