@@ -9,23 +9,36 @@ pub mod environment;
 pub mod files;
 mod go;
 pub mod isolation;
+mod java;
+mod kept;
 mod node;
 mod own;
+mod php;
 pub mod place;
 mod profile;
 mod python;
+mod ruby;
 pub mod run;
 mod rust;
 mod statics;
 pub mod supervisor;
+mod toolchains;
+mod tools;
+mod versions;
 
-use std::{collections::BTreeMap, ffi::OsString, io, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    io,
+    path::Path,
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 use visor::names::ProcName;
 
 use self::{
-    buildpack::{Tool, Tree},
+    buildpack::{Carried, Kit, Tool, Tree},
     detect::Detected,
     place::Place,
     run::Runner,
@@ -36,6 +49,9 @@ use crate::{
     tree::Files,
     voice::Voice,
 };
+
+/// The folder of the slug for tools that instances need.
+const CARRIED: &str = ".bazooka";
 
 /// A failed build, in words for the pusher.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +127,8 @@ pub struct Work<'a> {
     pub own_program: &'a Path,
     /// The place where the build's processes run.
     pub place: &'a Place,
+    /// The operator's folder of toolchains.
+    pub toolchains: Option<&'a Path>,
     /// The time limit of the whole build.
     pub time: Duration,
     /// The lines to the pusher.
@@ -164,23 +182,55 @@ pub async fn build(work: &Work<'_>, detected: &Detected) -> Result<(), BuildErro
         work.voice.say(note).await;
     }
     let runner = Runner::new(work.own_program, work.place, work.voice, work.cancelled, work.time);
+    let mut kit = Kit::default();
+    for buildpack in &detected.buildpacks {
+        buildpack.prepare(work, &runner, &mut kit).await?;
+    }
+    let place = work.place.clone().with_path(&kit.path);
+    let (work, runner) = (&Work { place: &place, ..*work }, runner.at(&place));
     let tools = detected.buildpacks.iter().filter_map(|buildpack| buildpack.tool(work.tree()));
     for Tool { program, package } in tools {
-        if !work.place.has(program) {
+        if !place.has(program) {
             return Err(BuildError::NoTool { program, package });
         }
     }
     for buildpack in &detected.buildpacks {
-        buildpack.compile(work, &runner).await?;
+        buildpack.compile(work, &runner, &kit).await?;
     }
-    let defaults = detected.buildpacks.iter().flat_map(|buildpack| buildpack.defaults());
-    let defaults: Vec<OsString> = defaults.map(|(name, value)| format!("{name}={value}").into()).collect();
-    if !defaults.is_empty() {
-        let what = [OsString::from("write-profile"), profile::path(work.place.seen()).into()];
-        let words: Vec<OsString> = what.into_iter().chain(defaults).collect();
-        runner.files("writing the app's defaults", &words).await?;
-    }
+    carry(work, &runner, &kit).await?;
+    write_profile(work, &runner, detected, &kit).await?;
     layout::remove(&work.cache.join("tmp")).map_err(BuildError::disk("clearing the build's temporary folder"))
+}
+
+/// Copies what instances need into the tree.
+async fn carry(work: &Work<'_>, runner: &Runner<'_>, kit: &Kit) -> Result<(), BuildError> {
+    for Carried { name, from } in &kit.carried {
+        let to = work.place.seen().join(CARRIED).join(name);
+        runner.files("removing what an earlier build left", &[OsStr::new("remove"), to.as_os_str()]).await?;
+        let words = [OsStr::new("copy"), from.as_os_str(), to.as_os_str()];
+        runner.files(&format!("copying {name} into the slug"), &words).await?;
+    }
+    Ok(())
+}
+
+/// Writes the defaults of the instances' variables, if there are any.
+async fn write_profile(
+    work: &Work<'_>,
+    runner: &Runner<'_>,
+    detected: &Detected,
+    kit: &Kit,
+) -> Result<(), BuildError> {
+    let path =
+        kit.carried.iter().map(|carried| format!("{}={CARRIED}/{}/bin", profile::PATH_BEGINS, carried.name));
+    let defaults = detected.buildpacks.iter().flat_map(|buildpack| buildpack.defaults());
+    let defaults = defaults.map(|(name, value)| format!("{name}={value}"));
+    let lines: Vec<OsString> = path.chain(defaults).map(OsString::from).collect();
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let what = [OsString::from("write-profile"), profile::path(work.place.seen()).into()];
+    let words: Vec<OsString> = what.into_iter().chain(lines).collect();
+    runner.files("writing the app's defaults", &words).await
 }
 
 /// Returns the procs of a built tree whose Procfile names none, and says them to the pusher.

@@ -58,13 +58,14 @@ fn faults(args: &RmArgs) -> Vec<ConfigError> {
             chosen(args.builds.isolation, geteuid().is_root()).err().map(|error| error.to_string()),
         );
     }
-    for path in &args.builds.paths {
+    let toolchains = args.builds.toolchains.iter().map(|path| ("build-toolchains", path));
+    for (option, path) in args.builds.paths.iter().map(|path| ("build-path", path)).chain(toolchains) {
         let what = if !path.is_absolute() {
             Some(format!("{} must be a whole path", path.display()))
         } else {
             std::fs::metadata(path).err().map(|error| format!("{}: {error}", path.display()))
         };
-        say("build-path", what);
+        say(option, what);
     }
     wrong
 }

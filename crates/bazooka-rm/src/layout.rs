@@ -6,7 +6,7 @@
 //! unneeded/SHA256     marks of slugs that no rev names, by when that was first seen
 //! builds/A            the tree that is being built        cache/A         an app's dependency caches
 //! packs/              packs on their way to or from a shared file storage
-//! cache/.pip          Python environments with pip, shared by the builds of all apps
+//! cache/.pip          tools such as pip and package managers, shared by the builds of all apps
 //! audit/              the audit's journal
 //! root/, etc/         the mount point of builds' sandboxes, and the /etc that they see
 //! hooks.sock          the socket that hooks call
@@ -139,7 +139,7 @@ impl Layout {
         self.caches().join(app.as_str())
     }
 
-    /// Returns the folder of the Python environments with pip that all builds use. No app's name begins with a dot.
+    /// Returns the folder of the tools that all builds use. No app's name begins with a dot.
     pub fn tools(&self) -> PathBuf {
         self.root.join("cache/.pip")
     }

@@ -4,6 +4,7 @@
 //! and says what the tree runs if its Procfile doesn't. Each is in a file of its own.
 
 use std::{
+    collections::BTreeMap,
     fmt, fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -12,13 +13,13 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    BuildError, Procs, Work, go::Go, node::Node, own::Own, profile, python::Python, run::Runner, rust::Rust,
-    statics::Static,
+    BuildError, Procs, Work, go::Go, java::Java, node::Node, own::Own, php::Php, profile, python::Python,
+    ruby::Ruby, run::Runner, rust::Rust, statics::Static,
 };
 use crate::{layout, tree::Files};
 
 /// The languages, in the order of their builds: an app in Python may have pages that Node makes.
-pub const LANGUAGES: [&dyn Buildpack; 4] = [&Node, &Python, &Go, &Rust];
+pub const LANGUAGES: [&dyn Buildpack; 7] = [&Node, &Python, &Ruby, &Php, &Java, &Go, &Rust];
 
 /// The app's own build, which replaces all others.
 pub const OWN: &dyn Buildpack = &Own;
@@ -60,6 +61,22 @@ impl Tree<'_> {
     /// # Errors
     /// [`BuildError::Disk`].
     pub fn programs(&self, folder: &str) -> Result<Vec<String>, BuildError> {
+        self.list(folder, programs)
+    }
+
+    /// Returns the names of the files in a folder of the tree as it is now, like [`Tree::programs`].
+    ///
+    /// # Errors
+    /// [`BuildError::Disk`].
+    pub fn names(&self, folder: &str) -> Result<Vec<String>, BuildError> {
+        self.list(folder, |folder| listed(folder, fs::Metadata::is_file))
+    }
+
+    fn list(
+        &self,
+        folder: &str,
+        names: impl FnOnce(&Path) -> io::Result<Vec<String>>,
+    ) -> Result<Vec<String>, BuildError> {
         let mut path = PathBuf::from(self.dir);
         for part in Path::new(folder) {
             path.push(part);
@@ -67,7 +84,7 @@ impl Tree<'_> {
                 return Ok(Vec::new());
             }
         }
-        programs(&path).map_err(BuildError::disk(format!("reading {folder}")))
+        names(&path).map_err(BuildError::disk(format!("reading {folder}")))
     }
 }
 
@@ -78,6 +95,38 @@ pub struct Tool {
     pub program: &'static str,
     /// Debian's package that has it.
     pub package: &'static str,
+}
+
+/// The tools of one build, beside the machine's own.
+#[derive(Clone, Debug, Default)]
+pub struct Kit {
+    /// The folders that come first in the steps' PATH.
+    pub path: Vec<PathBuf>,
+    /// What travels in the slug, because instances need it.
+    pub carried: Vec<Carried>,
+    /// The paths of programs, by the name that a buildpack gives to each.
+    pub programs: BTreeMap<&'static str, PathBuf>,
+}
+
+/// A folder of programs that goes into the slug.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The name, below `.bazooka` in the slug.
+    pub name: &'static str,
+    /// The folder, whose `bin` comes first in PATH when an instance starts.
+    pub from: PathBuf,
+}
+
+impl Kit {
+    /// Returns the path of a program that a buildpack has prepared.
+    ///
+    /// # Errors
+    /// [`BuildError::Faulty`], if a build has changed the tree so much that it takes another tool now.
+    pub fn program(&self, name: &str) -> Result<&Path, BuildError> {
+        let changed =
+            || BuildError::Faulty(format!("the build has changed the app's files: {name} is needed now"));
+        self.programs.get(name).map(PathBuf::as_path).ok_or_else(changed)
+    }
 }
 
 /// A way to build trees of one kind.
@@ -94,11 +143,25 @@ pub trait Buildpack: Sync {
         None
     }
 
+    /// Finds the tools that a tree's build takes, and makes the shared ones that are missing. No process of the app has
+    /// run.
+    ///
+    /// # Errors
+    /// [`BuildError`]; also if the tree's files contradict each other.
+    async fn prepare(
+        &self,
+        _work: &Work<'_>,
+        _runner: &Runner<'_>,
+        _kit: &mut Kit,
+    ) -> Result<(), BuildError> {
+        Ok(())
+    }
+
     /// Builds a tree in its folder.
     ///
     /// # Errors
     /// [`BuildError`]. The folder then stays as it is.
-    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError>;
+    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>, kit: &Kit) -> Result<(), BuildError>;
 
     /// Reports whether [`Buildpack::release`] may return a proc.
     fn may_release(&self) -> bool {
@@ -148,6 +211,11 @@ pub fn web_of(folder: &str, programs: &[String]) -> Procs {
 /// # Errors
 /// The file system's.
 pub fn programs(folder: &Path) -> io::Result<Vec<String>> {
+    listed(folder, |known| known.is_file() && known.permissions().mode() & 0o111 != 0)
+}
+
+/// Returns the names of those files in a folder that count, in order; none if it is missing. No link is followed.
+fn listed(folder: &Path, counts: impl Fn(&fs::Metadata) -> bool) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -158,7 +226,7 @@ pub fn programs(folder: &Path) -> io::Result<Vec<String>> {
         let entry = entry?;
         let known = entry.metadata()?;
         let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-        if known.is_file() && known.permissions().mode() & 0o111 != 0 {
+        if counts(&known) {
             found.push(name);
         }
     }

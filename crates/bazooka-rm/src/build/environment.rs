@@ -20,6 +20,16 @@ const PASSED: &[&str] = &[
     "GONOSUMDB",
     "GOINSECURE",
     "GIT_SSL_CAINFO",
+    "UV_DEFAULT_INDEX",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+    "UV_HTTP_TIMEOUT",
+    "UV_INSECURE_HOST",
+    "UV_SYSTEM_CERTS",
+    "PIPENV_PYPI_MIRROR",
+    "MAVEN_OPTS",
+    "MAVEN_ARGS",
+    "GRADLE_OPTS",
     "http_proxy",
     "https_proxy",
     "no_proxy",
@@ -41,10 +51,32 @@ const PASSED_BEGINNINGS: &[&str] = &[
     "CARGO_REGISTRY_",
     "CARGO_SOURCE_",
     "RUSTUP_",
+    "UV_INDEX",
+    "POETRY_HTTP_BASIC_",
+    "POETRY_REPOSITORIES_",
+    "POETRY_CERTIFICATES_",
+    "YARN_NPM_",
+    "YARN_HTTP",
+    "BUNDLE_",
+    "COMPOSER_",
 ];
 
 /// The suffixes of names that pass: where other clients look for certificates.
 const PASSED_ENDS: &[&str] = &["_CA_BUNDLE", "_CA_CERTS", "_CA_CERT", "_CA_CERTS_FILE", "_CA_FILE"];
+
+/// The settings of Python's package managers: `.venv` is theirs to fill and not to make, and no keyring, download of an
+/// interpreter or moving picture is wanted.
+const PYTHON_TOOLS: &[(&str, &str)] = &[
+    ("UV_LINK_MODE", "copy"),
+    ("UV_NO_PROGRESS", "1"),
+    ("UV_PYTHON_DOWNLOADS", "never"),
+    ("POETRY_VIRTUALENVS_IN_PROJECT", "true"),
+    ("POETRY_KEYRING_ENABLED", "false"),
+    ("PIPENV_VENV_IN_PROJECT", "1"),
+    ("PIPENV_VERBOSITY", "-1"),
+    ("PIPENV_NOSPIN", "1"),
+    ("PIPENV_HIDE_EMOJIS", "1"),
+];
 
 /// The PATH if bazooka-rm's own environment has none.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -94,6 +126,12 @@ pub fn environment(
     set("PIP_CACHE_DIR", below("pip"));
     set("PIP_NO_INPUT", "1".into());
     set("PIP_DISABLE_PIP_VERSION_CHECK", "1".into());
+    set("UV_CACHE_DIR", below("uv"));
+    set("POETRY_CACHE_DIR", below("poetry"));
+    set("PIPENV_CACHE_DIR", below("pipenv"));
+    for (name, value) in PYTHON_TOOLS {
+        set(name, (*value).into());
+    }
     set("npm_config_cache", below("npm"));
     for quiet in ["audit", "fund", "update_notifier", "progress"] {
         set(&format!("npm_config_{quiet}"), "false".into());

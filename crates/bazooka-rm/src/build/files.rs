@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{profile, python, rust};
+use super::{kept, profile, python, rust};
 use crate::layout;
 
 /// The first argument that selects this role of the program.
@@ -33,9 +33,9 @@ fn act(name: &str, paths: &[&Path]) -> io::Result<()> {
     match (name, paths) {
         ("clear-programs", [built]) => rust::clear(built),
         ("take-programs", [built, release]) => rust::take(built, release),
-        ("copy", [from, to]) => python::copy_tree(from, to),
-        ("move-venv", [venv, tree]) => python::relocate(venv, tree),
-        ("keep-venv", [venv, kept]) => python::keep(venv, kept),
+        ("copy", [from, to]) => kept::copy(from, to),
+        ("keep", [from, to]) => kept::keep(from, to),
+        ("move-venv", [venv, tree]) => python::venv::relocate(venv, tree),
         ("write-profile", [path, defaults @ ..]) => profile::write(path, defaults),
         ("remove", [path]) => layout::remove(path),
         _ => Err(io::Error::other("bazooka-rm runs this itself, in builds")),

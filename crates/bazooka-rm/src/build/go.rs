@@ -6,9 +6,11 @@ use async_trait::async_trait;
 
 use super::{
     BuildError, Procs, Work,
-    buildpack::{Buildpack, Tool, Tree, web_of},
+    buildpack::{Buildpack, Kit, Tool, Tree, web_of},
     run::Runner,
     statics,
+    toolchains::{self, Chosen},
+    versions::Language,
 };
 
 /// The folder of the programs in a tree.
@@ -32,8 +34,15 @@ impl Buildpack for Go {
         Some(Tool { program: "go", package: "golang" })
     }
 
+    async fn prepare(&self, work: &Work<'_>, runner: &Runner<'_>, kit: &mut Kit) -> Result<(), BuildError> {
+        if let Chosen::Folder { path, .. } = toolchains::choose(work, runner, Language::Go).await? {
+            kit.path.push(path.join("bin"));
+        }
+        Ok(())
+    }
+
     /// Builds all programs of the module. Go itself finds out whether the dependencies are vendored, and obeys go.sum.
-    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
+    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>, _: &Kit) -> Result<(), BuildError> {
         // The tree has no `.git` that go could ask for a version.
         let words = ["build", "-buildvcs=false", "-trimpath", "-o", "bin/", "./..."];
         work.voice.say(format!("$ go {}", words.join(" "))).await;

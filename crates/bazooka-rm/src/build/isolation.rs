@@ -64,6 +64,10 @@ pub struct BuildOptions {
     /// What else of this machine builds see, read-only; they see the folders of PATH and the toolchains of rustup
     #[arg(long = "build-path", env = "BAZOOKA_BUILD_PATH", value_name = "PATH", value_delimiter = ':')]
     pub paths: Vec<PathBuf>,
+    /// A folder of toolchains for apps that ask for another version than this machine's: python/3.13.1, node/22.1.0,
+    /// go/1.25.0, each with its bin
+    #[arg(long = "build-toolchains", env = "BAZOOKA_BUILD_TOOLCHAINS", value_name = "DIR")]
+    pub toolchains: Option<PathBuf>,
     /// Where else builds can't connect to, such as the daemons of hosts: an address, a range of addresses (10.0.0.0/8)
     /// or a name; without a port, to any port of it
     #[arg(
@@ -119,10 +123,10 @@ pub struct NeedsRoot(Isolation);
 pub enum IsolationError {
     #[error(transparent)]
     NeedsRoot(#[from] NeedsRoot),
-    #[error("--build-path {}: it must be absolute, and not hold the state folder", .0.display())]
-    ForbiddenPath(PathBuf),
-    #[error("--build-path {}", path.display())]
-    Path { path: PathBuf, source: io::Error },
+    #[error("{option} {}: it must be absolute, and not hold the state folder", path.display())]
+    ForbiddenPath { option: &'static str, path: PathBuf },
+    #[error("{option} {}", path.display())]
+    Path { option: &'static str, path: PathBuf, source: io::Error },
     #[error(transparent)]
     Users(#[from] UidsError),
     #[error("{}", lacking(Part::Limits, &in_words(.0)))]
@@ -201,11 +205,16 @@ impl Builds {
         closed: Vec<Target>,
     ) -> Result<Builds, IsolationError> {
         let isolation = chosen(options.isolation, nix::unistd::geteuid().is_root())?;
-        for path in &options.paths {
+        let toolchains = options.toolchains.iter().map(|path| ("--build-toolchains", path));
+        for (option, path) in options.paths.iter().map(|path| ("--build-path", path)).chain(toolchains) {
             if !path.is_absolute() || layout.root().starts_with(path) {
-                return Err(IsolationError::ForbiddenPath(path.clone()));
+                return Err(IsolationError::ForbiddenPath { option, path: path.clone() });
             }
-            fs::metadata(path).map_err(|source| IsolationError::Path { path: path.clone(), source })?;
+            fs::metadata(path).map_err(|source| IsolationError::Path {
+                option,
+                path: path.clone(),
+                source,
+            })?;
         }
         let mark = Sha256::digest(layout.root().as_os_str().as_encoded_bytes());
         let mark: String = mark.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
@@ -304,6 +313,11 @@ impl Builds {
         self.keeper.lock().expect("nobody panics with it").take()
     }
 
+    /// Returns the operator's folder of toolchains.
+    pub fn toolchains(&self) -> Option<&Path> {
+        self.options.toolchains.as_deref()
+    }
+
     /// Returns the time limit of a build.
     pub fn time(&self) -> Duration {
         Duration::from_secs(self.options.seconds)
@@ -337,6 +351,7 @@ impl Builds {
         for name in ["home", "tmp", "given"] {
             place::folder(&cache.join(name), uid).map_err(&at_cache)?;
         }
+        let given = cache.join("given");
         let mut environment = environment;
         let mut mounts = Vec::new();
         if let Some(uid) = uid {
@@ -346,16 +361,17 @@ impl Builds {
                 Some(_) => layout.root().join("etc"),
                 None => PathBuf::from("/etc"),
             };
-            place::hand_over_files(&mut environment, &cache.join("given"), &etc, uid).map_err(&at_cache)?;
+            place::hand_over_files(&mut environment, &given, &etc, uid).map_err(&at_cache)?;
         }
         if self.sandboxes.is_some() {
             let shown = place::shown(&environment, layout.root()).into_iter();
-            let shown = shown.chain(self.options.paths.iter().cloned()).chain([layout.tools()]);
+            let more = self.options.paths.iter().chain(&self.options.toolchains).cloned();
+            let shown = shown.chain(more).chain([layout.tools()]);
             mounts.extend(shown.map(|path| Mount { path, writable: false }));
             mounts.push(Mount { path: own_program.to_owned(), writable: false });
             mounts.push(Mount { path: cache, writable: true });
         }
-        let place = Place::plain(&tree, environment);
+        let place = Place::plain(&tree, environment).given(given);
         Ok(place.apart(|spec| self.keep_apart(spec, app.as_str(), uid, mounts)))
     }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::{
     BuildError, Work,
-    buildpack::{Buildpack, Tree},
+    buildpack::{Buildpack, Kit, Tree},
     run::Runner,
 };
 use crate::tree::File;
@@ -28,7 +28,7 @@ impl Buildpack for Own {
         matches!(tree.files.get(Path::new(PATH)), Some(File::Regular { executable: true } | File::Link))
     }
 
-    async fn compile(&self, _: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
+    async fn compile(&self, _: &Work<'_>, runner: &Runner<'_>, _: &Kit) -> Result<(), BuildError> {
         runner.run(Path::new("./bin/build"), &[""; 0]).await
     }
 }

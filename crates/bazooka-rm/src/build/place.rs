@@ -15,14 +15,14 @@ use bazooka_sandbox::protocol::{LaunchSpec, Mount, PROTOCOL};
 use crate::layout;
 
 /// The path of the tree in a sandboxed build.
-const SEEN: &str = "/app";
+pub(super) const SEEN: &str = "/app";
 
 /// The folders of the machine that every sandbox has.
 const ANYWAY: [&str; 10] =
     ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sys", "/dev"];
 
 /// The variables that name one or several folders which a build sees.
-const FOLDERS: [&str; 4] = ["PATH", "RUSTUP_HOME", "PIP_FIND_LINKS", "SSL_CERT_DIR"];
+const FOLDERS: [&str; 5] = ["PATH", "RUSTUP_HOME", "PIP_FIND_LINKS", "SSL_CERT_DIR", "UV_FIND_LINKS"];
 
 /// The largest file of settings or certificates that is copied, in bytes.
 const MOST_BYTES: u64 = 4 << 20;
@@ -34,6 +34,8 @@ pub struct Place {
     /// The app's config vars that its builds see. Only the steps in the app's tree get them; bazooka-rm's own choice of
     /// files and folders goes by none of them.
     vars: BTreeMap<String, String>,
+    /// The folder of the operator's settings that were copied for the build's user, if there is one.
+    given: Option<PathBuf>,
 }
 
 /// The variables of a build that no config var replaces: they name its folders.
@@ -60,7 +62,40 @@ impl Place {
                 stop_timeout_ms: 0,
                 lease_file: None,
             },
+            given: None,
         }
+    }
+
+    /// Returns this place with the folder where the copies of the operator's settings are.
+    pub(super) fn given(self, folder: PathBuf) -> Place {
+        Place { given: Some(folder), ..self }
+    }
+
+    /// Returns this place with a variable set.
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Place {
+        self.spec.env.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Returns the value of a variable of the steps.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.spec.env.get(name).map(String::as_str)
+    }
+
+    /// Returns this place with folders before all others in PATH.
+    pub fn with_path(self, folders: &[PathBuf]) -> Place {
+        let before = folders.iter().map(|folder| folder.display().to_string());
+        let path = before.chain(self.variable("PATH").map(str::to_owned)).collect::<Vec<_>>().join(":");
+        self.with("PATH", path)
+    }
+
+    /// Returns the path of a program in the steps' PATH.
+    pub fn find(&self, program: &str) -> Option<PathBuf> {
+        let path = self.variable("PATH").unwrap_or_default();
+        let is_program = |path: &PathBuf| {
+            fs::metadata(path).is_ok_and(|known| known.is_file() && known.permissions().mode() & 0o111 != 0)
+        };
+        path.split(':').map(|folder| Path::new(folder).join(program)).find(is_program)
     }
 
     /// Returns this place with the isolation that `keep` sets.
@@ -92,14 +127,11 @@ impl Place {
 
     /// Reports whether a program is in the steps' PATH. A program that is named by its path is looked for there.
     pub fn has(&self, program: &str) -> bool {
-        let path = self.spec.env.get("PATH").map_or("", String::as_str);
-        let is_program = |path: &Path| {
-            fs::metadata(path).is_ok_and(|known| known.is_file() && known.permissions().mode() & 0o111 != 0)
-        };
-        path.split(':').any(|folder| is_program(&Path::new(folder).join(program)))
+        self.find(program).is_some()
     }
 
-    /// Returns a place for the same user in which only `folder` is writable and nothing of the app is visible.
+    /// Returns a place for the same user in which only `folder` is writable and nothing of the app is visible. The copies of
+    /// the operator's settings are: nothing of the app may have run since they were made.
     pub fn without_the_app(&self, folder: &Path) -> Place {
         let mut spec = self.spec.clone();
         spec.folder = folder.to_owned();
@@ -108,9 +140,11 @@ impl Place {
         }
         if let Some(sandbox) = &mut spec.sandbox {
             sandbox.mounts.retain(|mount| !mount.writable && !folder.starts_with(&mount.path));
+            let given = self.given.iter().filter(|given| given.is_dir());
+            sandbox.mounts.extend(given.map(|given| Mount { path: given.clone(), writable: false }));
             sandbox.mounts.push(Mount { path: folder.to_owned(), writable: true });
         }
-        Place { spec, vars: BTreeMap::new() }
+        Place { spec, given: self.given.clone(), vars: BTreeMap::new() }
     }
 
     /// Returns what to launch for a command of these words.

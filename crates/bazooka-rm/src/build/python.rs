@@ -3,43 +3,53 @@
 //! Owns `.venv`. A slug is unpacked at another path than it was built at, and may hold no link that leads out of it. So
 //! the interpreter is copied, scripts find it through PATH (an instance's begins with `.venv/bin`), and compiled files
 //! are used without a comparison with their source's time, which a slug doesn't keep. The packages installed for one
-//! list of requirements are kept for the next push with the same list.
+//! lock file or list of requirements are kept for the next push with the same file.
+
+mod django;
+mod refusal;
+mod source;
+pub(super) mod venv;
 
 use std::{
     ffi::OsStr,
     fs, io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
-use sha2::{Digest, Sha256};
-use tokio::sync::Mutex;
 
+use self::{
+    refusal::Refusal,
+    source::{Choice, Source},
+};
 use super::{
     BuildError, Work,
-    buildpack::{Buildpack, Tool, Tree},
-    place,
+    buildpack::{Buildpack, Kit, Tool, Tree},
+    kept::Kept,
+    place::Place,
     run::Runner,
+    toolchains::{self, Chosen},
+    tools,
+    versions::{self, Language},
 };
-use crate::layout;
 
 /// The system's interpreter: hosts have the libraries that it needs.
-const PYTHON: &str = "/usr/bin/python3";
+pub(super) const PYTHON: &str = "/usr/bin/python3";
+
+/// The tool that makes environments.
+const TOOL: Tool = Tool { program: PYTHON, package: "python3-venv" };
+
+/// The name, in a build's kit, of the toolchain that isn't the machine's.
+const TOOLCHAIN: &str = "python's toolchain";
+
+/// That toolchain's path in the slug.
+const CARRIED: &str = ".bazooka/python";
 
 /// The environment's path in the slug.
 const VENV: &str = ".venv";
 
-/// The name of the file that marks an environment of bazooka's as complete.
-const WHOLE: &str = ".bazooka-whole";
-
-/// The largest accepted list of requirements, in bytes.
-const MOST_REQUIREMENTS: u64 = 4 << 20;
-
-/// Held by the build that makes the environment with pip, while others wait.
-static MAKING_PIP: Mutex<()> = Mutex::const_new(());
-
-/// An app with a requirements.txt or a pyproject.toml.
+/// An app with one of the files in which Python's tools name dependencies.
 #[derive(Clone, Copy, Debug)]
 pub struct Python;
 
@@ -49,51 +59,91 @@ impl Buildpack for Python {
         "python"
     }
 
-    /// Reports whether there is a requirements.txt, or a pyproject.toml and no other language's file: many of those hold
-    /// no more than a linter's settings.
+    /// Reports whether there is a file that names dependencies for Python. A pyproject.toml beside another language's
+    /// file counts only if it names some: many of those hold no more than a linter's settings.
     fn detects(&self, tree: Tree<'_>) -> bool {
-        let alone = !tree.has("package.json") && !tree.has("Cargo.toml");
-        tree.has("requirements.txt") || (tree.has("pyproject.toml") && alone)
+        source::is_python(tree)
     }
 
     fn tool(&self, _: Tree<'_>) -> Option<Tool> {
-        Some(Tool { program: PYTHON, package: "python3-venv" })
+        Some(TOOL)
     }
 
-    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
-        build(work, runner).await
+    async fn prepare(&self, work: &Work<'_>, runner: &Runner<'_>, kit: &mut Kit) -> Result<(), BuildError> {
+        let chosen = source::choose(work.tree())?;
+        if let Chosen::Folder { path, .. } = toolchains::choose(work, runner, Language::Python).await? {
+            kit.programs.insert(TOOLCHAIN, path);
+        }
+        let python = identity(Path::new(PYTHON))?;
+        for manager in Manager::of(&chosen) {
+            let name = format!("{python}{}", manager.ending());
+            let made = tools::make(work, runner, &name, TOOL, |folder| manager.commands(folder)).await?;
+            kit.programs.insert(manager.program(), made.join("bin").join(manager.program()));
+        }
+        Ok(())
+    }
+
+    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>, kit: &Kit) -> Result<(), BuildError> {
+        // A committed environment was made for another machine.
+        runner.files("removing a committed .venv", &[OsStr::new("remove"), seen(work).as_os_str()]).await?;
+        let (place, chosen) = (settings(work.place), source::choose(work.tree())?);
+        let python = match kit.programs.get(TOOLCHAIN) {
+            Some(_) => work.place.seen().join(CARRIED).join("bin/python3"),
+            None => PathBuf::from(PYTHON),
+        };
+        Build { work, runner: &runner.at(&place), kit, python, chosen }.run().await
     }
 }
 
-/// Installs and compiles.
-///
-/// # Errors
-/// [`BuildError`].
-async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
-    let venv = work.dir.join(VENV);
-    // A committed environment was made for another machine.
-    layout::remove(&venv).map_err(BuildError::disk("removing a committed .venv"))?;
-    let python = interpreter().map_err(BuildError::disk(format!("reading {PYTHON}")))?;
-    let requirements = work.files.contains_key(Path::new("requirements.txt"));
-    let kept = if requirements { kept_for(work, &python)? } else { None };
-    match kept {
-        Some(kept) if kept.join(WHOLE).exists() => {
-            work.voice
-                .say("requirements.txt is as it was: its packages are kept from an earlier build")
-                .await;
-            take(runner, "copying the packages", "copy", &[&kept, &seen(work)]).await?;
+/// A package manager that fills `.venv` from outside of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manager {
+    Pip,
+    Uv,
+    Poetry,
+    Pipenv,
+}
+
+impl Manager {
+    /// Returns those that a build takes.
+    fn of(chosen: &Choice) -> Vec<Manager> {
+        let mut all = match chosen.source {
+            Source::Requirements => vec![Manager::Pip],
+            Source::Uv { .. } => vec![Manager::Uv],
+            Source::Poetry { .. } => vec![Manager::Poetry],
+            Source::Pipenv { .. } => vec![Manager::Pipenv],
+            Source::Nothing => Vec::new(),
+        };
+        if chosen.package.is_some() && !all.contains(&Manager::Uv) {
+            all.push(Manager::Uv);
         }
-        kept => {
-            install(work, runner, &python, requirements).await?;
-            let what = "making .venv fit to be moved";
-            take(runner, what, "move-venv", &[&seen(work), work.place.seen()]).await?;
-            compile(work, runner, &seen(work), &[]).await?;
-            if let Some(kept) = kept {
-                take(runner, "keeping the packages", "keep-venv", &[&seen(work), &kept]).await?;
-            }
+        all
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Manager::Pip => "python3",
+            Manager::Uv => "uv",
+            Manager::Poetry => "poetry",
+            Manager::Pipenv => "pipenv",
         }
     }
-    compile(work, runner, work.place.seen(), &["-x", r"/\.venv/"]).await
+
+    /// Returns the end of the name of the tool's folder, after the interpreter's.
+    fn ending(self) -> String {
+        if self == Manager::Pip { String::new() } else { format!("-{}", self.program()) }
+    }
+
+    /// Returns the commands that make the tool in a folder. All apps will use it, so -I keeps Python from reading HOME.
+    fn commands(self, folder: &str) -> Vec<Vec<String>> {
+        let mut all = vec![tools::words(&[PYTHON, "-I", "-m", "venv", folder])];
+        if self != Manager::Pip {
+            let python = format!("{folder}/bin/python3");
+            let words = [&python, "-I", "-m", "pip", "install", "--quiet", "--no-cache-dir", self.program()];
+            all.push(tools::words(&words));
+        }
+        all
+    }
 }
 
 /// Returns the environment's path as the build's steps see it.
@@ -101,286 +151,223 @@ fn seen(work: &Work<'_>) -> PathBuf {
     work.place.seen().join(VENV)
 }
 
-async fn take(runner: &Runner<'_>, what: &str, word: &str, paths: &[&Path]) -> Result<(), BuildError> {
-    let paths = paths.iter().map(|path| path.as_os_str());
-    runner.files(what, &std::iter::once(OsStr::new(word)).chain(paths).collect::<Vec<_>>()).await
-}
-
-/// Makes the environment and has pip fill it. Pip itself stays out of it: it would be the larger part of most slugs.
-async fn install(
-    work: &Work<'_>,
-    runner: &Runner<'_>,
-    python: &str,
-    requirements: bool,
-) -> Result<(), BuildError> {
-    let pip = pip(work, runner, python).await?;
-    step(work, runner, &[PYTHON, "-m", "venv", "--copies", "--without-pip", VENV]).await?;
-    let what: &[&str] = if requirements { &["-r", "requirements.txt"] } else { &["."] };
-    work.voice.say(format!("$ pip install {}", what.join(" "))).await;
-    let target = format!("{VENV}/bin/python3");
-    let words = ["-m", "pip", "--python", &target, "install", "--no-compile", "--progress-bar", "off"];
-    let words: Vec<&str> =
-        words.into_iter().chain(["--root-user-action", "ignore"]).chain(what.iter().copied()).collect();
-    runner.run(&pip, &words).await
-}
-
-/// Returns the interpreter of an environment with pip that all apps share. Makes the environment if it is missing.
-async fn pip(work: &Work<'_>, runner: &Runner<'_>, python: &str) -> Result<PathBuf, BuildError> {
-    // `.pip` can't collide with an app: no app's name begins with a dot.
-    let tools = work.cache.with_file_name(".pip").join(python);
-    let making = || BuildError::disk("making pip's environment");
-    let _making = MAKING_PIP.lock().await;
-    if !tools.join(WHOLE).exists() {
-        layout::remove(&tools).and_then(|()| fs::create_dir_all(&tools)).map_err(making())?;
-        // The builds' users of all apps must read it, whatever the umask is.
-        fs::set_permissions(&tools, fs::Permissions::from_mode(0o755)).map_err(making())?;
-        if let Some(uid) = work.place.uid() {
-            place::give_all(&tools, uid).map_err(making())?;
-        }
-        let place = tools.display().to_string();
-        // All apps will use it. So nothing of this app is visible while it is made, and -I keeps Python from reading
-        // HOME.
-        let words = ["-I", "-m", "venv", &place];
-        work.voice.say(format!("$ {PYTHON} {}", words.join(" "))).await;
-        runner.run_in(&work.place.without_the_app(&tools), Path::new(PYTHON), &words).await?;
-        if work.place.uid().is_some() {
-            place::give_all(&tools, 0).map_err(making())?;
-        }
-        fs::write(tools.join(WHOLE), "").map_err(making())?;
-    }
-    Ok(tools.join("bin/python3"))
-}
-
-/// Returns a name for this version of the interpreter. Another one would not run compiled files of this one.
-fn interpreter() -> io::Result<String> {
-    let path = fs::canonicalize(PYTHON)?;
-    let metadata = fs::metadata(&path)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(format!("{name}-{}-{}", metadata.len(), metadata.mtime()))
-}
-
-/// Returns the folder where the environment for these requirements is kept, or `None` if the list alone doesn't
-/// determine it.
-fn kept_for(work: &Work<'_>, python: &str) -> Result<Option<PathBuf>, BuildError> {
-    // An earlier step may have replaced the file, so no link is followed and the size is limited.
-    let list = layout::read_plain(&work.dir.join("requirements.txt"), MOST_REQUIREMENTS)
-        .map_err(BuildError::disk("reading requirements.txt"))?;
-    if !says_all(&list) {
-        return Ok(None);
-    }
-    let mut hash = Sha256::new();
-    hash.update(python.as_bytes());
-    hash.update([0]);
-    hash.update(&list);
-    let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    Ok(Some(work.cache.join("venv").join(name)))
-}
-
-/// True if a list of requirements names only packages of a registry: no other file, and nothing of the app's tree.
-fn says_all(list: &[u8]) -> bool {
-    let Ok(list) = std::str::from_utf8(list) else { return false };
-    list.lines().map(str::trim).all(|line| {
-        line.is_empty()
-            || line.starts_with('#')
-            || (line.starts_with(|c: char| c.is_ascii_alphanumeric())
-                && !line.contains('/')
-                && !line.ends_with('\\'))
-    })
-}
-
-/// Keeps an environment, and removes all others of the app.
-pub(super) fn keep(venv: &Path, kept: &Path) -> io::Result<()> {
-    let others = kept.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    layout::remove(others)?;
-    fs::create_dir_all(others)?;
-    copy_tree(venv, kept)?;
-    fs::write(kept.join(WHOLE), "")
-}
-
-/// Copies a folder, except the mark of a complete environment.
-pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        if entry.file_name() == WHOLE {
-            continue;
-        }
-        let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
-        if kind.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else if kind.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(entry.path())?, target)?;
-        } else if kind.is_file() {
-            fs::copy(entry.path(), target)?;
+/// Returns a place whose variables name the environment, and give uv the settings that the operator made for pip.
+fn settings(place: &Place) -> Place {
+    let venv = place.seen().join(VENV).display().to_string();
+    let pairs = [("UV_DEFAULT_INDEX", "PIP_INDEX_URL"), ("UV_FIND_LINKS", "PIP_FIND_LINKS")];
+    let mut place = place.clone().with("VIRTUAL_ENV", venv);
+    for (uv, pip) in pairs {
+        if let (None, Some(value)) = (place.variable(uv), place.variable(pip).map(str::to_owned)) {
+            place = place.with(uv, value);
         }
     }
-    Ok(())
+    place
 }
 
-/// Compiles the files in a folder, with one worker per core. A file that can't be compiled matters only once it is
-/// imported, so it fails no build.
-async fn compile(
-    work: &Work<'_>,
-    runner: &Runner<'_>,
-    folder: &Path,
-    more: &[&str],
-) -> Result<(), BuildError> {
-    let (here, folder) = (work.place.seen().display().to_string(), folder.display().to_string());
-    let words = ["-m", "compileall", "-q", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"];
-    let words: Vec<&str> =
-        words.into_iter().chain(["-s", &here]).chain(more.iter().copied()).chain([folder.as_str()]).collect();
-    match runner.run(Path::new(PYTHON), &words).await {
-        Ok(()) | Err(BuildError::Failed { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
+/// The build of one tree.
+struct Build<'a> {
+    work: &'a Work<'a>,
+    runner: &'a Runner<'a>,
+    kit: &'a Kit,
+    /// The interpreter, as the build's steps see it.
+    python: PathBuf,
+    chosen: Choice,
 }
 
-async fn step(work: &Work<'_>, runner: &Runner<'_>, words: &[&str]) -> Result<(), BuildError> {
-    work.voice.say(format!("$ {}", words.join(" "))).await;
-    runner.run(Path::new(words[0]), &words[1..]).await
-}
-
-/// Removes the path where an environment was built from its files.
-pub(super) fn relocate(venv: &Path, tree: &Path) -> io::Result<()> {
-    let bin = venv.join("bin");
-    for entry in fs::read_dir(&bin)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // Activation scripts hold the path, and only an interactive shell uses them; an instance has none.
-        if name.to_ascii_lowercase().starts_with("activate") {
-            fs::remove_file(&path)?;
-            continue;
+impl Build<'_> {
+    /// Installs and compiles.
+    async fn run(&self) -> Result<(), BuildError> {
+        let (work, venv) = (self.work, seen(self.work));
+        for note in &self.chosen.notes {
+            work.voice.say(note).await;
         }
-        if !fs::symlink_metadata(&path)?.is_file() {
-            continue;
+        if let Some(toolchain) = self.kit.programs.get(TOOLCHAIN) {
+            self.carry(toolchain).await?;
         }
-        // venv copies the interpreter under each of its names; one copy and links are enough.
-        if name != "python3" && name.starts_with("python") && same(&path, &bin.join("python3"))? {
-            fs::remove_file(&path)?;
-            std::os::unix::fs::symlink("python3", &path)?;
-            continue;
-        }
-        let content = fs::read(&path)?;
-        if let Some(moved) = movable(&content, &bin) {
-            let mode = fs::metadata(&path)?.permissions().mode();
-            fs::write(&path, moved)?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
-        }
-    }
-    let config = venv.join("pyvenv.cfg");
-    let kept: String = fs::read_to_string(&config)?
-        .lines()
-        .filter(|line| !line.starts_with("command"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    fs::write(config, kept)?;
-    for library in fs::read_dir(venv.join("lib"))? {
-        let packages = library?.path().join("site-packages");
-        for entry in fs::read_dir(&packages).into_iter().flatten() {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "pth") {
-                let text = fs::read_to_string(&path)?;
-                if let Some(moved) = relative_paths(&text, tree) {
-                    fs::write(&path, moved)?;
+        let kept = self.kept()?;
+        match kept {
+            Some((kept, names)) if kept.is_there() => {
+                let words = format!("{names} as before: the packages are kept from an earlier build");
+                work.voice.say(words).await;
+                kept.take(self.runner, &venv).await?;
+            }
+            kept => {
+                self.make_environment().await?;
+                self.install().await?;
+                self.make_movable().await?;
+                self.bytecode(&venv, &[]).await?;
+                if let Some((kept, _)) = kept {
+                    kept.keep(self.runner, &venv).await?;
                 }
             }
         }
+        if let Some(backend) = &self.chosen.package {
+            self.install_itself(backend).await?;
+        }
+        self.bytecode(work.place.seen(), &["-x", r"/\.(venv|bazooka)/"]).await?;
+        if work.tree().has(django::MANAGE) { django::collect(work, self.runner).await } else { Ok(()) }
     }
-    Ok(())
+
+    /// Puts a toolchain into the tree, with its library compiled: a slug keeps no times, by which Python would find its
+    /// own compiled files. What was compiled is kept for the next push.
+    async fn carry(&self, toolchain: &Path) -> Result<(), BuildError> {
+        let to = self.work.place.seen().join(CARRIED);
+        let kept = Kept::of(self.work, "python", &[identity(&toolchain.join("bin/python3"))?.as_bytes()]);
+        self.runner.files("removing a committed toolchain", &[OsStr::new("remove"), to.as_os_str()]).await?;
+        if kept.is_there() {
+            return kept.take(self.runner, &to).await;
+        }
+        let words = [OsStr::new("copy"), toolchain.as_os_str(), to.as_os_str()];
+        self.runner.files("copying Python into the slug", &words).await?;
+        self.bytecode(&to.join("lib"), &[]).await?;
+        kept.keep(self.runner, &to).await
+    }
+
+    /// Makes an environment without pip. It has a copy of the machine's interpreter, or a link to one in the slug.
+    async fn make_environment(&self) -> Result<(), BuildError> {
+        let copies: &[&str] = if self.python == Path::new(PYTHON) { &["--copies"] } else { &[] };
+        let words: Vec<&str> =
+            ["-m", "venv"].into_iter().chain(copies.iter().copied()).chain(["--without-pip", VENV]).collect();
+        let python = self.python.display().to_string();
+        self.step(&python, &words).await
+    }
+
+    /// Returns the packages that the app's files determine, with the names of those files; `None` if more than those
+    /// files does, or there are no packages.
+    fn kept(&self) -> Result<Option<(Kept, String)>, BuildError> {
+        let Some(files) = self.chosen.made_from.as_ref().filter(|files| !files.is_empty()) else {
+            return Ok(None);
+        };
+        let contents = files.iter().map(|file| self.work.tree().read(file));
+        let contents: Vec<Vec<u8>> = contents.collect::<Result<_, _>>()?;
+        let python = match self.kit.programs.get(TOOLCHAIN) {
+            Some(toolchain) => identity(&toolchain.join("bin/python3"))?,
+            None => identity(Path::new(PYTHON))?,
+        };
+        let parts = std::iter::once(python.as_bytes()).chain(contents.iter().map(Vec::as_slice));
+        let kept = Kept::of(self.work, "venv", &parts.collect::<Vec<_>>());
+        let is = if files.len() == 1 { "is" } else { "are" };
+        Ok(Some((kept, format!("{} {is}", files.join(" and ")))))
+    }
+
+    /// Fills the environment. Pip itself stays out of it: it would be the larger part of most slugs.
+    async fn install(&self) -> Result<(), BuildError> {
+        let python = format!("{VENV}/bin/python3");
+        match self.chosen.source {
+            Source::Requirements => {
+                let what = ["-r", source::REQUIREMENTS];
+                let pip =
+                    ["-m", "pip", "--python", &python, "install", "--no-compile", "--progress-bar", "off"];
+                let words: Vec<&str> =
+                    pip.into_iter().chain(["--root-user-action", "ignore"]).chain(what).collect();
+                self.work.voice.say(format!("$ pip install {}", what.join(" "))).await;
+                self.pip(&words).await
+            }
+            Source::Uv { locked: true } => {
+                // The index is part of uv.lock, and one of the operator's would make it seem out of date.
+                let words = ["sync", "--locked", "--no-dev", "--no-install-project", "--no-editable"];
+                self.tool("uv", &words).await
+            }
+            Source::Uv { locked: false } => {
+                self.tool("uv", &["pip", "install", "--python", &python, "-r", source::PYPROJECT]).await
+            }
+            Source::Poetry { locked } => {
+                if !locked {
+                    self.tool("poetry", &["lock", "--no-interaction", "--no-ansi"]).await?;
+                }
+                let words = ["sync", "--only", "main", "--no-root", "--no-interaction", "--no-ansi"];
+                self.tool("poetry", &words).await
+            }
+            Source::Pipenv { locked: true } => {
+                self.tool("pipenv", &["verify"]).await?;
+                self.tool("pipenv", &["sync"]).await
+            }
+            Source::Pipenv { locked: false } => self.tool("pipenv", &["install", "--skip-lock"]).await,
+            Source::Nothing => Ok(()),
+        }
+    }
+
+    /// Runs pip. If no version of a package fits this Python, pip's list of hundreds becomes a line that says which Python
+    /// is needed.
+    async fn pip(&self, words: &[&str]) -> Result<(), BuildError> {
+        let mut said = Refusal::default();
+        let ended =
+            self.runner.run_changed(self.kit.program("python3")?, words, |line| said.hear(line)).await;
+        match ended {
+            Err(BuildError::Failed { .. }) if said.is_about_python() => {
+                let version = match self.kit.programs.get(TOOLCHAIN) {
+                    Some(toolchain) => toolchain.file_name().map(|name| name.to_string_lossy().into_owned()),
+                    None => toolchains::own_python(self.work, self.runner).await?,
+                };
+                let files = versions::wanted(self.work.tree(), Language::Python)?;
+                let asked = files.first().map(|wanted| wanted.place.as_str());
+                Err(BuildError::Faulty(said.words(version.as_deref().unwrap_or("another"), asked)))
+            }
+            ended => ended,
+        }
+    }
+
+    /// Installs the app itself as a package that lies where it is. Many apps have a build system only because a tool
+    /// wrote it down, and are started from their folder; so one that can't be built is told, and goes on.
+    async fn install_itself(&self, backend: &str) -> Result<(), BuildError> {
+        let python = format!("{VENV}/bin/python3");
+        let mut words = vec!["pip", "install", "--python", &python, "--no-deps"];
+        if backend.starts_with("setuptools") {
+            // Otherwise setuptools writes the tree's path into a module instead of a list of paths.
+            words.extend(["--config-setting", "editable_mode=compat"]);
+        }
+        words.extend(["-e", "."]);
+        match self.tool("uv", &words).await {
+            Ok(()) => self.make_movable().await,
+            Err(BuildError::Failed { .. }) => {
+                let words = "the app can't be installed as a package, so it isn't; its dependencies are there, and its \
+                             modules are found from its folder";
+                self.work.voice.say(words).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn make_movable(&self) -> Result<(), BuildError> {
+        let venv = seen(self.work);
+        let words = [OsStr::new("move-venv"), venv.as_os_str(), self.work.place.seen().as_os_str()];
+        self.runner.files("making .venv fit to be moved", &words).await
+    }
+
+    /// Compiles the files in a folder, with one worker per core. A file that can't be compiled matters only once it is
+    /// imported, so it fails no build.
+    async fn bytecode(&self, folder: &Path, more: &[&str]) -> Result<(), BuildError> {
+        let here = self.work.place.seen().display().to_string();
+        let folder = folder.display().to_string();
+        let words = ["-m", "compileall", "-q", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"];
+        let words = words.into_iter().chain(["-s", &here]).chain(more.iter().copied());
+        let words: Vec<&str> = words.chain([folder.as_str()]).collect();
+        match self.runner.run(&self.python, &words).await {
+            Ok(()) | Err(BuildError::Failed { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Runs a package manager, and tells its command to the pusher.
+    async fn tool(&self, name: &str, words: &[&str]) -> Result<(), BuildError> {
+        self.work.voice.say(format!("$ {name} {}", words.join(" "))).await;
+        self.runner.run(self.kit.program(name)?, words).await
+    }
+
+    async fn step(&self, program: &str, words: &[&str]) -> Result<(), BuildError> {
+        self.work.voice.say(format!("$ {program} {}", words.join(" "))).await;
+        self.runner.run(Path::new(program), words).await
+    }
 }
 
-fn same(one: &Path, other: &Path) -> io::Result<bool> {
-    Ok(fs::metadata(one)?.len() == fs::metadata(other)?.len() && fs::read(one)? == fs::read(other)?)
-}
-
-/// Returns a script with its first line changed to look for the interpreter in PATH, if that line names the
-/// environment's own.
-fn movable(script: &[u8], bin: &Path) -> Option<Vec<u8>> {
-    let bin = bin.to_str()?;
-    let text = script.strip_prefix(b"#!")?;
-    let end = text.iter().position(|byte| *byte == b'\n')?;
-    let (first, rest) = text.split_at(end);
-    let interpreter = std::str::from_utf8(first).ok()?.trim();
-    if interpreter.starts_with(&format!("{bin}/python")) {
-        return Some([b"#!/usr/bin/env python3", rest].concat());
-    }
-    // If the path is too long for a first line, pip writes a shell's line, which Python takes for a string.
-    if interpreter == "/bin/sh" {
-        let body = std::str::from_utf8(rest).ok()?;
-        let script = body
-            .strip_prefix(&format!("\n'''exec' {bin}/python"))
-            .or_else(|| body.strip_prefix(&format!("\n'''exec' \"{bin}/python")))?;
-        let (_, script) = script.split_once("\n' '''")?;
-        return Some(format!("#!/usr/bin/env python3{script}").into_bytes());
-    }
-    None
-}
-
-/// Returns a `.pth` file with its lines into the app's tree made relative to its own folder, if it has any.
-fn relative_paths(text: &str, tree: &Path) -> Option<String> {
-    let tree = tree.to_str()?;
-    if !text.contains(tree) {
-        return None;
-    }
-    // Relative to .venv/lib/pythonX.Y/site-packages.
-    let line = |line: &str| match line.strip_prefix(tree) {
-        Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("../../../..{rest}\n"),
-        _ => format!("{line}\n"),
+/// Returns a name for this version of an interpreter. Another one would not run compiled files of this one.
+fn identity(python: &Path) -> Result<String, BuildError> {
+    let read = || -> io::Result<String> {
+        let path = fs::canonicalize(python)?;
+        let metadata = fs::metadata(&path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(format!("{name}-{}-{}", metadata.len(), metadata.mtime()))
     };
-    Some(text.lines().map(line).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scripts_find_their_interpreter_through_path() {
-        let bin = Path::new("/b/app/.venv/bin");
-        for (script, wanted) in [
-            ("#!/b/app/.venv/bin/python3\nimport x\n", Some("#!/usr/bin/env python3\nimport x\n")),
-            ("#!/b/app/.venv/bin/python\n# -*- y\n", Some("#!/usr/bin/env python3\n# -*- y\n")),
-            (
-                "#!/bin/sh\n'''exec' /b/app/.venv/bin/python3 \"$0\" \"$@\"\n' '''\nimport x\n",
-                Some("#!/usr/bin/env python3\nimport x\n"),
-            ),
-            (
-                "#!/bin/sh\n'''exec' \"/b/app/.venv/bin/python3\" \"$0\" \"$@\"\n' '''\nimport x\n",
-                Some("#!/usr/bin/env python3\nimport x\n"),
-            ),
-            ("#!/bin/sh\necho\n", None),
-            ("#!/usr/bin/perl\n", None),
-            ("\u{7f}ELF", None),
-        ] {
-            let got = movable(script.as_bytes(), bin);
-            assert_eq!(got.as_deref(), wanted.map(str::as_bytes), "{script:?}");
-        }
-    }
-
-    #[test]
-    fn packages_are_kept_only_for_a_list_that_says_it_all() {
-        for (list, wanted) in [
-            ("gunicorn==23.0.0\nflask>=2 ; python_version > '3'\n\n# x\n", true),
-            ("uvicorn[standard]\n", true),
-            ("-r other.txt\n", false),
-            ("-e .\n", false),
-            ("--find-links x\n", false),
-            (".\n", false),
-            ("./lib\n", false),
-            ("lib @ file:///x\n", false),
-            ("a==1 \\\n  --hash=sha256:00\n", false),
-        ] {
-            assert_eq!(says_all(list.as_bytes()), wanted, "{list:?}");
-        }
-    }
-
-    #[test]
-    fn an_editable_install_is_found_from_the_environment() {
-        let tree = Path::new("/b/app");
-        assert_eq!(
-            relative_paths("/b/app/src\n/b/app\n/b/apple\nimport z\n", tree).as_deref(),
-            Some("../../../../src\n../../../..\n/b/apple\nimport z\n")
-        );
-        assert_eq!(relative_paths("import z\n", tree), None);
-    }
+    read().map_err(BuildError::disk(format!("reading {}", python.display())))
 }

@@ -9,7 +9,10 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     process::Stdio,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -40,6 +43,9 @@ const MAX_LINE: usize = 4096;
 /// network.
 pub const MAX_OUTPUT_BYTES: u64 = 16 << 20;
 
+/// The longest answer of a step that is asked something, in bytes.
+const MAX_ANSWER: u64 = 4 << 20;
+
 /// The runner of one build's steps.
 pub struct Runner<'a> {
     /// The path of this program, which also supervises steps.
@@ -54,7 +60,7 @@ pub struct Runner<'a> {
     deadline: Instant,
     /// The build's whole time limit, for the error message.
     limit: Duration,
-    output: Output,
+    output: Arc<Output>,
 }
 
 /// The shortest value of a config var that is kept out of the output; a shorter one is part of many words.
@@ -96,8 +102,16 @@ impl<'a> Runner<'a> {
         cancelled: &'a CancellationToken,
         limit: Duration,
     ) -> Runner<'a> {
-        let (deadline, output) = (Instant::now() + limit, Output::masking(place.vars()));
+        let (deadline, output) = (Instant::now() + limit, Arc::new(Output::masking(place.vars())));
         Runner { own_program, place, voice, cancelled, deadline, limit, output }
+    }
+
+    /// Returns a runner of the same build in another place. The time limit stays as it is.
+    pub fn at<'b>(&self, place: &'b Place) -> Runner<'b>
+    where
+        'a: 'b,
+    {
+        Runner { place, output: self.output.clone(), ..*self }
     }
 
     /// Runs a step and waits until none of its processes is left.
@@ -121,22 +135,66 @@ impl<'a> Runner<'a> {
         program: &Path,
         args: &[S],
     ) -> Result<(), BuildError> {
+        let hear = |output| stream(output, |line| Some(line.to_owned()), self.voice, &self.output);
+        self.supervise(place, program, args, hear).await
+    }
+
+    /// Runs a step like [`Runner::run`], and passes its lines to the pusher as `change` has them, or not at all.
+    ///
+    /// # Errors
+    /// Those of [`Runner::run`].
+    pub async fn run_changed<S: AsRef<OsStr>>(
+        &self,
+        program: &Path,
+        args: &[S],
+        change: impl FnMut(&str) -> Option<String>,
+    ) -> Result<(), BuildError> {
+        let hear = |output| stream(output, change, self.voice, &self.output);
+        self.supervise(self.place, program, args, hear).await
+    }
+
+    /// Runs a short step in a place, and returns its output instead of passing it to the pusher.
+    ///
+    /// # Errors
+    /// Those of [`Runner::run`].
+    pub async fn ask<S: AsRef<OsStr>>(
+        &self,
+        place: &Place,
+        program: &Path,
+        args: &[S],
+    ) -> Result<String, BuildError> {
+        let hear = |output: pipe::Receiver| async {
+            let mut said = Vec::new();
+            // What could be read counts; a failure shows in the step's end.
+            let _ = output.take(MAX_ANSWER).read_to_end(&mut said).await;
+            String::from_utf8_lossy(&said).into_owned()
+        };
+        self.supervise(place, program, args, hear).await
+    }
+
+    async fn supervise<S: AsRef<OsStr>, T, F: Future<Output = T>>(
+        &self,
+        place: &Place,
+        program: &Path,
+        args: &[S],
+        hear: impl FnOnce(pipe::Receiver) -> F,
+    ) -> Result<T, BuildError> {
         let words = std::iter::once(program.as_os_str()).chain(args.iter().map(AsRef::as_ref));
         let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
         let not_started = |error: io::Error| BuildError::NotStarted(error.to_string());
         let started = start(self.own_program, &place.spec(&words)).await.map_err(not_started)?;
         let Started { mut supervisor, life, output } = started;
-        let streamed = async {
-            stream(output, self.voice, &self.output).await;
-            answer(&mut supervisor).await
+        let heard = async {
+            let heard = hear(output).await;
+            (heard, answer(&mut supervisor).await)
         };
         let ended = tokio::select! {
-            ended = timeout_at(self.deadline, streamed) => ended.map_err(|_| BuildError::TimedOut(self.limit)),
+            ended = timeout_at(self.deadline, heard) => ended.map_err(|_| BuildError::TimedOut(self.limit)),
             () = self.cancelled.cancelled() => Err(BuildError::Cancelled),
         };
         drop(life);
         match ended {
-            Ok(answer) => verdict(words.join(" "), answer.map_err(not_started)?),
+            Ok((heard, answer)) => verdict(words.join(" "), answer.map_err(not_started)?).map(|()| heard),
             Err(error) => {
                 // The supervisor kills the step now and gives no answer that matters.
                 let _ = supervisor.wait().await;
@@ -233,7 +291,12 @@ fn verdict(step: String, answer: Answer) -> Result<(), BuildError> {
 
 /// Passes each line of the output to the pusher as it comes. A carriage return ends a line too: progress bars become
 /// lines. Output beyond the limit is read and dropped, so that the build doesn't block.
-async fn stream(output: impl AsyncRead + Unpin, voice: &Voice, known: &Output) {
+async fn stream(
+    output: impl AsyncRead + Unpin,
+    mut change: impl FnMut(&str) -> Option<String>,
+    voice: &Voice,
+    known: &Output,
+) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     while let Ok(buffer) = output.fill_buf().await {
@@ -255,12 +318,14 @@ async fn stream(output: impl AsyncRead + Unpin, voice: &Voice, known: &Output) {
                 voice.say(format!("(the build has printed {most} MiB; the rest is left out)")).await;
             }
         } else if (end.is_some() && !line.is_empty()) || line.len() > MAX_LINE {
-            voice.say(known.line(&line)).await;
+            if let Some(changed) = change(&known.line(&line)) {
+                voice.say(changed).await;
+            }
             line.clear();
         }
     }
-    if !line.is_empty() {
-        voice.say(known.line(&line)).await;
+    if let Some(changed) = change(&known.line(&line)).filter(|_| !line.is_empty()) {
+        voice.say(changed).await;
     }
 }
 
@@ -280,7 +345,7 @@ mod tests {
         });
         let known = Output::default();
         for piece in pieces {
-            stream(*piece, &voice, &known).await;
+            stream(*piece, |line| Some(line.to_owned()), &voice, &known).await;
         }
         drop(voice);
         heard.await.expect("it runs")

@@ -7,9 +7,11 @@ use serde::Deserialize;
 
 use super::{
     BuildError, Procs, Work,
-    buildpack::{Buildpack, Tool, Tree, programs, web_of},
+    buildpack::{Buildpack, Kit, Tool, Tree, programs, web_of},
     place,
     run::Runner,
+    toolchains::{self, Chosen},
+    versions::Language,
 };
 use crate::layout;
 
@@ -45,7 +47,14 @@ impl Buildpack for Rust {
         Some(Tool { program: "cargo", package: "cargo" })
     }
 
-    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
+    async fn prepare(&self, work: &Work<'_>, runner: &Runner<'_>, kit: &mut Kit) -> Result<(), BuildError> {
+        if let Chosen::Folder { path, .. } = toolchains::choose(work, runner, Language::Rust).await? {
+            kit.path.push(path.join("bin"));
+        }
+        Ok(())
+    }
+
+    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>, _: &Kit) -> Result<(), BuildError> {
         build(work, runner).await
     }
 

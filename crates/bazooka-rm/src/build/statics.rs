@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::{
     BuildError, Procs, Work,
-    buildpack::{Buildpack, Tree, web},
+    buildpack::{Buildpack, Kit, Tree, web},
     place,
     run::Runner,
 };
@@ -31,7 +31,7 @@ impl Buildpack for Static {
         tree.has(PAGE)
     }
 
-    async fn compile(&self, work: &Work<'_>, _: &Runner<'_>) -> Result<(), BuildError> {
+    async fn compile(&self, work: &Work<'_>, _: &Runner<'_>, _: &Kit) -> Result<(), BuildError> {
         add_server(work)
     }
 

@@ -206,6 +206,7 @@ impl Builder {
             own_program: &self.program,
             place: &place,
             time: self.builds.time(),
+            toolchains: self.builds.toolchains(),
             voice,
             cancelled,
         };

@@ -7,17 +7,15 @@ use visor::{names::AppName, schema::Rev};
 use crate::rig::{Folder, Ran, Rig};
 
 /// Pushes a tree of these files. Returns what git said, the rev, and the folder in which its slug is unpacked.
-async fn pushed(rig: &Rig, name: &str, files: &[(&str, &str)]) -> (Ran, Rev, PathBuf) {
+pub async fn pushed(rig: &Rig, name: &str, files: &[(&str, &str)]) -> (Ran, Rev, PathBuf) {
     let (app, folder) = rig.app(name).await;
     let said = push(&folder, files).await.ok();
     let rev = rev(rig, &app).await;
-    let unpacked = rig.dir.path().join(format!("unpacked-{name}"));
-    let file = std::fs::File::open(rig.state().join(format!("slugs/{}", rev.slug.sha256))).expect("stored");
-    tar::Archive::new(zstd::Decoder::new(file).expect("zstd")).unpack(&unpacked).expect("it is tar");
+    let unpacked = rig.unpacked(&rev, name);
     (said, rev, unpacked)
 }
 
-async fn push(folder: &Folder, files: &[(&str, &str)]) -> Ran {
+pub async fn push(folder: &Folder, files: &[(&str, &str)]) -> Ran {
     for (path, content) in files {
         folder.write(path, content);
     }
@@ -25,11 +23,11 @@ async fn push(folder: &Folder, files: &[(&str, &str)]) -> Ran {
     folder.push().await
 }
 
-async fn rev(rig: &Rig, app: &AppName) -> Rev {
+pub async fn rev(rig: &Rig, app: &AppName) -> Rev {
     rig.view(app).await.revs.into_values().next().expect("registered").value
 }
 
-fn procs(rev: &Rev) -> BTreeMap<&str, &str> {
+pub fn procs(rev: &Rev) -> BTreeMap<&str, &str> {
     rev.procs.iter().map(|(proc, command)| (proc.as_str(), command.as_str())).collect()
 }
 

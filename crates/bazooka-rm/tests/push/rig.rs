@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use visor::{
     keys::{self, Key},
     names::{AppName, ProcName, ReleaseId},
-    schema::{ReleaseStatus, Rm},
+    schema::{ReleaseStatus, Rev, Rm},
     snapshot::{AppView, Versioned},
     store::Keys,
     testing::{Etcd, fresh_prefix, observer, until},
@@ -79,6 +79,20 @@ impl Rig {
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         let setup = Setup { args, ..Setup::default() };
         Rig::with(Etcd::shared().await.endpoint(), fresh_prefix(), setup).await
+    }
+
+    /// Starts one whose PATH has git and no language, on the run's own etcd. The folder of that PATH goes with its handle.
+    pub async fn on_a_bare_machine() -> (Rig, TempDir) {
+        let bare = tempfile::Builder::new().prefix("bazooka-bare-").tempdir().expect("a folder");
+        for program in ["git", "sh", "setpriv"] {
+            let found = std::env::var("PATH").expect("it is set");
+            let found =
+                found.split(':').map(|folder| Path::new(folder).join(program)).find(|path| path.exists());
+            std::os::unix::fs::symlink(found.expect("it is installed"), bare.path().join(program))
+                .expect("made");
+        }
+        let setup = Setup { envs: vec![("PATH", bare.path().display().to_string())], ..Setup::default() };
+        (Rig::with(Etcd::shared().await.endpoint(), fresh_prefix(), setup).await, bare)
     }
 
     /// Starts one so, on this coordinator.
@@ -256,6 +270,14 @@ impl Rig {
             }
         }
         left
+    }
+
+    /// Unpacks a rev's slug into a folder of its own.
+    pub fn unpacked(&self, rev: &Rev, name: &str) -> PathBuf {
+        let unpacked = self.dir.path().join(format!("unpacked-{name}"));
+        let file = fs::File::open(self.state().join(format!("slugs/{}", rev.slug.sha256))).expect("stored");
+        tar::Archive::new(zstd::Decoder::new(file).expect("zstd")).unpack(&unpacked).expect("it is tar");
+        unpacked
     }
 
     /// Has git check all of a repository.
