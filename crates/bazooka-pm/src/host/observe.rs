@@ -372,14 +372,12 @@ fn exited(local: &mut Local, exit: Exit, words: &str, last_output: Vec<String>, 
     local.tell(at, format!("{words}, after {}", seconds(ran)));
     let fault = if out_of_memory { Fault::OutOfMemory } else { Fault::App };
     let times = if local.crashes == 1 { String::new() } else { format!(", {} times", local.crashes) };
+    let Assignment { trial, index, .. } = local.assignment;
+    let standing = Standing { trial, proven: local.proven, index };
+    let crash = Crash { in_a_row: local.crashes, ran, was_healthy };
     let next = match ending {
-        // The instance had its full boot timeout, and a person waits for the trial's result.
-        Some(Ending::TimedOut) if local.assignment.trial && !local.proven => Next::GiveUp,
-        _ => {
-            let Assignment { trial, index, .. } = local.assignment;
-            let standing = Standing { trial, proven: local.proven, index };
-            policy::after_crash(Crash { in_a_row: local.crashes, ran, was_healthy }, standing)
-        }
+        Some(Ending::TimedOut) => policy::after_time_out(crash, standing),
+        _ => policy::after_crash(crash, standing),
     };
     match next {
         Next::AtOnce => {
@@ -463,7 +461,7 @@ mod tests {
 
     #[test]
     fn one_on_trial_that_has_not_come_up_in_its_time_is_given_up_at_once() {
-        for (trial, state) in [(true, State::Failed), (false, State::Claimed)] {
+        for (trial, state) in [(true, State::Failed), (false, State::Backoff)] {
             let mut locals = booting(1);
             if let Some(local) = locals.instances.get_mut(&ID) {
                 local.assignment.trial = trial;
