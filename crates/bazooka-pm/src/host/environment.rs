@@ -1,10 +1,11 @@
-//! The environment and the command line of an instance's process. Pure, except that it looks which folders a slug has.
+//! The environment and the command line of an instance's process. Pure, except that it looks which folders a slug has and
+//! how many processors there are.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, thread::available_parallelism};
 
 use visor::{
     names::{HostName, InstanceId},
-    schema::Assignment,
+    schema::{Assignment, Limits},
 };
 
 use super::runtime::Given;
@@ -68,6 +69,9 @@ pub fn environment(
     ];
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     all.extend(defaults.map(|(name, value)| (name.to_owned(), value)));
+    // A machine that does not tell has one.
+    let processors = available_parallelism().map_or(1, |n| u64::try_from(n.get()).unwrap_or(u64::MAX));
+    all.extend(of_limits(&assignment.run.limits, processors));
     // A name with `=` or a value with NUL can't be passed on at all.
     let passable = |(name, value): &(&String, &String)| {
         !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
@@ -77,6 +81,23 @@ pub fn environment(
     all.extend(given.services.clone());
     all.extend(fixed.map(|(name, value)| (name.to_owned(), value)));
     all
+}
+
+/// The memory of one process of a web server, as Heroku reckons.
+const MEMORY_OF_A_PROCESS: u64 = 256 << 20;
+
+/// Returns the variables that tell an instance its memory limit, and how many processes of a web server fit; none without
+/// that limit.
+fn of_limits(limits: &Limits, processors: u64) -> BTreeMap<String, String> {
+    let Some(memory) = limits.memory_limit_bytes else { return BTreeMap::new() };
+    let processors = match limits.cpu_limit_millis {
+        Some(millis) => processors.min(u64::from(millis).div_ceil(1_000)),
+        None => processors,
+    };
+    let fit = (memory / MEMORY_OF_A_PROCESS).min(2 * processors + 1).max(1);
+    [("MEMORY_LIMIT_BYTES", memory), ("WEB_CONCURRENCY", fit)]
+        .map(|(name, value)| (name.to_owned(), value.to_string()))
+        .into()
 }
 
 /// Returns the line for the instance's shell: it reads the slug's `.profile.d/*.sh` in the order of their names, as
@@ -158,6 +179,27 @@ fn words(command: &str) -> Option<Vec<(usize, &str)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_memory_limit_is_told_with_the_processes_that_fit() {
+        let told = |memory_limit_bytes, cpu_limit_millis, processors| {
+            let limits = Limits { memory_limit_bytes, cpu_limit_millis, ..Limits::default() };
+            of_limits(&limits, processors).into_values().collect::<Vec<_>>()
+        };
+        assert!(told(None, Some(500), 8).is_empty());
+        for (mebibytes, millis, processors, fit) in [
+            (128, None, 4, "1"),
+            (512, None, 4, "2"),
+            (1_024, None, 4, "4"),
+            (4_096, None, 4, "9"),
+            (4_096, Some(500), 4, "3"),
+            (4_096, Some(1_500), 4, "5"),
+            (4_096, Some(8_000), 2, "5"),
+        ] {
+            let bytes = mebibytes << 20;
+            assert_eq!(told(Some(bytes), millis, processors), [bytes.to_string(), fit.to_owned()]);
+        }
+    }
 
     #[test]
     fn a_command_that_is_one_program_replaces_the_shell() {
