@@ -99,6 +99,15 @@ pub enum Event {
         /// The process that listens, in words.
         by: String,
     },
+    /// The host can't give an instance something that it usually has.
+    Lacks {
+        /// The instance.
+        id: InstanceId,
+        /// The number of the start.
+        run: u32,
+        /// The thing, in words.
+        what: String,
+    },
     /// A check saw something other than what it waits for.
     Heard {
         /// The instance.
@@ -210,6 +219,7 @@ pub fn observe(locals: &mut Locals, event: Event, now: Now) -> Vec<InstanceId> {
                 local.heard = Some(by);
             }
         }),
+        Event::Lacks { id, run, what } => change(locals, id, run, |local| local.tell(now.at, what)),
         Event::Heard { id, run, what } => change(locals, id, run, |local| local.heard = Some(what)),
         Event::Exited { id, run, exit, words, last_output } => change(locals, id, run, |local| {
             if local.may_run() {
