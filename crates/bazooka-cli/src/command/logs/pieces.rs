@@ -73,7 +73,10 @@ impl Pieces {
     }
 
     fn close(&mut self, closes: impl Fn(&InstanceId, &Open) -> bool) -> Vec<Entry> {
-        self.open.extract_if(.., |(id, _), open| closes(id, open)).map(|(_, open)| open.entry).collect()
+        let all = std::mem::take(&mut self.open).into_iter();
+        let (closed, open): (BTreeMap<_, _>, _) = all.partition(|((id, _), open)| closes(id, open));
+        self.open = open;
+        closed.into_values().map(|open| open.entry).collect()
     }
 }
 
