@@ -2,16 +2,20 @@
 //!
 //! Owns its folder in the state folder, which all sandboxed instances of a host share, read-only.
 
+mod links;
+
 use std::{
     fs, io,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 use crate::files::entries;
 
-/// The copied entries: names, addresses, trusted certificates, the time zone, the places of programs and libraries.
-const COPIED: [&str; 22] = [
+/// The copied entries: names, addresses, trusted certificates, the time zone, the places of programs and libraries. Those
+/// that programs below `/usr` link to come besides.
+const COPIED: [&str; 31] = [
     "alternatives",
     "bash.bashrc",
     "ca-certificates.conf",
@@ -23,18 +27,34 @@ const COPIED: [&str; 22] = [
     "ld.so.cache",
     "ld.so.conf",
     "ld.so.conf.d",
+    "locale.alias",
     "localtime",
     "magic",
+    "magic.mime",
+    "mailcap",
     "mime.types",
+    "networks",
     "nodejs",
+    "odbcinst.ini",
     "os-release",
+    "papersize",
     "pki/tls/certs",
     "protocols",
+    "rpc",
     "services",
     "ssl/certs",
     "ssl/openssl.cnf",
+    "terminfo",
     "timezone",
+    "xml",
 ];
+
+/// The beginnings of the names of programs' own entries, which often end with a version.
+const OF_PROGRAMS: [&str; 8] =
+    ["ImageMagick-", "OpenCL", "chromium", "ghostscript", "java-", "maven", "php", "python3"];
+
+/// The names of entries that may hold secrets, wherever they are.
+const SECRET: [&str; 3] = ["apache2", "fpm", "pool.d"];
 
 /// The entries that change while the machine runs. They are compared before each start.
 const CHANGING: [&str; 3] = ["hosts", "nsswitch.conf", "resolv.conf"];
@@ -55,6 +75,9 @@ pub struct EtcError {
 pub struct Etc {
     machine: PathBuf,
     own: PathBuf,
+    more: Vec<String>,
+    /// The machine's packages as they were at the last copy.
+    stamp: Arc<Mutex<String>>,
 }
 
 impl Etc {
@@ -64,24 +87,35 @@ impl Etc {
     /// # Errors
     /// [`EtcError`].
     pub fn make(machine: &Path, own: &Path, more: &[&str]) -> Result<Etc, EtcError> {
-        let made = || -> io::Result<()> {
-            fs::create_dir_all(own)?;
-            fs::set_permissions(own, fs::Permissions::from_mode(0o755))?;
-            for name in COPIED.iter().chain(&CHANGING).chain(more) {
-                copy(&machine.join(name), &own.join(name))?;
+        let more = more.iter().map(|name| (*name).to_owned()).collect();
+        let etc = Etc { machine: machine.to_owned(), own: own.to_owned(), more, stamp: Arc::default() };
+        let stamp = links::stamp();
+        etc.copy_all(&stamp).map_err(|source| EtcError { path: own.to_owned(), source })?;
+        *etc.stamp.lock().expect("no holder panics") = stamp;
+        Ok(etc)
+    }
+
+    fn copy_all(&self, stamp: &str) -> io::Result<()> {
+        let Etc { machine, own, .. } = self;
+        fs::create_dir_all(own)?;
+        fs::set_permissions(own, fs::Permissions::from_mode(0o755))?;
+        let names = COPIED.iter().chain(&CHANGING).map(|name| (*name).to_owned());
+        for name in names.chain(self.more.iter().cloned()).chain(links::named(machine, &OF_PROGRAMS)) {
+            copy(&machine.join(&name), &own.join(&name))?;
+        }
+        for path in links::linked(&machine.join("../usr"), &own.with_extension("links"), stamp) {
+            // The folders above it must be everybody's, as `copy` demands of those below.
+            let above = path.ancestors().skip(1).map(|folder| machine.join(folder));
+            if !above.map(fs::metadata).all(|known| known.is_ok_and(|known| may_enter(&known))) {
+                continue;
             }
-            // Debian's Python reads its own start-up file there.
-            for name in entries(machine).filter(|name| name.starts_with("python3")) {
-                copy(&machine.join(&name), &own.join(&name))?;
-            }
-            // These lead to each instance's own files, which name only its own user.
-            for name in ["passwd", "group"] {
-                link(&Path::new("/run/bazooka").join(name), &own.join(name))?;
-            }
-            Ok(())
-        };
-        made().map_err(|source| EtcError { path: own.to_owned(), source })?;
-        Ok(Etc { machine: machine.to_owned(), own: own.to_owned() })
+            copy(&machine.join(&path), &own.join(&path))?;
+        }
+        // These lead to each instance's own files, which name only its own user.
+        for name in ["passwd", "group"] {
+            link(&Path::new("/run/bazooka").join(name), &own.join(name))?;
+        }
+        Ok(())
     }
 
     /// Returns the folder.
@@ -89,8 +123,17 @@ impl Etc {
         &self.own
     }
 
-    /// Copies the entries that have changed since. Blocks.
+    /// Copies the entries that have changed since: all of them where packages have. Blocks.
     pub fn renew(&self) {
+        let now = links::stamp();
+        let mut stamp = self.stamp.lock().expect("no holder panics");
+        if *stamp != now {
+            if let Err(error) = self.copy_all(&now) {
+                tracing::warn!(error = %error, "can't renew what instances see of the machine's programs");
+            }
+            *stamp = now;
+        }
+        drop(stamp);
         for name in CHANGING {
             if let Err(error) = copy(&self.machine.join(name), &self.own.join(name)) {
                 tracing::warn!(file = name, error = %error, "can't renew what instances see of the machine's configuration");
@@ -110,9 +153,12 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     let Ok(known) = fs::metadata(from) else { return Ok(()) };
+    if known.is_dir() && !may_enter(&known) {
+        return Ok(());
+    }
     if known.is_dir() {
         fs::create_dir_all(to)?;
-        for name in entries(from) {
+        for name in entries(from).filter(|name| !SECRET.contains(&name.as_str())) {
             copy(&from.join(&name), &to.join(&name))?;
         }
         return Ok(());
@@ -129,6 +175,11 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::write(&draft, content)?;
     fs::set_permissions(&draft, fs::Permissions::from_mode(0o644))?;
     fs::rename(&draft, to)
+}
+
+/// Reports whether everybody may enter a folder.
+fn may_enter(folder: &fs::Metadata) -> bool {
+    folder.permissions().mode() & 0o001 != 0
 }
 
 fn link(target: &Path, to: &Path) -> io::Result<()> {
@@ -162,6 +213,7 @@ mod tests {
         let machine = dir.path().join("machine");
         fs::create_dir_all(machine.join("ssl/certs")).expect("it can be made");
         let write = |name: &str, mode: u32| {
+            fs::create_dir_all(machine.join(name).parent().expect("it has one")).expect("there is room");
             fs::write(machine.join(name), name).expect("there is room");
             fs::set_permissions(machine.join(name), fs::Permissions::from_mode(mode)).expect("it is ours");
         };
@@ -171,16 +223,41 @@ mod tests {
             ("services", 0o600),
             ("ssl/certs/a.pem", 0o644),
             ("secret", 0o644),
+            ("php/8.2/cli/php.ini", 0o644),
+            ("php/8.2/fpm/pool.d/www.conf", 0o644),
+            ("java-17/security/java.security", 0o644),
+            ("java-17/management/jmxremote.password", 0o600),
+            ("linked/one.conf", 0o644),
+            ("linked/other.conf", 0o644),
+            ("php/closed/key", 0o644),
+            ("closed/key", 0o644),
         ] {
             write(name, mode);
         }
         symlink("/usr/share/zoneinfo/UTC", machine.join("localtime")).expect("it can be made");
         symlink("a.pem", machine.join("ssl/certs/b.0")).expect("it can be made");
+        fs::create_dir_all(dir.path().join("usr/lib")).expect("it can be made");
+        symlink("/etc/linked/one.conf", dir.path().join("usr/lib/one.conf")).expect("it can be made");
+        symlink("/etc/closed/key", dir.path().join("usr/lib/key")).expect("it can be made");
+        for folder in ["closed", "php/closed"] {
+            fs::set_permissions(machine.join(folder), fs::Permissions::from_mode(0o750)).expect("it is ours");
+        }
         let own = dir.path().join("own");
         let etc = Etc::make(&machine, &own, &[]).expect("it can be made");
         let mut names: Vec<String> = entries(&own).collect();
         names.sort();
-        assert_eq!(names, ["group", "hosts", "localtime", "passwd", "ssl"]);
+        assert_eq!(names, ["group", "hosts", "java-17", "linked", "localtime", "passwd", "php", "ssl"]);
+        for (name, is_there) in [
+            ("php/8.2/cli/php.ini", true),
+            ("php/8.2/fpm", false),
+            ("java-17/security/java.security", true),
+            ("java-17/management/jmxremote.password", false),
+            ("linked/one.conf", true),
+            ("linked/other.conf", false),
+            ("php/closed", false),
+        ] {
+            assert_eq!(own.join(name).exists(), is_there, "{name}");
+        }
         assert_eq!(
             fs::read_to_string(own.join("ssl/certs/b.0")).expect("a link to its neighbour"),
             "ssl/certs/a.pem"

@@ -42,12 +42,13 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{BpfProgram, apply_filter};
 
 use crate::{
+    disks::{self, DiskError},
     family,
     fence::{self, EncloseError},
     in_one_line, landlock,
     launch::{Launched, common_limits, shell},
     protocol::{Group, LaunchSpec, SandboxSpec},
-    root::{self, RootError},
+    root::{self, Disks, RootError},
     seccomp,
     shim::{Ends, close_others},
 };
@@ -56,6 +57,9 @@ const STARTED: u8 = b's';
 const FAILED: u8 = b'f';
 const ENDED: u8 = b'e';
 const GO_ON: u8 = b'!';
+
+const APP_FULL: u8 = 1;
+const TMP_FULL: u8 = 2;
 
 /// CLONE_INTO_CGROUP. Its type in `libc` is too small for it.
 const INTO_GROUP: u64 = 1 << 33;
@@ -67,6 +71,7 @@ struct Init<'a> {
     filter: BpfProgram,
     /// The open `cgroup.procs` files of the groups that init has to join.
     joins: Vec<File>,
+    disks: Disks,
 }
 
 /// The reason why an instance can't be started in its sandbox.
@@ -79,6 +84,8 @@ pub enum InitError {
     FenceWithoutUser,
     #[error(transparent)]
     Fence(#[from] EncloseError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error("can't use {}", path.display())]
     Group { path: PathBuf, source: io::Error },
     #[error("can't make its socket")]
@@ -139,7 +146,12 @@ pub fn launch(
     };
     let joins =
         joined.iter().map(|group| open(&group.folder.join("cgroup.procs"), File::options().write(true)));
-    let init = Init { spec, sandbox, filter: seccomp::filter(), joins: joins.collect::<Result<_, _>>()? };
+    let disks = match spec.uid {
+        Some(uid) => Disks::open(sandbox, uid)?,
+        None => Disks::default(),
+    };
+    let joins = joins.collect::<Result<_, _>>()?;
+    let init = Init { spec, sandbox, filter: seccomp::filter(), joins, disks };
     let born_in = born_in.map(|folder| open(folder, File::options().read(true))).transpose()?;
     let (mut ours, theirs) = UnixStream::pair().map_err(InitError::Socket)?;
 
@@ -184,13 +196,22 @@ fn heard(ours: &mut UnixStream) -> Result<(), InitError> {
 /// The socket by which init reports how the command ended.
 pub struct InitSocket(UnixStream);
 
+/// The disks of an instance that had no room left when its command ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Full {
+    /// The layer over `/app`.
+    pub app: bool,
+    /// `/tmp`.
+    pub tmp: bool,
+}
+
 /// The state of init's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// The command has not ended yet.
     NotYet,
     /// The command ended like this.
-    Ended(WaitStatus),
+    Ended(WaitStatus, Full),
     /// The socket has closed without a report.
     Silence,
 }
@@ -198,14 +219,16 @@ pub enum Heard {
 impl InitSocket {
     /// Returns how the command ended, once it has.
     pub fn ended(&mut self, command: Pid) -> Heard {
-        let mut words = [0; 3];
+        let mut words = [0; 4];
         match self.0.read(&mut words) {
-            Ok(3) if words[0] == ENDED => {
+            Ok(4) if words[0] == ENDED => {
                 let number = i32::from(words[2]);
-                Heard::Ended(match Signal::try_from(number) {
+                let status = match Signal::try_from(number) {
                     Ok(signal) if words[1] == 1 => WaitStatus::Signaled(command, signal, false),
                     _ => WaitStatus::Exited(command, number),
-                })
+                };
+                let full = Full { app: words[3] & APP_FULL != 0, tmp: words[3] & TMP_FULL != 0 };
+                Heard::Ended(status, full)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Heard::NotYet,
             _ => Heard::Silence,
@@ -222,6 +245,7 @@ impl Init<'_> {
     fn live(self, ends: Ends, mut shim: UnixStream) {
         // The name shows in lists of processes.
         let _ = prctl::set_name(c"bazooka-init");
+        let (has_layer, has_tmp) = (self.disks.app.is_some(), self.disks.tmp.is_some());
         let command = match self.begin(ends, &shim) {
             Ok(command) => command,
             Err(cause) => {
@@ -242,7 +266,12 @@ impl Init<'_> {
                 // No child is left.
                 Err(_) => return,
             };
-            let _ = shim.write_all(&[ENDED, kind, u8::try_from(number & 0xff).expect("it is masked")]);
+            let is_full = |has_one: bool, path: &str, bit: u8| {
+                if has_one && disks::is_full(Path::new(path)) { bit } else { 0 }
+            };
+            let full = is_full(has_layer, "/app", APP_FULL) | is_full(has_tmp, "/tmp", TMP_FULL);
+            let number = u8::try_from(number & 0xff).expect("it is masked");
+            let _ = shim.write_all(&[ENDED, kind, number, full]);
         }
     }
 
@@ -257,7 +286,9 @@ impl Init<'_> {
             .and_then(|()| dup2_stderr(&ends.err))
             .map_err(at("its output"))?;
         drop((null, ends));
-        let kept: Vec<RawFd> = self.joins.iter().map(AsRawFd::as_raw_fd).chain([shim.as_raw_fd()]).collect();
+        let mut kept: Vec<RawFd> =
+            self.joins.iter().map(AsRawFd::as_raw_fd).chain([shim.as_raw_fd()]).collect();
+        kept.extend(self.disks.files());
         close_others(&kept);
         setsid().map_err(at("its session"))?;
         umask(Mode::from_bits_truncate(0o022));
@@ -265,7 +296,8 @@ impl Init<'_> {
         for mut procs in self.joins {
             procs.write_all(b"0").map_err(BeginError::Join)?;
         }
-        root::enter(self.spec, self.sandbox)?;
+        root::enter(self.spec, self.sandbox, &self.disks)?;
+        drop(self.disks);
         if let Some(most) = self.spec.processes {
             // This process counts too.
             setrlimit(Resource::RLIMIT_NPROC, most + 1, most + 1).map_err(at("its processes"))?;

@@ -18,7 +18,7 @@
 //!                      │ plain: fork, own user, exec
 //!                      │ sandboxed: clone into new namespaces, born in its group, fenced (fence)
 //! ══ process boundary: namespaces, a socket ════════════════════════════════════════════════════════════
-//! init (process 1): root ─▶ no rights ─▶ seccomp ─▶ exec; reaps, and reports how the command ended
+//! init (process 1): root (with disks) ─▶ no rights ─▶ seccomp ─▶ exec; reaps, and reports how the command ended
 //! ══ process boundary ══════════════════════════════════════════════════════════════════════════════════
 //! the command, as a user of its own; family: all that descends from it, for signals
 //! ```
@@ -32,6 +32,7 @@
 //! | how did it end? | [`protocol::Start::read`] or [`init::InitSocket::ended`] | [`protocol::ExitRecord`] |
 
 pub mod cgroups;
+pub mod disks;
 mod etc;
 pub mod family;
 mod fence;

@@ -94,7 +94,7 @@ pub struct SandboxSpec {
     /// The folder for `/etc`; that of `base` unless given.
     #[serde(default)]
     pub etc: Option<PathBuf>,
-    /// The size of `/tmp` in bytes. Its content counts towards the memory limit.
+    /// The size of `/tmp` in bytes, where it is in memory. Its content counts towards the memory limit then.
     pub tmp_bytes: u64,
     /// The sockets that the instance may use; all unless given.
     #[serde(default)]
@@ -105,6 +105,22 @@ pub struct SandboxSpec {
     /// Other folders and files of the machine to mount.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// True if it sees its own control groups, read-only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shows_groups: bool,
+    /// The image of its `/tmp`, in place of memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tmp_disk: Option<Image>,
+    /// The image of its writable layer over the slug; `/app` is read-only unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_disk: Option<Image>,
+}
+
+/// A file system of an instance's own, in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// The file with an empty one, of which the instance has a copy. The copy has no name.
+    pub template: PathBuf,
 }
 
 /// A folder or file of the machine that a sandbox has too, at the same path.
@@ -317,6 +333,12 @@ pub struct ExitRecord {
     /// True if the shim ended it because its host's lease was running out.
     #[serde(default)]
     pub partitioned: bool,
+    /// True if its writable layer over `/app` had no room left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub app_full: bool,
+    /// True if its `/tmp` had no room left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tmp_full: bool,
 }
 
 /// One start of an instance, as far as it is written; the file has one line for each part.

@@ -6,8 +6,10 @@
 //! ```text
 //! /usr /bin /sbin /lib*   of the machine, or all folders of a stack   read-only
 //! /etc                    what bazooka-pm put together, or the stack's with the machine's names   read-only
-//! /app                    the slug                                    read-only, unless it is being built
-//! /tmp                    its own, sized; /dev/shm and /var/tmp are the same
+//! /app                    the slug, with a layer of its own over it   read-only without one, unless it is being built
+//! /tmp                    its own, sized; /var/tmp is the same
+//! /dev/shm                its own, in memory
+//! /sys/fs/cgroup          its own control groups                      read-only
 //! /proc                   its own processes; entries that reveal or change the machine are masked or read-only
 //! /dev                    null zero full random urandom tty, and terminals of its own
 //! mounts                  other named folders and files, same paths   read-only, unless named as writable
@@ -18,7 +20,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, RawFd},
         unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
@@ -28,11 +30,15 @@ use nix::{
     errno::Errno,
     libc,
     mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
     sys::stat::{Mode, SFlag, makedev, mknod},
     unistd::{chdir, pivot_root},
 };
 
-use crate::protocol::{LaunchSpec, Mount, SandboxSpec};
+use crate::{
+    disks::{Disk, DiskError, Layer},
+    protocol::{Group, LaunchSpec, Mount, SandboxSpec},
+};
 
 /// The name of the folder with the slug, in the root.
 pub const APP: &str = "app";
@@ -57,6 +63,37 @@ const MASKED: [&str; 10] =
 /// The read-only entries of `/proc`: they can change the machine.
 const READ_ONLY: [&str; 3] = ["irq", "sys", "sysrq-trigger"];
 
+/// The size of `/dev/shm`, which is memory, as in other containers.
+const SHARED_MEMORY: &str = "mode=1777,size=64m,nr_inodes=16384";
+
+/// The disks that an instance is about to have.
+#[derive(Default)]
+pub struct Disks {
+    /// The layer over the slug.
+    pub app: Option<Layer>,
+    /// `/tmp`.
+    pub tmp: Option<Disk>,
+}
+
+impl Disks {
+    /// Makes the disks that a sandbox asks for. The calling process must have one thread.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn open(sandbox: &SandboxSpec, uid: u32) -> Result<Disks, DiskError> {
+        Ok(Disks {
+            app: sandbox.app_disk.as_ref().map(|image| Layer::open(image, uid)).transpose()?,
+            tmp: sandbox.tmp_disk.as_ref().map(Disk::open).transpose()?,
+        })
+    }
+
+    /// Returns the descriptors of the disks.
+    pub fn files(&self) -> Vec<RawFd> {
+        let app = self.app.iter().flat_map(|layer| layer.files().map(|file| file.as_fd().as_raw_fd()));
+        app.chain(self.tmp.iter().map(|disk| disk.file().as_raw_fd())).collect()
+    }
+}
+
 /// A step on the way to an instance's root that the kernel or the file system refuses.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message is its description")]
@@ -71,13 +108,15 @@ pub enum RootError {
     Bind { from: PathBuf, to: PathBuf, source: Errno },
     #[error("can't make its root: {path}")]
     Special { path: String, source: Errno },
+    #[error("can't make its root")]
+    Disk(#[from] DiskError),
 }
 
 /// Builds the root and enters it. The calling process must have a mount namespace and a process namespace of its own.
 ///
 /// # Errors
 /// [`RootError`]; the process can't be used then.
-pub fn enter(spec: &LaunchSpec, sandbox: &SandboxSpec) -> Result<(), RootError> {
+pub fn enter(spec: &LaunchSpec, sandbox: &SandboxSpec, disks: &Disks) -> Result<(), RootError> {
     let at = |what: &'static str| move |source: Errno| RootError::Enter { what, source };
     let none: Option<&str> = None;
     // Private mounts: none of these reaches the machine, and later mounts of the machine don't reach this namespace.
@@ -88,12 +127,15 @@ pub fn enter(spec: &LaunchSpec, sandbox: &SandboxSpec) -> Result<(), RootError> 
 
     of_base(sandbox)?;
     folder(APP)?;
-    bind(&spec.folder, APP, sandbox.app_writable)?;
-    folder("tmp")?;
-    let size = format!("mode=1777,size={},nr_inodes=16384", sandbox.tmp_bytes);
-    let private = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmp"), "tmp", Some("tmpfs"), private, Some(size.as_str())).map_err(at("/tmp"))?;
+    match (&disks.app, spec.uid) {
+        (Some(layer), Some(uid)) => layer.over_slug(&spec.folder, APP, uid)?,
+        _ => bind(&spec.folder, APP, sandbox.app_writable)?,
+    }
+    tmp(sandbox, disks)?;
     own_files(spec)?;
+    if sandbox.shows_groups {
+        groups(&spec.all_groups())?;
+    }
     if sandbox.etc.is_none() {
         over_stack()?;
     }
@@ -141,6 +183,51 @@ fn of_base(sandbox: &SandboxSpec) -> Result<(), RootError> {
     folder("etc")?;
     let etc = etc.clone().unwrap_or_else(|| base.join("etc"));
     if etc.is_dir() { bind(&etc, "etc", false) } else { Ok(()) }
+}
+
+fn tmp(sandbox: &SandboxSpec, disks: &Disks) -> Result<(), RootError> {
+    folder("tmp")?;
+    match &disks.tmp {
+        Some(disk) => Ok(disk.as_tmp("tmp")?),
+        None => {
+            let size = format!("mode=1777,size={},nr_inodes=16384", sandbox.tmp_bytes);
+            memory("tmp", &size)
+        }
+    }
+}
+
+/// Mounts a file system in memory.
+fn memory(target: &str, options: &str) -> Result<(), RootError> {
+    let private = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmp"), target, Some("tmpfs"), private, Some(options)).map_err(special(target))
+}
+
+/// Shows the instance its own control groups, at the paths where programs look for them.
+///
+/// The namespace makes its groups the roots of what `/proc` tells of them. A controller in whose hierarchy the instance has
+/// no group stays hidden, because its files would be the daemon's.
+fn groups(groups: &[Group]) -> Result<(), RootError> {
+    if unshare(CloneFlags::CLONE_NEWCGROUP).is_err() {
+        // A kernel without the namespace: programs would look for their groups at paths that aren't here.
+        return Ok(());
+    }
+    folder("sys/fs/cgroup")?;
+    let is_whole = |group: &&Group| group.version == 2 && !group.settings.is_empty();
+    if let Some(group) = groups.iter().find(is_whole) {
+        return bind(&group.folder, "sys/fs/cgroup", false);
+    }
+    for group in groups.iter().filter(|group| group.version == 1) {
+        // HIERARCHY/bazooka/OWN/ID; a hierarchy of several controllers has them in its name: `cpu,cpuacct`.
+        let Some(hierarchy) = group.folder.ancestors().nth(3).and_then(Path::file_name) else { continue };
+        let target = Path::new("sys/fs/cgroup").join(hierarchy);
+        folder(&target)?;
+        bind(&group.folder, &target, false)?;
+        let names = hierarchy.to_string_lossy().into_owned();
+        for name in names.split(',').filter(|name| **name != *names) {
+            made(&target, symlink(hierarchy, target.with_file_name(name)))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the files that differ for each instance.
@@ -192,11 +279,12 @@ fn devices() -> Result<(), RootError> {
         ("stdout", "/proc/self/fd/1"),
         ("stderr", "/proc/self/fd/2"),
         ("ptmx", "pts/ptmx"),
-        ("shm", "/tmp"),
     ] {
         let path = format!("dev/{name}");
         made(Path::new(&path), symlink(target, &path))?;
     }
+    folder("dev/shm")?;
+    memory("dev/shm", SHARED_MEMORY)?;
     folder("dev/pts")?;
     let own = Some("newinstance,ptmxmode=0666,mode=0620,gid=5");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;

@@ -12,9 +12,11 @@ use std::{
 
 use crate::{
     cgroups::{Cgroups, GroupLimits},
+    disks,
     etc::{Etc, EtcError},
     fences::Fences,
     files::{private_folder, remove_all},
+    in_one_line,
     loopback::{self, LoopbackError},
     protocol::{Fence, Group, LaunchSpec, PROTOCOL, SandboxSpec},
     start::{self, TrialError},
@@ -56,8 +58,10 @@ pub struct SandboxParts<'a> {
     pub stack: Option<&'a Path>,
     /// The entries of `/etc` besides those that every program needs.
     pub more_of_etc: &'a [&'a str],
-    /// The size of `/tmp` in bytes.
+    /// The size of `/tmp` in bytes, unless its holder asks for another.
     pub tmp_bytes: u64,
+    /// True if `/tmp` is on the disk, and if its holders may have layers.
+    pub has_disks: bool,
     /// The fences of their sockets; none if these aren't fenced.
     pub fences: Option<&'a Fences>,
 }
@@ -73,6 +77,10 @@ pub struct Holder<'a> {
     pub port: u16,
     /// The ports of the services that it links.
     pub links: &'a [u16],
+    /// The size of its `/tmp` in bytes, where that isn't the usual one.
+    pub tmp_bytes: Option<u64>,
+    /// The size of its layer over `/app` in bytes; 0 for none.
+    pub disk_bytes: u64,
 }
 
 /// The parts of sandboxes on this machine.
@@ -83,6 +91,8 @@ pub struct Sandboxes {
     /// The machine's `/etc`; none with a stack.
     etc: Option<Etc>,
     tmp_bytes: u64,
+    /// The folder with the templates of disks; none if there are none here.
+    disks: Option<PathBuf>,
     /// None if sockets aren't fenced.
     fences: Option<Fences>,
 }
@@ -105,23 +115,40 @@ impl Sandboxes {
         if parts.fences.is_some() {
             loopback::prepare()?;
         }
-        Ok(Sandboxes { root, base, etc, tmp_bytes: parts.tmp_bytes, fences: parts.fences.cloned() })
+        let disks = parts.has_disks.then(|| parts.state.join("disks")).filter(|folder| {
+            let made = disks::template(folder, disks::USUAL_BYTES);
+            made.inspect_err(|error| tracing::warn!(error = in_one_line(error), "there are no disks here"))
+                .is_ok()
+        });
+        Ok(Sandboxes { root, base, etc, tmp_bytes: parts.tmp_bytes, disks, fences: parts.fences.cloned() })
+    }
+
+    /// Returns the same sandboxes without disks.
+    pub fn without_disks(self) -> Sandboxes {
+        Sandboxes { disks: None, ..self }
+    }
+
+    /// Reports whether their holders may have layers over `/app`.
+    pub fn has_disks(&self) -> bool {
+        self.disks.is_some()
     }
 
     /// Returns the sandbox of an instance or build. Blocks briefly.
     pub fn of(&self, holder: Holder<'_>) -> SandboxSpec {
-        let Holder { groups, uid, port, links } = holder;
+        let Holder { groups, uid, port, links, .. } = holder;
         let group = groups.iter().find(|group| group.version == 2);
-        self.with(self.fences.as_ref().map(|fences| match group {
+        let fence = self.fences.as_ref().map(|fences| match group {
             Some(group) => fences.begin(&group.folder, uid, port, links),
             // The shim says what is missing.
             None => fences.of_trial(port),
-        }))
+        });
+        self.with(fence, holder.tmp_bytes.unwrap_or(self.tmp_bytes), holder.disk_bytes)
     }
 
     /// Returns a sandbox for a trial, whose processes end at once. Blocks briefly.
     pub fn of_trial(&self) -> SandboxSpec {
-        self.with(self.fences.as_ref().map(|fences| fences.of_trial(1)))
+        let fence = self.fences.as_ref().map(|fences| fences.of_trial(1));
+        self.with(fence, self.tmp_bytes, disks::USUAL_BYTES)
     }
 
     /// Remembers the fence of a start that an earlier daemon made.
@@ -138,7 +165,13 @@ impl Sandboxes {
         self.fences.as_ref().map(Fences::users).unwrap_or_default()
     }
 
-    fn with(&self, fence: Option<Fence>) -> SandboxSpec {
+    fn with(&self, fence: Option<Fence>, tmp_bytes: u64, disk_bytes: u64) -> SandboxSpec {
+        let image = |bytes: u64| {
+            let folder = self.disks.as_ref().filter(|_| bytes > 0)?;
+            let made = disks::template(folder, bytes);
+            made.inspect_err(|error| tracing::warn!(error = in_one_line(error), "no disk for an instance"))
+                .ok()
+        };
         if let Some(etc) = &self.etc {
             etc.renew();
         }
@@ -146,10 +179,14 @@ impl Sandboxes {
             root: self.root.clone(),
             base: self.base.clone(),
             etc: self.etc.as_ref().map(|etc| etc.folder().to_owned()),
-            tmp_bytes: self.tmp_bytes,
+            // A size of 0 would be no limit.
+            tmp_bytes: tmp_bytes.max(4 << 10),
             fence,
             app_writable: false,
             mounts: Vec::new(),
+            shows_groups: true,
+            tmp_disk: image(tmp_bytes),
+            app_disk: image(disk_bytes),
         }
     }
 
@@ -216,7 +253,6 @@ pub fn stack_at(stack: &Path) -> Result<PathBuf, SandboxError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::in_one_line;
 
     #[test]
     fn a_stack_is_a_root_tree() {

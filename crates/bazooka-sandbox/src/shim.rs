@@ -43,7 +43,7 @@ use crate::{
     files::{append, read_file},
     groups::{self, out_of_memory},
     in_one_line,
-    init::{Heard, InitSocket},
+    init::{Full, Heard, InitSocket},
     ipc,
     launch::{self, LaunchError, Launched, launch},
     machine::{boot_clock_ms, boot_id, now_us},
@@ -141,9 +141,10 @@ fn run(path: &Path) -> Result<(), ShimError> {
 
     let (mut output, ends) = Output::open(&spec.log_folder)?;
     let groups = spec.all_groups();
+    let Launched { child, command, init } = launch(&spec, &groups, ends)?;
+    // The run begins with the command: on a busy machine a sandbox may take longer than a job must live.
     let begun = Instant::now();
     state.started_us = now_us();
-    let Launched { child, command, init } = launch(&spec, &groups, ends)?;
     state.child = ProcessId::of(command.as_raw());
     write(&Start { shim: Some(state.clone()), ..Start::default() })?;
     output.say("started");
@@ -158,6 +159,7 @@ fn run(path: &Path) -> Result<(), ShimError> {
         lease_file: spec.lease_file.clone(),
         groups: &groups,
         ended: None,
+        full: Full::default(),
         partitioned: false,
         phase: Phase::Running,
     };
@@ -167,6 +169,7 @@ fn run(path: &Path) -> Result<(), ShimError> {
     let mut exit =
         shim.ended.map_or_else(ExitRecord::default, |(status, at_us, ran)| record(status, at_us, ran));
     exit.partitioned = shim.partitioned;
+    (exit.app_full, exit.tmp_full) = (shim.full.app, shim.full.tmp);
     if let Some(known) = out_of_memory(&groups) {
         exit.out_of_memory = true;
         exit.memory_limit_bytes = known.limit_bytes;
@@ -207,6 +210,8 @@ struct Shim<'a> {
     groups: &'a [Group],
     /// The exit of its first process, the time of that (microseconds since 1970), and the length of the run.
     ended: Option<(WaitStatus, u64, Duration)>,
+    /// The disks that had no room left then.
+    full: Full,
     partitioned: bool,
     phase: Phase,
 }
@@ -252,7 +257,10 @@ impl Shim<'_> {
         let Some(init) = &mut self.init else { return };
         match init.ended(self.command) {
             Heard::NotYet => return,
-            Heard::Ended(status) => self.ended = Some((status, now_us(), self.begun.elapsed())),
+            Heard::Ended(status, full) => {
+                self.ended = Some((status, now_us(), self.begun.elapsed()));
+                self.full = full;
+            }
             Heard::Silence => {}
         }
         self.init = None;
@@ -404,6 +412,11 @@ pub fn in_words(exit: &ExitRecord) -> String {
         let known = known.collect::<Vec<_>>().join(", ");
         if !known.is_empty() {
             words.push_str(&format!(": {known}"));
+        }
+    }
+    for (is_full, what, option) in [(exit.app_full, "/app", "--disk"), (exit.tmp_full, "/tmp", "--tmp")] {
+        if is_full {
+            words.push_str(&format!(", with its {what} full (`bazooka procs set` has {option})"));
         }
     }
     if exit.partitioned {

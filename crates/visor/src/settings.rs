@@ -139,6 +139,56 @@ pub static PIDS: Setting = Setting {
     },
 };
 
+/// The size of an instance's own writable layer.
+pub static DISK: Setting = Setting {
+    name: "disk",
+    heading: "DISK",
+    json: "disk_bytes",
+    placeholder: "SIZE",
+    example: "1G",
+    help: "What an instance may write over its code in /app, which is gone with it",
+    more: "With 0, /app is read-only. It is on the host's disk, and counts to no memory. Files that must stay belong into a \
+           database or an object store.",
+    takes: Takes::Room { most: 1 << 40 },
+    default: Default::Is(Value::Size(512 << 20)),
+    place: Place::Run {
+        stored: |run| extra_size(run, DISK_FIELD),
+        store: |run, to| store_extra_size(run, DISK_FIELD, to),
+    },
+};
+
+/// The size of an instance's `/tmp`.
+pub static TMP: Setting = Setting {
+    name: "tmp",
+    heading: "TMP",
+    json: "tmp_bytes",
+    placeholder: "SIZE",
+    example: "2G",
+    help: "What an instance may write in /tmp, which is gone with it",
+    more: "A host may have another default (`bazooka-pm --tmp`).",
+    takes: Takes::Room { most: 1 << 40 },
+    default: Default::Is(Value::Size(512 << 20)),
+    place: Place::Run {
+        stored: |run| extra_size(run, TMP_FIELD),
+        store: |run, to| store_extra_size(run, TMP_FIELD, to),
+    },
+};
+
+/// The fields of a row's settings that older builds keep without knowing them.
+const DISK_FIELD: &str = "disk_bytes";
+const TMP_FIELD: &str = "tmp_bytes";
+
+fn extra_size(run: &RunSettings, field: &str) -> Option<Value> {
+    run.extra.get(field)?.as_u64().map(Value::Size)
+}
+
+fn store_extra_size(run: &mut RunSettings, field: &str, to: Option<Value>) {
+    match to {
+        Some(to) => _ = run.extra.insert(field.to_owned(), to.size().into()),
+        None => _ = run.extra.remove(field),
+    }
+}
+
 /// The protocol on $PORT.
 pub static PROTOCOL: Setting = Setting {
     name: "protocol",
@@ -277,10 +327,12 @@ pub static ON_PARTITION: Setting = Setting {
 };
 
 /// Every setting, in the order in which they are listed.
-pub static ALL: [&Setting; 11] = [
+pub static ALL: [&Setting; 13] = [
     &MEMORY,
     &CPU,
     &PIDS,
+    &DISK,
+    &TMP,
     &PROTOCOL,
     &CHECK,
     &BOOT_TIMEOUT,
@@ -411,6 +463,16 @@ impl RunSettings {
     /// Returns what a proc of this name speaks on $PORT.
     pub fn protocol_for(&self, proc: &ProcName) -> Protocol {
         self.protocol.unwrap_or_else(|| PROTOCOL.default.of(proc, self).protocol())
+    }
+
+    /// Returns the size of the instance's writable layer in bytes; 0 for none.
+    pub fn disk_bytes(&self) -> u64 {
+        DISK.of_run(self).size()
+    }
+
+    /// Returns the size of the instance's `/tmp` in bytes, where its proc sets one.
+    pub fn tmp_bytes(&self) -> Option<u64> {
+        extra_size(self, TMP_FIELD).map(|bytes| TMP.takes.clamp(bytes).size())
     }
 
     /// Returns the time from SIGTERM to SIGKILL.

@@ -1,7 +1,10 @@
 //! `bazooka logs`: the output of an app's instances, merged over hosts by time.
 //!
-//! Each host's bazooka-pm stores the output of its own instances; all hosts are asked at once. For a host that
+//! Owns what is asked of hosts, the order of lines, and their look. Each host's bazooka-pm stores the output of its own instances; all hosts are asked at once. For a host that
 //! doesn't answer, the command prints a notice and shows the other hosts' lines.
+
+mod fields;
+mod pieces;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,6 +29,7 @@ use visor::{
     pause::Doubling,
     pause::until,
     snapshot::Snapshot,
+    terminal,
     visor::Refusal,
 };
 
@@ -36,6 +40,8 @@ use crate::{
     rm::chain,
     show::{Sink, clean, put, say},
 };
+use fields::{Condition, fields};
+use pieces::Pieces;
 
 /// Show what the app's instances write
 #[derive(Debug, clap::Args)]
@@ -45,8 +51,7 @@ pub struct Args {
     pub follow: bool,
     /// How many earlier lines
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100, allow_negative_numbers = true)]
-    // No host gives more.
-    #[arg(value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=i64::from(MOST_LINES)))]
     pub lines: u32,
     /// Only lines of this proc
     #[arg(short, long, value_parser = ProcName::of_spelling)]
@@ -57,12 +62,25 @@ pub struct Args {
     /// Only lines of this instance
     #[arg(short, long, value_name = "ID")]
     pub instance: Option<InstanceId>,
+    /// Only lines with this field, for example level=error: of lines that are JSON or key=value pairs
+    #[arg(long = "where", value_name = "KEY=VALUE")]
+    pub conditions: Vec<Condition>,
 }
 
 impl Args {
     /// Returns the kind of the command.
     pub fn kind(&self) -> CommandKind {
         if self.follow { CommandKind::Follows } else { CommandKind::Shows }
+    }
+
+    /// Returns how many earlier lines each host is asked for.
+    fn asked(&self) -> u32 {
+        match (self.lines, self.conditions.is_empty()) {
+            (0, _) => 0,
+            (lines, true) => lines,
+            // The last lines that meet the conditions may be any of them.
+            (_, false) => MOST_LINES,
+        }
     }
 }
 
@@ -72,10 +90,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time that a line is held back for earlier lines of other hosts.
 const HOLD: Duration = Duration::from_millis(50);
 
+/// The same while there is one host alone: long enough for the rest of a line whose pieces arrive together.
+const ONE_HOST_HOLD: Duration = Duration::from_millis(5);
+
 /// The pause after which the earlier lines count as complete. Each host sends its earlier lines without a break.
 const BACKLOG_QUIET: Duration = Duration::from_millis(150);
 
-/// The size limit of a line, in bytes. bazooka-pm cuts lines long before it.
+/// The most earlier lines. No host gives more.
+const MOST_LINES: u32 = 10_000;
+
+/// The size limit of a record, in bytes. Hosts store a line in pieces that are far shorter.
 const MOST_LINE_BYTES: usize = 1 << 20;
 
 /// The pause before a host is asked again.
@@ -90,9 +114,15 @@ struct Entry {
     /// `out`, `err`, or `sys` for the host's messages.
     stream: String,
     line: String,
-    /// The line as received.
+    /// True if the line goes on in the next record of its instance and stream.
+    #[serde(default)]
+    partial: bool,
+    /// The record as received.
     #[serde(skip)]
     raw: String,
+    /// True if it was put together from several records.
+    #[serde(skip)]
+    is_joined: bool,
 }
 
 impl Entry {
@@ -100,6 +130,29 @@ impl Entry {
         let mut entry: Entry = serde_json::from_str(&raw).ok()?;
         entry.raw = raw;
         Some(entry)
+    }
+
+    /// Returns it as JSON, with the fields of a structured line. Fields of the record that this build doesn't know stay.
+    fn json(&self) -> String {
+        let fields = (self.stream != "sys").then(|| fields(&self.line)).flatten();
+        if !self.is_joined && fields.is_none() {
+            return self.raw.clone();
+        }
+        let mut record: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&self.raw).expect("it was read from this");
+        record.insert("line".to_owned(), self.line.as_str().into());
+        record.remove("partial");
+        if self.partial {
+            record.insert("partial".to_owned(), true.into());
+        }
+        record.extend(fields.map(|fields| ("fields".to_owned(), fields.into())));
+        serde_json::Value::Object(record).to_string()
+    }
+
+    fn meets(&self, conditions: &[Condition]) -> bool {
+        conditions.is_empty()
+            || self.stream != "sys"
+                && fields(&self.line).is_some_and(|fields| conditions.iter().all(|one| one.is_met(&fields)))
     }
 }
 
@@ -214,14 +267,16 @@ async fn once(
 ) -> Result<()> {
     let client = client(context)?;
     let ask = |(name, base): (HostName, String)| {
-        let (client, url) = (client.clone(), query.url(&base, query.args.lines, false));
+        let (client, url) = (client.clone(), query.url(&base, query.args.asked(), false));
         async move {
             let read = async {
                 let mut lines = lines(&client, &url).await?;
-                let mut entries = Vec::new();
+                let (mut entries, mut pieces) = (Vec::new(), Pieces::default());
                 while let Some(line) = lines.next().await {
-                    entries.extend(Entry::read(line?));
+                    entries.extend(Entry::read(line?).into_iter().flat_map(|entry| pieces.take(entry)));
                 }
+                entries.extend(pieces.rest());
+                entries.retain(|entry| entry.meets(&query.args.conditions));
                 Ok::<_, Unread>(entries)
             };
             (name, read.await)
@@ -258,6 +313,7 @@ async fn follow(context: &Context, query: Query, only: Option<HostName>, look: L
     let mut following: BTreeMap<HostName, (String, AbortHandle)> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     let mut held: Vec<Entry> = Vec::new();
+    let mut pieces = Pieces::default();
     // The earlier lines are shown first, like without `-f`.
     let mut is_backlog = true;
     let mut flush_at: Option<Instant> = None;
@@ -290,15 +346,19 @@ async fn follow(context: &Context, query: Query, only: Option<HostName>, look: L
                 Ok(()) | Err(_) => {}
             },
             Some(entry) = receive.recv() => {
-                held.push(entry);
+                held.extend(pieces.take(entry));
                 let now = Instant::now();
                 flush_at = match flush_at {
                     Some(at) if !is_backlog => Some(at),
-                    _ => Some(now + if is_backlog { BACKLOG_QUIET } else { HOLD }),
+                    _ if is_backlog => Some(now + BACKLOG_QUIET),
+                    // One host's lines are in order.
+                    _ => Some(now + if following.len() > 1 { HOLD } else { ONE_HOST_HOLD }),
                 };
             }
             () = until(flush_at) => {
                 let most = if is_backlog { query.args.lines as usize } else { usize::MAX };
+                held.extend(pieces.slow());
+                held.retain(|entry| entry.meets(&query.args.conditions));
                 put(&look.render(&latest(std::mem::take(&mut held), most)));
                 flush_at = None;
                 is_backlog = false;
@@ -324,7 +384,7 @@ impl FollowHost {
         loop {
             let before = match last {
                 Some(_) => 1_000,
-                None if with_backlog => self.query.args.lines,
+                None if with_backlog => self.query.args.asked(),
                 None => 0,
             };
             with_backlog = false;
@@ -385,7 +445,7 @@ impl Look {
 
     fn line(&self, entry: &Entry) -> String {
         if self.json {
-            return entry.raw.clone();
+            return entry.json();
         }
         let mut prefix = format!("{}.{} ", entry.proc, entry.instance);
         if self.timestamps {
@@ -395,8 +455,9 @@ impl Look {
         let own = entry.stream == "sys";
         prefix.push(if own { '*' } else { '|' });
         let line = match self.sink {
+            Sink::Terminal if self.colours => terminal::coloured(&entry.line),
             Sink::Terminal => clean(&entry.line),
-            Sink::Pipe => entry.line.clone(),
+            Sink::Pipe => terminal::plain(&entry.line),
         };
         if !self.colours {
             return format!("{prefix} {line}");
@@ -444,10 +505,32 @@ mod tests {
     fn a_line_cannot_write_to_the_terminal_by_itself() {
         let entry = entry(1, 12, "out", "\u{1b}]0;title\u{7}red\u{1b}[31m");
         assert_eq!(look(false, Sink::Terminal, false).line(&entry), "web.12 | red");
-        assert_eq!(look(false, Sink::Pipe, false).line(&entry), "web.12 | \u{1b}]0;title\u{7}red\u{1b}[31m");
+        assert_eq!(look(false, Sink::Pipe, false).line(&entry), "web.12 | red");
         assert!(!look(true, Sink::Terminal, false).line(&entry).contains('\u{1b}'), "JSON escapes it");
         let coloured = look(false, Sink::Terminal, true).line(&entry);
-        assert!(coloured.starts_with("\u{1b}[36mweb.12 |\u{1b}[39m "), "{coloured:?}");
+        assert_eq!(coloured, "\u{1b}[36mweb.12 |\u{1b}[39m red\u{1b}[31m\u{1b}[0m");
+    }
+
+    #[test]
+    fn json_has_the_fields_of_a_structured_line_and_whole_lines() {
+        let json = |entry: Entry| -> serde_json::Value {
+            serde_json::from_str(&look(true, Sink::Pipe, false).line(&entry)).expect("JSON")
+        };
+        assert_eq!(json(entry(1, 1, "out", r#"{"level":"info"}"#))["fields"]["level"], "info");
+        assert_eq!(json(entry(1, 1, "err", "level=info msg=x"))["fields"]["msg"], "x");
+        assert_eq!(json(entry(1, 1, "sys", "a=1 b=2")).get("fields"), None);
+        let mut piece = entry(1, 1, "out", r#"{"level":"#);
+        piece.partial = true;
+        let mut pieces = Pieces::default();
+        assert!(pieces.take(piece).is_empty());
+        let whole = pieces.take(entry(2, 1, "out", r#""warn"}"#)).remove(0);
+        assert!(whole.meets(&["level=warn".parse().expect("valid")]));
+        let whole = json(whole);
+        assert_eq!(
+            (&whole["line"], &whole["fields"]["level"]),
+            (&r#"{"level":"warn"}"#.into(), &"warn".into())
+        );
+        assert_eq!(whole.get("partial"), None);
     }
 
     #[test]

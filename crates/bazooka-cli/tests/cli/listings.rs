@@ -56,25 +56,27 @@ async fn what_instances_may_use_is_set_and_shown_and_taken_back() {
 async fn every_setting_is_set_and_listed_and_taken_back() {
     let rig = Rig::with_app("goto-rocket", &["web"]).await;
     let set = ["-a", "goto-rocket", "procs", "set", "web"];
-    let all = "--memory 256M --cpu 0.5 --pids 200 --protocol tcp --check http:/healthz --boot-timeout 90s --stop-timeout 45s \
+    let all = "--memory 256M --cpu 0.5 --pids 200 --disk 1G --tmp 64M --protocol tcp --check http:/healthz \
+               --boot-timeout 90s --stop-timeout 45s \
                --min-ready 5s --batch 2 --max-unavailable 1 --on-partition stop";
     let ran = rig.bazooka(&[&set[..], &all.split(' ').collect::<Vec<_>>()].concat()).await.exits(0);
     assert_eq!(
         ran.stdout,
-        "web: memory 256M, cpu 0.5, pids 200, protocol tcp, check http:/healthz, boot-timeout 90s, stop-timeout 45s, \
-         min-ready 5s, batch 2, max-unavailable 1, on-partition stop\n"
+        "web: memory 256M, cpu 0.5, pids 200, disk 1G, tmp 64M, protocol tcp, check http:/healthz, boot-timeout 90s, \
+         stop-timeout 45s, min-ready 5s, batch 2, max-unavailable 1, on-partition stop\n"
     );
     assert_eq!(
         ran.stderr,
         "min-ready, batch and max-unavailable hold at once\n\
-         memory, cpu, pids, protocol, check, boot-timeout, stop-timeout and on-partition hold from the next instance on\n"
+         memory, cpu, pids, disk, tmp, protocol, check, boot-timeout, stop-timeout and on-partition hold from the next \
+         instance on\n"
     );
     let long = rig.bazooka(&["-a", "goto-rocket", "procs", "-l"]).await.ok().stdout;
     assert_eq!(
         long,
-        "APP\tPROC\tPORT\tMEMLIMIT\tCPULIMIT\tPIDS\tPROTOCOL\tCHECK\tBOOT\tSTOP\tMIN-READY\tBATCH\t\
+        "APP\tPROC\tPORT\tMEMLIMIT\tCPULIMIT\tPIDS\tDISK\tTMP\tPROTOCOL\tCHECK\tBOOT\tSTOP\tMIN-READY\tBATCH\t\
          MAX-UNAVAILABLE\tON-PARTITION\tINSTANCES\n\
-         goto-rocket\tweb\t8501\t256M\t0.5\t200\ttcp\thttp:/healthz\t90s\t45s\t5s\t2\t1\tstop\t0\n"
+         goto-rocket\tweb\t8501\t256M\t0.5\t200\t1G\t64M\ttcp\thttp:/healthz\t90s\t45s\t5s\t2\t1\tstop\t0\n"
     );
     let json = rig.bazooka(&["-a", "goto-rocket", "--json", "procs"]).await.ok().stdout;
     let rows: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
@@ -83,7 +85,8 @@ async fn every_setting_is_set_and_listed_and_taken_back() {
         serde_json::json!({
             "app": "goto-rocket", "proc": "web", "spelling": "web", "port": 8501, "instances": 0, "wanted": 0,
             "command": rows[0]["command"], "memory_limit_bytes": 256 << 20, "cpu_limit_millis": 500,
-            "processes_limit": 200, "protocol": "tcp", "check": "http:/healthz", "boot_timeout_ms": 90_000, "stop_timeout_ms": 45_000,
+            "processes_limit": 200, "disk_bytes": 1 << 30, "tmp_bytes": 64 << 20, "protocol": "tcp",
+            "check": "http:/healthz", "boot_timeout_ms": 90_000, "stop_timeout_ms": 45_000,
             "min_ready_ms": 5_000, "batch": 2, "max_unavailable": 1, "on_partition": "stop",
         })
     );
@@ -91,7 +94,7 @@ async fn every_setting_is_set_and_listed_and_taken_back() {
         all.split(' ').map(|word| if word.starts_with("--") { word } else { "default" }).collect();
     rig.bazooka(&[&set[..], &back].concat()).await.exits(0);
     let long = rig.bazooka(&["-a", "goto-rocket", "procs", "-l"]).await.ok().stdout;
-    let row = "goto-rocket\tweb\t8501\t-\t-\t1024\thttp\tlistening\t60s\t30s\t1s\ta quarter\t0\tkeep\t0\n";
+    let row = "goto-rocket\tweb\t8501\t-\t-\t1024\t512M\t512M\thttp\tlistening\t60s\t30s\t1s\ta quarter\t0\tkeep\t0\n";
     assert!(long.ends_with(row), "{long}");
 }
 

@@ -4,7 +4,7 @@
 //! been started, less often the longer that takes, and not at all while nothing boots.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -233,18 +233,30 @@ fn own_listeners(owner: Owner) -> io::Result<Vec<Listener>> {
 
 fn described(own: &[Listener], port: u16, address: IpAddr) -> String {
     if let Some(there) = own.iter().find(|listener| listener.address.port() == port) {
-        let (ip, whose) = (there.address.ip(), if is_private(there.address.ip()) { "its own " } else { "" });
-        let seen = SocketAddr::new(as_seen_inside(ip), port);
-        return format!("listens on {whose}{seen} alone, not on {address}");
+        return out_of_reach(there, port, address);
     }
-    let mut ports: Vec<String> = own.iter().map(|listener| listener.address.port().to_string()).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    if ports.is_empty() {
-        format!("it does not listen on $PORT ({port})")
-    } else {
-        format!("it listens on {}, not on $PORT ({port})", ports.join(", "))
+    let ports: BTreeSet<u16> = own.iter().map(|listener| listener.address.port()).collect();
+    let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    match ports.split_last() {
+        None => format!("it does not listen on $PORT ({port})"),
+        Some((one, [])) => format!("it listens on port {one}, not on $PORT ({port})"),
+        Some((last, others)) => {
+            format!("it listens on ports {} and {last}, not on $PORT ({port})", others.join(", "))
+        }
     }
+}
+
+/// Describes a listener on $PORT that gets no connection to the host's address.
+fn out_of_reach(there: &Listener, port: u16, address: IpAddr) -> String {
+    let (family, every) = if address.is_ipv4() { ("IPv4", "0.0.0.0") } else { ("IPv6", "[::]") };
+    let ip = there.address.ip();
+    if ip.is_unspecified() {
+        let other = if address.is_ipv4() { "IPv6" } else { "IPv4" };
+        let listens = there.address;
+        return format!("it listens on {listens} for {other} alone; proxies come by {family}: bind {every}");
+    }
+    let ip = as_seen_inside(ip);
+    format!("it listens on {ip} alone; proxies come to {}: bind {every}", SocketAddr::new(address, port))
 }
 
 #[cfg(test)]
@@ -280,11 +292,55 @@ mod tests {
             owner: Owner::Below(5),
             check: Check::Listening,
         };
-        let listener = |inode| Listener { address: "10.0.0.1:21000".parse().expect("valid"), uid: 0, inode };
+        let address = "10.0.0.1:21000".parse().expect("valid");
+        let listener = |inode| Listener { address, is_six_only: false, uid: 0, inode };
         let judged = |unread, inode| judge(&probe, &[listener(inode)], &mut Ownership::seen(5, 7, unread));
         assert!(matches!(judged(None, 7), Ok(Some(Verdict::Listens))));
         assert!(matches!(judged(None, 8), Ok(Some(Verdict::Taken(_)))));
         assert!(matches!(judged(Some(12), 7), Ok(Some(Verdict::Listens))), "one that can be seen is enough");
         assert!(judged(Some(12), 8).is_err(), "process 12 may be the one that listens");
+    }
+
+    #[test]
+    fn a_listener_that_no_proxy_reaches_is_described_with_what_to_do() {
+        let (four, six) = ("10.0.0.1", "fd00::1");
+        for (address, listeners, wanted) in [
+            (four, &[][..], "it does not listen on $PORT (21000)"),
+            (four, &["0.0.0.0:3000"], "it listens on port 3000, not on $PORT (21000)"),
+            (
+                four,
+                &["[::1]:9", "0.0.0.0:3000", "[::]:3000", "0.0.0.0:4000"],
+                "it listens on ports 9, 3000 and 4000, not on $PORT (21000)",
+            ),
+            (
+                four,
+                &["0.0.0.0:3000", "[::]:21000"],
+                "it listens on [::]:21000 for IPv6 alone; proxies come by IPv4: bind 0.0.0.0",
+            ),
+            (
+                six,
+                &["0.0.0.0:21000"],
+                "it listens on 0.0.0.0:21000 for IPv4 alone; proxies come by IPv6: bind [::]",
+            ),
+            (
+                four,
+                &["127.0.0.1:21000"],
+                "it listens on 127.0.0.1 alone; proxies come to 10.0.0.1:21000: bind 0.0.0.0",
+            ),
+            (
+                four,
+                &["127.99.1.2:21000"],
+                "it listens on 127.0.0.1 alone; proxies come to 10.0.0.1:21000: bind 0.0.0.0",
+            ),
+        ] {
+            let listener = |address: &&str| Listener {
+                address: address.parse().expect("valid"),
+                is_six_only: true,
+                uid: 0,
+                inode: 0,
+            };
+            let own: Vec<Listener> = listeners.iter().map(listener).collect();
+            assert_eq!(described(&own, 21_000, address.parse().expect("valid")), wanted);
+        }
     }
 }

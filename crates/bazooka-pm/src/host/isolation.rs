@@ -96,7 +96,9 @@ pub fn chosen(wanted: Option<Isolation>) -> Result<Isolation, IsolationError> {
 }
 
 /// Describes the isolation in force, as the host's registration shows it.
-pub fn in_force(isolation: Isolation, without: &[Part]) -> String {
+///
+/// `has_disks` tells whether instances may have layers of their own over `/app`.
+pub fn in_force(isolation: Isolation, without: &[Part], has_disks: bool) -> String {
     let mut words = isolation.as_str().to_owned();
     let left_out: BTreeSet<Part> = without.iter().copied().collect();
     if isolation == Isolation::Sandbox && !left_out.is_empty() {
@@ -106,6 +108,9 @@ pub fn in_force(isolation: Isolation, without: &[Part]) -> String {
     // A kernel that can't tell the abstract sockets of instances from others'.
     if isolation == Isolation::Sandbox && !without.contains(&Part::Fence) && !scopes_abstract_sockets() {
         words.push_str(", abstract sockets open");
+    }
+    if isolation == Isolation::Sandbox && !has_disks {
+        words.push_str(", /app read-only");
     }
     words
 }
@@ -212,10 +217,18 @@ fn sandboxes(
         stack: options.stack.as_deref(),
         more_of_etc: &[],
         tmp_bytes: options.tmp,
+        has_disks: true,
         fences: keeper.map(Keeper::fences),
     })
     .map_err(IsolationError::SetUp)?;
     let uid = *options.uids.inclusive().start();
+    let Err(error) = sandboxes.try_out(shim, folders.root(), cgroups, uid) else { return Ok(sandboxes) };
+    // A machine without loop devices, or whose file system can't map users, has sandboxes all the same.
+    let sandboxes = sandboxes.without_disks();
     sandboxes.try_out(shim, folders.root(), cgroups, uid).map_err(IsolationError::Trial)?;
+    tracing::warn!(
+        error = in_words(&error),
+        "INSTANCES CAN'T WRITE IN /app AND /tmp IS MEMORY: disks of their own can't be made here"
+    );
     Ok(sandboxes)
 }

@@ -13,7 +13,7 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessa
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP},
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 
@@ -24,6 +24,8 @@ use bazooka_sandbox::machine::{listed_processes, look_at, of_process};
 pub struct Listener {
     /// The address that it listens on.
     pub address: SocketAddr,
+    /// True if it takes no connections by IPv4, although it listens on every address (IPV6_V6ONLY).
+    pub is_six_only: bool,
     /// The user who owns it.
     pub uid: u32,
     /// The socket's inode, by which its process can be found.
@@ -34,7 +36,7 @@ impl Listener {
     /// Reports whether it would receive a connection to this address.
     pub fn answers(&self, ip: IpAddr) -> bool {
         match self.address.ip() {
-            IpAddr::V6(own) if own.is_unspecified() => true,
+            IpAddr::V6(own) if own.is_unspecified() => ip.is_ipv6() || !self.is_six_only,
             IpAddr::V4(own) if own.is_unspecified() => ip.is_ipv4(),
             IpAddr::V6(own) => own.to_ipv4_mapped().map_or(IpAddr::V6(own), IpAddr::V4) == ip,
             own => own == ip,
@@ -94,12 +96,7 @@ impl Table {
                     NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
                 match message.payload {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                        let id = &response.header.socket_id;
-                        found.push(Listener {
-                            address: SocketAddr::new(id.source_address, id.source_port),
-                            uid: response.header.uid,
-                            inode: response.header.inode,
-                        });
+                        found.push(listener(&response));
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
@@ -110,6 +107,17 @@ impl Table {
                 rest = rest.get(length..).unwrap_or_default();
             }
         }
+    }
+}
+
+fn listener(response: &InetResponse) -> Listener {
+    let id = &response.header.socket_id;
+    Listener {
+        address: SocketAddr::new(id.source_address, id.source_port),
+        // The kernel sends the attribute with each IPv6 listener.
+        is_six_only: response.nlas.iter().any(|nla| matches!(nla, Nla::SkV6Only(true))),
+        uid: response.header.uid,
+        inode: response.header.inode,
     }
 }
 
@@ -260,18 +268,48 @@ mod tests {
 
     #[test]
     fn a_listener_on_every_address_answers_on_each() {
-        let listener =
-            |address: &str| Listener { address: address.parse().expect("valid"), uid: 0, inode: 0 };
-        let four: IpAddr = "10.0.0.1".parse().expect("valid");
-        for (address, answers) in [
-            ("0.0.0.0:80", true),
-            ("[::]:80", true),
-            ("10.0.0.1:80", true),
-            ("[::ffff:10.0.0.1]:80", true),
-            ("127.0.0.1:80", false),
-            ("[::1]:80", false),
+        let (four, six): (IpAddr, IpAddr) =
+            ("10.0.0.1".parse().expect("valid"), "fd00::1".parse().expect("valid"));
+        for (address, is_six_only, answers) in [
+            ("0.0.0.0:80", false, (true, false)),
+            ("[::]:80", false, (true, true)),
+            ("[::]:80", true, (false, true)),
+            ("10.0.0.1:80", false, (true, false)),
+            ("[::ffff:10.0.0.1]:80", false, (true, false)),
+            ("127.0.0.1:80", false, (false, false)),
+            ("[::1]:80", false, (false, false)),
         ] {
-            assert_eq!(listener(address).answers(four), answers, "{address}");
+            let address = address.parse().expect("valid");
+            let listener = Listener { address, is_six_only, uid: 0, inode: 0 };
+            assert_eq!((listener.answers(four), listener.answers(six)), answers, "{listener:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_tells_who_takes_ipv6_alone() {
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen, setsockopt, socket,
+            sockopt,
+        };
+        use std::os::fd::AsRawFd;
+        let mut made = Vec::new();
+        for only in [true, false] {
+            let every = SockaddrIn6::from("[::]:0".parse::<std::net::SocketAddrV6>().expect("valid"));
+            let fd = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::empty(), None);
+            let Some(fd) = fd.ok().filter(|fd| {
+                setsockopt(fd, sockopt::Ipv6V6Only, &only).is_ok() && bind(fd.as_raw_fd(), &every).is_ok()
+            }) else {
+                eprintln!("not tried: this machine has no IPv6");
+                return;
+            };
+            listen(&fd, Backlog::new(1).expect("it is small")).expect("it listens");
+            made.push((TcpListener::from(fd), only));
+        }
+        let listeners = Table::open().expect("the kernel has sock_diag").listeners().expect("it answers");
+        for (own, only) in made {
+            let address = own.local_addr().expect("it listens");
+            let seen = listeners.iter().find(|seen| seen.address == address).expect("ours is among them");
+            assert_eq!(seen.is_six_only, only);
         }
     }
 
@@ -282,7 +320,8 @@ mod tests {
         assert!(sockets_in(&file).expect("the process has ended").is_empty());
         fs::write(&file, "").expect("it can be written");
         sockets_in(&file).expect_err("this is no folder");
-        let listener = |inode| Listener { address: "10.0.0.1:80".parse().expect("valid"), uid: 0, inode };
+        let address = "10.0.0.1:80".parse().expect("valid");
+        let listener = |inode| Listener { address, is_six_only: false, uid: 0, inode };
         let mut ownership = Ownership::seen(5, 7, Some(12));
         assert!(ownership.is_of(&listener(7), Owner::Below(5)).expect("it was read"));
         let unknown = ownership.is_of(&listener(8), Owner::Below(5)).expect_err("process 12 may have it");

@@ -105,6 +105,9 @@ struct Line<'a> {
     instance: InstanceId,
     stream: &'static str,
     line: &'a str,
+    /// True for a piece of a line that goes on in the next record of this instance and stream.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
 }
 
 /// The answers about this host's output. Cheap to clone.
@@ -297,7 +300,8 @@ fn render(app: &AppName, procs: &Procs, lines: &[(InstanceId, Kept)]) -> Vec<Byt
         let Some(proc) = procs.get(id) else { continue };
         let at = Timestamp::from_microsecond(kept.at_us).unwrap_or_default();
         let at = format!("{at:.6}");
-        let line = Line { at, app, proc, instance: *id, stream: kept.stream, line: &kept.line };
+        let (line, partial) = (&kept.line, kept.goes_on);
+        let line = Line { at, app, proc, instance: *id, stream: kept.stream, line, partial };
         serde_json::to_writer(&mut text, &line).expect("a line is always valid JSON");
         text.push(b'\n');
         if text.len() >= PIECE_BYTES {

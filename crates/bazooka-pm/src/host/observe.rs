@@ -99,6 +99,15 @@ pub enum Event {
         /// The process that listens, in words.
         by: String,
     },
+    /// The host can't give an instance something that it usually has.
+    Lacks {
+        /// The instance.
+        id: InstanceId,
+        /// The number of the start.
+        run: u32,
+        /// The thing, in words.
+        what: String,
+    },
     /// A check saw something other than what it waits for.
     Heard {
         /// The instance.
@@ -210,6 +219,7 @@ pub fn observe(locals: &mut Locals, event: Event, now: Now) -> Vec<InstanceId> {
                 local.heard = Some(by);
             }
         }),
+        Event::Lacks { id, run, what } => change(locals, id, run, |local| local.tell(now.at, what)),
         Event::Heard { id, run, what } => change(locals, id, run, |local| local.heard = Some(what)),
         Event::Exited { id, run, exit, words, last_output } => change(locals, id, run, |local| {
             if local.may_run() {
@@ -372,14 +382,12 @@ fn exited(local: &mut Local, exit: Exit, words: &str, last_output: Vec<String>, 
     local.tell(at, format!("{words}, after {}", seconds(ran)));
     let fault = if out_of_memory { Fault::OutOfMemory } else { Fault::App };
     let times = if local.crashes == 1 { String::new() } else { format!(", {} times", local.crashes) };
+    let Assignment { trial, index, .. } = local.assignment;
+    let standing = Standing { trial, proven: local.proven, index };
+    let crash = Crash { in_a_row: local.crashes, ran, was_healthy };
     let next = match ending {
-        // The instance had its full boot timeout, and a person waits for the trial's result.
-        Some(Ending::TimedOut) if local.assignment.trial && !local.proven => Next::GiveUp,
-        _ => {
-            let Assignment { trial, index, .. } = local.assignment;
-            let standing = Standing { trial, proven: local.proven, index };
-            policy::after_crash(Crash { in_a_row: local.crashes, ran, was_healthy }, standing)
-        }
+        Some(Ending::TimedOut) => policy::after_time_out(crash, standing),
+        _ => policy::after_crash(crash, standing),
     };
     match next {
         Next::AtOnce => {
@@ -463,7 +471,7 @@ mod tests {
 
     #[test]
     fn one_on_trial_that_has_not_come_up_in_its_time_is_given_up_at_once() {
-        for (trial, state) in [(true, State::Failed), (false, State::Claimed)] {
+        for (trial, state) in [(true, State::Failed), (false, State::Backoff)] {
             let mut locals = booting(1);
             if let Some(local) = locals.instances.get_mut(&ID) {
                 local.assignment.trial = trial;

@@ -7,6 +7,7 @@ use std::{
 
 use bazooka_daemon::settings::Range;
 use bazooka_sandbox::{
+    disks::USUAL_BYTES,
     isolation::{Isolation, Part},
     targets::Target,
 };
@@ -54,8 +55,8 @@ pub struct HostOptions {
     /// The tree that a sandbox's root is made of; this machine's own programs unless given
     #[arg(long, env = "BAZOOKA_STACK", value_name = "DIR")]
     pub stack: Option<PathBuf>,
-    /// How much /tmp of a sandbox holds, in bytes
-    #[arg(long, env = "BAZOOKA_TMP", value_name = "BYTES", default_value_t = 64 << 20)]
+    /// How much /tmp of a sandbox holds, in bytes, unless its proc sets it
+    #[arg(long, env = "BAZOOKA_TMP", value_name = "BYTES", default_value_t = USUAL_BYTES)]
     pub tmp: u64,
     /// Where else sandboxed instances can't connect to, such as a bazooka-rm: an address, a range of addresses
     /// (10.0.0.0/8) or a name; without a port, to any port of it

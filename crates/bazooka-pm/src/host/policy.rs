@@ -69,6 +69,17 @@ pub struct Standing {
     pub index: u32,
 }
 
+/// Returns the reaction to a start that was not healthy within its boot timeout: as after a crash, but never at once. The
+/// instance is seen to wait, so that a person who waits for it is told the cause.
+pub fn after_time_out(crash: Crash, standing: Standing) -> Next {
+    match after_crash(crash, standing) {
+        // The instance had its full boot timeout, and a person waits for the trial's result.
+        _ if standing.trial && !standing.proven => Next::GiveUp,
+        Next::AtOnce => Next::After(SOON),
+        next => next,
+    }
+}
+
 /// Returns the reaction to a crash.
 ///
 /// An instance that has proven itself crashes because of what it is asked, or for lack of something that it needs, and
@@ -125,6 +136,15 @@ mod tests {
         let trial = Standing { trial: true, ..NEW };
         let next: Vec<Next> = (1..=5).map(|crashes| after_crash(crash(crashes), trial)).collect();
         assert_eq!(next, [Next::AtOnce, Next::AtOnce, Next::AtOnce, Next::GiveUp, Next::GiveUp]);
+    }
+
+    #[test]
+    fn one_that_has_not_come_up_in_time_is_seen_to_wait_and_one_on_trial_is_given_up() {
+        assert_eq!(after_time_out(crash(1), NEW), after(800));
+        assert_eq!(after_time_out(crash(4), NEW), after(30_000));
+        let trial = Standing { trial: true, ..NEW };
+        assert_eq!(after_time_out(crash(1), trial), Next::GiveUp);
+        assert_eq!(after_time_out(crash(1), Standing { proven: true, ..trial }), after(800));
     }
 
     #[test]

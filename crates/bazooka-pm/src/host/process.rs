@@ -245,11 +245,12 @@ pub fn last_output(log: &Path, since_us: u64) -> Vec<String> {
         let _ = file.take(TAIL).read_to_end(&mut text);
     }
     let text = String::from_utf8_lossy(&text);
-    let mut lines = Vec::new();
-    let mut bytes = 0;
+    let mut lines: Vec<String> = Vec::new();
+    let (mut bytes, mut stream) = (0, "");
     for line in text.lines().rev() {
         let mut words = line.splitn(3, ' ');
         let (Some(at), Some(mark), Some(line)) = (words.next(), words.next(), words.next()) else { continue };
+        let is_piece = at.starts_with('+');
         let Ok(at) = at.parse::<u64>() else { continue };
         if at < since_us {
             break;
@@ -257,7 +258,16 @@ pub fn last_output(log: &Path, since_us: u64) -> Vec<String> {
         if mark == "s" {
             continue;
         }
-        let line: String = line.chars().take(LINE_CHARS).collect();
+        let mut line: String = line.chars().take(LINE_CHARS).collect();
+        // A piece belongs to the line after it, unless another stream's came between.
+        if is_piece
+            && stream == mark
+            && let Some(rest) = lines.pop()
+        {
+            bytes -= rest.len();
+            line.extend(rest.chars().take(LINE_CHARS.saturating_sub(line.chars().count())));
+        }
+        stream = mark;
         bytes += line.len();
         if lines.len() == LINES || bytes > BYTES {
             break;
@@ -307,6 +317,14 @@ mod tests {
         let output = command.env(ROUNDS, rounds.to_string()).output().expect("unshare is there");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+    }
+
+    #[test]
+    fn the_last_output_has_lines_as_they_were_printed() {
+        let log = tempfile::tempdir().expect("a folder");
+        let text = "1 o before\n+2 o na\n2 s a word\n3 o me?\n+4 o 1\n5 e other\n6 o 2\n";
+        fs::write(log.path().join(LOG_CURRENT), text).expect("there is room");
+        assert_eq!(last_output(log.path(), 2), ["name?", "1", "other", "2"]);
     }
 
     #[test]

@@ -117,7 +117,8 @@ impl Shims {
         let links: Vec<u16> = given.services.values().filter_map(port_of).collect();
         let sandbox = sandboxes.as_ref().map(|sandboxes| {
             let uid = local.uid.expect("each instance with a sandbox has a user of its own");
-            sandboxes.of(Holder { groups: &groups, uid, port, links: &links })
+            let (tmp_bytes, disk_bytes) = (assignment.run.tmp_bytes(), assignment.run.disk_bytes());
+            sandboxes.of(Holder { groups: &groups, uid, port, links: &links, tmp_bytes, disk_bytes })
         });
         let env = environment(host, id, assignment, given, port, &slug, &places);
         let spec = LaunchSpec {
@@ -203,6 +204,11 @@ impl Runtime for Shims {
         let (folders, program) = (self.machine.folders.clone(), self.machine.shim.clone());
         let (run, watcher) = (local.run, self.watcher(id, local.run));
         let outputs = self.machine.outputs.clone();
+        let lacks_layer = spec.spec.sandbox.as_ref().is_some_and(|sandbox| sandbox.app_disk.is_none());
+        if lacks_layer && local.assignment.run.disk_bytes() > 0 {
+            let what = "its /app is read-only: this host can't make writable layers".to_owned();
+            self.answers.seen(Event::Lacks { id, run, what });
+        }
         self.answers.spawn("a start", async move {
             let Assignment { app, proc, .. } = spec.pm.local.assignment.clone();
             let log = folders.log(id);

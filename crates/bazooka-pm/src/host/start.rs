@@ -16,6 +16,7 @@ use bazooka_sandbox::{
     isolation::Isolation,
     loopback,
     machine::{boot_id, memory_for_instances},
+    sandboxes::Sandboxes,
     uids::{MARKS, Uids, UidsError},
 };
 use jiff::Timestamp;
@@ -222,6 +223,7 @@ impl Start {
         // A machine that does not tell has one.
         let processors =
             std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
+        let has_disks = self.apart.sandboxes.as_ref().is_some_and(Sandboxes::has_disks);
         Host {
             address: self.address,
             url: format!("{}://{}", cluster.scheme(), reachable(self.own, self.address)),
@@ -233,7 +235,7 @@ impl Start {
                 instances: options.slots.unwrap_or_else(|| default_slots(ports, memory_bytes, processors)),
                 extra: Extra::new(),
             },
-            isolation: isolation::in_force(self.isolation, &options.without),
+            isolation: isolation::in_force(self.isolation, &options.without, has_disks),
             boot_id: boot_id(),
             seal_key: Some(self.vault.public()),
             services: options.services.clone(),

@@ -148,7 +148,8 @@ async fn one_that_listens_elsewhere_is_told_so() {
     let own = status.port.expect("it has a port");
     let cause = status.cause.expect("it is said");
     assert!(
-        cause.starts_with(&format!("not healthy within 3 s: it listens on {port}, not on $PORT ({own})")),
+        cause
+            .starts_with(&format!("not healthy within 3 s: it listens on port {port}, not on $PORT ({own})")),
         "{cause}"
     );
 }
@@ -162,7 +163,7 @@ async fn one_that_listens_where_nobody_reaches_it_is_not_healthy() {
     let id = world.place(web).await;
     let status = world.until_status(id, "has crashed", |status| !status.exits.is_empty()).await;
     let cause = status.cause.expect("it is said");
-    assert!(cause.contains("alone, not on 127.0.0.1"), "{cause}");
+    assert!(cause.contains("it listens on 127.0.0.1 alone; proxies come to 127.0.0.1:"), "{cause}");
 }
 
 #[tokio::test]

@@ -11,4 +11,5 @@ mod measure;
 mod neighbour;
 mod sandbox;
 mod slugs;
+mod space;
 mod world;

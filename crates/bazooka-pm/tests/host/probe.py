@@ -258,7 +258,7 @@ def raise_core_limit():
 
 said["core"] = [list(resource.getrlimit(resource.RLIMIT_CORE)), raise_core_limit()]
 said["setuid"] = outcome(lambda: [bool(os.stat("/usr/bin/su").st_mode & 0o4000), effective_user_of_a_setuid_program()])
-said["too_much_in_tmp"] = outcome(lambda: os.posix_fallocate(os.open("/tmp/much", os.O_CREAT | os.O_WRONLY), 0, 65 << 20))
+said["too_much_in_tmp"] = outcome(lambda: os.posix_fallocate(os.open("/tmp/much", os.O_CREAT | os.O_WRONLY), 0, 600 << 20))
 said["shared_memory"] = outcome(lambda: write("/dev/shm/x"))
 
 

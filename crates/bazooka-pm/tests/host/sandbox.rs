@@ -79,7 +79,7 @@ fn expected() -> Vec<(&'static str, Value)> {
         ("of_others", json!("EACCES")),
         (
             "written",
-            json!({"/app/x": "EROFS", "/usr/x": "EROFS", "/etc/x": "EROFS", "/x": "EROFS",
+            json!({"/app/x": "done", "/usr/x": "EROFS", "/etc/x": "EROFS", "/x": "EROFS",
                 "/proc/sys/kernel/core_pattern": "EROFS", "/tmp/x": "done"}),
         ),
         ("own_terminal", json!("done")),
@@ -163,8 +163,10 @@ async fn an_instance_sees_and_may_only_what_is_its_own() {
     let state = world.state().display().to_string();
     let mut web = world.job("exec python3 probe.py");
     web.slug = shelve(&world.shelf, &[("probe.py", PROBE)]);
-    let hidden =
-        format!("{state}:{}:/root:/home:/var/lib:/sys:/run/bazooka/uids:/etc/shadow", foreign.display());
+    let hidden = format!(
+        "{state}:{}:/root:/home:/var/lib:/sys/class:/sys/kernel:/run/bazooka/uids:/etc/shadow",
+        foreign.display()
+    );
     web.env = world
         .env(
             1,

@@ -281,6 +281,7 @@ impl Builds {
             stack: None,
             more_of_etc: &MORE_OF_ETC,
             tmp_bytes: TMP_BYTES,
+            has_disks: false,
             fences: keeper.as_ref().map(Keeper::fences),
         });
         self.sandboxes = Some(sandboxes.map_err(|error| match error {
@@ -389,7 +390,8 @@ impl Builds {
         spec.sandbox = self.sandboxes.as_ref().map(|sandboxes| {
             let mut sandbox = match uid {
                 Some(uid) if name != TRIAL => {
-                    sandboxes.of(Holder { groups: &spec.groups, uid, port: 0, links: &[] })
+                    let groups = &spec.groups;
+                    sandboxes.of(Holder { groups, uid, port: 0, links: &[], tmp_bytes: None, disk_bytes: 0 })
                 }
                 _ => sandboxes.of_trial(),
             };

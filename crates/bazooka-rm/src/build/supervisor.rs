@@ -201,7 +201,7 @@ impl Step<'_> {
         let Some(init) = &mut self.init else { return };
         match init.ended(self.command) {
             Heard::NotYet => return,
-            Heard::Ended(status) => self.ended = Some(status),
+            Heard::Ended(status, _) => self.ended = Some(status),
             Heard::Silence => {}
         }
         self.init = None;

@@ -63,7 +63,7 @@ say("places", [os.getcwd(), os.access(os.environ["HOME"], os.W_OK), os.access(tm
 say("state", listing(STATE))
 say("caches", [name for name in listing(STATE + "/cache") if name[0] != "."])
 hidden = [STATE + "/repos", STATE + "/slugs", STATE + "/lock", STATE + "/hooks.sock", STATE + "/builds",
-          "/root/.ssh", "/root/.bash_history", "/home", "/sys", "/etc/shadow", "/var/lib", "/run/bazooka/uids"]
+          "/root/.ssh", "/root/.bash_history", "/home", "/sys/class", "/sys/kernel", "/etc/shadow", "/var/lib", "/run/bazooka/uids"]
 say("hidden", [path for path in hidden if os.path.exists(path)])
 say("strangers", sum(1 for name in os.listdir("/proc") if name.isdigit() and int(name) > 50))
 say("environment of process 1", outcome(read, "/proc/1/environ"))

@@ -24,6 +24,9 @@ fn a_value_is_stored_and_told_as_it_was_given() {
         (&MEMORY, "9000KiB", serde_json::json!(9000 << 10), "8.8M"),
         (&CPU, ".25", serde_json::json!(250), "0.25"),
         (&PIDS, "200", serde_json::json!(200), "200"),
+        (&DISK, "1G", serde_json::json!(1 << 30), "1G"),
+        (&DISK, "0", serde_json::json!(0), "0B"),
+        (&TMP, "64M", serde_json::json!(64 << 20), "64M"),
         (&CHECK, "http:/healthz?full=1", serde_json::json!("http:/healthz?full=1"), "http:/healthz?full=1"),
         (&CHECK, "started", serde_json::json!("started"), "started"),
         (&PROTOCOL, "tcp", serde_json::json!("tcp"), "tcp"),
@@ -61,6 +64,8 @@ fn a_bad_value_is_refused_with_the_rule_and_an_example() {
         (&MEMORY, &["", "1M", "0", "-1", "M", "1.5G", "99999999T", "256 M"][..]),
         (&CPU, &["", "0", "-1", "0.001", "NaN", "inf", "x", "1e9"]),
         (&PIDS, &["", "0", "3", "-1", "1.5", "99999999999"]),
+        (&DISK, &["", "none", "-1", "2T", "x"]),
+        (&TMP, &["", "none", "1.5G"]),
         (&CHECK, &["", "http", "http:", "http:x", "http:/a b", "http:/\r\nx", "https:/x", "Started"]),
         (&PROTOCOL, &["", "HTTP", "udp", "https"]),
         (&BOOT_TIMEOUT, &["", "0", "999ms", "3601s", "2h", "90", "-5s", "x", "5s ago"]),
@@ -110,6 +115,7 @@ fn defaults_are_those_that_hold_where_nothing_is_set() {
     );
     assert_eq!((proc.min_ready(), proc.most_unavailable()), (Duration::from_secs(1), 0));
     assert_eq!([1, 4, 5, 8].map(|count| proc.batch_of(count)), [1, 1, 2, 2]);
+    assert_eq!((proc.run.disk_bytes(), proc.run.tmp_bytes()), (512 << 20, None));
     assert_eq!(proc.run.check_for(&web()), Check::Listening);
     assert_eq!(proc.run.check_for(&"job".parse().expect("a name")), Check::Started);
 }

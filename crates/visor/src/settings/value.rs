@@ -41,6 +41,11 @@ pub enum Takes {
         /// The lowest value in bytes; below it no program starts.
         least: u64,
     },
+    /// Sizes of something that always has one.
+    Room {
+        /// The highest value in bytes.
+        most: u64,
+    },
     /// Parts of processors, and `none` for no limit.
     Processors {
         /// The lowest value in thousandths; the kernel grants no less.
@@ -121,6 +126,7 @@ impl Takes {
             Takes::Processors { least_millis, most_millis } => {
                 Some(format!("{} to {}", Value::Processors(*least_millis), Value::Processors(*most_millis)))
             }
+            Takes::Room { most } => Some(format!("0 to {}", size(*most))),
             Takes::Count { least, most, .. } => Some(format!("{least} to {most}")),
             Takes::Time { least, most } => Some(format!("{} to {}", Value::Time(*least), Value::Time(*most))),
         }
@@ -130,6 +136,9 @@ impl Takes {
     pub(super) fn rule(&self, problem: Problem) -> String {
         let or_back = if self.has_none() { ", none or default" } else { ", or default" };
         match (problem, self) {
+            (Problem::Form, Takes::Room { .. }) => {
+                "it takes a size such as 512M or 1G, or default".to_owned()
+            }
             (Problem::Form, Takes::Size { .. }) => format!("it takes a size such as 256M or 1G{or_back}"),
             (Problem::Form, Takes::Processors { .. }) => {
                 format!("it takes a number of processors such as 0.5 or 2{or_back}")
@@ -151,7 +160,7 @@ impl Takes {
 
     pub(super) fn parse(&self, word: &str) -> Result<Value, Problem> {
         let value = match self {
-            Takes::Size { .. } => parse_size(word).map(Value::Size),
+            Takes::Size { .. } | Takes::Room { .. } => parse_size(word).map(Value::Size),
             Takes::Processors { .. } => processors(word).map(Value::Processors),
             Takes::Count { .. } => number(word).map(Value::Count),
             Takes::Time { .. } => time(word).map(Value::Time),
@@ -189,6 +198,7 @@ impl Takes {
         match (self, value) {
             (Takes::Count { least, most, .. }, Value::Count(n)) => Value::Count(n.clamp(*least, *most)),
             (Takes::Time { least, most }, Value::Time(time)) => Value::Time(time.clamp(*least, *most)),
+            (Takes::Room { most }, Value::Size(bytes)) => Value::Size(bytes.min(*most)),
             (_, value) => value,
         }
     }

@@ -47,6 +47,8 @@ pub struct Kept {
     pub stream: &'static str,
     /// The line, without its end.
     pub line: String,
+    /// True for a piece of a line that goes on in the next record of its stream.
+    pub goes_on: bool,
 }
 
 /// An open file of an instance's output.
@@ -110,9 +112,12 @@ impl LogFile {
         (kept, begin + end as u64)
     }
 
-    /// Returns where the last `lines` lines below `limit` begin.
+    /// Returns where the last `lines` lines below `limit` begin. The pieces of a line count as one.
     pub fn begin_of_last(&mut self, limit: u64, lines: usize) -> io::Result<u64> {
         let (mut begin, mut seen) = (limit, 0);
+        // Where the record begins that was read last, and the first byte of it.
+        let mut after: Option<u64> = None;
+        let mut first = None;
         let mut piece = Vec::new();
         while begin > 0 {
             let end = begin;
@@ -120,15 +125,24 @@ impl LogFile {
             piece.clear();
             self.file.seek(SeekFrom::Start(begin))?;
             self.file.by_ref().take(end - begin).read_to_end(&mut piece)?;
-            for (at, _) in piece.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
-                // The first one ends the last line.
-                if seen == lines {
-                    return Ok(begin + at as u64 + 1);
+            for (at, byte) in piece.iter().enumerate().rev() {
+                if *byte == b'\n' {
+                    let record = begin + at as u64 + 1;
+                    // What follows the last line's end is no line yet. A piece is a part of the line after it.
+                    let is_line = after.is_some() && first != Some(b'+');
+                    match after {
+                        Some(after) if is_line && seen == lines => return Ok(after),
+                        None if lines == 0 => return Ok(record),
+                        _ => {}
+                    }
+                    seen += usize::from(is_line);
+                    after = Some(record);
                 }
-                seen += 1;
+                first = Some(*byte);
             }
         }
-        Ok(0)
+        // The file's first record.
+        Ok(after.filter(|_| seen == lines && first != Some(b'+')).unwrap_or(0))
     }
 
     /// Returns the position after the last complete line.
@@ -182,7 +196,13 @@ pub fn read_on(folders: &Folders, id: InstanceId, from: Cursor, upto: Option<Cur
 /// Parses a line of a file.
 pub fn parse(line: &[u8]) -> Option<Kept> {
     let (at_us, stream, words) = split(line)?;
-    Some(Kept { at_us, stream, line: String::from_utf8_lossy(words).into_owned() })
+    let line_text = String::from_utf8_lossy(words).into_owned();
+    Some(Kept { at_us, stream, line: line_text, goes_on: is_piece(line) })
+}
+
+/// Reports whether a record is a piece of a line that goes on.
+pub fn is_piece(record: &[u8]) -> bool {
+    record.first() == Some(&b'+')
 }
 
 /// Returns the stamp, the stream and the words of a line.
@@ -267,6 +287,23 @@ pub mod tests {
         let (lines, at, _) = place.read(at, None, MUCH);
         assert_eq!(lines, ["five"]);
         assert_eq!(place.read(at, None, MUCH), (Vec::new(), at, false));
+    }
+
+    #[test]
+    fn the_pieces_of_a_line_count_as_one() {
+        let place = Place::new();
+        place.append("1 o one\n+2 o tw\n+3 e th\n4 o o\n5 e ree\n6 o four\n");
+        let mut file = files(&place.folders, ID).remove(0);
+        let mut begins = |lines| file.begin_of_last(file.length, lines).expect("it can be read");
+        let at = [0, 1, 2, 3, 4, 5, 9].map(&mut begins);
+        assert_eq!(at, [47, 38, 30, 8, 0, 0, 0]);
+        let (lines, ..) = place.read(Cursor::default(), None, MUCH);
+        assert_eq!(lines, ["one", "tw", "th", "o", "ree", "four"]);
+        let kept = read_on(&place.folders, ID, Cursor::default(), None, MUCH).lines;
+        assert_eq!(
+            kept.iter().map(|kept| kept.goes_on).collect::<Vec<_>>(),
+            [false, true, true, false, false, false]
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use visor::names::InstanceId;
 
 use super::{
     PIECE_BYTES, PIECE_LINES,
-    files::{Cursors, FileId, Kept, LogFile, files, parse, split},
+    files::{Cursors, FileId, Kept, LogFile, files, is_piece, parse, split},
 };
 use crate::host::folders::Folders;
 
@@ -37,6 +37,8 @@ struct Place {
     source: u32,
     offset: u32,
     length: u32,
+    /// True for a piece of a line that goes on.
+    goes_on: bool,
 }
 
 impl Past {
@@ -54,11 +56,11 @@ impl Past {
             for mut file in files.into_iter().rev() {
                 let limit = if file.id == upto.file { upto.offset } else { file.length };
                 let source = u32::try_from(past.sources.len()).expect("far fewer files fit on a disk");
-                let mut before = places(&mut file, limit, lines - own.len(), source);
+                let mut before = places(&mut file, limit, lines - whole(&own), source);
                 past.sources.push((*id, file.id));
                 before.append(&mut own);
                 own = before;
-                if own.len() >= lines {
+                if whole(&own) >= lines {
                     break;
                 }
             }
@@ -72,10 +74,11 @@ impl Past {
     /// Keeps the last ones. Lines of one moment stay in the order of their files.
     fn keep_last(&mut self, lines: usize) {
         self.places.sort_by_key(|place| place.at_us);
-        let mut bytes = 0;
-        let enough = self.places.iter().rev().take(lines).take_while(|place| {
+        let (mut bytes, mut whole) = (0, 0);
+        let enough = self.places.iter().rev().take_while(|place| {
             bytes += u64::from(place.length);
-            bytes <= MOST_BYTES
+            whole += usize::from(!place.goes_on);
+            bytes <= MOST_BYTES && whole <= lines
         });
         let surplus = self.places.len() - enough.count();
         self.places.drain(..surplus);
@@ -111,6 +114,11 @@ impl Past {
     }
 }
 
+/// Returns the number of lines. A piece is a part of one.
+fn whole(places: &[Place]) -> usize {
+    places.iter().filter(|place| !place.goes_on).count()
+}
+
 /// Returns the places of the last lines of a file, below `limit`.
 fn places(file: &mut LogFile, limit: u64, lines: usize, source: u32) -> Vec<Place> {
     let Ok(begin) = file.begin_of_last(limit, lines) else { return Vec::new() };
@@ -127,7 +135,7 @@ fn places(file: &mut LogFile, limit: u64, lines: usize, source: u32) -> Vec<Plac
         if let (Some((at_us, ..)), Ok(offset), Ok(length)) =
             (split(words), u32::try_from(offset), u32::try_from(words.len()))
         {
-            places.push(Place { at_us, source, offset, length });
+            places.push(Place { at_us, source, offset, length, goes_on: is_piece(words) });
         }
         offset += read as u64;
     }
@@ -170,6 +178,21 @@ mod tests {
         assert_eq!(lines(1), ["three"]);
         assert_eq!(lines(10), ["one", "two", "three"]);
         assert!(lines(0).is_empty());
+    }
+
+    #[test]
+    fn a_line_in_pieces_is_one_of_the_last_lines() {
+        let output = Output::new();
+        output.write(LOG_PREVIOUS, "1 o one\n2 o two\n+3 o thr\n");
+        output.write(LOG_CURRENT, "+4 o e\n5 o e\n6 o four\n");
+        let upto = ends(&output.folders, [ID]);
+        let lines = |lines| {
+            let found = read(&output.folders, &Past::find(&output.folders, &upto, lines));
+            found.into_iter().map(|(_, line)| line).collect::<Vec<_>>()
+        };
+        assert_eq!(lines(1), ["four"]);
+        assert_eq!(lines(3), ["two", "thr", "e", "e", "four"]);
+        assert_eq!(lines(4), ["one", "two", "thr", "e", "e", "four"]);
     }
 
     #[test]
