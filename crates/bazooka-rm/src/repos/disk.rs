@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -24,6 +25,10 @@ use crate::{
 
 /// The hooks that each repository has.
 const HOOKS: [&str; 2] = ["pre-receive", "post-receive"];
+
+/// Held by whoever writes a repository's configuration: the loop that keeps repositories, or a request that opens one. Git's
+/// own lock refuses the second one instead of letting it wait.
+static CONFIGURING: Mutex<()> = Mutex::new(());
 
 /// The age from which a lock file or a push's temporary folder can't belong to a push under way.
 const STALE_AFTER: Duration = Duration::from_secs(3600);
@@ -133,6 +138,7 @@ impl Disk {
     /// # Errors
     /// If the disk fails.
     pub fn configure(&self, app: &AppName) -> Result<(), DiskError> {
+        let _alone = CONFIGURING.lock().unwrap_or_else(PoisonError::into_inner);
         let configure = || -> Result<(), Cause> {
             let mut config = Config::open(&self.layout.repo(app).join("config"))?;
             for (name, value) in SETTINGS {
@@ -202,6 +208,7 @@ impl Disk {
     /// # Errors
     /// If the disk fails.
     pub fn doom(&self, app: &AppName) -> Result<(), DiskError> {
+        let _alone = CONFIGURING.lock().unwrap_or_else(PoisonError::into_inner);
         let doom = || -> Result<(), Cause> {
             Config::open(&self.layout.repo(app).join("config"))?.set_bool(DOOMED, true)?;
             Ok(())
@@ -386,4 +393,24 @@ pub fn point_head(repository: &Path, branch: &str) {
 /// True if the repository rejects forced pushes.
 fn denies_non_fast_forwards(repository: &Repository) -> bool {
     repository.config().and_then(|config| config.get_bool(DENY_NON_FAST_FORWARDS)).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_that_several_configure_at_once_is_configured() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let layout = Layout::open(&dir.path().join("state")).expect("made");
+        let disk = Disk::new(layout, PathBuf::from("/bin/true"));
+        let app: AppName = "pages".parse().expect("a name");
+        disk.create(&app, "token").expect("made");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| disk.configure(&app).expect("configured"));
+            }
+        });
+        assert!(disk.observe_one(&app).expect("it is there").configured);
+    }
 }
