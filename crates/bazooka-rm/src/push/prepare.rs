@@ -218,12 +218,10 @@ impl Builder {
             false => procfile.procs.clone(),
             true => build::release(&work, detected).await?,
         };
-        if let Some(command) = &procfile.release {
-            voice
-                .say(format!(
-                    "release: `{command}` is NOT RUN: there is no release phase yet; run it yourself"
-                ))
-                .await;
+        if procfile.release.is_some() {
+            let words =
+                "the Procfile's release command is NOT RUN: there is no release phase yet; run it yourself";
+            voice.say(words).await;
         }
 
         voice.say("uploading container to file storage").await;

@@ -60,7 +60,10 @@ async fn procs_are_named_as_foreman_names_them_and_release_is_none() {
         .commit("one");
     let said = folder.push().await.ok();
     let lines = said.remote_lines();
-    assert!(lines.iter().any(|line| line.starts_with("release: `bin/migrate` is NOT RUN")), "{lines:?}");
+    assert!(
+        lines.iter().any(|line| line.starts_with("the Procfile's release command is NOT RUN")),
+        "{lines:?}"
+    );
     assert!(lines.contains(&"pty registered: Mail_Worker"), "{lines:?}");
     let view = rig.view(&app).await;
     let rows = view.procs.iter().map(|(proc, row)| {
