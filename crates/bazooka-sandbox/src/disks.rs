@@ -177,7 +177,7 @@ impl Disk {
         fs::create_dir(DISK).map_err(|source| DiskError::Folder { what, source })?;
         let (device, path) = loops::attach(&self.image).map_err(DiskError::Loop)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-        // Its content ends with the instance, so no write has to be safe from a power failure.
+        // The content ends with the instance, so no write has to be safe from a power failure.
         let mounted = mount(Some(&path), DISK, Some("ext4"), flags, Some("discard,barrier=0"));
         drop(device);
         mounted.map_err(|source| DiskError::Mount { what, source })

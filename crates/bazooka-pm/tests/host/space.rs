@@ -1,4 +1,4 @@
-//! What an instance may write, and that nothing of it is left: its layer over `/app`, and `/tmp`.
+//! An instance's own space: its layer over `/app` and its `/tmp` are bounded, private, and gone with it.
 
 use std::{fs, path::Path};
 

@@ -102,7 +102,7 @@ pub struct Tool {
 pub struct Kit {
     /// The folders that come first in the steps' PATH.
     pub path: Vec<PathBuf>,
-    /// What travels in the slug, because instances need it.
+    /// The tools that travel in the slug, because instances need them.
     pub carried: Vec<Carried>,
     /// The paths of programs, by the name that a buildpack gives to each.
     pub programs: BTreeMap<&'static str, PathBuf>,

@@ -42,11 +42,10 @@ impl Buildpack for Go {
     }
 
     /// Builds all programs of the module. Go itself finds out whether the dependencies are vendored, and obeys go.sum.
-    async fn compile(&self, work: &Work<'_>, runner: &Runner<'_>, _: &Kit) -> Result<(), BuildError> {
+    async fn compile(&self, _: &Work<'_>, runner: &Runner<'_>, _: &Kit) -> Result<(), BuildError> {
         // The tree has no `.git` that go could ask for a version.
         let words = ["build", "-buildvcs=false", "-trimpath", "-o", "bin/", "./..."];
-        work.voice.say(format!("$ go {}", words.join(" "))).await;
-        runner.run(Path::new("go"), &words).await
+        runner.step("go", &words).await
     }
 
     fn may_release(&self) -> bool {

@@ -110,8 +110,7 @@ impl Buildpack for Java {
             Some(_) => &own,
             None => tool.program,
         };
-        work.voice.say(format!("$ {program} {}", words.join(" "))).await;
-        runner.at(&place).run(Path::new(program), &words).await
+        runner.at(&place).step(program, &words).await
     }
 
     fn may_release(&self) -> bool {

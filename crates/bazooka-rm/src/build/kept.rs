@@ -1,4 +1,4 @@
-//! What an app's build keeps for the next one: the packages that were installed for one lock file.
+//! Packages that an app's build keeps for the next one: those that were installed for one lock file.
 //!
 //! Owns the folders of kept packages in an app's cache. Each is named by all that determines its contents, so that an
 //! unchanged lock file installs nothing again.
@@ -25,9 +25,8 @@ impl Kept {
     /// registry may be among them.
     pub(super) fn of(work: &Work<'_>, kind: &str, made_from: &[&[u8]]) -> Kept {
         let vars = work.place.vars().iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]);
-        let made_from: Vec<&[u8]> = made_from.iter().copied().chain(vars).collect();
-        let made_from = &made_from;
-        Kept { folder: work.cache.join(kind).join(name(made_from)) }
+        let all: Vec<&[u8]> = made_from.iter().copied().chain(vars).collect();
+        Kept { folder: work.cache.join(kind).join(name(&all)) }
     }
 
     /// Reports whether an earlier build has kept them.

@@ -5,11 +5,7 @@
 
 mod manager;
 
-use std::{
-    ffi::OsStr,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsStr, os::unix::fs::MetadataExt, path::PathBuf};
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -104,7 +100,7 @@ impl Buildpack for Node {
         let package = package(tree)?;
         let manager = manager::choose(tree, package.package_manager.as_deref())?;
         if !tree.has("Procfile") && starts(tree, &package).is_none() {
-            // It may turn out to have pages.
+            // The tree may turn out to have pages.
             statics::add_server(work)?;
         }
         if let Chosen::Folder { path, .. } = toolchains::choose(work, runner, Language::Node).await? {
@@ -268,8 +264,7 @@ impl Build<'_> {
     /// Runs the package manager, and tells its command to the pusher.
     async fn step(&self, words: &[&str]) -> Result<(), BuildError> {
         let program = self.manager.kind.program();
-        self.work.voice.say(format!("$ {program} {}", words.join(" "))).await;
-        self.runner.run(Path::new(program), words).await
+        self.runner.step(program, words).await
     }
 
     /// Returns the packages that an unchanged lock file and manifest determine, all of them or without those for
@@ -351,6 +346,8 @@ fn installs(package: &Package, locked: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -51,14 +51,14 @@ impl Buildpack for Php {
             // Otherwise composer warns of a lock file that doesn't fit, and goes on. Its other warnings are for packages.
             let words = ["validate", "--no-check-all", "--no-check-publish"];
             match runner.ask(&place, Path::new("composer"), &words).await {
-                Err(BuildError::Failed { .. }) => composer(work, runner, &words).await?,
+                Err(BuildError::Failed { .. }) => runner.step("composer", &words).await?,
                 asked => drop(asked?),
             }
         } else if has_packages(&tree.read(MANIFEST)?)? {
             work.voice.say("there is no composer.lock: each build takes the newest versions").await;
         }
         let words = ["install", "--no-dev", "--prefer-dist", "--no-progress", "--optimize-autoloader"];
-        composer(work, runner, &words).await
+        runner.step("composer", &words).await
     }
 
     fn may_release(&self) -> bool {
@@ -89,11 +89,6 @@ fn has_packages(manifest: &[u8]) -> Result<bool, BuildError> {
     let manifest: Value = serde_json::from_slice(manifest)
         .map_err(|error| BuildError::Faulty(format!("{MANIFEST} can't be read: {error}")))?;
     Ok(manifest["require"].as_object().is_some_and(|names| names.keys().any(|name| name.contains('/'))))
-}
-
-async fn composer(work: &Work<'_>, runner: &Runner<'_>, words: &[&str]) -> Result<(), BuildError> {
-    work.voice.say(format!("$ composer {}", words.join(" "))).await;
-    runner.run(Path::new("composer"), words).await
 }
 
 #[cfg(test)]

@@ -79,7 +79,8 @@ impl Place {
 
     /// Returns the value of a variable of the steps.
     pub fn variable(&self, name: &str) -> Option<&str> {
-        self.spec.env.get(name).map(String::as_str)
+        let shown = self.vars.get(name).filter(|_| !OWN.contains(&name));
+        shown.or_else(|| self.spec.env.get(name)).map(String::as_str)
     }
 
     /// Returns this place with folders before all others in PATH.
@@ -279,6 +280,21 @@ mod tests {
         let shown = format!("{}; ", line(&words)).replacen("exec", "printf '[%s]'", 1);
         let said = std::process::Command::new("sh").args(["-c", &shown]).output().expect("sh");
         assert_eq!(String::from_utf8_lossy(&said.stdout), "[./a b][it's][$HOME][]");
+    }
+
+    #[test]
+    fn the_apps_config_vars_are_for_its_own_steps_and_name_no_folder() {
+        let own = vars(&[("PATH", "/usr/bin"), ("PIP_INDEX_URL", "the operator's")]);
+        let shown =
+            vars(&[("PATH", "/evil"), ("PIP_INDEX_URL", "the app's"), ("DISABLE_COLLECTSTATIC", "1")]);
+        let place = Place::plain(Path::new("/tree"), own).showing(shown);
+        assert_eq!(place.variable("PATH"), Some("/usr/bin"));
+        assert_eq!(place.variable("DISABLE_COLLECTSTATIC"), Some("1"));
+        let env = place.spec(&[]).env;
+        assert_eq!((env["PATH"].as_str(), env["PIP_INDEX_URL"].as_str()), ("/usr/bin", "the app's"));
+        let apart = place.without_the_app(Path::new("/tool")).spec(&[]).env;
+        assert_eq!(apart["PIP_INDEX_URL"], "the operator's");
+        assert!(!apart.contains_key("DISABLE_COLLECTSTATIC"));
     }
 
     #[test]

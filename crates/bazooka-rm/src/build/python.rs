@@ -356,8 +356,7 @@ impl Build<'_> {
     }
 
     async fn step(&self, program: &str, words: &[&str]) -> Result<(), BuildError> {
-        self.work.voice.say(format!("$ {program} {}", words.join(" "))).await;
-        self.runner.run(Path::new(program), words).await
+        self.runner.step(program, words).await
     }
 }
 

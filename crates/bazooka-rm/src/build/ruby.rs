@@ -2,7 +2,7 @@
 //!
 //! Owns `vendor/bundle`. The gems that were installed for one lock file are kept for the next push with the same file.
 
-use std::{ffi::OsStr, os::unix::fs::MetadataExt, path::Path};
+use std::{ffi::OsStr, os::unix::fs::MetadataExt};
 
 use async_trait::async_trait;
 
@@ -77,7 +77,7 @@ impl Buildpack for Ruby {
                 .with("RAILS_ENV", "production")
                 .with("SECRET_KEY_BASE_DUMMY", "1")
                 .with("SECRET_KEY_BASE", "only while assets are compiled");
-            step(work, &runner.at(&place), &["exec", "rake", "assets:precompile"]).await?;
+            runner.at(&place).step("bundle", &["exec", "rake", "assets:precompile"]).await?;
         }
         Ok(())
     }
@@ -134,7 +134,7 @@ async fn install(work: &Work<'_>, runner: &Runner<'_>, lock: &str) -> Result<(),
         runner.files("removing vendor/bundle", &[OsStr::new("remove"), gems.as_os_str()]).await?;
         return kept.take(runner, &gems).await;
     }
-    step(work, runner, &["install", "--jobs", "4", "--retry", "2"]).await?;
+    runner.step("bundle", &["install", "--jobs", "4", "--retry", "2"]).await?;
     match kept {
         Some(kept) if work.dir.join(GEMS).is_dir() => kept.keep(runner, &gems).await,
         _ => Ok(()),
@@ -153,14 +153,9 @@ fn kept(work: &Work<'_>, lock: &str) -> Result<Option<Kept>, BuildError> {
     Ok(Some(Kept::of(work, "gems", &[mark.as_bytes(), &gemfile, lock.as_bytes()])))
 }
 
-async fn step(work: &Work<'_>, runner: &Runner<'_>, words: &[&str]) -> Result<(), BuildError> {
-    work.voice.say(format!("$ bundle {}", words.join(" "))).await;
-    runner.run(Path::new("bundle"), words).await
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use super::*;
     use crate::tree::{File, Files};

@@ -69,7 +69,7 @@ const LEAST_MASKED: usize = 6;
 /// The state of a build's output.
 #[derive(Default)]
 struct Output {
-    /// What no line may show, longest first, with what stands for it.
+    /// The values that no line may show, longest first, each with what stands for it.
     masks: Vec<(String, String)>,
     bytes: AtomicU64,
     is_told: AtomicBool,
@@ -125,6 +125,15 @@ impl<'a> Runner<'a> {
         self.run_in(self.place, program, args).await
     }
 
+    /// Runs a program of PATH as a step, and tells the pusher its command, like [`Runner::run`].
+    ///
+    /// # Errors
+    /// Those of [`Runner::run`].
+    pub async fn step(&self, program: &str, words: &[&str]) -> Result<(), BuildError> {
+        self.voice.say(format!("$ {program} {}", words.join(" "))).await;
+        self.run(Path::new(program), words).await
+    }
+
     /// Runs a step in another place than the build's own, like [`Runner::run`].
     ///
     /// # Errors
@@ -165,7 +174,7 @@ impl<'a> Runner<'a> {
     ) -> Result<String, BuildError> {
         let hear = |output: pipe::Receiver| async {
             let mut said = Vec::new();
-            // What could be read counts; a failure shows in the step's end.
+            // An answer that breaks off counts as far as it was read; the step's end shows the failure.
             let _ = output.take(MAX_ANSWER).read_to_end(&mut said).await;
             String::from_utf8_lossy(&said).into_owned()
         };

@@ -95,8 +95,7 @@ async fn build(work: &Work<'_>, runner: &Runner<'_>) -> Result<(), BuildError> {
     } else {
         work.voice.say("there is no Cargo.lock: each build takes the newest versions").await;
     }
-    work.voice.say(format!("$ cargo {}", args.join(" "))).await;
-    runner.run(Path::new("cargo"), &args).await?;
+    runner.step("cargo", &args).await?;
     let release = Path::new(RELEASE);
     let seen = work.place.seen().join(release);
     let words = [OsStr::new("take-programs"), built.as_os_str(), seen.as_os_str()];

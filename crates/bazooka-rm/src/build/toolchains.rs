@@ -22,7 +22,7 @@ use super::{
 pub(super) enum Chosen {
     /// The machine's own.
     Machine,
-    /// One that lies in a folder with a `bin`.
+    /// A toolchain in a folder with a `bin`.
     Folder { version: String, path: PathBuf },
 }
 

@@ -276,7 +276,7 @@ fn whole_letters(text: &[u8]) -> usize {
     length
 }
 
-/// What is stored beside a line.
+/// The fields that are stored beside a line.
 #[derive(Clone, Copy)]
 struct Record {
     /// Microseconds since 1970.

@@ -25,7 +25,7 @@ pub enum Check {
     },
 }
 
-/// What a proc speaks on $PORT.
+/// The protocol of a proc on $PORT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
@@ -66,7 +66,7 @@ pub enum OnPartition {
 /// How one proc is run: the part of its settings that an instance's host needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSettings {
-    /// What it speaks on $PORT. A row of an earlier release has none: then `web*` speaks HTTP and must listen.
+    /// The protocol on $PORT. A row of an earlier release has none: then `web*` speaks HTTP and must listen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
     /// The condition for healthy; unless set, `web` must listen and other procs must have started.

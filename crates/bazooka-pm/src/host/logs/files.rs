@@ -128,7 +128,7 @@ impl LogFile {
             for (at, byte) in piece.iter().enumerate().rev() {
                 if *byte == b'\n' {
                     let record = begin + at as u64 + 1;
-                    // What follows the last line's end is no line yet. A piece is a part of the line after it.
+                    // Bytes after the last line's end are no line yet. A piece is a part of the line after it.
                     let is_line = after.is_some() && first != Some(b'+');
                     match after {
                         Some(after) if is_line && seen == lines => return Ok(after),

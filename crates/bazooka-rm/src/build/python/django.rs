@@ -10,14 +10,14 @@ use super::{
 /// Django's program in an app.
 pub(super) const MANAGE: &str = "manage.py";
 
-/// The variable by which an app does without.
+/// The variable by which an app has its static files left alone.
 const DISABLE: &str = "DISABLE_COLLECTSTATIC";
 
 /// Prints one word on the app: whether its settings say where files are collected. Fails without Django, and if Django
 /// can't load the settings.
 const ASK: &str = include_str!("django.py");
 
-/// What to do with an app's static files.
+/// The treatment of an app's static files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Decision {
     Collect,

@@ -1,4 +1,4 @@
-//! What pip says when no version of a package fits this Python, as one line.
+//! Pip's refusal of a package of which no version fits this Python, as one line.
 //!
 //! Owns the reading of pip's words: it lists every version that it passed over, which are hundreds for an old package.
 
@@ -13,7 +13,7 @@ const NOT_FOUND: &str = "ERROR: Could not find a version that satisfies the requ
 /// The beginning of pip's last line.
 const NONE: &str = "ERROR: No matching distribution found for ";
 
-/// What pip has said of a requirement that it can't meet.
+/// Pip's words about a requirement that it can't meet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Refusal {
     /// Versions with the Python that each takes, as pip wrote them.
